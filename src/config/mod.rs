@@ -1,0 +1,139 @@
+//! The configuration: one TOML file, every key checked and named in its error, secrets by type and from files.
+//!
+//! Reading it has no side effects. What a key means and may hold stands in `docs/reference.md`.
+
+mod load;
+mod local;
+mod raw;
+mod secret;
+mod units;
+
+pub use load::load;
+pub use secret::{Secret, SecretSource};
+pub use units::{parse_duration, parse_rate, parse_size};
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A configuration in which every key was read and found good.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub role: Role,
+    pub force_epoch: u64,
+    pub change: String,
+    pub site: String,
+    pub log_level: log::LevelFilter,
+    pub log_format: LogFormat,
+    pub local: Side,
+    pub peer: Side,
+    pub replication: Replication,
+    pub fuse: Fuse,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Whatever role is recorded in the cluster's own state.
+    Keep,
+    Spare,
+    Primary,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// One cluster: its datastore (PostgreSQL) and its artifact store (MinIO or S3).
+#[derive(Debug, Clone)]
+pub struct Side {
+    pub datastore: Datastore,
+    pub s3: S3,
+}
+
+#[derive(Debug, Clone)]
+pub struct Datastore {
+    pub host: String,
+    pub port: u16,
+    pub user: String,
+    pub database: String,
+    /// None: the server is asked without one (trust, peer, client certificate).
+    pub password: Option<SecretSource>,
+    pub ssl_mode: SslMode,
+    pub ssl_root_cert: Option<PathBuf>,
+    pub ssl_cert: Option<PathBuf>,
+    pub ssl_key: Option<PathBuf>,
+    /// Where host and password came from, for people: `configuration`, `builder-api`, …
+    pub source: &'static str,
+}
+
+/// As libpq has them: encryption is tried, insisted on, and checked against an authority and a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SslMode {
+    Disable,
+    Prefer,
+    Require,
+    VerifyCa,
+    VerifyFull,
+}
+
+#[derive(Debug, Clone)]
+pub struct S3 {
+    pub backend: Backend,
+    /// URL of the server: scheme, host, port; no path.
+    pub endpoint: String,
+    /// Region that requests are signed for.
+    pub region: String,
+    pub bucket_name: String,
+    pub key_id: SecretSource,
+    pub secret_key: SecretSource,
+    pub ca_file: Option<PathBuf>,
+    /// As [`Datastore::source`].
+    pub source: &'static str,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backend {
+    Minio,
+    Aws,
+}
+
+#[derive(Debug, Clone)]
+pub struct Replication {
+    /// Tables copied at once.
+    pub jobs: usize,
+    /// Artifacts copied at once.
+    pub copies: usize,
+    /// Bytes that all transfer buffers may hold together.
+    pub buffer: u64,
+    /// Bytes a second, all transfers together; None: no limit.
+    pub bandwidth_limit: Option<u64>,
+    /// How long an artifact that the primary lacks is waited for.
+    pub gate_grace: Duration,
+    /// Replaced databases kept.
+    pub keep_generations: usize,
+}
+
+#[derive(Debug, Clone)]
+pub struct Fuse {
+    pub max_percent: u32,
+    pub min_count: u64,
+    pub window: Duration,
+    /// Id of the one change let through.
+    pub approve: String,
+}
+
+/// What is wrong with the configuration: each error names its key.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read the configuration {path}: {source}. Give its path with --config FILE")]
+    Unreadable {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("{path}: {message}")]
+    Syntax { path: PathBuf, message: String },
+    /// `key` as in the reference, such as `peer.datastore.host`; `problem` says what was found and what is expected.
+    #[error("{key}: {problem}")]
+    Key { key: String, problem: String },
+}

@@ -1,0 +1,1 @@
+//! Keeps a spare cluster of Habitat Builder at a checked point of the primary's history.
