@@ -1,0 +1,222 @@
+//! PostgreSQL's own client programs: the schema travels by `pg_dump` and `pg_restore`.
+
+use super::Side;
+use crate::config::{Datastore, SslMode};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use tokio::process::Command;
+
+/// A pair of `pg_dump` and `pg_restore` of one major version.
+#[derive(Debug, Clone)]
+pub struct ClientPrograms {
+    pub directory: PathBuf,
+    pub major: u32,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ProgramError {
+    #[error(
+        "no pg_dump and pg_restore of a PostgreSQL major version from {from} to {to} is here (found: {found})"
+    )]
+    NoneFits { from: u32, to: u32, found: String },
+    #[error("cannot run {program}: {source}")]
+    Start {
+        program: String,
+        source: std::io::Error,
+    },
+    #[error("{program} failed: {text}")]
+    Failed { program: String, text: String },
+}
+
+/// Programs that can read the primary and write what the spare understands: primary ≤ major ≤ spare.
+/// The local datastore's own come first, then the oldest that fits.
+pub async fn find_clients(primary: u32, spare: u32) -> Result<ClientPrograms, ProgramError> {
+    let mut found = Vec::new();
+    for directory in candidates() {
+        if let Some(major) = major_of(&directory.join("pg_dump")).await
+            && directory.join("pg_restore").exists()
+        {
+            found.push(ClientPrograms { directory, major });
+        }
+    }
+    let fits = |programs: &&ClientPrograms| (primary..=spare).contains(&programs.major);
+    let own = |programs: &&ClientPrograms| programs.directory.starts_with("/hab");
+    let best = found
+        .iter()
+        .filter(fits)
+        .find(own)
+        .or_else(|| found.iter().filter(fits).min_by_key(|p| p.major));
+    best.cloned().ok_or_else(|| ProgramError::NoneFits {
+        from: primary,
+        to: spare,
+        found: if found.is_empty() {
+            "none".into()
+        } else {
+            found
+                .iter()
+                .map(|p| format!("{} in {}", p.major, p.directory.display()))
+                .collect::<Vec<_>>()
+                .join(", ")
+        },
+    })
+}
+
+/// Where such programs are: in the one directory that `WARM_SPARE_PG_CLIENTS` names, else in Habitat's and Debian's places and on `PATH`.
+fn candidates() -> Vec<PathBuf> {
+    if let Some(only) = std::env::var_os("WARM_SPARE_PG_CLIENTS") {
+        return vec![PathBuf::from(only)];
+    }
+    let mut directories = Vec::new();
+    for (root, depth) in [("/hab/pkgs/core", 3), ("/usr/lib/postgresql", 1)] {
+        let mut level = vec![PathBuf::from(root)];
+        for _ in 0..depth {
+            level = level.iter().flat_map(|dir| children(dir)).collect();
+        }
+        directories.extend(level.into_iter().map(|dir| dir.join("bin")));
+    }
+    if let Some(path) = std::env::var_os("PATH") {
+        directories.extend(std::env::split_paths(&path));
+    }
+    directories.retain(|dir| dir.join("pg_dump").exists());
+    directories
+}
+
+fn children(directory: &Path) -> Vec<PathBuf> {
+    let name = |path: &PathBuf| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("postgresql"));
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut paths: Vec<PathBuf> = entries.map(|e| e.path()).collect();
+    if directory.ends_with("core") {
+        paths.retain(name);
+    }
+    paths.sort();
+    paths
+}
+
+async fn major_of(program: &Path) -> Option<u32> {
+    let output = Command::new(program).arg("--version").output().await.ok()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    // "pg_dump (PostgreSQL) 15.18 (Debian …)"
+    let version = text.split(") ").nth(1)?;
+    version.split('.').next()?.trim().parse().ok()
+}
+
+impl ClientPrograms {
+    /// Dumps the schema, as the snapshot sees it, into `archive`.
+    pub async fn dump_schema(
+        &self,
+        from: &Datastore,
+        snapshot: &str,
+        archive: &Path,
+    ) -> Result<(), ProgramError> {
+        let mut command = self.command("pg_dump", Side::Peer, from);
+        command
+            .args(["--format=custom", "--schema-only", "--no-owner", "--no-privileges"])
+            .args(["--exclude-schema=warm_spare", "--no-publications", "--no-subscriptions"])
+            .arg("--lock-wait-timeout=10s")
+            .arg(format!("--snapshot={snapshot}"))
+            .arg("--file")
+            .arg(archive)
+            .arg(&from.database);
+        run("pg_dump", command).await
+    }
+
+    /// Restores one section of the archive into `database`, as `owner` where one is given.
+    pub async fn restore(
+        &self,
+        to: &Datastore,
+        database: &str,
+        section: &str,
+        archive: &Path,
+        jobs: usize,
+        owner: Option<&str>,
+    ) -> Result<(), ProgramError> {
+        let mut command = self.command("pg_restore", Side::Local, to);
+        command
+            .args(["--exit-on-error", "--no-owner", "--no-privileges"])
+            .arg(format!("--section={section}"))
+            .arg(format!("--jobs={jobs}"))
+            .args(owner.map(|name| format!("--role={name}")))
+            .arg(format!("--dbname={database}"))
+            .arg(archive);
+        run("pg_restore", command).await
+    }
+
+    /// Connection parameters go by the environment, where only our own user can read them.
+    fn command(&self, program: &str, side: Side, to: &Datastore) -> Command {
+        let mut command = Command::new(self.directory.join(program));
+        for name in ["PGSERVICE", "PGHOSTADDR", "PGPASSFILE", "PGTARGETSESSIONATTRS"] {
+            command.env_remove(name);
+        }
+        let read_only = if side == Side::Peer { "on" } else { "off" };
+        command
+            .env("PGHOST", &to.host)
+            .env("PGPORT", to.port.to_string())
+            .env("PGUSER", &to.user)
+            .env("PGAPPNAME", "warm-spare")
+            .env("PGCONNECT_TIMEOUT", "10")
+            .env("PGCLIENTENCODING", "UTF8")
+            .env(
+                "PGOPTIONS",
+                format!("-c default_transaction_read_only={read_only} -c maintenance_work_mem=256MB -c lock_timeout=0 -c statement_timeout=0"),
+            )
+            .env("PGSSLMODE", ssl_mode(to.ssl_mode));
+        if let Some(path) = root_certificates(to) {
+            command.env("PGSSLROOTCERT", path);
+        }
+        if let (Some(cert), Some(key)) = (&to.ssl_cert, &to.ssl_key) {
+            command.env("PGSSLCERT", cert).env("PGSSLKEY", key);
+        }
+        // An unreadable password fails in the program with the server's own words.
+        if let Some(Ok(password)) = to.password.as_ref().map(|source| source.read("password")) {
+            command.env("PGPASSWORD", password.expose());
+        }
+        command
+    }
+}
+
+fn ssl_mode(mode: SslMode) -> &'static str {
+    match mode {
+        SslMode::Disable => "disable",
+        SslMode::Prefer => "prefer",
+        SslMode::Require => "require",
+        SslMode::VerifyCa => "verify-ca",
+        SslMode::VerifyFull => "verify-full",
+    }
+}
+
+/// libpq before 16 knows no system authorities, so Debian's and Red Hat's bundles are named to it.
+fn root_certificates(to: &Datastore) -> Option<PathBuf> {
+    if let Some(path) = &to.ssl_root_cert {
+        return Some(path.clone());
+    }
+    if !matches!(to.ssl_mode, SslMode::VerifyCa | SslMode::VerifyFull) {
+        return None;
+    }
+    ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt"]
+        .iter()
+        .map(PathBuf::from)
+        .find(|path| path.exists())
+}
+
+async fn run(program: &str, mut command: Command) -> Result<(), ProgramError> {
+    let output = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .output()
+        .await
+        .map_err(|source| ProgramError::Start {
+            program: program.to_string(),
+            source,
+        })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(&output.stderr);
+    let last: Vec<&str> = text.lines().rev().take(6).collect();
+    Err(ProgramError::Failed {
+        program: program.to_string(),
+        text: last.into_iter().rev().collect::<Vec<_>>().join("; "),
+    })
+}

@@ -1,0 +1,277 @@
+//! Connecting to PostgreSQL, and what can go wrong with it.
+
+use super::{Side, tls};
+use crate::config::{Datastore, SslMode};
+use std::time::Duration;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, NoTls};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DatastoreFault {
+    /// Refused, cut, timed out, starting up or shutting down: tried again.
+    Unreachable,
+    /// Wrong user or password, or no pg_hba.conf line.
+    Authentication,
+    Tls,
+    /// The server has no such database.
+    NoDatabase,
+    Privilege,
+    DiskFull,
+    /// Somebody cancelled the statement or ended the session.
+    Cancelled,
+    /// The statement itself was refused.
+    Statement,
+}
+
+/// A failed connection or statement: which side, what was being done, and the server's own words.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{side} datastore {address}: {doing}: {text}")]
+pub struct DatastoreError {
+    pub side: Side,
+    pub address: String,
+    pub doing: String,
+    pub fault: DatastoreFault,
+    pub text: String,
+    pub sql_state: Option<SqlState>,
+}
+
+impl DatastoreError {
+    pub(super) fn new(
+        side: Side,
+        to: &Datastore,
+        fault: DatastoreFault,
+        doing: &str,
+        text: String,
+    ) -> Self {
+        DatastoreError {
+            side,
+            address: address(to),
+            doing: doing.to_string(),
+            fault,
+            text,
+            sql_state: None,
+        }
+    }
+
+    pub(super) fn of(side: Side, address: &str, doing: &str, error: &tokio_postgres::Error) -> Self {
+        let (fault, text) = classify(error);
+        DatastoreError {
+            side,
+            address: address.to_string(),
+            doing: doing.to_string(),
+            fault,
+            text,
+            sql_state: error.code().cloned(),
+        }
+    }
+
+    pub fn is_transient(&self) -> bool {
+        matches!(
+            self.fault,
+            DatastoreFault::Unreachable | DatastoreFault::Cancelled
+        )
+    }
+
+    pub fn next_step(&self) -> String {
+        let side = self.side;
+        match self.fault {
+            DatastoreFault::Unreachable => format!(
+                "check that the server runs and that {side}.datastore.host and {side}.datastore.port are right"
+            ),
+            DatastoreFault::Authentication => format!(
+                "check {side}.datastore.user and {side}.datastore.password (or password_file), and the server's pg_hba.conf"
+            ),
+            DatastoreFault::Tls => {
+                format!("check {side}.datastore.ssl_mode and {side}.datastore.ssl_root_cert")
+            }
+            DatastoreFault::NoDatabase => format!("check {side}.datastore.database"),
+            DatastoreFault::Privilege => format!(
+                "use a {side}.datastore.user that may do this; Builder's own user hab may"
+            ),
+            DatastoreFault::DiskFull => format!("make room on the {side} datastore's disk"),
+            DatastoreFault::Cancelled => "run it again".into(),
+            DatastoreFault::Statement => format!("read the {side} datastore's log"),
+        }
+    }
+}
+
+pub(super) fn address(to: &Datastore) -> String {
+    format!("{}:{}", to.host, to.port)
+}
+
+/// Opens a session. `read_only` is what the server is told its transactions are; it also lifts our own fence for us.
+pub(super) async fn connect(
+    side: Side,
+    to: &Datastore,
+    database: &str,
+    read_only: bool,
+) -> Result<Client, DatastoreError> {
+    let options = format!(
+        "-c DateStyle=ISO -c IntervalStyle=postgres -c TimeZone=UTC -c extra_float_digits=3 \
+         -c bytea_output=hex -c row_security=off -c default_transaction_read_only={}",
+        if read_only { "on" } else { "off" }
+    );
+    let client = open(side, to, database, Some(options)).await?;
+    lift_time_outs(&client)
+        .await
+        .map_err(|e| DatastoreError::of(side, &address(to), "preparing the session", &e))?;
+    Ok(client)
+}
+
+/// Opens a session as any client would, with the database's and the role's own settings.
+pub(super) async fn connect_plainly(
+    side: Side,
+    to: &Datastore,
+    database: &str,
+) -> Result<Client, DatastoreError> {
+    open(side, to, database, None).await
+}
+
+async fn open(
+    side: Side,
+    to: &Datastore,
+    database: &str,
+    options: Option<String>,
+) -> Result<Client, DatastoreError> {
+    let mut config = tokio_postgres::Config::new();
+    config
+        .host(&to.host)
+        .port(to.port)
+        .user(&to.user)
+        .dbname(database)
+        .application_name("warm-spare")
+        .connect_timeout(CONNECT_TIMEOUT)
+        .keepalives_idle(Duration::from_secs(30))
+        .ssl_mode(match to.ssl_mode {
+            SslMode::Disable => tokio_postgres::config::SslMode::Disable,
+            SslMode::Prefer => tokio_postgres::config::SslMode::Prefer,
+            _ => tokio_postgres::config::SslMode::Require,
+        });
+    if let Some(options) = options {
+        config.options(options);
+    }
+    if let Some(source) = &to.password {
+        let password = source
+            .read(&format!("{side}.datastore.password"))
+            .map_err(|e| {
+                DatastoreError::new(
+                    side,
+                    to,
+                    DatastoreFault::Authentication,
+                    "reading the password",
+                    e.to_string(),
+                )
+            })?;
+        config.password(password.expose());
+    }
+    let opening = async {
+        if to.ssl_mode == SslMode::Disable {
+            let (client, connection) = config.connect(NoTls).await?;
+            drive(side, connection);
+            return Ok(client);
+        }
+        let tls = MakeRustlsConnect::new(
+            tls::client_config(side, to).map_err(Opening::Prepared)?,
+        );
+        let (client, connection) = config.connect(tls).await?;
+        drive(side, connection);
+        Ok(client)
+    };
+    let doing = format!("connecting to database {database} as {}", to.user);
+    // The library's own limit covers only the TCP connection, not a server that accepts and never answers.
+    match tokio::time::timeout(2 * CONNECT_TIMEOUT, opening).await {
+        Ok(Ok(client)) => Ok(client),
+        Ok(Err(Opening::Failed(e))) => Err(DatastoreError::of(side, &address(to), &doing, &e)),
+        Ok(Err(Opening::Prepared(e))) => Err(e),
+        Err(_) => Err(DatastoreError::new(
+            side,
+            to,
+            DatastoreFault::Unreachable,
+            &doing,
+            "the server accepted the connection and did not answer".into(),
+        )),
+    }
+}
+
+enum Opening {
+    Failed(tokio_postgres::Error),
+    Prepared(DatastoreError),
+}
+
+impl From<tokio_postgres::Error> for Opening {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Opening::Failed(error)
+    }
+}
+
+/// The connection's own task; it ends with the client, and its error reaches the client's calls as well.
+fn drive<S, T>(side: Side, connection: tokio_postgres::Connection<S, T>)
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            log::debug!("{side} datastore: a connection ended: {error}");
+        }
+    });
+}
+
+/// A server-wide idle-in-transaction limit kills an exported snapshot. Only the limits that this server knows are set:
+/// naming an unknown one at start-up would be refused.
+async fn lift_time_outs(client: &Client) -> Result<(), tokio_postgres::Error> {
+    client
+        .batch_execute(
+            "SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name IN \
+             ('statement_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout', \
+              'idle_session_timeout', 'transaction_timeout')",
+        )
+        .await
+}
+
+fn classify(error: &tokio_postgres::Error) -> (DatastoreFault, String) {
+    let text = super::store_error::chain(error);
+    let Some(db) = error.as_db_error() else {
+        if let Some(person) = tls::explain(&text) {
+            return (DatastoreFault::Tls, person);
+        }
+        if text.contains("server does not support TLS") {
+            return (DatastoreFault::Tls, text);
+        }
+        if text.contains("password missing") {
+            return (
+                DatastoreFault::Authentication,
+                "the server asks for a password and none is configured".into(),
+            );
+        }
+        return (DatastoreFault::Unreachable, text);
+    };
+    let message = match db.detail() {
+        Some(detail) => format!("{} ({detail})", db.message()),
+        None => db.message().to_string(),
+    };
+    (fault_of_state(db.code()), message)
+}
+
+fn fault_of_state(state: &SqlState) -> DatastoreFault {
+    let code = state.code();
+    match state {
+        s if *s == SqlState::INVALID_CATALOG_NAME => DatastoreFault::NoDatabase,
+        s if *s == SqlState::INSUFFICIENT_PRIVILEGE => DatastoreFault::Privilege,
+        s if *s == SqlState::DISK_FULL => DatastoreFault::DiskFull,
+        s if *s == SqlState::QUERY_CANCELED || *s == SqlState::ADMIN_SHUTDOWN => {
+            DatastoreFault::Cancelled
+        }
+        _ if code.starts_with("28") => DatastoreFault::Authentication,
+        _ if code.starts_with("08")
+            || code.starts_with("57P0")
+            || *state == SqlState::TOO_MANY_CONNECTIONS =>
+        {
+            DatastoreFault::Unreachable
+        }
+        _ => DatastoreFault::Statement,
+    }
+}

@@ -1,0 +1,103 @@
+//! The fence: the spare's database is read-only for everybody but us, until it is promoted.
+//!
+//! A read-only default holds every client that does not set the transaction mode itself, as Builder's do not.
+
+use super::datastore::DatastoreError;
+use super::session::{LocalSession, quote_ident};
+use super::Side;
+use crate::config::Datastore;
+use std::time::Duration;
+use tokio_postgres::error::SqlState;
+
+const LEAVING_TRIES: usize = 100;
+const LEAVING_STEP: Duration = Duration::from_millis(100);
+
+#[derive(Debug, thiserror::Error)]
+pub enum FenceError {
+    #[error(transparent)]
+    Datastore(#[from] DatastoreError),
+    #[error(
+        "the local database {database} is not fenced: a plain session of user {user} can write in it, \
+         although its default_transaction_read_only is on. Look for a setting of that role: \
+         ALTER ROLE {user} RESET default_transaction_read_only"
+    )]
+    Open { database: String, user: String },
+    #[error("sessions on the local database {database} do not end: {left} are left after 10 s")]
+    Staying { database: String, left: i64 },
+}
+
+/// Whether the fence's setting stands on `database`.
+pub async fn is_fenced(session: &LocalSession, database: &str) -> Result<bool, DatastoreError> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase \
+               WHERE d.datname = $1 AND s.setrole = 0 AND 'default_transaction_read_only=on' = ANY (s.setconfig))";
+    let row = session.query_one("looking for the fence", sql, &[&database]).await?;
+    Ok(row.get(0))
+}
+
+/// Sets the fence's setting; sessions that are there already keep their own.
+pub async fn set_fence(session: &LocalSession, database: &str) -> Result<(), DatastoreError> {
+    let sql = format!(
+        "ALTER DATABASE {} SET default_transaction_read_only = 'on'",
+        quote_ident(database)
+    );
+    session.batch("setting the fence", &sql).await
+}
+
+/// Sets the fence on a database that clients may be using, ends their sessions, and proves that none can write.
+pub async fn raise_fence(
+    session: &LocalSession,
+    local: &Datastore,
+    database: &str,
+) -> Result<(), FenceError> {
+    set_fence(session, database).await?;
+    for _ in 0..LEAVING_TRIES {
+        end_sessions(session, database).await?;
+        if sessions(session, database).await? == 0 {
+            return prove_fence(local, database).await;
+        }
+        tokio::time::sleep(LEAVING_STEP).await;
+    }
+    Err(FenceError::Staying {
+        database: database.to_string(),
+        left: sessions(session, database).await?,
+    })
+}
+
+pub async fn end_sessions(session: &LocalSession, database: &str) -> Result<(), DatastoreError> {
+    let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+               WHERE datname = $1 AND pid <> pg_backend_pid()";
+    session.query("ending sessions", sql, &[&database]).await?;
+    Ok(())
+}
+
+/// Sessions on the database, and those just starting: a backend on its way in holds a lock on the database object
+/// before it shows in `pg_stat_activity`.
+async fn sessions(session: &LocalSession, database: &str) -> Result<i64, DatastoreError> {
+    let sql = "SELECT count(*) FROM ( \
+                 SELECT pid FROM pg_stat_activity WHERE datname = $1 \
+                 UNION SELECT l.pid FROM pg_locks l JOIN pg_database d ON d.oid = l.objid \
+                   WHERE l.locktype = 'object' AND l.classid = 'pg_database'::regclass AND d.datname = $1) s \
+               WHERE pid <> pg_backend_pid()";
+    let row = session.query_one("counting sessions", sql, &[&database]).await?;
+    Ok(row.get(0))
+}
+
+/// Connects as a plain client does and tries to write; being refused is the proof.
+pub async fn prove_fence(local: &Datastore, database: &str) -> Result<(), FenceError> {
+    let plain = super::datastore::connect_plainly(Side::Local, local, database).await?;
+    let sql = "BEGIN; CREATE TABLE warm_spare_fence_probe (); ROLLBACK";
+    match plain.batch_execute(sql).await {
+        Err(e) if e.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION) => Ok(()),
+        Err(e) => Err(DatastoreError::of(
+            Side::Local,
+            &super::datastore::address(local),
+            "proving the fence",
+            &e,
+        )
+        .into()),
+        Ok(()) => Err(FenceError::Open {
+            database: database.to_string(),
+            user: local.user.clone(),
+        }),
+    }
+}

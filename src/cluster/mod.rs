@@ -1,0 +1,47 @@
+//! One side: its datastore (PostgreSQL), its artifact store (S3), and what we keep there ourselves.
+//!
+//! Nothing above this room knows MinIO or PostgreSQL's wire by name. The peer is read-only by type:
+//! [`PeerSession`] has no way to write, and its transactions are read-only for the server too.
+
+mod clients;
+mod datastore;
+mod fence;
+mod identity;
+mod session;
+mod state;
+mod store;
+mod store_error;
+mod throttle;
+mod tls;
+
+pub use clients::{ClientPrograms, ProgramError, find_clients};
+pub use datastore::{DatastoreError, DatastoreFault};
+pub use fence::{FenceError, end_sessions, is_fenced, prove_fence, raise_fence, set_fence};
+pub use identity::{IdentityError, differ_in_bucket, differ_in_server};
+pub use session::{CopyIn, CopyRows, LocalSession, PeerSession, Snapshot, quote_ident, quote_literal};
+pub(crate) use session::pipe;
+pub use state::{
+    Artifact, ClusterRecord, CopiedPoint, Generation, Lock, Replacement, State, StateError, TableContent,
+};
+pub use state::DATABASE as STATE_DATABASE;
+pub use store::{Completion, Download, Listed, LocalStore, Store, Stored, Upload};
+pub use store_error::{StoreError, StoreFault};
+pub use throttle::{ByteBudget, Throttle};
+
+use std::fmt;
+
+/// Which cluster a statement, an error or a figure is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Side {
+    Local,
+    Peer,
+}
+
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Side::Local => "local",
+            Side::Peer => "peer",
+        })
+    }
+}

@@ -1,0 +1,274 @@
+//! Sessions: what may be asked of the local datastore, and the little that may be asked of the peer.
+
+use super::datastore::{self, DatastoreError, DatastoreFault};
+use super::{Side, Throttle};
+use crate::config::Datastore;
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
+use std::pin::Pin;
+use std::time::Duration;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, CopyInSink, Row};
+
+/// Longest wait for the answer to a control statement, or for the next row of a copy.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
+
+struct Session {
+    client: Client,
+    side: Side,
+    address: String,
+}
+
+impl Session {
+    async fn open(
+        side: Side,
+        to: &Datastore,
+        database: &str,
+        read_only: bool,
+    ) -> Result<Self, DatastoreError> {
+        Ok(Session {
+            client: datastore::connect(side, to, database, read_only).await?,
+            side,
+            address: datastore::address(to),
+        })
+    }
+
+    fn error(&self, doing: &str, error: &tokio_postgres::Error) -> DatastoreError {
+        DatastoreError::of(self.side, &self.address, doing, error)
+    }
+
+    fn silent(&self, doing: &str) -> DatastoreError {
+        DatastoreError {
+            side: self.side,
+            address: self.address.clone(),
+            doing: doing.to_string(),
+            fault: DatastoreFault::Unreachable,
+            text: format!("no answer for {} s", PATIENCE.as_secs()),
+            sql_state: None,
+        }
+    }
+
+    async fn within<T>(
+        &self,
+        doing: &str,
+        call: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, DatastoreError> {
+        match tokio::time::timeout(PATIENCE, call).await {
+            Ok(result) => result.map_err(|e| self.error(doing, &e)),
+            Err(_) => Err(self.silent(doing)),
+        }
+    }
+
+    async fn query(&self, doing: &str, sql: &str, params: Params<'_>) -> Result<Vec<Row>, DatastoreError> {
+        self.within(doing, self.client.query(sql, params)).await
+    }
+
+    async fn copy_out(&self, doing: &str, sql: &str) -> Result<CopyRows<'_>, DatastoreError> {
+        let stream = self.within(doing, self.client.copy_out(sql)).await?;
+        Ok(CopyRows {
+            inner: Box::pin(stream),
+            session: self,
+            doing: doing.to_string(),
+        })
+    }
+}
+
+/// The rows of a COPY OUT, one line of text each: the server sends every row as a message of its own.
+pub struct CopyRows<'a> {
+    inner: Pin<Box<dyn Stream<Item = Result<Bytes, tokio_postgres::Error>> + Send>>,
+    session: &'a Session,
+    doing: String,
+}
+
+impl CopyRows<'_> {
+    pub async fn next(&mut self) -> Result<Option<Bytes>, DatastoreError> {
+        match tokio::time::timeout(PATIENCE, self.inner.next()).await {
+            Ok(None) => Ok(None),
+            Ok(Some(row)) => row
+                .map(Some)
+                .map_err(|e| self.session.error(&self.doing, &e)),
+            Err(_) => Err(self.session.silent(&self.doing)),
+        }
+    }
+}
+
+/// A session on the peer: it reads, in transactions that are read-only for the server too.
+pub struct PeerSession(Session);
+
+impl PeerSession {
+    pub async fn open(to: &Datastore) -> Result<Self, DatastoreError> {
+        Ok(PeerSession(
+            Session::open(Side::Peer, to, &to.database, true).await?,
+        ))
+    }
+
+    pub async fn query(&self, doing: &str, sql: &str, params: Params<'_>) -> Result<Vec<Row>, DatastoreError> {
+        self.0.query(doing, sql, params).await
+    }
+
+    pub async fn query_one(&self, doing: &str, sql: &str, params: Params<'_>) -> Result<Row, DatastoreError> {
+        self.0.within(doing, self.0.client.query_one(sql, params)).await
+    }
+
+    /// Starts a transaction that sees one instant of the primary, and lets other sessions see the same.
+    pub async fn export_snapshot(&self) -> Result<Snapshot, DatastoreError> {
+        let begin = "BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY";
+        self.batch("starting the snapshot", begin).await?;
+        let row = self
+            .query_one("exporting the snapshot", "SELECT pg_catalog.pg_export_snapshot()", &[])
+            .await?;
+        Ok(Snapshot(row.get(0)))
+    }
+
+    /// Starts a transaction that sees what the exported snapshot sees.
+    pub async fn adopt(&self, snapshot: &Snapshot) -> Result<(), DatastoreError> {
+        self.batch(
+            "adopting the snapshot",
+            &format!(
+                "BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
+                quote_literal(&snapshot.0)
+            ),
+        )
+        .await
+    }
+
+    /// Ends the transaction, and with it every lock that it held.
+    pub async fn end(&self) -> Result<(), DatastoreError> {
+        self.batch("ending the snapshot's transaction", "COMMIT").await
+    }
+
+    pub async fn copy_out(&self, doing: &str, sql: &str) -> Result<CopyRows<'_>, DatastoreError> {
+        self.0.copy_out(doing, sql).await
+    }
+
+    async fn batch(&self, doing: &str, sql: &str) -> Result<(), DatastoreError> {
+        self.0.within(doing, self.0.client.batch_execute(sql)).await
+    }
+}
+
+/// The name of an exported snapshot.
+#[derive(Debug, Clone)]
+pub struct Snapshot(String);
+
+impl Snapshot {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A session on our own server.
+pub struct LocalSession(Session);
+
+impl LocalSession {
+    pub async fn open(to: &Datastore, database: &str) -> Result<Self, DatastoreError> {
+        Ok(LocalSession(
+            Session::open(Side::Local, to, database, false).await?,
+        ))
+    }
+
+    pub async fn query(&self, doing: &str, sql: &str, params: Params<'_>) -> Result<Vec<Row>, DatastoreError> {
+        self.0.query(doing, sql, params).await
+    }
+
+    pub async fn query_one(&self, doing: &str, sql: &str, params: Params<'_>) -> Result<Row, DatastoreError> {
+        self.0.within(doing, self.0.client.query_one(sql, params)).await
+    }
+
+    pub async fn execute(&self, doing: &str, sql: &str, params: Params<'_>) -> Result<u64, DatastoreError> {
+        self.0.within(doing, self.0.client.execute(sql, params)).await
+    }
+
+    pub async fn batch(&self, doing: &str, sql: &str) -> Result<(), DatastoreError> {
+        self.0.within(doing, self.0.client.batch_execute(sql)).await
+    }
+
+    /// A statement that takes as long as the data is large: no limit on its time.
+    pub async fn long(&self, doing: &str, sql: &str) -> Result<(), DatastoreError> {
+        self.0
+            .client
+            .batch_execute(sql)
+            .await
+            .map_err(|e| self.0.error(doing, &e))
+    }
+
+    pub async fn copy_out(&self, doing: &str, sql: &str) -> Result<CopyRows<'_>, DatastoreError> {
+        self.0.copy_out(doing, sql).await
+    }
+
+    pub async fn copy_in(&self, doing: &str, sql: &str) -> Result<CopyIn<'_>, DatastoreError> {
+        let sink = self.0.within(doing, self.0.client.copy_in(sql)).await?;
+        Ok(CopyIn {
+            sink: Box::pin(sink),
+            session: &self.0,
+            doing: doing.to_string(),
+        })
+    }
+}
+
+/// The receiving end of a COPY. Dropped without [`CopyIn::finish`], the copy fails on the server and leaves no row.
+pub struct CopyIn<'a> {
+    sink: Pin<Box<CopyInSink<Bytes>>>,
+    session: &'a Session,
+    doing: String,
+}
+
+impl CopyIn<'_> {
+    pub async fn send(&mut self, data: Bytes) -> Result<(), DatastoreError> {
+        use futures_util::SinkExt;
+        match tokio::time::timeout(PATIENCE, self.sink.feed(data)).await {
+            Ok(result) => result.map_err(|e| self.session.error(&self.doing, &e)),
+            Err(_) => Err(self.session.silent(&self.doing)),
+        }
+    }
+
+    /// The number of rows that the server stored.
+    pub async fn finish(mut self) -> Result<u64, DatastoreError> {
+        match tokio::time::timeout(PATIENCE, self.sink.as_mut().finish()).await {
+            Ok(result) => result.map_err(|e| self.session.error(&self.doing, &e)),
+            Err(_) => Err(self.session.silent(&self.doing)),
+        }
+    }
+}
+
+/// Pipes rows from the peer into a local table; `see` is shown each row on its way. Returns the number of rows stored.
+pub(crate) async fn pipe(
+    mut from: CopyRows<'_>,
+    mut to: CopyIn<'_>,
+    throttle: &Throttle,
+    mut see: impl FnMut(&[u8]),
+) -> Result<u64, DatastoreError> {
+    while let Some(row) = from.next().await? {
+        throttle.take(row.len()).await;
+        see(&row);
+        to.send(row).await?;
+    }
+    to.finish().await
+}
+
+pub fn quote_ident(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// For names and values that come from a catalog; parameters are better wherever the statement takes them.
+pub fn quote_literal(value: &str) -> String {
+    let doubled = value.replace('\'', "''");
+    if doubled.contains('\\') {
+        format!("E'{}'", doubled.replace('\\', "\\\\"))
+    } else {
+        format!("'{doubled}'")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_values_cannot_break_out_of_their_quotes() {
+        assert_eq!(quote_ident(r#"a"b"#), r#""a""b""#);
+        assert_eq!(quote_literal("it's"), "'it''s'");
+        assert_eq!(quote_literal(r"\'"), r"E'\\'''");
+    }
+}

@@ -1,0 +1,333 @@
+//! What we remember: the small database `warm_spare` on the local server, and the lock that one process holds in it.
+//!
+//! It is a database of its own because `builder` gets renamed and dumped. Whatever must change together with the
+//! rename (facts of the copied point, replaced generation, bytes put in place) is written in the same transaction.
+
+use super::datastore::DatastoreError;
+use super::session::{LocalSession, quote_ident};
+use crate::config::Datastore;
+use chrono::{DateTime, Utc};
+
+pub const DATABASE: &str = "warm_spare";
+/// Of the tables below; a newer one is refused.
+const FORMAT: i32 = 1;
+/// Key of the advisory lock: "warm" in ASCII.
+const LOCK_KEY: i64 = 0x7761_726d;
+const EVENTS_KEPT: i64 = 1000;
+
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    #[error(transparent)]
+    Datastore(#[from] DatastoreError),
+    #[error(
+        "database warm_spare has format {found}, this program knows up to {FORMAT}: use the newer warm-spare that wrote it"
+    )]
+    Newer { found: i32 },
+    #[error(
+        "another warm-spare is at work on this cluster (server process {pid}, connected since {since})"
+    )]
+    Locked { pid: i32, since: String },
+    #[error(
+        "another warm-spare has taken over since this one began; this one stops without touching anything"
+    )]
+    Superseded,
+}
+
+/// Facts of an object in our bucket whose bytes were hashed here.
+#[derive(Debug, Clone)]
+pub struct Artifact {
+    pub key: String,
+    pub checksum: String,
+    pub bytes: u64,
+    pub etag: String,
+}
+
+/// The point of the primary's history that the visible database stands at.
+#[derive(Debug, Clone)]
+pub struct CopiedPoint {
+    pub lsn: String,
+    pub commit_time: DateTime<Utc>,
+    pub system_id: String,
+    pub timeline: i32,
+    /// What the primary's transactions looked like at the snapshot, and when its server had started: while both stand
+    /// as they were, nothing has been committed since.
+    pub transactions: String,
+    pub server_started: String,
+    pub sequences: String,
+}
+
+/// Rows and content hash of one table, as the primary sent them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TableContent {
+    pub table: String,
+    pub rows: i64,
+    pub hash: String,
+}
+
+/// A whole replaced database, kept.
+#[derive(Debug, Clone)]
+pub struct Generation {
+    pub name: String,
+    pub created: DateTime<Utc>,
+    pub pinned: bool,
+}
+
+/// An object whose bytes are to change under a key that the visible database names.
+#[derive(Debug, Clone)]
+pub struct Replacement {
+    pub key: String,
+    pub old_checksum: String,
+    pub new_checksum: String,
+}
+
+#[derive(Debug, Clone)]
+pub struct ClusterRecord {
+    pub id: String,
+    /// `spare`; None: this cluster was never told its role.
+    pub role: Option<String>,
+    pub epoch: i64,
+}
+
+pub struct State {
+    session: LocalSession,
+}
+
+/// Proof that this process is the one at work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lock {
+    pub token: i64,
+}
+
+impl State {
+    /// Opens the database, or makes it.
+    pub async fn open(to: &Datastore) -> Result<State, StateError> {
+        if let Some(state) = State::open_existing(to).await? {
+            return Ok(state);
+        }
+        let maintenance = LocalSession::open(to, "postgres").await?;
+        let sql = format!("CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8'", quote_ident(DATABASE));
+        match maintenance.batch("creating database warm_spare", &sql).await {
+            // Two at once: the other one made it.
+            Err(e) if e.sql_state == Some(tokio_postgres::error::SqlState::DUPLICATE_DATABASE) => {}
+            other => other?,
+        }
+        let state = State {
+            session: LocalSession::open(to, DATABASE).await?,
+        };
+        state.session.batch("making our tables", TABLES).await?;
+        Ok(state)
+    }
+
+    /// Opens the database if it is there and complete.
+    pub async fn open_existing(to: &Datastore) -> Result<Option<State>, StateError> {
+        let maintenance = LocalSession::open(to, "postgres").await?;
+        let sql = "SELECT 1 FROM pg_catalog.pg_database WHERE datname = $1";
+        let there = maintenance.query("looking for database warm_spare", sql, &[&DATABASE]).await?;
+        if there.is_empty() {
+            return Ok(None);
+        }
+        let session = LocalSession::open(to, DATABASE).await?;
+        let made = session
+            .query_one("looking for our tables", "SELECT to_regclass('public.meta') IS NOT NULL", &[])
+            .await?;
+        if !made.get::<_, bool>(0) {
+            // Killed between making the database and its tables: made now, in one transaction.
+            session.batch("making our tables", TABLES).await?;
+        }
+        let row = session.query_one("reading the format", "SELECT format FROM meta", &[]).await?;
+        let found: i32 = row.get(0);
+        if found > FORMAT {
+            return Err(StateError::Newer { found });
+        }
+        Ok(Some(State { session }))
+    }
+
+    /// For working tables of the pass, and for the transaction in which databases are renamed.
+    pub fn session(&self) -> &LocalSession {
+        &self.session
+    }
+
+    /// Becomes the one process at work, as long as this session lives.
+    pub async fn lock(&self) -> Result<Lock, StateError> {
+        let sql = "SELECT pg_try_advisory_lock($1)";
+        let got = self.session.query_one("taking the working lock", sql, &[&LOCK_KEY]).await?;
+        if !got.get::<_, bool>(0) {
+            let sql = "SELECT a.pid, a.backend_start::text FROM pg_locks l JOIN pg_stat_activity a USING (pid) \
+                       WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 \
+                         AND l.classid = 0 AND l.objid::bigint = $1 \
+                         AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+            let holder = self.session.query("asking who holds the lock", sql, &[&LOCK_KEY]).await?;
+            let (pid, since) = holder
+                .first()
+                .map_or((0, "a moment ago".into()), |row| (row.get(0), row.get(1)));
+            return Err(StateError::Locked { pid, since });
+        }
+        let sql = "UPDATE meta SET token = token + 1 RETURNING token";
+        let row = self.session.query_one("taking a new token", sql, &[]).await?;
+        Ok(Lock { token: row.get(0) })
+    }
+
+    pub async fn cluster(&self) -> Result<ClusterRecord, StateError> {
+        let sql = "SELECT id, role, epoch FROM cluster";
+        let row = self.session.query_one("reading our role", sql, &[]).await?;
+        Ok(ClusterRecord {
+            id: row.get(0),
+            role: row.get(1),
+            epoch: row.get(2),
+        })
+    }
+
+    pub async fn copied_point(&self) -> Result<Option<CopiedPoint>, StateError> {
+        let sql = "SELECT lsn, commit_time, system_id, timeline, transactions, server_started, sequences FROM copied";
+        let rows = self.session.query("reading the recovery point", sql, &[]).await?;
+        Ok(rows.first().map(|row| CopiedPoint {
+            lsn: row.get(0),
+            commit_time: row.get(1),
+            system_id: row.get(2),
+            timeline: row.get(3),
+            transactions: row.get(4),
+            server_started: row.get(5),
+            sequences: row.get(6),
+        }))
+    }
+
+    pub async fn content(&self) -> Result<Vec<TableContent>, StateError> {
+        let sql = "SELECT table_name, rows, hash FROM content ORDER BY table_name";
+        let rows = self.session.query("reading the copied tables' hashes", sql, &[]).await?;
+        Ok(rows
+            .iter()
+            .map(|row| TableContent {
+                table: row.get(0),
+                rows: row.get(1),
+                hash: row.get(2),
+            })
+            .collect())
+    }
+
+    /// Remembers objects whose bytes were hashed here and found right.
+    pub async fn record_artifacts(&self, artifacts: &[Artifact]) -> Result<(), StateError> {
+        let keys: Vec<&str> = artifacts.iter().map(|a| a.key.as_str()).collect();
+        let checksums: Vec<&str> = artifacts.iter().map(|a| a.checksum.as_str()).collect();
+        let bytes: Vec<i64> = artifacts.iter().map(|a| a.bytes as i64).collect();
+        let etags: Vec<&str> = artifacts.iter().map(|a| a.etag.as_str()).collect();
+        let sql = "INSERT INTO artifact AS a (key, checksum, bytes, etag, state, verified_at) \
+                   SELECT k, c, b, e, 'good', now() FROM unnest($1::text[], $2::text[], $3::int8[], $4::text[]) u(k, c, b, e) \
+                   ON CONFLICT (key) DO UPDATE SET checksum = excluded.checksum, bytes = excluded.bytes, \
+                     etag = excluded.etag, state = excluded.state, verified_at = excluded.verified_at";
+        self.session
+            .execute("remembering checked artifacts", sql, &[&keys, &checksums, &bytes, &etags])
+            .await?;
+        Ok(())
+    }
+
+    pub async fn event(&self, kind: &str, text: &str, change: &str) -> Result<(), StateError> {
+        let sql = "INSERT INTO event (kind, text, change) VALUES ($1, $2, $3)";
+        self.session.execute("recording an event", sql, &[&kind, &text, &change]).await?;
+        let sql = "DELETE FROM event WHERE id <= (SELECT max(id) FROM event) - $1";
+        self.session.execute("dropping old events", sql, &[&EVENTS_KEPT]).await?;
+        Ok(())
+    }
+
+    pub async fn generations(&self) -> Result<Vec<Generation>, StateError> {
+        let sql = "SELECT g.name, g.created, g.pinned FROM generation g JOIN pg_database d ON d.datname = g.name \
+                   ORDER BY g.created DESC, g.name DESC";
+        let rows = self.session.query("reading the generations", sql, &[]).await?;
+        Ok(rows
+            .iter()
+            .map(|row| Generation {
+                name: row.get(0),
+                created: row.get(1),
+                pinned: row.get(2),
+            })
+            .collect())
+    }
+
+    pub async fn replacements(&self) -> Result<Vec<Replacement>, StateError> {
+        let sql = "SELECT key, old_checksum, new_checksum FROM replacement ORDER BY key";
+        let rows = self.session.query("reading the replacements' journal", sql, &[]).await?;
+        Ok(rows
+            .iter()
+            .map(|row| Replacement {
+                key: row.get(0),
+                old_checksum: row.get(1),
+                new_checksum: row.get(2),
+            })
+            .collect())
+    }
+
+    /// Written before the first byte is replaced; emptied by the rename's transaction, or after undoing.
+    pub async fn plan_replacements(&self, planned: &[Replacement]) -> Result<(), StateError> {
+        let keys: Vec<&str> = planned.iter().map(|r| r.key.as_str()).collect();
+        let old: Vec<&str> = planned.iter().map(|r| r.old_checksum.as_str()).collect();
+        let new: Vec<&str> = planned.iter().map(|r| r.new_checksum.as_str()).collect();
+        let sql = "INSERT INTO replacement (key, old_checksum, new_checksum) \
+                   SELECT * FROM unnest($1::text[], $2::text[], $3::text[])";
+        self.session
+            .execute("journalling the replacements", sql, &[&keys, &old, &new])
+            .await?;
+        Ok(())
+    }
+
+    pub async fn forget_replacements(&self) -> Result<(), StateError> {
+        self.session.batch("emptying the replacements' journal", "DELETE FROM replacement").await?;
+        Ok(())
+    }
+}
+
+const TABLES: &str = "
+BEGIN;
+CREATE TABLE IF NOT EXISTS meta (
+    format int NOT NULL,
+    token bigint NOT NULL);
+CREATE TABLE IF NOT EXISTS cluster (
+    id text NOT NULL,
+    role text,
+    epoch bigint NOT NULL,
+    since timestamptz NOT NULL);
+CREATE TABLE IF NOT EXISTS artifact (
+    key text PRIMARY KEY,
+    checksum text NOT NULL,
+    bytes bigint NOT NULL,
+    etag text NOT NULL,
+    state text NOT NULL,
+    verified_at timestamptz NOT NULL);
+CREATE TABLE IF NOT EXISTS event (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    time timestamptz NOT NULL DEFAULT now(),
+    kind text NOT NULL,
+    text text NOT NULL,
+    change text NOT NULL DEFAULT '');
+CREATE TABLE IF NOT EXISTS transition (
+    kind text NOT NULL,
+    step text NOT NULL,
+    started timestamptz NOT NULL DEFAULT now());
+CREATE TABLE IF NOT EXISTS copied (
+    lsn text NOT NULL,
+    commit_time timestamptz NOT NULL,
+    system_id text NOT NULL,
+    timeline int NOT NULL,
+    transactions text NOT NULL,
+    server_started text NOT NULL,
+    sequences text NOT NULL);
+CREATE TABLE IF NOT EXISTS content (
+    table_name text PRIMARY KEY,
+    rows bigint NOT NULL,
+    hash text NOT NULL);
+CREATE TABLE IF NOT EXISTS generation (
+    name text PRIMARY KEY,
+    created timestamptz NOT NULL DEFAULT now(),
+    pinned boolean NOT NULL DEFAULT false);
+CREATE TABLE IF NOT EXISTS replacement (
+    key text PRIMARY KEY,
+    old_checksum text NOT NULL,
+    new_checksum text NOT NULL);
+CREATE TABLE IF NOT EXISTS vanished (
+    time timestamptz NOT NULL DEFAULT now(),
+    packages bigint NOT NULL,
+    artifacts bigint NOT NULL);
+INSERT INTO cluster (id, epoch, since)
+    SELECT substr(md5(random()::text || clock_timestamp()::text), 1, 8), 0, now()
+    WHERE NOT EXISTS (SELECT 1 FROM cluster);
+INSERT INTO meta (format, token) SELECT 1, 0 WHERE NOT EXISTS (SELECT 1 FROM meta);
+COMMIT;
+";

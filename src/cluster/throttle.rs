@@ -1,0 +1,115 @@
+//! Two bounds that all transfers share: bytes a second, and bytes in memory.
+
+use governor::clock::DefaultClock;
+use governor::state::{InMemoryState, NotKeyed};
+use governor::{Quota, RateLimiter};
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// A limiter counts cells in 32 bits; a cell of a KiB reaches 4 TiB/s.
+const CELL: u64 = 1024;
+
+/// Bytes a second, all transfers together. Cloned handles share one limit.
+#[derive(Clone, Default)]
+pub struct Throttle {
+    limiter: Option<Arc<RateLimiter<NotKeyed, InMemoryState, DefaultClock>>>,
+    burst: u32,
+}
+
+impl Throttle {
+    pub fn new(bytes_per_second: Option<u64>) -> Self {
+        let Some(rate) = bytes_per_second else {
+            return Self::default();
+        };
+        let cells = u32::try_from(rate / CELL).unwrap_or(u32::MAX).max(1);
+        let per_second = NonZeroU32::new(cells).unwrap_or(NonZeroU32::MIN);
+        // A tenth of a second's worth at once: enough to be efficient, little enough to be even.
+        let burst = NonZeroU32::new(cells / 10).unwrap_or(NonZeroU32::MIN);
+        Throttle {
+            limiter: Some(Arc::new(RateLimiter::direct(
+                Quota::per_second(per_second).allow_burst(burst),
+            ))),
+            burst: burst.get(),
+        }
+    }
+
+    /// Waits until `bytes` more may be moved.
+    pub async fn take(&self, bytes: usize) {
+        let Some(limiter) = &self.limiter else {
+            return;
+        };
+        let mut cells = u32::try_from((bytes as u64).div_ceil(CELL)).unwrap_or(u32::MAX);
+        while cells > 0 {
+            let now = cells.min(self.burst);
+            if let Some(now) = NonZeroU32::new(now) {
+                // Cannot fail: `now` never exceeds the burst.
+                let _ = limiter.until_n_ready(now).await;
+            }
+            cells -= now;
+        }
+    }
+}
+
+/// Bytes that transfer buffers may hold together. Cloned handles share one budget.
+#[derive(Clone)]
+pub struct ByteBudget {
+    cells: Arc<Semaphore>,
+    total: u32,
+}
+
+impl ByteBudget {
+    pub fn new(bytes: u64) -> Self {
+        let total = u32::try_from(bytes / CELL).unwrap_or(u32::MAX).max(1);
+        ByteBudget {
+            cells: Arc::new(Semaphore::new(total as usize)),
+            total,
+        }
+    }
+
+    /// Waits for room; the room is given back when the permit is dropped. A request beyond the whole budget gets all of it.
+    pub async fn room(&self, bytes: u64) -> OwnedSemaphorePermit {
+        let cells = u32::try_from(bytes.div_ceil(CELL))
+            .unwrap_or(u32::MAX)
+            .clamp(1, self.total);
+        self.cells
+            .clone()
+            .acquire_many_owned(cells)
+            .await
+            .expect("the budget's semaphore is never closed")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_budget_is_shared_and_given_back() {
+        let budget = ByteBudget::new(10 * CELL);
+        let clone = budget.clone();
+        let first = budget.room(8 * CELL).await;
+        assert!(
+            tokio::time::timeout(std::time::Duration::from_millis(20), clone.room(8 * CELL))
+                .await
+                .is_err(),
+            "eight of ten are taken, eight more must wait"
+        );
+        drop(first);
+        clone.room(1 << 60).await;
+    }
+
+    #[tokio::test]
+    async fn no_limit_never_waits() {
+        Throttle::new(None).take(usize::MAX).await;
+    }
+
+    #[tokio::test]
+    async fn a_limit_waits_for_what_exceeds_the_burst() {
+        let throttle = Throttle::new(Some(10 * 1024 * 1024));
+        let start = std::time::Instant::now();
+        throttle.take(3 * 1024 * 1024).await;
+        // 3 MiB at 10 MiB/s, a tenth of a second of it at once: never under 0.15 s, however fast the machine.
+        assert!(start.elapsed() > std::time::Duration::from_millis(150));
+    }
+}

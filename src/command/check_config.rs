@@ -1,0 +1,80 @@
+//! `check-config`: 0 good, 2 names the key; with `--connect` 3 and 4 as for a pass, which it stops short of.
+
+use super::{exit, show};
+use crate::config::{Config, Side};
+use crate::replication::{Ends, Facts, PassError, check};
+use bytesize::ByteSize;
+use serde_json::json;
+use std::path::Path;
+
+pub async fn run(config: &Config, path: &Path, connect: bool, as_json: bool) -> u8 {
+    let facts = if connect {
+        match look(config).await {
+            Ok(facts) => Some(facts),
+            Err(error) => return show::failure(&error, as_json),
+        }
+    } else {
+        None
+    };
+    if as_json {
+        show::json(&document(config, facts.as_ref()));
+    } else {
+        print(config, path, facts.as_ref());
+    }
+    exit::DONE
+}
+
+async fn look(config: &Config) -> Result<Facts, PassError> {
+    let ends = Ends::open(config).await?;
+    check(config, &ends.local, &ends.peer, &ends.local_store, &ends.peer_store).await
+}
+
+fn print(config: &Config, path: &Path, facts: Option<&Facts>) {
+    println!("{}: good.", path.display());
+    for (name, side) in [("local", &config.local), ("peer", &config.peer)] {
+        println!("{name} datastore: {} (from {})", datastore(side), side.datastore.source);
+        println!("{name} artifact store: {} (from {})", bucket(side), side.s3.source);
+    }
+    let Some(facts) = facts else {
+        println!("Nothing was connected to; --connect does.");
+        return;
+    };
+    println!("Both sides answer, and are two.");
+    println!(
+        "The primary has {} in {}; the schema travels by {}/pg_dump (PostgreSQL {}).",
+        show::count(facts.packages as u64, "package"),
+        ByteSize(facts.database_bytes as u64),
+        facts.clients.directory.display(),
+        facts.clients.major
+    );
+    println!("A copy can be made: `warm-spare sync`.");
+}
+
+fn datastore(side: &Side) -> String {
+    let to = &side.datastore;
+    format!("{}@{}:{}/{} (TLS: {:?})", to.user, to.host, to.port, to.database, to.ssl_mode)
+}
+
+fn bucket(side: &Side) -> String {
+    format!("{} bucket {}", side.s3.endpoint, side.s3.bucket_name)
+}
+
+fn document(config: &Config, facts: Option<&Facts>) -> serde_json::Value {
+    let side = |side: &Side| {
+        json!({
+            "datastore": { "address": datastore(side), "source": side.datastore.source },
+            "s3": { "address": bucket(side), "source": side.s3.source },
+        })
+    };
+    json!({
+        "format": 1,
+        "valid": true,
+        "local": side(&config.local),
+        "peer": side(&config.peer),
+        "connected": facts.map(|facts| json!({
+            "packages": facts.packages,
+            "database_bytes": facts.database_bytes,
+            "client_major": facts.clients.major,
+        })),
+    })
+}

@@ -1,0 +1,149 @@
+//! `sync`: one pass, then exit. A passing fault is waited out a few times, since nobody stands behind a single run.
+
+use super::{exit, show};
+use crate::cluster::CopiedPoint;
+use crate::config::Config;
+use crate::observe::Progress;
+use crate::replication::{Options, Outcome, PassError, Policy, Report, sync};
+use backon::{BackoffBuilder, ExponentialBuilder};
+use bytesize::ByteSize;
+use serde_json::json;
+use std::time::Duration;
+
+const TRIES: usize = 6;
+
+pub async fn run(config: &Config, baseline: bool, as_json: bool) -> u8 {
+    let progress = show::progress();
+    match persist(config, Options { baseline }, &progress).await {
+        Ok(report) => {
+            drop(progress);
+            if as_json {
+                show::json(&document(&report));
+            } else {
+                print(config, &report);
+            }
+            exit::DONE
+        }
+        Err(error) => {
+            drop(progress);
+            show::failure(&error, as_json)
+        }
+    }
+}
+
+async fn persist(config: &Config, options: Options, progress: &Progress) -> Result<Report, PassError> {
+    let mut waits = ExponentialBuilder::default()
+        .with_min_delay(Duration::from_secs(1))
+        .with_max_delay(Duration::from_secs(15))
+        .with_max_times(TRIES - 1)
+        .with_jitter()
+        .build();
+    loop {
+        let error = match sync(config, options, progress).await {
+            Ok(report) => return Ok(report),
+            Err(error) => error,
+        };
+        let wait = waits.next().filter(|_| error.policy() == Policy::Retry);
+        let Some(wait) = wait else { return Err(error) };
+        log::warn!("{error}; the pass begins again in {:.0} s", wait.as_secs_f32());
+        tokio::time::sleep(wait).await;
+    }
+}
+
+fn print(config: &Config, report: &Report) {
+    let point = match &report.outcome {
+        Outcome::Copied(copied) => {
+            let rows: u64 = copied.contents.values().map(|content| content.rows()).sum();
+            println!(
+                "Copied {} ({} in {}).",
+                show::count(report.packages, "package"),
+                show::count(rows, "row"),
+                show::count(copied.contents.len() as u64, "table")
+            );
+            &copied.point
+        }
+        Outcome::Unchanged(point) => {
+            println!("Nothing new on the primary: {} as before.", show::count(report.packages, "package"));
+            point
+        }
+    };
+    println!(
+        "Artifacts: {} ({}) copied, {} found in the bucket and checked; the others were there.",
+        report.artifacts.copied,
+        ByteSize(report.artifacts.copied_bytes),
+        report.artifacts.verified
+    );
+    println!("Recovery point: {}", describe(point));
+    if let Outcome::Copied(copied) = &report.outcome {
+        if let Some(generation) = &copied.generation {
+            println!("The replaced database is kept as {generation}.");
+        }
+        for name in &copied.dropped {
+            println!("Dropped {name}: replication.keep_generations = {}.", config.replication.keep_generations);
+        }
+        if copied.vanished > 0 {
+            println!("{} gone from the primary since.", show::count(copied.vanished, "package"));
+        }
+    }
+    println!("Fence: database {} is read-only for everybody but warm-spare.", config.local.datastore.database);
+    if report.fence_reset {
+        println!("WARNING: the fence had been lifted by somebody; it was set again.");
+    }
+    if report.unavailable.is_empty() {
+        println!("Missing or damaged on the primary: none.");
+    } else {
+        println!(
+            "WARNING: {} missing or damaged on the primary:",
+            show::count(report.unavailable.len() as u64, "artifact")
+        );
+        for (key, reason) in &report.unavailable {
+            println!("  {reason} {key}");
+        }
+    }
+}
+
+pub fn describe(point: &CopiedPoint) -> String {
+    format!(
+        "{} at {} by the primary's clock (system {}, timeline {})",
+        point.lsn,
+        point.commit_time.format("%Y-%m-%d %H:%M:%S%.3f UTC"),
+        point.system_id,
+        point.timeline
+    )
+}
+
+pub fn point_document(point: &CopiedPoint) -> serde_json::Value {
+    json!({
+        "lsn": point.lsn,
+        "commit_time": point.commit_time.to_rfc3339(),
+        "system_id": point.system_id,
+        "timeline": point.timeline,
+    })
+}
+
+fn document(report: &Report) -> serde_json::Value {
+    let (outcome, point, copied) = match &report.outcome {
+        Outcome::Copied(copied) => ("copied", &copied.point, Some(copied)),
+        Outcome::Unchanged(point) => ("unchanged", point, None),
+    };
+    json!({
+        "format": 1,
+        "outcome": outcome,
+        "recovery_point": point_document(point),
+        "packages": report.packages,
+        "rows": copied.map(|c| c.contents.values().map(|content| content.rows()).sum::<u64>()),
+        "tables": copied.map(|c| c.contents.len()),
+        "generation": copied.and_then(|c| c.generation.clone()),
+        "dropped_generations": copied.map(|c| c.dropped.clone()).unwrap_or_default(),
+        "vanished_packages": copied.map(|c| c.vanished),
+        "artifacts": {
+            "copied": report.artifacts.copied,
+            "copied_bytes": report.artifacts.copied_bytes,
+            "verified": report.artifacts.verified,
+            "unavailable": report.unavailable.iter()
+                .map(|(key, reason)| json!({ "key": key, "reason": reason })).collect::<Vec<_>>(),
+        },
+        "fence_reset": report.fence_reset,
+        "replacements_undone": report.undone,
+    })
+}

@@ -1,0 +1,227 @@
+//! One round over the artifacts that are not known to be there: many at once, each checked, each remembered.
+
+use super::courier::{Courier, Delivery};
+use super::error::PassError;
+use super::inventory::{Inventory, Todo};
+use crate::cluster::{Artifact, State, Stored};
+use crate::observe::Step;
+use crate::package::Checksum;
+use std::collections::HashSet;
+use tokio::task::JoinSet;
+
+const PAGE: i64 = 1000;
+/// Checked artifacts remembered in one statement. What is not yet remembered when we are killed is read once more.
+const REMEMBER: usize = 200;
+
+pub const STAGED: &str = ".warm-spare/staged/";
+pub const RETIRED: &str = ".warm-spare/retired/";
+
+/// What one round did and could not do.
+#[derive(Debug, Default)]
+pub struct Round {
+    pub copied: u64,
+    pub copied_bytes: u64,
+    /// Lay in the bucket already and were hashed for the first time.
+    pub verified: u64,
+    pub missing: Vec<Unavailable>,
+    pub damaged: Vec<Unavailable>,
+    /// Other bytes lie under the key; the new ones wait beside.
+    pub staged: Vec<Swap>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unavailable {
+    pub key: String,
+    pub checksum: Checksum,
+}
+
+/// A key whose bytes are to change from one checksum to another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Swap {
+    pub key: String,
+    pub old: Checksum,
+    pub new: Checksum,
+}
+
+impl Round {
+    pub fn absorb(&mut self, other: Round) {
+        self.copied += other.copied;
+        self.copied_bytes += other.copied_bytes;
+        self.verified += other.verified;
+        self.missing.extend(other.missing);
+        self.damaged.extend(other.damaged);
+        self.staged.extend(other.staged);
+    }
+
+    pub fn unavailable(&self) -> impl Iterator<Item = (&Unavailable, &'static str)> {
+        let missing = self.missing.iter().map(|item| (item, "missing"));
+        missing.chain(self.damaged.iter().map(|item| (item, "damaged")))
+    }
+}
+
+enum Settled {
+    Copied(Stored),
+    Verified(Stored),
+    Staged(Swap),
+    Missing,
+    Damaged(Checksum),
+}
+
+/// Works through the inventory's plan with `copies` at once.
+pub async fn round(
+    inventory: &Inventory<'_>,
+    state: &State,
+    courier: &Courier,
+    copies: usize,
+    step: &Step,
+) -> Result<Round, PassError> {
+    let mut round = Round::default();
+    let mut remembered = Vec::with_capacity(REMEMBER);
+    let mut busy: JoinSet<Result<(Todo, Settled), PassError>> = JoinSet::new();
+    let mut after = String::new();
+    loop {
+        let page = inventory.page(&after, PAGE).await?;
+        let Some(last) = page.last() else { break };
+        after = last.key.clone();
+        for todo in page {
+            while busy.len() >= copies {
+                take(&mut busy, &mut round, &mut remembered, step).await?;
+            }
+            if remembered.len() >= REMEMBER {
+                remember(inventory, state, &mut remembered).await?;
+            }
+            let courier = courier.clone();
+            busy.spawn(async move {
+                let settled = settle(&courier, &todo).await?;
+                Ok((todo, settled))
+            });
+        }
+    }
+    while !busy.is_empty() {
+        take(&mut busy, &mut round, &mut remembered, step).await?;
+    }
+    remember(inventory, state, &mut remembered).await?;
+    Ok(round)
+}
+
+async fn take(
+    busy: &mut JoinSet<Result<(Todo, Settled), PassError>>,
+    round: &mut Round,
+    remembered: &mut Vec<Artifact>,
+    step: &Step,
+) -> Result<(), PassError> {
+    let Some(joined) = busy.join_next().await else {
+        return Ok(());
+    };
+    // A panic in a copy is a bug; it must not pass for a copied artifact.
+    let (todo, settled) = joined.expect("a copy neither panics nor is cancelled")?;
+    step.add(1);
+    let mut good = |stored: Stored| {
+        remembered.push(Artifact {
+            key: todo.key.clone(),
+            checksum: todo.checksum.to_string(),
+            bytes: stored.bytes,
+            etag: stored.etag,
+        });
+    };
+    let unavailable = || Unavailable {
+        key: todo.key.clone(),
+        checksum: todo.checksum,
+    };
+    match settled {
+        Settled::Copied(stored) => {
+            round.copied += 1;
+            round.copied_bytes += stored.bytes;
+            good(stored);
+        }
+        Settled::Verified(stored) => {
+            round.verified += 1;
+            good(stored);
+        }
+        Settled::Staged(swap) => round.staged.push(swap),
+        Settled::Missing => round.missing.push(unavailable()),
+        Settled::Damaged(found) => {
+            log::debug!("{} on the primary hashes to {found}, its row says {}", todo.key, todo.checksum);
+            round.damaged.push(unavailable());
+        }
+    }
+    Ok(())
+}
+
+async fn remember(
+    inventory: &Inventory<'_>,
+    state: &State,
+    artifacts: &mut Vec<Artifact>,
+) -> Result<(), PassError> {
+    if !artifacts.is_empty() {
+        state.record_artifacts(artifacts).await?;
+        inventory.note_present(artifacts).await?;
+        artifacts.clear();
+    }
+    Ok(())
+}
+
+async fn settle(courier: &Courier, todo: &Todo) -> Result<Settled, PassError> {
+    let lies_there = match (&todo.present, todo.known) {
+        (None, _) => None,
+        (Some(stored), Some(known)) => Some((known, stored.clone())),
+        // Never hashed here, or written since: read once.
+        (Some(_), None) => courier.hash_local(&todo.key).await?,
+    };
+    let Some((found, stored)) = lies_there else {
+        return deliver(courier, todo, &todo.key).await;
+    };
+    if found == todo.checksum {
+        return Ok(Settled::Verified(stored));
+    }
+    // Wrong bytes under a key for which the visible row wants the very bytes that we are about to bring: mended in place.
+    if todo.visible == Some(todo.checksum) {
+        return deliver(courier, todo, &todo.key).await;
+    }
+    let swap = Swap {
+        key: todo.key.clone(),
+        old: found,
+        new: todo.checksum,
+    };
+    let waiting = format!("{STAGED}{}", todo.checksum);
+    if let Some((staged, _)) = courier.hash_local(&waiting).await?
+        && staged == todo.checksum
+    {
+        return Ok(Settled::Staged(swap));
+    }
+    Ok(match deliver(courier, todo, &waiting).await? {
+        Settled::Copied(_) => Settled::Staged(swap),
+        other => other,
+    })
+}
+
+async fn deliver(courier: &Courier, todo: &Todo, to: &str) -> Result<Settled, PassError> {
+    Ok(match courier.fetch(&todo.key, to, &todo.checksum).await? {
+        Delivery::Done(stored) => Settled::Copied(stored),
+        Delivery::Missing => Settled::Missing,
+        Delivery::Damaged(found) => Settled::Damaged(found),
+    })
+}
+
+/// Before a "no such key" is believed: the bucket itself still answers, and, where one is known, so does an object in it.
+pub async fn confirm_bucket(courier: &Courier, known: Option<&str>) -> Result<(), PassError> {
+    courier.peer.check_bucket().await?;
+    if let Some(key) = known
+        && courier.peer.head(key).await?.is_none()
+    {
+        return Err(PassError::Unfit {
+            check: "missing_artifacts",
+            text: format!(
+                "the peer's bucket {} serves none of the artifacts asked for, not even {key}, which it served before",
+                courier.peer.bucket()
+            ),
+            next_step: "check peer.s3.endpoint and peer.s3.bucket_name; if the primary really lost it, remove its row there".into(),
+        });
+    }
+    Ok(())
+}
+
+/// Keys, to ask whether one of them is in.
+pub fn keys<'a>(items: impl IntoIterator<Item = &'a Unavailable>) -> HashSet<&'a str> {
+    items.into_iter().map(|item| item.key.as_str()).collect()
+}

@@ -1,0 +1,303 @@
+//! What must be so before a pass begins. Everything here reads; a refusal leaves both sides as they were.
+
+use super::error::PassError;
+use crate::cluster::{
+    ClientPrograms, LocalSession, LocalStore, PeerSession, Store, differ_in_bucket, differ_in_server, find_clients,
+};
+use crate::config::Config;
+use std::path::Path;
+
+/// Room for the copy itself, and for what sorting and WAL add to it.
+const DISK_FACTOR: f64 = 1.25;
+
+/// Facts of both sides that the copy is made by.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    pub clients: ClientPrograms,
+    /// Whether the local server compresses large values by lz4.
+    pub lz4: bool,
+    /// Whether `local.datastore.database` is there.
+    pub visible: bool,
+    /// `CREATE DATABASE`'s options for the primary's encoding and locale.
+    pub locale: String,
+    pub system_id: String,
+    pub timeline: i32,
+    pub server_started: String,
+    pub database_bytes: i64,
+    pub packages: i64,
+}
+
+/// Looks at everything, the cheap and the telling first.
+pub async fn check(
+    config: &Config,
+    local: &LocalSession,
+    peer: &PeerSession,
+    local_store: &LocalStore,
+    peer_store: &Store,
+) -> Result<Facts, PassError> {
+    let visible = has_database(local, &config.local.datastore.database).await?;
+    two_ends(config, visible, local, peer, local_store, peer_store).await?;
+    is_builder(peer).await?;
+    let (local_major, peer_major) = (major(local_version(local).await?), major(peer_version(peer).await?));
+    if local_major < peer_major {
+        return Err(unfit(
+            "version",
+            format!("the spare's PostgreSQL is {local_major}, the primary's is {peer_major}: an older one cannot take a newer one's data"),
+            format!("upgrade the spare's datastore to PostgreSQL {peer_major} or newer first"),
+        ));
+    }
+    let clients = find_clients(peer_major, local_major).await?;
+    extensions(local, peer).await?;
+    local_privileges(config, local, visible).await?;
+    peer_privileges(peer).await?;
+    nothing_uncopied(peer).await?;
+    let row = peer
+        .query_one(
+            "reading the primary's facts",
+            "SELECT pg_database_size(current_database()), (SELECT system_identifier::text FROM pg_control_system()), \
+               (SELECT timeline_id FROM pg_control_checkpoint()), pg_postmaster_start_time()::text, \
+               (SELECT count(*) FROM public.origin_packages), to_jsonb(d)::text, pg_encoding_to_char(d.encoding) \
+             FROM pg_database d WHERE d.datname = current_database()",
+            &[],
+        )
+        .await?;
+    let database_bytes: i64 = row.get(0);
+    enough_disk(config, local, database_bytes).await?;
+    let packages: i64 = row.get(4);
+    if packages == 0 {
+        return Err(PassError::Refused {
+            rule: "empty_primary",
+            text: "the primary's database has no package at all; a copy of it would be an empty spare".into(),
+            next_step: "check that peer.datastore names the primary".into(),
+        });
+    }
+    Ok(Facts {
+        clients,
+        lz4: lz4(local).await?,
+        visible,
+        locale: locale_options(&row.get::<_, String>(5), &row.get::<_, String>(6), local_major),
+        system_id: row.get(1),
+        timeline: row.get(2),
+        server_started: row.get(3),
+        database_bytes,
+        packages,
+    })
+}
+
+fn unfit(check: &'static str, text: String, next_step: String) -> PassError {
+    PassError::Unfit {
+        check,
+        text,
+        next_step,
+    }
+}
+
+pub async fn has_database(local: &LocalSession, name: &str) -> Result<bool, PassError> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM pg_database WHERE datname = $1)";
+    Ok(local.query_one("looking for our database", sql, &[&name]).await?.get(0))
+}
+
+async fn two_ends(
+    config: &Config,
+    visible: bool,
+    local: &LocalSession,
+    peer: &PeerSession,
+    local_store: &LocalStore,
+    peer_store: &Store,
+) -> Result<(), PassError> {
+    let same_name = &config.peer.datastore.database;
+    let namesake = has_database(local, same_name).await?;
+    if visible || namesake {
+        let name = if namesake { same_name } else { &config.local.datastore.database };
+        let inside = LocalSession::open(&config.local.datastore, name).await?;
+        differ_in_server(&inside, peer).await?;
+    } else {
+        differ_in_server(local, peer).await?;
+    }
+    local_store.reading().check_bucket().await?;
+    peer_store.check_bucket().await?;
+    differ_in_bucket(local_store, peer_store).await?;
+    Ok(())
+}
+
+async fn is_builder(peer: &PeerSession) -> Result<(), PassError> {
+    let sql = "SELECT count(*) FROM pg_attribute WHERE attrelid = to_regclass('public.origin_packages') \
+               AND attname IN ('ident', 'target', 'checksum') AND NOT attisdropped";
+    let columns: i64 = peer.query_one("looking for Builder's tables", sql, &[]).await?.get(0);
+    if columns == 3 {
+        return Ok(());
+    }
+    Err(unfit(
+        "not_builder",
+        "the peer's database has no table origin_packages with ident, target and checksum: it is empty or not Builder's".into(),
+        "check peer.datastore.host and peer.datastore.database".into(),
+    ))
+}
+
+async fn local_version(local: &LocalSession) -> Result<i32, PassError> {
+    let sql = "SELECT current_setting('server_version_num')::int4";
+    Ok(local.query_one("reading the version", sql, &[]).await?.get(0))
+}
+
+async fn peer_version(peer: &PeerSession) -> Result<i32, PassError> {
+    let sql = "SELECT current_setting('server_version_num')::int4";
+    Ok(peer.query_one("reading the version", sql, &[]).await?.get(0))
+}
+
+fn major(version_num: i32) -> u32 {
+    (version_num / 10_000) as u32
+}
+
+async fn extensions(local: &LocalSession, peer: &PeerSession) -> Result<(), PassError> {
+    let theirs = peer
+        .query("reading the extensions", "SELECT extname::text FROM pg_extension ORDER BY 1", &[])
+        .await?;
+    let wanted: Vec<String> = theirs.iter().map(|row| row.get(0)).collect();
+    let sql = "SELECT w FROM unnest($1::text[]) w WHERE w NOT IN (SELECT name FROM pg_available_extensions) ORDER BY 1";
+    let lacking = local.query("looking for the extensions", sql, &[&wanted]).await?;
+    if lacking.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<String> = lacking.iter().map(|row| row.get(0)).collect();
+    Err(unfit(
+        "extension",
+        format!("the spare's PostgreSQL has no extension {}, which the primary's database uses", names.join(", ")),
+        "install PostgreSQL's contrib modules on the spare".into(),
+    ))
+}
+
+async fn local_privileges(config: &Config, local: &LocalSession, visible: bool) -> Result<(), PassError> {
+    let sql = "SELECT rolsuper, rolcreatedb, pg_has_role(current_user, 'pg_signal_backend', 'MEMBER'), \
+                 coalesce((SELECT pg_has_role(current_user, datdba, 'MEMBER') FROM pg_database WHERE datname = $1), true) \
+               FROM pg_roles WHERE rolname = current_user";
+    let database = &config.local.datastore.database;
+    let row = local.query_one("reading our privileges", sql, &[database]).await?;
+    let (superuser, create, signal, owner): (bool, bool, bool, bool) = (row.get(0), row.get(1), row.get(2), row.get(3));
+    let mut lacking = Vec::new();
+    if !superuser && !create {
+        lacking.push("may not create databases".to_string());
+    }
+    if !superuser && !signal {
+        lacking.push("may not end other sessions (pg_signal_backend)".into());
+    }
+    if !superuser && visible && !owner {
+        lacking.push(format!("does not own database {database}"));
+    }
+    if lacking.is_empty() {
+        return Ok(());
+    }
+    Err(unfit(
+        "privilege",
+        format!("the local datastore's user {} {}", config.local.datastore.user, lacking.join(" and ")),
+        "use Builder's own user hab as local.datastore.user, or grant what is lacking".into(),
+    ))
+}
+
+async fn peer_privileges(peer: &PeerSession) -> Result<(), PassError> {
+    let sql = "SELECT c.oid::regclass::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+               WHERE c.relkind IN ('r', 'S') AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_' \
+                 AND n.nspname <> 'warm_spare' \
+                 AND NOT (has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')) \
+               ORDER BY 1";
+    let rows = peer.query("reading the privileges", sql, &[]).await?;
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<String> = rows.iter().take(5).map(|row| row.get(0)).collect();
+    Err(unfit(
+        "privilege",
+        format!("the peer's user may not read {} of its tables and sequences ({})", rows.len(), names.join(", ")),
+        "grant it SELECT on them, or use Builder's own user hab as peer.datastore.user".into(),
+    ))
+}
+
+/// Builder has neither; what we would not copy must not be lost silently.
+async fn nothing_uncopied(peer: &PeerSession) -> Result<(), PassError> {
+    let sql = "SELECT (SELECT count(*) FROM pg_largeobject_metadata), \
+                 (SELECT count(*) FROM pg_class WHERE relkind IN ('p', 'f') AND relnamespace <> 'information_schema'::regnamespace)";
+    let row = peer.query_one("looking for what is not copied", sql, &[]).await?;
+    let (objects, tables): (i64, i64) = (row.get(0), row.get(1));
+    if objects == 0 && tables == 0 {
+        return Ok(());
+    }
+    Err(unfit(
+        "unsupported",
+        format!("the primary's database has {objects} large objects and {tables} partitioned or foreign tables, which warm-spare does not copy"),
+        "move them to another database; Builder uses none".into(),
+    ))
+}
+
+async fn enough_disk(config: &Config, local: &LocalSession, database_bytes: i64) -> Result<(), PassError> {
+    let sql = "SELECT current_setting('data_directory', true)";
+    // Only a superuser is told where the data are; and only on the server's own machine can one look.
+    let Ok(row) = local.query_one("asking where the data are", sql, &[]).await else {
+        return Ok(());
+    };
+    let directory: Option<String> = row.get(0);
+    let here = matches!(config.local.datastore.host.as_str(), "127.0.0.1" | "localhost" | "::1");
+    let Some(directory) = directory.filter(|path| here && Path::new(path).is_dir()) else {
+        log::debug!("the local datastore is on another machine: its free disk space is not known");
+        return Ok(());
+    };
+    let Ok(disk) = rustix::fs::statvfs(Path::new(&directory)) else {
+        return Ok(());
+    };
+    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+    let needed = (database_bytes as f64 * DISK_FACTOR) as u64;
+    if free >= needed {
+        return Ok(());
+    }
+    let size = |bytes: u64| bytesize::ByteSize(bytes).to_string();
+    Err(unfit(
+        "disk_full",
+        format!(
+            "the spare's datastore has {} free in {directory}; one more copy of the primary's database ({}) needs {}",
+            size(free),
+            size(database_bytes as u64),
+            size(needed)
+        ),
+        "make room, or lower replication.keep_generations".into(),
+    ))
+}
+
+async fn lz4(local: &LocalSession) -> Result<bool, PassError> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM pg_settings WHERE name = 'default_toast_compression' AND 'lz4' = ANY (enumvals))";
+    Ok(local.query_one("asking for lz4", sql, &[]).await?.get(0))
+}
+
+/// The catalog's columns for it differ from version to version, so it comes as JSON.
+fn locale_options(database: &str, encoding: &str, local_major: u32) -> String {
+    let json: serde_json::Value = serde_json::from_str(database).unwrap_or_default();
+    let text = |name: &str| json.get(name).and_then(|value| value.as_str()).map(crate::cluster::quote_literal);
+    let mut options = format!("ENCODING {}", crate::cluster::quote_literal(encoding));
+    for (option, column) in [("LC_COLLATE", "datcollate"), ("LC_CTYPE", "datctype")] {
+        if let Some(value) = text(column) {
+            options.push_str(&format!(" {option} {value}"));
+        }
+    }
+    let locale = text("datlocale").or_else(|| text("daticulocale"));
+    let provider = json.get("datlocprovider").and_then(|value| value.as_str()).unwrap_or("c");
+    match (provider, locale) {
+        ("i", Some(locale)) => options.push_str(&format!(" LOCALE_PROVIDER icu ICU_LOCALE {locale}")),
+        ("b", Some(locale)) => options.push_str(&format!(" LOCALE_PROVIDER builtin BUILTIN_LOCALE {locale}")),
+        _ if local_major >= 15 => options.push_str(" LOCALE_PROVIDER libc"),
+        _ => {}
+    }
+    options
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_locale_is_named_as_the_spare_understands_it() {
+        let old = r#"{"datcollate": "C.UTF-8", "datctype": "C.UTF-8"}"#;
+        assert_eq!(locale_options(old, "UTF8", 14), "ENCODING 'UTF8' LC_COLLATE 'C.UTF-8' LC_CTYPE 'C.UTF-8'");
+        assert!(locale_options(old, "UTF8", 17).ends_with("LOCALE_PROVIDER libc"));
+        let icu = r#"{"datcollate": "C", "datctype": "C", "datlocprovider": "i", "daticulocale": "de-DE"}"#;
+        assert!(locale_options(icu, "UTF8", 16).ends_with("LOCALE_PROVIDER icu ICU_LOCALE 'de-DE'"));
+        let builtin = r#"{"datcollate": "C", "datctype": "C", "datlocprovider": "b", "datlocale": "C.UTF-8"}"#;
+        assert!(locale_options(builtin, "UTF8", 17).ends_with("LOCALE_PROVIDER builtin BUILTIN_LOCALE 'C.UTF-8'"));
+    }
+}

@@ -1,0 +1,202 @@
+//! Copies one artifact: streaming, hashing in flight, and making it visible only if checksum and length are right.
+
+use crate::cluster::{ByteBudget, Completion, Download, LocalStore, Store, StoreError, Stored, Throttle};
+use crate::package::{Checksum, Hasher};
+use bytes::{Bytes, BytesMut};
+
+/// S3's smallest part is 5 MiB, its most parts 10,000.
+const PART: u64 = 8 << 20;
+const MOST_PARTS: u64 = 9_000;
+
+#[derive(Clone)]
+pub struct Courier {
+    pub peer: Store,
+    pub local: LocalStore,
+    pub budget: ByteBudget,
+    pub throttle: Throttle,
+}
+
+/// How a copy ended. Only [`Delivery::Done`] left something under the key.
+#[derive(Debug)]
+pub enum Delivery {
+    Done(Stored),
+    /// The source serves the bucket and has no such key.
+    Missing,
+    /// A complete body of another checksum, twice.
+    Damaged(Checksum),
+}
+
+impl Courier {
+    /// Brings `key` from the peer to `to` in our bucket.
+    pub async fn fetch(&self, key: &str, to: &str, checksum: &Checksum) -> Result<Delivery, StoreError> {
+        self.copy(&self.peer, key, to, checksum).await
+    }
+
+    /// Copies within our bucket, through our own hands, so that what arrives is what was checked.
+    pub async fn move_within(&self, from: &str, to: &str, checksum: &Checksum) -> Result<Delivery, StoreError> {
+        self.copy(self.local.reading(), from, to, checksum).await
+    }
+
+    /// Reads an object of ours and hashes it. None: it is not there.
+    pub async fn hash_local(&self, key: &str) -> Result<Option<(Checksum, Stored)>, StoreError> {
+        let Some(mut body) = self.local.reading().get(key).await? else {
+            return Ok(None);
+        };
+        let mut hasher = Hasher::new();
+        while let Some(bytes) = body.next().await? {
+            hasher.update(&bytes);
+        }
+        Ok(Some((hasher.finalize(), body.stored)))
+    }
+
+    async fn copy(
+        &self,
+        from: &Store,
+        key: &str,
+        to: &str,
+        checksum: &Checksum,
+    ) -> Result<Delivery, StoreError> {
+        let mut damaged = None;
+        for _ in 0..2 {
+            let Some(body) = from.get(key).await? else {
+                return Ok(Delivery::Missing);
+            };
+            let sent = if body.stored.bytes <= PART {
+                self.send_whole(body, to, checksum).await?
+            } else {
+                self.send_parts(body, to, checksum).await?
+            };
+            match sent {
+                Sent::Stored(stored) => return Ok(Delivery::Done(stored)),
+                Sent::Unproven(stored) => {
+                    if let Some((found, now)) = self.hash_local(to).await?
+                        && found == *checksum
+                        && now == stored
+                    {
+                        return Ok(Delivery::Done(stored));
+                    }
+                }
+                Sent::Wrong(found) => damaged = Some(found),
+            }
+        }
+        match damaged {
+            Some(found) => Ok(Delivery::Damaged(found)),
+            None => Err(StoreError {
+                side: self.local.reading().side(),
+                endpoint: self.local.reading().endpoint().to_string(),
+                doing: format!("writing {to}"),
+                fault: crate::cluster::StoreFault::Unreachable,
+                text: "two uploads were answered with nothing that proves them".into(),
+            }),
+        }
+    }
+
+    async fn send_whole(
+        &self,
+        mut body: Download,
+        to: &str,
+        checksum: &Checksum,
+    ) -> Result<Sent, StoreError> {
+        let _room = self.budget.room(body.stored.bytes).await;
+        let mut hasher = Hasher::new();
+        let whole = self
+            .fill(&mut body, body_len(&body), &mut hasher)
+            .await?
+            .freeze();
+        // Past the announced length there must be nothing.
+        if let Some(more) = body.next().await? {
+            hasher.update(&more);
+        }
+        let found = hasher.finalize();
+        if found != *checksum {
+            return Ok(Sent::Wrong(found));
+        }
+        Ok(Sent::Stored(self.local.put(to, whole).await?))
+    }
+
+    /// The next part is read while the last one is being written: two parts in memory, whatever the object's size.
+    async fn send_parts(
+        &self,
+        mut body: Download,
+        to: &str,
+        checksum: &Checksum,
+    ) -> Result<Sent, StoreError> {
+        let part = PART.max(body.stored.bytes.div_ceil(MOST_PARTS));
+        let _room = self.budget.room(2 * part).await;
+        let mut upload = self.local.start_upload(to).await?;
+        let mut hasher = Hasher::new();
+        let result = async {
+            let mut ready: Option<Bytes> = None;
+            loop {
+                let reading = self.fill(&mut body, part as usize, &mut hasher);
+                let next = match ready.take() {
+                    None => reading.await?,
+                    Some(full) => tokio::try_join!(reading, upload.part(full))?.0,
+                };
+                if next.is_empty() {
+                    return Ok(());
+                }
+                ready = Some(next.freeze());
+            }
+        }
+        .await;
+        let found = hasher.finalize();
+        match result {
+            Ok(()) if found == *checksum => match upload.complete().await {
+                Ok(Completion::Confirmed(stored)) => Ok(Sent::Stored(stored)),
+                Ok(Completion::Unproven(stored)) => Ok(Sent::Unproven(stored)),
+                Err(error) => {
+                    upload.abort().await;
+                    Err(error)
+                }
+            },
+            Ok(()) => {
+                upload.abort().await;
+                Ok(Sent::Wrong(found))
+            }
+            Err(error) => {
+                upload.abort().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Reads until `wanted` bytes are there or the body ends. Small chunks are gathered, so that their buffers are not
+    /// held one by one.
+    async fn fill(
+        &self,
+        body: &mut Download,
+        wanted: usize,
+        hasher: &mut Hasher,
+    ) -> Result<BytesMut, StoreError> {
+        let mut buffer = BytesMut::with_capacity(wanted);
+        if let Some(rest) = body.take_kept() {
+            hasher.update(&rest);
+            buffer.extend_from_slice(&rest);
+        }
+        while buffer.len() < wanted {
+            let Some(mut bytes) = body.next().await? else {
+                break;
+            };
+            self.throttle.take(bytes.len()).await;
+            let room = wanted - buffer.len();
+            if bytes.len() > room {
+                body.keep(bytes.split_off(room));
+            }
+            hasher.update(&bytes);
+            buffer.extend_from_slice(&bytes);
+        }
+        Ok(buffer)
+    }
+}
+
+enum Sent {
+    Stored(Stored),
+    /// Nobody confirmed it; it must be read back.
+    Unproven(Stored),
+    Wrong(Checksum),
+}
+
+fn body_len(body: &Download) -> usize {
+    usize::try_from(body.stored.bytes).unwrap_or(usize::MAX)
+}

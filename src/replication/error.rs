@@ -1,0 +1,136 @@
+//! Why a pass ended early, and the one place that decides what happens then: try again, or wait for an operator.
+
+use crate::cluster::{
+    DatastoreError, FenceError, IdentityError, ProgramError, StateError, StoreError,
+};
+
+#[derive(Debug, thiserror::Error)]
+pub enum PassError {
+    #[error(transparent)]
+    Datastore(#[from] DatastoreError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error(transparent)]
+    Fence(#[from] FenceError),
+    #[error("cannot write the temporary file {what}: {source}")]
+    Scratch {
+        what: String,
+        source: std::io::Error,
+    },
+    /// A safety rule (role, epoch, fuse) says no; an operator may say otherwise.
+    #[error("{rule}: {text}")]
+    Refused {
+        rule: &'static str,
+        text: String,
+        next_step: String,
+    },
+    /// Something that a pass needs is not as it must be; found before anything was changed.
+    #[error("{check}: {text}")]
+    Unfit {
+        check: &'static str,
+        text: String,
+        next_step: String,
+    },
+    /// The primary changed under the copy in a way that a snapshot does not protect from.
+    #[error("the primary's tables were rewritten while they were copied: {tables}")]
+    Rewritten { tables: String },
+    /// Do no harm: a session of Builder's waited for one of ours.
+    #[error("a session on the primary (process {pid}) waited for our copy for over a second; the copy was given up")]
+    InTheWay { pid: i32 },
+}
+
+/// What follows from an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Policy {
+    /// A passing fault: the same pass may well succeed in a while.
+    Retry,
+    /// It stays until somebody acts.
+    Operator,
+}
+
+impl PassError {
+    pub fn policy(&self) -> Policy {
+        let passing = match self {
+            PassError::Datastore(e) | PassError::State(StateError::Datastore(e)) => e.is_transient(),
+            PassError::Fence(FenceError::Datastore(e)) => e.is_transient(),
+            PassError::Fence(FenceError::Staying { .. }) => true,
+            PassError::Identity(IdentityError::Datastore(e)) => e.is_transient(),
+            PassError::Store(e) | PassError::Identity(IdentityError::Store(e)) => e.is_transient(),
+            // The programs say why only in words, and a server that went away is the common cause.
+            PassError::Program(ProgramError::Failed { text, .. }) => is_connection_trouble(text),
+            PassError::Rewritten { .. } | PassError::InTheWay { .. } => true,
+            _ => false,
+        };
+        if passing {
+            Policy::Retry
+        } else {
+            Policy::Operator
+        }
+    }
+
+    /// What an operator can do about it.
+    pub fn next_step(&self) -> String {
+        match self {
+            PassError::Datastore(e)
+            | PassError::State(StateError::Datastore(e))
+            | PassError::Fence(FenceError::Datastore(e))
+            | PassError::Identity(IdentityError::Datastore(e)) => e.next_step(),
+            PassError::Store(e) | PassError::Identity(IdentityError::Store(e)) => e.next_step(),
+            PassError::Refused { next_step, .. } | PassError::Unfit { next_step, .. } => {
+                next_step.clone()
+            }
+            PassError::Program(ProgramError::NoneFits { from, to, .. }) => format!(
+                "install PostgreSQL's client programs of a major version from {from} to {to} (Debian: apt install postgresql-client-{to}), or name their directory in WARM_SPARE_PG_CLIENTS"
+            ),
+            PassError::Program(_) => "read what the program says".into(),
+            PassError::State(StateError::Locked { .. }) => {
+                "let it finish, or stop it: one works at a time".into()
+            }
+            PassError::State(_) => "nothing: the newer one goes on".into(),
+            PassError::Identity(IdentityError::SameServer) => {
+                "let peer.datastore name the primary's server and local.datastore the spare's".into()
+            }
+            PassError::Identity(IdentityError::SameBucket { .. }) => {
+                "let peer.s3 name the primary's bucket and local.s3 the spare's".into()
+            }
+            PassError::Fence(_) => "end what keeps it open, then run it again".into(),
+            PassError::Scratch { .. } => "make room, or set TMPDIR to a directory with room".into(),
+            PassError::Rewritten { .. } | PassError::InTheWay { .. } => {
+                "run it again when the migration on the primary is over".into()
+            }
+        }
+    }
+
+    /// 3: could not find out or finish. 4: a safety rule says no. 2: of configuration.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            PassError::Refused { .. }
+            | PassError::Identity(IdentityError::SameServer | IdentityError::SameBucket { .. })
+            | PassError::State(StateError::Locked { .. } | StateError::Superseded) => 4,
+            PassError::State(StateError::Newer { .. }) => 2,
+            _ => 3,
+        }
+    }
+}
+
+fn is_connection_trouble(text: &str) -> bool {
+    [
+        "connection to server",
+        "terminating connection",
+        "server closed the connection",
+        "the database system is",
+        "SSL connection has been closed",
+        "lock timeout",
+        "canceling statement due to lock timeout",
+        "does not exist\" HINT",
+        "invalid snapshot identifier",
+    ]
+    .iter()
+    .any(|sign| text.contains(sign))
+}

@@ -1,0 +1,141 @@
+//! The fuse: a change that would shrink the spare by more than the operator's share stops and asks.
+
+use crate::config::Fuse;
+use blake2b_simd::Params;
+
+/// What would vanish with this change, and what did within the window before it.
+#[derive(Debug, Clone, Default)]
+pub struct Shrinkage {
+    /// Package rows that the visible database has and the incoming one lacks (ident and target).
+    pub packages: Vec<String>,
+    pub packages_before: u64,
+    /// Artifacts that would pass as missing or damaged and have not before.
+    pub artifacts: Vec<String>,
+    pub artifacts_before: u64,
+    /// Of these, what vanished in earlier changes within the window.
+    pub earlier_packages: u64,
+    pub earlier_artifacts: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    Holds,
+    /// Over the limit, and the operator has approved exactly this change.
+    Approved { id: String },
+    Blown { id: String, text: String },
+}
+
+/// Decides; `id` names the change by what vanishes in it, so it is the same at every try while the primary stays as it is.
+pub fn judge(fuse: &Fuse, shrinkage: &Shrinkage) -> Verdict {
+    let packages = shrinkage.packages.len() as u64 + shrinkage.earlier_packages;
+    let artifacts = shrinkage.artifacts.len() as u64 + shrinkage.earlier_artifacts;
+    let before = (
+        shrinkage.packages_before + shrinkage.earlier_packages,
+        shrinkage.artifacts_before + shrinkage.earlier_artifacts,
+    );
+    let mut told = Vec::new();
+    if exceeds(fuse, packages, before.0) && !shrinkage.packages.is_empty() {
+        told.push(format!("{packages} of {} packages would vanish", before.0));
+    }
+    if exceeds(fuse, artifacts, before.1) && !shrinkage.artifacts.is_empty() {
+        told.push(format!(
+            "{artifacts} of {} artifacts are missing or damaged on the primary",
+            before.1
+        ));
+    }
+    if told.is_empty() {
+        return Verdict::Holds;
+    }
+    let id = change_id(shrinkage);
+    if fuse.approve == id {
+        return Verdict::Approved { id };
+    }
+    let examples: Vec<&str> = shrinkage
+        .packages
+        .iter()
+        .chain(&shrinkage.artifacts)
+        .take(3)
+        .map(String::as_str)
+        .collect();
+    let text = format!(
+        "{} within {}, more than fuse.max_percent = {} allows (for example {}). Nothing was changed",
+        told.join(" and "),
+        humantime::format_duration(fuse.window),
+        fuse.max_percent,
+        examples.join(", ")
+    );
+    Verdict::Blown { id, text }
+}
+
+fn exceeds(fuse: &Fuse, gone: u64, of: u64) -> bool {
+    gone >= fuse.min_count.max(1) && gone * 100 > of * u64::from(fuse.max_percent)
+}
+
+fn change_id(shrinkage: &Shrinkage) -> String {
+    let mut names: Vec<&String> = shrinkage.packages.iter().chain(&shrinkage.artifacts).collect();
+    names.sort();
+    let mut state = Params::new().hash_length(6).to_state();
+    for name in names {
+        state.update(name.as_bytes()).update(b"\n");
+    }
+    state.finalize().to_hex().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn fuse() -> Fuse {
+        Fuse {
+            max_percent: 10,
+            min_count: 20,
+            window: Duration::from_secs(3600),
+            approve: String::new(),
+        }
+    }
+
+    fn gone(packages: usize, of: u64) -> Shrinkage {
+        Shrinkage {
+            packages: (0..packages).map(|n| format!("o/p{n}/1/1")).collect(),
+            packages_before: of,
+            ..Shrinkage::default()
+        }
+    }
+
+    #[test]
+    fn few_or_a_small_share_never_blow_it() {
+        assert_eq!(judge(&fuse(), &gone(19, 19)), Verdict::Holds);
+        assert_eq!(judge(&fuse(), &gone(20, 200)), Verdict::Holds);
+        assert_eq!(judge(&fuse(), &Shrinkage::default()), Verdict::Holds);
+    }
+
+    #[test]
+    fn many_and_a_large_share_blow_it_until_exactly_that_is_approved() {
+        let Verdict::Blown { id, text } = judge(&fuse(), &gone(21, 200)) else {
+            panic!("21 of 200 is more than 10 %");
+        };
+        assert!(text.contains("21 of 200 packages"), "{text}");
+        let approving = Fuse { approve: id.clone(), ..fuse() };
+        assert_eq!(judge(&approving, &gone(21, 200)), Verdict::Approved { id });
+        assert!(matches!(judge(&approving, &gone(22, 200)), Verdict::Blown { .. }));
+    }
+
+    #[test]
+    fn many_small_changes_within_the_window_count_together() {
+        let earlier = Shrinkage { earlier_packages: 18, ..gone(3, 182) };
+        assert!(matches!(judge(&fuse(), &earlier), Verdict::Blown { .. }));
+        let none_now = Shrinkage { earlier_packages: 50, ..gone(0, 150) };
+        assert_eq!(judge(&fuse(), &none_now), Verdict::Holds, "a change that takes nothing is let through");
+    }
+
+    #[test]
+    fn missing_artifacts_count_as_vanishing() {
+        let wrong_bucket = Shrinkage {
+            artifacts: (0..30).map(|n| format!("key{n}")).collect(),
+            artifacts_before: 30,
+            ..Shrinkage::default()
+        };
+        assert!(matches!(judge(&fuse(), &wrong_bucket), Verdict::Blown { .. }));
+    }
+}

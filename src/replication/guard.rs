@@ -1,0 +1,52 @@
+//! Do no harm: while we copy, nobody on the primary waits for us longer than a second.
+
+use super::error::PassError;
+use crate::cluster::PeerSession;
+use crate::config::Datastore;
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+const LOOK: Duration = Duration::from_millis(250);
+const LIMIT: Duration = Duration::from_secs(1);
+
+const WAITING_FOR_US: &str = "
+SELECT DISTINCT waiting.pid
+FROM pg_stat_activity waiting
+CROSS JOIN LATERAL unnest(pg_blocking_pids(waiting.pid)) AS blocking (pid)
+JOIN pg_stat_activity ours ON ours.pid = blocking.pid AND ours.application_name = 'warm-spare'
+WHERE waiting.wait_event_type = 'Lock' AND waiting.application_name <> 'warm-spare'";
+
+/// Runs `work`; gives it up as soon as a session on the primary has waited for one of ours for over a second.
+/// Dropping the work closes its sessions, and with them go their locks.
+pub async fn guarded<T>(
+    peer: &Datastore,
+    work: impl Future<Output = Result<T, PassError>>,
+) -> Result<T, PassError> {
+    tokio::select! {
+        done = work => done,
+        harm = watch(peer) => Err(harm),
+    }
+}
+
+async fn watch(peer: &Datastore) -> PassError {
+    let session = match PeerSession::open(peer).await {
+        Ok(session) => session,
+        Err(error) => return error.into(),
+    };
+    let mut since: HashMap<i32, Instant> = HashMap::new();
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let rows = match session.query("looking for sessions that wait for us", WAITING_FOR_US, &[]).await {
+            Ok(rows) => rows,
+            // Unwatched, we must not hold locks.
+            Err(error) => return error.into(),
+        };
+        let waiting: Vec<i32> = rows.iter().map(|row| row.get(0)).collect();
+        since.retain(|pid, _| waiting.contains(pid));
+        for pid in waiting {
+            if since.entry(pid).or_insert_with(Instant::now).elapsed() > LIMIT {
+                return PassError::InTheWay { pid };
+            }
+        }
+    }
+}

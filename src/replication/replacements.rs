@@ -1,0 +1,97 @@
+//! Same key, other bytes: a package deleted and uploaded anew. The one stated exception to invariant 1.
+//!
+//! Journalled before the first byte changes; the rename's transaction empties the journal. A journal found at the start
+//! of a pass means that the rename did not happen, and everything is put back.
+
+use super::artifacts::{RETIRED, STAGED, Swap};
+use super::courier::{Courier, Delivery};
+use super::error::PassError;
+use crate::cluster::{Artifact, Replacement, State, Stored};
+use crate::observe::Step;
+use crate::package::Checksum;
+use std::str::FromStr;
+
+/// Keeps the old bytes aside and puts the staged ones in place.
+pub async fn carry_out(
+    swaps: &[Swap],
+    state: &State,
+    courier: &Courier,
+    step: &Step,
+) -> Result<(), PassError> {
+    let planned: Vec<Replacement> = swaps
+        .iter()
+        .map(|swap| Replacement {
+            key: swap.key.clone(),
+            old_checksum: swap.old.to_string(),
+            new_checksum: swap.new.to_string(),
+        })
+        .collect();
+    // Old bytes first, all of them: nothing has changed until the last one is safe.
+    for swap in swaps {
+        place(courier, state, &swap.key, &format!("{RETIRED}{}", swap.old), &swap.old).await?;
+    }
+    state.plan_replacements(&planned).await?;
+    for swap in swaps {
+        place(courier, state, &format!("{STAGED}{}", swap.new), &swap.key, &swap.new).await?;
+        step.add(1);
+    }
+    Ok(())
+}
+
+/// Puts back what an interrupted pass had begun to replace.
+pub async fn undo(state: &State, courier: &Courier) -> Result<usize, PassError> {
+    let begun = state.replacements().await?;
+    for replacement in &begun {
+        let Ok(old) = Checksum::from_str(&replacement.old_checksum) else {
+            continue;
+        };
+        let retired = format!("{RETIRED}{old}");
+        place(courier, state, &retired, &replacement.key, &old).await?;
+    }
+    state.forget_replacements().await?;
+    Ok(begun.len())
+}
+
+/// After the rename: staged bytes are in place, or of a plan that was given up.
+pub async fn clear_staged(courier: &Courier) -> Result<(), PassError> {
+    let mut staged = Vec::new();
+    courier
+        .local
+        .reading()
+        .list(STAGED, async |page| {
+            staged.extend(page.into_iter().map(|listed| listed.key));
+            Ok(())
+        })
+        .await?;
+    for key in staged {
+        courier.local.delete(&key).await?;
+    }
+    Ok(())
+}
+
+async fn place(
+    courier: &Courier,
+    state: &State,
+    from: &str,
+    to: &str,
+    checksum: &Checksum,
+) -> Result<(), PassError> {
+    let stored: Stored = match courier.move_within(from, to, checksum).await? {
+        Delivery::Done(stored) => stored,
+        other => {
+            return Err(PassError::Unfit {
+                check: "replacement",
+                text: format!("{from} in the local bucket should have checksum {checksum}, found: {other:?}"),
+                next_step: "look who else writes in the local bucket, then run `warm-spare verify --deep`".into(),
+            });
+        }
+    };
+    let artifact = Artifact {
+        key: to.to_string(),
+        checksum: checksum.to_string(),
+        bytes: stored.bytes,
+        etag: stored.etag,
+    };
+    state.record_artifacts(&[artifact]).await?;
+    Ok(())
+}

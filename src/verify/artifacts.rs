@@ -1,0 +1,180 @@
+//! Every row's artifact: that it is there and of the length it had when it was checked; deep, its bytes and signature.
+
+use super::Difference;
+use crate::cluster::{LocalSession, LocalStore, State, StoreError};
+use crate::config::Config;
+use crate::observe::{Phase, Progress};
+use crate::package::{Checksum, Inspection, Inspector, PublicKey, Signature};
+use crate::replication::{Inventory, PassError};
+use std::collections::{HashMap, HashSet};
+use std::str::FromStr;
+use std::sync::Arc;
+use tokio::task::JoinSet;
+
+const PAGE: i64 = 1000;
+
+#[derive(Default)]
+pub struct Compared {
+    pub checked: u64,
+    pub bytes: u64,
+    pub signatures_good: u64,
+    pub signatures_unknown: u64,
+    pub differences: Vec<Difference>,
+}
+
+pub async fn compare(
+    config: &Config,
+    state: &State,
+    session: &LocalSession,
+    store: &LocalStore,
+    unavailable: &[(String, String)],
+    deep: bool,
+    progress: &Progress,
+) -> Result<Compared, PassError> {
+    let inventory = Inventory::new(state.session()).await?;
+    let loaded = inventory.load_wanted_from(session).await?;
+    let mut compared = Compared::default();
+    compared.differences.extend(loaded.unsound.into_iter().map(|name| Difference {
+        kind: "artifact",
+        name,
+        text: "its row names no possible artifact (ident, target or checksum)".into(),
+    }));
+    let known: HashSet<&str> = unavailable.iter().map(|(key, _)| key.as_str()).collect();
+    if deep {
+        let keys = Arc::new(public_keys(session).await?);
+        let step = progress.begin(Phase::Artifacts, inventory.wanted().await?);
+        let mut busy = JoinSet::new();
+        let mut after = String::new();
+        loop {
+            let page = wanted_page(state.session(), &after).await?;
+            let Some((last, _)) = page.last() else { break };
+            after = last.clone();
+            for (key, checksum) in page {
+                if known.contains(key.as_str()) {
+                    continue;
+                }
+                while busy.len() >= config.replication.copies {
+                    step.add(1);
+                    take(&mut busy, &keys, &mut compared).await?;
+                }
+                let store = store.clone();
+                busy.spawn(async move { inspect(&store, key, checksum).await });
+            }
+        }
+        while !busy.is_empty() {
+            step.add(1);
+            take(&mut busy, &keys, &mut compared).await?;
+        }
+        compared.differences.sort_by(|a, b| a.name.cmp(&b.name));
+    } else {
+        inventory.load_present(store).await?;
+        compared.checked = inventory.wanted().await? - known.len() as u64;
+        let unproven = inventory.unproven().await?;
+        compared.differences.extend(
+            unproven
+                .into_iter()
+                .filter(|(key, _)| !known.contains(key.as_str()))
+                .map(|(key, why)| difference(key, why.into())),
+        );
+    }
+    Ok(compared)
+}
+
+fn difference(name: String, text: String) -> Difference {
+    Difference {
+        kind: "artifact",
+        name,
+        text,
+    }
+}
+
+async fn wanted_page(session: &LocalSession, after: &str) -> Result<Vec<(String, Checksum)>, PassError> {
+    let sql = "SELECT key, checksum FROM wanted WHERE key > $1 ORDER BY key LIMIT $2";
+    let rows = session.query("reading what is to be verified", sql, &[&after, &PAGE]).await?;
+    // Every checksum in this table was parsed on its way in.
+    Ok(rows
+        .iter()
+        .filter_map(|row| Some((row.get(0), Checksum::from_str(row.get(1)).ok()?)))
+        .collect())
+}
+
+struct Inspected {
+    key: String,
+    wanted: Checksum,
+    /// None: there is no such object.
+    found: Option<Inspection>,
+}
+
+async fn inspect(store: &LocalStore, key: String, wanted: Checksum) -> Result<Inspected, StoreError> {
+    let found = match store.reading().get(&key).await? {
+        None => None,
+        Some(mut body) => {
+            let mut inspector = Inspector::new();
+            while let Some(bytes) = body.next().await? {
+                inspector.update(&bytes);
+            }
+            Some(inspector.finish())
+        }
+    };
+    Ok(Inspected { key, wanted, found })
+}
+
+async fn take(
+    busy: &mut JoinSet<Result<Inspected, StoreError>>,
+    keys: &HashMap<String, PublicKey>,
+    compared: &mut Compared,
+) -> Result<(), PassError> {
+    let Some(joined) = busy.join_next().await else {
+        return Ok(());
+    };
+    let Inspected { key, wanted, found } = joined.expect("an inspection neither panics nor is cancelled")?;
+    compared.checked += 1;
+    let Some(found) = found else {
+        compared.differences.push(difference(key, "is not in the local bucket".into()));
+        return Ok(());
+    };
+    compared.bytes += found.bytes;
+    if found.checksum != wanted {
+        let text = format!("its bytes hash to {}, its row says {wanted}", found.checksum);
+        compared.differences.push(difference(key, text));
+        return Ok(());
+    }
+    let told = match &found.hart {
+        Err(error) => Some(format!("is no package file: {error}")),
+        Ok(facts) => match facts.verify(keys.get(&facts.key_name)) {
+            Signature::Good => {
+                compared.signatures_good += 1;
+                None
+            }
+            Signature::KeyUnknown(_) => {
+                compared.signatures_unknown += 1;
+                None
+            }
+            Signature::Bad(name) => Some(format!("is not signed by key {name}, which its header names")),
+            Signature::PayloadDiffers => Some("its payload is not the one that was signed".into()),
+        },
+    };
+    compared.differences.extend(told.map(|text| Difference {
+        kind: "signature",
+        name: key,
+        text,
+    }));
+    Ok(())
+}
+
+/// By full name. A key that cannot be read is as good as none: what it signed counts as unknown.
+async fn public_keys(session: &LocalSession) -> Result<HashMap<String, PublicKey>, PassError> {
+    let sql = "SELECT full_name::text, body::text FROM public.origin_public_keys";
+    let rows = session.query("reading the origins' public keys", sql, &[]).await?;
+    let mut keys = HashMap::new();
+    for row in &rows {
+        let (name, body): (String, String) = (row.get(0), row.get(1));
+        match PublicKey::parse(&body) {
+            Ok(key) => {
+                keys.insert(name, key);
+            }
+            Err(error) => log::warn!("local: public key {name} cannot be read: {error}"),
+        }
+    }
+    Ok(keys)
+}

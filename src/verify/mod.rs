@@ -1,0 +1,129 @@
+//! Compares what the spare has with what the primary sent at the recovery point. It reads the spare only; of the peer it
+//! asks no more than whether it has committed anything since.
+
+mod artifacts;
+mod tables;
+
+use crate::cluster::{CopiedPoint, LocalSession, LocalStore, PeerSession, State};
+use crate::config::Config;
+use crate::observe::Progress;
+use crate::replication::{PassError, unavailable};
+use serde::Serialize;
+
+/// One thing that is not as it was sent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Difference {
+    /// `database`, `table`, `artifact` or `signature`.
+    pub kind: &'static str,
+    pub name: String,
+    pub text: String,
+}
+
+#[derive(Debug)]
+pub struct Verification {
+    pub point: CopiedPoint,
+    pub deep: bool,
+    pub tables: u64,
+    pub rows: u64,
+    pub artifacts: u64,
+    pub artifact_bytes: u64,
+    pub signatures_good: u64,
+    /// Signed with keys that the database does not hold: neither right nor wrong.
+    pub signatures_unknown: u64,
+    /// Recorded as missing or damaged on the primary when they were copied: known, and no difference.
+    pub unavailable: Vec<(String, String)>,
+    pub differences: Vec<Difference>,
+    /// Whether the primary has committed anything since; None: it could not be asked.
+    pub newer: Option<bool>,
+}
+
+/// `deep` reads every artifact and checks its bytes and its signature; else presence and length.
+pub async fn verify(config: &Config, deep: bool, progress: &Progress) -> Result<Verification, PassError> {
+    let (state, point) = open(config).await?;
+    let database = &config.local.datastore.database;
+    let session = LocalSession::open(&config.local.datastore, database).await?;
+    let mut differences = recovery_point(&session, database, &point).await?;
+    if !differences.is_empty() {
+        // Another database altogether: comparing its tables would only bury that.
+        return Ok(Verification {
+            differences,
+            ..nothing(point, deep)
+        });
+    }
+    let tables = tables::compare(config, &session, state.content().await?, progress).await?;
+    let unavailable = unavailable(&session).await?;
+    let store = LocalStore::open(&config.local.s3)?;
+    let artifacts = artifacts::compare(config, &state, &session, &store, &unavailable, deep, progress).await?;
+    differences.extend(tables.differences);
+    differences.extend(artifacts.differences);
+    Ok(Verification {
+        newer: newer(config, &point).await,
+        tables: tables.tables,
+        rows: tables.rows,
+        artifacts: artifacts.checked,
+        artifact_bytes: artifacts.bytes,
+        signatures_good: artifacts.signatures_good,
+        signatures_unknown: artifacts.signatures_unknown,
+        unavailable,
+        differences,
+        ..nothing(point, deep)
+    })
+}
+
+fn nothing(point: CopiedPoint, deep: bool) -> Verification {
+    Verification {
+        point,
+        deep,
+        tables: 0,
+        rows: 0,
+        artifacts: 0,
+        artifact_bytes: 0,
+        signatures_good: 0,
+        signatures_unknown: 0,
+        unavailable: Vec::new(),
+        differences: Vec::new(),
+        newer: None,
+    }
+}
+
+async fn open(config: &Config) -> Result<(State, CopiedPoint), PassError> {
+    let nothing_yet = || PassError::Unfit {
+        check: "no_recovery_point",
+        text: "nothing has been copied to this cluster yet".into(),
+        next_step: "run `warm-spare sync` first".into(),
+    };
+    let state = State::open_existing(&config.local.datastore).await?.ok_or_else(nothing_yet)?;
+    let point = state.copied_point().await?.ok_or_else(nothing_yet)?;
+    Ok((state, point))
+}
+
+async fn recovery_point(session: &LocalSession, database: &str, point: &CopiedPoint) -> Result<Vec<Difference>, PassError> {
+    let sql = "SELECT to_regclass('warm_spare.recovery_point') IS NOT NULL";
+    let ours: bool = session.query_one("looking for the recovery point", sql, &[]).await?.get(0);
+    let found: Option<String> = if ours {
+        let sql = "SELECT lsn::text FROM warm_spare.recovery_point";
+        let rows = session.query("reading the recovery point", sql, &[]).await?;
+        rows.first().map(|row| row.get(0))
+    } else {
+        None
+    };
+    if found.as_ref() == Some(&point.lsn) {
+        return Ok(Vec::new());
+    }
+    Ok(vec![Difference {
+        kind: "database",
+        name: database.to_string(),
+        text: match found {
+            Some(lsn) => format!("stands at {lsn}, and {} is remembered", point.lsn),
+            None => "is not the one that was copied here: it has no recovery point".into(),
+        },
+    }])
+}
+
+async fn newer(config: &Config, point: &CopiedPoint) -> Option<bool> {
+    let peer = PeerSession::open(&config.peer.datastore).await.ok()?;
+    let sql = "SELECT txid_current_snapshot()::text, pg_postmaster_start_time()::text";
+    let row = peer.query_one("asking for newer changes", sql, &[]).await.ok()?;
+    let same = row.get::<_, String>(0) == point.transactions && row.get::<_, String>(1) == point.server_started;
+    Some(!same)
+}

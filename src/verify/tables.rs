@@ -1,0 +1,87 @@
+//! Rows and content of every table, against those taken while the rows were on their way.
+
+use super::Difference;
+use crate::cluster::{LocalSession, TableContent};
+use crate::config::Config;
+use crate::observe::{Phase, Progress, Step};
+use crate::replication::{ContentHash, PassError, Table, local_tables};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+pub struct Compared {
+    pub tables: u64,
+    pub rows: u64,
+    pub differences: Vec<Difference>,
+}
+
+pub async fn compare(
+    config: &Config,
+    session: &LocalSession,
+    expected: Vec<TableContent>,
+    progress: &Progress,
+) -> Result<Compared, PassError> {
+    let tables = local_tables(session).await?;
+    let bytes: i64 = tables.iter().map(|t| t.bytes).sum();
+    let step = progress.begin(Phase::Tables, bytes.max(0) as u64);
+    let found = hash_all(config, &tables, &step).await?;
+    let mut expected: BTreeMap<String, TableContent> =
+        expected.into_iter().map(|content| (content.table.clone(), content)).collect();
+    let mut differences = Vec::new();
+    let mut rows = 0;
+    for (table, content) in &found {
+        rows += content.rows();
+        let told = match expected.remove(table) {
+            None => Some("is not one of those that were copied".to_string()),
+            Some(sent) if sent.rows != content.rows() as i64 => {
+                Some(format!("has {} rows, {} were copied", content.rows(), sent.rows))
+            }
+            Some(sent) if sent.hash != content.to_string() => {
+                Some(format!("has {} rows as copied, and some of them differ", content.rows()))
+            }
+            Some(_) => None,
+        };
+        differences.extend(told.map(|text| difference(table, text)));
+    }
+    differences.extend(expected.into_keys().map(|table| difference(&table, "was copied and is gone".into())));
+    Ok(Compared {
+        tables: found.len() as u64,
+        rows,
+        differences,
+    })
+}
+
+fn difference(table: &str, text: String) -> Difference {
+    Difference {
+        kind: "table",
+        name: table.to_string(),
+        text,
+    }
+}
+
+async fn hash_all(config: &Config, tables: &[Table], step: &Step) -> Result<BTreeMap<String, ContentHash>, PassError> {
+    let queue = Arc::new(Mutex::new(tables.iter()));
+    let found = Arc::new(Mutex::new(BTreeMap::new()));
+    let workers = (0..config.replication.jobs).map(|_| {
+        let (queue, found) = (queue.clone(), found.clone());
+        async move {
+            let local = &config.local.datastore;
+            let session = LocalSession::open(local, &local.database).await?;
+            loop {
+                let Some(table) = queue.lock().expect("no holder panics").next() else {
+                    return Ok::<(), PassError>(());
+                };
+                let doing = format!("reading table {}", table.full_name());
+                let mut rows = session.copy_out(&doing, &table.copy_out()).await?;
+                let mut content = ContentHash::default();
+                while let Some(row) = rows.next().await? {
+                    content.add(&row);
+                    step.add(row.len() as u64);
+                }
+                found.lock().expect("no holder panics").insert(table.full_name(), content);
+            }
+        }
+    });
+    futures_util::future::try_join_all(workers).await?;
+    let found = found.lock().expect("no holder panics");
+    Ok(found.clone())
+}
