@@ -1,1 +1,3 @@
 //! Keeps a spare cluster of Habitat Builder at a checked point of the primary's history.
+
+pub mod package;
