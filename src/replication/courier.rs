@@ -99,10 +99,8 @@ impl Courier {
     ) -> Result<Sent, StoreError> {
         let _room = self.budget.room(body.stored.bytes).await;
         let mut hasher = Hasher::new();
-        let whole = self
-            .fill(&mut body, body_len(&body), &mut hasher)
-            .await?
-            .freeze();
+        let announced = usize::try_from(body.stored.bytes).unwrap_or(usize::MAX);
+        let whole = self.fill(&mut body, announced, &mut hasher).await?.freeze();
         // Past the announced length there must be nothing.
         if let Some(more) = body.next().await? {
             hasher.update(&more);
@@ -195,8 +193,4 @@ enum Sent {
     /// Nobody confirmed it; it must be read back.
     Unproven(Stored),
     Wrong(Checksum),
-}
-
-fn body_len(body: &Download) -> usize {
-    usize::try_from(body.stored.bytes).unwrap_or(usize::MAX)
 }
