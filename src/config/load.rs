@@ -1,1 +1,165 @@
-//! Being written.
+//! From the file to a configuration in which everything is known to be good.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use super::builder::{self, BuilderApi, Places};
+use super::values::Values;
+use super::{Config, ConfigError, Fuse, LogFormat, Replication, Role, sides, syntax};
+
+/// S3 takes no smaller part of an upload in parts (but for the last), and a copy holds one at a time.
+const PART: u64 = 5 * bytesize::MIB;
+
+/// May everybody read it?
+const READ_BY_OTHERS: u32 = 0o004;
+
+/// Reads and checks the configuration, and every file it names. Changes nothing.
+pub fn load(path: &Path) -> Result<Config, ConfigError> {
+    load_at(path, &Places::default())
+}
+
+/// [`load`], with Builder's own files at other places.
+pub(super) fn load_at(path: &Path, places: &Places) -> Result<Config, ConfigError> {
+    let (text, mode) = read(path).map_err(|source| ConfigError::Unreadable {
+        path: path.to_path_buf(),
+        source,
+    })?;
+    let table = text
+        .parse::<toml::Table>()
+        .map_err(|error| ConfigError::Syntax {
+            path: path.to_path_buf(),
+            message: syntax(&text, &error),
+        })?;
+    let mut values = Values::read(&table)?;
+    check_together(&values)?;
+    values.refuse_not_built()?;
+    check_mode(path, mode, &values)?;
+
+    let builder = builder_api(&values, places)?;
+    values.complete_local(builder.as_ref())?;
+    let local = sides::local(&values, builder.as_ref(), &places.datastore_password)?;
+    let peer = sides::peer(&values, &local)?;
+    assemble(&values, local, peer)
+}
+
+/// Text and mode of one and the same file, also while it is being replaced.
+fn read(path: &Path) -> std::io::Result<(String, u32)> {
+    let mut file = File::open(path)?;
+    let mode = file.metadata()?.permissions().mode();
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    Ok((text, mode))
+}
+
+/// What no key can be asked alone.
+fn check_together(values: &Values) -> Result<(), ConfigError> {
+    let (rpo, interval) = (
+        values.duration("replication.rpo")?,
+        values.duration("replication.interval")?,
+    );
+    if rpo <= interval {
+        let found = humantime::format_duration(rpo);
+        let least = humantime::format_duration(interval);
+        return Err(ConfigError::key(
+            "replication.rpo",
+            format!("must exceed replication.interval ({least}), found {found}"),
+        ));
+    }
+    let copies: u64 = values.int("replication.copies")?;
+    let (buffer, least) = (
+        values.bytes("replication.buffer").unwrap_or_default(),
+        copies * PART,
+    );
+    if buffer < least {
+        let least = least / bytesize::MIB;
+        return Err(ConfigError::key(
+            "replication.buffer",
+            format!(
+                "{copies} copies at once (replication.copies) hold 5MiB each: give at least \"{least}MiB\", or make fewer copies"
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// A file with secrets in it is itself one.
+fn check_mode(path: &Path, mode: u32, values: &Values) -> Result<(), ConfigError> {
+    match values.inline_secrets().next() {
+        Some(key) if mode & READ_BY_OTHERS != 0 => {
+            let path = path.display();
+            let mode = mode & 0o7777;
+            Err(ConfigError::key(
+                key,
+                format!(
+                    "{path} holds this secret and every user can read it (mode {mode:04o}): chmod o= {path}, or use {key}_file"
+                ),
+            ))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn builder_api(values: &Values, places: &Places) -> Result<Option<BuilderApi>, ConfigError> {
+    let usual = Path::new(super::keys::BUILDER_API_CONFIG);
+    let configured = Path::new(values.required(builder::KEY)?);
+    // The usual place is the one that tests move.
+    let path = if configured == usual {
+        &places.api_config
+    } else {
+        configured
+    };
+    let found = BuilderApi::find(path, &places.api_config)?;
+    match &found {
+        Some(api) if api.has_feature("ARTIFACTORY") => Err(ConfigError::key(
+            builder::KEY,
+            format!(
+                "unsupported_store: Builder keeps its packages in Artifactory, which warm-spare cannot replicate \
+                 (api.features_enabled in {})",
+                path.display()
+            ),
+        )),
+        _ => Ok(found),
+    }
+}
+
+fn assemble(values: &Values, local: super::Side, peer: super::Side) -> Result<Config, ConfigError> {
+    let text = |key| values.text(key).unwrap_or_default().to_string();
+    Ok(Config {
+        role: match values.required("role")? {
+            "spare" => Role::Spare,
+            "primary" => Role::Primary,
+            _ => Role::Keep,
+        },
+        force_epoch: values.int("force_epoch")?,
+        change: text("change"),
+        site: text("site"),
+        log_level: values
+            .required("log_level")?
+            .parse()
+            .unwrap_or(log::LevelFilter::Info),
+        log_format: match values.required("log_format")? {
+            "json" => LogFormat::Json,
+            _ => LogFormat::Text,
+        },
+        local,
+        peer,
+        replication: Replication {
+            jobs: values.int("replication.jobs")?,
+            copies: values.int("replication.copies")?,
+            buffer: values
+                .bytes("replication.buffer")
+                .ok_or_else(|| values.missing("replication.buffer"))?,
+            bandwidth_limit: values.bytes("replication.bandwidth_limit"),
+            gate_grace: values.duration("replication.gate_grace")?,
+            keep_generations: values.int("replication.keep_generations")?,
+        },
+        fuse: Fuse {
+            max_percent: values.int("fuse.max_percent")?,
+            min_count: values.int("fuse.min_count")?,
+            window: values.duration("fuse.window")?,
+            approve: text("fuse.approve"),
+        },
+    })
+}

@@ -2,12 +2,20 @@
 //!
 //! Reading it has no side effects. What a key means and may hold stands in `docs/reference.md`.
 
+mod builder;
+mod endpoint;
+mod keys;
+mod kind;
 mod load;
-mod local;
-mod raw;
 mod secret;
+mod sides;
+mod suggest;
+#[cfg(test)]
+mod tests;
 mod units;
+mod values;
 
+pub use keys::Key;
 pub use load::load;
 pub use secret::{Secret, SecretSource};
 pub use units::{parse_duration, parse_rate, parse_size};
@@ -28,6 +36,13 @@ pub struct Config {
     pub peer: Side,
     pub replication: Replication,
     pub fuse: Fuse,
+}
+
+impl Config {
+    /// Every key there is, in the order of the reference.
+    pub fn known_keys() -> &'static [Key] {
+        keys::KEYS
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,7 +78,8 @@ pub struct Datastore {
     pub ssl_root_cert: Option<PathBuf>,
     pub ssl_cert: Option<PathBuf>,
     pub ssl_key: Option<PathBuf>,
-    /// Where host and password came from, for people: `configuration`, `builder-api`, …
+    /// Where the host came from, for people: `configuration`, `builder-api`, `builder-datastore pwfile` (the usual host, and
+    /// the password from there) or `default`.
     pub source: &'static str,
 }
 
@@ -88,7 +104,7 @@ pub struct S3 {
     pub key_id: SecretSource,
     pub secret_key: SecretSource,
     pub ca_file: Option<PathBuf>,
-    /// As [`Datastore::source`].
+    /// Where the endpoint came from: `configuration` or `builder-api`.
     pub source: &'static str,
 }
 
@@ -136,4 +152,27 @@ pub enum ConfigError {
     /// `key` as in the reference, such as `peer.datastore.host`; `problem` says what was found and what is expected.
     #[error("{key}: {problem}")]
     Key { key: String, problem: String },
+}
+
+impl ConfigError {
+    fn key(key: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::Key {
+            key: key.into(),
+            problem: problem.into(),
+        }
+    }
+}
+
+/// A syntax error with its place, and without the line itself: that may hold a password.
+fn syntax(text: &str, error: &toml::de::Error) -> String {
+    let before = error
+        .span()
+        .and_then(|span| text.get(..span.start))
+        .unwrap_or_default();
+    let line = before.matches('\n').count() + 1;
+    let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+    format!(
+        "line {line}, column {column}: {}",
+        error.message().trim_end()
+    )
 }

@@ -15,7 +15,7 @@ pub struct Inspector {
 enum State {
     /// The first bytes, up to [`MAX_HEADER`] and one.
     Header(Vec<u8>),
-    Payload(HartHeader, Hasher),
+    Payload(HartHeader, Box<Hasher>),
     NotHart(HartError),
 }
 
@@ -103,7 +103,7 @@ fn read_header(begun: &mut Vec<u8>, chunk: &[u8]) -> Option<State> {
         Ok(Some(header)) => {
             let mut payload = Hasher::new();
             payload.update(&begun[header.length..]).update(rest);
-            Some(State::Payload(header, payload))
+            Some(State::Payload(header, Box::new(payload)))
         }
         Err(error) => Some(State::NotHart(error)),
     }

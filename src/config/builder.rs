@@ -1,0 +1,151 @@
+//! What the Builder services on this node say about themselves: builder-api's rendered configuration, and the password
+//! that builder-datastore made for itself. There stands what really works.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use toml::{Table, Value};
+
+use super::{ConfigError, syntax};
+
+/// The key that names the file, and so the one to look at when something is wrong in it.
+pub(super) const KEY: &str = "local.builder_api_config";
+
+/// Where Habitat puts the files of Builder's services.
+#[derive(Debug, Clone)]
+pub(super) struct Places {
+    /// Builder may run elsewhere: without this file nothing is taken from it. Any other file that is configured must be there.
+    pub api_config: PathBuf,
+    pub datastore_password: PathBuf,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Self {
+            api_config: PathBuf::from(super::keys::BUILDER_API_CONFIG),
+            datastore_password: PathBuf::from("/hab/svc/builder-datastore/config/pwfile"),
+        }
+    }
+}
+
+/// builder-api's rendered configuration.
+#[derive(Debug)]
+pub(super) struct BuilderApi {
+    path: PathBuf,
+    table: Table,
+}
+
+impl BuilderApi {
+    /// The file at `path`, which may be absent where it is the usual one.
+    pub fn find(path: &Path, usual: &Path) -> Result<Option<Self>, ConfigError> {
+        match std::fs::metadata(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound && path == usual => Ok(None),
+            _ => Self::read(path).map(Some),
+        }
+    }
+
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let wrong = |why: String| ConfigError::key(KEY, format!("{}: {why}", path.display()));
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| wrong(format!("cannot read builder-api's configuration: {error}")))?;
+        let table = text
+            .parse::<Table>()
+            .map_err(|error| wrong(syntax(&text, &error)))?;
+        Ok(Self {
+            path: path.to_path_buf(),
+            table,
+        })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The value of a key such as `datastore.host`.
+    pub fn value(&self, key: &str) -> Option<&Value> {
+        let (table, name) = key.split_once('.')?;
+        self.table.get(table)?.as_table()?.get(name)
+    }
+
+    /// A text that is not empty.
+    pub fn text(&self, key: &str) -> Option<&str> {
+        self.value(key)?.as_str().filter(|text| !text.is_empty())
+    }
+
+    /// Builder's API takes its features as one text with commas; a list is what one would expect there.
+    pub fn has_feature(&self, name: &str) -> bool {
+        let among = |text: &str| {
+            text.split(',')
+                .any(|found| found.trim().eq_ignore_ascii_case(name))
+        };
+        match self.value("api.features_enabled") {
+            Some(Value::String(text)) => among(text),
+            Some(Value::Array(list)) => list.iter().filter_map(Value::as_str).any(among),
+            _ => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_features(features: &str) -> BuilderApi {
+        BuilderApi {
+            path: PathBuf::new(),
+            table: format!("[api]\nfeatures_enabled = {features}")
+                .parse()
+                .unwrap(),
+        }
+    }
+
+    #[test]
+    fn features_are_found_in_a_text_and_in_a_list() {
+        for features in [
+            "\"jobsrv, Artifactory\"",
+            "\"ARTIFACTORY\"",
+            "[\"jobsrv\", \"artifactory\"]",
+        ] {
+            assert!(
+                with_features(features).has_feature("ARTIFACTORY"),
+                "{features}"
+            );
+        }
+        for features in ["\"\"", "\"jobsrv\"", "\"NOARTIFACTORY\"", "[]", "7"] {
+            assert!(
+                !with_features(features).has_feature("ARTIFACTORY"),
+                "{features}"
+            );
+        }
+    }
+
+    #[test]
+    fn only_the_usual_file_may_be_absent() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.toml");
+        assert!(BuilderApi::find(&path, &path).unwrap().is_none());
+        let error = BuilderApi::find(&path, Path::new("/usual"))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.starts_with(KEY) && error.contains(path.to_str().unwrap()),
+            "{error}"
+        );
+
+        std::fs::write(&path, "[datastore]\npassword = \"hunter2\nhost = 1").unwrap();
+        let error = BuilderApi::find(&path, &path).unwrap_err().to_string();
+        assert!(
+            error.starts_with(KEY) && error.contains("line 2"),
+            "{error}"
+        );
+        assert!(!error.contains("hunter2"), "{error}");
+
+        std::fs::write(&path, "[datastore]\nhost = \"db\"\npassword = \"\"").unwrap();
+        let found = BuilderApi::find(&path, Path::new("/usual"))
+            .unwrap()
+            .unwrap();
+        assert_eq!(found.text("datastore.host"), Some("db"));
+        assert_eq!(found.text("datastore.password"), None);
+        assert_eq!(found.text("s3.endpoint"), None);
+    }
+}

@@ -1,0 +1,234 @@
+//! Addresses: hosts, the URL of an S3 server, regions, names of buckets.
+
+use std::net::Ipv6Addr;
+
+use super::Backend;
+use super::units::quoted;
+
+/// Builder signs its requests to MinIO for this region, so we do too: a server set to one accepts no other.
+const MINIO_REGION: &str = "minio_s3";
+
+pub(super) const BUCKET_NAME: &str = "a bucket name (3-63 lower-case letters, digits, dots and hyphens; a letter or digit first and last)";
+
+/// Where requests go, and the region they are signed for.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Endpoint {
+    pub url: String,
+    pub region: String,
+}
+
+/// Reads `s3.endpoint`, which holds a region where the backend is `aws`, as in Builder's own configuration.
+pub(super) fn parse_endpoint(backend: Backend, text: &str) -> Result<Endpoint, String> {
+    match backend {
+        Backend::Minio => Ok(Endpoint {
+            url: parse_url(text)?,
+            region: MINIO_REGION.to_string(),
+        }),
+        Backend::Aws if is_region(text) => {
+            // The Chinese regions lie under a domain of their own.
+            let domain = if text.starts_with("cn-") {
+                "amazonaws.com.cn"
+            } else {
+                "amazonaws.com"
+            };
+            Ok(Endpoint {
+                url: format!("https://s3.{text}.{domain}"),
+                region: text.to_string(),
+            })
+        }
+        Backend::Aws => Err(format!(
+            "expected a region such as \"eu-central-1\", for the backend is aws, found {}",
+            shown(text)
+        )),
+    }
+}
+
+/// `http` or `https`, host, optional port, nothing else but a closing slash, which is dropped.
+pub(super) fn parse_url(text: &str) -> Result<String, String> {
+    let wrong = |why: &str| {
+        format!(
+            "expected a URL such as \"https://10.0.0.5:9000\", found {}: {why}",
+            shown(text)
+        )
+    };
+    let (scheme, rest) = text
+        .split_once("://")
+        .ok_or_else(|| wrong("no http:// or https://"))?;
+    let scheme = scheme.to_ascii_lowercase();
+    if scheme != "http" && scheme != "https" {
+        return Err(wrong("neither http nor https"));
+    }
+    if rest.contains('@') {
+        return Err(wrong("user and password do not belong here"));
+    }
+    let authority = rest.strip_suffix('/').unwrap_or(rest);
+    if authority.contains(['/', '?', '#']) {
+        return Err(wrong("no path may follow"));
+    }
+    let (host, port) =
+        split_port(authority).ok_or_else(|| wrong("the address is not closed by ]"))?;
+    if !is_host(host) || host.contains(':') != authority.starts_with('[') {
+        return Err(wrong("no host name or IP address"));
+    }
+    if let Some(port) = port {
+        let digits = port.bytes().all(|b| b.is_ascii_digit());
+        if !digits || !matches!(port.parse::<u16>(), Ok(1..)) {
+            return Err(wrong("the port is not 1-65535"));
+        }
+    }
+    Ok(format!("{scheme}://{authority}"))
+}
+
+/// An IPv6 address stands in brackets, so that its colons are not taken for a port's.
+fn split_port(authority: &str) -> Option<(&str, Option<&str>)> {
+    if let Some(rest) = authority.strip_prefix('[') {
+        let (host, after) = rest.split_once(']')?;
+        return match after {
+            "" => Some((host, None)),
+            _ => Some((host, Some(after.strip_prefix(':')?))),
+        };
+    }
+    match authority.rsplit_once(':') {
+        Some((host, port)) => Some((host, Some(port))),
+        None => Some((authority, None)),
+    }
+}
+
+/// A name that a resolver may know (underscores included, for container networks have them), or an IP address.
+pub(super) fn is_host(text: &str) -> bool {
+    let name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    let is_name = text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.chars().all(name);
+    is_name || text.parse::<Ipv6Addr>().is_ok()
+}
+
+fn is_region(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
+}
+
+pub(super) fn is_bucket_name(text: &str) -> bool {
+    let edge = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    (3..=63).contains(&text.len())
+        && text.chars().all(|c| edge(c) || c == '.' || c == '-')
+        && text.starts_with(edge)
+        && text.ends_with(edge)
+        && !text.contains("..")
+}
+
+/// A URL with user information may hold a password.
+fn shown(text: &str) -> String {
+    if text.contains('@') {
+        "one with user information".to_string()
+    } else {
+        quoted(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls() {
+        let cases = [
+            ("http://127.0.0.1:9000", "http://127.0.0.1:9000"),
+            (
+                "HTTPS://minio_1.example.org/",
+                "https://minio_1.example.org",
+            ),
+            ("https://[2001:db8::1]:9000", "https://[2001:db8::1]:9000"),
+            ("https://[2001:db8::1]", "https://[2001:db8::1]"),
+        ];
+        for (text, url) in cases {
+            assert_eq!(parse_url(text).as_deref(), Ok(url));
+        }
+        let bad = [
+            "",
+            "minio",
+            "minio:9000",
+            "ftp://minio",
+            "http://",
+            "http://:9000",
+            "http://minio:",
+            "http://minio:0",
+            "http://minio:65536",
+            "http://minio:+80",
+            "http://minio/bucket",
+            "http://minio//",
+            "http://minio?x",
+            "http://minio#x",
+            "http://mi nio",
+            "http://[::1",
+            "http://[::1]x",
+            "http://[x]:1",
+            "http://::1",
+            "http://::1:9000",
+        ];
+        for text in bad {
+            assert!(parse_url(text).is_err(), "{text:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn a_password_in_a_url_is_refused_and_not_repeated() {
+        for backend in [Backend::Minio, Backend::Aws] {
+            let problem = parse_endpoint(backend, "http://user:hunter2@minio:9000").unwrap_err();
+            assert!(!problem.contains("hunter2"), "{problem}");
+        }
+    }
+
+    #[test]
+    fn endpoints() {
+        let minio = parse_endpoint(Backend::Minio, "http://minio:9000").unwrap();
+        assert_eq!(
+            (minio.url.as_str(), minio.region.as_str()),
+            ("http://minio:9000", "minio_s3")
+        );
+        let aws = parse_endpoint(Backend::Aws, "eu-central-1").unwrap();
+        assert_eq!(
+            (aws.url.as_str(), aws.region.as_str()),
+            ("https://s3.eu-central-1.amazonaws.com", "eu-central-1")
+        );
+        let china = parse_endpoint(Backend::Aws, "cn-north-1").unwrap();
+        assert_eq!(china.url, "https://s3.cn-north-1.amazonaws.com.cn");
+        for bad in [
+            "https://s3.eu-central-1.amazonaws.com",
+            "eu_central",
+            "-eu",
+            "eu.central",
+        ] {
+            assert!(
+                parse_endpoint(Backend::Aws, bad).is_err(),
+                "{bad:?} was accepted"
+            );
+        }
+    }
+
+    #[test]
+    fn hosts_and_buckets() {
+        for good in ["localhost", "10.0.0.5", "db-1.example.org", "fe80::1"] {
+            assert!(is_host(good), "{good:?} was refused");
+        }
+        for bad in [
+            "",
+            "-x",
+            "/run/postgresql",
+            "a b",
+            "a,b",
+            "a:5432",
+            "a/b",
+            "[::1]",
+            "user@host",
+        ] {
+            assert!(!is_host(bad), "{bad:?} was accepted");
+        }
+        let longest = "a".repeat(63);
+        for good in ["abc", "habitat-builder-artifact-store.default", &longest] {
+            assert!(is_bucket_name(good), "{good:?} was refused");
+        }
+        let too_long = "a".repeat(64);
+        for bad in ["ab", "Abc", "a_b", "a/b", ".abc", "abc-", "a..b", &too_long] {
+            assert!(!is_bucket_name(bad), "{bad:?} was accepted");
+        }
+    }
+}

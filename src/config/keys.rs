@@ -1,0 +1,264 @@
+//! Every key there is, and which of them may not be used yet.
+//!
+//! `docs/reference.md` describes them; a test holds the two together.
+
+use toml::Value;
+
+use super::kind::{Checked, Kind};
+
+pub(super) const BUILDER_API_CONFIG: &str = "/hab/svc/builder-api/config/config.toml";
+
+const SSL_MODES: &[&str] = &["disable", "prefer", "require", "verify-ca", "verify-full"];
+const BACKENDS: &[&str] = &["minio", "aws"];
+const ANY: i64 = i64::MAX;
+const PORT: Kind = Kind::Int(1, 65535);
+
+/// A key of the configuration.
+#[derive(Debug)]
+pub struct Key {
+    /// The whole path, such as `peer.datastore.port`.
+    pub name: &'static str,
+    /// As in TOML, but without quotes. Empty: not set, or taken from elsewhere.
+    pub default: &'static str,
+    pub(super) kind: Kind,
+}
+
+impl Key {
+    pub(super) fn find(name: &str) -> Option<&'static Self> {
+        KEYS.iter().find(|key| key.name == name)
+    }
+
+    /// The default as TOML, for people.
+    pub fn default_text(&self) -> String {
+        match self.kind {
+            Kind::Bool | Kind::Int(..) => self.default.to_string(),
+            _ => format!("{:?}", self.default),
+        }
+    }
+
+    pub(super) fn default_value(&self) -> Result<Option<Checked>, String> {
+        let text = || Value::String(self.default.to_string());
+        let value = match self.kind {
+            Kind::Bool => self.default.parse().map_or_else(|_| text(), Value::Boolean),
+            Kind::Int(..) => self.default.parse().map_or_else(|_| text(), Value::Integer),
+            _ => text(),
+        };
+        self.kind.check(&value)
+    }
+
+    /// Where an empty text does not stand for the default, but for never and nowhere.
+    pub(super) fn empty_means_none(&self) -> bool {
+        matches!(self.name, "verify.schedule" | "local.builder_keys_dir")
+    }
+
+    /// Whether the key, or one value of it, waits for a part of the program that is not there yet.
+    pub fn is_not_built(&self) -> bool {
+        NOT_BUILT.iter().any(|(name, _)| *name == self.name)
+    }
+}
+
+const fn key(name: &'static str, kind: Kind, default: &'static str) -> Key {
+    Key {
+        name,
+        default,
+        kind,
+    }
+}
+
+/// In the order of the reference.
+pub(super) const KEYS: &[Key] = &[
+    key("role", Kind::Choice(&["keep", "spare", "primary"]), "keep"),
+    key("force_epoch", Kind::Int(0, ANY), "0"),
+    key("paused", Kind::Bool, "false"),
+    key("paused_until", Kind::Time, ""),
+    key("quiet_until", Kind::Time, ""),
+    key("change", Kind::Text, ""),
+    key("site", Kind::Text, ""),
+    key(
+        "log_level",
+        Kind::Choice(&["error", "warn", "info", "debug", "trace"]),
+        "info",
+    ),
+    key("log_format", Kind::Choice(&["text", "json"]), "text"),
+    // What the local side lacks comes from Builder's own files, and only then from `LOCAL_DEFAULTS`.
+    key("local.builder_api_config", Kind::Path, BUILDER_API_CONFIG),
+    key(
+        "local.builder_keys_dir",
+        Kind::Path,
+        "/hab/svc/builder-api/files",
+    ),
+    key("local.datastore.host", Kind::Host, ""),
+    key("local.datastore.port", PORT, ""),
+    key("local.datastore.user", Kind::Text, ""),
+    key("local.datastore.database", Kind::Text, ""),
+    key("local.datastore.password", Kind::Secret, ""),
+    key("local.datastore.password_file", Kind::Path, ""),
+    key("local.datastore.ssl_mode", Kind::Choice(SSL_MODES), ""),
+    key("local.datastore.ssl_root_cert", Kind::Path, ""),
+    key("local.datastore.ssl_cert", Kind::Path, ""),
+    key("local.datastore.ssl_key", Kind::Path, ""),
+    key("local.s3.backend", Kind::Choice(BACKENDS), ""),
+    key("local.s3.endpoint", Kind::Text, ""),
+    key("local.s3.bucket_name", Kind::Bucket, ""),
+    key("local.s3.key_id", Kind::Secret, ""),
+    key("local.s3.key_id_file", Kind::Path, ""),
+    key("local.s3.secret_key", Kind::Secret, ""),
+    key("local.s3.secret_key_file", Kind::Path, ""),
+    key("local.s3.ca_file", Kind::Path, ""),
+    key("local.s3.proxy", Kind::Url, ""),
+    key("peer.datastore.host", Kind::Host, ""),
+    key("peer.datastore.port", PORT, "5432"),
+    key("peer.datastore.user", Kind::Text, "hab"),
+    key("peer.datastore.database", Kind::Text, "builder"),
+    key("peer.datastore.password", Kind::Secret, ""),
+    key("peer.datastore.password_file", Kind::Path, ""),
+    key("peer.datastore.ssl_mode", Kind::Choice(SSL_MODES), "prefer"),
+    key("peer.datastore.ssl_root_cert", Kind::Path, ""),
+    key("peer.datastore.ssl_cert", Kind::Path, ""),
+    key("peer.datastore.ssl_key", Kind::Path, ""),
+    key("peer.s3.backend", Kind::Choice(BACKENDS), "minio"),
+    key("peer.s3.endpoint", Kind::Text, ""),
+    key("peer.s3.bucket_name", Kind::Bucket, ""),
+    key("peer.s3.key_id", Kind::Secret, ""),
+    key("peer.s3.key_id_file", Kind::Path, ""),
+    key("peer.s3.secret_key", Kind::Secret, ""),
+    key("peer.s3.secret_key_file", Kind::Path, ""),
+    key("peer.s3.ca_file", Kind::Path, ""),
+    key("peer.s3.proxy", Kind::Url, ""),
+    key(
+        "artifacts.mode",
+        Kind::Choice(&["replicate", "shared", "external"]),
+        "replicate",
+    ),
+    key(
+        "replication.mode",
+        Kind::Choice(&["auto", "stream", "snapshot"]),
+        "auto",
+    ),
+    key(
+        "replication.direction",
+        Kind::Choice(&["pull", "push"]),
+        "pull",
+    ),
+    key("replication.interval", Kind::PositiveDuration, "1m"),
+    key("replication.schedule", Kind::Cron, ""),
+    key("replication.lag_warn", Kind::PositiveDuration, "1m"),
+    key("replication.rpo", Kind::PositiveDuration, "5m"),
+    key("replication.jobs", Kind::Int(1, 64), "2"),
+    key("replication.copies", Kind::Int(1, 256), "8"),
+    key(
+        "replication.buffer",
+        Kind::Size(16 * bytesize::MIB),
+        "64MiB",
+    ),
+    key("replication.bandwidth_limit", Kind::Rate, ""),
+    key("replication.gate_grace", Kind::Duration, "30s"),
+    key("replication.retry_missing", Kind::PositiveDuration, "10m"),
+    key(
+        "replication.artifact_retention",
+        Kind::PositiveDuration,
+        "7d",
+    ),
+    key("replication.wal_hold_limit", Kind::Size(1), "4GB"),
+    key("replication.wal_unbounded", Kind::Bool, "false"),
+    key("replication.slot", Kind::Text, ""),
+    key("replication.publication", Kind::Text, ""),
+    key("replication.keep_generations", Kind::Int(0, 100), "2"),
+    key("fuse.max_percent", Kind::Int(0, 100), "10"),
+    key("fuse.min_count", Kind::Int(0, ANY), "20"),
+    key("fuse.window", Kind::PositiveDuration, "1h"),
+    key("fuse.approve", Kind::Text, ""),
+    key("takeover.drain_timeout", Kind::PositiveDuration, "30s"),
+    key("takeover.fence_retry", Kind::PositiveDuration, "5s"),
+    key("verify.schedule", Kind::Cron, "0 3 * * *"),
+    key("verify.deep", Kind::Bool, "false"),
+    key("http.listen", Kind::Ip, "127.0.0.1"),
+    key("http.port", PORT, "9640"),
+];
+
+/// Of the local side, where neither the configuration nor Builder's files say anything: as Builder itself has them.
+pub(super) const LOCAL_DEFAULTS: &[(&str, &str)] = &[
+    ("local.datastore.host", "127.0.0.1"),
+    ("local.datastore.port", "5432"),
+    ("local.datastore.user", "hab"),
+    ("local.datastore.database", "builder"),
+    ("local.datastore.ssl_mode", "prefer"),
+    ("local.s3.backend", "minio"),
+];
+
+/// What a key would switch on that is not there yet: these values of it, or all but its default.
+///
+/// Whoever builds a part deletes its lines here, and the mark in the reference. Until then such a key is refused, for
+/// a setting that is taken and does nothing is a promise broken in silence.
+pub(super) const NOT_BUILT: &[(&str, &[&str])] = &[
+    ("role", &["primary"]),
+    ("paused", ALL),
+    ("paused_until", ALL),
+    ("quiet_until", ALL),
+    ("log_format", &["json"]),
+    ("local.builder_keys_dir", ALL),
+    ("local.s3.proxy", ALL),
+    ("peer.s3.proxy", ALL),
+    ("artifacts.mode", &["shared", "external"]),
+    ("replication.mode", &["stream"]),
+    ("replication.direction", &["push"]),
+    ("replication.interval", ALL),
+    ("replication.schedule", ALL),
+    ("replication.lag_warn", ALL),
+    ("replication.rpo", ALL),
+    ("replication.retry_missing", ALL),
+    ("replication.artifact_retention", ALL),
+    ("replication.wal_hold_limit", ALL),
+    ("replication.wal_unbounded", ALL),
+    ("replication.slot", ALL),
+    ("replication.publication", ALL),
+    ("takeover.drain_timeout", ALL),
+    ("takeover.fence_retry", ALL),
+    ("verify.schedule", ALL),
+    ("verify.deep", ALL),
+    ("http.listen", ALL),
+    ("http.port", ALL),
+];
+
+const ALL: &[&str] = &[];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn names_are_unique_and_defaults_are_good() {
+        let names: BTreeSet<&str> = KEYS.iter().map(|key| key.name).collect();
+        assert_eq!(names.len(), KEYS.len());
+        for key in KEYS {
+            let default = key.default_value();
+            assert!(default.is_ok(), "{}: {default:?}", key.name);
+            assert_eq!(
+                default.unwrap().is_none(),
+                key.default.is_empty(),
+                "{}",
+                key.name
+            );
+        }
+    }
+
+    #[test]
+    fn the_other_tables_speak_of_keys_that_exist() {
+        for (name, default) in LOCAL_DEFAULTS {
+            let key = Key::find(name).unwrap_or_else(|| panic!("{name}"));
+            assert!(
+                Key { default, ..*key }.default_value().unwrap().is_some(),
+                "{name}"
+            );
+        }
+        for (name, values) in NOT_BUILT {
+            let key = Key::find(name).unwrap_or_else(|| panic!("{name}"));
+            for value in *values {
+                let checked = key.kind.check(&Value::String(value.to_string()));
+                assert!(checked.is_ok(), "{name} = {value}");
+                assert_ne!(*value, key.default, "{name}");
+            }
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! The kinds of values that keys have, and the check of one value against its kind.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use toml::Value;
+
+use super::endpoint;
+use super::units::{
+    expected, parse_duration, parse_rate, parse_schedule, parse_size, parse_time, quoted,
+};
+
+/// What a key may hold.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Kind {
+    Bool,
+    /// From the one to the other, both included.
+    Int(i64, i64),
+    /// One line of text.
+    Text,
+    Choice(&'static [&'static str]),
+    /// Zero included.
+    Duration,
+    /// Zero would make it useless.
+    PositiveDuration,
+    /// At least so many bytes.
+    Size(u64),
+    Rate,
+    Time,
+    Cron,
+    Path,
+    Host,
+    Ip,
+    Url,
+    Bucket,
+    Secret,
+}
+
+/// A value that was found good.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Checked {
+    Bool(bool),
+    Int(u64),
+    Text(String),
+    Duration(Duration),
+    /// A size, or a rate a second.
+    Bytes(u64),
+    Time(DateTime<Utc>),
+}
+
+impl Kind {
+    /// `None`: an empty text, which stands for a key that is not set. An error is the rest of a sentence that begins with
+    /// the key, and never holds a secret.
+    pub fn check(self, value: &Value) -> Result<Option<Checked>, String> {
+        let checked = match (self, value) {
+            (_, Value::String(text)) if text.is_empty() => return Ok(None),
+            (Self::Bool, Value::Boolean(value)) => Checked::Bool(*value),
+            (Self::Int(least, most), Value::Integer(value)) if (least..=most).contains(value) => {
+                Checked::Int(u64::try_from(*value).map_err(|_| self.mismatch(&value.to_string()))?)
+            }
+            (Self::Int(..), Value::Integer(value)) => {
+                return Err(self.mismatch(&value.to_string()));
+            }
+            (Self::Time, Value::Datetime(time)) => Checked::Time(parse_time(&time.to_string())?),
+            (_, Value::String(text)) => self.check_text(text)?,
+            _ => return Err(self.mismatch(&self.describe(value))),
+        };
+        Ok(Some(checked))
+    }
+
+    fn check_text(self, text: &str) -> Result<Checked, String> {
+        if text.contains(char::is_control) && !matches!(self, Self::Secret) {
+            return Err(expected("one line without control characters", text));
+        }
+        let good = match self {
+            Self::Bool | Self::Int(..) => false,
+            Self::Text | Self::Secret => true,
+            Self::Choice(choices) => choices.contains(&text),
+            Self::Duration => return parse_duration(text).map(Checked::Duration),
+            Self::PositiveDuration => match parse_duration(text)? {
+                Duration::ZERO => false,
+                duration => return Ok(Checked::Duration(duration)),
+            },
+            Self::Size(least) => match parse_size(text)? {
+                size if size < least => false,
+                size => return Ok(Checked::Bytes(size)),
+            },
+            Self::Rate => return parse_rate(text).map(Checked::Bytes),
+            Self::Time => return parse_time(text).map(Checked::Time),
+            Self::Cron => parse_schedule(text).map(|_| true)?,
+            // The directory a service is started in is nobody's choice, so a relative path would mean nothing.
+            Self::Path => text.starts_with('/'),
+            Self::Host => endpoint::is_host(text),
+            Self::Ip => text.parse::<IpAddr>().is_ok(),
+            Self::Url => endpoint::parse_url(text).map(|_| true)?,
+            Self::Bucket => endpoint::is_bucket_name(text),
+        };
+        if good {
+            Ok(Checked::Text(text.to_string()))
+        } else {
+            Err(self.mismatch(&quoted(text)))
+        }
+    }
+
+    fn mismatch(self, found: &str) -> String {
+        format!("expected {}, found {found}", self.expectation())
+    }
+
+    /// The value where it may be shown, else the type of it.
+    fn describe(self, value: &Value) -> String {
+        let kind = match value {
+            Value::String(text) if !matches!(self, Self::Secret) => return quoted(text),
+            Value::Integer(_) => "an integer",
+            Value::Float(_) => "a number with a fraction",
+            Value::Boolean(_) => "true or false",
+            Value::Datetime(_) => "a time",
+            Value::Array(_) => "a list",
+            Value::Table(_) => "a table",
+            Value::String(_) => "a text",
+        };
+        kind.to_string()
+    }
+
+    fn expectation(self) -> String {
+        let fixed = match self {
+            Self::Bool => "true or false",
+            Self::Int(least, most) if most == i64::MAX => {
+                return format!("an integer of at least {least}");
+            }
+            Self::Int(least, most) => return format!("an integer {least}-{most}"),
+            Self::Choice(choices) => return format!("one of {}", choices.join(", ")),
+            Self::Size(least) if least >= bytesize::MIB => {
+                return format!("a size of at least \"{}MiB\"", least / bytesize::MIB);
+            }
+            Self::Size(_) => "a size above 0 such as \"64MiB\" or \"4GB\"",
+            Self::Text | Self::Secret => "a text in quotes",
+            Self::Duration => "a duration such as \"90s\", \"5m\" or \"7d\"",
+            Self::PositiveDuration => "a duration above 0 such as \"90s\", \"5m\" or \"7d\"",
+            Self::Rate => "a rate such as \"50MB/s\"",
+            Self::Time => "a time such as \"2030-01-31T22:00:00Z\"",
+            Self::Cron => "five cron fields (in UTC) such as \"0 3 * * *\"",
+            Self::Path => "an absolute path",
+            Self::Host => "a host name or an IP address",
+            Self::Ip => "an IP address",
+            Self::Url => "a URL such as \"https://10.0.0.5:9000\"",
+            Self::Bucket => endpoint::BUCKET_NAME,
+        };
+        fixed.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_text_is_not_set() {
+        let empty = Value::String(String::new());
+        for kind in [
+            Kind::Bool,
+            Kind::Int(1, 2),
+            Kind::Duration,
+            Kind::Secret,
+            Kind::Path,
+        ] {
+            assert_eq!(kind.check(&empty), Ok(None), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn a_time_may_be_written_without_quotes() {
+        let table: toml::Table = "a = 2030-01-31T22:00:00Z\nb = 2030-01-31".parse().unwrap();
+        let quoted = Value::String("2030-01-31T22:00:00Z".to_string());
+        assert_eq!(Kind::Time.check(&table["a"]), Kind::Time.check(&quoted));
+        assert!(Kind::Time.check(&table["b"]).is_err());
+    }
+
+    #[test]
+    fn the_type_of_a_secret_is_named_and_not_its_value() {
+        let problem = Kind::Secret.check(&Value::Integer(4711)).unwrap_err();
+        assert_eq!(problem, "expected a text in quotes, found an integer");
+        let several_lines = Value::String("a\nb".to_string());
+        assert!(Kind::Secret.check(&several_lines).is_ok());
+        assert!(Kind::Text.check(&several_lines).is_err());
+    }
+}

@@ -1,0 +1,196 @@
+//! The two sides of the configuration, put together from values that are each good on their own.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use super::builder::BuilderApi;
+use super::endpoint::parse_endpoint;
+use super::secret::{open, open_private};
+use super::values::{Source, Values, builder_key};
+use super::{Backend, ConfigError, Datastore, S3, Secret, SecretSource, Side, SslMode};
+
+const DATASTORE_PASSWORD_SOURCE: &str = "builder-datastore pwfile";
+
+/// The local side, after [`Values::complete_local`]. `pwfile`: builder-datastore's, where there is one.
+pub(super) fn local(
+    values: &Values,
+    builder: Option<&BuilderApi>,
+    pwfile: &Path,
+) -> Result<Side, ConfigError> {
+    let reader = Reader {
+        values,
+        builder,
+        side: "local",
+    };
+    let bucket_name = reader.values.required("local.s3.bucket_name");
+    let mut datastore = reader.datastore()?;
+    if datastore.password.is_none() && exists(pwfile) {
+        let password = SecretSource::File(pwfile.to_path_buf());
+        password.read("local.datastore.password")?;
+        datastore.password = Some(password);
+        if datastore.source == Source::Default.name() {
+            datastore.source = DATASTORE_PASSWORD_SOURCE;
+        }
+    }
+    let s3 = reader.s3(bucket_name)?;
+    Ok(Side { datastore, s3 })
+}
+
+/// The peer's. A bucket that is not named has the same name as the local one.
+pub(super) fn peer(values: &Values, local: &Side) -> Result<Side, ConfigError> {
+    let reader = Reader {
+        values,
+        builder: None,
+        side: "peer",
+    };
+    let bucket_name = values
+        .text("peer.s3.bucket_name")
+        .unwrap_or(&local.s3.bucket_name);
+    Ok(Side {
+        datastore: reader.datastore()?,
+        s3: reader.s3(Ok(bucket_name))?,
+    })
+}
+
+/// Unless it is certain that there is none: what cannot be looked at shows in the reading of it.
+fn exists(path: &Path) -> bool {
+    !std::fs::metadata(path).is_err_and(|error| error.kind() == ErrorKind::NotFound)
+}
+
+struct Reader<'a> {
+    values: &'a Values,
+    builder: Option<&'a BuilderApi>,
+    side: &'static str,
+}
+
+impl Reader<'_> {
+    fn key(&self, name: &str) -> String {
+        format!("{}.{name}", self.side)
+    }
+
+    fn datastore(&self) -> Result<Datastore, ConfigError> {
+        let required = |name| self.values.required(&self.key(name)).map(str::to_string);
+        let (ssl_cert, ssl_key) = self.client_certificate()?;
+        Ok(Datastore {
+            host: required("datastore.host")?,
+            port: self.values.int(&self.key("datastore.port"))?,
+            user: required("datastore.user")?,
+            database: required("datastore.database")?,
+            password: self.secret("datastore.password")?,
+            ssl_mode: self.ssl_mode(),
+            ssl_root_cert: self.readable("datastore.ssl_root_cert")?,
+            ssl_cert,
+            ssl_key,
+            source: self.source("datastore.host"),
+        })
+    }
+
+    fn s3(&self, bucket_name: Result<&str, ConfigError>) -> Result<S3, ConfigError> {
+        let backend = match self.values.text(&self.key("s3.backend")) {
+            Some("aws") => Backend::Aws,
+            _ => Backend::Minio,
+        };
+        let key = self.key("s3.endpoint");
+        let endpoint = parse_endpoint(backend, self.values.required(&key)?)
+            .map_err(|problem| ConfigError::key(key, problem))?;
+        let required = |name| {
+            self.secret(name)?
+                .ok_or_else(|| self.values.missing(&self.key(name)))
+        };
+        Ok(S3 {
+            backend,
+            endpoint: endpoint.url,
+            region: endpoint.region,
+            bucket_name: bucket_name?.to_string(),
+            key_id: required("s3.key_id")?,
+            secret_key: required("s3.secret_key")?,
+            ca_file: self.readable("s3.ca_file")?,
+            source: self.source("s3.endpoint"),
+        })
+    }
+
+    fn source(&self, name: &str) -> &'static str {
+        self.values
+            .source(&self.key(name))
+            .unwrap_or(Source::Default)
+            .name()
+    }
+
+    fn ssl_mode(&self) -> SslMode {
+        match self.values.text(&self.key("datastore.ssl_mode")) {
+            Some("disable") => SslMode::Disable,
+            Some("require") => SslMode::Require,
+            Some("verify-ca") => SslMode::VerifyCa,
+            Some("verify-full") => SslMode::VerifyFull,
+            _ => SslMode::Prefer,
+        }
+    }
+
+    /// Either of certificate and key is of no use without the other.
+    fn client_certificate(&self) -> Result<(Option<PathBuf>, Option<PathBuf>), ConfigError> {
+        let (cert_key, key_key) = (
+            self.key("datastore.ssl_cert"),
+            self.key("datastore.ssl_key"),
+        );
+        let certificate = self.readable("datastore.ssl_cert")?;
+        let key = self.values.text(&key_key).map(PathBuf::from);
+        if let Some(path) = &key {
+            open_private(&key_key, path)?;
+        }
+        match (&certificate, &key) {
+            (Some(_), None) => Err(ConfigError::key(
+                cert_key,
+                format!("needs {key_key} with it"),
+            )),
+            (None, Some(_)) => Err(ConfigError::key(
+                key_key,
+                format!("needs {cert_key} with it"),
+            )),
+            _ => Ok((certificate, key)),
+        }
+    }
+
+    /// A file that must be there and be readable, for it is read anew at each connection.
+    fn readable(&self, name: &str) -> Result<Option<PathBuf>, ConfigError> {
+        let key = self.key(name);
+        let Some(path) = self.values.text(&key).map(PathBuf::from) else {
+            return Ok(None);
+        };
+        open(&key, &path)?;
+        Ok(Some(path))
+    }
+
+    /// A secret from the key itself or from the file its counterpart names, which is read once to see that it is good.
+    fn secret(&self, name: &str) -> Result<Option<SecretSource>, ConfigError> {
+        let key = self.key(name);
+        let file_key = format!("{key}_file");
+        match (self.values.text(&key), self.values.text(&file_key)) {
+            (Some(_), Some(_)) => Err(ConfigError::key(
+                key,
+                format!("is set, and so is {file_key}: remove one of them"),
+            )),
+            (None, Some(path)) => {
+                let source = SecretSource::File(PathBuf::from(path));
+                source.read(&file_key)?;
+                Ok(Some(source))
+            }
+            (Some(text), None) => {
+                Ok(Some(self.builders(&key).unwrap_or_else(|| {
+                    SecretSource::Inline(Secret::new(text))
+                })))
+            }
+            (None, None) => Ok(None),
+        }
+    }
+
+    /// The source of a secret that is builder-api's.
+    fn builders(&self, key: &str) -> Option<SecretSource> {
+        let builder = self
+            .builder
+            .filter(|_| self.values.source(key) == Some(Source::BuilderApi))?;
+        Some(SecretSource::BuilderApi {
+            file: builder.path().to_path_buf(),
+            key: builder_key(key)?.to_string(),
+        })
+    }
+}

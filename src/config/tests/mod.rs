@@ -1,0 +1,128 @@
+//! The configuration as a whole: files in, configuration or the one right error out.
+
+mod each_key;
+mod secrets;
+mod sides;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+
+use toml::{Table, Value};
+
+use super::builder::Places;
+use super::load::load_at;
+use super::*;
+
+/// A folder with everything a configuration may name, and Builder's files where a test puts them.
+struct Site {
+    folder: tempfile::TempDir,
+    table: Table,
+}
+
+const MINIMAL: &str = r#"
+    [local.s3]
+    endpoint = "http://127.0.0.1:9000"
+    bucket_name = "builder"
+    key_id = "depot"
+    secret_key = "hunter2-local"
+    [peer.datastore]
+    host = "db.example.org"
+    [peer.s3]
+    endpoint = "https://minio.example.org"
+    key_id = "hunter2-id"
+    secret_key = "hunter2-peer"
+"#;
+
+const BUILDER_API: &str = r#"
+    [api]
+    features_enabled = "jobsrv"
+    key_path = "/hab/svc/builder-api/files"
+    [memcache]
+    ttl = 15
+    [[memcache.hosts]]
+    host = "10.0.0.9"
+    [s3]
+    backend = "minio"
+    key_id = "hunter2-api-id"
+    secret_key = "hunter2-api-key"
+    endpoint = "http://10.0.0.2:9000/"
+    bucket_name = "habitat-builder-artifact-store.local"
+    [datastore]
+    host = "10.0.0.1"
+    port = 5433
+    user = "bldr"
+    password = "hunter2-api"
+    database = "depot"
+    ssl_mode = "require"
+    connection_retry_ms = 300
+"#;
+
+impl Site {
+    fn new(text: &str) -> Self {
+        let site = Self {
+            folder: tempfile::tempdir().unwrap(),
+            table: text.parse().unwrap(),
+        };
+        site.file("secret", "hunter2-file\n", 0o640);
+        site.file("open-secret", "hunter2-open\n", 0o644);
+        site.file("certificate", "", 0o644);
+        site
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn file(&self, name: &str, text: &str, mode: u32) -> PathBuf {
+        let path = self.path(name);
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        path
+    }
+
+    /// Sets a key to a value written as TOML, in which `DIR` stands for the folder.
+    fn set(&mut self, key: &str, value: &str) -> &mut Self {
+        let value = value.replace("DIR", self.folder.path().to_str().unwrap());
+        let value = format!("x = {value}").parse::<Table>().unwrap()["x"].clone();
+        let (tables, name) = key.rsplit_once('.').unwrap_or(("", key));
+        let mut table = &mut self.table;
+        for part in tables.split('.').filter(|part| !part.is_empty()) {
+            let inner = table
+                .entry(part)
+                .or_insert_with(|| Value::Table(Table::new()));
+            table = inner.as_table_mut().unwrap();
+        }
+        table.insert(name.to_string(), value);
+        self
+    }
+
+    fn load_with_mode(&self, mode: u32) -> Result<Config, String> {
+        let path = self.file("config.toml", &self.table.to_string(), mode);
+        let places = Places {
+            api_config: self.path("builder-api.toml"),
+            datastore_password: self.path("pwfile"),
+        };
+        load_at(&path, &places).map_err(|error| error.to_string())
+    }
+
+    fn load(&self) -> Result<Config, String> {
+        self.load_with_mode(0o640)
+    }
+}
+
+/// The error of the minimal configuration with one key set.
+fn problem(key: &str, value: &str) -> String {
+    let mut site = Site::new(MINIMAL);
+    match site.set(key, value).load() {
+        Ok(_) => panic!("{key} = {value} was accepted"),
+        Err(error) => error,
+    }
+}
+
+/// Nothing of the local side is configured.
+fn without_local() -> Site {
+    let mut site = Site::new(MINIMAL);
+    site.table.remove("local");
+    site
+}

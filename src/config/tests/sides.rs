@@ -1,0 +1,302 @@
+//! All keys together, and what the local side takes from Builder.
+
+use std::time::Duration;
+
+use super::*;
+
+#[test]
+fn a_whole_configuration_arrives_whole() {
+    let mut site = Site::new(MINIMAL);
+    let settings = [
+        ("role", r#""spare""#),
+        ("force_epoch", "7"),
+        ("change", r#""CHG-1""#),
+        ("site", r#""dc2""#),
+        ("log_level", r#""debug""#),
+        ("peer.datastore.port", "6432"),
+        ("peer.datastore.user", r#""u""#),
+        ("peer.datastore.database", r#""d""#),
+        ("peer.datastore.password_file", r#""DIR/secret""#),
+        ("peer.datastore.ssl_mode", r#""verify-ca""#),
+        ("peer.datastore.ssl_root_cert", r#""DIR/certificate""#),
+        ("peer.datastore.ssl_cert", r#""DIR/certificate""#),
+        ("peer.datastore.ssl_key", r#""DIR/secret""#),
+        ("peer.s3.backend", r#""aws""#),
+        ("peer.s3.endpoint", r#""eu-central-1""#),
+        ("peer.s3.bucket_name", r#""other""#),
+        ("peer.s3.ca_file", r#""DIR/certificate""#),
+        ("replication.jobs", "3"),
+        ("replication.copies", "4"),
+        ("replication.buffer", r#""20MiB""#),
+        ("replication.bandwidth_limit", r#""5MB/s""#),
+        ("replication.gate_grace", r#""6s""#),
+        ("replication.keep_generations", "9"),
+        ("fuse.max_percent", "11"),
+        ("fuse.min_count", "12"),
+        ("fuse.window", r#""13m""#),
+        ("fuse.approve", r#""f-1""#),
+    ];
+    for (key, value) in settings {
+        site.set(key, value);
+    }
+    let config = site.load().unwrap();
+    assert_eq!((config.role, config.force_epoch), (Role::Spare, 7));
+    assert_eq!(
+        (config.change.as_str(), config.site.as_str()),
+        ("CHG-1", "dc2")
+    );
+    assert_eq!(
+        (config.log_level, config.log_format),
+        (log::LevelFilter::Debug, LogFormat::Text)
+    );
+    let Side { datastore, s3 } = &config.peer;
+    assert_eq!(
+        (datastore.host.as_str(), datastore.port),
+        ("db.example.org", 6432)
+    );
+    assert_eq!(
+        (datastore.user.as_str(), datastore.database.as_str()),
+        ("u", "d")
+    );
+    assert_eq!(
+        datastore
+            .password
+            .as_ref()
+            .unwrap()
+            .read("k")
+            .unwrap()
+            .expose(),
+        "hunter2-file"
+    );
+    assert_eq!(
+        (datastore.ssl_mode, datastore.source),
+        (SslMode::VerifyCa, "configuration")
+    );
+    assert_eq!(datastore.ssl_root_cert, Some(site.path("certificate")));
+    assert_eq!(datastore.ssl_cert, Some(site.path("certificate")));
+    assert_eq!(datastore.ssl_key, Some(site.path("secret")));
+    assert_eq!(
+        (s3.backend, s3.region.as_str(), s3.source),
+        (Backend::Aws, "eu-central-1", "configuration")
+    );
+    assert_eq!(
+        (s3.endpoint.as_str(), s3.bucket_name.as_str()),
+        ("https://s3.eu-central-1.amazonaws.com", "other")
+    );
+    assert_eq!(s3.key_id.read("k").unwrap().expose(), "hunter2-id");
+    assert_eq!(s3.secret_key.read("k").unwrap().expose(), "hunter2-peer");
+    assert_eq!(s3.ca_file, Some(site.path("certificate")));
+    let Replication {
+        jobs,
+        copies,
+        buffer,
+        bandwidth_limit,
+        gate_grace,
+        keep_generations,
+    } = config.replication;
+    assert_eq!(
+        (jobs, copies, buffer, bandwidth_limit),
+        (3, 4, 20 << 20, Some(5_000_000))
+    );
+    assert_eq!((gate_grace, keep_generations), (Duration::from_secs(6), 9));
+    assert_eq!((config.fuse.max_percent, config.fuse.min_count), (11, 12));
+    assert_eq!(
+        (config.fuse.window, config.fuse.approve.as_str()),
+        (Duration::from_secs(780), "f-1")
+    );
+}
+
+#[test]
+fn defaults_are_the_references() {
+    let config = Site::new(MINIMAL).load().unwrap();
+    assert_eq!(
+        (config.role, config.force_epoch, config.log_level),
+        (Role::Keep, 0, log::LevelFilter::Info)
+    );
+    let Side { datastore, s3 } = &config.local;
+    assert_eq!(
+        (datastore.host.as_str(), datastore.port),
+        ("127.0.0.1", 5432)
+    );
+    assert_eq!(
+        (datastore.user.as_str(), datastore.database.as_str()),
+        ("hab", "builder")
+    );
+    assert_eq!(
+        (datastore.ssl_mode, datastore.source),
+        (SslMode::Prefer, "default")
+    );
+    assert!(datastore.password.is_none() && config.peer.datastore.password.is_none());
+    assert_eq!(
+        (s3.backend, s3.region.as_str(), s3.source),
+        (Backend::Minio, "minio_s3", "configuration")
+    );
+    let peer = &config.peer;
+    assert_eq!(
+        (
+            peer.datastore.port,
+            peer.datastore.user.as_str(),
+            peer.datastore.database.as_str()
+        ),
+        (5432, "hab", "builder")
+    );
+    assert_eq!(
+        (peer.datastore.ssl_mode, peer.s3.backend),
+        (SslMode::Prefer, Backend::Minio)
+    );
+    assert_eq!(peer.s3.bucket_name, "builder", "the local bucket's name");
+    let replication = &config.replication;
+    assert_eq!(
+        (replication.jobs, replication.copies, replication.buffer),
+        (2, 8, 64 << 20)
+    );
+    assert_eq!(
+        (replication.bandwidth_limit, replication.keep_generations),
+        (None, 2)
+    );
+    assert_eq!(replication.gate_grace, Duration::from_secs(30));
+    assert_eq!((config.fuse.max_percent, config.fuse.min_count), (10, 20));
+    assert_eq!(config.fuse.window, Duration::from_secs(3600));
+}
+
+#[test]
+fn the_local_side_comes_from_builder_api() {
+    let site = without_local();
+    let file = site.file("builder-api.toml", BUILDER_API, 0o640);
+    site.file("pwfile", "hunter2-pwfile\n", 0o400);
+    let config = site.load().unwrap();
+    let Side { datastore, s3 } = &config.local;
+    assert_eq!(
+        (datastore.host.as_str(), datastore.port, datastore.source),
+        ("10.0.0.1", 5433, "builder-api")
+    );
+    assert_eq!(
+        (datastore.user.as_str(), datastore.database.as_str()),
+        ("bldr", "depot")
+    );
+    assert_eq!(datastore.ssl_mode, SslMode::Require);
+    assert_eq!(
+        (s3.endpoint.as_str(), s3.source),
+        ("http://10.0.0.2:9000", "builder-api")
+    );
+    assert_eq!(s3.bucket_name, "habitat-builder-artifact-store.local");
+    assert_eq!(config.peer.s3.bucket_name, s3.bucket_name);
+    assert_eq!(s3.key_id.read("k").unwrap().expose(), "hunter2-api-id");
+    let password = datastore.password.clone().unwrap();
+    assert_eq!(password.read("k").unwrap().expose(), "hunter2-api");
+
+    // Habitat renders the file anew when the password changes: the next connection takes the new one.
+    fs::write(&file, BUILDER_API.replace("hunter2-api\"", "hunter2-new\"")).unwrap();
+    assert_eq!(password.read("k").unwrap().expose(), "hunter2-new");
+    fs::write(&file, "").unwrap();
+    let error = password
+        .read("local.datastore.password")
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.starts_with("local.datastore.password: ") && error.contains("datastore.password"),
+        "{error}"
+    );
+}
+
+#[test]
+fn the_configuration_goes_before_builder_api() {
+    let mut site = without_local();
+    site.file("builder-api.toml", BUILDER_API, 0o640);
+    site.set("local.datastore.host", r#""db""#)
+        .set("local.datastore.password_file", r#""DIR/secret""#);
+    site.set("local.s3.key_id_file", r#""DIR/secret""#);
+    let local = site.load().unwrap().local;
+    assert_eq!(
+        (local.datastore.host.as_str(), local.datastore.source),
+        ("db", "configuration")
+    );
+    assert_eq!(local.datastore.port, 5433);
+    assert_eq!(
+        local
+            .datastore
+            .password
+            .unwrap()
+            .read("k")
+            .unwrap()
+            .expose(),
+        "hunter2-file"
+    );
+    assert_eq!(local.s3.key_id.read("k").unwrap().expose(), "hunter2-file");
+    assert_eq!(
+        local.s3.secret_key.read("k").unwrap().expose(),
+        "hunter2-api-key"
+    );
+}
+
+#[test]
+fn the_datastores_own_password_is_the_last_resort() {
+    let site = Site::new(MINIMAL);
+    site.file("pwfile", "hunter2-pwfile\n", 0o400);
+    let datastore = site.load().unwrap().local.datastore;
+    assert_eq!(datastore.source, "builder-datastore pwfile");
+    assert_eq!(
+        datastore.password.unwrap().read("k").unwrap().expose(),
+        "hunter2-pwfile"
+    );
+
+    site.file(
+        "builder-api.toml",
+        &BUILDER_API.replace("password = \"hunter2-api\"", "password = \"\""),
+        0o640,
+    );
+    let datastore = site.load().unwrap().local.datastore;
+    assert_eq!(datastore.source, "builder-api");
+    assert_eq!(
+        datastore.password.unwrap().read("k").unwrap().expose(),
+        "hunter2-pwfile"
+    );
+
+    site.file("pwfile", "hunter2-pwfile\n", 0o404);
+    assert!(
+        site.load()
+            .unwrap_err()
+            .starts_with("local.datastore.password: ")
+    );
+}
+
+#[test]
+fn what_is_wrong_in_builder_apis_file_names_file_and_key() {
+    let cases = [
+        (
+            "port = 5433",
+            "port = \"x\"",
+            "datastore.port: expected an integer 1-65535",
+        ),
+        (
+            "\"hunter2-api\"",
+            "4711",
+            "datastore.password: expected a text",
+        ),
+        ("jobsrv", "jobsrv, artifactory", "unsupported_store"),
+    ];
+    for (from, to, expected) in cases {
+        let site = without_local();
+        site.file("builder-api.toml", &BUILDER_API.replace(from, to), 0o640);
+        let error = site.load().unwrap_err();
+        assert!(
+            error.starts_with("local.builder_api_config: ") && error.contains(expected),
+            "{error}"
+        );
+        assert!(
+            error.contains("builder-api.toml") && !error.contains("4711"),
+            "{error}"
+        );
+    }
+    // libpq's own name for "encrypt if the server insists".
+    let site = without_local();
+    site.file(
+        "builder-api.toml",
+        &BUILDER_API.replace("\"require\"", "\"allow\""),
+        0o640,
+    );
+    assert_eq!(
+        site.load().unwrap().local.datastore.ssl_mode,
+        SslMode::Prefer
+    );
+}
