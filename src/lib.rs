@@ -2,17 +2,17 @@
 //!
 //! The map, from the ground up; a room knows only those above it in this list.
 
-/// The configuration: one TOML file, every key checked and named in its error.
-pub mod config;
-/// What Builder means by a package: ident, target, object key, checksum, `.hart` header and signature.
-pub mod package;
 /// One side: datastore, artifact store, and what we keep there ourselves.
 pub mod cluster;
+/// One file for each verb of the command line.
+pub mod command;
+/// The configuration: one TOML file, every key checked and named in its error.
+pub mod config;
 /// What a pass tells while it works.
 pub mod observe;
+/// What Builder means by a package: ident, target, object key, checksum, `.hart` header and signature.
+pub mod package;
 /// The baseline: artifacts before rows, at one snapshot, behind a fuse, made visible in one transaction.
 pub mod replication;
 /// Compares what the spare has with what the primary sent.
 pub mod verify;
-/// One file for each verb of the command line.
-pub mod command;

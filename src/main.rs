@@ -6,15 +6,28 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     // Proxies set for the Supervisor must not carry S3 traffic, and the S3 library would take them from here.
     // SAFETY: no other thread runs yet.
-    for name in ["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"] {
+    for name in [
+        "http_proxy",
+        "https_proxy",
+        "all_proxy",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "ALL_PROXY",
+    ] {
         unsafe { std::env::remove_var(name) };
     }
     // Two TLS providers may be compiled in through dependencies; without a choice, the first use would panic.
-    if rustls::crypto::ring::default_provider().install_default().is_err() {
+    if rustls::crypto::ring::default_provider()
+        .install_default()
+        .is_err()
+    {
         eprintln!("error: a TLS provider was installed before ours");
         return ExitCode::from(3);
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("error: cannot start: {error}");

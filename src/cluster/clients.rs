@@ -82,7 +82,10 @@ fn candidates() -> Vec<PathBuf> {
 }
 
 fn children(directory: &Path) -> Vec<PathBuf> {
-    let name = |path: &PathBuf| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("postgresql"));
+    let name = |path: &PathBuf| {
+        path.file_name()
+            .is_some_and(|n| n.to_string_lossy().starts_with("postgresql"))
+    };
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
     let mut paths: Vec<PathBuf> = entries.map(|e| e.path()).collect();
     if directory.ends_with("core") {
@@ -110,8 +113,17 @@ impl ClientPrograms {
     ) -> Result<(), ProgramError> {
         let mut command = self.command("pg_dump", Side::Peer, from);
         command
-            .args(["--format=custom", "--schema-only", "--no-owner", "--no-privileges"])
-            .args(["--exclude-schema=warm_spare", "--no-publications", "--no-subscriptions"])
+            .args([
+                "--format=custom",
+                "--schema-only",
+                "--no-owner",
+                "--no-privileges",
+            ])
+            .args([
+                "--exclude-schema=warm_spare",
+                "--no-publications",
+                "--no-subscriptions",
+            ])
             .arg("--lock-wait-timeout=10s")
             .arg(format!("--snapshot={snapshot}"))
             .arg("--file")
@@ -144,7 +156,12 @@ impl ClientPrograms {
     /// Connection parameters go by the environment, where only our own user can read them.
     fn command(&self, program: &str, side: Side, to: &Datastore) -> Command {
         let mut command = Command::new(self.directory.join(program));
-        for name in ["PGSERVICE", "PGHOSTADDR", "PGPASSFILE", "PGTARGETSESSIONATTRS"] {
+        for name in [
+            "PGSERVICE",
+            "PGHOSTADDR",
+            "PGPASSFILE",
+            "PGTARGETSESSIONATTRS",
+        ] {
             command.env_remove(name);
         }
         let read_only = if side == Side::Peer { "on" } else { "off" };
@@ -192,10 +209,13 @@ fn root_certificates(to: &Datastore) -> Option<PathBuf> {
     if !matches!(to.ssl_mode, SslMode::VerifyCa | SslMode::VerifyFull) {
         return None;
     }
-    ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt"]
-        .iter()
-        .map(PathBuf::from)
-        .find(|path| path.exists())
+    [
+        "/etc/ssl/certs/ca-certificates.crt",
+        "/etc/pki/tls/certs/ca-bundle.crt",
+    ]
+    .iter()
+    .map(PathBuf::from)
+    .find(|path| path.exists())
 }
 
 async fn run(program: &str, mut command: Command) -> Result<(), ProgramError> {

@@ -56,7 +56,12 @@ impl DatastoreError {
         }
     }
 
-    pub(super) fn of(side: Side, address: &str, doing: &str, error: &tokio_postgres::Error) -> Self {
+    pub(super) fn of(
+        side: Side,
+        address: &str,
+        doing: &str,
+        error: &tokio_postgres::Error,
+    ) -> Self {
         let (fault, text) = classify(error);
         DatastoreError {
             side,
@@ -88,9 +93,9 @@ impl DatastoreError {
                 format!("check {side}.datastore.ssl_mode and {side}.datastore.ssl_root_cert")
             }
             DatastoreFault::NoDatabase => format!("check {side}.datastore.database"),
-            DatastoreFault::Privilege => format!(
-                "use a {side}.datastore.user that may do this; Builder's own user hab may"
-            ),
+            DatastoreFault::Privilege => {
+                format!("use a {side}.datastore.user that may do this; Builder's own user hab may")
+            }
             DatastoreFault::DiskFull => format!("make room on the {side} datastore's disk"),
             DatastoreFault::Cancelled => "run it again".into(),
             DatastoreFault::Statement => format!("read the {side} datastore's log"),
@@ -173,9 +178,7 @@ async fn open(
             drive(side, connection);
             return Ok(client);
         }
-        let tls = MakeRustlsConnect::new(
-            tls::client_config(side, to).map_err(Opening::Prepared)?,
-        );
+        let tls = MakeRustlsConnect::new(tls::client_config(side, to).map_err(Opening::Prepared)?);
         let (client, connection) = config.connect(tls).await?;
         drive(side, connection);
         Ok(client)

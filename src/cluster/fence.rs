@@ -2,9 +2,9 @@
 //!
 //! A read-only default holds every client that does not set the transaction mode itself, as Builder's do not.
 
+use super::Side;
 use super::datastore::DatastoreError;
 use super::session::{LocalSession, quote_ident};
-use super::Side;
 use crate::config::Datastore;
 use std::time::Duration;
 use tokio_postgres::error::SqlState;
@@ -30,7 +30,9 @@ pub enum FenceError {
 pub async fn is_fenced(session: &LocalSession, database: &str) -> Result<bool, DatastoreError> {
     let sql = "SELECT EXISTS (SELECT 1 FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase \
                WHERE d.datname = $1 AND s.setrole = 0 AND 'default_transaction_read_only=on' = ANY (s.setconfig))";
-    let row = session.query_one("looking for the fence", sql, &[&database]).await?;
+    let row = session
+        .query_one("looking for the fence", sql, &[&database])
+        .await?;
     Ok(row.get(0))
 }
 
@@ -78,7 +80,9 @@ async fn sessions(session: &LocalSession, database: &str) -> Result<i64, Datasto
                  UNION SELECT l.pid FROM pg_locks l JOIN pg_database d ON d.oid = l.objid \
                    WHERE l.locktype = 'object' AND l.classid = 'pg_database'::regclass AND d.datname = $1) s \
                WHERE pid <> pg_backend_pid()";
-    let row = session.query_one("counting sessions", sql, &[&database]).await?;
+    let row = session
+        .query_one("counting sessions", sql, &[&database])
+        .await?;
     Ok(row.get(0))
 }
 

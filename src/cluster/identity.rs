@@ -14,7 +14,9 @@ pub enum IdentityError {
     Datastore(#[from] DatastoreError),
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("same_server: peer.datastore and local.datastore are one and the same PostgreSQL server")]
+    #[error(
+        "same_server: peer.datastore and local.datastore are one and the same PostgreSQL server"
+    )]
     SameServer,
     #[error("same_bucket: peer.s3 and local.s3 are one and the same bucket ({bucket})")]
     SameBucket { bucket: String },
@@ -22,23 +24,50 @@ pub enum IdentityError {
 
 /// A lock that is random, taken on our own server: whoever cannot take it too is on the same one.
 /// `local` is a session on the local database that bears the peer database's name, if there is one; else on any.
-pub async fn differ_in_server(local: &LocalSession, peer: &PeerSession) -> Result<(), IdentityError> {
+pub async fn differ_in_server(
+    local: &LocalSession,
+    peer: &PeerSession,
+) -> Result<(), IdentityError> {
     let key = unpredictable() as i64;
-    local.query("taking the probe lock", "SELECT pg_advisory_lock($1)", &[&key]).await?;
+    local
+        .query(
+            "taking the probe lock",
+            "SELECT pg_advisory_lock($1)",
+            &[&key],
+        )
+        .await?;
     let row = peer
-        .query_one("trying the probe lock", "SELECT pg_try_advisory_lock($1)", &[&key])
+        .query_one(
+            "trying the probe lock",
+            "SELECT pg_try_advisory_lock($1)",
+            &[&key],
+        )
         .await?;
     if !row.get::<_, bool>(0) {
         return Err(IdentityError::SameServer);
     }
-    peer.query("giving the probe lock back", "SELECT pg_advisory_unlock($1)", &[&key]).await?;
-    local.query("giving the probe lock back", "SELECT pg_advisory_unlock($1)", &[&key]).await?;
+    peer.query(
+        "giving the probe lock back",
+        "SELECT pg_advisory_unlock($1)",
+        &[&key],
+    )
+    .await?;
+    local
+        .query(
+            "giving the probe lock back",
+            "SELECT pg_advisory_unlock($1)",
+            &[&key],
+        )
+        .await?;
     // Locks are a database's own. Databases of two names on one server differ in their locks, not in the start of
     // their server, which is told to the microsecond.
     let sql = "SELECT system_identifier::text || '/' || pg_postmaster_start_time()::text FROM pg_control_system()";
     let (ours, theirs) = (
-        local.query_one("reading the server's identity", sql, &[]).await?,
-        peer.query_one("reading the server's identity", sql, &[]).await?,
+        local
+            .query_one("reading the server's identity", sql, &[])
+            .await?,
+        peer.query_one("reading the server's identity", sql, &[])
+            .await?,
     );
     if ours.get::<_, String>(0) == theirs.get::<_, String>(0) {
         return Err(IdentityError::SameServer);
@@ -49,7 +78,12 @@ pub async fn differ_in_server(local: &LocalSession, peer: &PeerSession) -> Resul
 /// A random object in our own bucket: whoever sees it too looks into the same one.
 pub async fn differ_in_bucket(local: &LocalStore, peer: &Store) -> Result<(), IdentityError> {
     let key = format!(".warm-spare/probe-{:016x}", unpredictable());
-    local.put(&key, Bytes::from_static(b"warm-spare looks whether its peer's bucket is its own\n")).await?;
+    local
+        .put(
+            &key,
+            Bytes::from_static(b"warm-spare looks whether its peer's bucket is its own\n"),
+        )
+        .await?;
     let seen = peer.head(&key).await;
     local.delete(&key).await?;
     match seen? {

@@ -18,12 +18,15 @@ pub use clients::{ClientPrograms, ProgramError, find_clients};
 pub use datastore::{DatastoreError, DatastoreFault};
 pub use fence::{FenceError, end_sessions, is_fenced, prove_fence, raise_fence, set_fence};
 pub use identity::{IdentityError, differ_in_bucket, differ_in_server};
-pub use session::{CopyIn, CopyRows, LocalSession, PeerSession, Snapshot, quote_ident, quote_literal};
 pub(crate) use session::pipe;
-pub use state::{
-    Artifact, ClusterRecord, CopiedPoint, Generation, Lock, Replacement, State, StateError, TableContent,
+pub use session::{
+    CopyIn, CopyRows, LocalSession, PeerSession, Snapshot, quote_ident, quote_literal,
 };
 pub use state::DATABASE as STATE_DATABASE;
+pub use state::{
+    Artifact, ClusterRecord, CopiedPoint, Generation, Lock, Replacement, State, StateError,
+    TableContent,
+};
 pub use store::{Completion, Download, Listed, LocalStore, Store, Stored, Upload};
 pub use store_error::{StoreError, StoreFault};
 pub use throttle::{ByteBudget, Throttle};

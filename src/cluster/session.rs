@@ -61,7 +61,12 @@ impl Session {
         }
     }
 
-    async fn query(&self, doing: &str, sql: &str, params: Params<'_>) -> Result<Vec<Row>, DatastoreError> {
+    async fn query(
+        &self,
+        doing: &str,
+        sql: &str,
+        params: Params<'_>,
+    ) -> Result<Vec<Row>, DatastoreError> {
         self.within(doing, self.client.query(sql, params)).await
     }
 
@@ -104,12 +109,24 @@ impl PeerSession {
         ))
     }
 
-    pub async fn query(&self, doing: &str, sql: &str, params: Params<'_>) -> Result<Vec<Row>, DatastoreError> {
+    pub async fn query(
+        &self,
+        doing: &str,
+        sql: &str,
+        params: Params<'_>,
+    ) -> Result<Vec<Row>, DatastoreError> {
         self.0.query(doing, sql, params).await
     }
 
-    pub async fn query_one(&self, doing: &str, sql: &str, params: Params<'_>) -> Result<Row, DatastoreError> {
-        self.0.within(doing, self.0.client.query_one(sql, params)).await
+    pub async fn query_one(
+        &self,
+        doing: &str,
+        sql: &str,
+        params: Params<'_>,
+    ) -> Result<Row, DatastoreError> {
+        self.0
+            .within(doing, self.0.client.query_one(sql, params))
+            .await
     }
 
     /// Starts a transaction that sees one instant of the primary, and lets other sessions see the same.
@@ -117,7 +134,11 @@ impl PeerSession {
         let begin = "BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY";
         self.batch("starting the snapshot", begin).await?;
         let row = self
-            .query_one("exporting the snapshot", "SELECT pg_catalog.pg_export_snapshot()", &[])
+            .query_one(
+                "exporting the snapshot",
+                "SELECT pg_catalog.pg_export_snapshot()",
+                &[],
+            )
             .await?;
         Ok(Snapshot(row.get(0)))
     }
@@ -136,7 +157,8 @@ impl PeerSession {
 
     /// Ends the transaction, and with it every lock that it held.
     pub async fn end(&self) -> Result<(), DatastoreError> {
-        self.batch("ending the snapshot's transaction", "COMMIT").await
+        self.batch("ending the snapshot's transaction", "COMMIT")
+            .await
     }
 
     pub async fn copy_out(&self, doing: &str, sql: &str) -> Result<CopyRows<'_>, DatastoreError> {
@@ -168,16 +190,35 @@ impl LocalSession {
         ))
     }
 
-    pub async fn query(&self, doing: &str, sql: &str, params: Params<'_>) -> Result<Vec<Row>, DatastoreError> {
+    pub async fn query(
+        &self,
+        doing: &str,
+        sql: &str,
+        params: Params<'_>,
+    ) -> Result<Vec<Row>, DatastoreError> {
         self.0.query(doing, sql, params).await
     }
 
-    pub async fn query_one(&self, doing: &str, sql: &str, params: Params<'_>) -> Result<Row, DatastoreError> {
-        self.0.within(doing, self.0.client.query_one(sql, params)).await
+    pub async fn query_one(
+        &self,
+        doing: &str,
+        sql: &str,
+        params: Params<'_>,
+    ) -> Result<Row, DatastoreError> {
+        self.0
+            .within(doing, self.0.client.query_one(sql, params))
+            .await
     }
 
-    pub async fn execute(&self, doing: &str, sql: &str, params: Params<'_>) -> Result<u64, DatastoreError> {
-        self.0.within(doing, self.0.client.execute(sql, params)).await
+    pub async fn execute(
+        &self,
+        doing: &str,
+        sql: &str,
+        params: Params<'_>,
+    ) -> Result<u64, DatastoreError> {
+        self.0
+            .within(doing, self.0.client.execute(sql, params))
+            .await
     }
 
     pub async fn batch(&self, doing: &str, sql: &str) -> Result<(), DatastoreError> {

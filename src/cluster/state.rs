@@ -105,8 +105,14 @@ impl State {
             return Ok(state);
         }
         let maintenance = LocalSession::open(to, "postgres").await?;
-        let sql = format!("CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8'", quote_ident(DATABASE));
-        match maintenance.batch("creating database warm_spare", &sql).await {
+        let sql = format!(
+            "CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8'",
+            quote_ident(DATABASE)
+        );
+        match maintenance
+            .batch("creating database warm_spare", &sql)
+            .await
+        {
             // Two at once: the other one made it.
             Err(e) if e.sql_state == Some(tokio_postgres::error::SqlState::DUPLICATE_DATABASE) => {}
             other => other?,
@@ -122,19 +128,27 @@ impl State {
     pub async fn open_existing(to: &Datastore) -> Result<Option<State>, StateError> {
         let maintenance = LocalSession::open(to, "postgres").await?;
         let sql = "SELECT 1 FROM pg_catalog.pg_database WHERE datname = $1";
-        let there = maintenance.query("looking for database warm_spare", sql, &[&DATABASE]).await?;
+        let there = maintenance
+            .query("looking for database warm_spare", sql, &[&DATABASE])
+            .await?;
         if there.is_empty() {
             return Ok(None);
         }
         let session = LocalSession::open(to, DATABASE).await?;
         let made = session
-            .query_one("looking for our tables", "SELECT to_regclass('public.meta') IS NOT NULL", &[])
+            .query_one(
+                "looking for our tables",
+                "SELECT to_regclass('public.meta') IS NOT NULL",
+                &[],
+            )
             .await?;
         if !made.get::<_, bool>(0) {
             // Killed between making the database and its tables: made now, in one transaction.
             session.batch("making our tables", TABLES).await?;
         }
-        let row = session.query_one("reading the format", "SELECT format FROM meta", &[]).await?;
+        let row = session
+            .query_one("reading the format", "SELECT format FROM meta", &[])
+            .await?;
         let found: i32 = row.get(0);
         if found > FORMAT {
             return Err(StateError::Newer { found });
@@ -150,20 +164,29 @@ impl State {
     /// Becomes the one process at work, as long as this session lives.
     pub async fn lock(&self) -> Result<Lock, StateError> {
         let sql = "SELECT pg_try_advisory_lock($1)";
-        let got = self.session.query_one("taking the working lock", sql, &[&LOCK_KEY]).await?;
+        let got = self
+            .session
+            .query_one("taking the working lock", sql, &[&LOCK_KEY])
+            .await?;
         if !got.get::<_, bool>(0) {
             let sql = "SELECT a.pid, a.backend_start::text FROM pg_locks l JOIN pg_stat_activity a USING (pid) \
                        WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 \
                          AND l.classid = 0 AND l.objid::bigint = $1 \
                          AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())";
-            let holder = self.session.query("asking who holds the lock", sql, &[&LOCK_KEY]).await?;
+            let holder = self
+                .session
+                .query("asking who holds the lock", sql, &[&LOCK_KEY])
+                .await?;
             let (pid, since) = holder
                 .first()
                 .map_or((0, "a moment ago".into()), |row| (row.get(0), row.get(1)));
             return Err(StateError::Locked { pid, since });
         }
         let sql = "UPDATE meta SET token = token + 1 RETURNING token";
-        let row = self.session.query_one("taking a new token", sql, &[]).await?;
+        let row = self
+            .session
+            .query_one("taking a new token", sql, &[])
+            .await?;
         Ok(Lock { token: row.get(0) })
     }
 
@@ -179,7 +202,10 @@ impl State {
 
     pub async fn copied_point(&self) -> Result<Option<CopiedPoint>, StateError> {
         let sql = "SELECT lsn, commit_time, system_id, timeline, transactions, server_started, sequences FROM copied";
-        let rows = self.session.query("reading the recovery point", sql, &[]).await?;
+        let rows = self
+            .session
+            .query("reading the recovery point", sql, &[])
+            .await?;
         Ok(rows.first().map(|row| CopiedPoint {
             lsn: row.get(0),
             commit_time: row.get(1),
@@ -193,7 +219,10 @@ impl State {
 
     pub async fn content(&self) -> Result<Vec<TableContent>, StateError> {
         let sql = "SELECT table_name, rows, hash FROM content ORDER BY table_name";
-        let rows = self.session.query("reading the copied tables' hashes", sql, &[]).await?;
+        let rows = self
+            .session
+            .query("reading the copied tables' hashes", sql, &[])
+            .await?;
         Ok(rows
             .iter()
             .map(|row| TableContent {
@@ -215,23 +244,34 @@ impl State {
                    ON CONFLICT (key) DO UPDATE SET checksum = excluded.checksum, bytes = excluded.bytes, \
                      etag = excluded.etag, state = excluded.state, verified_at = excluded.verified_at";
         self.session
-            .execute("remembering checked artifacts", sql, &[&keys, &checksums, &bytes, &etags])
+            .execute(
+                "remembering checked artifacts",
+                sql,
+                &[&keys, &checksums, &bytes, &etags],
+            )
             .await?;
         Ok(())
     }
 
     pub async fn event(&self, kind: &str, text: &str, change: &str) -> Result<(), StateError> {
         let sql = "INSERT INTO event (kind, text, change) VALUES ($1, $2, $3)";
-        self.session.execute("recording an event", sql, &[&kind, &text, &change]).await?;
+        self.session
+            .execute("recording an event", sql, &[&kind, &text, &change])
+            .await?;
         let sql = "DELETE FROM event WHERE id <= (SELECT max(id) FROM event) - $1";
-        self.session.execute("dropping old events", sql, &[&EVENTS_KEPT]).await?;
+        self.session
+            .execute("dropping old events", sql, &[&EVENTS_KEPT])
+            .await?;
         Ok(())
     }
 
     pub async fn generations(&self) -> Result<Vec<Generation>, StateError> {
         let sql = "SELECT g.name, g.created, g.pinned FROM generation g JOIN pg_database d ON d.datname = g.name \
                    ORDER BY g.created DESC, g.name DESC";
-        let rows = self.session.query("reading the generations", sql, &[]).await?;
+        let rows = self
+            .session
+            .query("reading the generations", sql, &[])
+            .await?;
         Ok(rows
             .iter()
             .map(|row| Generation {
@@ -244,7 +284,10 @@ impl State {
 
     pub async fn replacements(&self) -> Result<Vec<Replacement>, StateError> {
         let sql = "SELECT key, old_checksum, new_checksum FROM replacement ORDER BY key";
-        let rows = self.session.query("reading the replacements' journal", sql, &[]).await?;
+        let rows = self
+            .session
+            .query("reading the replacements' journal", sql, &[])
+            .await?;
         Ok(rows
             .iter()
             .map(|row| Replacement {
@@ -269,7 +312,12 @@ impl State {
     }
 
     pub async fn forget_replacements(&self) -> Result<(), StateError> {
-        self.session.batch("emptying the replacements' journal", "DELETE FROM replacement").await?;
+        self.session
+            .batch(
+                "emptying the replacements' journal",
+                "DELETE FROM replacement",
+            )
+            .await?;
         Ok(())
     }
 }

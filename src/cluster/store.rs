@@ -3,8 +3,8 @@
 //! The library's own upload of a stream can lose data without an error (docs/dependencies.md), so parts are ours.
 //! Every call has a time limit and is tried again while the fault is a passing one.
 
-use super::store_error::{StoreError, StoreFault, chain, classify};
 use super::Side;
+use super::store_error::{StoreError, StoreFault, chain, classify};
 use crate::config;
 use backon::{ExponentialBuilder, Retryable};
 use bytes::Bytes;
@@ -81,17 +81,27 @@ impl Store {
                 .read(&format!("{side}.s3.{key}"))
                 .map_err(|e| fail(StoreFault::Denied, e.to_string()))
         };
-        let (key_id, secret_key) = (secret(&to.key_id, "key_id")?, secret(&to.secret_key, "secret_key")?);
+        let (key_id, secret_key) = (
+            secret(&to.key_id, "key_id")?,
+            secret(&to.secret_key, "secret_key")?,
+        );
         let mut url: BaseUrl = to.endpoint.parse().map_err(|e| unexpected(&e))?;
         url.region = Region::new(&to.region).map_err(|e| unexpected(&e))?;
         let artifactory = Arc::new(AtomicBool::new(false));
         let client = MinioClientBuilder::new(url)
-            .provider(Some(StaticProvider::new(key_id.expose(), secret_key.expose(), None)))
+            .provider(Some(StaticProvider::new(
+                key_id.expose(),
+                secret_key.expose(),
+                None,
+            )))
             .ssl_cert_file(to.ca_file.as_deref())
             .hook(Arc::new(Recognise(artifactory.clone())))
             .build()
             .map_err(|e| {
-                fail(StoreFault::Tls, format!("{}: {}", ca_file_of(to), chain(&e)))
+                fail(
+                    StoreFault::Tls,
+                    format!("{}: {}", ca_file_of(to), chain(&e)),
+                )
             })?;
         Ok(Store {
             side,
@@ -288,7 +298,11 @@ impl Store {
             })
             .await;
         if result.is_ok() && self.troubled.swap(false, Ordering::Relaxed) {
-            log::info!("{} artifact store {}: answers again ({doing})", self.side, self.endpoint);
+            log::info!(
+                "{} artifact store {}: answers again ({doing})",
+                self.side,
+                self.endpoint
+            );
         }
         result
     }
@@ -296,7 +310,10 @@ impl Store {
     fn error(&self, doing: &str, error: &Error) -> StoreError {
         let (fault, text) = classify(error).unwrap_or((StoreFault::Unexpected, chain(error)));
         let (fault, text) = if self.artifactory.load(Ordering::Relaxed) {
-            (StoreFault::Unsupported, format!("this is an Artifactory server ({text})"))
+            (
+                StoreFault::Unsupported,
+                format!("this is an Artifactory server ({text})"),
+            )
         } else {
             (fault, text)
         };
@@ -362,7 +379,10 @@ impl Download {
         log::debug!("{}", cut(format!("{why}; asking for the rest")));
         tokio::time::sleep(Duration::from_millis(50 << self.tries.min(6))).await;
         if self.at >= self.stored.bytes {
-            return Err(cut(format!("{why}: {} bytes came, {} were announced", self.at, self.stored.bytes)));
+            return Err(cut(format!(
+                "{why}: {} bytes came, {} were announced",
+                self.at, self.stored.bytes
+            )));
         }
         let (store, key, etag, at) = (&self.store, &self.key, &self.stored.etag, self.at);
         let opened = store
@@ -406,7 +426,11 @@ impl LocalStore {
                     .once(&doing, async {
                         store
                             .client
-                            .put_object(store.bucket.clone(), object(key)?, SegmentedBytes::from(body.clone()))?
+                            .put_object(
+                                store.bucket.clone(),
+                                object(key)?,
+                                SegmentedBytes::from(body.clone()),
+                            )?
                             .build()
                             .send()
                             .await
@@ -543,10 +567,15 @@ impl Upload {
             (Ok(etag), other) => Err(store.fault(
                 &doing,
                 StoreFault::Unexpected,
-                format!("the server confirmed {} bytes with ETag {etag}, and has {other:?}", self.bytes),
+                format!(
+                    "the server confirmed {} bytes with ETag {etag}, and has {other:?}",
+                    self.bytes
+                ),
             )),
             // A completion whose answer was lost may have happened.
-            (Err(_), Some(stored)) if stored.bytes == self.bytes => Ok(Completion::Unproven(stored)),
+            (Err(_), Some(stored)) if stored.bytes == self.bytes => {
+                Ok(Completion::Unproven(stored))
+            }
             (Err(error), _) => Err(error),
         }
     }
@@ -572,7 +601,10 @@ impl Upload {
         // A server that began its answer before it was done reports the failure in the body of a 200, and the library
         // does not look.
         let body = String::from_utf8_lossy(answer.body()).into_owned();
-        match (body.contains("<CompleteMultipartUploadResult"), tag(&body, "ETag")) {
+        match (
+            body.contains("<CompleteMultipartUploadResult"),
+            tag(&body, "ETag"),
+        ) {
             (true, Some(etag)) => Ok(unquote(&etag)),
             _ => Err(store.fault(
                 doing,
@@ -594,7 +626,11 @@ impl Upload {
             .once(&doing, async {
                 store
                     .client
-                    .abort_multipart_upload(store.bucket.clone(), object(&self.key)?, self.id.clone())?
+                    .abort_multipart_upload(
+                        store.bucket.clone(),
+                        object(&self.key)?,
+                        self.id.clone(),
+                    )?
                     .build()
                     .send()
                     .await
@@ -637,8 +673,15 @@ impl minio::s3::client::RequestHooks for Recognise {
         _: &mut minio::s3::client::hooks::Extensions,
     ) {
         let Ok(answer) = answer else { return };
-        let jfrog = ["x-artifactory-id", "x-artifactory-node-id", "x-jfrog-version"];
-        if jfrog.iter().any(|name| answer.headers().contains_key(*name)) {
+        let jfrog = [
+            "x-artifactory-id",
+            "x-artifactory-node-id",
+            "x-jfrog-version",
+        ];
+        if jfrog
+            .iter()
+            .any(|name| answer.headers().contains_key(*name))
+        {
             self.0.store(true, Ordering::Relaxed);
         }
     }
@@ -664,7 +707,9 @@ fn etag_of(headers: &http::HeaderMap) -> String {
 }
 
 fn unquote(etag: &str) -> String {
-    etag.replace("&#34;", "").replace("&quot;", "").replace('"', "")
+    etag.replace("&#34;", "")
+        .replace("&quot;", "")
+        .replace('"', "")
 }
 
 fn tag(xml: &str, name: &str) -> Option<String> {

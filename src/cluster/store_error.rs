@@ -50,14 +50,17 @@ impl StoreError {
                 )
             }
             StoreFault::NoBucket => {
-                format!("check {side}.s3.bucket_name; Builder's own name for it stands in builder-api's [s3]")
+                format!(
+                    "check {side}.s3.bucket_name; Builder's own name for it stands in builder-api's [s3]"
+                )
             }
             StoreFault::Full => format!("make room on the {side} artifact store's disks"),
             StoreFault::Tls => format!(
                 "give the certificate authority in {side}.s3.ca_file, or use a server certificate signed by one that the system trusts"
             ),
             StoreFault::Unsupported => {
-                "warm-spare replicates MinIO and S3 only; move the packages out of Artifactory".into()
+                "warm-spare replicates MinIO and S3 only; move the packages out of Artifactory"
+                    .into()
             }
             StoreFault::Unexpected => format!("read the {side} artifact store's log"),
         }
@@ -114,9 +117,16 @@ fn fault_of_code(code: &MinioErrorCode) -> StoreFault {
             "invalidaccesskeyid" | "signaturedoesnotmatch" | "requesttimetooskewed" => {
                 StoreFault::Denied
             }
-            "slowdown" | "slowdownread" | "slowdownwrite" | "internalerror"
-            | "serviceunavailable" | "requesttimeout" | "incompletebody"
-            | "xminioservernotinitialized" | "xminioreadquorum" | "xminiowritequorum"
+            "slowdown"
+            | "slowdownread"
+            | "slowdownwrite"
+            | "internalerror"
+            | "serviceunavailable"
+            | "requesttimeout"
+            | "incompletebody"
+            | "xminioservernotinitialized"
+            | "xminioreadquorum"
+            | "xminiowritequorum"
             | "operationaborted" => StoreFault::Unreachable,
             _ => StoreFault::Unexpected,
         },

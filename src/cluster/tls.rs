@@ -9,13 +9,16 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+};
 use std::path::Path;
 use std::sync::Arc;
 
 /// How to reach this server over TLS; files are read anew, so that a rotated certificate needs no restart.
 pub(super) fn client_config(side: Side, to: &Datastore) -> Result<ClientConfig, DatastoreError> {
-    let fail = |text: String| DatastoreError::new(side, to, DatastoreFault::Tls, "preparing TLS", text);
+    let fail =
+        |text: String| DatastoreError::new(side, to, DatastoreFault::Tls, "preparing TLS", text);
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     // As libpq: a given root certificate is checked under `require` too.
     let checks = match to.ssl_mode {
@@ -31,9 +34,10 @@ pub(super) fn client_config(side: Side, to: &Datastore) -> Result<ClientConfig, 
                 Some(path) => roots_of_file(path).map_err(fail)?,
                 None => system_roots().map_err(fail)?,
             };
-            let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-                .build()
-                .map_err(|e| fail(e.to_string()))?;
+            let inner =
+                WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+                    .build()
+                    .map_err(|e| fail(e.to_string()))?;
             Arc::new(Authority { inner, check_name })
         }
     };

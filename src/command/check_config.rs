@@ -26,14 +26,29 @@ pub async fn run(config: &Config, path: &Path, connect: bool, as_json: bool) -> 
 
 async fn look(config: &Config) -> Result<Facts, PassError> {
     let ends = Ends::open(config).await?;
-    check(config, &ends.local, &ends.peer, &ends.local_store, &ends.peer_store).await
+    check(
+        config,
+        &ends.local,
+        &ends.peer,
+        &ends.local_store,
+        &ends.peer_store,
+    )
+    .await
 }
 
 fn print(config: &Config, path: &Path, facts: Option<&Facts>) {
     println!("{}: good.", path.display());
     for (name, side) in [("local", &config.local), ("peer", &config.peer)] {
-        println!("{name} datastore: {} (from {})", datastore(side), side.datastore.source);
-        println!("{name} artifact store: {} (from {})", bucket(side), side.s3.source);
+        println!(
+            "{name} datastore: {} (from {})",
+            datastore(side),
+            side.datastore.source
+        );
+        println!(
+            "{name} artifact store: {} (from {})",
+            bucket(side),
+            side.s3.source
+        );
     }
     let Some(facts) = facts else {
         println!("Nothing was connected to; --connect does.");
@@ -52,7 +67,10 @@ fn print(config: &Config, path: &Path, facts: Option<&Facts>) {
 
 fn datastore(side: &Side) -> String {
     let to = &side.datastore;
-    format!("{}@{}:{}/{} (TLS: {:?})", to.user, to.host, to.port, to.database, to.ssl_mode)
+    format!(
+        "{}@{}:{}/{} (TLS: {:?})",
+        to.user, to.host, to.port, to.database, to.ssl_mode
+    )
 }
 
 fn bucket(side: &Side) -> String {

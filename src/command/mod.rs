@@ -15,7 +15,12 @@ use std::process::ExitCode;
 #[command(name = "warm-spare", version, about)]
 pub struct Arguments {
     /// The configuration, a TOML file.
-    #[arg(long, global = true, value_name = "FILE", default_value = "/hab/svc/warm-spare/config/config.toml")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        default_value = "/hab/svc/warm-spare/config/config.toml"
+    )]
     config: PathBuf,
     /// One JSON document on standard output; everything else on standard error.
     #[arg(long, global = true)]
@@ -61,7 +66,9 @@ pub async fn run(arguments: Arguments) -> ExitCode {
         Err(error) => {
             eprintln!("error: {error}");
             if arguments.json {
-                show::json(&serde_json::json!({ "error": { "code": "config", "text": error.to_string() } }));
+                show::json(
+                    &serde_json::json!({ "error": { "code": "config", "text": error.to_string() } }),
+                );
             }
             return exit::CONFIGURATION.into();
         }
@@ -69,7 +76,9 @@ pub async fn run(arguments: Arguments) -> ExitCode {
     start_log(&config);
     let json = arguments.json;
     let code = match arguments.verb {
-        Verb::CheckConfig { connect } => check_config::run(&config, &arguments.config, connect, json).await,
+        Verb::CheckConfig { connect } => {
+            check_config::run(&config, &arguments.config, connect, json).await
+        }
         Verb::Sync { baseline } => sync::run(&config, baseline, json).await,
         Verb::Verify { deep } => verify::run(&config, deep, json).await,
     };
@@ -78,7 +87,11 @@ pub async fn run(arguments: Arguments) -> ExitCode {
 
 /// Our own lines at the configured level; of the libraries only warnings.
 fn start_log(config: &Config) {
-    debug_assert_eq!(config.log_format, LogFormat::Text, "json is refused until the service is built");
+    debug_assert_eq!(
+        config.log_format,
+        LogFormat::Text,
+        "json is refused until the service is built"
+    );
     let started = env_logger::Builder::new()
         .filter_level(log::LevelFilter::Warn.min(config.log_level))
         .filter_module("warm_spare", config.log_level)

@@ -43,7 +43,9 @@ impl Listener for Bar {
         let bar = if total == 0 {
             ProgressBar::new_spinner().with_style(style("{spinner} {msg} {elapsed}"))
         } else if phase == Phase::Tables {
-            ProgressBar::new(total).with_style(style("{msg:20} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}"))
+            ProgressBar::new(total).with_style(style(
+                "{msg:20} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
+            ))
         } else {
             ProgressBar::new(total).with_style(style("{msg:20} {wide_bar} {pos}/{len} {eta}"))
         };

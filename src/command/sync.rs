@@ -31,7 +31,11 @@ pub async fn run(config: &Config, baseline: bool, as_json: bool) -> u8 {
     }
 }
 
-async fn persist(config: &Config, options: Options, progress: &Progress) -> Result<Report, PassError> {
+async fn persist(
+    config: &Config,
+    options: Options,
+    progress: &Progress,
+) -> Result<Report, PassError> {
     let mut waits = ExponentialBuilder::default()
         .with_min_delay(Duration::from_secs(1))
         .with_max_delay(Duration::from_secs(15))
@@ -45,7 +49,10 @@ async fn persist(config: &Config, options: Options, progress: &Progress) -> Resu
         };
         let wait = waits.next().filter(|_| error.policy() == Policy::Retry);
         let Some(wait) = wait else { return Err(error) };
-        log::warn!("{error}; the pass begins again in {:.0} s", wait.as_secs_f32());
+        log::warn!(
+            "{error}; the pass begins again in {:.0} s",
+            wait.as_secs_f32()
+        );
         tokio::time::sleep(wait).await;
     }
 }
@@ -63,7 +70,10 @@ fn print(config: &Config, report: &Report) {
             &copied.point
         }
         Outcome::Unchanged(point) => {
-            println!("Nothing new on the primary: {} as before.", show::count(report.packages, "package"));
+            println!(
+                "Nothing new on the primary: {} as before.",
+                show::count(report.packages, "package")
+            );
             point
         }
     };
@@ -79,13 +89,22 @@ fn print(config: &Config, report: &Report) {
             println!("The replaced database is kept as {generation}.");
         }
         for name in &copied.dropped {
-            println!("Dropped {name}: replication.keep_generations = {}.", config.replication.keep_generations);
+            println!(
+                "Dropped {name}: replication.keep_generations = {}.",
+                config.replication.keep_generations
+            );
         }
         if copied.vanished > 0 {
-            println!("{} gone from the primary since.", show::count(copied.vanished, "package"));
+            println!(
+                "{} gone from the primary since.",
+                show::count(copied.vanished, "package")
+            );
         }
     }
-    println!("Fence: database {} is read-only for everybody but warm-spare.", config.local.datastore.database);
+    println!(
+        "Fence: database {} is read-only for everybody but warm-spare.",
+        config.local.datastore.database
+    );
     if report.fence_reset {
         println!("WARNING: the fence had been lifted by somebody; it was set again.");
     }

@@ -18,7 +18,11 @@ pub async fn run(config: &Config, deep: bool, as_json: bool) -> u8 {
             } else {
                 print(&found);
             }
-            if found.differences.is_empty() { exit::DONE } else { exit::NO }
+            if found.differences.is_empty() {
+                exit::DONE
+            } else {
+                exit::NO
+            }
         }
         Err(error) => show::failure(&error, as_json),
     }
@@ -26,7 +30,11 @@ pub async fn run(config: &Config, deep: bool, as_json: bool) -> u8 {
 
 fn print(found: &Verification) {
     println!("Recovery point: {}", describe(&found.point));
-    println!("Tables: {} with {} compared by content.", found.tables, show::count(found.rows, "row"));
+    println!(
+        "Tables: {} with {} compared by content.",
+        found.tables,
+        show::count(found.rows, "row")
+    );
     if found.deep {
         println!(
             "Artifacts: {} ({}) read and compared by checksum; {} good, {} by keys that the database does not hold.",
@@ -36,7 +44,10 @@ fn print(found: &Verification) {
             found.signatures_unknown
         );
     } else {
-        println!("Artifacts: {} compared by presence and length (--deep reads them).", found.artifacts);
+        println!(
+            "Artifacts: {} compared by presence and length (--deep reads them).",
+            found.artifacts
+        );
     }
     for (key, reason) in &found.unavailable {
         println!("Known to be {reason} on the primary: {key}");
@@ -50,12 +61,18 @@ fn print(found: &Verification) {
         }
     );
     for difference in &found.differences {
-        println!("DIFFERENT {} {}: {}", difference.kind, difference.name, difference.text);
+        println!(
+            "DIFFERENT {} {}: {}",
+            difference.kind, difference.name, difference.text
+        );
     }
-    println!("{}.", match found.differences.len() {
-        0 => "No differences".to_string(),
-        number => show::count(number as u64, "difference"),
-    });
+    println!(
+        "{}.",
+        match found.differences.len() {
+            0 => "No differences".to_string(),
+            number => show::count(number as u64, "difference"),
+        }
+    );
 }
 
 fn document(found: &Verification) -> serde_json::Value {

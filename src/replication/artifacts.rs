@@ -141,7 +141,11 @@ async fn take(
         Settled::Staged(swap) => round.staged.push(swap),
         Settled::Missing => round.missing.push(unavailable()),
         Settled::Damaged(found) => {
-            log::debug!("{} on the primary hashes to {found}, its row says {}", todo.key, todo.checksum);
+            log::debug!(
+                "{} on the primary hashes to {found}, its row says {}",
+                todo.key,
+                todo.checksum
+            );
             round.damaged.push(unavailable());
         }
     }

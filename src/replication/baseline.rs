@@ -13,7 +13,8 @@ use super::inventory::Inventory;
 use super::switch::{self, Arrival, Properties};
 use super::{guard, replacements, tables};
 use crate::cluster::{
-    CopiedPoint, LocalSession, Lock, PeerSession, Snapshot, State, StateError, quote_ident, set_fence,
+    CopiedPoint, LocalSession, Lock, PeerSession, Snapshot, State, StateError, quote_ident,
+    set_fence,
 };
 use crate::config::Config;
 use crate::observe::{Phase, Progress};
@@ -61,17 +62,31 @@ impl Baseline<'_> {
     async fn fill_and_switch(&self, incoming: &str) -> Result<Copied, PassError> {
         let visible = &self.config.local.datastore.database;
         let properties = switch::properties(self.state.session(), visible, incoming).await?;
-        let owner = properties.owner.clone().filter(|name| *name != self.config.local.datastore.user);
+        let owner = properties
+            .owner
+            .clone()
+            .filter(|name| *name != self.config.local.datastore.user);
         self.create(incoming, owner.as_deref()).await?;
         let scratch = scratch()?;
         let archive = scratch.path().join("schema.dump");
         let copying = self.copy_rows(incoming, owner.as_deref(), &archive);
-        let (point, contents, sequences) = guard::guarded(&self.config.peer.datastore, copying).await?;
+        let (point, contents, sequences) =
+            guard::guarded(&self.config.peer.datastore, copying).await?;
 
         self.progress.begin(Phase::Indexes, 0);
         let target = &self.config.local.datastore;
         let jobs = self.config.replication.jobs;
-        self.facts.clients.restore(target, incoming, "post-data", &archive, jobs, owner.as_deref()).await?;
+        self.facts
+            .clients
+            .restore(
+                target,
+                incoming,
+                "post-data",
+                &archive,
+                jobs,
+                owner.as_deref(),
+            )
+            .await?;
         let inside = LocalSession::open(target, incoming).await?;
         for statement in &sequences {
             inside.batch("setting a sequence", statement).await?;
@@ -82,17 +97,24 @@ impl Baseline<'_> {
         self.record_inside(&inside, &point, &round).await?;
         drop(inside);
         self.judge(&shrinkage).await?;
-        self.finish(incoming, &properties, point, contents, round, shrinkage).await
+        self.finish(incoming, &properties, point, contents, round, shrinkage)
+            .await
     }
 
     async fn create(&self, incoming: &str, owner: Option<&str>) -> Result<(), PassError> {
-        let owner = owner.map(|name| format!(" OWNER {}", quote_ident(name))).unwrap_or_default();
+        let owner = owner
+            .map(|name| format!(" OWNER {}", quote_ident(name)))
+            .unwrap_or_default();
         let sql = format!(
             "CREATE DATABASE {} TEMPLATE template0 {}{owner}",
             quote_ident(incoming),
             self.facts.locale
         );
-        Ok(self.state.session().long("creating the incoming database", &sql).await?)
+        Ok(self
+            .state
+            .session()
+            .long("creating the incoming database", &sql)
+            .await?)
     }
 
     /// From the exported snapshot to the last row. Only in here are there transactions of ours on the primary.
@@ -110,13 +132,22 @@ impl Baseline<'_> {
         let tables = tables::peer_tables(&holder).await?;
 
         self.progress.begin(Phase::Schema, 0);
-        self.dump_and_restore(&snapshot, incoming, owner, archive).await?;
+        self.dump_and_restore(&snapshot, incoming, owner, archive)
+            .await?;
 
         let bytes: i64 = tables.iter().map(|t| t.bytes).sum();
         let step = self.progress.begin(Phase::Tables, bytes.max(0) as u64);
         let throttle = &self.courier.throttle;
-        let contents =
-            tables::copy_all(self.config, &snapshot, &tables, incoming, self.facts.lz4, throttle, &step).await?;
+        let contents = tables::copy_all(
+            self.config,
+            &snapshot,
+            &tables,
+            incoming,
+            self.facts.lz4,
+            throttle,
+            &step,
+        )
+        .await?;
         let rewritten = tables::rewritten(&holder, &tables).await?;
         if !rewritten.is_empty() {
             return Err(PassError::Rewritten {
@@ -128,7 +159,12 @@ impl Baseline<'_> {
         let reader = PeerSession::open(peer).await?;
         let sequences = tables::sequence_values(&reader).await?;
         point.sequences = digest(&sequences);
-        log::debug!("{} tables copied into {incoming} on {}:{}", tables.len(), local.host, local.port);
+        log::debug!(
+            "{} tables copied into {incoming} on {}:{}",
+            tables.len(),
+            local.host,
+            local.port
+        );
         Ok((point, contents, sequences))
     }
 
@@ -141,14 +177,20 @@ impl Baseline<'_> {
     ) -> Result<(), PassError> {
         let (peer, local) = (&self.config.peer.datastore, &self.config.local.datastore);
         let clients = &self.facts.clients;
-        clients.dump_schema(peer, snapshot.as_str(), archive).await?;
-        Ok(clients.restore(local, incoming, "pre-data", archive, 1, owner).await?)
+        clients
+            .dump_schema(peer, snapshot.as_str(), archive)
+            .await?;
+        Ok(clients
+            .restore(local, incoming, "pre-data", archive, 1, owner)
+            .await?)
     }
 
     /// What the snapshot stands for, in the primary's own terms and clock.
     async fn point(&self, holder: &PeerSession) -> Result<CopiedPoint, PassError> {
         let sql = "SELECT pg_current_wal_lsn()::text, now(), txid_current_snapshot()::text";
-        let row = holder.query_one("reading the snapshot's position", sql, &[]).await?;
+        let row = holder
+            .query_one("reading the snapshot's position", sql, &[])
+            .await?;
         Ok(CopiedPoint {
             lsn: row.get(0),
             commit_time: row.get(1),
@@ -161,20 +203,26 @@ impl Baseline<'_> {
     }
 
     /// Until every row of the incoming database has its artifact, or has it recorded that the primary lacks it.
-    async fn remaining_artifacts(&self, inside: &LocalSession) -> Result<(Round, Shrinkage), PassError> {
+    async fn remaining_artifacts(
+        &self,
+        inside: &LocalSession,
+    ) -> Result<(Round, Shrinkage), PassError> {
         let loaded = self.inventory.load_wanted_from(inside).await?;
         let todo = self.inventory.plan(&[]).await?;
         let step = self.progress.begin(Phase::RemainingArtifacts, todo);
         let copies = self.config.replication.copies;
-        let mut round = artifacts::round(self.inventory, self.state, self.courier, copies, &step).await?;
+        let mut round =
+            artifacts::round(self.inventory, self.state, self.courier, copies, &step).await?;
         let first_time = self.newly_unavailable(&round);
         if !first_time.is_empty() {
             // One grace for all: an upload under way is seen whole, a delete under way will not come back.
             tokio::time::sleep(self.config.replication.gate_grace).await;
-            artifacts::confirm_bucket(self.courier, self.some_fetched_key().await?.as_deref()).await?;
+            artifacts::confirm_bucket(self.courier, self.some_fetched_key().await?.as_deref())
+                .await?;
             let settled: Vec<String> = round.staged.iter().map(|swap| swap.key.clone()).collect();
             self.inventory.plan(&settled).await?;
-            let again = artifacts::round(self.inventory, self.state, self.courier, copies, &step).await?;
+            let again =
+                artifacts::round(self.inventory, self.state, self.courier, copies, &step).await?;
             round.missing.clear();
             round.damaged.clear();
             round.absorb(again);
@@ -187,7 +235,9 @@ impl Baseline<'_> {
             ..self.vanished_lately().await?
         };
         for name in &loaded.unsound {
-            log::warn!("peer: package {name} names no possible artifact (ident, target or checksum); its row is copied as it is");
+            log::warn!(
+                "peer: package {name} names no possible artifact (ident, target or checksum); its row is copied as it is"
+            );
         }
         Ok((round, shrinkage))
     }
@@ -202,7 +252,11 @@ impl Baseline<'_> {
     async fn some_fetched_key(&self) -> Result<Option<String>, PassError> {
         let sql = "SELECT a.key FROM public.artifact a JOIN wanted w ON w.key = a.key AND w.checksum = a.checksum \
                    ORDER BY a.verified_at DESC LIMIT 1";
-        let rows = self.state.session().query("choosing a known artifact", sql, &[]).await?;
+        let rows = self
+            .state
+            .session()
+            .query("choosing a known artifact", sql, &[])
+            .await?;
         Ok(rows.first().map(|row| row.get(0)))
     }
 
@@ -210,7 +264,11 @@ impl Baseline<'_> {
         let sql = "SELECT coalesce(sum(packages), 0)::int8, coalesce(sum(artifacts), 0)::int8 FROM vanished \
                    WHERE time > now() - make_interval(secs => $1)";
         let window = self.config.fuse.window.as_secs_f64();
-        let row = self.state.session().query_one("reading what vanished lately", sql, &[&window]).await?;
+        let row = self
+            .state
+            .session()
+            .query_one("reading what vanished lately", sql, &[&window])
+            .await?;
         Ok(Shrinkage {
             earlier_packages: row.get::<_, i64>(0) as u64,
             earlier_artifacts: row.get::<_, i64>(1) as u64,
@@ -224,21 +282,31 @@ impl Baseline<'_> {
             Verdict::Approved { id } => {
                 let text = format!("change {id} was let through by fuse.approve");
                 log::warn!("fuse: {text}");
-                Ok(self.state.event("fuse_approved", &text, &self.config.change).await?)
+                Ok(self
+                    .state
+                    .event("fuse_approved", &text, &self.config.change)
+                    .await?)
             }
             Verdict::Blown { id, text } => {
                 self.state.event("fuse", &text, &self.config.change).await?;
                 Err(PassError::Refused {
                     rule: "fuse",
                     text,
-                    next_step: format!("if this is right, let exactly this change through with fuse.approve = \"{id}\""),
+                    next_step: format!(
+                        "if this is right, let exactly this change through with fuse.approve = \"{id}\""
+                    ),
                 })
             }
         }
     }
 
     /// Our schema inside the incoming database: what must stand and fall with the rows.
-    async fn record_inside(&self, inside: &LocalSession, point: &CopiedPoint, round: &Round) -> Result<(), PassError> {
+    async fn record_inside(
+        &self,
+        inside: &LocalSession,
+        point: &CopiedPoint,
+        round: &Round,
+    ) -> Result<(), PassError> {
         inside.batch("making our schema", OUR_SCHEMA).await?;
         let sql = "INSERT INTO warm_spare.recovery_point (lsn, commit_time, system_id, timeline, token) \
                    VALUES ($1::text::pg_lsn, $2, $3, $4, $5)";
@@ -246,14 +314,24 @@ impl Baseline<'_> {
             .execute(
                 "recording the recovery point",
                 sql,
-                &[&point.lsn, &point.commit_time, &point.system_id, &point.timeline, &self.lock.token],
+                &[
+                    &point.lsn,
+                    &point.commit_time,
+                    &point.system_id,
+                    &point.timeline,
+                    &self.lock.token,
+                ],
             )
             .await?;
         let sql = "INSERT INTO warm_spare.unavailable (key, checksum, reason) VALUES ($1, $2, $3)";
         for (item, reason) in round.unavailable() {
             let checksum = item.checksum.to_string();
             inside
-                .execute("recording what the primary lacks", sql, &[&item.key, &checksum, &reason])
+                .execute(
+                    "recording what the primary lacks",
+                    sql,
+                    &[&item.key, &checksum, &reason],
+                )
                 .await?;
         }
         Ok(())
@@ -271,14 +349,19 @@ impl Baseline<'_> {
         let session = self.state.session();
         switch::apply(session, properties).await?;
         set_fence(session, incoming).await?;
-        let step = self.progress.begin(Phase::Replacements, round.staged.len() as u64);
+        let step = self
+            .progress
+            .begin(Phase::Replacements, round.staged.len() as u64);
         if !round.staged.is_empty() {
             replacements::carry_out(&round.staged, self.state, self.courier, &step).await?;
         }
         self.progress.begin(Phase::Switch, 0);
         let generation = self.facts.visible.then(|| {
             let visible = &self.config.local.datastore.database;
-            format!("{visible}_{}", chrono::Utc::now().format("%Y%m%dt%H%M%S%3fz"))
+            format!(
+                "{visible}_{}",
+                chrono::Utc::now().format("%Y%m%dt%H%M%S%3fz")
+            )
         });
         let rows = contents.values().map(ContentHash::rows).sum::<u64>();
         let arrival = Arrival {
@@ -314,14 +397,21 @@ impl Baseline<'_> {
 /// One number for all sequences: whether they moved is all that is asked of it.
 pub fn digest(statements: &[String]) -> String {
     let joined = statements.join("\n");
-    blake2b_simd::Params::new().hash_length(16).hash(joined.as_bytes()).to_hex().to_string()
+    blake2b_simd::Params::new()
+        .hash_length(16)
+        .hash(joined.as_bytes())
+        .to_hex()
+        .to_string()
 }
 
 fn scratch() -> Result<TempDir, PassError> {
-    tempfile::Builder::new().prefix("warm-spare-").tempdir().map_err(|source| PassError::Scratch {
-        what: std::env::temp_dir().display().to_string(),
-        source,
-    })
+    tempfile::Builder::new()
+        .prefix("warm-spare-")
+        .tempdir()
+        .map_err(|source| PassError::Scratch {
+            what: std::env::temp_dir().display().to_string(),
+            source,
+        })
 }
 
 const OUR_SCHEMA: &str = "

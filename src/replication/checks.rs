@@ -2,7 +2,8 @@
 
 use super::error::PassError;
 use crate::cluster::{
-    ClientPrograms, LocalSession, LocalStore, PeerSession, Store, differ_in_bucket, differ_in_server, find_clients,
+    ClientPrograms, LocalSession, LocalStore, PeerSession, Store, differ_in_bucket,
+    differ_in_server, find_clients,
 };
 use crate::config::Config;
 use std::path::Path;
@@ -38,11 +39,16 @@ pub async fn check(
     let visible = has_database(local, &config.local.datastore.database).await?;
     two_ends(config, visible, local, peer, local_store, peer_store).await?;
     is_builder(peer).await?;
-    let (local_major, peer_major) = (major(local_version(local).await?), major(peer_version(peer).await?));
+    let (local_major, peer_major) = (
+        major(local_version(local).await?),
+        major(peer_version(peer).await?),
+    );
     if local_major < peer_major {
         return Err(unfit(
             "version",
-            format!("the spare's PostgreSQL is {local_major}, the primary's is {peer_major}: an older one cannot take a newer one's data"),
+            format!(
+                "the spare's PostgreSQL is {local_major}, the primary's is {peer_major}: an older one cannot take a newer one's data"
+            ),
             format!("upgrade the spare's datastore to PostgreSQL {peer_major} or newer first"),
         ));
     }
@@ -67,7 +73,9 @@ pub async fn check(
     if packages == 0 {
         return Err(PassError::Refused {
             rule: "empty_primary",
-            text: "the primary's database has no package at all; a copy of it would be an empty spare".into(),
+            text:
+                "the primary's database has no package at all; a copy of it would be an empty spare"
+                    .into(),
             next_step: "check that peer.datastore names the primary".into(),
         });
     }
@@ -75,7 +83,11 @@ pub async fn check(
         clients,
         lz4: lz4(local).await?,
         visible,
-        locale: locale_options(&row.get::<_, String>(5), &row.get::<_, String>(6), local_major),
+        locale: locale_options(
+            &row.get::<_, String>(5),
+            &row.get::<_, String>(6),
+            local_major,
+        ),
         system_id: row.get(1),
         timeline: row.get(2),
         server_started: row.get(3),
@@ -94,7 +106,10 @@ fn unfit(check: &'static str, text: String, next_step: String) -> PassError {
 
 pub async fn has_database(local: &LocalSession, name: &str) -> Result<bool, PassError> {
     let sql = "SELECT EXISTS (SELECT 1 FROM pg_database WHERE datname = $1)";
-    Ok(local.query_one("looking for our database", sql, &[&name]).await?.get(0))
+    Ok(local
+        .query_one("looking for our database", sql, &[&name])
+        .await?
+        .get(0))
 }
 
 async fn two_ends(
@@ -108,7 +123,11 @@ async fn two_ends(
     let same_name = &config.peer.datastore.database;
     let namesake = has_database(local, same_name).await?;
     if visible || namesake {
-        let name = if namesake { same_name } else { &config.local.datastore.database };
+        let name = if namesake {
+            same_name
+        } else {
+            &config.local.datastore.database
+        };
         let inside = LocalSession::open(&config.local.datastore, name).await?;
         differ_in_server(&inside, peer).await?;
     } else {
@@ -123,7 +142,10 @@ async fn two_ends(
 async fn is_builder(peer: &PeerSession) -> Result<(), PassError> {
     let sql = "SELECT count(*) FROM pg_attribute WHERE attrelid = to_regclass('public.origin_packages') \
                AND attname IN ('ident', 'target', 'checksum') AND NOT attisdropped";
-    let columns: i64 = peer.query_one("looking for Builder's tables", sql, &[]).await?.get(0);
+    let columns: i64 = peer
+        .query_one("looking for Builder's tables", sql, &[])
+        .await?
+        .get(0);
     if columns == 3 {
         return Ok(());
     }
@@ -136,12 +158,18 @@ async fn is_builder(peer: &PeerSession) -> Result<(), PassError> {
 
 async fn local_version(local: &LocalSession) -> Result<i32, PassError> {
     let sql = "SELECT current_setting('server_version_num')::int4";
-    Ok(local.query_one("reading the version", sql, &[]).await?.get(0))
+    Ok(local
+        .query_one("reading the version", sql, &[])
+        .await?
+        .get(0))
 }
 
 async fn peer_version(peer: &PeerSession) -> Result<i32, PassError> {
     let sql = "SELECT current_setting('server_version_num')::int4";
-    Ok(peer.query_one("reading the version", sql, &[]).await?.get(0))
+    Ok(peer
+        .query_one("reading the version", sql, &[])
+        .await?
+        .get(0))
 }
 
 fn major(version_num: i32) -> u32 {
@@ -150,29 +178,45 @@ fn major(version_num: i32) -> u32 {
 
 async fn extensions(local: &LocalSession, peer: &PeerSession) -> Result<(), PassError> {
     let theirs = peer
-        .query("reading the extensions", "SELECT extname::text FROM pg_extension ORDER BY 1", &[])
+        .query(
+            "reading the extensions",
+            "SELECT extname::text FROM pg_extension ORDER BY 1",
+            &[],
+        )
         .await?;
     let wanted: Vec<String> = theirs.iter().map(|row| row.get(0)).collect();
     let sql = "SELECT w FROM unnest($1::text[]) w WHERE w NOT IN (SELECT name FROM pg_available_extensions) ORDER BY 1";
-    let lacking = local.query("looking for the extensions", sql, &[&wanted]).await?;
+    let lacking = local
+        .query("looking for the extensions", sql, &[&wanted])
+        .await?;
     if lacking.is_empty() {
         return Ok(());
     }
     let names: Vec<String> = lacking.iter().map(|row| row.get(0)).collect();
     Err(unfit(
         "extension",
-        format!("the spare's PostgreSQL has no extension {}, which the primary's database uses", names.join(", ")),
+        format!(
+            "the spare's PostgreSQL has no extension {}, which the primary's database uses",
+            names.join(", ")
+        ),
         "install PostgreSQL's contrib modules on the spare".into(),
     ))
 }
 
-async fn local_privileges(config: &Config, local: &LocalSession, visible: bool) -> Result<(), PassError> {
+async fn local_privileges(
+    config: &Config,
+    local: &LocalSession,
+    visible: bool,
+) -> Result<(), PassError> {
     let sql = "SELECT rolsuper, rolcreatedb, pg_has_role(current_user, 'pg_signal_backend', 'MEMBER'), \
                  coalesce((SELECT pg_has_role(current_user, datdba, 'MEMBER') FROM pg_database WHERE datname = $1), true) \
                FROM pg_roles WHERE rolname = current_user";
     let database = &config.local.datastore.database;
-    let row = local.query_one("reading our privileges", sql, &[database]).await?;
-    let (superuser, create, signal, owner): (bool, bool, bool, bool) = (row.get(0), row.get(1), row.get(2), row.get(3));
+    let row = local
+        .query_one("reading our privileges", sql, &[database])
+        .await?;
+    let (superuser, create, signal, owner): (bool, bool, bool, bool) =
+        (row.get(0), row.get(1), row.get(2), row.get(3));
     let mut lacking = Vec::new();
     if !superuser && !create {
         lacking.push("may not create databases".to_string());
@@ -188,7 +232,11 @@ async fn local_privileges(config: &Config, local: &LocalSession, visible: bool) 
     }
     Err(unfit(
         "privilege",
-        format!("the local datastore's user {} {}", config.local.datastore.user, lacking.join(" and ")),
+        format!(
+            "the local datastore's user {} {}",
+            config.local.datastore.user,
+            lacking.join(" and ")
+        ),
         "use Builder's own user hab as local.datastore.user, or grant what is lacking".into(),
     ))
 }
@@ -206,7 +254,11 @@ async fn peer_privileges(peer: &PeerSession) -> Result<(), PassError> {
     let names: Vec<String> = rows.iter().take(5).map(|row| row.get(0)).collect();
     Err(unfit(
         "privilege",
-        format!("the peer's user may not read {} of its tables and sequences ({})", rows.len(), names.join(", ")),
+        format!(
+            "the peer's user may not read {} of its tables and sequences ({})",
+            rows.len(),
+            names.join(", ")
+        ),
         "grant it SELECT on them, or use Builder's own user hab as peer.datastore.user".into(),
     ))
 }
@@ -215,26 +267,37 @@ async fn peer_privileges(peer: &PeerSession) -> Result<(), PassError> {
 async fn nothing_uncopied(peer: &PeerSession) -> Result<(), PassError> {
     let sql = "SELECT (SELECT count(*) FROM pg_largeobject_metadata), \
                  (SELECT count(*) FROM pg_class WHERE relkind IN ('p', 'f') AND relnamespace <> 'information_schema'::regnamespace)";
-    let row = peer.query_one("looking for what is not copied", sql, &[]).await?;
+    let row = peer
+        .query_one("looking for what is not copied", sql, &[])
+        .await?;
     let (objects, tables): (i64, i64) = (row.get(0), row.get(1));
     if objects == 0 && tables == 0 {
         return Ok(());
     }
     Err(unfit(
         "unsupported",
-        format!("the primary's database has {objects} large objects and {tables} partitioned or foreign tables, which warm-spare does not copy"),
+        format!(
+            "the primary's database has {objects} large objects and {tables} partitioned or foreign tables, which warm-spare does not copy"
+        ),
         "move them to another database; Builder uses none".into(),
     ))
 }
 
-async fn enough_disk(config: &Config, local: &LocalSession, database_bytes: i64) -> Result<(), PassError> {
+async fn enough_disk(
+    config: &Config,
+    local: &LocalSession,
+    database_bytes: i64,
+) -> Result<(), PassError> {
     let sql = "SELECT current_setting('data_directory', true)";
     // Only a superuser is told where the data are; and only on the server's own machine can one look.
     let Ok(row) = local.query_one("asking where the data are", sql, &[]).await else {
         return Ok(());
     };
     let directory: Option<String> = row.get(0);
-    let here = matches!(config.local.datastore.host.as_str(), "127.0.0.1" | "localhost" | "::1");
+    let here = matches!(
+        config.local.datastore.host.as_str(),
+        "127.0.0.1" | "localhost" | "::1"
+    );
     let Some(directory) = directory.filter(|path| here && Path::new(path).is_dir()) else {
         log::debug!("the local datastore is on another machine: its free disk space is not known");
         return Ok(());
@@ -268,7 +331,11 @@ async fn lz4(local: &LocalSession) -> Result<bool, PassError> {
 /// The catalog's columns for it differ from version to version, so it comes as JSON.
 fn locale_options(database: &str, encoding: &str, local_major: u32) -> String {
     let json: serde_json::Value = serde_json::from_str(database).unwrap_or_default();
-    let text = |name: &str| json.get(name).and_then(|value| value.as_str()).map(crate::cluster::quote_literal);
+    let text = |name: &str| {
+        json.get(name)
+            .and_then(|value| value.as_str())
+            .map(crate::cluster::quote_literal)
+    };
     let mut options = format!("ENCODING {}", crate::cluster::quote_literal(encoding));
     for (option, column) in [("LC_COLLATE", "datcollate"), ("LC_CTYPE", "datctype")] {
         if let Some(value) = text(column) {
@@ -276,10 +343,17 @@ fn locale_options(database: &str, encoding: &str, local_major: u32) -> String {
         }
     }
     let locale = text("datlocale").or_else(|| text("daticulocale"));
-    let provider = json.get("datlocprovider").and_then(|value| value.as_str()).unwrap_or("c");
+    let provider = json
+        .get("datlocprovider")
+        .and_then(|value| value.as_str())
+        .unwrap_or("c");
     match (provider, locale) {
-        ("i", Some(locale)) => options.push_str(&format!(" LOCALE_PROVIDER icu ICU_LOCALE {locale}")),
-        ("b", Some(locale)) => options.push_str(&format!(" LOCALE_PROVIDER builtin BUILTIN_LOCALE {locale}")),
+        ("i", Some(locale)) => {
+            options.push_str(&format!(" LOCALE_PROVIDER icu ICU_LOCALE {locale}"))
+        }
+        ("b", Some(locale)) => {
+            options.push_str(&format!(" LOCALE_PROVIDER builtin BUILTIN_LOCALE {locale}"))
+        }
         _ if local_major >= 15 => options.push_str(" LOCALE_PROVIDER libc"),
         _ => {}
     }
@@ -293,11 +367,19 @@ mod tests {
     #[test]
     fn a_locale_is_named_as_the_spare_understands_it() {
         let old = r#"{"datcollate": "C.UTF-8", "datctype": "C.UTF-8"}"#;
-        assert_eq!(locale_options(old, "UTF8", 14), "ENCODING 'UTF8' LC_COLLATE 'C.UTF-8' LC_CTYPE 'C.UTF-8'");
+        assert_eq!(
+            locale_options(old, "UTF8", 14),
+            "ENCODING 'UTF8' LC_COLLATE 'C.UTF-8' LC_CTYPE 'C.UTF-8'"
+        );
         assert!(locale_options(old, "UTF8", 17).ends_with("LOCALE_PROVIDER libc"));
         let icu = r#"{"datcollate": "C", "datctype": "C", "datlocprovider": "i", "daticulocale": "de-DE"}"#;
-        assert!(locale_options(icu, "UTF8", 16).ends_with("LOCALE_PROVIDER icu ICU_LOCALE 'de-DE'"));
+        assert!(
+            locale_options(icu, "UTF8", 16).ends_with("LOCALE_PROVIDER icu ICU_LOCALE 'de-DE'")
+        );
         let builtin = r#"{"datcollate": "C", "datctype": "C", "datlocprovider": "b", "datlocale": "C.UTF-8"}"#;
-        assert!(locale_options(builtin, "UTF8", 17).ends_with("LOCALE_PROVIDER builtin BUILTIN_LOCALE 'C.UTF-8'"));
+        assert!(
+            locale_options(builtin, "UTF8", 17)
+                .ends_with("LOCALE_PROVIDER builtin BUILTIN_LOCALE 'C.UTF-8'")
+        );
     }
 }

@@ -35,7 +35,9 @@ impl ContentHash {
 
 impl fmt::Display for ContentHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.sum.iter().try_for_each(|lane| write!(f, "{lane:016x}"))
+        self.sum
+            .iter()
+            .try_for_each(|lane| write!(f, "{lane:016x}"))
     }
 }
 

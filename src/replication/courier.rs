@@ -1,6 +1,8 @@
 //! Copies one artifact: streaming, hashing in flight, and making it visible only if checksum and length are right.
 
-use crate::cluster::{ByteBudget, Completion, Download, LocalStore, Store, StoreError, Stored, Throttle};
+use crate::cluster::{
+    ByteBudget, Completion, Download, LocalStore, Store, StoreError, Stored, Throttle,
+};
 use crate::package::{Checksum, Hasher};
 use bytes::{Bytes, BytesMut};
 
@@ -28,12 +30,22 @@ pub enum Delivery {
 
 impl Courier {
     /// Brings `key` from the peer to `to` in our bucket.
-    pub async fn fetch(&self, key: &str, to: &str, checksum: &Checksum) -> Result<Delivery, StoreError> {
+    pub async fn fetch(
+        &self,
+        key: &str,
+        to: &str,
+        checksum: &Checksum,
+    ) -> Result<Delivery, StoreError> {
         self.copy(&self.peer, key, to, checksum).await
     }
 
     /// Copies within our bucket, through our own hands, so that what arrives is what was checked.
-    pub async fn move_within(&self, from: &str, to: &str, checksum: &Checksum) -> Result<Delivery, StoreError> {
+    pub async fn move_within(
+        &self,
+        from: &str,
+        to: &str,
+        checksum: &Checksum,
+    ) -> Result<Delivery, StoreError> {
         self.copy(self.local.reading(), from, to, checksum).await
     }
 

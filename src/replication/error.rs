@@ -41,7 +41,9 @@ pub enum PassError {
     #[error("the primary's tables were rewritten while they were copied: {tables}")]
     Rewritten { tables: String },
     /// Do no harm: a session of Builder's waited for one of ours.
-    #[error("a session on the primary (process {pid}) waited for our copy for over a second; the copy was given up")]
+    #[error(
+        "a session on the primary (process {pid}) waited for our copy for over a second; the copy was given up"
+    )]
     InTheWay { pid: i32 },
 }
 
@@ -57,7 +59,9 @@ pub enum Policy {
 impl PassError {
     pub fn policy(&self) -> Policy {
         let passing = match self {
-            PassError::Datastore(e) | PassError::State(StateError::Datastore(e)) => e.is_transient(),
+            PassError::Datastore(e) | PassError::State(StateError::Datastore(e)) => {
+                e.is_transient()
+            }
             PassError::Fence(FenceError::Datastore(e)) => e.is_transient(),
             PassError::Fence(FenceError::Staying { .. }) => true,
             PassError::Identity(IdentityError::Datastore(e)) => e.is_transient(),
@@ -94,7 +98,8 @@ impl PassError {
             }
             PassError::State(_) => "nothing: the newer one goes on".into(),
             PassError::Identity(IdentityError::SameServer) => {
-                "let peer.datastore name the primary's server and local.datastore the spare's".into()
+                "let peer.datastore name the primary's server and local.datastore the spare's"
+                    .into()
             }
             PassError::Identity(IdentityError::SameBucket { .. }) => {
                 "let peer.s3 name the primary's bucket and local.s3 the spare's".into()

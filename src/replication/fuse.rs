@@ -21,8 +21,13 @@ pub struct Shrinkage {
 pub enum Verdict {
     Holds,
     /// Over the limit, and the operator has approved exactly this change.
-    Approved { id: String },
-    Blown { id: String, text: String },
+    Approved {
+        id: String,
+    },
+    Blown {
+        id: String,
+        text: String,
+    },
 }
 
 /// Decides; `id` names the change by what vanishes in it, so it is the same at every try while the primary stays as it is.
@@ -72,7 +77,11 @@ fn exceeds(fuse: &Fuse, gone: u64, of: u64) -> bool {
 }
 
 fn change_id(shrinkage: &Shrinkage) -> String {
-    let mut names: Vec<&String> = shrinkage.packages.iter().chain(&shrinkage.artifacts).collect();
+    let mut names: Vec<&String> = shrinkage
+        .packages
+        .iter()
+        .chain(&shrinkage.artifacts)
+        .collect();
     names.sort();
     let mut state = Params::new().hash_length(6).to_state();
     for name in names {
@@ -116,17 +125,33 @@ mod tests {
             panic!("21 of 200 is more than 10 %");
         };
         assert!(text.contains("21 of 200 packages"), "{text}");
-        let approving = Fuse { approve: id.clone(), ..fuse() };
+        let approving = Fuse {
+            approve: id.clone(),
+            ..fuse()
+        };
         assert_eq!(judge(&approving, &gone(21, 200)), Verdict::Approved { id });
-        assert!(matches!(judge(&approving, &gone(22, 200)), Verdict::Blown { .. }));
+        assert!(matches!(
+            judge(&approving, &gone(22, 200)),
+            Verdict::Blown { .. }
+        ));
     }
 
     #[test]
     fn many_small_changes_within_the_window_count_together() {
-        let earlier = Shrinkage { earlier_packages: 18, ..gone(3, 182) };
+        let earlier = Shrinkage {
+            earlier_packages: 18,
+            ..gone(3, 182)
+        };
         assert!(matches!(judge(&fuse(), &earlier), Verdict::Blown { .. }));
-        let none_now = Shrinkage { earlier_packages: 50, ..gone(0, 150) };
-        assert_eq!(judge(&fuse(), &none_now), Verdict::Holds, "a change that takes nothing is let through");
+        let none_now = Shrinkage {
+            earlier_packages: 50,
+            ..gone(0, 150)
+        };
+        assert_eq!(
+            judge(&fuse(), &none_now),
+            Verdict::Holds,
+            "a change that takes nothing is let through"
+        );
     }
 
     #[test]
@@ -136,6 +161,9 @@ mod tests {
             artifacts_before: 30,
             ..Shrinkage::default()
         };
-        assert!(matches!(judge(&fuse(), &wrong_bucket), Verdict::Blown { .. }));
+        assert!(matches!(
+            judge(&fuse(), &wrong_bucket),
+            Verdict::Blown { .. }
+        ));
     }
 }

@@ -36,7 +36,10 @@ async fn watch(peer: &Datastore) -> PassError {
     let mut since: HashMap<i32, Instant> = HashMap::new();
     loop {
         tokio::time::sleep(LOOK).await;
-        let rows = match session.query("looking for sessions that wait for us", WAITING_FOR_US, &[]).await {
+        let rows = match session
+            .query("looking for sessions that wait for us", WAITING_FOR_US, &[])
+            .await
+        {
             Ok(rows) => rows,
             // Unwatched, we must not hold locks.
             Err(error) => return error.into(),

@@ -3,7 +3,8 @@
 //! The sets are temporary tables of the state's session, so that memory does not grow with the number of packages.
 
 use crate::cluster::{
-    Artifact, CopyRows, DatastoreError, Listed, LocalSession, LocalStore, PeerSession, StoreError, Stored,
+    Artifact, CopyRows, DatastoreError, Listed, LocalSession, LocalStore, PeerSession, StoreError,
+    Stored,
 };
 use crate::package::{Checksum, Ident, Target, object_key};
 use bytes::BytesMut;
@@ -53,13 +54,19 @@ impl<'a> Inventory<'a> {
     }
 
     /// The rows as the primary has them now.
-    pub async fn load_wanted_from_peer(&self, peer: &PeerSession) -> Result<Loaded, DatastoreError> {
+    pub async fn load_wanted_from_peer(
+        &self,
+        peer: &PeerSession,
+    ) -> Result<Loaded, DatastoreError> {
         let rows = peer.copy_out("reading the package rows", ROWS).await?;
         self.load("wanted", rows).await
     }
 
     /// The rows of one of our own databases.
-    pub async fn load_wanted_from(&self, database: &LocalSession) -> Result<Loaded, DatastoreError> {
+    pub async fn load_wanted_from(
+        &self,
+        database: &LocalSession,
+    ) -> Result<Loaded, DatastoreError> {
         let rows = database.copy_out("reading the package rows", ROWS).await?;
         self.load("wanted", rows).await
     }
@@ -76,7 +83,10 @@ impl<'a> Inventory<'a> {
         let doing = "filling a working table";
         let mut sink = self
             .session
-            .copy_in(doing, &format!("COPY {table} (key, checksum, package) FROM STDIN"))
+            .copy_in(
+                doing,
+                &format!("COPY {table} (key, checksum, package) FROM STDIN"),
+            )
             .await?;
         let mut loaded = Loaded::default();
         let mut batch = BytesMut::with_capacity(BATCH);
@@ -84,7 +94,9 @@ impl<'a> Inventory<'a> {
             loaded.rows += 1;
             match key_and_checksum(&row) {
                 Ok((key, checksum, package)) => {
-                    batch.extend_from_slice(format!("{}\t{checksum}\t{}\n", escape(&key), escape(&package)).as_bytes());
+                    batch.extend_from_slice(
+                        format!("{}\t{checksum}\t{}\n", escape(&key), escape(&package)).as_bytes(),
+                    );
                 }
                 Err(name) => loaded.unsound.push(name),
             }
@@ -102,7 +114,9 @@ impl<'a> Inventory<'a> {
 
     /// What lies in our bucket, by its own listing: whole, or an error.
     pub async fn load_present(&self, store: &LocalStore) -> Result<(), InventoryError> {
-        self.session.batch("emptying a working table", "TRUNCATE present").await?;
+        self.session
+            .batch("emptying a working table", "TRUNCATE present")
+            .await?;
         let mut failed: Option<DatastoreError> = None;
         let listing = store
             .reading()
@@ -117,7 +131,9 @@ impl<'a> Inventory<'a> {
             return Err(error.into());
         }
         listing?;
-        self.session.batch("counting a working table", "ANALYZE present").await?;
+        self.session
+            .batch("counting a working table", "ANALYZE present")
+            .await?;
         Ok(())
     }
 
@@ -152,17 +168,25 @@ impl<'a> Inventory<'a> {
     /// Settles what is left to do; returns how much that is. Keys that wait in the journal to be replaced, and those
     /// known to be unavailable, are left out unless `retry` asks for the latter again.
     pub async fn plan(&self, settled: &[String]) -> Result<u64, DatastoreError> {
-        self.session.batch("emptying a working table", "DROP TABLE IF EXISTS todo").await?;
+        self.session
+            .batch("emptying a working table", "DROP TABLE IF EXISTS todo")
+            .await?;
         self.session
             .execute("settling what is left to do", PLAN, &[])
             .await?;
         if !settled.is_empty() {
             let sql = "DELETE FROM todo WHERE key = ANY ($1)";
-            self.session.execute("leaving out what is settled", sql, &[&settled]).await?;
+            self.session
+                .execute("leaving out what is settled", sql, &[&settled])
+                .await?;
         }
         let row = self
             .session
-            .query_one("counting what is left to do", "SELECT count(*) FROM todo", &[])
+            .query_one(
+                "counting what is left to do",
+                "SELECT count(*) FROM todo",
+                &[],
+            )
             .await?;
         Ok(row.get::<_, i64>(0) as u64)
     }
@@ -170,7 +194,10 @@ impl<'a> Inventory<'a> {
     /// The plan, a page at a time, in the order of keys; `after` is the last key of the page before.
     pub async fn page(&self, after: &str, limit: i64) -> Result<Vec<Todo>, DatastoreError> {
         let sql = "SELECT key, checksum, etag, bytes, known, visible FROM todo WHERE key > $1 ORDER BY key LIMIT $2";
-        let rows = self.session.query("reading what is left to do", sql, &[&after, &limit]).await?;
+        let rows = self
+            .session
+            .query("reading what is left to do", sql, &[&after, &limit])
+            .await?;
         let parse = |text: Option<String>| text.and_then(|t| Checksum::from_str(&t).ok());
         Ok(rows
             .iter()
@@ -193,7 +220,10 @@ impl<'a> Inventory<'a> {
 
     /// Number of artifacts that rows name.
     pub async fn wanted(&self) -> Result<u64, DatastoreError> {
-        let row = self.session.query_one("counting packages", "SELECT count(*) FROM wanted", &[]).await?;
+        let row = self
+            .session
+            .query_one("counting packages", "SELECT count(*) FROM wanted", &[])
+            .await?;
         Ok(row.get::<_, i64>(0) as u64)
     }
 
@@ -234,7 +264,11 @@ fn key_and_checksum(row: &[u8]) -> Result<(String, Checksum, String), String> {
     let mut next = || fields.next().unwrap_or_default();
     let (ident, target, checksum) = (next(), next(), next());
     let name = format!("{ident} {target}");
-    match (Ident::from_str(&ident), Target::from_str(&target), Checksum::from_str(&checksum)) {
+    match (
+        Ident::from_str(&ident),
+        Target::from_str(&target),
+        Checksum::from_str(&checksum),
+    ) {
         (Ok(ident), Ok(target), Ok(checksum)) => Ok((object_key(&ident, &target), checksum, name)),
         _ => Err(name),
     }
@@ -270,7 +304,6 @@ fn escape(field: &str) -> String {
         .replace('\n', "\\n")
         .replace('\r', "\\r")
 }
-
 
 const TABLES: &str = "
 CREATE TEMP TABLE IF NOT EXISTS wanted (key text PRIMARY KEY, checksum text NOT NULL, package text NOT NULL);
@@ -313,6 +346,9 @@ mod tests {
         );
         assert_eq!(checksum.to_string(), sum);
         assert_eq!(package, "core/redis/4.0.14+b~1/20200421191514 x86_64-linux");
-        assert_eq!(key_and_checksum(b"core/redis\tx86_64-linux\tnone\n"), Err("core/redis x86_64-linux".into()));
+        assert_eq!(
+            key_and_checksum(b"core/redis\tx86_64-linux\tnone\n"),
+            Err("core/redis x86_64-linux".into())
+        );
     }
 }

@@ -8,8 +8,8 @@ use super::error::PassError;
 use super::inventory::{Inventory, InventoryError};
 use super::{replacements, tables};
 use crate::cluster::{
-    ByteBudget, ClusterRecord, CopiedPoint, LocalSession, LocalStore, PeerSession, Side, State, Store, Throttle,
-    is_fenced, prove_fence, raise_fence,
+    ByteBudget, ClusterRecord, CopiedPoint, LocalSession, LocalStore, PeerSession, Side, State,
+    Store, Throttle, is_fenced, prove_fence, raise_fence,
 };
 use crate::config::{Config, Role};
 use crate::observe::{Phase, Progress};
@@ -64,7 +64,11 @@ impl Ends {
 }
 
 /// Brings the spare to the primary's present, once.
-pub async fn sync(config: &Config, options: Options, progress: &Progress) -> Result<Report, PassError> {
+pub async fn sync(
+    config: &Config,
+    options: Options,
+    progress: &Progress,
+) -> Result<Report, PassError> {
     progress.begin(Phase::Checks, 0);
     let recorded = match State::open_existing(&config.local.datastore).await? {
         Some(state) => Some(state.cluster().await?),
@@ -72,7 +76,14 @@ pub async fn sync(config: &Config, options: Options, progress: &Progress) -> Res
     };
     may_work(config, recorded.as_ref())?;
     let ends = Ends::open(config).await?;
-    let facts = checks::check(config, &ends.local, &ends.peer, &ends.local_store, &ends.peer_store).await?;
+    let facts = checks::check(
+        config,
+        &ends.local,
+        &ends.peer,
+        &ends.local_store,
+        &ends.peer_store,
+    )
+    .await?;
     let state = State::open(&config.local.datastore).await?;
     let lock = state.lock().await?;
     let first = state.cluster().await?.role.is_none();
@@ -84,7 +95,9 @@ pub async fn sync(config: &Config, options: Options, progress: &Progress) -> Res
     };
     let undone = replacements::undo(&state, &courier).await?;
     if undone > 0 {
-        log::warn!("local: a pass before this one was interrupted while it replaced {undone} artifacts; they were put back");
+        log::warn!(
+            "local: a pass before this one was interrupted while it replaced {undone} artifacts; they were put back"
+        );
     }
     let fence_reset = keep_fenced(config, &state, first, facts.visible).await?;
 
@@ -110,12 +123,19 @@ pub async fn sync(config: &Config, options: Options, progress: &Progress) -> Res
         && let Some(point) = pass.unchanged(&ends.peer, &visible).await?
     {
         let round = pass.mend(&visible).await?;
-        return pass.report(Outcome::Unchanged(point), round, undone, fence_reset).await;
+        return pass
+            .report(Outcome::Unchanged(point), round, undone, fence_reset)
+            .await;
     }
     let mut round = pass.artifacts_first(&ends.peer).await?;
     // From here on nothing of ours stays open on the primary longer than its one statement, or its part of the copy.
     drop(ends.peer);
-    let known_unavailable = visible.unavailable().await?.into_iter().map(|(key, _)| key).collect();
+    let known_unavailable = visible
+        .unavailable()
+        .await?
+        .into_iter()
+        .map(|(key, _)| key)
+        .collect();
     drop(visible);
     let copied = Baseline {
         config,
@@ -134,7 +154,13 @@ pub async fn sync(config: &Config, options: Options, progress: &Progress) -> Res
     round.copied += copied.artifacts.copied;
     round.copied_bytes += copied.artifacts.copied_bytes;
     round.verified += copied.artifacts.verified;
-    pass.report(Outcome::Copied(Box::new(copied)), round, undone, fence_reset).await
+    pass.report(
+        Outcome::Copied(Box::new(copied)),
+        round,
+        undone,
+        fence_reset,
+    )
+    .await
 }
 
 /// A cluster that was never told its role does nothing at all; one that is no spare copies nothing over itself.
@@ -149,14 +175,22 @@ fn may_work(config: &Config, recorded: Option<&ClusterRecord>) -> Result<(), Pas
         }),
         (_, recorded) => Err(PassError::Refused {
             rule: "role",
-            text: format!("this cluster is recorded as {}", recorded.unwrap_or("nothing")),
+            text: format!(
+                "this cluster is recorded as {}",
+                recorded.unwrap_or("nothing")
+            ),
             next_step: "only a spare is copied to".into(),
         }),
     }
 }
 
 /// The fence is a condition, not an event: looked for at every start, and set again if somebody lifted it.
-async fn keep_fenced(config: &Config, state: &State, first: bool, visible: bool) -> Result<bool, PassError> {
+async fn keep_fenced(
+    config: &Config,
+    state: &State,
+    first: bool,
+    visible: bool,
+) -> Result<bool, PassError> {
     if first || !visible {
         return Ok(false);
     }
@@ -166,7 +200,13 @@ async fn keep_fenced(config: &Config, state: &State, first: bool, visible: bool)
     }
     log::warn!("local: database {database} was not fenced; it is again");
     raise_fence(state.session(), &config.local.datastore, database).await?;
-    state.event("fence", &format!("the fence on {database} had been lifted; it was set again"), &config.change).await?;
+    state
+        .event(
+            "fence",
+            &format!("the fence on {database} had been lifted; it was set again"),
+            &config.change,
+        )
+        .await?;
     Ok(true)
 }
 
@@ -179,11 +219,17 @@ struct Visible {
 impl Visible {
     async fn open(config: &Config, facts: &Facts) -> Result<Visible, PassError> {
         if !facts.visible {
-            return Ok(Visible { rows: None, ours: false });
+            return Ok(Visible {
+                rows: None,
+                ours: false,
+            });
         }
-        let session = LocalSession::open(&config.local.datastore, &config.local.datastore.database).await?;
+        let session =
+            LocalSession::open(&config.local.datastore, &config.local.datastore.database).await?;
         let sql = "SELECT to_regclass('public.origin_packages') IS NOT NULL, to_regclass('warm_spare.recovery_point') IS NOT NULL";
-        let row = session.query_one("looking into the visible database", sql, &[]).await?;
+        let row = session
+            .query_one("looking into the visible database", sql, &[])
+            .await?;
         let (rows, ours): (bool, bool) = (row.get(0), row.get(1));
         Ok(Visible {
             rows: rows.then_some(session),
@@ -206,7 +252,9 @@ impl Visible {
 /// Artifacts recorded as missing or damaged on the primary, with the reason.
 pub async fn unavailable(session: &LocalSession) -> Result<Vec<(String, String)>, PassError> {
     let sql = "SELECT key, reason FROM warm_spare.unavailable ORDER BY key";
-    let rows = session.query("reading what the primary lacks", sql, &[]).await?;
+    let rows = session
+        .query("reading what the primary lacks", sql, &[])
+        .await?;
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
@@ -243,12 +291,20 @@ impl Pass<'_> {
 
     /// Some: the primary has committed nothing since the recovery point. A start of its server in between, another
     /// timeline, or a database of ours that is not the one remembered, count as a change.
-    async fn unchanged(&self, peer: &PeerSession, visible: &Visible) -> Result<Option<CopiedPoint>, PassError> {
-        let (Some(point), Some(session)) = (self.state.copied_point().await?, visible.session_of_ours()) else {
+    async fn unchanged(
+        &self,
+        peer: &PeerSession,
+        visible: &Visible,
+    ) -> Result<Option<CopiedPoint>, PassError> {
+        let (Some(point), Some(session)) =
+            (self.state.copied_point().await?, visible.session_of_ours())
+        else {
             return Ok(None);
         };
         let sql = "SELECT lsn::text FROM warm_spare.recovery_point";
-        let rows = session.query("reading the recovery point", sql, &[]).await?;
+        let rows = session
+            .query("reading the recovery point", sql, &[])
+            .await?;
         let ours: Option<String> = rows.first().map(|row| row.get(0));
         let same_server = point.system_id == self.facts.system_id
             && point.timeline == self.facts.timeline
@@ -257,7 +313,10 @@ impl Pass<'_> {
             return Ok(None);
         }
         let sql = "SELECT txid_current_snapshot()::text";
-        let now: String = peer.query_one("asking for committed transactions", sql, &[]).await?.get(0);
+        let now: String = peer
+            .query_one("asking for committed transactions", sql, &[])
+            .await?
+            .get(0);
         let same = now == point.transactions
             && baseline::digest(&tables::sequence_values(peer).await?) == point.sequences;
         Ok(same.then_some(point))
@@ -273,18 +332,34 @@ impl Pass<'_> {
         let todo = self.inventory.plan(&[]).await?;
         let step = self.progress.begin(Phase::Artifacts, todo);
         let copies = self.config.replication.copies;
-        let round = artifacts::round(self.inventory, self.state, self.courier, copies, &step).await?;
+        let round =
+            artifacts::round(self.inventory, self.state, self.courier, copies, &step).await?;
         let still = artifacts::keys(round.missing.iter().chain(&round.damaged));
-        if still.iter().any(|key| before.iter().all(|(known, _)| known != key)) {
+        if still
+            .iter()
+            .any(|key| before.iter().all(|(known, _)| known != key))
+        {
             artifacts::confirm_bucket(self.courier, None).await?;
         }
-        let mended: Vec<&str> = before.iter().map(|(key, _)| key.as_str()).filter(|key| !still.contains(key)).collect();
+        let mended: Vec<&str> = before
+            .iter()
+            .map(|(key, _)| key.as_str())
+            .filter(|key| !still.contains(key))
+            .collect();
         let sql = "DELETE FROM warm_spare.unavailable WHERE key = ANY ($1)";
-        session.execute("forgetting what is there now", sql, &[&mended]).await?;
+        session
+            .execute("forgetting what is there now", sql, &[&mended])
+            .await?;
         let sql = "INSERT INTO warm_spare.unavailable (key, checksum, reason) VALUES ($1, $2, $3) ON CONFLICT (key) DO NOTHING";
         for (item, reason) in round.unavailable() {
             let checksum = item.checksum.to_string();
-            session.execute("recording what the primary lacks", sql, &[&item.key, &checksum, &reason]).await?;
+            session
+                .execute(
+                    "recording what the primary lacks",
+                    sql,
+                    &[&item.key, &checksum, &reason],
+                )
+                .await?;
         }
         Ok(round)
     }
@@ -305,7 +380,9 @@ impl Pass<'_> {
             }
             let step = self.progress.begin(Phase::Artifacts, todo);
             let copies = self.config.replication.copies;
-            all.absorb(artifacts::round(self.inventory, self.state, self.courier, copies, &step).await?);
+            all.absorb(
+                artifacts::round(self.inventory, self.state, self.courier, copies, &step).await?,
+            );
         }
         Ok(all)
     }
@@ -317,7 +394,11 @@ impl Pass<'_> {
         undone: usize,
         fence_reset: bool,
     ) -> Result<Report, PassError> {
-        let session = LocalSession::open(&self.config.local.datastore, &self.config.local.datastore.database).await?;
+        let session = LocalSession::open(
+            &self.config.local.datastore,
+            &self.config.local.datastore.database,
+        )
+        .await?;
         Ok(Report {
             outcome,
             artifacts,

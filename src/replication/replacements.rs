@@ -28,11 +28,25 @@ pub async fn carry_out(
         .collect();
     // Old bytes first, all of them: nothing has changed until the last one is safe.
     for swap in swaps {
-        place(courier, state, &swap.key, &format!("{RETIRED}{}", swap.old), &swap.old).await?;
+        place(
+            courier,
+            state,
+            &swap.key,
+            &format!("{RETIRED}{}", swap.old),
+            &swap.old,
+        )
+        .await?;
     }
     state.plan_replacements(&planned).await?;
     for swap in swaps {
-        place(courier, state, &format!("{STAGED}{}", swap.new), &swap.key, &swap.new).await?;
+        place(
+            courier,
+            state,
+            &format!("{STAGED}{}", swap.new),
+            &swap.key,
+            &swap.new,
+        )
+        .await?;
         step.add(1);
     }
     Ok(())
@@ -81,8 +95,12 @@ async fn place(
         other => {
             return Err(PassError::Unfit {
                 check: "replacement",
-                text: format!("{from} in the local bucket should have checksum {checksum}, found: {other:?}"),
-                next_step: "look who else writes in the local bucket, then run `warm-spare verify --deep`".into(),
+                text: format!(
+                    "{from} in the local bucket should have checksum {checksum}, found: {other:?}"
+                ),
+                next_step:
+                    "look who else writes in the local bucket, then run `warm-spare verify --deep`"
+                        .into(),
             });
         }
     };

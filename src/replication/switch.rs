@@ -3,7 +3,8 @@
 use super::content::ContentHash;
 use super::error::PassError;
 use crate::cluster::{
-    CopiedPoint, DatastoreFault, LocalSession, Lock, State, StateError, end_sessions, quote_ident, quote_literal,
+    CopiedPoint, DatastoreFault, LocalSession, Lock, State, StateError, end_sessions, quote_ident,
+    quote_literal,
 };
 use crate::config::Config;
 use std::collections::BTreeMap;
@@ -31,10 +32,16 @@ const LISTS: [&str; 6] = [
 
 /// Reads owner, privileges, settings, connection limit and comment of `from`, as statements for `to`. The fence's own
 /// setting is left out, of whatever role: the incoming database gets its own.
-pub async fn properties(local: &LocalSession, from: &str, to: &str) -> Result<Properties, PassError> {
+pub async fn properties(
+    local: &LocalSession,
+    from: &str,
+    to: &str,
+) -> Result<Properties, PassError> {
     let sql = "SELECT pg_get_userbyid(datdba)::text, datconnlimit, shobj_description(oid, 'pg_database'), datacl IS NOT NULL, oid \
                FROM pg_database WHERE datname = $1";
-    let rows = local.query("reading the replaced database's properties", sql, &[&from]).await?;
+    let rows = local
+        .query("reading the replaced database's properties", sql, &[&from])
+        .await?;
     let Some(row) = rows.first() else {
         return Ok(Properties::default());
     };
@@ -46,28 +53,50 @@ pub async fn properties(local: &LocalSession, from: &str, to: &str) -> Result<Pr
         format!("ALTER DATABASE {database} CONNECTION LIMIT {limit}"),
     ];
     if let Some(comment) = comment {
-        statements.push(format!("COMMENT ON DATABASE {database} IS {}", quote_literal(&comment)));
+        statements.push(format!(
+            "COMMENT ON DATABASE {database} IS {}",
+            quote_literal(&comment)
+        ));
     }
     if has_acl {
         statements.push(format!("REVOKE ALL ON DATABASE {database} FROM PUBLIC"));
         let sql = "SELECT coalesce(r.rolname::text, ''), a.privilege_type, a.is_grantable \
                    FROM pg_database d, aclexplode(d.datacl) a LEFT JOIN pg_roles r ON r.oid = a.grantee WHERE d.oid = $1";
-        for row in local.query("reading the replaced database's privileges", sql, &[&oid]).await? {
-            let (grantee, privilege, grantable): (String, String, bool) = (row.get(0), row.get(1), row.get(2));
-            let grantee = if grantee.is_empty() { "PUBLIC".into() } else { quote_ident(&grantee) };
+        for row in local
+            .query("reading the replaced database's privileges", sql, &[&oid])
+            .await?
+        {
+            let (grantee, privilege, grantable): (String, String, bool) =
+                (row.get(0), row.get(1), row.get(2));
+            let grantee = if grantee.is_empty() {
+                "PUBLIC".into()
+            } else {
+                quote_ident(&grantee)
+            };
             let option = if grantable { " WITH GRANT OPTION" } else { "" };
-            statements.push(format!("GRANT {privilege} ON DATABASE {database} TO {grantee}{option}"));
+            statements.push(format!(
+                "GRANT {privilege} ON DATABASE {database} TO {grantee}{option}"
+            ));
         }
     }
     let sql = "SELECT coalesce(r.rolname::text, ''), unnest(s.setconfig) FROM pg_db_role_setting s \
                LEFT JOIN pg_roles r ON r.oid = s.setrole WHERE s.setdatabase = $1";
-    for row in local.query("reading the replaced database's settings", sql, &[&oid]).await? {
+    for row in local
+        .query("reading the replaced database's settings", sql, &[&oid])
+        .await?
+    {
         let (role, setting): (String, String) = (row.get(0), row.get(1));
-        let Some((name, value)) = setting.split_once('=') else { continue };
+        let Some((name, value)) = setting.split_once('=') else {
+            continue;
+        };
         if name == "default_transaction_read_only" {
             continue;
         }
-        let value = if LISTS.contains(&name) { value.to_string() } else { quote_literal(value) };
+        let value = if LISTS.contains(&name) {
+            value.to_string()
+        } else {
+            quote_literal(value)
+        };
         let whom = if role.is_empty() {
             format!("DATABASE {database}")
         } else {
@@ -83,7 +112,12 @@ pub async fn properties(local: &LocalSession, from: &str, to: &str) -> Result<Pr
 
 pub async fn apply(local: &LocalSession, properties: &Properties) -> Result<(), PassError> {
     for statement in &properties.statements {
-        local.batch("giving the new database the old one's properties", statement).await?;
+        local
+            .batch(
+                "giving the new database the old one's properties",
+                statement,
+            )
+            .await?;
     }
     Ok(())
 }
@@ -127,41 +161,73 @@ pub async fn switch(
             error = ushering => Err(error),
         };
         let Err(error) = renamed else { return Ok(()) };
-        let _ = state.session().batch("giving the rename up", "ROLLBACK").await;
+        let _ = state
+            .session()
+            .batch("giving the rename up", "ROLLBACK")
+            .await;
         match &error {
             // A session that could not be ended in time; the next try ends it earlier.
-            PassError::Datastore(e) if e.text.contains("being accessed by other users") && tries < TRIES => {}
+            PassError::Datastore(e)
+                if e.text.contains("being accessed by other users") && tries < TRIES => {}
             _ => return Err(error),
         }
     }
 }
 
-async fn rename(config: &Config, state: &State, lock: Lock, arrival: &Arrival<'_>) -> Result<(), PassError> {
+async fn rename(
+    config: &Config,
+    state: &State,
+    lock: Lock,
+    arrival: &Arrival<'_>,
+) -> Result<(), PassError> {
     let session = state.session();
     let visible = quote_ident(&config.local.datastore.database);
     session.batch("beginning the rename", "BEGIN").await?;
     let held = session
-        .query_one("checking our token", "SELECT token FROM meta FOR UPDATE", &[])
+        .query_one(
+            "checking our token",
+            "SELECT token FROM meta FOR UPDATE",
+            &[],
+        )
         .await?;
     if held.get::<_, i64>(0) != lock.token {
         return Err(StateError::Superseded.into());
     }
     if let Some(generation) = &arrival.generation {
-        let sql = format!("ALTER DATABASE {visible} RENAME TO {}", quote_ident(generation));
-        session.batch("renaming the replaced database", &sql).await?;
+        let sql = format!(
+            "ALTER DATABASE {visible} RENAME TO {}",
+            quote_ident(generation)
+        );
+        session
+            .batch("renaming the replaced database", &sql)
+            .await?;
         let sql = "INSERT INTO generation (name) VALUES ($1)";
-        session.execute("remembering the generation", sql, &[generation]).await?;
+        session
+            .execute("remembering the generation", sql, &[generation])
+            .await?;
     }
-    let sql = format!("ALTER DATABASE {} RENAME TO {visible}", quote_ident(arrival.incoming));
-    session.batch("renaming the incoming database", &sql).await?;
+    let sql = format!(
+        "ALTER DATABASE {} RENAME TO {visible}",
+        quote_ident(arrival.incoming)
+    );
+    session
+        .batch("renaming the incoming database", &sql)
+        .await?;
     remember(config, session, arrival).await?;
     session.batch("committing the rename", "COMMIT").await?;
     Ok(())
 }
 
-async fn remember(config: &Config, session: &LocalSession, arrival: &Arrival<'_>) -> Result<(), PassError> {
+async fn remember(
+    config: &Config,
+    session: &LocalSession,
+    arrival: &Arrival<'_>,
+) -> Result<(), PassError> {
     session
-        .batch("forgetting the old recovery point", "DELETE FROM copied; DELETE FROM content; DELETE FROM replacement")
+        .batch(
+            "forgetting the old recovery point",
+            "DELETE FROM copied; DELETE FROM content; DELETE FROM replacement",
+        )
         .await?;
     let p = arrival.point;
     let sql = "INSERT INTO copied (lsn, commit_time, system_id, timeline, transactions, server_started, sequences) \
@@ -170,24 +236,53 @@ async fn remember(config: &Config, session: &LocalSession, arrival: &Arrival<'_>
         .execute(
             "remembering the recovery point",
             sql,
-            &[&p.lsn, &p.commit_time, &p.system_id, &p.timeline, &p.transactions, &p.server_started, &p.sequences],
+            &[
+                &p.lsn,
+                &p.commit_time,
+                &p.system_id,
+                &p.timeline,
+                &p.transactions,
+                &p.server_started,
+                &p.sequences,
+            ],
         )
         .await?;
     let tables: Vec<&str> = arrival.contents.keys().map(String::as_str).collect();
     let rows: Vec<i64> = arrival.contents.values().map(|c| c.rows() as i64).collect();
-    let hashes: Vec<String> = arrival.contents.values().map(ContentHash::to_string).collect();
+    let hashes: Vec<String> = arrival
+        .contents
+        .values()
+        .map(ContentHash::to_string)
+        .collect();
     let sql = "INSERT INTO content (table_name, rows, hash) SELECT * FROM unnest($1::text[], $2::int8[], $3::text[])";
-    session.execute("remembering the tables' hashes", sql, &[&tables, &rows, &hashes]).await?;
+    session
+        .execute(
+            "remembering the tables' hashes",
+            sql,
+            &[&tables, &rows, &hashes],
+        )
+        .await?;
     if arrival.vanished_packages + arrival.vanished_artifacts > 0 {
         let sql = "INSERT INTO vanished (packages, artifacts) VALUES ($1, $2)";
-        let (packages, artifacts) = (arrival.vanished_packages as i64, arrival.vanished_artifacts as i64);
-        session.execute("remembering what vanished", sql, &[&packages, &artifacts]).await?;
+        let (packages, artifacts) = (
+            arrival.vanished_packages as i64,
+            arrival.vanished_artifacts as i64,
+        );
+        session
+            .execute("remembering what vanished", sql, &[&packages, &artifacts])
+            .await?;
     }
     let sql = "UPDATE cluster SET role = 'spare', epoch = greatest(epoch, 1), \
                  since = CASE WHEN role = 'spare' THEN since ELSE now() END";
     session.execute("remembering our role", sql, &[]).await?;
     let sql = "INSERT INTO event (kind, text, change) VALUES ('baseline', $1, $2)";
-    session.execute("recording the event", sql, &[&arrival.event, &config.change]).await?;
+    session
+        .execute(
+            "recording the event",
+            sql,
+            &[&arrival.event, &config.change],
+        )
+        .await?;
     Ok(())
 }
 
@@ -203,7 +298,10 @@ pub async fn prune(config: &Config, state: &State) -> Result<Vec<String>, PassEr
     for name in &surplus {
         drop_database(state.session(), name).await?;
         let sql = "DELETE FROM generation WHERE name = $1";
-        state.session().execute("forgetting a generation", sql, &[name]).await?;
+        state
+            .session()
+            .execute("forgetting a generation", sql, &[name])
+            .await?;
     }
     Ok(surplus)
 }
@@ -214,7 +312,9 @@ pub async fn drop_database(session: &LocalSession, name: &str) -> Result<(), Pas
     for _ in 0..TRIES {
         end_sessions(session, name).await?;
         match session.batch("dropping a database", &sql).await {
-            Err(e) if e.fault == DatastoreFault::Statement && e.text.contains("being accessed by other users") => {}
+            Err(e)
+                if e.fault == DatastoreFault::Statement
+                    && e.text.contains("being accessed by other users") => {}
             other => return Ok(other?),
         }
     }

@@ -39,11 +39,19 @@ impl Table {
 
     /// The whole table, in the form in which its rows are hashed.
     pub fn copy_out(&self) -> String {
-        format!("COPY {} ({}) TO STDOUT", self.quoted(), self.quoted_columns())
+        format!(
+            "COPY {} ({}) TO STDOUT",
+            self.quoted(),
+            self.quoted_columns()
+        )
     }
 
     fn copy_in(&self) -> String {
-        format!("COPY {} ({}) FROM STDIN", self.quoted(), self.quoted_columns())
+        format!(
+            "COPY {} ({}) FROM STDIN",
+            self.quoted(),
+            self.quoted_columns()
+        )
     }
 }
 
@@ -84,11 +92,15 @@ fn tables_of(rows: Vec<tokio_postgres::Row>) -> Vec<Table> {
 
 /// The tables that the session's snapshot sees, the largest first.
 pub async fn peer_tables(peer: &PeerSession) -> Result<Vec<Table>, PassError> {
-    Ok(tables_of(peer.query("reading the tables", TABLES, &[]).await?))
+    Ok(tables_of(
+        peer.query("reading the tables", TABLES, &[]).await?,
+    ))
 }
 
 pub async fn local_tables(local: &LocalSession) -> Result<Vec<Table>, PassError> {
-    Ok(tables_of(local.query("reading the tables", TABLES, &[]).await?))
+    Ok(tables_of(
+        local.query("reading the tables", TABLES, &[]).await?,
+    ))
 }
 
 /// Copies all rows; returns each table's content as the primary sent it.
@@ -104,7 +116,9 @@ pub async fn copy_all(
     let jobs = config.replication.jobs;
     let queue = Arc::new(Mutex::new(plan(tables, jobs)));
     let contents = Arc::new(Mutex::new(BTreeMap::from_iter(
-        tables.iter().map(|table| (table.full_name(), ContentHash::default())),
+        tables
+            .iter()
+            .map(|table| (table.full_name(), ContentHash::default())),
     )));
     let workers = (0..jobs).map(|_| {
         let (queue, contents) = (queue.clone(), contents.clone());
@@ -112,18 +126,29 @@ pub async fn copy_all(
             let peer = PeerSession::open(&config.peer.datastore).await?;
             let local = LocalSession::open(&config.local.datastore, incoming).await?;
             // The rename's own commit makes all of this durable before anybody sees it.
-            local.batch("preparing the copy", "SET synchronous_commit = off").await?;
+            local
+                .batch("preparing the copy", "SET synchronous_commit = off")
+                .await?;
             if lz4 {
-                local.batch("preparing the copy", "SET default_toast_compression = 'lz4'").await?;
+                local
+                    .batch(
+                        "preparing the copy",
+                        "SET default_toast_compression = 'lz4'",
+                    )
+                    .await?;
             }
             loop {
                 let Some(unit) = queue.lock().expect("no holder panics").pop_front() else {
                     return Ok::<(), PassError>(());
                 };
                 let table = &tables[unit.table];
-                let content = copy_unit(&peer, &local, snapshot, table, &unit, throttle, step).await?;
+                let content =
+                    copy_unit(&peer, &local, snapshot, table, &unit, throttle, step).await?;
                 let mut contents = contents.lock().expect("no holder panics");
-                contents.entry(table.full_name()).or_default().merge(content);
+                contents
+                    .entry(table.full_name())
+                    .or_default()
+                    .merge(content);
             }
         }
     });
@@ -157,7 +182,10 @@ async fn copy_unit(
     if stored != content.rows() {
         return Err(PassError::Unfit {
             check: "row_count",
-            text: format!("{doing}: {} rows were sent and {stored} stored", content.rows()),
+            text: format!(
+                "{doing}: {} rows were sent and {stored} stored",
+                content.rows()
+            ),
             next_step: "run it again; if it stays, report it".into(),
         });
     }
@@ -169,7 +197,10 @@ impl Unit {
         if self.from == 0 && self.to.is_none() {
             return table.copy_out();
         }
-        let end = self.to.map(|to| format!(" AND ctid < '({to},0)'::tid")).unwrap_or_default();
+        let end = self
+            .to
+            .map(|to| format!(" AND ctid < '({to},0)'::tid"))
+            .unwrap_or_default();
         format!(
             "COPY (SELECT {} FROM ONLY {} WHERE ctid >= '({},0)'::tid{end}) TO STDOUT",
             table.quoted_columns(),
@@ -185,7 +216,11 @@ fn plan(tables: &[Table], jobs: usize) -> VecDeque<Unit> {
     let target = (total / (4 * jobs as i64)).max(SPLIT_BYTES);
     let mut units = Vec::new();
     for (index, table) in tables.iter().enumerate() {
-        let pieces = if jobs == 1 { 1 } else { (table.bytes / target).clamp(1, table.pages.max(1)) };
+        let pieces = if jobs == 1 {
+            1
+        } else {
+            (table.bytes / target).clamp(1, table.pages.max(1))
+        };
         for piece in 0..pieces {
             let page = |n: i64| table.pages * n / pieces;
             units.push(Unit {
@@ -205,7 +240,9 @@ fn plan(tables: &[Table], jobs: usize) -> VecDeque<Unit> {
 pub async fn rewritten(peer: &PeerSession, tables: &[Table]) -> Result<Vec<String>, PassError> {
     let oids: Vec<u32> = tables.iter().map(|t| t.oid).collect();
     let sql = "SELECT o, pg_relation_filenode(o)::int8 FROM unnest($1::oid[]) o";
-    let rows = peer.query("looking for rewritten tables", sql, &[&oids]).await?;
+    let rows = peer
+        .query("looking for rewritten tables", sql, &[&oids])
+        .await?;
     let now: BTreeMap<u32, Option<i64>> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
     Ok(tables
         .iter()
@@ -233,7 +270,9 @@ pub async fn sequence_values(peer: &PeerSession) -> Result<Vec<String>, PassErro
             format!("SELECT format('SELECT setval(%L, %s, %L)', {literal}, last_value, is_called) FROM {name}")
         })
         .collect();
-    let rows = peer.query("reading the sequences", &selects.join(" UNION ALL "), &[]).await?;
+    let rows = peer
+        .query("reading the sequences", &selects.join(" UNION ALL "), &[])
+        .await?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
@@ -256,7 +295,10 @@ mod tests {
     #[test]
     fn ranges_cover_every_page_once_and_the_last_is_open() {
         let tables = [table("big", 1 << 30, 1001), table("small", 10, 1)];
-        let mut ranges: Vec<Unit> = plan(&tables, 2).into_iter().filter(|u| u.table == 0).collect();
+        let mut ranges: Vec<Unit> = plan(&tables, 2)
+            .into_iter()
+            .filter(|u| u.table == 0)
+            .collect();
         ranges.sort_by_key(|unit| unit.from);
         assert!(ranges.len() > 2, "{ranges:?}");
         assert_eq!(ranges[0].from, 0);
@@ -271,6 +313,9 @@ mod tests {
         let tables = [table("small", 10, 1)];
         let units = plan(&tables, 2);
         assert_eq!(units.len(), 1);
-        assert_eq!(units[0].copy_out(&tables[0]), r#"COPY "public"."small" ("a", "b c") TO STDOUT"#);
+        assert_eq!(
+            units[0].copy_out(&tables[0]),
+            r#"COPY "public"."small" ("a", "b c") TO STDOUT"#
+        );
     }
 }

@@ -34,11 +34,13 @@ pub async fn compare(
     let inventory = Inventory::new(state.session()).await?;
     let loaded = inventory.load_wanted_from(session).await?;
     let mut compared = Compared::default();
-    compared.differences.extend(loaded.unsound.into_iter().map(|name| Difference {
-        kind: "artifact",
-        name,
-        text: "its row names no possible artifact (ident, target or checksum)".into(),
-    }));
+    compared
+        .differences
+        .extend(loaded.unsound.into_iter().map(|name| Difference {
+            kind: "artifact",
+            name,
+            text: "its row names no possible artifact (ident, target or checksum)".into(),
+        }));
     let known: HashSet<&str> = unavailable.iter().map(|(key, _)| key.as_str()).collect();
     if deep {
         let keys = Arc::new(public_keys(session).await?);
@@ -88,9 +90,14 @@ fn difference(name: String, text: String) -> Difference {
     }
 }
 
-async fn wanted_page(session: &LocalSession, after: &str) -> Result<Vec<(String, Checksum)>, PassError> {
+async fn wanted_page(
+    session: &LocalSession,
+    after: &str,
+) -> Result<Vec<(String, Checksum)>, PassError> {
     let sql = "SELECT key, checksum FROM wanted WHERE key > $1 ORDER BY key LIMIT $2";
-    let rows = session.query("reading what is to be verified", sql, &[&after, &PAGE]).await?;
+    let rows = session
+        .query("reading what is to be verified", sql, &[&after, &PAGE])
+        .await?;
     // Every checksum in this table was parsed on its way in.
     Ok(rows
         .iter()
@@ -105,7 +112,11 @@ struct Inspected {
     found: Option<Inspection>,
 }
 
-async fn inspect(store: &LocalStore, key: String, wanted: Checksum) -> Result<Inspected, StoreError> {
+async fn inspect(
+    store: &LocalStore,
+    key: String,
+    wanted: Checksum,
+) -> Result<Inspected, StoreError> {
     let found = match store.reading().get(&key).await? {
         None => None,
         Some(mut body) => {
@@ -127,15 +138,21 @@ async fn take(
     let Some(joined) = busy.join_next().await else {
         return Ok(());
     };
-    let Inspected { key, wanted, found } = joined.expect("an inspection neither panics nor is cancelled")?;
+    let Inspected { key, wanted, found } =
+        joined.expect("an inspection neither panics nor is cancelled")?;
     compared.checked += 1;
     let Some(found) = found else {
-        compared.differences.push(difference(key, "is not in the local bucket".into()));
+        compared
+            .differences
+            .push(difference(key, "is not in the local bucket".into()));
         return Ok(());
     };
     compared.bytes += found.bytes;
     if found.checksum != wanted {
-        let text = format!("its bytes hash to {}, its row says {wanted}", found.checksum);
+        let text = format!(
+            "its bytes hash to {}, its row says {wanted}",
+            found.checksum
+        );
         compared.differences.push(difference(key, text));
         return Ok(());
     }
@@ -150,7 +167,9 @@ async fn take(
                 compared.signatures_unknown += 1;
                 None
             }
-            Signature::Bad(name) => Some(format!("is not signed by key {name}, which its header names")),
+            Signature::Bad(name) => Some(format!(
+                "is not signed by key {name}, which its header names"
+            )),
             Signature::PayloadDiffers => Some("its payload is not the one that was signed".into()),
         },
     };
@@ -165,7 +184,9 @@ async fn take(
 /// By full name. A key that cannot be read is as good as none: what it signed counts as unknown.
 async fn public_keys(session: &LocalSession) -> Result<HashMap<String, PublicKey>, PassError> {
     let sql = "SELECT full_name::text, body::text FROM public.origin_public_keys";
-    let rows = session.query("reading the origins' public keys", sql, &[]).await?;
+    let rows = session
+        .query("reading the origins' public keys", sql, &[])
+        .await?;
     let mut keys = HashMap::new();
     for row in &rows {
         let (name, body): (String, String) = (row.get(0), row.get(1));

@@ -38,7 +38,11 @@ pub struct Verification {
 }
 
 /// `deep` reads every artifact and checks its bytes and its signature; else presence and length.
-pub async fn verify(config: &Config, deep: bool, progress: &Progress) -> Result<Verification, PassError> {
+pub async fn verify(
+    config: &Config,
+    deep: bool,
+    progress: &Progress,
+) -> Result<Verification, PassError> {
     let (state, point) = open(config).await?;
     let database = &config.local.datastore.database;
     let session = LocalSession::open(&config.local.datastore, database).await?;
@@ -53,7 +57,16 @@ pub async fn verify(config: &Config, deep: bool, progress: &Progress) -> Result<
     let tables = tables::compare(config, &session, state.content().await?, progress).await?;
     let unavailable = unavailable(&session).await?;
     let store = LocalStore::open(&config.local.s3)?;
-    let artifacts = artifacts::compare(config, &state, &session, &store, &unavailable, deep, progress).await?;
+    let artifacts = artifacts::compare(
+        config,
+        &state,
+        &session,
+        &store,
+        &unavailable,
+        deep,
+        progress,
+    )
+    .await?;
     differences.extend(tables.differences);
     differences.extend(artifacts.differences);
     Ok(Verification {
@@ -92,17 +105,28 @@ async fn open(config: &Config) -> Result<(State, CopiedPoint), PassError> {
         text: "nothing has been copied to this cluster yet".into(),
         next_step: "run `warm-spare sync` first".into(),
     };
-    let state = State::open_existing(&config.local.datastore).await?.ok_or_else(nothing_yet)?;
+    let state = State::open_existing(&config.local.datastore)
+        .await?
+        .ok_or_else(nothing_yet)?;
     let point = state.copied_point().await?.ok_or_else(nothing_yet)?;
     Ok((state, point))
 }
 
-async fn recovery_point(session: &LocalSession, database: &str, point: &CopiedPoint) -> Result<Vec<Difference>, PassError> {
+async fn recovery_point(
+    session: &LocalSession,
+    database: &str,
+    point: &CopiedPoint,
+) -> Result<Vec<Difference>, PassError> {
     let sql = "SELECT to_regclass('warm_spare.recovery_point') IS NOT NULL";
-    let ours: bool = session.query_one("looking for the recovery point", sql, &[]).await?.get(0);
+    let ours: bool = session
+        .query_one("looking for the recovery point", sql, &[])
+        .await?
+        .get(0);
     let found: Option<String> = if ours {
         let sql = "SELECT lsn::text FROM warm_spare.recovery_point";
-        let rows = session.query("reading the recovery point", sql, &[]).await?;
+        let rows = session
+            .query("reading the recovery point", sql, &[])
+            .await?;
         rows.first().map(|row| row.get(0))
     } else {
         None
@@ -123,7 +147,11 @@ async fn recovery_point(session: &LocalSession, database: &str, point: &CopiedPo
 async fn newer(config: &Config, point: &CopiedPoint) -> Option<bool> {
     let peer = PeerSession::open(&config.peer.datastore).await.ok()?;
     let sql = "SELECT txid_current_snapshot()::text, pg_postmaster_start_time()::text";
-    let row = peer.query_one("asking for newer changes", sql, &[]).await.ok()?;
-    let same = row.get::<_, String>(0) == point.transactions && row.get::<_, String>(1) == point.server_started;
+    let row = peer
+        .query_one("asking for newer changes", sql, &[])
+        .await
+        .ok()?;
+    let same = row.get::<_, String>(0) == point.transactions
+        && row.get::<_, String>(1) == point.server_started;
     Some(!same)
 }

@@ -24,25 +24,34 @@ pub async fn compare(
     let bytes: i64 = tables.iter().map(|t| t.bytes).sum();
     let step = progress.begin(Phase::Tables, bytes.max(0) as u64);
     let found = hash_all(config, &tables, &step).await?;
-    let mut expected: BTreeMap<String, TableContent> =
-        expected.into_iter().map(|content| (content.table.clone(), content)).collect();
+    let mut expected: BTreeMap<String, TableContent> = expected
+        .into_iter()
+        .map(|content| (content.table.clone(), content))
+        .collect();
     let mut differences = Vec::new();
     let mut rows = 0;
     for (table, content) in &found {
         rows += content.rows();
         let told = match expected.remove(table) {
             None => Some("is not one of those that were copied".to_string()),
-            Some(sent) if sent.rows != content.rows() as i64 => {
-                Some(format!("has {} rows, {} were copied", content.rows(), sent.rows))
-            }
-            Some(sent) if sent.hash != content.to_string() => {
-                Some(format!("has {} rows as copied, and some of them differ", content.rows()))
-            }
+            Some(sent) if sent.rows != content.rows() as i64 => Some(format!(
+                "has {} rows, {} were copied",
+                content.rows(),
+                sent.rows
+            )),
+            Some(sent) if sent.hash != content.to_string() => Some(format!(
+                "has {} rows as copied, and some of them differ",
+                content.rows()
+            )),
             Some(_) => None,
         };
         differences.extend(told.map(|text| difference(table, text)));
     }
-    differences.extend(expected.into_keys().map(|table| difference(&table, "was copied and is gone".into())));
+    differences.extend(
+        expected
+            .into_keys()
+            .map(|table| difference(&table, "was copied and is gone".into())),
+    );
     Ok(Compared {
         tables: found.len() as u64,
         rows,
@@ -58,7 +67,11 @@ fn difference(table: &str, text: String) -> Difference {
     }
 }
 
-async fn hash_all(config: &Config, tables: &[Table], step: &Step) -> Result<BTreeMap<String, ContentHash>, PassError> {
+async fn hash_all(
+    config: &Config,
+    tables: &[Table],
+    step: &Step,
+) -> Result<BTreeMap<String, ContentHash>, PassError> {
     let queue = Arc::new(Mutex::new(tables.iter()));
     let found = Arc::new(Mutex::new(BTreeMap::new()));
     let workers = (0..config.replication.jobs).map(|_| {
@@ -77,7 +90,10 @@ async fn hash_all(config: &Config, tables: &[Table], step: &Step) -> Result<BTre
                     content.add(&row);
                     step.add(row.len() as u64);
                 }
-                found.lock().expect("no holder panics").insert(table.full_name(), content);
+                found
+                    .lock()
+                    .expect("no holder panics")
+                    .insert(table.full_name(), content);
             }
         }
     });
