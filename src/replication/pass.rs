@@ -383,8 +383,28 @@ impl Pass<'_> {
             all.absorb(
                 artifacts::round(self.inventory, self.state, self.courier, copies, &step).await?,
             );
+            if number == 0 {
+                self.bucket_is_theirs(&all).await?;
+            }
         }
         Ok(all)
+    }
+
+    /// A bucket that has none of the artifacts is not the primary's, however few they are.
+    async fn bucket_is_theirs(&self, round: &Round) -> Result<(), PassError> {
+        let wanted = self.inventory.wanted().await?;
+        if wanted == 0 || (round.missing.len() as u64) < wanted {
+            return Ok(());
+        }
+        Err(PassError::Unfit {
+            check: "missing_artifacts",
+            text: format!(
+                "the peer's bucket {} has none of the {wanted} artifacts that the primary's rows name (for example {})",
+                self.courier.peer.bucket(),
+                round.missing[0].key
+            ),
+            next_step: "check peer.s3.endpoint and peer.s3.bucket_name".into(),
+        })
     }
 
     async fn report(

@@ -1,0 +1,146 @@
+//! Killed at any moment, the spare stays promotable, and the next run finishes.
+
+mod support;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use std::time::Duration;
+use support::packages::delete_package;
+use support::{Factory, Package, Result, Site, Spec, seed, site};
+
+const PHASES: [&str; 8] = [
+    "artifacts",
+    "snapshot",
+    "schema",
+    "tables",
+    "indexes",
+    "remaining artifacts",
+    "replacements",
+    "switch",
+];
+
+/// What an operator would promote: every table as copied, every row with its artifact, and nobody but us can write.
+async fn assert_promotable(site: &Site, after: &str) -> Result<()> {
+    let output = site.warm_spare(&["verify", "--deep"]).await;
+    assert_eq!(output.code, Some(0), "killed at {after}: {output}");
+    let plain = site.spare.conn().await?;
+    let written = plain.batch_execute("CREATE TABLE written ()").await;
+    assert!(written.is_err(), "killed at {after}: the fence stands");
+    Ok(())
+}
+
+/// Something new in rows and artifacts, something gone.
+async fn change(site: &Site, factory: &mut Factory, packages: &mut Vec<Package>) -> Result<()> {
+    for number in 0..3 {
+        let spec = Spec::new("core", "changed", &format!("{}.{number}", packages.len())).size(200_000);
+        packages.push(factory.package(&site.primary, spec).await?);
+    }
+    delete_package(&site.primary, &packages.remove(0)).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_in_each_phase_it_finishes_the_next_time() -> Result<()> {
+    let site = site("phases").await;
+    let mut factory = Factory::seeded();
+    let mut packages = factory.fill(&site.primary, 30).await?;
+    let mut first = true;
+    for phase in PHASES {
+        change(&site, &mut factory, &mut packages).await?;
+        let mut running = site.spawn(&["sync", "--baseline"]);
+        let begins = |line: &str| line == phase || line.starts_with(&format!("{phase}: "));
+        running.wait_for_line(begins, Duration::from_secs(120)).await?;
+        running.kill9()?;
+        if !first {
+            assert_promotable(&site, phase).await?;
+        }
+        let output = site.warm_spare(&["sync"]).await;
+        assert_eq!(output.code, Some(0), "after being killed at {phase}: {output}");
+        assert_promotable(&site, "nothing").await?;
+        assert!(!site.spare.pg.has_database("builder_incoming").await?);
+        let rows = site.spare.conn().await?.query_one("SELECT count(*) FROM origin_packages", &[]).await?;
+        assert_eq!(rows.get::<_, i64>(0), packages.len() as i64);
+        first = false;
+    }
+    Ok(())
+}
+
+/// The first copy has nothing to fall back on: killed, it leaves no database that looks like one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_first_copy_leaves_nothing_that_could_be_mistaken() -> Result<()> {
+    for phase in ["artifacts", "tables", "switch"] {
+        let site = site("first").await;
+        Factory::seeded().fill(&site.primary, 10).await?;
+        let mut running = site.spawn(&["sync"]);
+        let begins = |line: &str| line == phase || line.starts_with(&format!("{phase}: "));
+        running.wait_for_line(begins, Duration::from_secs(120)).await?;
+        running.kill9()?;
+        if site.spare.pg.has_database("builder").await? {
+            // The rename was already committed: then it stands whole.
+            assert_promotable(&site, phase).await?;
+        }
+        site.warm_spare(&["sync"]).await.ok();
+        assert_promotable(&site, "nothing").await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_at_random_moments_it_is_promotable_throughout() -> Result<()> {
+    let site = site("moments").await;
+    let mut factory = Factory::seeded();
+    let mut random = StdRng::seed_from_u64(seed());
+    let mut packages = factory.fill(&site.primary, 30).await?;
+    let whole = site.warm_spare(&["sync"]).await.ok().took;
+    for round in 0..12 {
+        change(&site, &mut factory, &mut packages).await?;
+        let running = site.spawn(&["sync", "--baseline"]);
+        let moment = whole.mul_f64(random.random_range(0.0..1.2));
+        tokio::time::sleep(moment).await;
+        running.kill9()?;
+        assert_promotable(&site, &format!("{moment:?} of {whole:?}, round {round}")).await?;
+    }
+    site.warm_spare(&["sync"]).await.ok();
+    assert_promotable(&site, "nothing").await
+}
+
+/// Bytes under a key that a visible row names are being replaced: the one moment at which a kill leaves both kinds.
+/// The next start puts them back before anything else.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_half_done_replacement_is_put_back_at_the_next_start() -> Result<()> {
+    let site = site("halfway").await;
+    let mut factory = Factory::seeded();
+    factory.fill(&site.primary, 3).await?;
+    let spec = Spec::new("core", "again", "1").release("20240101000000");
+    let old = factory.package(&site.primary, spec.clone()).await?;
+    site.warm_spare(&["sync"]).await.ok();
+    delete_package(&site.primary, &old).await?;
+    let new = factory.package(&site.primary, spec.size(5000)).await?;
+    assert_eq!(old.key, new.key);
+    assert_ne!(old.checksum, new.checksum);
+
+    // As a kill between the replacement and the rename leaves it: journalled, retired, replaced.
+    site.spare.put(&format!(".warm-spare/retired/{}", old.checksum), old.bytes()).await?;
+    let state = site.spare.pg.conn("warm_spare").await?;
+    state
+        .execute("INSERT INTO replacement VALUES ($1, $2, $3)", &[&old.key, &old.checksum, &new.checksum])
+        .await?;
+    site.spare.put(&old.key, new.bytes()).await?;
+
+    // The next pass fails for another reason after its start: what it must have done by then is to put the old bytes back.
+    site.write_config("[replication]\nkeep_generations = 2\n[fuse]\nmin_count = 1\nmax_percent = 0");
+    delete_package(&site.primary, &factory.fill(&site.primary, 1).await?.remove(0)).await?;
+    let client = site.primary.conn().await?;
+    client.batch_execute("DELETE FROM origin_channel_packages; DELETE FROM origin_packages WHERE name <> 'again'").await?;
+    let output = site.warm_spare(&["sync"]).await;
+    assert_eq!(output.code, Some(4), "the fuse stops it: {output}");
+    assert!(output.stderr.contains("put back"), "{output}");
+    let found = site.spare.s3().checksum(&site.spare.bucket, &old.key).await?;
+    assert_eq!(found.as_deref(), Some(old.checksum.as_str()));
+    assert_promotable(&site, "the replacement").await?;
+
+    site.write_config("");
+    site.warm_spare(&["sync"]).await.ok();
+    let found = site.spare.s3().checksum(&site.spare.bucket, &old.key).await?;
+    assert_eq!(found.as_deref(), Some(new.checksum.as_str()));
+    assert_promotable(&site, "nothing").await
+}

@@ -1,0 +1,97 @@
+//! TLS to both stores: checked against a given authority, and certificate errors that a person understands.
+
+mod support;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use support::tls::certificates;
+use support::{Cluster, Factory, Minio, Postgres, Result, Site};
+
+async fn sealed(name: &str, names: &[&str]) -> Result<(Site, PathBuf)> {
+    let made = certificates(names)?;
+    let pg = Postgres::builder().ssl(&made.certificate, &made.key);
+    let mut site = Site::builder(name).primary(pg).start().await?;
+    let authority = site.dir.path().join("authority.pem");
+    std::fs::write(&authority, &made.authority)?;
+    let minio = Arc::new(Minio::builder().ssl(&made.certificate, &made.key).start().await?);
+    let cluster = Cluster::new(site.primary.pg.clone(), minio, "sealed").await?;
+    site.primary = cluster;
+    Factory::seeded().fill(&site.primary, 3).await?;
+    Ok((site, authority))
+}
+
+fn settings(authority: Option<&PathBuf>, mode: &str) -> String {
+    let (ca, root) = match authority {
+        Some(path) => (
+            format!("ca_file = \"{}\"", path.display()),
+            format!("ssl_root_cert = \"{}\"", path.display()),
+        ),
+        None => (String::new(), String::new()),
+    };
+    format!("[peer.s3]\n{ca}\n[peer.datastore]\nssl_mode = \"{mode}\"\n{root}")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_the_authority_given_both_stores_are_checked() -> Result<()> {
+    let (site, authority) = sealed("sealed", &["127.0.0.1", "localhost"]).await?;
+    site.write_config(&settings(Some(&authority), "verify-full"));
+    site.warm_spare(&["sync"]).await.ok();
+    site.warm_spare(&["verify", "--deep"]).await.ok();
+    site.write_config(&settings(Some(&authority), "require"));
+    site.warm_spare(&["sync", "--baseline"]).await.ok();
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unknown_authority_is_explained_for_each_store() -> Result<()> {
+    let (site, authority) = sealed("unknown", &["127.0.0.1"]).await?;
+    let store = settings(Some(&authority), "verify-full").replace("[peer.s3]\nca_file", "[peer.s3]\n#");
+    site.write_config(&store);
+    let output = site.warm_spare(&["sync"]).await;
+    assert_eq!(output.code, Some(3), "{output}");
+    assert!(output.stderr.contains("peer artifact store") && output.stderr.contains("authority that is not trusted"), "{output}");
+    assert!(output.stderr.contains("peer.s3.ca_file"), "{output}");
+    site.write_config(&settings(None, "verify-full"));
+    let output = site.warm_spare(&["sync"]).await;
+    assert_eq!(output.code, Some(3), "{output}");
+    assert!(output.stderr.contains("peer datastore") && output.stderr.contains("authority that is not trusted"), "{output}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_differs_matters_to_verify_full_only() -> Result<()> {
+    let (site, authority) = sealed("name", &["elsewhere.example"]).await?;
+    let other = site.dir.path().join("config.toml");
+    site.write_config(&settings(Some(&authority), "verify-full"));
+    assert!(other.exists());
+    let output = site.warm_spare(&["check-config", "--connect"]).await;
+    assert_eq!(output.code, Some(3), "{output}");
+    assert!(output.stderr.contains("for another host name"), "{output}");
+    // The datastore is past; the store still insists on the name, and says so.
+    site.write_config(&settings(Some(&authority), "verify-ca"));
+    let output = site.warm_spare(&["check-config", "--connect"]).await;
+    assert_eq!(output.code, Some(3), "{output}");
+    assert!(output.stderr.contains("peer artifact store") && output.stderr.contains("for another host name"), "{output}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_self_signed_server_certificate_is_explained() -> Result<()> {
+    let made = support::tls::self_signed(&["127.0.0.1"])?;
+    let pg = Postgres::builder().ssl(&made.certificate, &made.key);
+    let site = Site::builder("selfsigned").primary(pg).start().await?;
+    let authority = site.dir.path().join("authority.pem");
+    std::fs::write(&authority, &made.certificate)?;
+    site.write_config(&format!(
+        "[peer.datastore]\nssl_mode = \"verify-full\"\nssl_root_cert = \"{}\"",
+        authority.display()
+    ));
+    let output = site.warm_spare(&["check-config", "--connect"]).await;
+    assert_eq!(output.code, Some(3), "{output}");
+    assert!(output.stderr.contains("self-signed"), "{output}");
+    // Without checking, as libpq's prefer and require are, it serves.
+    Factory::seeded().fill(&site.primary, 2).await?;
+    site.write_config("peer.datastore.ssl_mode = \"require\"");
+    site.warm_spare(&["sync"]).await.ok();
+    Ok(())
+}
