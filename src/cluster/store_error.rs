@@ -113,6 +113,8 @@ fn fault_of_code(code: &MinioErrorCode) -> StoreFault {
         MinioErrorCode::AccessDenied => StoreFault::Denied,
         // The library lower-cases every code that it does not know.
         MinioErrorCode::OtherError(name) => match name.to_ascii_lowercase().as_str() {
+            // An error page that is none of S3's: a proxy before the server, or a server that is not up yet.
+            "" => StoreFault::Unreachable,
             "xminiostoragefull" => StoreFault::Full,
             "invalidaccesskeyid" | "signaturedoesnotmatch" | "requesttimetooskewed" => {
                 StoreFault::Denied

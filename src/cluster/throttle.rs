@@ -96,7 +96,7 @@ mod tests {
             "eight of ten are taken, eight more must wait"
         );
         drop(first);
-        clone.room(1 << 60).await;
+        let _all = clone.room(1 << 60).await;
     }
 
     #[tokio::test]
