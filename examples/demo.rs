@@ -1,0 +1,133 @@
+//! The warm spare at work on one machine: a primary with packages, an empty spare, and what an operator types.
+//! `scripts/demo` builds the program and runs this.
+
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use support::{Factory, Package, Result, Site, Spec, packages, postgres::Postgres};
+
+const PACKAGES: usize = 300;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match demo().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\nThe demo failed: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn demo() -> Result<()> {
+    say(
+        "Two clusters of Habitat Builder on this machine: a primary and a spare, each PostgreSQL and MinIO.",
+    );
+    let began = Instant::now();
+    let site = Site::builder("demo")
+        .primary(Postgres::builder().logical())
+        .own_stores()
+        .start()
+        .await?;
+    let mut factory = Factory::new(1);
+    let mut made = factory.fill(&site.primary, PACKAGES).await?;
+    println!(
+        "    {PACKAGES} packages in 3 origins were uploaded to the primary ({:.0?}).",
+        began.elapsed()
+    );
+    println!("    The spare has an empty bucket and no database yet.");
+    println!("    Configuration: {}", site.write_config("").display());
+
+    say("Is the configuration right, and does every server answer?");
+    operator(&site, &["check-config", "--connect"]).await?;
+
+    say("The first pass copies everything.");
+    operator(&site, &["sync"]).await?;
+    compare(&site, &made).await?;
+
+    say("Are both sides the same, down to the bytes of every artifact?");
+    operator(&site, &["verify", "--deep"]).await?;
+
+    say("On the primary, 5 packages are uploaded and 1 is deleted.");
+    for number in 0..5 {
+        let spec = Spec::new("core", "news", &format!("1.0.{number}")).size(20_000);
+        made.push(factory.package(&site.primary, spec).await?);
+    }
+    let gone = made.remove(0);
+    packages::delete_package(&site.primary, &gone).await?;
+    println!("    deleted: {}", gone.ident);
+
+    say("The second pass copies what is missing, and nothing else.");
+    operator(&site, &["sync"]).await?;
+    compare(&site, &made).await?;
+    operator(&site, &["verify", "--deep"]).await?;
+
+    say("Done. The servers are stopped and their files removed.");
+    Ok(())
+}
+
+fn say(text: &str) {
+    println!("\n=== {text}");
+}
+
+/// Runs a command as an operator does, with its output shown.
+async fn operator(site: &Site, arguments: &[&str]) -> Result<()> {
+    println!(
+        "--- what an operator types: warm-spare --config config.toml {}",
+        arguments.join(" ")
+    );
+    let output = site.warm_spare(arguments).await;
+    for line in output.stdout.lines().chain(output.stderr.lines()) {
+        println!("    {line}");
+    }
+    println!("    (exit {}, {:.1?})", shown(output.code), output.took);
+    match output.code {
+        Some(0) => Ok(()),
+        code => Err(format!(
+            "warm-spare {} ended with {}",
+            arguments.join(" "),
+            shown(code)
+        )
+        .into()),
+    }
+}
+
+fn shown(code: Option<i32>) -> String {
+    code.map_or("a signal".into(), |code| code.to_string())
+}
+
+/// The demo believes no program: it looks for itself.
+async fn compare(site: &Site, expected: &[Package]) -> Result<()> {
+    let client = site.spare.conn().await?;
+    let sql = "SELECT 1 FROM origin_packages WHERE ident = $1 AND target = $2 AND checksum = $3";
+    let sql = client.prepare(sql).await?;
+    for package in expected {
+        let row = client
+            .query_opt(&sql, &[&package.ident, &package.target, &package.checksum])
+            .await?;
+        let stored = site
+            .spare
+            .s3()
+            .checksum(&site.spare.bucket, &package.key)
+            .await?;
+        if row.is_none() || stored.as_ref() != Some(&package.checksum) {
+            return Err(format!("{} is not on the spare as it should be", package.ident).into());
+        }
+    }
+    let rows: i64 = client
+        .query_one("SELECT count(*) FROM origin_packages", &[])
+        .await?
+        .get(0);
+    if rows != expected.len() as i64 {
+        return Err(format!(
+            "the spare has {rows} packages, and should have {}",
+            expected.len()
+        )
+        .into());
+    }
+    println!("    looked up on the spare: {rows} packages, each with its artifact, byte for byte.");
+    Ok(())
+}

@@ -1,0 +1,75 @@
+//! Real servers, and what is put into them: PostgreSQL and MinIO as a Habitat Builder has them, packages, and faults.
+//!
+//! Used by the tests (`mod support;`), by `examples/demo.rs` and by the benchmarks (`#[path]`).
+#![allow(dead_code, unused_imports)] // Each test binary compiles all of it and uses a part.
+
+pub mod http_fault;
+pub mod minio;
+pub mod packages;
+pub mod postgres;
+pub mod process;
+pub mod proxy;
+pub mod running;
+pub mod s3;
+pub mod servers;
+pub mod site;
+pub mod tls;
+
+use std::time::Duration;
+
+pub use minio::Minio;
+pub use packages::{Factory, Package, Spec};
+pub use postgres::Postgres;
+pub use running::{Output, Running};
+pub use s3::S3;
+pub use servers::{Servers, servers};
+pub use site::{Cluster, Site, site};
+
+pub type Error = Box<dyn std::error::Error + Send + Sync>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// How long a server may take to start or to stop on a busy machine.
+pub const SERVER_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Says that this test was not run; the test must return right after it. `scripts/test` counts these lines.
+pub fn skip(reason: &str) {
+    println!("skipped: {reason}");
+}
+
+/// The seed of everything random in this run, printed so that a failure can be repeated with `WARM_SPARE_SEED`.
+pub fn seed() -> u64 {
+    static SEED: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
+    *SEED.get_or_init(|| {
+        let seed = match std::env::var("WARM_SPARE_SEED") {
+            Ok(text) => text.parse().expect("WARM_SPARE_SEED is a number"),
+            Err(_) => rand::random::<u32>().into(),
+        };
+        println!("WARM_SPARE_SEED={seed}");
+        seed
+    })
+}
+
+/// Asks again and again until the answer is there; the last answer in words when it never is.
+pub async fn wait_until<F, Fut, T>(what: &str, limit: Duration, mut ask: F) -> T
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Result<T>>,
+{
+    let started = std::time::Instant::now();
+    loop {
+        match ask().await {
+            Ok(answer) => return answer,
+            Err(error) if started.elapsed() > limit => {
+                panic!("{what}: not after {limit:?}: {error}")
+            }
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    }
+}
+
+/// Letters and digits that nobody guesses and no two servers share.
+pub(crate) fn random_word(length: usize) -> String {
+    use rand::Rng;
+    let letters = rand::rng().sample_iter(rand::distr::Alphanumeric);
+    letters.take(length).map(char::from).collect()
+}

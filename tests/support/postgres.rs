@@ -1,0 +1,484 @@
+//! A PostgreSQL server as builder-datastore has it: superuser `hab`, a random password by md5, here on loopback alone.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+use tokio_postgres::{Client, NoTls};
+
+use super::process::{Guard, bound, find_program, free_port, on_path, server_dir, tail};
+use super::{Result, SERVER_DEADLINE, random_word};
+
+/// A server; ended when dropped.
+pub struct Postgres {
+    server: Mutex<Option<Guard>>,
+    port: u16,
+    password: String,
+    programs: PathBuf,
+    major: u32,
+    dir: TempDir,
+    settings: Vec<(String, String)>,
+}
+
+/// What may differ from builder-datastore's own settings.
+#[derive(Default)]
+pub struct Builder {
+    settings: Vec<(String, String)>,
+    scram: bool,
+    tls: Option<(String, String)>,
+}
+
+impl Builder {
+    /// A line of `postgresql.conf`; the last one of a name counts.
+    pub fn setting(mut self, name: &str, value: &str) -> Self {
+        self.settings.push((name.into(), value.into()));
+        self
+    }
+
+    /// What a stream needs: logical decoding, and a bound on the WAL that is held for it.
+    pub fn logical(self) -> Self {
+        self.setting("wal_level", "logical")
+            .setting("max_slot_wal_keep_size", "2GB")
+    }
+
+    /// SCRAM-SHA-256 in place of md5.
+    pub fn scram(mut self) -> Self {
+        self.scram = true;
+        self
+    }
+
+    /// TLS for those who ask for it, with this certificate and key, both PEM text.
+    pub fn ssl(mut self, certificate: &str, key: &str) -> Self {
+        self.tls = Some((certificate.into(), key.into()));
+        self
+    }
+
+    pub async fn start(self) -> Result<Postgres> {
+        // Copying a data directory and waiting for a server block.
+        let server = tokio::task::spawn_blocking(|| self.prepare()).await??;
+        server.start_on_a_free_port().await
+    }
+
+    fn prepare(self) -> Result<Postgres> {
+        let programs = programs()?;
+        let major = major(&programs)?;
+        let dir = server_dir("pg-")?;
+        let data = dir.path().join("data");
+        let password = random_word(20);
+        copy_template(&template(&programs)?, &data)?;
+        give_own_system_id(&programs, &data)?;
+
+        let method = if self.scram { "scram-sha-256" } else { "md5" };
+        let mut settings = stock_settings(method, dir.path());
+        if let Some((certificate, key)) = &self.tls {
+            write_private(&data.join("server.crt"), certificate)?;
+            write_private(&data.join("server.key"), key)?;
+            settings.push(("ssl".into(), "on".into()));
+        }
+        settings.extend(self.settings);
+        write_private(
+            &data.join("pg_hba.conf"),
+            &format!("local all hab {method}\nhost all all 0.0.0.0/0 {method}\n"),
+        )?;
+        own(dir.path())?;
+        set_password(&programs, &data, method, &password)?;
+        Ok(Postgres {
+            server: Mutex::new(None),
+            port: 0,
+            password,
+            programs,
+            major,
+            dir,
+            settings,
+        })
+    }
+}
+
+impl Postgres {
+    pub async fn start() -> Result<Self> {
+        Self::builder().start().await
+    }
+
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    async fn start_on_a_free_port(mut self) -> Result<Self> {
+        let mut attempt = 0;
+        loop {
+            self.port = free_port()?;
+            match self.start_again().await {
+                Ok(()) => return Ok(self),
+                Err(error) if attempt < 5 && error.to_string().contains("in use") => attempt += 1,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    pub fn host(&self) -> &'static str {
+        "127.0.0.1"
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub fn user(&self) -> &'static str {
+        "hab"
+    }
+
+    pub fn password(&self) -> &str {
+        &self.password
+    }
+
+    /// The major version, such as 15.
+    pub fn version(&self) -> u32 {
+        self.major
+    }
+
+    /// Where `psql`, `pg_dump` and the rest of this server's version lie.
+    pub fn programs(&self) -> &Path {
+        &self.programs
+    }
+
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// A connection string with the password, for `psql` and the like.
+    pub fn url(&self, database: &str) -> String {
+        format!(
+            "postgresql://hab:{}@127.0.0.1:{}/{database}",
+            self.password, self.port
+        )
+    }
+
+    /// A session of ours, tended on the caller's runtime.
+    pub async fn conn(&self, database: &str) -> Result<Client> {
+        let (client, connection) = tokio_postgres::Config::new()
+            .host(self.host())
+            .port(self.port)
+            .user(self.user())
+            .password(&self.password)
+            .dbname(database)
+            .application_name("warm-spare-tests")
+            .connect_timeout(Duration::from_secs(5))
+            .connect(NoTls)
+            .await?;
+        tokio::spawn(async move {
+            // A test that kills the server ends this with an error: the client's next call says it.
+            let _ = connection.await;
+        });
+        Ok(client)
+    }
+
+    pub async fn create_database(&self, name: &str) -> Result<()> {
+        let sql = format!("CREATE DATABASE \"{name}\" TEMPLATE template0");
+        Ok(self.conn("postgres").await?.batch_execute(&sql).await?)
+    }
+
+    /// Whether there is such a database.
+    pub async fn has_database(&self, name: &str) -> Result<bool> {
+        let sql = "SELECT 1 FROM pg_database WHERE datname = $1";
+        let client = self.conn("postgres").await?;
+        Ok(client.query_opt(sql, &[&name]).await?.is_some())
+    }
+
+    /// The postmaster.
+    pub fn pid(&self) -> u32 {
+        self.with(|server| server.pid())
+    }
+
+    /// Ends sessions and shuts down cleanly, as `pg_ctl stop -m fast` does.
+    pub async fn stop_fast(&self) -> Result<()> {
+        let mut server = self.take();
+        server.signal(Signal::INT);
+        tokio::task::spawn_blocking(move || match server.wait_for(SERVER_DEADLINE)? {
+            Some(_) => Ok(()),
+            None => Err("PostgreSQL did not stop: some session holds it".into()),
+        })
+        .await?
+    }
+
+    /// As if the machine had lost power, but for what the kernel already had.
+    pub fn kill9(&self) {
+        let mut server = self.take();
+        let family = super::process::tree(server.pid());
+        server.kill9().expect("the postmaster ends");
+        // The next start refuses while an orphan holds the shared memory.
+        let orphans = |pid: &u32| super::process::alive(*pid);
+        let deadline = std::time::Instant::now() + SERVER_DEADLINE;
+        while family.iter().any(orphans) && std::time::Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// On the same port and data; after `stop_fast` or `kill9`.
+    pub async fn start_again(&self) -> Result<()> {
+        let log = self.dir.path().join("log");
+        let out = File::options().create(true).append(true).open(&log)?;
+        let mut command = bound(self.programs.join("postgres"));
+        command
+            .arg("-D")
+            .arg(self.data_dir())
+            .args(["-c", &format!("port={}", self.port)])
+            .stdout(Stdio::null())
+            .stderr(out);
+        for (name, value) in &self.settings {
+            command.args(["-c", &format!("{name}={value}")]);
+        }
+        unprivileged(&mut command);
+        // QUIT also gives back the System V shared memory, which KILL leaves behind.
+        let mut server = Guard::spawn(&mut command, Some(Signal::QUIT))?;
+        let deadline = std::time::Instant::now() + SERVER_DEADLINE;
+        loop {
+            if server.exited()?.is_some() {
+                return Err(format!("PostgreSQL did not start:\n{}", tail(&log)).into());
+            }
+            match self.conn("postgres").await {
+                Ok(_) => break,
+                Err(error) if std::time::Instant::now() > deadline => {
+                    return Err(format!("PostgreSQL: {error}:\n{}", tail(&log)).into());
+                }
+                Err(_) => tokio::time::sleep(Duration::from_millis(15)).await,
+            }
+        }
+        *self.server.lock().expect("the server's lock") = Some(server);
+        Ok(())
+    }
+
+    /// Freezes the server with all its sessions: nothing answers, nothing is closed.
+    pub fn sigstop(&self) {
+        self.with(|server| server.freeze());
+    }
+
+    pub fn sigcont(&self) {
+        self.with(|server| server.thaw());
+    }
+
+    /// The server's log so far.
+    pub fn log(&self) -> String {
+        let log = fs::read(self.dir.path().join("log")).unwrap_or_default();
+        String::from_utf8_lossy(&log).into_owned()
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&Guard) -> T) -> T {
+        act(self
+            .server
+            .lock()
+            .expect("the server's lock")
+            .as_ref()
+            .expect("PostgreSQL runs"))
+    }
+
+    fn take(&self) -> Guard {
+        let mut server = self.server.lock().expect("the server's lock");
+        server.take().expect("PostgreSQL runs")
+    }
+}
+
+/// builder-datastore's settings where they matter, and a machine that will not be switched off.
+fn stock_settings(method: &str, sockets: &Path) -> Vec<(String, String)> {
+    [
+        ("password_encryption", method),
+        ("listen_addresses", "127.0.0.1"),
+        ("unix_socket_directories", &sockets.to_string_lossy()),
+        ("wal_level", "replica"),
+        ("max_connections", "100"),
+        ("max_wal_senders", "20"),
+        ("max_replication_slots", "20"),
+        ("max_worker_processes", "20"),
+        ("shared_buffers", "32MB"),
+        ("fsync", "off"),
+        ("timezone", "UTC"),
+        ("log_line_prefix", "%m [%p] %a %d "),
+        ("log_statement", "ddl"),
+    ]
+    .map(|(name, value)| (name.to_string(), value.to_string()))
+    .to_vec()
+}
+
+/// The directory of `initdb`, `postgres` and the rest: `WARM_SPARE_PG_BIN`, Debian's newest, or the one on the path.
+fn programs() -> Result<PathBuf> {
+    let mut debian: Vec<(u32, PathBuf)> = fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path())))
+        .collect();
+    debian.sort();
+    let candidates = std::env::var_os("WARM_SPARE_PG_BIN")
+        .map(|dir| PathBuf::from(dir).join("initdb"))
+        .into_iter()
+        .chain(
+            debian
+                .into_iter()
+                .rev()
+                .map(|(_, dir)| dir.join("bin/initdb")),
+        )
+        .chain(on_path("initdb"));
+    let initdb = find_program(candidates)
+        .ok_or("no PostgreSQL server here: run scripts/setup, or set WARM_SPARE_PG_BIN")?;
+    Ok(initdb
+        .canonicalize()?
+        .parent()
+        .expect("it is in a directory")
+        .into())
+}
+
+fn major(programs: &Path) -> Result<u32> {
+    let output = Command::new(programs.join("postgres"))
+        .arg("--version")
+        .output()?;
+    let text = String::from_utf8(output.stdout)?;
+    let digits = |word: &str| word.split('.').next().and_then(|major| major.parse().ok());
+    text.split_whitespace()
+        .find_map(digits)
+        .ok_or_else(|| format!("no version in {text:?}").into())
+}
+
+/// A data directory as initdb leaves it, made once per machine and version of the server: initdb takes seconds.
+fn template(programs: &Path) -> Result<PathBuf> {
+    let me = rustix::process::getuid().as_raw();
+    let programs_name = programs.to_string_lossy().replace('/', "-");
+    let cache = std::env::temp_dir().join(format!("warm-spare-initdb-1-{me}{programs_name}"));
+    fs::create_dir_all(&cache)?;
+    let lock = File::create(cache.join("lock"))?;
+    lock.lock()?;
+    let done = cache.join("data");
+    if !done.exists() {
+        let new = tempfile::Builder::new()
+            .permissions(fs::Permissions::from_mode(0o755))
+            .tempdir_in(&cache)?;
+        // From a file: the server's user may not open a pipe of ours. The password is replaced in every copy.
+        let password = new.path().join("password");
+        write_private(&password, &random_word(20))?;
+        own(new.path())?;
+        let mut initdb = Command::new(programs.join("initdb"));
+        initdb
+            .arg("-D")
+            .arg(new.path().join("data"))
+            .args(["--username=hab", "--encoding=UTF8", "--locale=C.UTF-8"])
+            .args(["--auth=md5", "--no-sync", "--pwfile"])
+            .arg(password);
+        unprivileged(&mut initdb);
+        run(&mut initdb, "")?;
+        fs::rename(new.path().join("data"), &done)?;
+    }
+    Ok(done)
+}
+
+fn copy_template(from: &Path, to: &Path) -> Result<()> {
+    let mut copy = Command::new("cp");
+    run(
+        copy.args(["-a", "--reflink=auto", "--"]).arg(from).arg(to),
+        "",
+    )
+}
+
+/// Two servers of one template would pass for one: the product tells servers apart by their system identifier.
+fn give_own_system_id(programs: &Path, data: &Path) -> Result<()> {
+    // It is the first field of the control file. The sum at its end is then wrong: pg_resetwal sees that, makes it
+    // right and writes a log with the new identifier.
+    let control = File::options()
+        .write(true)
+        .open(data.join("global/pg_control"))?;
+    control.write_all_at(&(rand::random::<u64>() >> 1).to_ne_bytes(), 0)?;
+    let mut reset = Command::new(programs.join("pg_resetwal"));
+    reset.arg("--force").arg("-D").arg(data);
+    unprivileged(&mut reset);
+    run(&mut reset, "")
+}
+
+fn set_password(programs: &Path, data: &Path, method: &str, password: &str) -> Result<()> {
+    let mut single = Command::new(programs.join("postgres"));
+    single
+        .args(["--single", "-D"])
+        .arg(data)
+        .args([
+            "-c",
+            "fsync=off",
+            "-c",
+            &format!("password_encryption={method}"),
+        ])
+        .arg("postgres");
+    unprivileged(&mut single);
+    run(
+        &mut single,
+        &format!("ALTER ROLE hab PASSWORD '{password}'\n"),
+    )
+}
+
+fn run(command: &mut Command, input: &str) -> Result<()> {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|error| format!("{command:?}: {error}"))?;
+    child
+        .stdin
+        .take()
+        .expect("a pipe")
+        .write_all(input.as_bytes())?;
+    let output = child.wait_with_output()?;
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    // A postmaster on its own terms exits 0 after a refused statement.
+    if output.status.success() && !complaint.contains("ERROR") {
+        return Ok(());
+    }
+    Err(format!("{command:?}: {}: {complaint}", output.status).into())
+}
+
+fn write_private(file: &Path, text: &str) -> Result<()> {
+    fs::write(file, text)?;
+    Ok(fs::set_permissions(
+        file,
+        fs::Permissions::from_mode(0o600),
+    )?)
+}
+
+/// PostgreSQL does not run as root.
+fn server_user() -> Option<(u32, u32)> {
+    if !rustix::process::getuid().is_root() {
+        return None;
+    }
+    let users = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let entry = |name: &str| {
+        let line = users
+            .lines()
+            .find(|line| line.split(':').next() == Some(name))?;
+        let mut fields = line.split(':').skip(2);
+        Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
+    };
+    entry("postgres").or_else(|| entry("nobody"))
+}
+
+fn unprivileged(command: &mut Command) {
+    if let Some((user, group)) = server_user() {
+        command.uid(user).gid(group).current_dir("/");
+    }
+}
+
+/// Gives the directory and all in it to the user the server runs as.
+fn own(dir: &Path) -> Result<()> {
+    let Some((user, group)) = server_user() else {
+        return Ok(());
+    };
+    let mut chown = Command::new("chown");
+    run(
+        chown
+            .arg("-R")
+            .arg(format!("{user}:{group}"))
+            .arg("--")
+            .arg(dir),
+        "",
+    )
+}

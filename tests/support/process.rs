@@ -1,0 +1,289 @@
+//! Children that never outlive us: killed on drop, by the kernel when we are killed, and swept up by a reaper in any case.
+
+use std::fs;
+use std::io;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::Result;
+
+/// One running child. Dropping it ends the child and waits for it.
+pub struct Guard {
+    child: Child,
+    /// What ends it when dropped, before KILL.
+    gentle: Option<Signal>,
+}
+
+impl Guard {
+    /// Starts `command` so that it dies with this process.
+    pub fn spawn(command: &mut Command, gentle: Option<Signal>) -> io::Result<Self> {
+        let child = spawn_bound(command)?;
+        // The reaper kills what stands in this directory when we are gone.
+        fs::write(pid_file(child.id()), "")?;
+        Ok(Self { child, gentle })
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn stdio(&mut self) -> &mut Child {
+        &mut self.child
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        send(self.pid(), signal);
+    }
+
+    pub fn exited(&mut self) -> io::Result<Option<ExitStatus>> {
+        self.child.try_wait()
+    }
+
+    /// Waits until it ends by itself, or None when it does not in time.
+    pub fn wait_for(&mut self, limit: Duration) -> io::Result<Option<ExitStatus>> {
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(Some(status));
+            }
+            if Instant::now() > deadline {
+                return Ok(None);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// KILL, and the status it left.
+    pub fn kill9(&mut self) -> io::Result<ExitStatus> {
+        for stopped in tree(self.pid()) {
+            // A stopped child of a killed server would stay for ever.
+            if stopped != self.pid() {
+                send(stopped, Signal::CONT);
+            }
+        }
+        self.child.kill()?;
+        self.child.wait()
+    }
+
+    /// Stops the process and its children as they are.
+    pub fn freeze(&self) {
+        // Parents first, so that no new child appears behind our back.
+        for pid in tree(self.pid()) {
+            let _ = fs::write(pid_file(pid), "");
+            send(pid, Signal::STOP);
+        }
+    }
+
+    pub fn thaw(&self) {
+        for pid in tree(self.pid()) {
+            send(pid, Signal::CONT);
+            if pid != self.pid() {
+                let _ = fs::remove_file(pid_file(pid));
+            }
+        }
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            self.thaw();
+            if let Some(gentle) = self.gentle {
+                self.signal(gentle);
+                let _ = self.wait_for(Duration::from_secs(3));
+            }
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+        let _ = fs::remove_file(pid_file(self.child.id()));
+    }
+}
+
+/// The process and all its descendants, parents before children.
+pub fn tree(root: u32) -> Vec<u32> {
+    let parents: Vec<(u32, u32)> = fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter_map(|pid| Some((pid, parent_of(pid)?)))
+        .collect();
+    let mut found = vec![root];
+    let mut next = 0;
+    while next < found.len() {
+        let parent = found[next];
+        found.extend(
+            parents
+                .iter()
+                .filter(|(_, p)| *p == parent)
+                .map(|(pid, _)| *pid),
+        );
+        next += 1;
+    }
+    found
+}
+
+fn parent_of(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name stands in brackets and may hold anything; the parent is the second word after it.
+    stat.rsplit_once(')')?
+        .1
+        .split_whitespace()
+        .nth(1)?
+        .parse()
+        .ok()
+}
+
+/// Whether a process of this number runs (a zombie does not).
+pub fn alive(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat"))
+        .ok()
+        .and_then(|stat| {
+            stat.rsplit_once(')')
+                .map(|(_, rest)| !rest.starts_with(" Z"))
+        })
+        .unwrap_or(false)
+}
+
+fn send(pid: u32, signal: Signal) {
+    if let Some(pid) = Pid::from_raw(pid as i32) {
+        let _ = kill_process(pid, signal);
+    }
+}
+
+/// Wraps the command in `setpriv --pdeathsig KILL`, and starts it from a thread that lives as long as we do: the kernel
+/// sends that signal when the *thread* that started the child ends, and a test's thread ends with its test.
+fn spawn_bound(command: &mut Command) -> io::Result<Child> {
+    type Job = (Command, Sender<io::Result<Child>>);
+    static STARTER: OnceLock<Mutex<Sender<Job>>> = OnceLock::new();
+    let starter = STARTER.get_or_init(|| {
+        let (sender, jobs) = channel::<Job>();
+        std::thread::Builder::new()
+            .name("starts children".into())
+            .spawn(move || {
+                for (mut command, answer) in jobs {
+                    let _ = answer.send(command.spawn());
+                }
+            })
+            .expect("a thread");
+        Mutex::new(sender)
+    });
+    let (answer, child) = channel();
+    let job = (std::mem::replace(command, Command::new("false")), answer);
+    starter
+        .lock()
+        .expect("the starter's lock")
+        .send(job)
+        .expect("the starter lives");
+    child.recv().expect("the starter answers")
+}
+
+/// A command that will die with us; arguments, environment and streams are still to be set.
+pub fn bound(program: impl AsRef<Path>) -> Command {
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--pdeathsig", "KILL", "--"])
+        .arg(program.as_ref())
+        .stdin(Stdio::null())
+        // A terminal's interrupt must reach the tests, which then end their servers, and not the servers first.
+        .process_group(0);
+    for name in PROXIES {
+        command.env_remove(name);
+    }
+    command
+}
+
+const PROXIES: [&str; 8] = [
+    "http_proxy",
+    "https_proxy",
+    "all_proxy",
+    "no_proxy",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "ALL_PROXY",
+    "NO_PROXY",
+];
+
+/// Where all files of this process's servers lie. Removed by the reaper after we are gone, however that came.
+pub fn run_dir() -> &'static Path {
+    static DIR: OnceLock<PathBuf> = OnceLock::new();
+    DIR.get_or_init(|| {
+        let me = std::process::id();
+        let dir = tempfile::Builder::new()
+            .prefix(&format!("warm-spare-run-{me}-"))
+            // PostgreSQL runs as another user than we when we are root.
+            .permissions(fs::Permissions::from_mode(0o755))
+            .tempdir()
+            .expect("a temporary directory")
+            .keep();
+        fs::create_dir(dir.join("pids")).expect("a directory");
+        start_reaper(me, &dir).expect("sh starts");
+        dir
+    })
+}
+
+/// Statics are not dropped in Rust, and a killed process drops nothing.
+fn start_reaper(me: u32, dir: &Path) -> io::Result<()> {
+    let script = r#"
+        while kill -0 "$1" 2>/dev/null; do sleep 0.2; done
+        for file in "$2"/pids/*; do
+            pid=${file##*/}
+            [ "$pid" = '*' ] || kill -KILL "$pid" 2>/dev/null
+        done
+        rm -rf "$2" || { sleep 1; rm -rf "$2"; }"#;
+    Command::new("sh")
+        .args(["-c", script, "warm-spare-test-reaper", &me.to_string()])
+        .arg(dir)
+        .stdin(Stdio::null())
+        // A test runner waits until nobody holds its streams any more.
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .process_group(0)
+        .spawn()
+        .map(drop)
+}
+
+fn pid_file(pid: u32) -> PathBuf {
+    run_dir().join("pids").join(pid.to_string())
+}
+
+/// A fresh directory for one server, readable for the user it runs as.
+pub fn server_dir(prefix: &str) -> Result<tempfile::TempDir> {
+    Ok(tempfile::Builder::new()
+        .prefix(prefix)
+        .permissions(fs::Permissions::from_mode(0o755))
+        .tempdir_in(run_dir())?)
+}
+
+/// A port that was free a moment ago; whoever uses it tries another one when it is taken meanwhile.
+pub fn free_port() -> io::Result<u16> {
+    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+}
+
+/// The last lines of a server's log, for an error.
+pub fn tail(file: &Path) -> String {
+    let text = fs::read(file).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(15)..].join("\n")
+}
+
+/// The first of these programs that there is.
+pub fn find_program(candidates: impl IntoIterator<Item = PathBuf>) -> Option<PathBuf> {
+    candidates.into_iter().find(|path| path.is_file())
+}
+
+pub fn on_path(name: &str) -> Vec<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .map(|dir| dir.join(name))
+        .collect()
+}

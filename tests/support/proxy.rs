@@ -1,0 +1,222 @@
+//! A TCP proxy on loopback whose line can be held, refused and cut at run time.
+
+use std::future::pending;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+use super::Result;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    Pass,
+    /// The port is closed: new connections are refused, those that exist go on.
+    Refuse,
+    /// Everything is accepted and nothing is forwarded, on connections that exist too.
+    Hold,
+}
+
+/// Ended when dropped.
+pub struct Proxy {
+    port: u16,
+    control: watch::Sender<Control>,
+    counts: Arc<Counts>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Control {
+    mode: Mode,
+    /// A connection older than the newest cut is closed.
+    cuts: u64,
+    /// The mode the listener has taken up.
+    listening: bool,
+}
+
+#[derive(Default)]
+struct Counts {
+    connections: AtomicU64,
+    to_server: AtomicU64,
+    to_client: AtomicU64,
+}
+
+impl Proxy {
+    /// In front of `127.0.0.1:port`.
+    pub async fn start(port: u16) -> Result<Self> {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await?.into_std()?;
+        let mine = listener.local_addr()?.port();
+        let (control, _) = watch::channel(Control {
+            mode: Mode::Pass,
+            cuts: 0,
+            listening: true,
+        });
+        let counts = Arc::new(Counts::default());
+        let (weak, count) = (control.subscribe(), counts.clone());
+        let ears = control.clone();
+        background().spawn(async move {
+            let listener = TcpListener::from_std(listener).expect("it is a listener");
+            listen(listener, mine, port, weak, ears, count).await;
+        });
+        Ok(Self {
+            port: mine,
+            control,
+            counts,
+        })
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Returns when it holds for new connections too.
+    pub async fn set(&self, mode: Mode) {
+        self.control.send_modify(|control| control.mode = mode);
+        let settled = |control: &Control| control.listening == (control.mode != Mode::Refuse);
+        let mut changes = self.control.subscribe();
+        let waited = tokio::time::timeout(super::SERVER_DEADLINE, changes.wait_for(settled)).await;
+        assert!(
+            waited.is_ok(),
+            "the proxy's port was taken by somebody else"
+        );
+    }
+
+    /// Closes all connections that exist.
+    pub fn cut(&self) {
+        self.control.send_modify(|control| control.cuts += 1);
+    }
+
+    /// Connections accepted so far.
+    pub fn connections(&self) -> u64 {
+        self.counts.connections.load(Ordering::Relaxed)
+    }
+
+    /// Bytes forwarded so far: (to the server, to the client).
+    pub fn bytes(&self) -> (u64, u64) {
+        let to_server = self.counts.to_server.load(Ordering::Relaxed);
+        (to_server, self.counts.to_client.load(Ordering::Relaxed))
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        // The listener holds a sender as well, so the end must be said.
+        self.control.send_modify(|control| control.cuts = u64::MAX);
+    }
+}
+
+/// Where proxies run: a test that blocks its own runtime must not stop the line it tests.
+pub(super) fn background() -> tokio::runtime::Handle {
+    static RUNTIME: std::sync::OnceLock<tokio::runtime::Runtime> = std::sync::OnceLock::new();
+    let make = || {
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("a runtime")
+    };
+    RUNTIME.get_or_init(make).handle().clone()
+}
+
+async fn listen(
+    listener: TcpListener,
+    mine: u16,
+    server: u16,
+    mut control: watch::Receiver<Control>,
+    ears: watch::Sender<Control>,
+    counts: Arc<Counts>,
+) {
+    let mut listener = Some(listener);
+    loop {
+        let now = *control.borrow_and_update();
+        if now.cuts == u64::MAX {
+            return;
+        }
+        if now.mode == Mode::Refuse {
+            listener = None;
+        } else if listener.is_none() {
+            listener = TcpListener::bind(("127.0.0.1", mine)).await.ok();
+        }
+        if now.listening != listener.is_some() {
+            let listening = listener.is_some();
+            ears.send_modify(|control| control.listening = listening);
+        }
+        let lost = listener.is_none() && now.mode != Mode::Refuse;
+        let accept = async {
+            match &listener {
+                Some(listener) => listener.accept().await,
+                None if lost => {
+                    // Somebody has the port; try again.
+                    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+                    Err(std::io::ErrorKind::AddrInUse.into())
+                }
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            accepted = accept => if let Ok((client, _)) = accepted {
+                counts.connections.fetch_add(1, Ordering::Relaxed);
+                tokio::spawn(serve(client, server, control.clone(), counts.clone()));
+            },
+            _ = control.changed() => {}
+        }
+    }
+}
+
+async fn serve(
+    client: TcpStream,
+    server: u16,
+    mut control: watch::Receiver<Control>,
+    counts: Arc<Counts>,
+) {
+    let born = control.borrow().cuts;
+    let (pump, mut cut) = (control.clone(), control.clone());
+    let forward = async {
+        if control
+            .wait_for(|control| control.mode != Mode::Hold)
+            .await
+            .is_err()
+        {
+            return;
+        }
+        let Ok(server) = TcpStream::connect(("127.0.0.1", server)).await else {
+            return;
+        };
+        let _ = client.set_nodelay(true);
+        let _ = server.set_nodelay(true);
+        let (from_client, to_client) = client.into_split();
+        let (from_server, to_server) = server.into_split();
+        tokio::join!(
+            copy(from_client, to_server, pump.clone(), &counts.to_server),
+            copy(from_server, to_client, pump, &counts.to_client)
+        );
+    };
+    tokio::select! {
+        () = forward => {}
+        _ = cut.wait_for(|control| control.cuts > born) => {}
+    }
+}
+
+async fn copy(
+    mut from: impl AsyncReadExt + Unpin,
+    mut to: impl AsyncWriteExt + Unpin,
+    mut control: watch::Receiver<Control>,
+    count: &AtomicU64,
+) {
+    let mut buffer = vec![0; 64 << 10];
+    while let Ok(read @ 1..) = from.read(&mut buffer).await {
+        if control
+            .wait_for(|control| control.mode != Mode::Hold)
+            .await
+            .is_err()
+        {
+            return;
+        }
+        if to.write_all(&buffer[..read]).await.is_err() {
+            return;
+        }
+        count.fetch_add(read as u64, Ordering::Relaxed);
+    }
+    let _ = to.shutdown().await;
+}
