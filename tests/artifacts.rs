@@ -17,14 +17,39 @@ async fn what_the_primary_lacks_or_has_damaged_is_recorded_and_not_fatal() -> Re
     let mut factory = Factory::seeded();
     let packages = factory.fill(&site.primary, 6).await?;
     site.primary.delete(&packages[0].key).await?;
-    site.primary.put(&packages[1].key, "these are not the bytes").await?;
+    site.primary
+        .put(&packages[1].key, "these are not the bytes")
+        .await?;
 
     let output = site.warm_spare(&["sync"]).await.ok();
-    assert!(output.stdout.contains("WARNING: 2 artifacts missing or damaged on the primary"), "{output}");
-    assert!(output.stdout.contains(&format!("missing {}", packages[0].key)), "{output}");
-    assert!(output.stdout.contains(&format!("damaged {}", packages[1].key)), "{output}");
-    assert_eq!(checksum(&site, &packages[1].key).await?, None, "damaged bytes do not arrive");
-    let verified = site.warm_spare(&["--json", "verify", "--deep"]).await.ok().json();
+    assert!(
+        output
+            .stdout
+            .contains("WARNING: 2 artifacts missing or damaged on the primary"),
+        "{output}"
+    );
+    assert!(
+        output
+            .stdout
+            .contains(&format!("missing {}", packages[0].key)),
+        "{output}"
+    );
+    assert!(
+        output
+            .stdout
+            .contains(&format!("damaged {}", packages[1].key)),
+        "{output}"
+    );
+    assert_eq!(
+        checksum(&site, &packages[1].key).await?,
+        None,
+        "damaged bytes do not arrive"
+    );
+    let verified = site
+        .warm_spare(&["--json", "verify", "--deep"])
+        .await
+        .ok()
+        .json();
     assert_eq!(verified["unavailable"].as_array().map(Vec::len), Some(2));
     assert_eq!(verified["artifacts"], 4);
 
@@ -33,8 +58,15 @@ async fn what_the_primary_lacks_or_has_damaged_is_recorded_and_not_fatal() -> Re
     packages::put(&site.primary, &packages[1]).await?;
     let again = site.warm_spare(&["--json", "sync"]).await.ok().json();
     assert_eq!(again["artifacts"]["copied"], 2);
-    assert_eq!(again["artifacts"]["unavailable"].as_array().map(Vec::len), Some(0));
-    let verified = site.warm_spare(&["--json", "verify", "--deep"]).await.ok().json();
+    assert_eq!(
+        again["artifacts"]["unavailable"].as_array().map(Vec::len),
+        Some(0)
+    );
+    let verified = site
+        .warm_spare(&["--json", "verify", "--deep"])
+        .await
+        .ok()
+        .json();
     assert_eq!(verified["artifacts"], 6);
     Ok(())
 }
@@ -53,8 +85,18 @@ async fn the_same_key_with_other_bytes_is_replaced_with_the_row_that_names_them(
     site.warm_spare(&["sync"]).await.ok();
     assert_eq!(checksum(&site, &new.key).await?, Some(new.checksum.clone()));
     let retired = format!(".warm-spare/retired/{}", old.checksum);
-    assert_eq!(checksum(&site, &retired).await?, Some(old.checksum), "the old bytes are kept");
-    let ours: Vec<String> = site.spare.keys().await?.into_iter().filter(|key| key.starts_with(".warm-spare/")).collect();
+    assert_eq!(
+        checksum(&site, &retired).await?,
+        Some(old.checksum),
+        "the old bytes are kept"
+    );
+    let ours: Vec<String> = site
+        .spare
+        .keys()
+        .await?
+        .into_iter()
+        .filter(|key| key.starts_with(".warm-spare/"))
+        .collect();
     assert_eq!(ours, [retired]);
     site.warm_spare(&["verify", "--deep"]).await.ok();
     Ok(())
@@ -73,18 +115,35 @@ async fn packages_deleted_and_uploaded_anew_while_the_baseline_runs() -> Result<
     let held = packages[3].key.clone();
     let slow = held.clone();
     proxy.set(move |request| {
-        if request.uri.path().ends_with(slow.rsplit('/').next().expect("a name")) {
+        if request
+            .uri
+            .path()
+            .ends_with(slow.rsplit('/').next().expect("a name"))
+        {
             Fault::Delay(Duration::from_secs(3))
         } else {
             Fault::Forward
         }
     });
     let mut running = site.spawn(&["sync"]);
-    running.wait_for_line(|line| line.starts_with("artifacts: 9"), Duration::from_secs(60)).await?;
-    support::wait_until("the held artifact is asked for", Duration::from_secs(30), async || {
-        let name = held.rsplit('/').next().expect("a name");
-        if proxy.count("GET", name) > 0 { Ok(()) } else { Err("not yet".into()) }
-    })
+    running
+        .wait_for_line(
+            |line| line.starts_with("artifacts: 9"),
+            Duration::from_secs(60),
+        )
+        .await?;
+    support::wait_until(
+        "the held artifact is asked for",
+        Duration::from_secs(30),
+        async || {
+            let name = held.rsplit('/').next().expect("a name");
+            if proxy.count("GET", name) > 0 {
+                Ok(())
+            } else {
+                Err("not yet".into())
+            }
+        },
+    )
     .await;
     delete_package(&site.primary, &packages[0]).await?;
     delete_package(&site.primary, &old).await?;
@@ -100,7 +159,8 @@ async fn packages_deleted_and_uploaded_anew_while_the_baseline_runs() -> Result<
 fn peak_memory(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find(|line| line.starts_with("VmHWM:"));
-    line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok()).unwrap_or(0)
+    line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok())
+        .unwrap_or(0)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -108,13 +168,26 @@ async fn nothing_and_a_gibibyte_arrive_in_little_memory() -> Result<()> {
     let site = site("sizes").await;
     let mut factory = Factory::seeded();
     factory.fill(&site.primary, 2).await?;
-    let huge = factory.package(&site.primary, Spec::new("core", "huge", "1").size(1 << 30)).await?;
+    let huge = factory
+        .package(&site.primary, Spec::new("core", "huge", "1").size(1 << 30))
+        .await?;
     // Builder would not take an empty file; a store may hold one all the same.
-    let empty = factory.package(&site.primary, Spec::new("core", "empty", "1")).await?;
+    let empty = factory
+        .package(&site.primary, Spec::new("core", "empty", "1"))
+        .await?;
     site.primary.put(&empty.key, "").await?;
-    let nothing = blake2b_simd::Params::new().hash_length(32).hash(b"").to_hex().to_string();
+    let nothing = blake2b_simd::Params::new()
+        .hash_length(32)
+        .hash(b"")
+        .to_hex()
+        .to_string();
     let client = site.primary.conn().await?;
-    client.execute("UPDATE origin_packages SET checksum = $1 WHERE ident = $2", &[&nothing, &empty.ident]).await?;
+    client
+        .execute(
+            "UPDATE origin_packages SET checksum = $1 WHERE ident = $2",
+            &[&nothing, &empty.ident],
+        )
+        .await?;
 
     let running = site.spawn(&["sync"]);
     let pid = running.pid();
@@ -128,7 +201,10 @@ async fn nothing_and_a_gibibyte_arrive_in_little_memory() -> Result<()> {
     });
     running.wait(Duration::from_secs(300)).await?.ok();
     let peak = watched.await?;
-    assert!(peak > 0 && peak < 150 * 1024, "resident memory rose to {peak} KiB");
+    assert!(
+        peak > 0 && peak < 150 * 1024,
+        "resident memory rose to {peak} KiB"
+    );
     assert_eq!(checksum(&site, &huge.key).await?, Some(huge.checksum));
     assert_eq!(checksum(&site, &empty.key).await?, Some(nothing));
     let verified = site.warm_spare(&["--json", "verify"]).await.ok().json();

@@ -21,7 +21,10 @@ async fn fingerprint(client: &Client) -> Result<Vec<String>> {
         let rows = client
             .query(&format!("SELECT t::text FROM {name} t ORDER BY 1"), &[])
             .await?;
-        lines.extend(rows.iter().map(|row| format!("{name}: {}", row.get::<_, String>(0))));
+        lines.extend(
+            rows.iter()
+                .map(|row| format!("{name}: {}", row.get::<_, String>(0))),
+        );
         lines.push(format!("{name}: {} rows", rows.len()));
     }
     let catalogs = [
@@ -42,8 +45,16 @@ async fn fingerprint(client: &Client) -> Result<Vec<String>> {
            WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'r' AND attnum > 0 AND NOT attisdropped",
     ];
     for sql in catalogs {
-        let mut found: Vec<String> = client.query(sql, &[]).await?.iter().map(|row| row.get(0)).collect();
-        assert!(!found.is_empty(), "the test's own query finds something: {sql}");
+        let mut found: Vec<String> = client
+            .query(sql, &[])
+            .await?
+            .iter()
+            .map(|row| row.get(0))
+            .collect();
+        assert!(
+            !found.is_empty(),
+            "the test's own query finds something: {sql}"
+        );
         found.sort();
         lines.extend(found);
     }
@@ -61,8 +72,17 @@ async fn assert_equal(site: &Site) -> Result<()> {
 }
 
 async fn assert_same_bytes(site: &Site, package: &packages::Package) -> Result<()> {
-    let found = site.spare.s3().checksum(&site.spare.bucket, &package.key).await?;
-    assert_eq!(found.as_deref(), Some(package.checksum.as_str()), "{}", package.key);
+    let found = site
+        .spare
+        .s3()
+        .checksum(&site.spare.bucket, &package.key)
+        .await?;
+    assert_eq!(
+        found.as_deref(),
+        Some(package.checksum.as_str()),
+        "{}",
+        package.key
+    );
     Ok(())
 }
 
@@ -73,25 +93,51 @@ async fn every_kind_of_thing_arrives_and_every_artifact_byte_for_byte() -> Resul
     let filled = factory.fill(&site.primary, 40).await?;
     // Names of all three kinds of odd but legal characters, and an artifact of several parts.
     for version in ["1.0~rc1", "2.0+git.1", "50%25", "1_0.b~+%"] {
-        let package = factory.package(&site.primary, Spec::new("core", "odd", version)).await?;
+        let package = factory
+            .package(&site.primary, Spec::new("core", "odd", version))
+            .await?;
         assert!(package.key.contains(version));
     }
-    let large = factory.package(&site.primary, Spec::new("core", "large", "1").size(20 << 20)).await?;
-    site.primary.put("core/without/a/row.hart", "an object that no row names").await?;
+    let large = factory
+        .package(
+            &site.primary,
+            Spec::new("core", "large", "1").size(20 << 20),
+        )
+        .await?;
+    site.primary
+        .put("core/without/a/row.hart", "an object that no row names")
+        .await?;
 
     let output = site.warm_spare(&["--json", "sync"]).await.ok().json();
     assert_eq!(output["outcome"], "copied");
     assert_eq!(output["packages"], 45);
     assert_eq!(output["artifacts"]["copied"], 45);
-    assert_eq!(output["artifacts"]["unavailable"].as_array().map(Vec::len), Some(0));
+    assert_eq!(
+        output["artifacts"]["unavailable"].as_array().map(Vec::len),
+        Some(0)
+    );
 
     assert_equal(&site).await?;
     for package in filled.iter().chain([&large]) {
         assert_same_bytes(&site, package).await?;
     }
-    let theirs: Vec<String> = site.primary.keys().await?.into_iter().filter(|key| !key.contains("without/a/row")).collect();
-    assert_eq!(site.spare.keys().await?, theirs, "keys arrive unchanged, and nothing of ours is left");
-    let verified = site.warm_spare(&["--json", "verify", "--deep"]).await.ok().json();
+    let theirs: Vec<String> = site
+        .primary
+        .keys()
+        .await?
+        .into_iter()
+        .filter(|key| !key.contains("without/a/row"))
+        .collect();
+    assert_eq!(
+        site.spare.keys().await?,
+        theirs,
+        "keys arrive unchanged, and nothing of ours is left"
+    );
+    let verified = site
+        .warm_spare(&["--json", "verify", "--deep"])
+        .await
+        .ok()
+        .json();
     assert_eq!(verified["signatures"]["good"], 45);
     assert_eq!(verified["newer"], false);
     Ok(())
@@ -109,7 +155,9 @@ async fn a_second_run_copies_only_what_is_missing() -> Result<()> {
     assert_eq!(nothing["artifacts"]["copied"], 0);
     assert_eq!(nothing["artifacts"]["verified"], 0);
 
-    let new = factory.package(&site.primary, Spec::new("core", "new", "1")).await?;
+    let new = factory
+        .package(&site.primary, Spec::new("core", "new", "1"))
+        .await?;
     promote(&site.primary, &old[0], "stable").await.ok();
     delete_package(&site.primary, &old[1]).await?;
     let again = site.warm_spare(&["--json", "sync"]).await.ok().json();
@@ -137,7 +185,10 @@ async fn no_change_of_the_primary_is_missed() -> Result<()> {
     site.warm_spare(&["sync"]).await.ok();
     let client = site.primary.conn().await?;
     let sequence: String = client
-        .query_one("SELECT min(sequencename)::text FROM pg_sequences WHERE schemaname = 'public'", &[])
+        .query_one(
+            "SELECT min(sequencename)::text FROM pg_sequences WHERE schemaname = 'public'",
+            &[],
+        )
         .await?
         .get(0);
     let changes = [
@@ -158,7 +209,10 @@ async fn no_change_of_the_primary_is_missed() -> Result<()> {
     site.primary.pg.stop_fast().await?;
     site.primary.pg.start_again().await?;
     let output = site.warm_spare(&["--json", "sync"]).await.ok().json();
-    assert_eq!(output["outcome"], "copied", "after a start of the server, which may be an older copy of it");
+    assert_eq!(
+        output["outcome"], "copied",
+        "after a start of the server, which may be an older copy of it"
+    );
     Ok(())
 }
 
@@ -198,30 +252,47 @@ async fn the_replaced_database_is_kept_and_its_properties_pass_on() -> Result<()
         ])
     };
     let before = read().await?;
-    assert!(before.iter().all(Option::is_some), "the test set all of them: {before:?}");
+    assert!(
+        before.iter().all(Option::is_some),
+        "the test set all of them: {before:?}"
+    );
     let output = site.warm_spare(&["--json", "sync"]).await.ok().json();
     assert_eq!(read().await?, before);
-    let generation = output["generation"].as_str().expect("there was a database before");
+    let generation = output["generation"]
+        .as_str()
+        .expect("there was a database before");
     assert!(site.spare.pg.has_database(generation).await?);
     let owner: String = site
         .spare
         .conn()
         .await?
-        .query_one("SELECT tableowner::text FROM pg_tables WHERE tablename = 'origin_packages'", &[])
+        .query_one(
+            "SELECT tableowner::text FROM pg_tables WHERE tablename = 'origin_packages'",
+            &[],
+        )
         .await?
         .get(0);
-    assert_eq!(owner, "owner", "what is in the database belongs to its owner");
+    assert_eq!(
+        owner, "owner",
+        "what is in the database belongs to its owner"
+    );
 
     site.write_config("replication.keep_generations = 2");
     for _ in 0..3 {
         site.warm_spare(&["sync", "--baseline"]).await.ok();
     }
     let kept: i64 = admin
-        .query_one("SELECT count(*) FROM pg_database WHERE datname LIKE 'builder\\_2%'", &[])
+        .query_one(
+            "SELECT count(*) FROM pg_database WHERE datname LIKE 'builder\\_2%'",
+            &[],
+        )
         .await?
         .get(0);
     assert_eq!(kept, 2);
-    assert!(!site.spare.pg.has_database(generation).await?, "the oldest goes first");
+    assert!(
+        !site.spare.pg.has_database(generation).await?,
+        "the oldest goes first"
+    );
     Ok(())
 }
 
@@ -229,11 +300,19 @@ async fn the_replaced_database_is_kept_and_its_properties_pass_on() -> Result<()
 #[tokio::test(flavor = "multi_thread")]
 async fn time_outs_of_the_servers_do_not_end_the_copy() -> Result<()> {
     let site = Site::builder("limits").start().await?;
-    Factory::seeded().bulk_artifacts(&site.primary, 300, 1000).await?;
+    Factory::seeded()
+        .bulk_artifacts(&site.primary, 300, 1000)
+        .await?;
     for cluster in [&site.primary, &site.spare] {
         let admin = cluster.pg.conn("postgres").await?;
-        for name in ["idle_in_transaction_session_timeout", "statement_timeout", "idle_session_timeout"] {
-            admin.batch_execute(&format!("ALTER ROLE hab SET {name} = '20ms'")).await?;
+        for name in [
+            "idle_in_transaction_session_timeout",
+            "statement_timeout",
+            "idle_session_timeout",
+        ] {
+            admin
+                .batch_execute(&format!("ALTER ROLE hab SET {name} = '20ms'"))
+                .await?;
         }
     }
     site.warm_spare(&["sync"]).await.ok();

@@ -20,7 +20,15 @@ async fn every_server_may_be_killed_and_come_back() -> Result<()> {
     factory.fill(&site.primary, 10).await?;
     site.warm_spare(&["sync"]).await.ok();
     for phase in ["artifacts", "tables"] {
-        for (number, victim) in ["primary store", "spare store", "primary datastore", "spare datastore"].iter().enumerate() {
+        for (number, victim) in [
+            "primary store",
+            "spare store",
+            "primary datastore",
+            "spare datastore",
+        ]
+        .iter()
+        .enumerate()
+        {
             let spec = Spec::new("core", "more", &format!("{phase}.{number}")).size(3 << 20);
             factory.package(&site.primary, spec).await?;
             let mut running = site.spawn(&["sync", "--baseline"]);
@@ -38,7 +46,11 @@ async fn every_server_may_be_killed_and_come_back() -> Result<()> {
                 _ => site.spare.pg.start_again().await?,
             }
             let output = running.wait(Duration::from_secs(240)).await?;
-            assert_eq!(output.code, Some(0), "{victim} killed during {phase}: {output}");
+            assert_eq!(
+                output.code,
+                Some(0),
+                "{victim} killed during {phase}: {output}"
+            );
             site.warm_spare(&["verify", "--deep"]).await.ok();
         }
     }
@@ -63,9 +75,18 @@ async fn clients_that_reconnect_for_ever_see_only_whole_databases() -> Result<()
                     continue;
                 };
                 for _ in 0..20 {
-                    let Ok(row) = client.query_one("SELECT count(*) FROM origin_packages", &[]).await else { break };
+                    let Ok(row) = client
+                        .query_one("SELECT count(*) FROM origin_packages", &[])
+                        .await
+                    else {
+                        break;
+                    };
                     seen.insert(row.get::<_, i64>(0));
-                    if client.batch_execute("DELETE FROM origin_channel_packages").await.is_ok() {
+                    if client
+                        .batch_execute("DELETE FROM origin_channel_packages")
+                        .await
+                        .is_ok()
+                    {
                         written += 1;
                     }
                 }
@@ -74,7 +95,12 @@ async fn clients_that_reconnect_for_ever_see_only_whole_databases() -> Result<()
         }));
     }
     for number in 0..4 {
-        factory.package(&site.primary, Spec::new("core", "more", &number.to_string())).await?;
+        factory
+            .package(
+                &site.primary,
+                Spec::new("core", "more", &number.to_string()),
+            )
+            .await?;
         let output = site.warm_spare(&["sync"]).await;
         assert_eq!(output.code, Some(0), "{output}");
     }
@@ -131,8 +157,12 @@ async fn a_migration_on_the_primary_does_not_wait_for_the_copy() -> Result<()> {
         if held > 0 { Ok(()) } else { Err("not yet".into()) }
     })
     .await;
-    client.batch_execute("ALTER TABLE origin_packages ADD COLUMN added int").await?;
-    running.wait_for_line(|line| line.contains("waited for our copy"), A_WHILE).await?;
+    client
+        .batch_execute("ALTER TABLE origin_packages ADD COLUMN added int")
+        .await?;
+    running
+        .wait_for_line(|line| line.contains("waited for our copy"), A_WHILE)
+        .await?;
     drop(running);
     site.write_config("");
     site.warm_spare(&["sync"]).await.ok();
@@ -152,7 +182,10 @@ async fn one_works_at_a_time() -> Result<()> {
     first.sigstop();
     let second = site.warm_spare(&["sync"]).await;
     assert_eq!(second.code, Some(4), "{second}");
-    assert!(second.stderr.contains("another warm-spare is at work"), "{second}");
+    assert!(
+        second.stderr.contains("another warm-spare is at work"),
+        "{second}"
+    );
 
     // Its lock taken from it while it slept, it must notice before it changes anything.
     let admin = site.spare.pg.conn("warm_spare").await?;
@@ -165,7 +198,10 @@ async fn one_works_at_a_time() -> Result<()> {
     first.sigcont();
     let output = first.wait(Duration::from_secs(240)).await?;
     // It begins again with a new token, or gives up; what it must not do is to finish what it had begun.
-    assert!(output.stderr.contains("begins again") || output.code != Some(0), "{output}");
+    assert!(
+        output.stderr.contains("begins again") || output.code != Some(0),
+        "{output}"
+    );
     site.warm_spare(&["verify", "--deep"]).await.ok();
     let _ = before;
     Ok(())
@@ -189,14 +225,27 @@ async fn the_fuse_stops_a_shrinking_primary_until_that_change_is_approved() -> R
     }
     let blown = site.warm_spare(&["sync"]).await;
     assert_eq!(blown.code, Some(4), "{blown}");
-    assert!(blown.stderr.contains("fuse: 6 of 30 packages would vanish"), "{blown}");
+    assert!(
+        blown.stderr.contains("fuse: 6 of 30 packages would vanish"),
+        "{blown}"
+    );
     let count = async || -> Result<i64> {
-        Ok(site.spare.conn().await?.query_one("SELECT count(*) FROM origin_packages", &[]).await?.get(0))
+        Ok(site
+            .spare
+            .conn()
+            .await?
+            .query_one("SELECT count(*) FROM origin_packages", &[])
+            .await?
+            .get(0))
     };
     assert_eq!(count().await?, 27, "the spare stands as it was");
     site.warm_spare(&["verify", "--deep"]).await.ok();
     assert!(!site.spare.pg.has_database("builder_incoming").await?);
-    let id = blown.stderr.split("fuse.approve = \"").nth(1).and_then(|rest| rest.split('"').next());
+    let id = blown
+        .stderr
+        .split("fuse.approve = \"")
+        .nth(1)
+        .and_then(|rest| rest.split('"').next());
     let id = id.expect("the id is printed").to_string();
     site.write_config(&format!("{fuse}\napprove = \"not-this-one\""));
     assert_eq!(site.warm_spare(&["sync"]).await.code, Some(4));
@@ -212,20 +261,44 @@ async fn a_lifted_fence_is_set_again() -> Result<()> {
     Factory::seeded().fill(&site.primary, 2).await?;
     site.warm_spare(&["sync"]).await.ok();
     let writes = async || -> Result<bool> {
-        Ok(site.spare.conn().await?.batch_execute("CREATE TABLE written ()").await.is_ok())
+        Ok(site
+            .spare
+            .conn()
+            .await?
+            .batch_execute("CREATE TABLE written ()")
+            .await
+            .is_ok())
     };
     assert!(!writes().await?);
     let admin = site.spare.pg.conn("postgres").await?;
-    admin.batch_execute("ALTER DATABASE builder RESET default_transaction_read_only").await?;
+    admin
+        .batch_execute("ALTER DATABASE builder RESET default_transaction_read_only")
+        .await?;
     let stale = site.spare.conn().await?;
     let output = site.warm_spare(&["sync"]).await.ok();
-    assert!(output.stdout.contains("the fence had been lifted"), "{output}");
+    assert!(
+        output.stdout.contains("the fence had been lifted"),
+        "{output}"
+    );
     assert!(!writes().await?);
-    assert!(stale.batch_execute("CREATE TABLE written ()").await.is_err(), "sessions from before are ended");
+    assert!(
+        stale
+            .batch_execute("CREATE TABLE written ()")
+            .await
+            .is_err(),
+        "sessions from before are ended"
+    );
     // A role's own setting goes before the database's: that is said, not overlooked.
-    admin.batch_execute("ALTER ROLE hab SET default_transaction_read_only = off").await?;
+    admin
+        .batch_execute("ALTER ROLE hab SET default_transaction_read_only = off")
+        .await?;
     let output = site.warm_spare(&["sync", "--baseline"]).await;
     assert_eq!(output.code, Some(3), "{output}");
-    assert!(output.stderr.contains("ALTER ROLE hab RESET default_transaction_read_only"), "{output}");
+    assert!(
+        output
+            .stderr
+            .contains("ALTER ROLE hab RESET default_transaction_read_only"),
+        "{output}"
+    );
     Ok(())
 }

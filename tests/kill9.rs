@@ -32,7 +32,8 @@ async fn assert_promotable(site: &Site, after: &str) -> Result<()> {
 /// Something new in rows and artifacts, something gone.
 async fn change(site: &Site, factory: &mut Factory, packages: &mut Vec<Package>) -> Result<()> {
     for number in 0..3 {
-        let spec = Spec::new("core", "changed", &format!("{}.{number}", packages.len())).size(200_000);
+        let spec =
+            Spec::new("core", "changed", &format!("{}.{number}", packages.len())).size(200_000);
         packages.push(factory.package(&site.primary, spec).await?);
     }
     delete_package(&site.primary, &packages.remove(0)).await
@@ -48,16 +49,27 @@ async fn killed_in_each_phase_it_finishes_the_next_time() -> Result<()> {
         change(&site, &mut factory, &mut packages).await?;
         let mut running = site.spawn(&["sync", "--baseline"]);
         let begins = |line: &str| line == phase || line.starts_with(&format!("{phase}: "));
-        running.wait_for_line(begins, Duration::from_secs(120)).await?;
+        running
+            .wait_for_line(begins, Duration::from_secs(120))
+            .await?;
         running.kill9()?;
         if !first {
             assert_promotable(&site, phase).await?;
         }
         let output = site.warm_spare(&["sync"]).await;
-        assert_eq!(output.code, Some(0), "after being killed at {phase}: {output}");
+        assert_eq!(
+            output.code,
+            Some(0),
+            "after being killed at {phase}: {output}"
+        );
         assert_promotable(&site, "nothing").await?;
         assert!(!site.spare.pg.has_database("builder_incoming").await?);
-        let rows = site.spare.conn().await?.query_one("SELECT count(*) FROM origin_packages", &[]).await?;
+        let rows = site
+            .spare
+            .conn()
+            .await?
+            .query_one("SELECT count(*) FROM origin_packages", &[])
+            .await?;
         assert_eq!(rows.get::<_, i64>(0), packages.len() as i64);
         first = false;
     }
@@ -72,7 +84,9 @@ async fn a_killed_first_copy_leaves_nothing_that_could_be_mistaken() -> Result<(
         Factory::seeded().fill(&site.primary, 10).await?;
         let mut running = site.spawn(&["sync"]);
         let begins = |line: &str| line == phase || line.starts_with(&format!("{phase}: "));
-        running.wait_for_line(begins, Duration::from_secs(120)).await?;
+        running
+            .wait_for_line(begins, Duration::from_secs(120))
+            .await?;
         running.kill9()?;
         if site.spare.pg.has_database("builder").await? {
             // The rename was already committed: then it stands whole.
@@ -119,28 +133,50 @@ async fn a_half_done_replacement_is_put_back_at_the_next_start() -> Result<()> {
     assert_ne!(old.checksum, new.checksum);
 
     // As a kill between the replacement and the rename leaves it: journalled, retired, replaced.
-    site.spare.put(&format!(".warm-spare/retired/{}", old.checksum), old.bytes()).await?;
+    site.spare
+        .put(
+            &format!(".warm-spare/retired/{}", old.checksum),
+            old.bytes(),
+        )
+        .await?;
     let state = site.spare.pg.conn("warm_spare").await?;
     state
-        .execute("INSERT INTO replacement VALUES ($1, $2, $3)", &[&old.key, &old.checksum, &new.checksum])
+        .execute(
+            "INSERT INTO replacement VALUES ($1, $2, $3)",
+            &[&old.key, &old.checksum, &new.checksum],
+        )
         .await?;
     site.spare.put(&old.key, new.bytes()).await?;
 
     // The next pass fails for another reason after its start: what it must have done by then is to put the old bytes back.
-    site.write_config("[replication]\nkeep_generations = 2\n[fuse]\nmin_count = 1\nmax_percent = 0");
-    delete_package(&site.primary, &factory.fill(&site.primary, 1).await?.remove(0)).await?;
+    site.write_config(
+        "[replication]\nkeep_generations = 2\n[fuse]\nmin_count = 1\nmax_percent = 0",
+    );
+    delete_package(
+        &site.primary,
+        &factory.fill(&site.primary, 1).await?.remove(0),
+    )
+    .await?;
     let client = site.primary.conn().await?;
     client.batch_execute("DELETE FROM origin_channel_packages; DELETE FROM origin_packages WHERE name <> 'again'").await?;
     let output = site.warm_spare(&["sync"]).await;
     assert_eq!(output.code, Some(4), "the fuse stops it: {output}");
     assert!(output.stderr.contains("put back"), "{output}");
-    let found = site.spare.s3().checksum(&site.spare.bucket, &old.key).await?;
+    let found = site
+        .spare
+        .s3()
+        .checksum(&site.spare.bucket, &old.key)
+        .await?;
     assert_eq!(found.as_deref(), Some(old.checksum.as_str()));
     assert_promotable(&site, "the replacement").await?;
 
     site.write_config("");
     site.warm_spare(&["sync"]).await.ok();
-    let found = site.spare.s3().checksum(&site.spare.bucket, &old.key).await?;
+    let found = site
+        .spare
+        .s3()
+        .checksum(&site.spare.bucket, &old.key)
+        .await?;
     assert_eq!(found.as_deref(), Some(new.checksum.as_str()));
     assert_promotable(&site, "nothing").await
 }

@@ -7,8 +7,13 @@ use support::{Factory, Output, Postgres, Result, Site, site};
 /// Databases and objects of the spare: what a refused pass must leave as it was.
 async fn inventory(site: &Site) -> Result<(Vec<String>, Vec<String>)> {
     let admin = site.spare.pg.conn("postgres").await?;
-    let databases = admin.query("SELECT datname::text FROM pg_database ORDER BY 1", &[]).await?;
-    Ok((databases.iter().map(|row| row.get(0)).collect(), site.spare.keys().await?))
+    let databases = admin
+        .query("SELECT datname::text FROM pg_database ORDER BY 1", &[])
+        .await?;
+    Ok((
+        databases.iter().map(|row| row.get(0)).collect(),
+        site.spare.keys().await?,
+    ))
 }
 
 async fn refused(site: &Site, code: i32, words: &[&str]) -> Result<Output> {
@@ -16,7 +21,10 @@ async fn refused(site: &Site, code: i32, words: &[&str]) -> Result<Output> {
     let output = site.warm_spare(&["sync"]).await;
     assert_eq!(output.code, Some(code), "{output}");
     for word in words {
-        assert!(output.stderr.contains(word), "{word:?} is missing: {output}");
+        assert!(
+            output.stderr.contains(word),
+            "{word:?} is missing: {output}"
+        );
     }
     assert!(output.stderr.contains("next step: "), "{output}");
     assert_eq!(inventory(site).await?, before, "nothing was changed");
@@ -28,22 +36,63 @@ async fn what_is_wrong_with_either_side_is_named() -> Result<()> {
     let site = site("wrong").await;
     Factory::seeded().fill(&site.primary, 3).await?;
     for (extra, words) in [
-        ("peer.datastore.password = \"wrong\"", vec!["peer datastore", "password", "peer.datastore.password"]),
-        ("local.datastore.password = \"wrong\"", vec!["local datastore", "password"]),
-        ("peer.datastore.database = \"none\"", vec!["peer datastore", "\"none\" does not exist", "peer.datastore.database"]),
-        ("peer.datastore.port = 1", vec!["peer datastore 127.0.0.1:1", "refused"]),
-        ("peer.s3.bucket_name = \"no-such-bucket\"", vec!["peer artifact store", "no-such-bucket", "peer.s3.bucket_name"]),
-        ("local.s3.bucket_name = \"no-such-bucket\"", vec!["local artifact store", "no-such-bucket"]),
-        ("peer.s3.secret_key = \"wrong-wrong\"", vec!["peer artifact store", "peer.s3.secret_key"]),
-        ("local.s3.key_id = \"nobody\"", vec!["local artifact store", "local.s3.key_id"]),
-        ("peer.datastore.ssl_mode = \"require\"", vec!["peer datastore", "TLS"]),
+        (
+            "peer.datastore.password = \"wrong\"",
+            vec!["peer datastore", "password", "peer.datastore.password"],
+        ),
+        (
+            "local.datastore.password = \"wrong\"",
+            vec!["local datastore", "password"],
+        ),
+        (
+            "peer.datastore.database = \"none\"",
+            vec![
+                "peer datastore",
+                "\"none\" does not exist",
+                "peer.datastore.database",
+            ],
+        ),
+        (
+            "peer.datastore.port = 1",
+            vec!["peer datastore 127.0.0.1:1", "refused"],
+        ),
+        (
+            "peer.s3.bucket_name = \"no-such-bucket\"",
+            vec![
+                "peer artifact store",
+                "no-such-bucket",
+                "peer.s3.bucket_name",
+            ],
+        ),
+        (
+            "local.s3.bucket_name = \"no-such-bucket\"",
+            vec!["local artifact store", "no-such-bucket"],
+        ),
+        (
+            "peer.s3.secret_key = \"wrong-wrong\"",
+            vec!["peer artifact store", "peer.s3.secret_key"],
+        ),
+        (
+            "local.s3.key_id = \"nobody\"",
+            vec!["local artifact store", "local.s3.key_id"],
+        ),
+        (
+            "peer.datastore.ssl_mode = \"require\"",
+            vec!["peer datastore", "TLS"],
+        ),
     ] {
         site.write_config(extra);
         let transient = extra.contains("port = 1");
         if !transient {
             let output = refused(&site, 3, &words).await?;
-            assert!(!output.stderr.contains(site.primary.pg.password()), "secrets are not printed");
-            assert!(!output.stderr.contains(site.primary.minio.secret_key()), "secrets are not printed");
+            assert!(
+                !output.stderr.contains(site.primary.pg.password()),
+                "secrets are not printed"
+            );
+            assert!(
+                !output.stderr.contains(site.primary.minio.secret_key()),
+                "secrets are not printed"
+            );
         }
     }
     Ok(())
@@ -110,8 +159,18 @@ async fn exchanged_ends_are_noticed_before_the_first_copy() -> Result<()> {
     factory.fill(&site.spare, 3).await?;
     let output = site.warm_spare(&["sync"]).await;
     assert_eq!(output.code, Some(4), "{output}");
-    assert!(output.stderr.contains("ends_exchanged: the local database holds 3 packages"), "{output}");
-    let rows = site.spare.conn().await?.query_one("SELECT count(*) FROM origin_packages", &[]).await?;
+    assert!(
+        output
+            .stderr
+            .contains("ends_exchanged: the local database holds 3 packages"),
+        "{output}"
+    );
+    let rows = site
+        .spare
+        .conn()
+        .await?
+        .query_one("SELECT count(*) FROM origin_packages", &[])
+        .await?;
     assert_eq!(rows.get::<_, i64>(0), 3, "nothing was copied over");
     site.write_config("force_epoch = 1");
     site.warm_spare(&["sync"]).await.ok();
@@ -123,7 +182,15 @@ async fn programs_extensions_privileges_and_disk_are_looked_at_first() -> Result
     let mut site = site("needs").await;
     Factory::seeded().fill(&site.primary, 3).await?;
     site.environment = vec![("WARM_SPARE_PG_CLIENTS".into(), "/nonexistent".into())];
-    refused(&site, 3, &["no pg_dump and pg_restore", "apt install postgresql-client-"]).await?;
+    refused(
+        &site,
+        3,
+        &[
+            "no pg_dump and pg_restore",
+            "apt install postgresql-client-",
+        ],
+    )
+    .await?;
     site.environment.clear();
 
     let primary = site.primary.conn().await?;
@@ -131,31 +198,49 @@ async fn programs_extensions_privileges_and_disk_are_looked_at_first() -> Result
     // An extension that only the primary has: written into its catalog, for both servers run the same programs.
     let made = "INSERT INTO pg_extension (oid, extname, extowner, extnamespace, extrelocatable, extversion) \
                 VALUES (99999, 'only_there', 10, 2200, false, '1')";
-    primary.batch_execute(&format!("SET allow_system_table_mods = on; {made}")).await?;
+    primary
+        .batch_execute(&format!("SET allow_system_table_mods = on; {made}"))
+        .await?;
     refused(&site, 3, &["extension: ", "only_there"]).await?;
-    primary.batch_execute("DELETE FROM pg_extension WHERE oid = 99999").await?;
+    primary
+        .batch_execute("DELETE FROM pg_extension WHERE oid = 99999")
+        .await?;
 
-    primary.batch_execute("CREATE ROLE looker LOGIN PASSWORD 'looks'").await?;
+    primary
+        .batch_execute("CREATE ROLE looker LOGIN PASSWORD 'looks'")
+        .await?;
     site.write_config("peer.datastore.user = \"looker\"\npeer.datastore.password = \"looks\"");
     refused(&site, 3, &["privilege: the peer's user may not read"]).await?;
-    spare.batch_execute("CREATE ROLE guest LOGIN PASSWORD 'guest'").await?;
+    spare
+        .batch_execute("CREATE ROLE guest LOGIN PASSWORD 'guest'")
+        .await?;
     site.write_config("local.datastore.user = \"guest\"\nlocal.datastore.password = \"guest\"");
-    refused(&site, 3, &["privilege: the local datastore's user guest may not create databases"]).await?;
+    refused(
+        &site,
+        3,
+        &["privilege: the local datastore's user guest may not create databases"],
+    )
+    .await?;
     site.write_config("");
 
     // pg_database_size counts every file in the database's directory; this one takes no room.
     let path: String = primary
-        .query_one("SELECT 'base/' || oid::text FROM pg_database WHERE datname = 'builder'", &[])
+        .query_one(
+            "SELECT 'base/' || oid::text FROM pg_database WHERE datname = 'builder'",
+            &[],
+        )
         .await?
         .get(0);
     let sparse = site.primary.pg.data_dir().join(path).join("sparse");
-    std::fs::File::create(&sparse)?.set_len(1 << 50)?;
+    std::fs::File::create(&sparse)?.set_len(1 << 42)?;
     refused(&site, 3, &["disk_full: ", "one more copy"]).await?;
     std::fs::remove_file(&sparse)?;
 
     primary.batch_execute("SELECT lo_create(0)").await?;
     refused(&site, 3, &["unsupported: ", "1 large objects"]).await?;
-    primary.batch_execute("SELECT lo_unlink(oid) FROM pg_largeobject_metadata").await?;
+    primary
+        .batch_execute("SELECT lo_unlink(oid) FROM pg_largeobject_metadata")
+        .await?;
     site.warm_spare(&["sync"]).await.ok();
     Ok(())
 }
@@ -168,7 +253,10 @@ async fn a_bucket_that_is_not_the_primarys_is_noticed() -> Result<()> {
     site.write_config("peer.s3.bucket_name = \"foreign-bucket\"");
     let output = site.warm_spare(&["sync"]).await;
     assert_eq!(output.code, Some(3), "{output}");
-    assert!(output.stderr.contains("none of the 3 artifacts"), "{output}");
+    assert!(
+        output.stderr.contains("none of the 3 artifacts"),
+        "{output}"
+    );
     assert!(!site.spare.pg.has_database("builder").await?);
     Ok(())
 }

@@ -38,15 +38,23 @@ struct Between {
 async fn between(name: &str) -> Result<Between> {
     let site = site(name).await;
     let mut factory = Factory::seeded();
-    let small = factory.package(&site.primary, Spec::new("core", "small", "1").size(50_000)).await?;
-    let large = factory.package(&site.primary, Spec::new("core", "large", "1").size(20 << 20)).await?;
+    let small = factory
+        .package(&site.primary, Spec::new("core", "small", "1").size(50_000))
+        .await?;
+    let large = factory
+        .package(
+            &site.primary,
+            Spec::new("core", "large", "1").size(20 << 20),
+        )
+        .await?;
     let from = HttpFault::start(site.primary.minio.port()).await?;
     let to = HttpFault::start(site.spare.minio.port()).await?;
     // rustls needs a chosen provider before the first client is made, as `main` does it.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let patience = Duration::from_secs(2);
     let courier = Courier {
-        peer: Store::open(Side::Peer, &config(&site.primary, from.endpoint()))?.with_limits(patience, 4),
+        peer: Store::open(Side::Peer, &config(&site.primary, from.endpoint()))?
+            .with_limits(patience, 4),
         local: LocalStore::open(&config(&site.spare, to.endpoint()))?.with_limits(patience, 4),
         budget: ByteBudget::new(64 << 20),
         throttle: Throttle::new(None),
@@ -64,11 +72,18 @@ async fn between(name: &str) -> Result<Between> {
 impl Between {
     async fn fetch(&self, package: &Package) -> Result<Delivery, StoreError> {
         let checksum: Checksum = package.checksum.parse().expect("a checksum");
-        self.courier.fetch(&package.key, &package.key, &checksum).await
+        self.courier
+            .fetch(&package.key, &package.key, &checksum)
+            .await
     }
 
     async fn arrived(&self, package: &Package) -> Result<bool> {
-        let found = self.site.spare.s3().checksum(&self.site.spare.bucket, &package.key).await?;
+        let found = self
+            .site
+            .spare
+            .s3()
+            .checksum(&self.site.spare.bucket, &package.key)
+            .await?;
         match found {
             None => Ok(false),
             Some(found) if found == package.checksum => Ok(true),
@@ -82,15 +97,32 @@ async fn a_body_cut_short_is_asked_for_again_and_never_stored_short() -> Result<
     let between = between("short").await?;
     for package in [&between.small, &between.large] {
         // Once: the rest is fetched.
-        between.from.times(1, |r| r.method == "GET", Fault::ShortBody { declared: None, sent: 1000 });
+        between.from.times(
+            1,
+            |r| r.method == "GET",
+            Fault::ShortBody {
+                declared: None,
+                sent: 1000,
+            },
+        );
         assert!(matches!(between.fetch(package).await?, Delivery::Done(_)));
         assert!(between.arrived(package).await?);
         between.site.spare.delete(&package.key).await?;
         // Always: an error, and nothing visible.
         between.from.set(|r| {
-            if r.method == "GET" { Fault::ShortBody { declared: None, sent: 1000 } } else { Fault::Forward }
+            if r.method == "GET" {
+                Fault::ShortBody {
+                    declared: None,
+                    sent: 1000,
+                }
+            } else {
+                Fault::Forward
+            }
         });
-        let error = between.fetch(package).await.expect_err("a body that is always short");
+        let error = between
+            .fetch(package)
+            .await
+            .expect_err("a body that is always short");
         assert_eq!(error.fault, StoreFault::Unreachable, "{error}");
         assert!(!between.arrived(package).await?);
         between.from.set(|_| Fault::Forward);
@@ -105,17 +137,34 @@ async fn a_body_of_another_length_or_content_is_damaged() -> Result<()> {
         // The server declares less than it has, and sends that: complete for HTTP, not for the checksum.
         between.from.set(|r| {
             if r.method == "GET" {
-                Fault::ShortBody { declared: Some(1000), sent: 1000 }
+                Fault::ShortBody {
+                    declared: Some(1000),
+                    sent: 1000,
+                }
             } else {
                 Fault::Forward
             }
         });
-        assert!(matches!(between.fetch(package).await?, Delivery::Damaged(_)));
-        between.from.set(|r| if r.method == "GET" { Fault::Corrupt(777) } else { Fault::Forward });
-        assert!(matches!(between.fetch(package).await?, Delivery::Damaged(_)));
+        assert!(matches!(
+            between.fetch(package).await?,
+            Delivery::Damaged(_)
+        ));
+        between.from.set(|r| {
+            if r.method == "GET" {
+                Fault::Corrupt(777)
+            } else {
+                Fault::Forward
+            }
+        });
+        assert!(matches!(
+            between.fetch(package).await?,
+            Delivery::Damaged(_)
+        ));
         assert!(!between.arrived(package).await?);
         // Wrong once is tried again.
-        between.from.times(1, |r| r.method == "GET", Fault::Corrupt(777));
+        between
+            .from
+            .times(1, |r| r.method == "GET", Fault::Corrupt(777));
         assert!(matches!(between.fetch(package).await?, Delivery::Done(_)));
         assert!(between.arrived(package).await?);
     }
@@ -130,21 +179,39 @@ fn completes(request: &hyper::http::request::Parts) -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_completion_with_an_error_in_its_body_is_no_success() -> Result<()> {
     let between = between("complete").await?;
-    let error = "<?xml version=\"1.0\"?><Error><Code>InternalError</Code><Message>later</Message></Error>";
+    let error =
+        "<?xml version=\"1.0\"?><Error><Code>InternalError</Code><Message>later</Message></Error>";
     // The server did nothing and says so in the body of a 200.
-    between.to.set(move |r| if completes(r) { Fault::Respond(200, error.into()) } else { Fault::Forward });
-    let failed = between.fetch(&between.large).await.expect_err("an error in a 200");
+    between.to.set(move |r| {
+        if completes(r) {
+            Fault::Respond(200, error.into())
+        } else {
+            Fault::Forward
+        }
+    });
+    let failed = between
+        .fetch(&between.large)
+        .await
+        .expect_err("an error in a 200");
     assert!(failed.to_string().contains("InternalError"), "{failed}");
     assert!(!between.arrived(&between.large).await?);
     // The server did it, and the answer was lost: read back, and believed only then.
     between.to.set(|_| Fault::Forward);
     between.to.times(1, completes, Fault::ForwardThenDrop);
-    assert!(matches!(between.fetch(&between.large).await?, Delivery::Done(_)));
+    assert!(matches!(
+        between.fetch(&between.large).await?,
+        Delivery::Done(_)
+    ));
     assert!(between.arrived(&between.large).await?);
     between.site.spare.delete(&between.large.key).await?;
     // Once, then it is well: tried again.
-    between.to.times(1, completes, Fault::Respond(200, error.into()));
-    assert!(matches!(between.fetch(&between.large).await?, Delivery::Done(_)));
+    between
+        .to
+        .times(1, completes, Fault::Respond(200, error.into()));
+    assert!(matches!(
+        between.fetch(&between.large).await?,
+        Delivery::Done(_)
+    ));
     assert!(between.arrived(&between.large).await?);
     Ok(())
 }
@@ -154,12 +221,19 @@ async fn a_server_that_never_answers_is_given_up_and_one_503_is_not_the_end() ->
     let between = between("hang").await?;
     for proxy in [&between.from, &between.to] {
         proxy.set(|_| Fault::Hang);
-        let error = between.fetch(&between.small).await.expect_err("no answer ever");
+        let error = between
+            .fetch(&between.small)
+            .await
+            .expect_err("no answer ever");
         assert_eq!(error.fault, StoreFault::Unreachable, "{error}");
         assert!(error.to_string().contains("no answer for 2 s"), "{error}");
         proxy.set(|_| Fault::Forward);
         for package in [&between.small, &between.large] {
-            for (status, code) in [(503, "SlowDown"), (500, "InternalError"), (429, "TooManyRequests")] {
+            for (status, code) in [
+                (503, "SlowDown"),
+                (500, "InternalError"),
+                (429, "TooManyRequests"),
+            ] {
                 proxy.times(1, |_| true, Fault::s3(status, code));
                 let delivered = between.fetch(package).await;
                 if code == "TooManyRequests" && delivered.is_err() {
@@ -179,7 +253,10 @@ async fn a_server_that_never_answers_is_given_up_and_one_503_is_not_the_end() ->
 async fn only_a_served_bucket_without_the_key_is_missing() -> Result<()> {
     let between = between("missing").await?;
     between.site.primary.delete(&between.small.key).await?;
-    assert!(matches!(between.fetch(&between.small).await?, Delivery::Missing));
+    assert!(matches!(
+        between.fetch(&between.small).await?,
+        Delivery::Missing
+    ));
     for (status, code, fault) in [
         (403, "AccessDenied", StoreFault::Denied),
         (404, "NoSuchBucket", StoreFault::NoBucket),
@@ -190,8 +267,13 @@ async fn only_a_served_bucket_without_the_key_is_missing() -> Result<()> {
         let error = between.fetch(&between.small).await.expect_err(code);
         assert_eq!(error.fault, fault, "{error}");
     }
-    between.from.set(|_| Fault::Respond(502, Bytes::from_static(b"<html>a proxy's own page</html>")));
-    let error = between.fetch(&between.small).await.expect_err("a proxy's page");
+    between
+        .from
+        .set(|_| Fault::Respond(502, Bytes::from_static(b"<html>a proxy's own page</html>")));
+    let error = between
+        .fetch(&between.small)
+        .await
+        .expect_err("a proxy's page");
     assert_eq!(error.fault, StoreFault::Unreachable, "{error}");
     Ok(())
 }
@@ -222,7 +304,11 @@ async fn a_listing_of_many_pages_is_whole_or_an_error() -> Result<()> {
     assert_eq!(keys[7], "many/00007 ~+%25&<é>");
     // The second page fails: no partial answer.
     between.to.set(|r| {
-        if r.uri.query().unwrap_or_default().contains("continuation-token") {
+        if r.uri
+            .query()
+            .unwrap_or_default()
+            .contains("continuation-token")
+        {
             Fault::s3(403, "AccessDenied")
         } else {
             Fault::Forward

@@ -13,7 +13,12 @@ async fn sealed(name: &str, names: &[&str]) -> Result<(Site, PathBuf)> {
     let mut site = Site::builder(name).primary(pg).start().await?;
     let authority = site.dir.path().join("authority.pem");
     std::fs::write(&authority, &made.authority)?;
-    let minio = Arc::new(Minio::builder().ssl(&made.certificate, &made.key).start().await?);
+    let minio = Arc::new(
+        Minio::builder()
+            .ssl(&made.certificate, &made.key)
+            .start()
+            .await?,
+    );
     let cluster = Cluster::new(site.primary.pg.clone(), minio, "sealed").await?;
     site.primary = cluster;
     Factory::seeded().fill(&site.primary, 3).await?;
@@ -45,16 +50,25 @@ async fn with_the_authority_given_both_stores_are_checked() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unknown_authority_is_explained_for_each_store() -> Result<()> {
     let (site, authority) = sealed("unknown", &["127.0.0.1"]).await?;
-    let store = settings(Some(&authority), "verify-full").replace("[peer.s3]\nca_file", "[peer.s3]\n#");
+    let store =
+        settings(Some(&authority), "verify-full").replace("[peer.s3]\nca_file", "[peer.s3]\n#");
     site.write_config(&store);
     let output = site.warm_spare(&["sync"]).await;
     assert_eq!(output.code, Some(3), "{output}");
-    assert!(output.stderr.contains("peer artifact store") && output.stderr.contains("authority that is not trusted"), "{output}");
+    assert!(
+        output.stderr.contains("peer artifact store")
+            && output.stderr.contains("authority that is not trusted"),
+        "{output}"
+    );
     assert!(output.stderr.contains("peer.s3.ca_file"), "{output}");
     site.write_config(&settings(None, "verify-full"));
     let output = site.warm_spare(&["sync"]).await;
     assert_eq!(output.code, Some(3), "{output}");
-    assert!(output.stderr.contains("peer datastore") && output.stderr.contains("authority that is not trusted"), "{output}");
+    assert!(
+        output.stderr.contains("peer datastore")
+            && output.stderr.contains("authority that is not trusted"),
+        "{output}"
+    );
     Ok(())
 }
 
@@ -71,7 +85,11 @@ async fn a_name_that_differs_matters_to_verify_full_only() -> Result<()> {
     site.write_config(&settings(Some(&authority), "verify-ca"));
     let output = site.warm_spare(&["check-config", "--connect"]).await;
     assert_eq!(output.code, Some(3), "{output}");
-    assert!(output.stderr.contains("peer artifact store") && output.stderr.contains("for another host name"), "{output}");
+    assert!(
+        output.stderr.contains("peer artifact store")
+            && output.stderr.contains("for another host name"),
+        "{output}"
+    );
     Ok(())
 }
 

@@ -15,28 +15,45 @@ async fn copied(name: &str) -> Result<(Site, Factory, Vec<Package>)> {
 /// In the spare's database, past the fence, as nobody should.
 async fn tamper(site: &Site, sql: &str) -> Result<()> {
     let client = site.spare.conn().await?;
-    client.batch_execute("SET default_transaction_read_only = off").await?;
+    client
+        .batch_execute("SET default_transaction_read_only = off")
+        .await?;
     client.batch_execute(sql).await?;
     Ok(())
 }
 
 async fn differences(site: &Site, arguments: &[&str]) -> Result<Vec<(String, String, String)>> {
-    let output = site.warm_spare(&[&["--json", "verify"], arguments].concat()).await;
+    let output = site
+        .warm_spare(&[&["--json", "verify"], arguments].concat())
+        .await;
     let json = output.json();
     let listed = json["differences"].as_array().expect("a list").clone();
-    assert_eq!(output.code, Some(if listed.is_empty() { 0 } else { 1 }), "{output}");
+    assert_eq!(
+        output.code,
+        Some(if listed.is_empty() { 0 } else { 1 }),
+        "{output}"
+    );
     let text = |value: &serde_json::Value| value.as_str().expect("a text").to_string();
-    Ok(listed.iter().map(|d| (text(&d["kind"]), text(&d["name"]), text(&d["text"]))).collect())
+    Ok(listed
+        .iter()
+        .map(|d| (text(&d["kind"]), text(&d["name"]), text(&d["text"])))
+        .collect())
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn later_changes_of_the_primary_are_newer_and_no_difference() -> Result<()> {
     let (site, mut factory, _) = copied("later").await?;
-    factory.package(&site.primary, Spec::new("core", "later", "1")).await?;
+    factory
+        .package(&site.primary, Spec::new("core", "later", "1"))
+        .await?;
     let json = site.warm_spare(&["--json", "verify"]).await.ok().json();
     assert_eq!(json["newer"], true);
     site.primary.pg.stop_fast().await?;
-    let json = site.warm_spare(&["--json", "verify", "--deep"]).await.ok().json();
+    let json = site
+        .warm_spare(&["--json", "verify", "--deep"])
+        .await
+        .ok()
+        .json();
     assert_eq!(json["newer"], serde_json::Value::Null, "unknown is null");
     Ok(())
 }
@@ -46,7 +63,11 @@ async fn changed_rows_tables_and_artifacts_are_each_listed() -> Result<()> {
     let (site, _, packages) = copied("changed").await?;
     assert_eq!(differences(&site, &["--deep"]).await?, []);
     tamper(&site, "UPDATE accounts SET email = 'other'").await?;
-    tamper(&site, "DELETE FROM audit_package WHERE ctid IN (SELECT ctid FROM audit_package LIMIT 1)").await?;
+    tamper(
+        &site,
+        "DELETE FROM audit_package WHERE ctid IN (SELECT ctid FROM audit_package LIMIT 1)",
+    )
+    .await?;
     tamper(&site, "CREATE TABLE extra (); DROP TABLE license_keys").await?;
     site.spare.delete(&packages[0].key).await?;
     site.spare.put(&packages[1].key, "short").await?;
@@ -57,7 +78,9 @@ async fn changed_rows_tables_and_artifacts_are_each_listed() -> Result<()> {
     let found = differences(&site, &[]).await?;
     let has = |kind: &str, name: &str, word: &str| {
         assert!(
-            found.iter().any(|(k, n, text)| k == kind && n == name && text.contains(word)),
+            found
+                .iter()
+                .any(|(k, n, text)| k == kind && n == name && text.contains(word)),
             "{kind} {name} {word}: {found:?}"
         );
     };
@@ -70,7 +93,10 @@ async fn changed_rows_tables_and_artifacts_are_each_listed() -> Result<()> {
     has("artifact", &packages[2].key, "written again");
     assert_eq!(found.len(), 7, "{found:?}");
     let deep = differences(&site, &["--deep"]).await?;
-    let wrong = deep.iter().filter(|(kind, _, text)| kind == "artifact" && text.contains("hash to")).count();
+    let wrong = deep
+        .iter()
+        .filter(|(kind, _, text)| kind == "artifact" && text.contains("hash to"))
+        .count();
     assert_eq!(wrong, 2, "{deep:?}");
     // A new copy makes it whole again.
     site.warm_spare(&["sync", "--baseline"]).await.ok();
@@ -94,8 +120,16 @@ async fn a_signature_by_another_key_is_a_difference_and_an_unknown_key_is_not() 
     let found = differences(&site, &["--deep"]).await?;
     let of = |origin: &str| packages.iter().filter(|p| p.spec.origin == origin).count();
     assert_eq!(found.len(), of("core"), "{found:?}");
-    assert!(found.iter().all(|(kind, _, text)| kind == "signature" && text.contains("is not signed by key core-")));
-    let json = site.warm_spare(&["--json", "verify", "--deep"]).await.json();
+    assert!(
+        found
+            .iter()
+            .all(|(kind, _, text)| kind == "signature"
+                && text.contains("is not signed by key core-"))
+    );
+    let json = site
+        .warm_spare(&["--json", "verify", "--deep"])
+        .await
+        .json();
     assert_eq!(json["signatures"]["key_unknown"], of("acme"));
     Ok(())
 }
@@ -104,14 +138,25 @@ async fn a_signature_by_another_key_is_a_difference_and_an_unknown_key_is_not() 
 async fn before_the_first_copy_and_in_a_foreign_database_it_says_so() -> Result<()> {
     let (site, _, _) = copied("foreign").await?;
     let admin = site.spare.pg.conn("postgres").await?;
-    admin.batch_execute("ALTER DATABASE builder RENAME TO aside").await?;
+    admin
+        .batch_execute("ALTER DATABASE builder RENAME TO aside")
+        .await?;
     site.spare.create_builder_database().await?;
     let found = differences(&site, &[]).await?;
-    assert!(matches!(&found[..], [(kind, _, text)] if kind == "database" && text.contains("no recovery point")), "{found:?}");
+    assert!(
+        matches!(&found[..], [(kind, _, text)] if kind == "database" && text.contains("no recovery point")),
+        "{found:?}"
+    );
     let fresh = support::site("fresh").await;
     let output = fresh.warm_spare(&["verify"]).await;
     assert_eq!(output.code, Some(3), "{output}");
-    assert!(output.stderr.contains("nothing has been copied"), "{output}");
-    assert!(!fresh.spare.pg.has_database("warm_spare").await?, "verify makes nothing");
+    assert!(
+        output.stderr.contains("nothing has been copied"),
+        "{output}"
+    );
+    assert!(
+        !fresh.spare.pg.has_database("warm_spare").await?,
+        "verify makes nothing"
+    );
     Ok(())
 }

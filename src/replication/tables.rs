@@ -39,19 +39,19 @@ impl Table {
 
     /// The whole table, in the form in which its rows are hashed.
     pub fn copy_out(&self) -> String {
-        format!(
-            "COPY {} ({}) TO STDOUT",
-            self.quoted(),
-            self.quoted_columns()
-        )
+        format!("COPY {}{} TO STDOUT", self.quoted(), self.column_list())
     }
 
     fn copy_in(&self) -> String {
-        format!(
-            "COPY {} ({}) FROM STDIN",
-            self.quoted(),
-            self.quoted_columns()
-        )
+        format!("COPY {}{} FROM STDIN", self.quoted(), self.column_list())
+    }
+
+    /// A table may have no column at all, and COPY takes no empty list.
+    fn column_list(&self) -> String {
+        if self.columns.is_empty() {
+            return String::new();
+        }
+        format!(" ({})", self.quoted_columns())
     }
 }
 
@@ -65,11 +65,11 @@ struct Unit {
 }
 
 const TABLES: &str = "
-SELECT n.nspname::text, c.relname::text, array_agg(a.attname::text ORDER BY a.attnum), c.relfilenode::int8, c.oid,
+SELECT n.nspname::text, c.relname::text, array_remove(array_agg(a.attname::text ORDER BY a.attnum), NULL), c.relfilenode::int8, c.oid,
        coalesce(pg_table_size(c.oid), 0), coalesce(pg_relation_size(c.oid), 0) / current_setting('block_size')::int8
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
-JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
 WHERE c.relkind = 'r' AND c.relpersistence <> 't'
   AND n.nspname NOT IN ('information_schema', 'warm_spare') AND n.nspname !~ '^pg_'
   AND NOT EXISTS (SELECT 1 FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
