@@ -341,11 +341,26 @@ impl Factory {
         count: usize,
         size: u64,
     ) -> Result<Vec<Package>> {
+        self.bulk_artifacts_of(cluster, count, size, 4096).await
+    }
+
+    /// The same, with manifests of a chosen size.
+    pub async fn bulk_artifacts_of(
+        &mut self,
+        cluster: &Cluster,
+        count: usize,
+        size: u64,
+        manifest_size: usize,
+    ) -> Result<Vec<Package>> {
         self.origin(cluster, "bulk").await?;
         let packages: Vec<Package> = (0..count)
             .map(|number| {
                 let name = NAMES[number % NAMES.len()];
-                self.make(Spec::new("bulk", name, &format!("2.0.{number}")).size(size))
+                self.make(
+                    Spec::new("bulk", name, &format!("2.0.{number}"))
+                        .size(size)
+                        .manifest_size(manifest_size),
+                )
             })
             .collect();
         stream::iter(&packages)
