@@ -211,3 +211,83 @@ async fn nothing_and_a_gibibyte_arrive_in_little_memory() -> Result<()> {
     assert_eq!(verified["artifacts"], 4);
     Ok(())
 }
+
+/// Its row is in the snapshot, and by the time its artifact is asked for, the primary has deleted both.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_package_deleted_after_the_snapshot_is_recorded_as_missing_at_that_point() -> Result<()> {
+    let site = site("behind").await;
+    let mut factory = Factory::seeded();
+    let packages = factory.fill(&site.primary, 5).await?;
+    let proxy = HttpFault::start(site.primary.minio.port()).await?;
+    site.write_config(&format!("peer.s3.endpoint = \"{}\"", proxy.endpoint()));
+    let name = |key: &str| key.rsplit('/').next().expect("a name").to_string();
+    let (held, late) = (
+        name(&packages[1].key),
+        factory.make(Spec::new("core", "late", "1").release("20240101000000")),
+    );
+    let (slow, slower) = (held.clone(), name(&late.key));
+    proxy.set(move |request| {
+        let path = request.uri.path();
+        if path.ends_with(&slow) || path.ends_with(&slower) {
+            Fault::Delay(Duration::from_secs(3))
+        } else {
+            Fault::Forward
+        }
+    });
+    let asked = async |file: &str| {
+        support::wait_until(
+            "the artifact is asked for",
+            Duration::from_secs(60),
+            async || {
+                if proxy.count("GET", file) > 0 {
+                    Ok(())
+                } else {
+                    Err("not yet".into())
+                }
+            },
+        )
+        .await;
+    };
+    let running = site.spawn(&["sync"]);
+    asked(&held).await;
+    // After the first reading of the rows, before the snapshot; gone again after it.
+    factory.origin(&site.primary, "core").await?;
+    packages::upload(&site.primary, &late).await?;
+    asked(&name(&late.key)).await;
+    delete_package(&site.primary, &late).await?;
+    let output = running.wait(Duration::from_secs(120)).await?.ok();
+    assert!(output.stdout.contains("Copied 6 packages"), "{output}");
+    assert!(
+        output.stdout.contains(&format!("missing {}", late.key)),
+        "{output}"
+    );
+    site.warm_spare(&["verify", "--deep"]).await.ok();
+    // The next point has neither row nor record.
+    let again = site.warm_spare(&["--json", "sync"]).await.ok().json();
+    assert_eq!(again["packages"], 5);
+    assert_eq!(
+        again["artifacts"]["unavailable"].as_array().map(Vec::len),
+        Some(0)
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_names_no_possible_artifact_is_recorded_by_its_package() -> Result<()> {
+    let site = site("unsound").await;
+    Factory::seeded().fill(&site.primary, 3).await?;
+    let client = site.primary.conn().await?;
+    client.batch_execute("UPDATE origin_packages SET checksum = 'none' WHERE id = (SELECT min(id) FROM origin_packages)").await?;
+    let output = site.warm_spare(&["--json", "sync"]).await.ok().json();
+    assert_eq!(output["artifacts"]["unavailable"][0]["reason"], "unsound");
+    for _ in 0..2 {
+        let output = site
+            .warm_spare(&["--json", "verify", "--deep"])
+            .await
+            .ok()
+            .json();
+        assert_eq!(output["unavailable"][0]["reason"], "unsound");
+        site.warm_spare(&["sync"]).await.ok();
+    }
+    Ok(())
+}

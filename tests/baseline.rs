@@ -319,3 +319,40 @@ async fn time_outs_of_the_servers_do_not_end_the_copy() -> Result<()> {
     site.warm_spare(&["verify"]).await.ok();
     Ok(())
 }
+
+/// Roles that may do no more than they must, on both sides; a proxy in the environment is not used.
+#[tokio::test(flavor = "multi_thread")]
+async fn it_needs_no_superuser_and_no_proxy() -> Result<()> {
+    let mut site = site("roles").await;
+    Factory::seeded().fill(&site.primary, 4).await?;
+    site.primary
+        .conn()
+        .await?
+        .batch_execute(
+            "CREATE ROLE looker LOGIN PASSWORD 'looks'; \
+             GRANT SELECT ON ALL TABLES IN SCHEMA public TO looker; \
+             GRANT SELECT ON ALL SEQUENCES IN SCHEMA public TO looker",
+        )
+        .await?;
+    site.spare
+        .pg
+        .conn("postgres")
+        .await?
+        .batch_execute(
+            "CREATE ROLE copier LOGIN CREATEDB PASSWORD 'copies'; GRANT pg_signal_backend TO copier",
+        )
+        .await?;
+    for name in ["http_proxy", "HTTP_PROXY", "ALL_PROXY"] {
+        site.environment
+            .push((name.into(), "http://127.0.0.1:1".into()));
+    }
+    site.write_config(
+        "[peer.datastore]\nuser = \"looker\"\npassword = \"looks\"\n\
+         [local.datastore]\nuser = \"copier\"\npassword = \"copies\"",
+    );
+    for _ in 0..2 {
+        site.warm_spare(&["sync", "--baseline"]).await.ok();
+        site.warm_spare(&["verify", "--deep"]).await.ok();
+    }
+    assert_equal(&site).await
+}

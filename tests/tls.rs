@@ -107,6 +107,23 @@ async fn a_self_signed_server_certificate_is_explained() -> Result<()> {
     let output = site.warm_spare(&["check-config", "--connect"]).await;
     assert_eq!(output.code, Some(3), "{output}");
     assert!(output.stderr.contains("self-signed"), "{output}");
+    let minio = Arc::new(
+        Minio::builder()
+            .ssl(&made.certificate, &made.key)
+            .start()
+            .await?,
+    );
+    site.write_config(&format!(
+        "[peer.s3]\nendpoint = \"{}\"\nca_file = \"{}\"",
+        minio.endpoint(),
+        authority.display()
+    ));
+    let output = site.warm_spare(&["check-config", "--connect"]).await;
+    assert_eq!(output.code, Some(3), "{output}");
+    assert!(
+        output.stderr.contains("peer artifact store") && output.stderr.contains("self-signed"),
+        "{output}"
+    );
     // Without checking, as libpq's prefer and require are, it serves.
     Factory::seeded().fill(&site.primary, 2).await?;
     site.write_config("peer.datastore.ssl_mode = \"require\"");

@@ -11,6 +11,14 @@ use tokio::process::Command;
 pub struct ClientPrograms {
     pub directory: PathBuf,
     pub major: u32,
+    /// Of the servers they will talk to.
+    servers: Servers,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Servers {
+    primary: u32,
+    spare: u32,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +44,11 @@ pub async fn find_clients(primary: u32, spare: u32) -> Result<ClientPrograms, Pr
         if let Some(major) = major_of(&directory.join("pg_dump")).await
             && directory.join("pg_restore").exists()
         {
-            found.push(ClientPrograms { directory, major });
+            found.push(ClientPrograms {
+                directory,
+                major,
+                servers: Servers { primary, spare },
+            });
         }
     }
     let fits = |programs: &&ClientPrograms| (primary..=spare).contains(&programs.major);
@@ -164,7 +176,6 @@ impl ClientPrograms {
         ] {
             command.env_remove(name);
         }
-        let read_only = if side == Side::Peer { "on" } else { "off" };
         command
             .env("PGHOST", &to.host)
             .env("PGPORT", to.port.to_string())
@@ -172,10 +183,7 @@ impl ClientPrograms {
             .env("PGAPPNAME", "warm-spare")
             .env("PGCONNECT_TIMEOUT", "10")
             .env("PGCLIENTENCODING", "UTF8")
-            .env(
-                "PGOPTIONS",
-                format!("-c default_transaction_read_only={read_only} -c maintenance_work_mem=256MB -c lock_timeout=0 -c statement_timeout=0"),
-            )
+            .env("PGOPTIONS", self.options(side))
             .env("PGSSLMODE", ssl_mode(to.ssl_mode));
         if let Some(path) = root_certificates(to) {
             command.env("PGSSLROOTCERT", path);
@@ -188,6 +196,29 @@ impl ClientPrograms {
             command.env("PGPASSWORD", password.expose());
         }
         command
+    }
+
+    /// The programs lift most limits themselves, but not that on idle sessions: between two indexes theirs are idle.
+    /// A server refuses to be told of a limit that it does not know.
+    fn options(&self, side: Side) -> String {
+        let (server, read_only) = match side {
+            Side::Peer => (self.servers.primary, "on"),
+            Side::Local => (self.servers.spare, "off"),
+        };
+        let mut limits = vec!["statement_timeout", "lock_timeout"];
+        limits.push("idle_in_transaction_session_timeout");
+        if server >= 14 {
+            limits.push("idle_session_timeout");
+        }
+        if server >= 17 {
+            limits.push("transaction_timeout");
+        }
+        let mut options =
+            format!("-c default_transaction_read_only={read_only} -c maintenance_work_mem=256MB");
+        for limit in limits {
+            options.push_str(&format!(" -c {limit}=0"));
+        }
+        options
     }
 }
 

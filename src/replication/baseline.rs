@@ -10,6 +10,7 @@ use super::courier::Courier;
 use super::error::PassError;
 use super::fuse::{self, Shrinkage, Verdict};
 use super::inventory::Inventory;
+use super::inventory::UNSOUND;
 use super::switch::{self, Arrival, Properties};
 use super::{guard, replacements, tables};
 use crate::cluster::{
@@ -93,8 +94,9 @@ impl Baseline<'_> {
         }
         inside.long("collecting statistics", "ANALYZE").await?;
 
-        let (round, shrinkage) = self.remaining_artifacts(&inside).await?;
-        self.record_inside(&inside, &point, &round).await?;
+        let (round, shrinkage, unsound) = self.remaining_artifacts(&inside).await?;
+        self.record_inside(&inside, &point, &round, &unsound)
+            .await?;
         drop(inside);
         self.judge(&shrinkage).await?;
         self.finish(incoming, &properties, point, contents, round, shrinkage)
@@ -206,7 +208,7 @@ impl Baseline<'_> {
     async fn remaining_artifacts(
         &self,
         inside: &LocalSession,
-    ) -> Result<(Round, Shrinkage), PassError> {
+    ) -> Result<(Round, Shrinkage, Vec<String>), PassError> {
         let loaded = self.inventory.load_wanted_from(inside).await?;
         let todo = self.inventory.plan(&[]).await?;
         let step = self.progress.begin(Phase::RemainingArtifacts, todo);
@@ -239,7 +241,7 @@ impl Baseline<'_> {
                 "peer: package {name} names no possible artifact (ident, target or checksum); its row is copied as it is"
             );
         }
-        Ok((round, shrinkage))
+        Ok((round, shrinkage, loaded.unsound))
     }
 
     fn newly_unavailable(&self, round: &Round) -> Vec<String> {
@@ -306,6 +308,7 @@ impl Baseline<'_> {
         inside: &LocalSession,
         point: &CopiedPoint,
         round: &Round,
+        unsound: &[String],
     ) -> Result<(), PassError> {
         inside.batch("making our schema", OUR_SCHEMA).await?;
         let sql = "INSERT INTO warm_spare.recovery_point (lsn, commit_time, system_id, timeline, token) \
@@ -324,6 +327,15 @@ impl Baseline<'_> {
             )
             .await?;
         let sql = "INSERT INTO warm_spare.unavailable (key, checksum, reason) VALUES ($1, $2, $3)";
+        for name in unsound {
+            inside
+                .execute(
+                    "recording a row that names no artifact",
+                    sql,
+                    &[name, &"", &UNSOUND],
+                )
+                .await?;
+        }
         for (item, reason) in round.unavailable() {
             let checksum = item.checksum.to_string();
             inside

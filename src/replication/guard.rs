@@ -9,12 +9,16 @@ use std::time::{Duration, Instant};
 const LOOK: Duration = Duration::from_millis(250);
 const LIMIT: Duration = Duration::from_secs(1);
 
+/// From `pg_locks`, which everybody may read whole: of other roles' sessions `pg_stat_activity` hides what they wait for.
 const WAITING_FOR_US: &str = "
+WITH ours AS (
+    SELECT pid FROM pg_stat_activity WHERE application_name = 'warm-spare' AND usename = current_user)
 SELECT DISTINCT waiting.pid
-FROM pg_stat_activity waiting
+FROM pg_locks waiting
 CROSS JOIN LATERAL unnest(pg_blocking_pids(waiting.pid)) AS blocking (pid)
-JOIN pg_stat_activity ours ON ours.pid = blocking.pid AND ours.application_name = 'warm-spare'
-WHERE waiting.wait_event_type = 'Lock' AND waiting.application_name <> 'warm-spare'";
+WHERE NOT waiting.granted
+  AND blocking.pid IN (SELECT pid FROM ours)
+  AND waiting.pid NOT IN (SELECT pid FROM ours)";
 
 /// Runs `work`; gives it up as soon as a session on the primary has waited for one of ours for over a second.
 /// Dropping the work closes its sessions, and with them go their locks.

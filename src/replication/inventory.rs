@@ -14,6 +14,9 @@ use std::str::FromStr;
 const ROWS: &str = "COPY (SELECT ident, target, checksum FROM public.origin_packages) TO STDOUT";
 const BATCH: usize = 64 * 1024;
 
+/// Why a row has no artifact: it names none that could be. Recorded by its package instead of a key.
+pub const UNSOUND: &str = "unsound";
+
 pub struct Inventory<'a> {
     session: &'a LocalSession,
 }

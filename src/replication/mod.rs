@@ -20,6 +20,6 @@ pub use checks::{Facts, check};
 pub use content::ContentHash;
 pub use courier::{Courier, Delivery};
 pub use error::{PassError, Policy};
-pub use inventory::{Inventory, InventoryError};
+pub use inventory::{Inventory, InventoryError, UNSOUND};
 pub use pass::{Ends, Options, Outcome, Report, sync, unavailable};
 pub use tables::{Table, local_tables};

@@ -5,7 +5,7 @@ use super::baseline::{self, Baseline, Copied};
 use super::checks::{self, Facts};
 use super::courier::Courier;
 use super::error::PassError;
-use super::inventory::{Inventory, InventoryError};
+use super::inventory::{Inventory, InventoryError, UNSOUND};
 use super::{replacements, tables};
 use crate::cluster::{
     ByteBudget, ClusterRecord, CopiedPoint, LocalSession, LocalStore, PeerSession, Side, State,
@@ -328,7 +328,9 @@ impl Pass<'_> {
             return Ok(Round::default());
         };
         self.inventory.load_wanted_from(session).await?;
-        let before = visible.unavailable().await?;
+        let mut before = visible.unavailable().await?;
+        // Such a row cannot be mended but by another row.
+        before.retain(|(_, reason)| reason != UNSOUND);
         let todo = self.inventory.plan(&[]).await?;
         let step = self.progress.begin(Phase::Artifacts, todo);
         let copies = self.config.replication.copies;

@@ -5,7 +5,7 @@ use crate::cluster::{LocalSession, LocalStore, State, StoreError};
 use crate::config::Config;
 use crate::observe::{Phase, Progress};
 use crate::package::{Checksum, Inspection, Inspector, PublicKey, Signature};
-use crate::replication::{Inventory, PassError};
+use crate::replication::{Inventory, PassError, UNSOUND};
 use std::collections::{HashMap, HashSet};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -33,15 +33,14 @@ pub async fn compare(
 ) -> Result<Compared, PassError> {
     let inventory = Inventory::new(state.session()).await?;
     let loaded = inventory.load_wanted_from(session).await?;
-    let mut compared = Compared::default();
-    compared
-        .differences
-        .extend(loaded.unsound.into_iter().map(|name| Difference {
-            kind: "artifact",
-            name,
-            text: "its row names no possible artifact (ident, target or checksum)".into(),
-        }));
     let known: HashSet<&str> = unavailable.iter().map(|(key, _)| key.as_str()).collect();
+    let mut compared = Compared::default();
+    let unsound = loaded.unsound.into_iter();
+    compared.differences.extend(
+        unsound
+            .filter(|name| !known.contains(name.as_str()))
+            .map(|name| difference(name, "its row names no possible artifact".into())),
+    );
     if deep {
         let keys = Arc::new(public_keys(session).await?);
         let step = progress.begin(Phase::Artifacts, inventory.wanted().await?);
@@ -70,7 +69,11 @@ pub async fn compare(
         compared.differences.sort_by(|a, b| a.name.cmp(&b.name));
     } else {
         inventory.load_present(store).await?;
-        compared.checked = inventory.wanted().await? - known.len() as u64;
+        let known_keys = unavailable
+            .iter()
+            .filter(|(_, reason)| reason != UNSOUND)
+            .count() as u64;
+        compared.checked = inventory.wanted().await?.saturating_sub(known_keys);
         let unproven = inventory.unproven().await?;
         compared.differences.extend(
             unproven
