@@ -1,4 +1,5 @@
-//! What must be so before a pass begins. Everything here reads; a refusal leaves both sides as they were.
+//! What must be so before a pass begins. Everything here reads, but for a probe object that is put into our own bucket
+//! and deleted again; a refusal leaves both sides as they were.
 
 use super::error::PassError;
 use crate::cluster::{
