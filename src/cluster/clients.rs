@@ -184,7 +184,7 @@ impl ClientPrograms {
             .env("PGCONNECT_TIMEOUT", "10")
             .env("PGCLIENTENCODING", "UTF8")
             .env("PGOPTIONS", self.options(side))
-            .env("PGSSLMODE", ssl_mode(to.ssl_mode));
+            .env("PGSSLMODE", to.ssl_mode.as_str());
         if let Some(path) = root_certificates(to) {
             command.env("PGSSLROOTCERT", path);
         }
@@ -219,16 +219,6 @@ impl ClientPrograms {
             options.push_str(&format!(" -c {limit}=0"));
         }
         options
-    }
-}
-
-fn ssl_mode(mode: SslMode) -> &'static str {
-    match mode {
-        SslMode::Disable => "disable",
-        SslMode::Prefer => "prefer",
-        SslMode::Require => "require",
-        SslMode::VerifyCa => "verify-ca",
-        SslMode::VerifyFull => "verify-full",
     }
 }
 

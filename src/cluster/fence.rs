@@ -19,7 +19,8 @@ pub enum FenceError {
     #[error(
         "the local database {database} is not fenced: a plain session of user {user} can write in it, \
          although its default_transaction_read_only is on. Look for a setting of that role: \
-         ALTER ROLE {user} RESET default_transaction_read_only"
+         ALTER ROLE {user} RESET default_transaction_read_only, or \
+         ALTER ROLE {user} IN DATABASE {database} RESET default_transaction_read_only"
     )]
     Open { database: String, user: String },
     #[error("sessions on the local database {database} do not end: {left} are left after 10 s")]
@@ -65,9 +66,13 @@ pub async fn raise_fence(
     })
 }
 
+/// Ends those sessions that we may end: only a superuser may end another one's, or the server's own workers, which
+/// leave by themselves.
 pub async fn end_sessions(session: &LocalSession, database: &str) -> Result<(), DatastoreError> {
-    let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
-               WHERE datname = $1 AND pid <> pg_backend_pid()";
+    let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity a \
+               WHERE datname = $1 AND pid <> pg_backend_pid() \
+                 AND ((SELECT rolsuper FROM pg_roles WHERE rolname = current_user) \
+                   OR EXISTS (SELECT 1 FROM pg_roles r WHERE r.oid = a.usesysid AND NOT r.rolsuper))";
     session.query("ending sessions", sql, &[&database]).await?;
     Ok(())
 }

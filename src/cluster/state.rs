@@ -14,6 +14,8 @@ const FORMAT: i32 = 1;
 /// Key of the advisory lock: "warm" in ASCII.
 const LOCK_KEY: i64 = 0x7761_726d;
 const EVENTS_KEPT: i64 = 1000;
+const LOCK_TRIES: u32 = 15;
+const LOCK_STEP: std::time::Duration = std::time::Duration::from_millis(200);
 
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
@@ -164,11 +166,20 @@ impl State {
     /// Becomes the one process at work, as long as this session lives.
     pub async fn lock(&self) -> Result<Lock, StateError> {
         let sql = "SELECT pg_try_advisory_lock($1)";
-        let got = self
-            .session
-            .query_one("taking the working lock", sql, &[&LOCK_KEY])
-            .await?;
-        if !got.get::<_, bool>(0) {
+        let mut tries = 0;
+        let got = loop {
+            let row = self
+                .session
+                .query_one("taking the working lock", sql, &[&LOCK_KEY])
+                .await?;
+            tries += 1;
+            // The server may take a moment to notice that a holder's connection is gone.
+            if row.get(0) || tries == LOCK_TRIES {
+                break row.get::<_, bool>(0);
+            }
+            tokio::time::sleep(LOCK_STEP).await;
+        };
+        if !got {
             let sql = "SELECT a.pid, a.backend_start::text FROM pg_locks l JOIN pg_stat_activity a USING (pid) \
                        WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 \
                          AND l.classid = 0 AND l.objid::bigint = $1 \

@@ -24,6 +24,8 @@ use std::time::Duration;
 /// Longest wait for an answer, or for the next bytes of one.
 const PATIENCE: Duration = Duration::from_secs(30);
 const TRIES: usize = 9;
+/// Bytes between two cuts after which a body counts as getting on.
+const PROGRESS: u64 = 1 << 20;
 
 /// Reading from one bucket. All that is ever held of the peer's store.
 #[derive(Clone)]
@@ -62,6 +64,7 @@ pub struct Download {
     /// Bytes handed out so far.
     at: u64,
     tries: usize,
+    resumed_at: u64,
     kept: Option<Bytes>,
 }
 
@@ -189,6 +192,7 @@ impl Store {
             key: key.to_string(),
             at: 0,
             tries: 0,
+            resumed_at: 0,
             kept: None,
         }))
     }
@@ -370,6 +374,11 @@ impl Download {
     }
 
     async fn resume(&mut self, why: &str) -> Result<(), StoreError> {
+        // A large object may be cut often; what counts is that it gets on.
+        if self.at >= self.resumed_at + PROGRESS {
+            self.tries = 0;
+        }
+        self.resumed_at = self.at;
         let doing = format!("reading {} from byte {}", self.key, self.at);
         let cut = |text: String| self.store.fault(&doing, StoreFault::Unreachable, text);
         self.tries += 1;

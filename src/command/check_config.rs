@@ -2,7 +2,7 @@
 
 use super::{exit, show};
 use crate::config::{Config, Side};
-use crate::replication::{Ends, Facts, PassError, check};
+use crate::replication::{Ends, Facts, PassError, check, may_work};
 use bytesize::ByteSize;
 use serde_json::json;
 use std::path::Path;
@@ -25,15 +25,8 @@ pub async fn run(config: &Config, path: &Path, connect: bool, as_json: bool) -> 
 }
 
 async fn look(config: &Config) -> Result<Facts, PassError> {
-    let ends = Ends::open(config).await?;
-    check(
-        config,
-        &ends.local,
-        &ends.peer,
-        &ends.local_store,
-        &ends.peer_store,
-    )
-    .await
+    may_work(config).await?;
+    check(config, &Ends::open(config).await?).await
 }
 
 fn print(config: &Config, path: &Path, facts: Option<&Facts>) {
@@ -68,8 +61,12 @@ fn print(config: &Config, path: &Path, facts: Option<&Facts>) {
 fn datastore(side: &Side) -> String {
     let to = &side.datastore;
     format!(
-        "{}@{}:{}/{} (TLS: {:?})",
-        to.user, to.host, to.port, to.database, to.ssl_mode
+        "{}@{}:{}/{} (ssl_mode {})",
+        to.user,
+        to.host,
+        to.port,
+        to.database,
+        to.ssl_mode.as_str()
     )
 }
 

@@ -66,9 +66,12 @@ pub async fn run(arguments: Arguments) -> ExitCode {
         Err(error) => {
             eprintln!("error: {error}");
             if arguments.json {
-                show::json(
-                    &serde_json::json!({ "error": { "code": "config", "text": error.to_string() } }),
-                );
+                show::json(&serde_json::json!({ "format": 1, "error": {
+                    "code": "config",
+                    "text": error.to_string(),
+                    "next_step": "correct that key; docs/reference.md has them all",
+                    "exit_code": exit::CONFIGURATION,
+                } }));
             }
             return exit::CONFIGURATION.into();
         }

@@ -110,9 +110,12 @@ pub fn failure(error: &PassError, as_json: bool) -> u8 {
     let next_step = error.next_step();
     eprintln!("error: {error}\nnext step: {next_step}");
     if as_json {
-        json(&serde_json::json!({
-            "error": { "text": error.to_string(), "next_step": next_step, "exit_code": error.exit_code() }
-        }));
+        json(&serde_json::json!({ "format": 1, "error": {
+            "code": error.code(),
+            "text": error.to_string(),
+            "next_step": next_step,
+            "exit_code": error.exit_code(),
+        } }));
     }
     error.exit_code()
 }

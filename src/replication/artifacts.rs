@@ -6,7 +6,6 @@ use super::inventory::{Inventory, Todo};
 use crate::cluster::{Artifact, State, Stored};
 use crate::observe::Step;
 use crate::package::Checksum;
-use std::collections::HashSet;
 use tokio::task::JoinSet;
 
 const PAGE: i64 = 1000;
@@ -205,27 +204,4 @@ async fn deliver(courier: &Courier, todo: &Todo, to: &str) -> Result<Settled, Pa
         Delivery::Missing => Settled::Missing,
         Delivery::Damaged(found) => Settled::Damaged(found),
     })
-}
-
-/// Before a "no such key" is believed: the bucket itself still answers, and, where one is known, so does an object in it.
-pub async fn confirm_bucket(courier: &Courier, known: Option<&str>) -> Result<(), PassError> {
-    courier.peer.check_bucket().await?;
-    if let Some(key) = known
-        && courier.peer.head(key).await?.is_none()
-    {
-        return Err(PassError::Unfit {
-            check: "missing_artifacts",
-            text: format!(
-                "the peer's bucket {} serves none of the artifacts asked for, not even {key}, which it served before",
-                courier.peer.bucket()
-            ),
-            next_step: "check peer.s3.endpoint and peer.s3.bucket_name; if the primary really lost it, remove its row there".into(),
-        });
-    }
-    Ok(())
-}
-
-/// Keys, to ask whether one of them is in.
-pub fn keys<'a>(items: impl IntoIterator<Item = &'a Unavailable>) -> HashSet<&'a str> {
-    items.into_iter().map(|item| item.key.as_str()).collect()
 }

@@ -3,37 +3,29 @@
 //! Until the switch the visible database stands whole; after it the new one does. What survives a crash in between is
 //! the artifacts.
 
-use super::artifacts::{self, Round, Unavailable};
+use super::artifacts::Round;
 use super::checks::Facts;
 use super::content::ContentHash;
-use super::courier::Courier;
 use super::error::PassError;
-use super::fuse::{self, Shrinkage, Verdict};
-use super::inventory::Inventory;
+use super::fuse::Shrinkage;
+use super::gate::{Gated, Work};
 use super::inventory::UNSOUND;
 use super::switch::{self, Arrival, Properties};
 use super::{guard, replacements, tables};
 use crate::cluster::{
-    CopiedPoint, LocalSession, Lock, PeerSession, Snapshot, State, StateError, quote_ident,
-    set_fence,
+    CopiedPoint, LocalSession, PeerSession, Snapshot, StateError, quote_ident, set_fence,
 };
-use crate::config::Config;
-use crate::observe::{Phase, Progress};
-use std::collections::BTreeMap;
+use crate::observe::Phase;
+use std::collections::{BTreeMap, HashSet};
 use tempfile::TempDir;
 
-/// All that the steps of one baseline share.
+/// One baseline: what it works with, and what it knows of the database that it is to replace.
 pub struct Baseline<'a> {
-    pub config: &'a Config,
+    pub work: &'a Work<'a>,
     pub facts: &'a Facts,
-    pub state: &'a State,
-    pub lock: Lock,
-    pub courier: &'a Courier,
-    pub inventory: &'a Inventory<'a>,
-    pub progress: &'a Progress,
-    /// Rows that the visible database has, and artifacts of them recorded as unavailable before.
     pub visible_rows: u64,
-    pub known_unavailable: Vec<String>,
+    /// Keys that are recorded as unavailable in it.
+    pub known_unavailable: HashSet<String>,
 }
 
 /// What a finished baseline did.
@@ -49,34 +41,32 @@ pub struct Copied {
 
 impl Baseline<'_> {
     pub async fn run(&self) -> Result<Copied, PassError> {
-        let incoming = format!("{}_incoming", self.config.local.datastore.database);
-        // Of a pass that was killed; nobody has ever seen it.
-        switch::drop_database(self.state.session(), &incoming).await?;
+        let incoming = incoming_name(self.work.config);
         let copied = self.fill_and_switch(&incoming).await;
         if copied.is_err() {
             // Best effort: the next pass drops it anyway, but its disk space is wanted now.
-            let _ = switch::drop_database(self.state.session(), &incoming).await;
+            let _ = switch::drop_database(self.work.state.session(), &incoming).await;
         }
         copied
     }
 
     async fn fill_and_switch(&self, incoming: &str) -> Result<Copied, PassError> {
-        let visible = &self.config.local.datastore.database;
-        let properties = switch::properties(self.state.session(), visible, incoming).await?;
+        let visible = &self.work.config.local.datastore.database;
+        let properties = switch::properties(self.work.state.session(), visible, incoming).await?;
         let owner = properties
             .owner
             .clone()
-            .filter(|name| *name != self.config.local.datastore.user);
+            .filter(|name| *name != self.work.config.local.datastore.user);
         self.create(incoming, owner.as_deref()).await?;
         let scratch = scratch()?;
         let archive = scratch.path().join("schema.dump");
         let copying = self.copy_rows(incoming, owner.as_deref(), &archive);
         let (point, contents, sequences) =
-            guard::guarded(&self.config.peer.datastore, copying).await?;
+            guard::guarded(&self.work.config.peer.datastore, copying).await?;
 
-        self.progress.begin(Phase::Indexes, 0);
-        let target = &self.config.local.datastore;
-        let jobs = self.config.replication.jobs;
+        self.work.progress.begin(Phase::Indexes, 0);
+        let target = &self.work.config.local.datastore;
+        let jobs = self.work.config.replication.jobs;
         self.facts
             .clients
             .restore(
@@ -94,11 +84,12 @@ impl Baseline<'_> {
         }
         inside.long("collecting statistics", "ANALYZE").await?;
 
-        let (round, shrinkage, unsound) = self.remaining_artifacts(&inside).await?;
+        let (gated, shrinkage, unsound) = self.remaining_artifacts(&inside).await?;
+        let round = gated.round;
         self.record_inside(&inside, &point, &round, &unsound)
             .await?;
         drop(inside);
-        self.judge(&shrinkage).await?;
+        self.work.judge(shrinkage.clone()).await?;
         self.finish(incoming, &properties, point, contents, round, shrinkage)
             .await
     }
@@ -113,6 +104,7 @@ impl Baseline<'_> {
             self.facts.locale
         );
         Ok(self
+            .work
             .state
             .session()
             .long("creating the incoming database", &sql)
@@ -126,22 +118,25 @@ impl Baseline<'_> {
         owner: Option<&str>,
         archive: &std::path::Path,
     ) -> Result<(CopiedPoint, BTreeMap<String, ContentHash>, Vec<String>), PassError> {
-        let (peer, local) = (&self.config.peer.datastore, &self.config.local.datastore);
-        self.progress.begin(Phase::Snapshot, 0);
+        let (peer, local) = (
+            &self.work.config.peer.datastore,
+            &self.work.config.local.datastore,
+        );
+        self.work.progress.begin(Phase::Snapshot, 0);
         let holder = PeerSession::open(peer).await?;
         let snapshot = holder.export_snapshot().await?;
         let mut point = self.point(&holder).await?;
         let tables = tables::peer_tables(&holder).await?;
 
-        self.progress.begin(Phase::Schema, 0);
+        self.work.progress.begin(Phase::Schema, 0);
         self.dump_and_restore(&snapshot, incoming, owner, archive)
             .await?;
 
         let bytes: i64 = tables.iter().map(|t| t.bytes).sum();
-        let step = self.progress.begin(Phase::Tables, bytes.max(0) as u64);
-        let throttle = &self.courier.throttle;
+        let step = self.work.progress.begin(Phase::Tables, bytes.max(0) as u64);
+        let throttle = &self.work.courier.throttle;
         let contents = tables::copy_all(
-            self.config,
+            self.work.config,
             &snapshot,
             &tables,
             incoming,
@@ -177,7 +172,10 @@ impl Baseline<'_> {
         owner: Option<&str>,
         archive: &std::path::Path,
     ) -> Result<(), PassError> {
-        let (peer, local) = (&self.config.peer.datastore, &self.config.local.datastore);
+        let (peer, local) = (
+            &self.work.config.peer.datastore,
+            &self.work.config.local.datastore,
+        );
         let clients = &self.facts.clients;
         clients
             .dump_schema(peer, snapshot.as_str(), archive)
@@ -208,98 +206,26 @@ impl Baseline<'_> {
     async fn remaining_artifacts(
         &self,
         inside: &LocalSession,
-    ) -> Result<(Round, Shrinkage, Vec<String>), PassError> {
-        let loaded = self.inventory.load_wanted_from(inside).await?;
-        let todo = self.inventory.plan(&[]).await?;
-        let step = self.progress.begin(Phase::RemainingArtifacts, todo);
-        let copies = self.config.replication.copies;
-        let mut round =
-            artifacts::round(self.inventory, self.state, self.courier, copies, &step).await?;
-        let first_time = self.newly_unavailable(&round);
-        if !first_time.is_empty() {
-            // One grace for all: an upload under way is seen whole, a delete under way will not come back.
-            tokio::time::sleep(self.config.replication.gate_grace).await;
-            artifacts::confirm_bucket(self.courier, self.some_fetched_key().await?.as_deref())
-                .await?;
-            let settled: Vec<String> = round.staged.iter().map(|swap| swap.key.clone()).collect();
-            self.inventory.plan(&settled).await?;
-            let again =
-                artifacts::round(self.inventory, self.state, self.courier, copies, &step).await?;
-            round.missing.clear();
-            round.damaged.clear();
-            round.absorb(again);
-        }
+    ) -> Result<(Gated, Shrinkage, Vec<String>), PassError> {
+        let inventory = self.work.inventory;
+        let loaded = inventory.load_wanted_from(inside).await?;
+        let gated = self
+            .work
+            .gate(&self.known_unavailable, Phase::RemainingArtifacts)
+            .await?;
         let shrinkage = Shrinkage {
-            packages: self.inventory.vanishing().await?,
+            packages: inventory.vanishing().await?,
             packages_before: self.visible_rows,
-            artifacts: self.newly_unavailable(&round),
-            artifacts_before: self.inventory.wanted().await?,
-            ..self.vanished_lately().await?
+            artifacts: gated.newly.clone(),
+            artifacts_before: inventory.wanted().await?,
+            ..Shrinkage::default()
         };
         for name in &loaded.unsound {
             log::warn!(
                 "peer: package {name} names no possible artifact (ident, target or checksum); its row is copied as it is"
             );
         }
-        Ok((round, shrinkage, loaded.unsound))
-    }
-
-    fn newly_unavailable(&self, round: &Round) -> Vec<String> {
-        let new = |item: &&Unavailable| !self.known_unavailable.contains(&item.key);
-        let items = round.missing.iter().chain(&round.damaged);
-        items.filter(new).map(|item| item.key.clone()).collect()
-    }
-
-    /// A key that the primary has served before: if even that is gone, it is the bucket that is wrong.
-    async fn some_fetched_key(&self) -> Result<Option<String>, PassError> {
-        let sql = "SELECT a.key FROM public.artifact a JOIN wanted w ON w.key = a.key AND w.checksum = a.checksum \
-                   ORDER BY a.verified_at DESC LIMIT 1";
-        let rows = self
-            .state
-            .session()
-            .query("choosing a known artifact", sql, &[])
-            .await?;
-        Ok(rows.first().map(|row| row.get(0)))
-    }
-
-    async fn vanished_lately(&self) -> Result<Shrinkage, PassError> {
-        let sql = "SELECT coalesce(sum(packages), 0)::int8, coalesce(sum(artifacts), 0)::int8 FROM vanished \
-                   WHERE time > now() - make_interval(secs => $1)";
-        let window = self.config.fuse.window.as_secs_f64();
-        let row = self
-            .state
-            .session()
-            .query_one("reading what vanished lately", sql, &[&window])
-            .await?;
-        Ok(Shrinkage {
-            earlier_packages: row.get::<_, i64>(0) as u64,
-            earlier_artifacts: row.get::<_, i64>(1) as u64,
-            ..Shrinkage::default()
-        })
-    }
-
-    async fn judge(&self, shrinkage: &Shrinkage) -> Result<(), PassError> {
-        match fuse::judge(&self.config.fuse, shrinkage) {
-            Verdict::Holds => Ok(()),
-            Verdict::Approved { id } => {
-                let text = format!("change {id} was let through by fuse.approve");
-                log::warn!("fuse: {text}");
-                Ok(self
-                    .state
-                    .event("fuse_approved", &text, &self.config.change)
-                    .await?)
-            }
-            Verdict::Blown { id, text } => {
-                self.state.event("fuse", &text, &self.config.change).await?;
-                Err(PassError::Refused {
-                    rule: "fuse",
-                    text,
-                    next_step: format!(
-                        "if this is right, let exactly this change through with fuse.approve = \"{id}\""
-                    ),
-                })
-            }
-        }
+        Ok((gated, shrinkage, loaded.unsound))
     }
 
     /// Our schema inside the incoming database: what must stand and fall with the rows.
@@ -322,7 +248,7 @@ impl Baseline<'_> {
                     &point.commit_time,
                     &point.system_id,
                     &point.timeline,
-                    &self.lock.token,
+                    &self.work.lock.token,
                 ],
             )
             .await?;
@@ -358,18 +284,20 @@ impl Baseline<'_> {
         round: Round,
         shrinkage: Shrinkage,
     ) -> Result<Copied, PassError> {
-        let session = self.state.session();
+        let session = self.work.state.session();
         switch::apply(session, properties).await?;
         set_fence(session, incoming).await?;
         let step = self
+            .work
             .progress
             .begin(Phase::Replacements, round.staged.len() as u64);
         if !round.staged.is_empty() {
-            replacements::carry_out(&round.staged, self.state, self.courier, &step).await?;
+            replacements::carry_out(&round.staged, self.work.state, self.work.courier, &step)
+                .await?;
         }
-        self.progress.begin(Phase::Switch, 0);
+        self.work.progress.begin(Phase::Switch, 0);
         let generation = self.facts.visible.then(|| {
-            let visible = &self.config.local.datastore.database;
+            let visible = &self.work.config.local.datastore.database;
             format!(
                 "{visible}_{}",
                 chrono::Utc::now().format("%Y%m%dt%H%M%S%3fz")
@@ -385,16 +313,17 @@ impl Baseline<'_> {
             vanished_artifacts: shrinkage.artifacts.len() as u64,
             event: format!("{rows} rows at {} of {}", point.lsn, point.commit_time),
         };
-        let switched = switch::switch(self.config, self.state, self.lock, &arrival).await;
+        let switched =
+            switch::switch(self.work.config, self.work.state, self.work.lock, &arrival).await;
         let superseded = matches!(switched, Err(PassError::State(StateError::Superseded)));
         if switched.is_err() && !superseded && !round.staged.is_empty() {
             // The visible database is still the old one: its bytes go back at once rather than at the next start.
             // Had the commit gone through with its answer lost, this session would be gone too, and with it the undoing.
-            replacements::undo(self.state, self.courier).await?;
+            replacements::undo(self.work.state, self.work.courier).await?;
         }
         switched?;
-        let dropped = switch::prune(self.config, self.state).await?;
-        replacements::clear_staged(self.courier).await?;
+        let dropped = switch::prune(self.work.config, self.work.state).await?;
+        replacements::clear_staged(self.work.courier).await?;
         Ok(Copied {
             point,
             contents,
@@ -404,6 +333,11 @@ impl Baseline<'_> {
             dropped,
         })
     }
+}
+
+/// What is being filled; nobody but us ever sees it under this name.
+pub fn incoming_name(config: &crate::config::Config) -> String {
+    format!("{}_incoming", config.local.datastore.database)
 }
 
 /// One number for all sequences: whether they moved is all that is asked of it.

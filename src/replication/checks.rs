@@ -2,15 +2,18 @@
 //! and deleted again; a refusal leaves both sides as they were.
 
 use super::error::PassError;
+use super::pass::Ends;
 use crate::cluster::{
-    ClientPrograms, LocalSession, LocalStore, PeerSession, Store, differ_in_bucket,
-    differ_in_server, find_clients,
+    ClientPrograms, LocalSession, PeerSession, differ_in_bucket, differ_in_server, find_clients,
 };
 use crate::config::Config;
 use std::path::Path;
 
 /// Room for the copy itself, and for what sorting and WAL add to it.
 const DISK_FACTOR: f64 = 1.25;
+
+/// The first whose catalogs have what we read from them.
+const OLDEST_MAJOR: u32 = 12;
 
 /// Facts of both sides that the copy is made by.
 #[derive(Debug, Clone)]
@@ -30,20 +33,25 @@ pub struct Facts {
 }
 
 /// Looks at everything, the cheap and the telling first.
-pub async fn check(
-    config: &Config,
-    local: &LocalSession,
-    peer: &PeerSession,
-    local_store: &LocalStore,
-    peer_store: &Store,
-) -> Result<Facts, PassError> {
+pub async fn check(config: &Config, ends: &Ends) -> Result<Facts, PassError> {
+    let (local, peer) = (&ends.local, &ends.peer);
     let visible = has_database(local, &config.local.datastore.database).await?;
-    two_ends(config, visible, local, peer, local_store, peer_store).await?;
+    two_ends(config, visible, ends).await?;
     is_builder(peer).await?;
+    is_primary(peer).await?;
     let (local_major, peer_major) = (
         major(local_version(local).await?),
         major(peer_version(peer).await?),
     );
+    for (side, found) in [("primary", peer_major), ("spare", local_major)] {
+        if found < OLDEST_MAJOR {
+            return Err(unfit(
+                "version",
+                format!("the {side}'s PostgreSQL is {found}, older than {OLDEST_MAJOR}"),
+                format!("upgrade the {side}'s datastore"),
+            ));
+        }
+    }
     if local_major < peer_major {
         return Err(unfit(
             "version",
@@ -113,14 +121,9 @@ pub async fn has_database(local: &LocalSession, name: &str) -> Result<bool, Pass
         .get(0))
 }
 
-async fn two_ends(
-    config: &Config,
-    visible: bool,
-    local: &LocalSession,
-    peer: &PeerSession,
-    local_store: &LocalStore,
-    peer_store: &Store,
-) -> Result<(), PassError> {
+async fn two_ends(config: &Config, visible: bool, ends: &Ends) -> Result<(), PassError> {
+    let (local, peer) = (&ends.local, &ends.peer);
+    let (local_store, peer_store) = (&ends.local_store, &ends.peer_store);
     let same_name = &config.peer.datastore.database;
     let namesake = has_database(local, same_name).await?;
     if visible || namesake {
@@ -155,6 +158,30 @@ async fn is_builder(peer: &PeerSession) -> Result<(), PassError> {
         "the peer's database has no table origin_packages with ident, target and checksum: it is empty or not Builder's".into(),
         "check peer.datastore.host and peer.datastore.database".into(),
     ))
+}
+
+/// A spare's database is fenced; a copy of a copy, or of an old primary, is what exchanged ends would make.
+async fn is_primary(peer: &PeerSession) -> Result<(), PassError> {
+    let sql = "SELECT pg_is_in_recovery(), EXISTS (SELECT 1 FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase \
+               WHERE d.datname = current_database() AND 'default_transaction_read_only=on' = ANY (s.setconfig))";
+    let row = peer
+        .query_one("looking whether the peer is a primary", sql, &[])
+        .await?;
+    if row.get(0) {
+        return Err(unfit(
+            "standby",
+            "the peer's PostgreSQL is a physical standby, which cannot be asked all that a copy needs".into(),
+            "let peer.datastore name the server that it follows".into(),
+        ));
+    }
+    if row.get(1) {
+        return Err(PassError::Refused {
+            rule: "peer_is_fenced",
+            text: "the peer's database is read-only, as a spare's is: local and peer may be exchanged".into(),
+            next_step: "check that peer.datastore names the primary and that role = \"spare\" stands on the spare only".into(),
+        });
+    }
+    Ok(())
 }
 
 async fn local_version(local: &LocalSession) -> Result<i32, PassError> {

@@ -70,13 +70,22 @@ impl Courier {
     ) -> Result<Delivery, StoreError> {
         let mut damaged = None;
         for _ in 0..2 {
+            // Room first: a body that is opened and not read is one that the server gives up.
+            let room = self.budget.room(PART).await;
             let Some(body) = from.get(key).await? else {
                 return Ok(Delivery::Missing);
             };
             let sent = if body.stored.bytes <= PART {
                 self.send_whole(body, to, checksum).await?
             } else {
-                self.send_parts(body, to, checksum).await?
+                // Giving back before asking for more: nobody holds some and waits for the rest.
+                let part = PART.max(body.stored.bytes.div_ceil(MOST_PARTS));
+                drop((body, room));
+                let _room = self.budget.room(2 * part).await;
+                let Some(body) = from.get(key).await? else {
+                    return Ok(Delivery::Missing);
+                };
+                self.send_parts(body, to, checksum, part).await?
             };
             match sent {
                 Sent::Stored(stored) => return Ok(Delivery::Done(stored)),
@@ -109,7 +118,6 @@ impl Courier {
         to: &str,
         checksum: &Checksum,
     ) -> Result<Sent, StoreError> {
-        let _room = self.budget.room(body.stored.bytes).await;
         let mut hasher = Hasher::new();
         let announced = usize::try_from(body.stored.bytes).unwrap_or(usize::MAX);
         let whole = self.fill(&mut body, announced, &mut hasher).await?.freeze();
@@ -130,9 +138,8 @@ impl Courier {
         mut body: Download,
         to: &str,
         checksum: &Checksum,
+        part: u64,
     ) -> Result<Sent, StoreError> {
-        let part = PART.max(body.stored.bytes.div_ceil(MOST_PARTS));
-        let _room = self.budget.room(2 * part).await;
         let mut upload = self.local.start_upload(to).await?;
         let mut hasher = Hasher::new();
         let result = async {

@@ -1,7 +1,7 @@
 //! Why a pass ended early, and the one place that decides what happens then: try again, or wait for an operator.
 
 use crate::cluster::{
-    DatastoreError, FenceError, IdentityError, ProgramError, StateError, StoreError,
+    DatastoreError, FenceError, IdentityError, ProgramError, StateError, StoreError, StoreFault,
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +38,7 @@ pub enum PassError {
         next_step: String,
     },
     /// The primary changed under the copy in a way that a snapshot does not protect from.
-    #[error("the primary's tables were rewritten while they were copied: {tables}")]
+    #[error("the primary's tables changed in form while they were copied: {tables}")]
     Rewritten { tables: String },
     /// Do no harm: a session of Builder's waited for one of ours.
     #[error(
@@ -96,7 +96,8 @@ impl PassError {
             PassError::State(StateError::Locked { .. }) => {
                 "let it finish, or stop it: one works at a time".into()
             }
-            PassError::State(_) => "nothing: the newer one goes on".into(),
+            PassError::State(StateError::Newer { .. }) => "use the newer warm-spare".into(),
+            PassError::State(StateError::Superseded) => "nothing: the other one goes on".into(),
             PassError::Identity(IdentityError::SameServer) => {
                 "let peer.datastore name the primary's server and local.datastore the spare's"
                     .into()
@@ -109,6 +110,33 @@ impl PassError {
             PassError::Rewritten { .. } | PassError::InTheWay { .. } => {
                 "run it again when the migration on the primary is over".into()
             }
+        }
+    }
+
+    /// One word for programs: the rule or check that said no, else the class.
+    pub fn code(&self) -> &'static str {
+        match self {
+            PassError::Refused { rule, .. } => rule,
+            PassError::Unfit { check, .. } => check,
+            PassError::Identity(IdentityError::SameServer) => "same_server",
+            PassError::Identity(IdentityError::SameBucket { .. }) => "same_bucket",
+            PassError::Store(e) | PassError::Identity(IdentityError::Store(e)) => match e.fault {
+                StoreFault::Unsupported => "unsupported_store",
+                StoreFault::Full => "disk_full",
+                _ => "store",
+            },
+            PassError::Datastore(_)
+            | PassError::State(StateError::Datastore(_))
+            | PassError::Identity(IdentityError::Datastore(_))
+            | PassError::Fence(FenceError::Datastore(_)) => "datastore",
+            PassError::State(StateError::Newer { .. }) => "newer_format",
+            PassError::State(StateError::Locked { .. }) => "locked",
+            PassError::State(StateError::Superseded) => "superseded",
+            PassError::Fence(_) => "fence",
+            PassError::Program(_) => "client_program",
+            PassError::Scratch { .. } => "scratch",
+            PassError::Rewritten { .. } => "rewritten",
+            PassError::InTheWay { .. } => "in_the_way",
         }
     }
 
@@ -125,17 +153,19 @@ impl PassError {
 }
 
 fn is_connection_trouble(text: &str) -> bool {
-    [
+    let signs = [
         "connection to server",
+        "could not connect to server",
         "terminating connection",
         "server closed the connection",
         "the database system is",
         "SSL connection has been closed",
-        "lock timeout",
+        // pg_dump's own wait for a lock ends so, whichever limit it used.
         "canceling statement due to lock timeout",
-        "does not exist\" HINT",
+        "canceling statement due to statement timeout",
+        // The snapshot's session ended with the server.
         "invalid snapshot identifier",
-    ]
-    .iter()
-    .any(|sign| text.contains(sign))
+    ];
+    let final_words = ["authentication failed", "no pg_hba.conf entry"];
+    signs.iter().any(|sign| text.contains(sign)) && !final_words.iter().any(|w| text.contains(w))
 }

@@ -5,11 +5,14 @@ use super::baseline::{self, Baseline, Copied};
 use super::checks::{self, Facts};
 use super::courier::Courier;
 use super::error::PassError;
+use super::fuse::Shrinkage;
+use super::gate::Work;
+use super::guard::guarded;
 use super::inventory::{Inventory, InventoryError, UNSOUND};
-use super::{replacements, tables};
+use super::{replacements, switch, tables};
 use crate::cluster::{
-    ByteBudget, ClusterRecord, CopiedPoint, LocalSession, LocalStore, PeerSession, Side, State,
-    Store, Throttle, is_fenced, prove_fence, raise_fence,
+    ByteBudget, CopiedPoint, LocalSession, LocalStore, PeerSession, Side, State, Store, Throttle,
+    is_fenced, prove_fence, raise_fence,
 };
 use crate::config::{Config, Role};
 use crate::observe::{Phase, Progress};
@@ -70,104 +73,92 @@ pub async fn sync(
     progress: &Progress,
 ) -> Result<Report, PassError> {
     progress.begin(Phase::Checks, 0);
-    let recorded = match State::open_existing(&config.local.datastore).await? {
-        Some(state) => Some(state.cluster().await?),
-        None => None,
-    };
-    may_work(config, recorded.as_ref())?;
+    let recorded = may_work(config).await?;
+    let mut mended = Mended::default();
+    let mut held = None;
+    if recorded {
+        // What an interrupted pass left, and the fence, are ours to mend, whether the primary is there or not.
+        let state = State::open(&config.local.datastore).await?;
+        let lock = state.lock().await?;
+        mended = put_right(config, &state).await?;
+        held = Some((state, lock));
+    }
     let ends = Ends::open(config).await?;
-    let facts = checks::check(
-        config,
-        &ends.local,
-        &ends.peer,
-        &ends.local_store,
-        &ends.peer_store,
-    )
-    .await?;
-    let state = State::open(&config.local.datastore).await?;
-    let lock = state.lock().await?;
-    let first = state.cluster().await?.role.is_none();
+    let facts = checks::check(config, &ends).await?;
+    let (state, lock) = match held {
+        Some(held) => held,
+        None => {
+            let state = State::open(&config.local.datastore).await?;
+            let lock = state.lock().await?;
+            (state, lock)
+        }
+    };
     let courier = Courier {
         peer: ends.peer_store,
         local: ends.local_store,
         budget: ByteBudget::new(config.replication.buffer),
         throttle: Throttle::new(config.replication.bandwidth_limit),
     };
-    let undone = replacements::undo(&state, &courier).await?;
-    if undone > 0 {
-        log::warn!(
-            "local: a pass before this one was interrupted while it replaced {undone} artifacts; they were put back"
-        );
-    }
-    let fence_reset = keep_fenced(config, &state, first, facts.visible).await?;
-
-    let inventory = Inventory::new(state.session()).await?;
-    let visible = Visible::open(config, &facts).await?;
-    let visible_rows = match &visible.rows {
-        Some(session) => inventory.load_visible(session).await?.rows,
-        None => 0,
-    };
-    let pass = Pass {
-        config,
-        facts: &facts,
-        state: &state,
-        courier: &courier,
-        inventory: &inventory,
-        progress,
-    };
-    if first && visible_rows > 0 {
-        pass.ends_not_exchanged(&ends.peer).await?;
-    }
-    inventory.load_present(&courier.local).await?;
-    if !options.baseline
-        && let Some(point) = pass.unchanged(&ends.peer, &visible).await?
-    {
-        let round = pass.mend(&visible).await?;
-        return pass
-            .report(Outcome::Unchanged(point), round, undone, fence_reset)
-            .await;
-    }
-    let mut round = pass.artifacts_first(&ends.peer).await?;
     // From here on nothing of ours stays open on the primary longer than its one statement, or its part of the copy.
-    drop(ends.peer);
-    let known_unavailable = visible
-        .unavailable()
-        .await?
-        .into_iter()
-        .map(|(key, _)| key)
-        .collect();
-    drop(visible);
-    let copied = Baseline {
+    drop((ends.local, ends.peer));
+    switch::drop_database(state.session(), &baseline::incoming_name(config)).await?;
+    let inventory = Inventory::new(state.session()).await?;
+    let work = Work {
         config,
-        facts: &facts,
         state: &state,
         lock,
         courier: &courier,
         inventory: &inventory,
         progress,
-        visible_rows,
-        known_unavailable,
+    };
+    Pass {
+        work: &work,
+        facts: &facts,
+        mended,
     }
-    .run()
-    .await?;
-    prove_fence(&config.local.datastore, &config.local.datastore.database).await?;
-    round.copied += copied.artifacts.copied;
-    round.copied_bytes += copied.artifacts.copied_bytes;
-    round.verified += copied.artifacts.verified;
-    pass.report(
-        Outcome::Copied(Box::new(copied)),
-        round,
-        undone,
-        fence_reset,
-    )
+    .run(options, !recorded)
     .await
 }
 
+/// What was found wrong with our own side before the pass, and put right.
+#[derive(Debug, Default, Clone, Copy)]
+struct Mended {
+    undone: usize,
+    fence_reset: bool,
+}
+
+async fn put_right(config: &Config, state: &State) -> Result<Mended, PassError> {
+    let local = LocalStore::open(&config.local.s3)?;
+    let courier = Courier {
+        // Nothing is asked of the peer here.
+        peer: local.reading().clone(),
+        local,
+        budget: ByteBudget::new(config.replication.buffer),
+        throttle: Throttle::new(None),
+    };
+    let undone = replacements::undo(state, &courier).await?;
+    if undone > 0 {
+        log::warn!(
+            "local: a pass before this one was interrupted while it replaced {undone} artifacts; they were put back"
+        );
+    }
+    let fence_reset = keep_fenced(config, state).await?;
+    Ok(Mended {
+        undone,
+        fence_reset,
+    })
+}
+
 /// A cluster that was never told its role does nothing at all; one that is no spare copies nothing over itself.
-fn may_work(config: &Config, recorded: Option<&ClusterRecord>) -> Result<(), PassError> {
-    let role = recorded.and_then(|record| record.role.as_deref());
-    match (config.role, role) {
-        (Role::Spare, None | Some("spare")) | (Role::Keep, Some("spare")) => Ok(()),
+/// Whether it is recorded as a spare already.
+pub async fn may_work(config: &Config) -> Result<bool, PassError> {
+    let recorded = match State::open_existing(&config.local.datastore).await? {
+        Some(state) => state.cluster().await?.role,
+        None => None,
+    };
+    match (config.role, recorded.as_deref()) {
+        (Role::Spare, None) => Ok(false),
+        (Role::Spare | Role::Keep, Some("spare")) => Ok(true),
         (Role::Keep, None) => Err(PassError::Refused {
             rule: "role_unset",
             text: "this cluster was never told its role, so nothing is done".into(),
@@ -185,28 +176,16 @@ fn may_work(config: &Config, recorded: Option<&ClusterRecord>) -> Result<(), Pas
 }
 
 /// The fence is a condition, not an event: looked for at every start, and set again if somebody lifted it.
-async fn keep_fenced(
-    config: &Config,
-    state: &State,
-    first: bool,
-    visible: bool,
-) -> Result<bool, PassError> {
-    if first || !visible {
-        return Ok(false);
-    }
+async fn keep_fenced(config: &Config, state: &State) -> Result<bool, PassError> {
     let database = &config.local.datastore.database;
-    if is_fenced(state.session(), database).await? {
+    let there = checks::has_database(state.session(), database).await?;
+    if !there || is_fenced(state.session(), database).await? {
         return Ok(false);
     }
     log::warn!("local: database {database} was not fenced; it is again");
     raise_fence(state.session(), &config.local.datastore, database).await?;
-    state
-        .event(
-            "fence",
-            &format!("the fence on {database} had been lifted; it was set again"),
-            &config.change,
-        )
-        .await?;
+    let text = format!("the fence on {database} had been lifted; it was set again");
+    state.event("fence", &text, &config.change).await?;
     Ok(true)
 }
 
@@ -259,21 +238,64 @@ pub async fn unavailable(session: &LocalSession) -> Result<Vec<(String, String)>
 }
 
 struct Pass<'a> {
-    config: &'a Config,
+    work: &'a Work<'a>,
     facts: &'a Facts,
-    state: &'a State,
-    courier: &'a Courier,
-    inventory: &'a Inventory<'a>,
-    progress: &'a Progress,
+    mended: Mended,
 }
 
 impl Pass<'_> {
+    async fn run(&self, options: Options, first: bool) -> Result<Report, PassError> {
+        let (config, inventory) = (self.work.config, self.work.inventory);
+        let visible = Visible::open(config, self.facts).await?;
+        let visible_rows = match &visible.rows {
+            Some(session) => inventory.load_visible(session).await?.rows,
+            None => 0,
+        };
+        if first && visible_rows > 0 {
+            self.ends_not_exchanged().await?;
+        }
+        inventory.load_present(&self.work.courier.local).await?;
+        if !options.baseline
+            && let Some(point) = self.unchanged(&visible).await?
+        {
+            let round = self.mend(&visible).await?;
+            return self.report(Outcome::Unchanged(point), round).await;
+        }
+        let mut round = self.artifacts_first().await?;
+        let known_unavailable = visible.unavailable().await?;
+        drop(visible);
+        let copied = Baseline {
+            work: self.work,
+            facts: self.facts,
+            visible_rows,
+            known_unavailable: known_unavailable.into_iter().map(|(key, _)| key).collect(),
+        }
+        .run()
+        .await?;
+        prove_fence(&config.local.datastore, &config.local.datastore.database).await?;
+        round.copied += copied.artifacts.copied;
+        round.copied_bytes += copied.artifacts.copied_bytes;
+        round.verified += copied.artifacts.verified;
+        self.report(Outcome::Copied(Box::new(copied)), round).await
+    }
+
+    /// The rows as the primary has them now. The reading holds a lock like any other, so it gives way like any other.
+    async fn load_wanted(&self) -> Result<(), PassError> {
+        let peer = &self.work.config.peer.datastore;
+        guarded(peer, async {
+            let session = PeerSession::open(peer).await?;
+            self.work.inventory.load_wanted_from_peer(&session).await?;
+            Ok(())
+        })
+        .await
+    }
+
     /// The first baseline must not wipe out a cluster that has what its peer lacks: then the ends are exchanged.
-    async fn ends_not_exchanged(&self, peer: &PeerSession) -> Result<(), PassError> {
-        self.inventory.load_wanted_from_peer(peer).await?;
-        let lacking = self.inventory.vanishing().await?;
-        let epoch = self.state.cluster().await?.epoch + 1;
-        if lacking.is_empty() || self.config.force_epoch == epoch as u64 {
+    async fn ends_not_exchanged(&self) -> Result<(), PassError> {
+        self.load_wanted().await?;
+        let lacking = self.work.inventory.vanishing().await?;
+        let epoch = self.work.state.cluster().await?.epoch + 1;
+        if lacking.is_empty() || self.work.config.force_epoch == epoch as u64 {
             return Ok(());
         }
         Err(PassError::Refused {
@@ -291,14 +313,11 @@ impl Pass<'_> {
 
     /// Some: the primary has committed nothing since the recovery point. A start of its server in between, another
     /// timeline, or a database of ours that is not the one remembered, count as a change.
-    async fn unchanged(
-        &self,
-        peer: &PeerSession,
-        visible: &Visible,
-    ) -> Result<Option<CopiedPoint>, PassError> {
-        let (Some(point), Some(session)) =
-            (self.state.copied_point().await?, visible.session_of_ours())
-        else {
+    async fn unchanged(&self, visible: &Visible) -> Result<Option<CopiedPoint>, PassError> {
+        let (Some(point), Some(session)) = (
+            self.work.state.copied_point().await?,
+            visible.session_of_ours(),
+        ) else {
             return Ok(None);
         };
         let sql = "SELECT lsn::text FROM warm_spare.recovery_point";
@@ -312,13 +331,13 @@ impl Pass<'_> {
         if ours.as_ref() != Some(&point.lsn) || !same_server {
             return Ok(None);
         }
+        let peer = PeerSession::open(&self.work.config.peer.datastore).await?;
         let sql = "SELECT txid_current_snapshot()::text";
-        let now: String = peer
+        let row = peer
             .query_one("asking for committed transactions", sql, &[])
-            .await?
-            .get(0);
-        let same = now == point.transactions
-            && baseline::digest(&tables::sequence_values(peer).await?) == point.sequences;
+            .await?;
+        let same = row.get::<_, String>(0) == point.transactions
+            && baseline::digest(&tables::sequence_values(&peer).await?) == point.sequences;
         Ok(same.then_some(point))
     }
 
@@ -327,32 +346,29 @@ impl Pass<'_> {
         let Some(session) = visible.session_of_ours() else {
             return Ok(Round::default());
         };
-        self.inventory.load_wanted_from(session).await?;
+        self.work.inventory.load_wanted_from(session).await?;
         let mut before = visible.unavailable().await?;
         // Such a row cannot be mended but by another row.
         before.retain(|(_, reason)| reason != UNSOUND);
-        let todo = self.inventory.plan(&[]).await?;
-        let step = self.progress.begin(Phase::Artifacts, todo);
-        let copies = self.config.replication.copies;
-        let round =
-            artifacts::round(self.inventory, self.state, self.courier, copies, &step).await?;
-        let still = artifacts::keys(round.missing.iter().chain(&round.damaged));
-        if still
-            .iter()
-            .any(|key| before.iter().all(|(known, _)| known != key))
-        {
-            artifacts::confirm_bucket(self.courier, None).await?;
-        }
-        let mended: Vec<&str> = before
-            .iter()
-            .map(|(key, _)| key.as_str())
-            .filter(|key| !still.contains(key))
+        let known = before.iter().map(|(key, _)| key.clone()).collect();
+        let gated = self.work.gate(&known, Phase::Artifacts).await?;
+        let change = Shrinkage {
+            artifacts: gated.newly,
+            artifacts_before: self.work.inventory.wanted().await?,
+            ..Shrinkage::default()
+        };
+        self.work.judge(change).await?;
+        let round = gated.round;
+        let still: Vec<&str> = round
+            .unavailable()
+            .map(|(item, _)| item.key.as_str())
             .collect();
-        let sql = "DELETE FROM warm_spare.unavailable WHERE key = ANY ($1)";
+        let sql = "DELETE FROM warm_spare.unavailable WHERE reason <> $2 AND key <> ALL ($1)";
         session
-            .execute("forgetting what is there now", sql, &[&mended])
+            .execute("forgetting what is there now", sql, &[&still, &UNSOUND])
             .await?;
-        let sql = "INSERT INTO warm_spare.unavailable (key, checksum, reason) VALUES ($1, $2, $3) ON CONFLICT (key) DO NOTHING";
+        let sql = "INSERT INTO warm_spare.unavailable (key, checksum, reason) VALUES ($1, $2, $3) \
+                   ON CONFLICT (key) DO UPDATE SET reason = excluded.reason";
         for (item, reason) in round.unavailable() {
             let checksum = item.checksum.to_string();
             session
@@ -367,67 +383,41 @@ impl Pass<'_> {
     }
 
     /// A first copy of terabytes must not hold a snapshot for days: artifacts come before it, until little is left.
-    async fn artifacts_first(&self, peer: &PeerSession) -> Result<Round, PassError> {
-        let mut all = Round::default();
+    async fn artifacts_first(&self) -> Result<Round, PassError> {
+        let (work, mut all) = (self.work, Round::default());
         for number in 0..ROUNDS_BEFORE {
-            self.inventory.load_wanted_from_peer(peer).await?;
+            self.load_wanted().await?;
             let settled: Vec<String> = all
                 .unavailable()
                 .map(|(item, _)| item.key.clone())
                 .chain(all.staged.iter().map(|swap| swap.key.clone()))
                 .collect();
-            let todo = self.inventory.plan(&settled).await?;
+            let todo = work.inventory.plan(&settled).await?;
             if number > 0 && todo <= SMALL_REST {
                 break;
             }
-            let step = self.progress.begin(Phase::Artifacts, todo);
-            let copies = self.config.replication.copies;
-            all.absorb(
-                artifacts::round(self.inventory, self.state, self.courier, copies, &step).await?,
-            );
-            if number == 0 {
-                self.bucket_is_theirs(&all).await?;
+            let step = work.progress.begin(Phase::Artifacts, todo);
+            let copies = work.config.replication.copies;
+            let round =
+                artifacts::round(work.inventory, work.state, work.courier, copies, &step).await?;
+            if number == 0 && !round.missing.is_empty() {
+                work.confirm_bucket(&round).await?;
             }
+            all.absorb(round);
         }
         Ok(all)
     }
 
-    /// A bucket that has none of the artifacts is not the primary's, however few they are.
-    async fn bucket_is_theirs(&self, round: &Round) -> Result<(), PassError> {
-        let wanted = self.inventory.wanted().await?;
-        if wanted == 0 || (round.missing.len() as u64) < wanted {
-            return Ok(());
-        }
-        Err(PassError::Unfit {
-            check: "missing_artifacts",
-            text: format!(
-                "the peer's bucket {} has none of the {wanted} artifacts that the primary's rows name (for example {})",
-                self.courier.peer.bucket(),
-                round.missing[0].key
-            ),
-            next_step: "check peer.s3.endpoint and peer.s3.bucket_name".into(),
-        })
-    }
-
-    async fn report(
-        &self,
-        outcome: Outcome,
-        artifacts: Round,
-        undone: usize,
-        fence_reset: bool,
-    ) -> Result<Report, PassError> {
-        let session = LocalSession::open(
-            &self.config.local.datastore,
-            &self.config.local.datastore.database,
-        )
-        .await?;
+    async fn report(&self, outcome: Outcome, artifacts: Round) -> Result<Report, PassError> {
+        let local = &self.work.config.local.datastore;
+        let session = LocalSession::open(local, &local.database).await?;
         Ok(Report {
             outcome,
             artifacts,
-            packages: self.inventory.wanted().await?,
+            packages: self.work.inventory.wanted().await?,
             unavailable: unavailable(&session).await?,
-            undone,
-            fence_reset,
+            undone: self.mended.undone,
+            fence_reset: self.mended.fence_reset,
         })
     }
 }

@@ -311,12 +311,12 @@ pub async fn drop_database(session: &LocalSession, name: &str) -> Result<(), Pas
     let sql = format!("DROP DATABASE IF EXISTS {}", quote_ident(name));
     for _ in 0..TRIES {
         end_sessions(session, name).await?;
-        match session.batch("dropping a database", &sql).await {
+        match session.long("dropping a database", &sql).await {
             Err(e)
                 if e.fault == DatastoreFault::Statement
                     && e.text.contains("being accessed by other users") => {}
             other => return Ok(other?),
         }
     }
-    Ok(session.batch("dropping a database", &sql).await?)
+    Ok(session.long("dropping a database", &sql).await?)
 }

@@ -2,7 +2,7 @@
 
 use super::content::ContentHash;
 use super::error::PassError;
-use crate::cluster::{LocalSession, PeerSession, Snapshot, Throttle, pipe, quote_ident};
+use crate::cluster::{LocalSession, PeerSession, Side, Snapshot, Throttle, pipe, quote_ident};
 use crate::config::Config;
 use crate::observe::Step;
 use std::collections::{BTreeMap, VecDeque};
@@ -142,8 +142,9 @@ pub async fn copy_all(
                     return Ok::<(), PassError>(());
                 };
                 let table = &tables[unit.table];
-                let content =
-                    copy_unit(&peer, &local, snapshot, table, &unit, throttle, step).await?;
+                let content = copy_unit(&peer, &local, snapshot, table, &unit, throttle, step)
+                    .await
+                    .map_err(|error| changed_in_form(error, table))?;
                 let mut contents = contents.lock().expect("no holder panics");
                 contents
                     .entry(table.full_name())
@@ -156,6 +157,24 @@ pub async fn copy_all(
     futures_util::future::try_join_all(workers).await?;
     let contents = contents.lock().expect("no holder panics");
     Ok(contents.clone())
+}
+
+/// A column or table that went after the snapshot is no error of the statement: the copy begins again.
+fn changed_in_form(error: PassError, table: &Table) -> PassError {
+    use tokio_postgres::error::SqlState;
+    match &error {
+        PassError::Datastore(e)
+            if e.side == Side::Peer
+                && [SqlState::UNDEFINED_COLUMN, SqlState::UNDEFINED_TABLE]
+                    .iter()
+                    .any(|state| e.sql_state.as_ref() == Some(state)) =>
+        {
+            PassError::Rewritten {
+                tables: table.full_name(),
+            }
+        }
+        _ => error,
+    }
 }
 
 async fn copy_unit(

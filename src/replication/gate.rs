@@ -1,0 +1,139 @@
+//! The gate in snapshot form: a set of rows passes only when each has its artifact here, or it is certain, after the
+//! grace, that the primary lacks it or has it damaged; and never more of that than the fuse allows.
+
+use super::artifacts::{self, Round, Unavailable};
+use super::courier::Courier;
+use super::error::PassError;
+use super::fuse::{self, Shrinkage, Verdict};
+use super::inventory::Inventory;
+use crate::cluster::{Lock, State};
+use crate::config::Config;
+use crate::observe::{Phase, Progress};
+use std::collections::HashSet;
+
+/// What every step of a pass works with.
+pub struct Work<'a> {
+    pub config: &'a Config,
+    pub state: &'a State,
+    pub lock: Lock,
+    pub courier: &'a Courier,
+    pub inventory: &'a Inventory<'a>,
+    pub progress: &'a Progress,
+}
+
+impl Work<'_> {
+    /// Brings what the inventory's wanted rows lack. `known` are the keys recorded as unavailable before: only for
+    /// others is the grace waited, and only others count for the fuse.
+    pub async fn gate(&self, known: &HashSet<String>, phase: Phase) -> Result<Gated, PassError> {
+        let todo = self.inventory.plan(&[]).await?;
+        let step = self.progress.begin(phase, todo);
+        let copies = self.config.replication.copies;
+        let mut round =
+            artifacts::round(self.inventory, self.state, self.courier, copies, &step).await?;
+        if !newly_unavailable(&round, known).is_empty() {
+            // One grace for all: an upload under way is seen whole, a delete under way will not come back.
+            tokio::time::sleep(self.config.replication.gate_grace).await;
+            self.confirm_bucket(&round).await?;
+            let settled: Vec<String> = round.staged.iter().map(|swap| swap.key.clone()).collect();
+            self.inventory.plan(&settled).await?;
+            let again =
+                artifacts::round(self.inventory, self.state, self.courier, copies, &step).await?;
+            round.missing.clear();
+            round.damaged.clear();
+            round.absorb(again);
+        }
+        let newly = newly_unavailable(&round, known);
+        Ok(Gated { round, newly })
+    }
+
+    /// Before a "no such key" is believed: the bucket itself still answers, and, where one is known, so does an object
+    /// in it. A bucket that has none of the artifacts is not the primary's, however few they are.
+    pub async fn confirm_bucket(&self, round: &Round) -> Result<(), PassError> {
+        let peer = &self.courier.peer;
+        peer.check_bucket().await?;
+        let unfit = |text: String| {
+            PassError::Unfit {
+            check: "missing_artifacts",
+            text,
+            next_step: "check peer.s3.endpoint and peer.s3.bucket_name; if the primary really lost them, remove their rows there"
+                .into(),
+        }
+        };
+        let wanted = self.inventory.wanted().await?;
+        if wanted > 0 && round.missing.len() as u64 >= wanted {
+            return Err(unfit(format!(
+                "the peer's bucket {} has none of the {wanted} artifacts that the rows name (for example {})",
+                peer.bucket(),
+                round.missing[0].key
+            )));
+        }
+        if let Some(key) = self.some_known_key().await?
+            && peer.head(&key).await?.is_none()
+        {
+            return Err(unfit(format!(
+                "the peer's bucket {} lacks artifacts, and {key} too, which it served before",
+                peer.bucket()
+            )));
+        }
+        Ok(())
+    }
+
+    /// A key that the primary has served before and its rows still name.
+    async fn some_known_key(&self) -> Result<Option<String>, PassError> {
+        let sql = "SELECT a.key FROM public.artifact a JOIN wanted w ON w.key = a.key AND w.checksum = a.checksum \
+                   ORDER BY a.verified_at DESC LIMIT 1";
+        let session = self.state.session();
+        let rows = session.query("choosing a known artifact", sql, &[]).await?;
+        Ok(rows.first().map(|row| row.get(0)))
+    }
+
+    /// Lets the change through, or stops and asks.
+    pub async fn judge(&self, change: Shrinkage) -> Result<(), PassError> {
+        let sql = "SELECT coalesce(sum(packages), 0)::int8, coalesce(sum(artifacts), 0)::int8 FROM vanished \
+                   WHERE time > now() - make_interval(secs => $1)";
+        let window = self.config.fuse.window.as_secs_f64();
+        let session = self.state.session();
+        let row = session
+            .query_one("reading what vanished lately", sql, &[&window])
+            .await?;
+        let shrinkage = Shrinkage {
+            earlier_packages: row.get::<_, i64>(0) as u64,
+            earlier_artifacts: row.get::<_, i64>(1) as u64,
+            ..change
+        };
+        match fuse::judge(&self.config.fuse, &shrinkage) {
+            Verdict::Holds => Ok(()),
+            Verdict::Approved { id } => {
+                let text = format!("change {id} was let through by fuse.approve");
+                log::warn!("fuse: {text}");
+                let event = self
+                    .state
+                    .event("fuse_approved", &text, &self.config.change);
+                Ok(event.await?)
+            }
+            Verdict::Blown { id, text } => {
+                self.state.event("fuse", &text, &self.config.change).await?;
+                Err(PassError::Refused {
+                    rule: "fuse",
+                    text,
+                    next_step: format!(
+                        "if this is right, let exactly this change through with fuse.approve = \"{id}\""
+                    ),
+                })
+            }
+        }
+    }
+}
+
+/// What came of a set of rows.
+pub struct Gated {
+    pub round: Round,
+    /// Keys that pass without their artifact for the first time.
+    pub newly: Vec<String>,
+}
+
+fn newly_unavailable(round: &Round, known: &HashSet<String>) -> Vec<String> {
+    let new = |item: &&Unavailable| !known.contains(&item.key);
+    let items = round.missing.iter().chain(&round.damaged);
+    items.filter(new).map(|item| item.key.clone()).collect()
+}
