@@ -17,6 +17,11 @@ async fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("\nThe demo failed: {error}");
+            let mut cause = error.source();
+            while let Some(error) = cause {
+                eprintln!("    {error}");
+                cause = error.source();
+            }
             ExitCode::FAILURE
         }
     }

@@ -13,6 +13,8 @@ use support::{
     Factory, Minio, Postgres, Result, Running, S3, Site, Spec, packages, servers, site, tls,
 };
 
+/// Set for a test that runs as a child of itself.
+const END: &str = "WARM_SPARE_TEST_END";
 const SOON: Duration = Duration::from_secs(20);
 
 #[tokio::test]
@@ -168,12 +170,8 @@ async fn servers_speak_tls_with_a_given_certificate() -> Result<()> {
     Ok(())
 }
 
-/// Run by the tests below as a process of its own: starts servers, says which, and does not end well.
-#[tokio::test]
-async fn child_that_ends_badly() -> Result<()> {
-    let Ok(end) = std::env::var("WARM_SPARE_TEST_END") else {
-        return Ok(());
-    };
+/// What the two tests below do in a process of their own: start servers, say which, and not end well.
+async fn end_badly(end: &str) -> Result<()> {
     let postgres = Postgres::start().await?;
     let shared = servers().await;
     let pids = [
@@ -187,7 +185,7 @@ async fn child_that_ends_badly() -> Result<()> {
         .map(|pid| pid.to_string())
         .collect();
     eprintln!("servers {} in {}", families.join(" "), run_dir().display());
-    match end.as_str() {
+    match end {
         "panic" => panic!("as asked"),
         _ => loop {
             tokio::time::sleep(SOON).await;
@@ -195,11 +193,12 @@ async fn child_that_ends_badly() -> Result<()> {
     }
 }
 
-async fn servers_of_a_child(end: &str) -> Result<(Running, Vec<u32>, std::path::PathBuf)> {
+async fn servers_of_a_child(
+    test: &str,
+    end: &str,
+) -> Result<(Running, Vec<u32>, std::path::PathBuf)> {
     let mut command = bound(std::env::current_exe()?);
-    command
-        .args(["--exact", "child_that_ends_badly", "--nocapture"])
-        .env("WARM_SPARE_TEST_END", end);
+    command.args(["--exact", test, "--nocapture"]).env(END, end);
     let mut child = Running::start(command)?;
     let line = child
         .wait_for_line(|line| line.starts_with("servers "), SOON * 3)
@@ -227,7 +226,11 @@ async fn gone(pids: &[u32], dir: &std::path::Path) {
 
 #[tokio::test]
 async fn a_panicking_test_leaves_nothing_behind() -> Result<()> {
-    let (child, pids, dir) = servers_of_a_child("panic").await?;
+    if let Ok(end) = std::env::var(END) {
+        return end_badly(&end).await;
+    }
+    let (child, pids, dir) =
+        servers_of_a_child("a_panicking_test_leaves_nothing_behind", "panic").await?;
     assert!(pids.len() > 10, "{pids:?}");
     assert_ne!(child.wait(SOON).await?.code, Some(0));
     gone(&pids, &dir).await;
@@ -236,7 +239,11 @@ async fn a_panicking_test_leaves_nothing_behind() -> Result<()> {
 
 #[tokio::test]
 async fn a_killed_test_leaves_nothing_behind() -> Result<()> {
-    let (child, pids, dir) = servers_of_a_child("never").await?;
+    if let Ok(end) = std::env::var(END) {
+        return end_badly(&end).await;
+    }
+    let (child, pids, dir) =
+        servers_of_a_child("a_killed_test_leaves_nothing_behind", "never").await?;
     assert!(pids.iter().all(|pid| alive(*pid)) && dir.exists());
     child.kill9()?;
     gone(&pids, &dir).await;

@@ -279,8 +279,14 @@ impl Factory {
         let mut packages = Vec::with_capacity(count);
         for number in 0..count {
             let spec = self.some_spec(number);
-            packages.push(self.package(cluster, spec).await?);
+            self.origin(cluster, &spec.origin).await?;
+            packages.push(self.make(spec));
         }
+        stream::iter(&packages)
+            .map(|package| upload(cluster, package))
+            .buffer_unordered(4)
+            .try_collect::<Vec<()>>()
+            .await?;
         Ok(packages)
     }
 
