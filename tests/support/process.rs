@@ -73,12 +73,24 @@ impl Guard {
         self.child.wait()
     }
 
-    /// Stops the process and its children as they are.
+    /// Stops the process and its children as they are; returns when every thread of them stands still.
     pub fn freeze(&self) {
-        // Parents first, so that no new child appears behind our back.
-        for pid in tree(self.pid()) {
-            let _ = fs::write(pid_file(pid), "");
-            send(pid, Signal::STOP);
+        let deadline = Instant::now() + super::SERVER_DEADLINE;
+        loop {
+            // Again while some thread runs: STOP is only noted when it is sent, and a child may have been born meanwhile.
+            let running: Vec<u32> = tree(self.pid())
+                .into_iter()
+                .filter(|pid| runs(*pid))
+                .collect();
+            if running.is_empty() {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{running:?} did not stop");
+            for pid in running {
+                let _ = fs::write(pid_file(pid), "");
+                send(pid, Signal::STOP);
+            }
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 
@@ -151,6 +163,16 @@ pub fn alive(pid: u32) -> bool {
                 .map(|(_, rest)| !rest.starts_with(" Z"))
         })
         .unwrap_or(false)
+}
+
+/// Whether a thread of the process is neither stopped nor dead.
+fn runs(pid: u32) -> bool {
+    let threads = fs::read_dir(format!("/proc/{pid}/task"));
+    threads.into_iter().flatten().flatten().any(|thread| {
+        let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        let state = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+        !state.is_empty() && !state.starts_with(['T', 't', 'Z', 'X'])
+    })
 }
 
 fn send(pid: u32, signal: Signal) {

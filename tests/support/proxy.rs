@@ -134,7 +134,10 @@ async fn listen(
             return;
         }
         if now.mode == Mode::Refuse {
-            listener = None;
+            if let Some(listener) = listener.take() {
+                // Closing is not enough: a child being started just now has a copy until it runs its own program.
+                let _ = rustix::net::shutdown(&listener, rustix::net::Shutdown::Both);
+            }
         } else if listener.is_none() {
             listener = TcpListener::bind(("127.0.0.1", mine)).await.ok();
         }
