@@ -114,13 +114,14 @@ async fn packages_deleted_and_uploaded_anew_while_the_baseline_runs() -> Result<
     site.write_config(&format!("peer.s3.endpoint = \"{}\"", proxy.endpoint()));
     let held = packages[3].key.clone();
     let slow = held.clone();
+    let (open, until) = tokio::sync::watch::channel(false);
     proxy.set(move |request| {
         if request
             .uri
             .path()
             .ends_with(slow.rsplit('/').next().expect("a name"))
         {
-            Fault::Delay(Duration::from_secs(3))
+            Fault::Until(until.clone())
         } else {
             Fault::Forward
         }
@@ -148,6 +149,7 @@ async fn packages_deleted_and_uploaded_anew_while_the_baseline_runs() -> Result<
     delete_package(&site.primary, &packages[0]).await?;
     delete_package(&site.primary, &old).await?;
     let new = factory.package(&site.primary, spec.size(7000)).await?;
+    open.send_replace(true);
     let output = running.wait(Duration::from_secs(120)).await?.ok();
     assert!(output.stdout.contains("Copied 8 packages"), "{output}");
     assert_eq!(checksum(&site, &new.key).await?, Some(new.checksum));
@@ -225,11 +227,15 @@ async fn a_package_deleted_after_the_snapshot_is_recorded_as_missing_at_that_poi
         name(&packages[1].key),
         factory.make(Spec::new("core", "late", "1").release("20240101000000")),
     );
+    let (open_first, first) = tokio::sync::watch::channel(false);
+    let (open_late, last) = tokio::sync::watch::channel(false);
     let (slow, slower) = (held.clone(), name(&late.key));
     proxy.set(move |request| {
         let path = request.uri.path();
-        if path.ends_with(&slow) || path.ends_with(&slower) {
-            Fault::Delay(Duration::from_secs(3))
+        if path.ends_with(&slow) {
+            Fault::Until(first.clone())
+        } else if path.ends_with(&slower) {
+            Fault::Until(last.clone())
         } else {
             Fault::Forward
         }
@@ -253,8 +259,10 @@ async fn a_package_deleted_after_the_snapshot_is_recorded_as_missing_at_that_poi
     // After the first reading of the rows, before the snapshot; gone again after it.
     factory.origin(&site.primary, "core").await?;
     packages::upload(&site.primary, &late).await?;
+    open_first.send_replace(true);
     asked(&name(&late.key)).await;
     delete_package(&site.primary, &late).await?;
+    open_late.send_replace(true);
     let output = running.wait(Duration::from_secs(120)).await?.ok();
     assert!(output.stdout.contains("Copied 6 packages"), "{output}");
     assert!(
@@ -288,6 +296,32 @@ async fn a_row_that_names_no_possible_artifact_is_recorded_by_its_package() -> R
             .json();
         assert_eq!(output["unavailable"][0]["reason"], "unsound");
         site.warm_spare(&["sync"]).await.ok();
+    }
+    Ok(())
+}
+
+/// One object that the primary loses, known before or not, is recorded; it does not stop everything after it.
+#[tokio::test(flavor = "multi_thread")]
+async fn single_losses_on_the_primary_do_not_stop_the_spare() -> Result<()> {
+    let site = site("losses").await;
+    let mut factory = Factory::seeded();
+    let packages = factory.fill(&site.primary, 4).await?;
+    site.warm_spare(&["sync"]).await.ok();
+    for number in 0..3 {
+        site.primary.delete(&packages[number].key).await?;
+        let lost = factory
+            .package(
+                &site.primary,
+                Spec::new("core", "lost", &number.to_string()),
+            )
+            .await?;
+        site.primary.delete(&lost.key).await?;
+        let output = site.warm_spare(&["sync"]).await.ok();
+        assert!(
+            output.stdout.contains(&format!("missing {}", lost.key)),
+            "{output}"
+        );
+        site.warm_spare(&["verify", "--deep"]).await.ok();
     }
     Ok(())
 }

@@ -203,7 +203,11 @@ async fn one_works_at_a_time() -> Result<()> {
         "{output}"
     );
     site.warm_spare(&["verify", "--deep"]).await.ok();
-    let _ = before;
+    let after: String = admin.query_one(point, &[]).await?.get(0);
+    assert!(
+        after == before || output.stderr.contains("begins again"),
+        "what was begun with the old token was finished: {output}"
+    );
     Ok(())
 }
 
@@ -252,6 +256,10 @@ async fn the_fuse_stops_a_shrinking_primary_until_that_change_is_approved() -> R
     site.write_config(&format!("{fuse}\napprove = \"{id}\""));
     site.warm_spare(&["sync"]).await.ok();
     assert_eq!(count().await?, 24);
+    // What was approved is not held against the next one.
+    delete_package(&site.primary, &packages[6]).await?;
+    site.warm_spare(&["sync"]).await.ok();
+    assert_eq!(count().await?, 23);
     Ok(())
 }
 
@@ -292,13 +300,54 @@ async fn a_lifted_fence_is_set_again() -> Result<()> {
     admin
         .batch_execute("ALTER ROLE hab SET default_transaction_read_only = off")
         .await?;
-    let output = site.warm_spare(&["sync", "--baseline"]).await;
-    assert_eq!(output.code, Some(3), "{output}");
-    assert!(
-        output
-            .stderr
-            .contains("ALTER ROLE hab RESET default_transaction_read_only"),
-        "{output}"
-    );
+    for arguments in [&["sync"][..], &["sync", "--baseline"]] {
+        let output = site.warm_spare(arguments).await;
+        assert_eq!(output.code, Some(3), "{output}");
+        assert!(
+            output
+                .stderr
+                .contains("ALTER ROLE hab RESET default_transaction_read_only"),
+            "{output}"
+        );
+    }
+    Ok(())
+}
+
+/// A session that is dropped in the middle of a COPY is gone at once, and its locks with it; left to itself, the library
+/// reads to the end, and this copy has none.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_session_lets_go_of_the_primary_at_once() -> Result<()> {
+    let site = site("dropped").await;
+    let to = warm_spare::config::Datastore {
+        host: site.primary.pg.host().into(),
+        port: site.primary.pg.port(),
+        user: site.primary.pg.user().into(),
+        database: "builder".into(),
+        password: Some(warm_spare::config::SecretSource::Inline(
+            warm_spare::config::Secret::new(site.primary.pg.password()),
+        )),
+        ssl_mode: warm_spare::config::SslMode::Disable,
+        ssl_root_cert: None,
+        ssl_cert: None,
+        ssl_key: None,
+        source: "test",
+    };
+    let peer = warm_spare::cluster::PeerSession::open(&to).await?;
+    let endless = "COPY (SELECT generate_series(1, 1000000000000)) TO STDOUT";
+    let mut rows = peer.copy_out("copying without end", endless).await?;
+    assert!(rows.next().await?.is_some());
+    drop(rows);
+    drop(peer);
+    let client = site.primary.conn().await?;
+    support::wait_until("the session is gone", Duration::from_secs(20), async || {
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'warm-spare'";
+        let left: i64 = client.query_one(sql, &[]).await?.get(0);
+        if left == 0 {
+            Ok(())
+        } else {
+            Err("still there".into())
+        }
+    })
+    .await;
     Ok(())
 }

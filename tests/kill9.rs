@@ -180,3 +180,41 @@ async fn a_half_done_replacement_is_put_back_at_the_next_start() -> Result<()> {
     assert_eq!(found.as_deref(), Some(new.checksum.as_str()));
     assert_promotable(&site, "nothing").await
 }
+
+/// A first copy into a bucket that holds other bytes under the wanted keys: killed while it replaces them, it puts them
+/// back and finishes the next time, though no role is recorded yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_while_it_replaces_bytes_in_a_first_copy_it_finishes_the_next_time() -> Result<()> {
+    let site = site("replacing").await;
+    let packages = Factory::seeded()
+        .bulk_artifacts(&site.primary, 60, 3000)
+        .await?;
+    for package in &packages {
+        site.spare
+            .put(&package.key, format!("not {}", package.ident))
+            .await?;
+    }
+    let mut running = site.spawn(&["sync"]);
+    running
+        .wait_for_line(|line| line == "replacements: 60", Duration::from_secs(120))
+        .await?;
+    let state = site.spare.pg.conn("warm_spare").await?;
+    support::wait_until(
+        "the journal is written",
+        Duration::from_secs(60),
+        async || {
+            let sql = "SELECT count(*) FROM replacement";
+            let begun: i64 = state.query_one(sql, &[]).await?.get(0);
+            let switched = site.spare.pg.has_database("builder").await?;
+            if begun > 0 || switched {
+                Ok(())
+            } else {
+                Err("not yet".into())
+            }
+        },
+    )
+    .await;
+    running.kill9()?;
+    site.warm_spare(&["sync"]).await.ok();
+    assert_promotable(&site, "nothing").await
+}

@@ -177,6 +177,8 @@ impl ClientPrograms {
             command.env_remove(name);
         }
         command
+            // What they say is read by us too.
+            .env("LC_ALL", "C")
             .env("PGHOST", &to.host)
             .env("PGPORT", to.port.to_string())
             .env("PGUSER", &to.user)

@@ -113,17 +113,17 @@ pub(super) async fn connect(
     to: &Datastore,
     database: &str,
     read_only: bool,
-) -> Result<Client, DatastoreError> {
+) -> Result<(Client, Wire), DatastoreError> {
     let options = format!(
         "-c DateStyle=ISO -c IntervalStyle=postgres -c TimeZone=UTC -c extra_float_digits=3 \
          -c bytea_output=hex -c row_security=off -c default_transaction_read_only={}",
         if read_only { "on" } else { "off" }
     );
-    let client = open(side, to, database, Some(options)).await?;
+    let (client, wire) = open(side, to, database, Some(options)).await?;
     lift_time_outs(&client)
         .await
         .map_err(|e| DatastoreError::of(side, &address(to), "preparing the session", &e))?;
-    Ok(client)
+    Ok((client, wire))
 }
 
 /// Opens a session as any client would, with the database's and the role's own settings.
@@ -131,7 +131,7 @@ pub(super) async fn connect_plainly(
     side: Side,
     to: &Datastore,
     database: &str,
-) -> Result<Client, DatastoreError> {
+) -> Result<(Client, Wire), DatastoreError> {
     open(side, to, database, None).await
 }
 
@@ -140,7 +140,7 @@ async fn open(
     to: &Datastore,
     database: &str,
     options: Option<String>,
-) -> Result<Client, DatastoreError> {
+) -> Result<(Client, Wire), DatastoreError> {
     let mut config = tokio_postgres::Config::new();
     config
         .host(&to.host)
@@ -175,18 +175,16 @@ async fn open(
     let opening = async {
         if to.ssl_mode == SslMode::Disable {
             let (client, connection) = config.connect(NoTls).await?;
-            drive(side, connection);
-            return Ok(client);
+            return Ok((client, drive(side, connection)));
         }
         let tls = MakeRustlsConnect::new(tls::client_config(side, to).map_err(Opening::Prepared)?);
         let (client, connection) = config.connect(tls).await?;
-        drive(side, connection);
-        Ok(client)
+        Ok((client, drive(side, connection)))
     };
     let doing = format!("connecting to database {database} as {}", to.user);
     // The library's own limit covers only the TCP connection, not a server that accepts and never answers.
     match tokio::time::timeout(2 * CONNECT_TIMEOUT, opening).await {
-        Ok(Ok(client)) => Ok(client),
+        Ok(Ok(opened)) => Ok(opened),
         Ok(Err(Opening::Failed(e))) => Err(DatastoreError::of(side, &address(to), &doing, &e)),
         Ok(Err(Opening::Prepared(e))) => Err(e),
         Err(_) => Err(DatastoreError::new(
@@ -210,17 +208,28 @@ impl From<tokio_postgres::Error> for Opening {
     }
 }
 
-/// The connection's own task; it ends with the client, and its error reaches the client's calls as well.
-fn drive<S, T>(side: Side, connection: tokio_postgres::Connection<S, T>)
+/// The task that carries a connection. Dropped, it closes the socket at once, whatever is still on its way: left alone,
+/// the library would read a running COPY to its end first, and hold its locks as long.
+pub(super) struct Wire(tokio::task::AbortHandle);
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+fn drive<S, T>(side: Side, connection: tokio_postgres::Connection<S, T>) -> Wire
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
     T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
-    tokio::spawn(async move {
+    let task = tokio::spawn(async move {
+        // Its error reaches the client's calls as well.
         if let Err(error) = connection.await {
             log::debug!("{side} datastore: a connection ended: {error}");
         }
     });
+    Wire(task.abort_handle())
 }
 
 /// A server-wide idle-in-transaction limit kills an exported snapshot. Only the limits that this server knows are set:

@@ -17,7 +17,7 @@ pub enum FenceError {
     #[error(transparent)]
     Datastore(#[from] DatastoreError),
     #[error(
-        "the local database {database} is not fenced: a plain session of user {user} can write in it, \
+        "the local database {database} is not fenced: user {user} can write in it, \
          although its default_transaction_read_only is on. Look for a setting of that role: \
          ALTER ROLE {user} RESET default_transaction_read_only, or \
          ALTER ROLE {user} IN DATABASE {database} RESET default_transaction_read_only"
@@ -56,7 +56,7 @@ pub async fn raise_fence(
     for _ in 0..LEAVING_TRIES {
         end_sessions(session, database).await?;
         if sessions(session, database).await? == 0 {
-            return prove_fence(local, database).await;
+            return prove_fence(session, local, database).await;
         }
         tokio::time::sleep(LEAVING_STEP).await;
     }
@@ -91,9 +91,31 @@ async fn sessions(session: &LocalSession, database: &str) -> Result<i64, Datasto
     Ok(row.get(0))
 }
 
-/// Connects as a plain client does and tries to write; being refused is the proof.
-pub async fn prove_fence(local: &Datastore, database: &str) -> Result<(), FenceError> {
-    let plain = super::datastore::connect_plainly(Side::Local, local, database).await?;
+/// Connects as a plain client does and tries to write; being refused is the proof. It covers our own user; of others it
+/// is enough that none has a setting that goes before the database's.
+pub async fn prove_fence(
+    session: &LocalSession,
+    local: &Datastore,
+    database: &str,
+) -> Result<(), FenceError> {
+    let open = |user: &str| FenceError::Open {
+        database: database.to_string(),
+        user: user.to_string(),
+    };
+    let sql = "SELECT r.rolname::text FROM pg_db_role_setting s JOIN pg_roles r ON r.oid = s.setrole \
+               WHERE s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = $1)) \
+                 AND 'default_transaction_read_only=off' = ANY (s.setconfig)";
+    let exempt = session
+        .query(
+            "looking for roles that the fence does not hold",
+            sql,
+            &[&database],
+        )
+        .await?;
+    if let Some(row) = exempt.first() {
+        return Err(open(row.get(0)));
+    }
+    let (plain, _wire) = super::datastore::connect_plainly(Side::Local, local, database).await?;
     let sql = "BEGIN; CREATE TABLE warm_spare_fence_probe (); ROLLBACK";
     match plain.batch_execute(sql).await {
         Err(e) if e.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION) => Ok(()),
@@ -104,9 +126,6 @@ pub async fn prove_fence(local: &Datastore, database: &str) -> Result<(), FenceE
             &e,
         )
         .into()),
-        Ok(()) => Err(FenceError::Open {
-            database: database.to_string(),
-            user: local.user.clone(),
-        }),
+        Ok(()) => Err(open(&local.user)),
     }
 }

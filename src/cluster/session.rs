@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use std::pin::Pin;
 use std::time::Duration;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, CopyInSink, Row};
 
@@ -17,6 +18,7 @@ type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
 
 struct Session {
     client: Client,
+    _wire: datastore::Wire,
     side: Side,
     address: String,
 }
@@ -28,8 +30,10 @@ impl Session {
         database: &str,
         read_only: bool,
     ) -> Result<Self, DatastoreError> {
+        let (client, wire) = datastore::connect(side, to, database, read_only).await?;
         Ok(Session {
-            client: datastore::connect(side, to, database, read_only).await?,
+            client,
+            _wire: wire,
             side,
             address: datastore::address(to),
         })
@@ -145,14 +149,19 @@ impl PeerSession {
 
     /// Starts a transaction that sees what the exported snapshot sees.
     pub async fn adopt(&self, snapshot: &Snapshot) -> Result<(), DatastoreError> {
-        self.batch(
-            "adopting the snapshot",
-            &format!(
-                "BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
-                quote_literal(&snapshot.0)
-            ),
-        )
-        .await
+        let sql = format!(
+            "BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
+            quote_literal(&snapshot.0)
+        );
+        self.batch("adopting the snapshot", &sql)
+            .await
+            .map_err(|mut error| {
+                // The session that exported it has ended: not a wrong statement, but a lost connection.
+                if error.sql_state == Some(SqlState::INVALID_PARAMETER_VALUE) {
+                    error.fault = DatastoreFault::Unreachable;
+                }
+                error
+            })
     }
 
     /// Ends the transaction, and with it every lock that it held.

@@ -30,32 +30,32 @@ async fn look(config: &Config) -> Result<Facts, PassError> {
 }
 
 fn print(config: &Config, path: &Path, facts: Option<&Facts>) {
-    println!("{}: good.", path.display());
+    say!("{}: good.", path.display());
     for (name, side) in [("local", &config.local), ("peer", &config.peer)] {
-        println!(
+        say!(
             "{name} datastore: {} (from {})",
             datastore(side),
             side.datastore.source
         );
-        println!(
+        say!(
             "{name} artifact store: {} (from {})",
             bucket(side),
             side.s3.source
         );
     }
     let Some(facts) = facts else {
-        println!("Nothing was connected to; --connect does.");
+        say!("Nothing was connected to; --connect does.");
         return;
     };
-    println!("Both sides answer, and are two.");
-    println!(
+    say!("Both sides answer, and are two.");
+    say!(
         "The primary has {} in {}; the schema travels by {}/pg_dump (PostgreSQL {}).",
         show::count(facts.packages as u64, "package"),
         ByteSize(facts.database_bytes as u64),
         facts.clients.directory.display(),
         facts.clients.major
     );
-    println!("A copy can be made: `warm-spare sync`.");
+    say!("A copy can be made: `warm-spare sync`.");
 }
 
 fn datastore(side: &Side) -> String {

@@ -1,5 +1,13 @@
 //! The command line: one file for each verb, all of one shape: `run(&Config, …) -> ExitCode`.
 
+/// A line on standard output. A reader that has gone is no failure of the verb.
+macro_rules! say {
+    ($($arguments:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stdout(), $($arguments)*);
+    }};
+}
+
 mod check_config;
 mod show;
 mod sync;

@@ -102,7 +102,7 @@ impl Listener for Lines {
 }
 
 pub fn json(document: &serde_json::Value) {
-    println!("{document:#}");
+    say!("{document:#}");
 }
 
 /// Prints the error and what to do about it; returns the exit code.

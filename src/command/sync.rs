@@ -61,7 +61,7 @@ fn print(config: &Config, report: &Report) {
     let point = match &report.outcome {
         Outcome::Copied(copied) => {
             let rows: u64 = copied.contents.values().map(|content| content.rows()).sum();
-            println!(
+            say!(
                 "Copied {} ({} in {}).",
                 show::count(report.packages, "package"),
                 show::count(rows, "row"),
@@ -70,53 +70,53 @@ fn print(config: &Config, report: &Report) {
             &copied.point
         }
         Outcome::Unchanged(point) => {
-            println!(
+            say!(
                 "Nothing new on the primary: {} as before.",
                 show::count(report.packages, "package")
             );
             point
         }
     };
-    println!(
+    say!(
         "Artifacts: {} ({}) copied, {} found in the bucket and checked; the others were there.",
         report.artifacts.copied,
         ByteSize(report.artifacts.copied_bytes),
         report.artifacts.verified
     );
-    println!("Recovery point: {}", describe(point));
+    say!("Recovery point: {}", describe(point));
     if let Outcome::Copied(copied) = &report.outcome {
         if let Some(generation) = &copied.generation {
-            println!("The replaced database is kept as {generation}.");
+            say!("The replaced database is kept as {generation}.");
         }
         for name in &copied.dropped {
-            println!(
+            say!(
                 "Dropped {name}: replication.keep_generations = {}.",
                 config.replication.keep_generations
             );
         }
         if copied.vanished > 0 {
-            println!(
+            say!(
                 "{} gone from the primary since.",
                 show::count(copied.vanished, "package")
             );
         }
     }
-    println!(
+    say!(
         "Fence: database {} is read-only for everybody but warm-spare.",
         config.local.datastore.database
     );
     if report.fence_reset {
-        println!("WARNING: the fence had been lifted by somebody; it was set again.");
+        say!("WARNING: the fence had been lifted by somebody; it was set again.");
     }
     if report.unavailable.is_empty() {
-        println!("Missing or damaged on the primary: none.");
+        say!("Missing or damaged on the primary: none.");
     } else {
-        println!(
+        say!(
             "WARNING: {} missing or damaged on the primary:",
             show::count(report.unavailable.len() as u64, "artifact")
         );
         for (key, reason) in &report.unavailable {
-            println!("  {reason} {key}");
+            say!("  {reason} {key}");
         }
     }
 }

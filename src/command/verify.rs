@@ -29,14 +29,14 @@ pub async fn run(config: &Config, deep: bool, as_json: bool) -> u8 {
 }
 
 fn print(found: &Verification) {
-    println!("Recovery point: {}", describe(&found.point));
-    println!(
+    say!("Recovery point: {}", describe(&found.point));
+    say!(
         "Tables: {} with {} compared by content.",
         found.tables,
         show::count(found.rows, "row")
     );
     if found.deep {
-        println!(
+        say!(
             "Artifacts: {} ({}) read and compared by checksum; {} good, {} by keys that the database does not hold.",
             found.artifacts,
             ByteSize(found.artifact_bytes),
@@ -44,15 +44,15 @@ fn print(found: &Verification) {
             found.signatures_unknown
         );
     } else {
-        println!(
+        say!(
             "Artifacts: {} compared by presence and length (--deep reads them).",
             found.artifacts
         );
     }
     for (key, reason) in &found.unavailable {
-        println!("Known to be {reason} on the primary: {key}");
+        say!("Known to be {reason} on the primary: {key}");
     }
-    println!(
+    say!(
         "Primary: {}",
         match found.newer {
             Some(true) => "has newer changes; `warm-spare sync` brings them",
@@ -61,12 +61,14 @@ fn print(found: &Verification) {
         }
     );
     for difference in &found.differences {
-        println!(
+        say!(
             "DIFFERENT {} {}: {}",
-            difference.kind, difference.name, difference.text
+            difference.kind,
+            difference.name,
+            difference.text
         );
     }
-    println!(
+    say!(
         "{}.",
         match found.differences.len() {
             0 => "No differences".to_string(),

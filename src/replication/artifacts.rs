@@ -38,7 +38,8 @@ pub struct Unavailable {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Swap {
     pub key: String,
-    pub old: Checksum,
+    /// None: nothing lies there now.
+    pub old: Option<Checksum>,
     pub new: Checksum,
 }
 
@@ -171,19 +172,23 @@ async fn settle(courier: &Courier, todo: &Todo) -> Result<Settled, PassError> {
         // Never hashed here, or written since: read once.
         (Some(_), None) => courier.hash_local(&todo.key).await?,
     };
-    let Some((found, stored)) = lies_there else {
-        return deliver(courier, todo, &todo.key).await;
-    };
-    if found == todo.checksum {
-        return Ok(Settled::Verified(stored));
+    if let Some((found, stored)) = &lies_there
+        && *found == todo.checksum
+    {
+        return Ok(Settled::Verified(stored.clone()));
     }
-    // Wrong bytes under a key for which the visible row wants the very bytes that we are about to bring: mended in place.
-    if todo.visible == Some(todo.checksum) {
+    // Nothing there that a visible row could miss, or wrong bytes where the visible row wants the very bytes that we are
+    // about to bring: put in place at once.
+    let in_place = match todo.visible {
+        None => lies_there.is_none(),
+        Some(visible) => visible == todo.checksum,
+    };
+    if in_place {
         return deliver(courier, todo, &todo.key).await;
     }
     let swap = Swap {
         key: todo.key.clone(),
-        old: found,
+        old: lies_there.map(|(found, _)| found),
         new: todo.checksum,
     };
     let waiting = format!("{STAGED}{}", todo.checksum);

@@ -13,8 +13,10 @@ use super::inventory::UNSOUND;
 use super::switch::{self, Arrival, Properties};
 use super::{guard, replacements, tables};
 use crate::cluster::{
-    CopiedPoint, LocalSession, PeerSession, Snapshot, StateError, quote_ident, set_fence,
+    CopiedPoint, DatastoreFault, LocalSession, PeerSession, Snapshot, StateError, quote_ident,
+    set_fence,
 };
+use crate::config::Config;
 use crate::observe::Phase;
 use std::collections::{BTreeMap, HashSet};
 use tempfile::TempDir;
@@ -24,8 +26,8 @@ pub struct Baseline<'a> {
     pub work: &'a Work<'a>,
     pub facts: &'a Facts,
     pub visible_rows: u64,
-    /// Keys that are recorded as unavailable in it.
-    pub known_unavailable: HashSet<String>,
+    /// Bytes (key and checksum) that are recorded as unavailable in it.
+    pub known_unavailable: HashSet<(String, String)>,
 }
 
 /// What a finished baseline did.
@@ -39,76 +41,106 @@ pub struct Copied {
     pub dropped: Vec<String>,
 }
 
+/// The database that is being filled; nobody but us ever sees it under this name.
+pub struct Incoming {
+    name: String,
+    /// Of the replaced database, where that is not our own user.
+    owner: Option<String>,
+    properties: Properties,
+}
+
+pub fn incoming_name(config: &Config) -> String {
+    format!("{}_incoming", config.local.datastore.database)
+}
+
+impl Incoming {
+    pub async fn create(work: &Work<'_>, facts: &Facts) -> Result<Incoming, PassError> {
+        let local = &work.config.local.datastore;
+        let name = incoming_name(work.config);
+        let session = work.state.session();
+        let properties = switch::properties(session, &local.database, &name).await?;
+        let owner = properties
+            .owner
+            .clone()
+            .filter(|owner| *owner != local.user);
+        let mut sql = format!(
+            "CREATE DATABASE {} TEMPLATE template0 {}",
+            quote_ident(&name),
+            facts.locale
+        );
+        if let Some(owner) = &owner {
+            sql.push_str(&format!(" OWNER {}", quote_ident(owner)));
+        }
+        session
+            .long("creating the incoming database", &sql)
+            .await
+            .map_err(|error| match error.fault {
+                DatastoreFault::Statement => PassError::Unfit {
+                    check: "locale",
+                    text: format!("{error} ({})", facts.locale),
+                    next_step: "give the spare's system the locale of the primary's database"
+                        .into(),
+                },
+                _ => error.into(),
+            })?;
+        Ok(Incoming {
+            name,
+            owner,
+            properties,
+        })
+    }
+
+    /// Best effort: the next pass drops it anyway, but its disk space is wanted now.
+    pub async fn give_up(&self, work: &Work<'_>) {
+        if let Err(error) = switch::drop_database(work.state.session(), &self.name).await {
+            log::debug!("{error}");
+        }
+    }
+}
+
 impl Baseline<'_> {
-    pub async fn run(&self) -> Result<Copied, PassError> {
-        let incoming = incoming_name(self.work.config);
+    pub async fn run(&self, incoming: Incoming) -> Result<Copied, PassError> {
         let copied = self.fill_and_switch(&incoming).await;
         if copied.is_err() {
-            // Best effort: the next pass drops it anyway, but its disk space is wanted now.
-            let _ = switch::drop_database(self.work.state.session(), &incoming).await;
+            incoming.give_up(self.work).await;
         }
         copied
     }
 
-    async fn fill_and_switch(&self, incoming: &str) -> Result<Copied, PassError> {
-        let visible = &self.work.config.local.datastore.database;
-        let properties = switch::properties(self.work.state.session(), visible, incoming).await?;
-        let owner = properties
-            .owner
-            .clone()
-            .filter(|name| *name != self.work.config.local.datastore.user);
-        self.create(incoming, owner.as_deref()).await?;
+    async fn fill_and_switch(&self, incoming: &Incoming) -> Result<Copied, PassError> {
+        let (name, owner) = (incoming.name.as_str(), incoming.owner.as_deref());
         let scratch = scratch()?;
         let archive = scratch.path().join("schema.dump");
-        let copying = self.copy_rows(incoming, owner.as_deref(), &archive);
-        let (point, contents, sequences) =
-            guard::guarded(&self.work.config.peer.datastore, copying).await?;
+        let copying = self.copy_rows(name, owner, &archive);
+        let peer = &self.work.config.peer.datastore;
+        let (point, contents, sequences) = guard::guarded(peer, copying).await?;
 
         self.work.progress.begin(Phase::Indexes, 0);
         let target = &self.work.config.local.datastore;
         let jobs = self.work.config.replication.jobs;
         self.facts
             .clients
-            .restore(
-                target,
-                incoming,
-                "post-data",
-                &archive,
-                jobs,
-                owner.as_deref(),
-            )
+            .restore(target, name, "post-data", &archive, jobs, owner)
             .await?;
-        let inside = LocalSession::open(target, incoming).await?;
+        let inside = LocalSession::open(target, name).await?;
         for statement in &sequences {
             inside.batch("setting a sequence", statement).await?;
         }
         inside.long("collecting statistics", "ANALYZE").await?;
 
         let (gated, shrinkage, unsound) = self.remaining_artifacts(&inside).await?;
-        let round = gated.round;
-        self.record_inside(&inside, &point, &round, &unsound)
+        self.record_inside(&inside, &point, &gated.round, &unsound)
             .await?;
         drop(inside);
-        self.work.judge(shrinkage.clone()).await?;
-        self.finish(incoming, &properties, point, contents, round, shrinkage)
-            .await
-    }
-
-    async fn create(&self, incoming: &str, owner: Option<&str>) -> Result<(), PassError> {
-        let owner = owner
-            .map(|name| format!(" OWNER {}", quote_ident(name)))
-            .unwrap_or_default();
-        let sql = format!(
-            "CREATE DATABASE {} TEMPLATE template0 {}{owner}",
-            quote_ident(incoming),
-            self.facts.locale
-        );
-        Ok(self
-            .work
-            .state
-            .session()
-            .long("creating the incoming database", &sql)
-            .await?)
+        let approved = self.work.judge(shrinkage.clone()).await?;
+        let filled = Filled {
+            point,
+            contents,
+            round: gated.round,
+            shrinkage,
+            approved,
+        };
+        self.finish(incoming, filled).await
     }
 
     /// From the exported snapshot to the last row. Only in here are there transactions of ours on the primary.
@@ -126,6 +158,7 @@ impl Baseline<'_> {
         let holder = PeerSession::open(peer).await?;
         let snapshot = holder.export_snapshot().await?;
         let mut point = self.point(&holder).await?;
+        let names = tables::sequence_names(&holder).await?;
         let tables = tables::peer_tables(&holder).await?;
 
         self.work.progress.begin(Phase::Schema, 0);
@@ -154,7 +187,7 @@ impl Baseline<'_> {
         holder.end().await?;
         // Read after the rows, in a transaction of their own: never behind them.
         let reader = PeerSession::open(peer).await?;
-        let sequences = tables::sequence_values(&reader).await?;
+        let sequences = tables::sequence_values(&reader, &names).await?;
         point.sequences = digest(&sequences);
         log::debug!(
             "{} tables copied into {incoming} on {}:{}",
@@ -275,69 +308,86 @@ impl Baseline<'_> {
         Ok(())
     }
 
-    async fn finish(
-        &self,
-        incoming: &str,
-        properties: &Properties,
-        point: CopiedPoint,
-        contents: BTreeMap<String, ContentHash>,
-        round: Round,
-        shrinkage: Shrinkage,
-    ) -> Result<Copied, PassError> {
-        let session = self.work.state.session();
-        switch::apply(session, properties).await?;
-        set_fence(session, incoming).await?;
+    async fn finish(&self, incoming: &Incoming, filled: Filled) -> Result<Copied, PassError> {
+        let Work {
+            config,
+            state,
+            courier,
+            ..
+        } = self.work;
+        switch::apply(state.session(), &incoming.properties).await?;
+        set_fence(state.session(), &incoming.name).await?;
+        let staged = &filled.round.staged;
         let step = self
             .work
             .progress
-            .begin(Phase::Replacements, round.staged.len() as u64);
-        if !round.staged.is_empty() {
-            replacements::carry_out(&round.staged, self.work.state, self.work.courier, &step)
-                .await?;
+            .begin(Phase::Replacements, staged.len() as u64);
+        if !staged.is_empty() {
+            replacements::carry_out(staged, state, courier, &step).await?;
         }
         self.work.progress.begin(Phase::Switch, 0);
         let generation = self.facts.visible.then(|| {
-            let visible = &self.work.config.local.datastore.database;
+            let visible = &config.local.datastore.database;
             format!(
                 "{visible}_{}",
                 chrono::Utc::now().format("%Y%m%dt%H%M%S%3fz")
             )
         });
-        let rows = contents.values().map(ContentHash::rows).sum::<u64>();
+        let vanished = filled.shrinkage.packages.len() as u64;
+        // What an operator approved is not held against later changes.
+        let counted = |number: usize| if filled.approved { 0 } else { number as u64 };
+        let rows = filled.contents.values().map(ContentHash::rows).sum::<u64>();
         let arrival = Arrival {
-            incoming,
+            incoming: &incoming.name,
             generation: generation.clone(),
-            point: &point,
-            contents: &contents,
-            vanished_packages: shrinkage.packages.len() as u64,
-            vanished_artifacts: shrinkage.artifacts.len() as u64,
-            event: format!("{rows} rows at {} of {}", point.lsn, point.commit_time),
+            point: &filled.point,
+            contents: &filled.contents,
+            vanished_packages: counted(filled.shrinkage.packages.len()),
+            vanished_artifacts: counted(filled.shrinkage.artifacts.len()),
+            event: format!(
+                "{rows} rows at {} of {}",
+                filled.point.lsn, filled.point.commit_time
+            ),
         };
-        let switched =
-            switch::switch(self.work.config, self.work.state, self.work.lock, &arrival).await;
+        let switched = switch::switch(config, state, self.work.lock, &arrival).await;
         let superseded = matches!(switched, Err(PassError::State(StateError::Superseded)));
-        if switched.is_err() && !superseded && !round.staged.is_empty() {
+        if switched.is_err() && !superseded && !staged.is_empty() {
             // The visible database is still the old one: its bytes go back at once rather than at the next start.
             // Had the commit gone through with its answer lost, this session would be gone too, and with it the undoing.
-            replacements::undo(self.work.state, self.work.courier).await?;
+            replacements::undo(state, courier).await?;
         }
         switched?;
-        let dropped = switch::prune(self.work.config, self.work.state).await?;
-        replacements::clear_staged(self.work.courier).await?;
         Ok(Copied {
-            point,
-            contents,
-            artifacts: round,
+            dropped: self.tidy().await,
+            point: filled.point,
+            contents: filled.contents,
+            artifacts: filled.round,
             generation,
-            vanished: shrinkage.packages.len() as u64,
-            dropped,
+            vanished,
         })
+    }
+
+    /// The spare stands at the new point; what is left over is told, and tried again by the next pass.
+    async fn tidy(&self) -> Vec<String> {
+        let told = |error: &PassError| log::warn!("{error}; the copy itself is complete");
+        let dropped = switch::prune(self.work.config, self.work.state).await;
+        if let Err(error) = &dropped {
+            told(error);
+        }
+        if let Err(error) = replacements::clear_staged(self.work.courier).await {
+            told(&error);
+        }
+        dropped.unwrap_or_default()
     }
 }
 
-/// What is being filled; nobody but us ever sees it under this name.
-pub fn incoming_name(config: &crate::config::Config) -> String {
-    format!("{}_incoming", config.local.datastore.database)
+/// A database that is ready to become the visible one.
+struct Filled {
+    point: CopiedPoint,
+    contents: BTreeMap<String, ContentHash>,
+    round: Round,
+    shrinkage: Shrinkage,
+    approved: bool,
 }
 
 /// One number for all sequences: whether they moved is all that is asked of it.

@@ -294,7 +294,7 @@ async fn peer_privileges(peer: &PeerSession) -> Result<(), PassError> {
 /// Builder has neither; what we would not copy must not be lost silently.
 async fn nothing_uncopied(peer: &PeerSession) -> Result<(), PassError> {
     let sql = "SELECT (SELECT count(*) FROM pg_largeobject_metadata), \
-                 (SELECT count(*) FROM pg_class WHERE relkind IN ('p', 'f') AND relnamespace <> 'information_schema'::regnamespace)";
+                 (SELECT count(*) FROM pg_class WHERE relkind IN ('p', 'f', 'm') AND relnamespace <> 'information_schema'::regnamespace)";
     let row = peer
         .query_one("looking for what is not copied", sql, &[])
         .await?;
@@ -305,7 +305,7 @@ async fn nothing_uncopied(peer: &PeerSession) -> Result<(), PassError> {
     Err(unfit(
         "unsupported",
         format!(
-            "the primary's database has {objects} large objects and {tables} partitioned or foreign tables, which warm-spare does not copy"
+            "the primary's database has {objects} large objects and {tables} partitioned or foreign tables or materialized views, which warm-spare does not copy"
         ),
         "move them to another database; Builder uses none".into(),
     ))

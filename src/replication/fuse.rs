@@ -40,12 +40,17 @@ pub fn judge(fuse: &Fuse, shrinkage: &Shrinkage) -> Verdict {
     );
     let mut told = Vec::new();
     if exceeds(fuse, packages, before.0) && !shrinkage.packages.is_empty() {
-        told.push(format!("{packages} of {} packages would vanish", before.0));
+        told.push(format!(
+            "{packages} of {} packages would vanish{}",
+            before.0,
+            earlier(shrinkage.earlier_packages)
+        ));
     }
     if exceeds(fuse, artifacts, before.1) && !shrinkage.artifacts.is_empty() {
         told.push(format!(
-            "{artifacts} of {} artifacts are missing or damaged on the primary",
-            before.1
+            "{artifacts} of {} artifacts are missing or damaged on the primary{}",
+            before.1,
+            earlier(shrinkage.earlier_artifacts)
         ));
     }
     if told.is_empty() {
@@ -70,6 +75,13 @@ pub fn judge(fuse: &Fuse, shrinkage: &Shrinkage) -> Verdict {
         examples.join(", ")
     );
     Verdict::Blown { id, text }
+}
+
+fn earlier(count: u64) -> String {
+    match count {
+        0 => String::new(),
+        count => format!(" ({count} of them did already)"),
+    }
 }
 
 fn exceeds(fuse: &Fuse, gone: u64, of: u64) -> bool {

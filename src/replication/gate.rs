@@ -22,9 +22,13 @@ pub struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// Brings what the inventory's wanted rows lack. `known` are the keys recorded as unavailable before: only for
+    /// Brings what the inventory's wanted rows lack. `known` are the bytes (key and checksum) recorded as unavailable before: only for
     /// others is the grace waited, and only others count for the fuse.
-    pub async fn gate(&self, known: &HashSet<String>, phase: Phase) -> Result<Gated, PassError> {
+    pub async fn gate(
+        &self,
+        known: &HashSet<(String, String)>,
+        phase: Phase,
+    ) -> Result<Gated, PassError> {
         let todo = self.inventory.plan(&[]).await?;
         let step = self.progress.begin(phase, todo);
         let copies = self.config.replication.copies;
@@ -67,28 +71,34 @@ impl Work<'_> {
                 round.missing[0].key
             )));
         }
-        if let Some(key) = self.some_known_key().await?
-            && peer.head(&key).await?.is_none()
-        {
-            return Err(unfit(format!(
-                "the peer's bucket {} lacks artifacts, and {key} too, which it served before",
-                peer.bucket()
-            )));
+        let known = self.some_known_keys().await?;
+        for key in &known {
+            // One that is still served is enough: any single one may have been deleted since.
+            if peer.head(key).await?.is_some() {
+                return Ok(());
+            }
         }
-        Ok(())
+        let Some(key) = known.first() else {
+            return Ok(());
+        };
+        Err(unfit(format!(
+            "the peer's bucket {} lacks artifacts, and {} others too, which it served before (for example {key})",
+            peer.bucket(),
+            known.len()
+        )))
     }
 
-    /// A key that the primary has served before and its rows still name.
-    async fn some_known_key(&self) -> Result<Option<String>, PassError> {
+    /// Keys that are here and that the primary's rows still name.
+    async fn some_known_keys(&self) -> Result<Vec<String>, PassError> {
         let sql = "SELECT a.key FROM public.artifact a JOIN wanted w ON w.key = a.key AND w.checksum = a.checksum \
-                   ORDER BY a.verified_at DESC LIMIT 1";
+                   ORDER BY random() LIMIT 20";
         let session = self.state.session();
-        let rows = session.query("choosing a known artifact", sql, &[]).await?;
-        Ok(rows.first().map(|row| row.get(0)))
+        let rows = session.query("choosing known artifacts", sql, &[]).await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
-    /// Lets the change through, or stops and asks.
-    pub async fn judge(&self, change: Shrinkage) -> Result<(), PassError> {
+    /// Lets the change through, or stops and asks. True: an operator approved it, so it is not held against later ones.
+    pub async fn judge(&self, change: Shrinkage) -> Result<bool, PassError> {
         let sql = "SELECT coalesce(sum(packages), 0)::int8, coalesce(sum(artifacts), 0)::int8 FROM vanished \
                    WHERE time > now() - make_interval(secs => $1)";
         let window = self.config.fuse.window.as_secs_f64();
@@ -102,14 +112,14 @@ impl Work<'_> {
             ..change
         };
         match fuse::judge(&self.config.fuse, &shrinkage) {
-            Verdict::Holds => Ok(()),
+            Verdict::Holds => Ok(false),
             Verdict::Approved { id } => {
                 let text = format!("change {id} was let through by fuse.approve");
                 log::warn!("fuse: {text}");
-                let event = self
-                    .state
-                    .event("fuse_approved", &text, &self.config.change);
-                Ok(event.await?)
+                self.state
+                    .event("fuse_approved", &text, &self.config.change)
+                    .await?;
+                Ok(true)
             }
             Verdict::Blown { id, text } => {
                 self.state.event("fuse", &text, &self.config.change).await?;
@@ -132,8 +142,8 @@ pub struct Gated {
     pub newly: Vec<String>,
 }
 
-fn newly_unavailable(round: &Round, known: &HashSet<String>) -> Vec<String> {
-    let new = |item: &&Unavailable| !known.contains(&item.key);
+fn newly_unavailable(round: &Round, known: &HashSet<(String, String)>) -> Vec<String> {
+    let new = |item: &&Unavailable| !known.contains(&(item.key.clone(), item.checksum.to_string()));
     let items = round.missing.iter().chain(&round.damaged);
     items.filter(new).map(|item| item.key.clone()).collect()
 }

@@ -1,7 +1,7 @@
 //! One pass: the checks, the artifacts, and a baseline if the primary has changed.
 
 use super::artifacts::{self, Round};
-use super::baseline::{self, Baseline, Copied};
+use super::baseline::{self, Baseline, Copied, Incoming};
 use super::checks::{self, Facts};
 use super::courier::Courier;
 use super::error::PassError;
@@ -11,11 +11,12 @@ use super::guard::guarded;
 use super::inventory::{Inventory, InventoryError, UNSOUND};
 use super::{replacements, switch, tables};
 use crate::cluster::{
-    ByteBudget, CopiedPoint, LocalSession, LocalStore, PeerSession, Side, State, Store, Throttle,
-    is_fenced, prove_fence, raise_fence,
+    ByteBudget, CopiedPoint, LocalSession, LocalStore, Lock, PeerSession, Side, State, Store,
+    Throttle, is_fenced, prove_fence, raise_fence,
 };
 use crate::config::{Config, Role};
 use crate::observe::{Phase, Progress};
+use std::collections::HashSet;
 
 /// Below this many artifacts left, the snapshot is taken; the rest is copied while it stands.
 const SMALL_REST: u64 = 50;
@@ -74,24 +75,20 @@ pub async fn sync(
 ) -> Result<Report, PassError> {
     progress.begin(Phase::Checks, 0);
     let recorded = may_work(config).await?;
-    let mut mended = Mended::default();
     let mut held = None;
     if recorded {
         // What an interrupted pass left, and the fence, are ours to mend, whether the primary is there or not.
-        let state = State::open(&config.local.datastore).await?;
-        let lock = state.lock().await?;
-        mended = put_right(config, &state).await?;
-        held = Some((state, lock));
+        held = Some(Held::take(config, recorded).await?);
     }
     let ends = Ends::open(config).await?;
     let facts = checks::check(config, &ends).await?;
-    let (state, lock) = match held {
+    let Held {
+        state,
+        lock,
+        mended,
+    } = match held {
         Some(held) => held,
-        None => {
-            let state = State::open(&config.local.datastore).await?;
-            let lock = state.lock().await?;
-            (state, lock)
-        }
+        None => Held::take(config, recorded).await?,
     };
     let courier = Courier {
         peer: ends.peer_store,
@@ -120,6 +117,26 @@ pub async fn sync(
     .await
 }
 
+/// Our own state, held by us alone, and put right.
+struct Held {
+    state: State,
+    lock: Lock,
+    mended: Mended,
+}
+
+impl Held {
+    async fn take(config: &Config, recorded: bool) -> Result<Held, PassError> {
+        let state = State::open(&config.local.datastore).await?;
+        let lock = state.lock().await?;
+        let mended = put_right(config, &state, recorded).await?;
+        Ok(Held {
+            state,
+            lock,
+            mended,
+        })
+    }
+}
+
 /// What was found wrong with our own side before the pass, and put right.
 #[derive(Debug, Default, Clone, Copy)]
 struct Mended {
@@ -127,7 +144,7 @@ struct Mended {
     fence_reset: bool,
 }
 
-async fn put_right(config: &Config, state: &State) -> Result<Mended, PassError> {
+async fn put_right(config: &Config, state: &State, recorded: bool) -> Result<Mended, PassError> {
     let local = LocalStore::open(&config.local.s3)?;
     let courier = Courier {
         // Nothing is asked of the peer here.
@@ -142,7 +159,8 @@ async fn put_right(config: &Config, state: &State) -> Result<Mended, PassError> 
             "local: a pass before this one was interrupted while it replaced {undone} artifacts; they were put back"
         );
     }
-    let fence_reset = keep_fenced(config, state).await?;
+    // Before the first copy the visible database is somebody's, and no spare's.
+    let fence_reset = recorded && keep_fenced(config, state).await?;
     Ok(Mended {
         undone,
         fence_reset,
@@ -179,7 +197,11 @@ pub async fn may_work(config: &Config) -> Result<bool, PassError> {
 async fn keep_fenced(config: &Config, state: &State) -> Result<bool, PassError> {
     let database = &config.local.datastore.database;
     let there = checks::has_database(state.session(), database).await?;
-    if !there || is_fenced(state.session(), database).await? {
+    if !there {
+        return Ok(false);
+    }
+    if is_fenced(state.session(), database).await? {
+        prove_fence(state.session(), &config.local.datastore, database).await?;
         return Ok(false);
     }
     log::warn!("local: database {database} was not fenced; it is again");
@@ -220,11 +242,16 @@ impl Visible {
         self.rows.as_ref().filter(|_| self.ours)
     }
 
-    async fn unavailable(&self) -> Result<Vec<(String, String)>, PassError> {
-        match self.session_of_ours() {
-            Some(session) => unavailable(session).await,
-            None => Ok(Vec::new()),
-        }
+    /// Which bytes (key and checksum) are recorded as unavailable.
+    async fn known(&self) -> Result<HashSet<(String, String)>, PassError> {
+        let Some(session) = self.session_of_ours() else {
+            return Ok(HashSet::new());
+        };
+        let sql = "SELECT key, checksum FROM warm_spare.unavailable";
+        let rows = session
+            .query("reading what the primary lacks", sql, &[])
+            .await?;
+        Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
     }
 }
 
@@ -261,18 +288,27 @@ impl Pass<'_> {
             let round = self.mend(&visible).await?;
             return self.report(Outcome::Unchanged(point), round).await;
         }
-        let mut round = self.artifacts_first().await?;
-        let known_unavailable = visible.unavailable().await?;
+        // Before hours of copying: whether the spare can have such a database at all.
+        let incoming = Incoming::create(self.work, self.facts).await?;
+        let mut round = match self.artifacts_first().await {
+            Ok(round) => round,
+            Err(error) => {
+                incoming.give_up(self.work).await;
+                return Err(error);
+            }
+        };
+        let known_unavailable = visible.known().await?;
         drop(visible);
         let copied = Baseline {
             work: self.work,
             facts: self.facts,
             visible_rows,
-            known_unavailable: known_unavailable.into_iter().map(|(key, _)| key).collect(),
+            known_unavailable,
         }
-        .run()
+        .run(incoming)
         .await?;
-        prove_fence(&config.local.datastore, &config.local.datastore.database).await?;
+        let local = &config.local.datastore;
+        prove_fence(self.work.state.session(), local, &local.database).await?;
         round.copied += copied.artifacts.copied;
         round.copied_bytes += copied.artifacts.copied_bytes;
         round.verified += copied.artifacts.verified;
@@ -332,12 +368,15 @@ impl Pass<'_> {
             return Ok(None);
         }
         let peer = PeerSession::open(&self.work.config.peer.datastore).await?;
-        let sql = "SELECT txid_current_snapshot()::text";
+        // A crash of the primary may forget the last numbers with their commits, and give them out again; its log then
+        // stands behind where it stood.
+        let sql = "SELECT txid_current_snapshot()::text, pg_current_wal_lsn() >= $1::text::pg_lsn";
         let row = peer
-            .query_one("asking for committed transactions", sql, &[])
+            .query_one("asking for committed transactions", sql, &[&point.lsn])
             .await?;
         let same = row.get::<_, String>(0) == point.transactions
-            && baseline::digest(&tables::sequence_values(&peer).await?) == point.sequences;
+            && row.get::<_, bool>(1)
+            && baseline::digest(&sequences(&peer).await?) == point.sequences;
         Ok(same.then_some(point))
     }
 
@@ -347,10 +386,7 @@ impl Pass<'_> {
             return Ok(Round::default());
         };
         self.work.inventory.load_wanted_from(session).await?;
-        let mut before = visible.unavailable().await?;
-        // Such a row cannot be mended but by another row.
-        before.retain(|(_, reason)| reason != UNSOUND);
-        let known = before.iter().map(|(key, _)| key.clone()).collect();
+        let known = visible.known().await?;
         let gated = self.work.gate(&known, Phase::Artifacts).await?;
         let change = Shrinkage {
             artifacts: gated.newly,
@@ -420,6 +456,11 @@ impl Pass<'_> {
             fence_reset: self.mended.fence_reset,
         })
     }
+}
+
+async fn sequences(peer: &PeerSession) -> Result<Vec<String>, PassError> {
+    let names = tables::sequence_names(peer).await?;
+    tables::sequence_values(peer, &names).await
 }
 
 impl From<InventoryError> for PassError {

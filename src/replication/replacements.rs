@@ -22,20 +22,15 @@ pub async fn carry_out(
         .iter()
         .map(|swap| Replacement {
             key: swap.key.clone(),
-            old_checksum: swap.old.to_string(),
+            old_checksum: swap.old.map(|old| old.to_string()).unwrap_or_default(),
             new_checksum: swap.new.to_string(),
         })
         .collect();
     // Old bytes first, all of them: nothing has changed until the last one is safe.
     for swap in swaps {
-        place(
-            courier,
-            state,
-            &swap.key,
-            &format!("{RETIRED}{}", swap.old),
-            &swap.old,
-        )
-        .await?;
+        if let Some(old) = &swap.old {
+            place(courier, state, &swap.key, &format!("{RETIRED}{old}"), old).await?;
+        }
     }
     state.plan_replacements(&planned).await?;
     for swap in swaps {
@@ -57,6 +52,8 @@ pub async fn undo(state: &State, courier: &Courier) -> Result<usize, PassError> 
     let begun = state.replacements().await?;
     for replacement in &begun {
         let Ok(old) = Checksum::from_str(&replacement.old_checksum) else {
+            // Nothing lay there before.
+            courier.local.delete(&replacement.key).await?;
             continue;
         };
         let retired = format!("{RETIRED}{old}");

@@ -3,7 +3,7 @@
 use super::content::ContentHash;
 use super::error::PassError;
 use crate::cluster::{
-    CopiedPoint, DatastoreFault, LocalSession, Lock, State, StateError, end_sessions, quote_ident,
+    CopiedPoint, DatastoreError, LocalSession, Lock, State, StateError, end_sessions, quote_ident,
     quote_literal,
 };
 use crate::config::Config;
@@ -167,8 +167,7 @@ pub async fn switch(
             .await;
         match &error {
             // A session that could not be ended in time; the next try ends it earlier.
-            PassError::Datastore(e)
-                if e.text.contains("being accessed by other users") && tries < TRIES => {}
+            PassError::Datastore(e) if in_use(e) && tries < TRIES => {}
             _ => return Err(error),
         }
     }
@@ -306,15 +305,18 @@ pub async fn prune(config: &Config, state: &State) -> Result<Vec<String>, PassEr
     Ok(surplus)
 }
 
+/// A session on the database could not be ended in time.
+fn in_use(error: &DatastoreError) -> bool {
+    error.sql_state == Some(tokio_postgres::error::SqlState::OBJECT_IN_USE)
+}
+
 /// Ends the database's sessions and drops it. It need not be there.
 pub async fn drop_database(session: &LocalSession, name: &str) -> Result<(), PassError> {
     let sql = format!("DROP DATABASE IF EXISTS {}", quote_ident(name));
     for _ in 0..TRIES {
         end_sessions(session, name).await?;
         match session.long("dropping a database", &sql).await {
-            Err(e)
-                if e.fault == DatastoreFault::Statement
-                    && e.text.contains("being accessed by other users") => {}
+            Err(e) if in_use(&e) => {}
             other => return Ok(other?),
         }
     }

@@ -144,7 +144,7 @@ pub async fn copy_all(
                 let table = &tables[unit.table];
                 let content = copy_unit(&peer, &local, snapshot, table, &unit, throttle, step)
                     .await
-                    .map_err(|error| changed_in_form(error, table))?;
+                    .map_err(|error| changed_in_form(error, &table.full_name()))?;
                 let mut contents = contents.lock().expect("no holder panics");
                 contents
                     .entry(table.full_name())
@@ -160,7 +160,7 @@ pub async fn copy_all(
 }
 
 /// A column or table that went after the snapshot is no error of the statement: the copy begins again.
-fn changed_in_form(error: PassError, table: &Table) -> PassError {
+fn changed_in_form(error: PassError, what: &str) -> PassError {
     use tokio_postgres::error::SqlState;
     match &error {
         PassError::Datastore(e)
@@ -170,7 +170,7 @@ fn changed_in_form(error: PassError, table: &Table) -> PassError {
                     .any(|state| e.sql_state.as_ref() == Some(state)) =>
         {
             PassError::Rewritten {
-                tables: table.full_name(),
+                tables: what.to_string(),
             }
         }
         _ => error,
@@ -275,23 +275,34 @@ SELECT n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n
 WHERE c.relkind = 'S' AND n.nspname NOT IN ('information_schema', 'warm_spare') AND n.nspname !~ '^pg_'
   AND c.relpersistence <> 't' ORDER BY 1, 2";
 
-/// Every sequence's value, as statements that set it. They move outside of transactions: ahead of the rows, never behind.
-pub async fn sequence_values(peer: &PeerSession) -> Result<Vec<String>, PassError> {
-    let names = peer.query("reading the sequences", SEQUENCES, &[]).await?;
+/// The sequences that the session's snapshot sees, quoted.
+pub async fn sequence_names(peer: &PeerSession) -> Result<Vec<String>, PassError> {
+    let rows = peer.query("reading the sequences", SEQUENCES, &[]).await?;
+    let quoted = |row: &tokio_postgres::Row| {
+        format!("{}.{}", quote_ident(row.get(0)), quote_ident(row.get(1)))
+    };
+    Ok(rows.iter().map(quoted).collect())
+}
+
+/// Their values, as statements that set them. They move outside of transactions: ahead of the rows, never behind.
+pub async fn sequence_values(
+    peer: &PeerSession,
+    names: &[String],
+) -> Result<Vec<String>, PassError> {
     if names.is_empty() {
         return Ok(Vec::new());
     }
-    let selects: Vec<String> = names
-        .iter()
-        .map(|row| {
-            let name = format!("{}.{}", quote_ident(row.get(0)), quote_ident(row.get(1)));
-            let literal = crate::cluster::quote_literal(&name);
-            format!("SELECT format('SELECT setval(%L, %s, %L)', {literal}, last_value, is_called) FROM {name}")
-        })
-        .collect();
+    let select = |name: &String| {
+        let literal = crate::cluster::quote_literal(name);
+        format!(
+            "SELECT format('SELECT setval(%L, %s, %L)', {literal}, last_value, is_called) FROM {name}"
+        )
+    };
+    let selects: Vec<String> = names.iter().map(select).collect();
     let rows = peer
         .query("reading the sequences", &selects.join(" UNION ALL "), &[])
-        .await?;
+        .await
+        .map_err(|error| changed_in_form(error.into(), "its sequences"))?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 

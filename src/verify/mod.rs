@@ -37,13 +37,43 @@ pub struct Verification {
     pub newer: Option<bool>,
 }
 
+/// A pass may make another database the visible one meanwhile; so often it is begun again.
+const BEGINNINGS: usize = 3;
+
 /// `deep` reads every artifact and checks its bytes and its signature; else presence and length.
 pub async fn verify(
     config: &Config,
     deep: bool,
     progress: &Progress,
 ) -> Result<Verification, PassError> {
+    for _ in 1..BEGINNINGS {
+        let (_, before) = open(config).await?;
+        let found = look(config, deep, progress).await;
+        let (_, after) = open(config).await?;
+        if before.lsn == after.lsn && before.commit_time == after.commit_time {
+            return found;
+        }
+        log::info!(
+            "local: a pass has brought a newer recovery point meanwhile; verifying that one"
+        );
+    }
+    look(config, deep, progress).await
+}
+
+async fn look(config: &Config, deep: bool, progress: &Progress) -> Result<Verification, PassError> {
     let (state, point) = open(config).await?;
+    let replacing = state.replacements().await?.len();
+    if replacing > 0 {
+        return Err(PassError::Unfit {
+            check: "replacing",
+            text: format!(
+                "{replacing} artifacts are just being replaced, or a pass was interrupted while it did"
+            ),
+            next_step:
+                "wait for the pass under way; if there is none, `warm-spare sync` puts them back"
+                    .into(),
+        });
+    }
     let database = &config.local.datastore.database;
     let session = LocalSession::open(&config.local.datastore, database).await?;
     let mut differences = recovery_point(&session, database, &point).await?;

@@ -16,6 +16,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::Result;
@@ -40,6 +41,8 @@ pub enum Fault {
     Corrupt(u64),
     /// Forwarded after a while.
     Delay(Duration),
+    /// Forwarded once the test says so.
+    Until(watch::Receiver<bool>),
     /// No answer ever.
     Hang,
     /// The connection is closed.
@@ -196,6 +199,11 @@ async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Respo
         Fault::Corrupt(place) => Ok(forward().await?.map(|body| corrupt(body, place))),
         Fault::Delay(time) => {
             tokio::time::sleep(time).await;
+            Ok(forward().await?.map(whole))
+        }
+        Fault::Until(mut open) => {
+            // A test that is over lets everything through.
+            let _ = open.wait_for(|open| *open).await;
             Ok(forward().await?.map(whole))
         }
         Fault::Hang => std::future::pending().await,
