@@ -199,13 +199,14 @@ async fn rows(plan: &Plan) -> Result<()> {
     ];
     let fresh = "\"$BIN\"/psql -qX -d \"$ADMIN\" -c 'DROP DATABASE IF EXISTS other WITH (FORCE)' -c 'CREATE DATABASE other TEMPLATE template0'; rm -rf \"$SCRATCH\"";
     let has_pgcopydb = shell("command -v pgcopydb", &[]).is_ok();
-    let (mut ours, mut whole, mut dump, mut copydb, mut peak) =
-        (vec![], vec![], vec![], vec![], first.peak_kib);
+    let (mut peak, mut last) = (first.peak_kib, first);
+    let (mut ours, mut whole, mut dump, mut copydb) = (vec![], vec![], vec![], vec![]);
     for _ in 0..plan.runs {
         let timed = timed(&site, &["sync", "--baseline"]).await?;
         ours.push(timed.between("snapshot", None));
         whole.push(timed.between("checks", None));
         peak = peak.max(timed.peak_kib);
+        last = timed;
         shell(fresh, &environment)?;
         dump.push(shell(
             "\"$BIN\"/pg_dump -Fc -d \"$SOURCE\" | \"$BIN\"/pg_restore --no-owner -d \"$TARGET\"",
@@ -221,6 +222,23 @@ async fn rows(plan: &Plan) -> Result<()> {
     }
     let mine = line("warm-spare, snapshot to switch", &mut ours);
     line("warm-spare, the whole process", &mut whole);
+    for pair in [
+        "snapshot",
+        "schema",
+        "tables",
+        "indexes",
+        "remaining artifacts",
+        "replacements",
+        "switch",
+    ]
+    .windows(2)
+    {
+        println!(
+            "    of the last run, {:<17} {:8.2} s",
+            pair[0],
+            last.between(pair[0], Some(pair[1]))
+        );
+    }
     let theirs = line("pg_dump -Fc | pg_restore", &mut dump);
     println!(
         "  ratio to pg_dump | pg_restore      {:8.2} times as fast (wanted: 4)",

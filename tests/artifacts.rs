@@ -307,8 +307,8 @@ async fn single_losses_on_the_primary_do_not_stop_the_spare() -> Result<()> {
     let mut factory = Factory::seeded();
     let packages = factory.fill(&site.primary, 4).await?;
     site.warm_spare(&["sync"]).await.ok();
-    for number in 0..3 {
-        site.primary.delete(&packages[number].key).await?;
+    for (number, package) in packages[..3].iter().enumerate() {
+        site.primary.delete(&package.key).await?;
         let lost = factory
             .package(
                 &site.primary,

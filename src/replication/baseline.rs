@@ -334,16 +334,15 @@ impl Baseline<'_> {
             )
         });
         let vanished = filled.shrinkage.packages.len() as u64;
-        // What an operator approved is not held against later changes.
-        let counted = |number: usize| if filled.approved { 0 } else { number as u64 };
         let rows = filled.contents.values().map(ContentHash::rows).sum::<u64>();
         let arrival = Arrival {
             incoming: &incoming.name,
             generation: generation.clone(),
             point: &filled.point,
             contents: &filled.contents,
-            vanished_packages: counted(filled.shrinkage.packages.len()),
-            vanished_artifacts: counted(filled.shrinkage.artifacts.len()),
+            vanished_packages: vanished,
+            vanished_artifacts: filled.shrinkage.artifacts.len() as u64,
+            approved: filled.approved,
             event: format!(
                 "{rows} rows at {} of {}",
                 filled.point.lsn, filled.point.commit_time

@@ -131,6 +131,8 @@ pub struct Arrival<'a> {
     pub contents: &'a BTreeMap<String, ContentHash>,
     pub vanished_packages: u64,
     pub vanished_artifacts: u64,
+    /// An operator has seen and approved this change, and with it those before: the fuse counts anew.
+    pub approved: bool,
     pub event: String,
 }
 
@@ -261,7 +263,11 @@ async fn remember(
             &[&tables, &rows, &hashes],
         )
         .await?;
-    if arrival.vanished_packages + arrival.vanished_artifacts > 0 {
+    if arrival.approved {
+        session
+            .batch("letting the fuse count anew", "DELETE FROM vanished")
+            .await?;
+    } else if arrival.vanished_packages + arrival.vanished_artifacts > 0 {
         let sql = "INSERT INTO vanished (packages, artifacts) VALUES ($1, $2)";
         let (packages, artifacts) = (
             arrival.vanished_packages as i64,
