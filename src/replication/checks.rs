@@ -43,24 +43,7 @@ pub async fn check(config: &Config, ends: &Ends) -> Result<Facts, PassError> {
         major(local_version(local).await?),
         major(peer_version(peer).await?),
     );
-    for (side, found) in [("primary", peer_major), ("spare", local_major)] {
-        if found < OLDEST_MAJOR {
-            return Err(unfit(
-                "version",
-                format!("the {side}'s PostgreSQL is {found}, older than {OLDEST_MAJOR}"),
-                format!("upgrade the {side}'s datastore"),
-            ));
-        }
-    }
-    if local_major < peer_major {
-        return Err(unfit(
-            "version",
-            format!(
-                "the spare's PostgreSQL is {local_major}, the primary's is {peer_major}: an older one cannot take a newer one's data"
-            ),
-            format!("upgrade the spare's datastore to PostgreSQL {peer_major} or newer first"),
-        ));
-    }
+    versions_fit(peer_major, local_major)?;
     let clients = find_clients(peer_major, local_major).await?;
     extensions(local, peer).await?;
     local_privileges(config, local, visible).await?;
@@ -158,6 +141,29 @@ async fn is_builder(peer: &PeerSession) -> Result<(), PassError> {
         "the peer's database has no table origin_packages with ident, target and checksum: it is empty or not Builder's".into(),
         "check peer.datastore.host and peer.datastore.database".into(),
     ))
+}
+
+/// Data go from an older server to a newer one, never back.
+fn versions_fit(primary: u32, spare: u32) -> Result<(), PassError> {
+    for (side, found) in [("primary", primary), ("spare", spare)] {
+        if found < OLDEST_MAJOR {
+            return Err(unfit(
+                "version",
+                format!("the {side}'s PostgreSQL is {found}, older than {OLDEST_MAJOR}"),
+                format!("upgrade the {side}'s datastore"),
+            ));
+        }
+    }
+    if spare < primary {
+        return Err(unfit(
+            "version",
+            format!(
+                "the spare's PostgreSQL is {spare}, the primary's is {primary}: an older one cannot take a newer one's data"
+            ),
+            format!("upgrade the spare's datastore to PostgreSQL {primary} or newer first"),
+        ));
+    }
+    Ok(())
 }
 
 /// A spare's database is fenced; a copy of a copy, or of an old primary, is what exchanged ends would make.
@@ -391,6 +397,19 @@ fn locale_options(database: &str, encoding: &str, local_major: u32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn data_go_to_the_same_or_a_newer_major_only() {
+        assert!(versions_fit(15, 15).is_ok() && versions_fit(12, 17).is_ok());
+        let older = versions_fit(17, 15).expect_err("an older spare");
+        assert!(
+            older
+                .to_string()
+                .contains("the spare's PostgreSQL is 15, the primary's is 17")
+        );
+        assert!(older.next_step().contains("PostgreSQL 17"));
+        assert!(versions_fit(11, 15).is_err() && versions_fit(11, 11).is_err());
+    }
 
     #[test]
     fn a_locale_is_named_as_the_spare_understands_it() {
