@@ -20,7 +20,7 @@ pub use fence::{FenceError, end_sessions, is_fenced, prove_fence, raise_fence, s
 pub use identity::{IdentityError, differ_in_bucket, differ_in_server};
 pub(crate) use session::pipe;
 pub use session::{
-    CopyIn, CopyRows, LocalSession, PeerSession, Snapshot, quote_ident, quote_literal,
+    CopyIn, CopyRows, LocalSession, PeerSession, Session, Snapshot, quote_ident, quote_literal,
 };
 pub use state::DATABASE as STATE_DATABASE;
 pub use state::{

@@ -5,6 +5,7 @@ use super::{Side, Throttle};
 use crate::config::Datastore;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
+use std::ops::Deref;
 use std::pin::Pin;
 use std::time::Duration;
 use tokio_postgres::error::SqlState;
@@ -16,7 +17,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
 
-struct Session {
+/// What may be asked of either side: reading, and nothing else.
+pub struct Session {
     client: Client,
     _wire: datastore::Wire,
     side: Side,
@@ -65,7 +67,7 @@ impl Session {
         }
     }
 
-    async fn query(
+    pub async fn query(
         &self,
         doing: &str,
         sql: &str,
@@ -74,7 +76,20 @@ impl Session {
         self.within(doing, self.client.query(sql, params)).await
     }
 
-    async fn copy_out(&self, doing: &str, sql: &str) -> Result<CopyRows<'_>, DatastoreError> {
+    pub async fn query_one(
+        &self,
+        doing: &str,
+        sql: &str,
+        params: Params<'_>,
+    ) -> Result<Row, DatastoreError> {
+        self.within(doing, self.client.query_one(sql, params)).await
+    }
+
+    async fn batch(&self, doing: &str, sql: &str) -> Result<(), DatastoreError> {
+        self.within(doing, self.client.batch_execute(sql)).await
+    }
+
+    pub async fn copy_out(&self, doing: &str, sql: &str) -> Result<CopyRows<'_>, DatastoreError> {
         let stream = self.within(doing, self.client.copy_out(sql)).await?;
         Ok(CopyRows {
             inner: Box::pin(stream),
@@ -106,6 +121,14 @@ impl CopyRows<'_> {
 /// A session on the peer: it reads, in transactions that are read-only for the server too.
 pub struct PeerSession(Session);
 
+impl Deref for PeerSession {
+    type Target = Session;
+
+    fn deref(&self) -> &Session {
+        &self.0
+    }
+}
+
 impl PeerSession {
     pub async fn open(to: &Datastore) -> Result<Self, DatastoreError> {
         Ok(PeerSession(
@@ -113,30 +136,10 @@ impl PeerSession {
         ))
     }
 
-    pub async fn query(
-        &self,
-        doing: &str,
-        sql: &str,
-        params: Params<'_>,
-    ) -> Result<Vec<Row>, DatastoreError> {
-        self.0.query(doing, sql, params).await
-    }
-
-    pub async fn query_one(
-        &self,
-        doing: &str,
-        sql: &str,
-        params: Params<'_>,
-    ) -> Result<Row, DatastoreError> {
-        self.0
-            .within(doing, self.0.client.query_one(sql, params))
-            .await
-    }
-
     /// Starts a transaction that sees one instant of the primary, and lets other sessions see the same.
     pub async fn export_snapshot(&self) -> Result<Snapshot, DatastoreError> {
         let begin = "BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY";
-        self.batch("starting the snapshot", begin).await?;
+        self.0.batch("starting the snapshot", begin).await?;
         let row = self
             .query_one(
                 "exporting the snapshot",
@@ -153,7 +156,8 @@ impl PeerSession {
             "BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
             quote_literal(&snapshot.0)
         );
-        self.batch("adopting the snapshot", &sql)
+        self.0
+            .batch("adopting the snapshot", &sql)
             .await
             .map_err(|mut error| {
                 // The session that exported it has ended: not a wrong statement, but a lost connection.
@@ -166,16 +170,9 @@ impl PeerSession {
 
     /// Ends the transaction, and with it every lock that it held.
     pub async fn end(&self) -> Result<(), DatastoreError> {
-        self.batch("ending the snapshot's transaction", "COMMIT")
+        self.0
+            .batch("ending the snapshot's transaction", "COMMIT")
             .await
-    }
-
-    pub async fn copy_out(&self, doing: &str, sql: &str) -> Result<CopyRows<'_>, DatastoreError> {
-        self.0.copy_out(doing, sql).await
-    }
-
-    async fn batch(&self, doing: &str, sql: &str) -> Result<(), DatastoreError> {
-        self.0.within(doing, self.0.client.batch_execute(sql)).await
     }
 }
 
@@ -192,31 +189,19 @@ impl Snapshot {
 /// A session on our own server.
 pub struct LocalSession(Session);
 
+impl Deref for LocalSession {
+    type Target = Session;
+
+    fn deref(&self) -> &Session {
+        &self.0
+    }
+}
+
 impl LocalSession {
     pub async fn open(to: &Datastore, database: &str) -> Result<Self, DatastoreError> {
         Ok(LocalSession(
             Session::open(Side::Local, to, database, false).await?,
         ))
-    }
-
-    pub async fn query(
-        &self,
-        doing: &str,
-        sql: &str,
-        params: Params<'_>,
-    ) -> Result<Vec<Row>, DatastoreError> {
-        self.0.query(doing, sql, params).await
-    }
-
-    pub async fn query_one(
-        &self,
-        doing: &str,
-        sql: &str,
-        params: Params<'_>,
-    ) -> Result<Row, DatastoreError> {
-        self.0
-            .within(doing, self.0.client.query_one(sql, params))
-            .await
     }
 
     pub async fn execute(
@@ -231,7 +216,7 @@ impl LocalSession {
     }
 
     pub async fn batch(&self, doing: &str, sql: &str) -> Result<(), DatastoreError> {
-        self.0.within(doing, self.0.client.batch_execute(sql)).await
+        self.0.batch(doing, sql).await
     }
 
     /// A statement that takes as long as the data is large: no limit on its time.
@@ -241,10 +226,6 @@ impl LocalSession {
             .batch_execute(sql)
             .await
             .map_err(|e| self.0.error(doing, &e))
-    }
-
-    pub async fn copy_out(&self, doing: &str, sql: &str) -> Result<CopyRows<'_>, DatastoreError> {
-        self.0.copy_out(doing, sql).await
     }
 
     pub async fn copy_in(&self, doing: &str, sql: &str) -> Result<CopyIn<'_>, DatastoreError> {

@@ -424,56 +424,51 @@ impl LocalStore {
         &self.0
     }
 
+    /// A request that changes something; "no such key" is no answer to it.
+    async fn ask<T, F>(&self, doing: &str, request: impl Fn() -> F) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let store = &self.0;
+        store
+            .persist(doing, || async {
+                let answer = store.once(doing, request()).await?;
+                answer.ok_or_else(|| self.strange(doing))
+            })
+            .await
+    }
+
     /// Stores a whole small object. The server checks the body against its SHA-256, which the request's signature covers.
     pub async fn put(&self, key: &str, body: Bytes) -> Result<Stored, StoreError> {
         let store = &self.0;
-        let doing = format!("writing {key}");
-        let bytes = body.len() as u64;
-        store
-            .persist(&doing, || async {
-                let answer = store
-                    .once(&doing, async {
-                        store
-                            .client
-                            .put_object(
-                                store.bucket.clone(),
-                                object(key)?,
-                                SegmentedBytes::from(body.clone()),
-                            )?
-                            .build()
-                            .send()
-                            .await
-                    })
-                    .await?
-                    .ok_or_else(|| self.strange(&doing))?;
-                let etag = etag_of(answer.headers());
-                Ok(Stored { bytes, etag })
-            })
-            .await
+        let request = || async {
+            let data = SegmentedBytes::from(body.clone());
+            let put = store
+                .client
+                .put_object(store.bucket.clone(), object(key)?, data)?;
+            put.build().send().await
+        };
+        let answer = self.ask(&format!("writing {key}"), request).await?;
+        Ok(Stored {
+            bytes: body.len() as u64,
+            etag: etag_of(answer.headers()),
+        })
     }
 
     pub async fn start_upload(&self, key: &str) -> Result<Upload, StoreError> {
         let store = &self.0;
         let doing = format!("starting the upload of {key}");
-        let id = store
-            .persist(&doing, || async {
-                let answer = store
-                    .once(&doing, async {
-                        store
-                            .client
-                            .create_multipart_upload(store.bucket.clone(), object(key)?)?
-                            .build()
-                            .send()
-                            .await
-                    })
-                    .await?
-                    .ok_or_else(|| self.strange(&doing))?;
-                answer
-                    .upload_id()
-                    .await
-                    .map_err(|e| store.unexpected(&doing, &e))
-            })
-            .await?;
+        let request = || async {
+            let create = store
+                .client
+                .create_multipart_upload(store.bucket.clone(), object(key)?)?;
+            create.build().send().await
+        };
+        let answer = self.ask(&doing, request).await?;
+        let id = answer
+            .upload_id()
+            .await
+            .map_err(|e| store.unexpected(&doing, &e))?;
         Ok(Upload {
             store: self.clone(),
             key: key.to_string(),
@@ -529,28 +524,18 @@ impl Upload {
         let number = self.parts.len() as u16 + 1;
         let doing = format!("writing part {number} of {}", self.key);
         let size = body.len() as u64;
-        let etag = store
-            .persist(&doing, || async {
-                let answer = store
-                    .once(&doing, async {
-                        store
-                            .client
-                            .upload_part(
-                                store.bucket.clone(),
-                                object(&self.key)?,
-                                self.id.clone(),
-                                number,
-                                SegmentedBytes::from(body.clone()),
-                            )?
-                            .build()
-                            .send()
-                            .await
-                    })
-                    .await?
-                    .ok_or_else(|| self.store.strange(&doing))?;
-                answer.etag().map_err(|e| store.unexpected(&doing, &e))
-            })
-            .await?;
+        let request = || async {
+            let upload = store.client.upload_part(
+                store.bucket.clone(),
+                object(&self.key)?,
+                self.id.clone(),
+                number,
+                SegmentedBytes::from(body.clone()),
+            )?;
+            upload.build().send().await
+        };
+        let answer = self.store.ask(&doing, request).await?;
+        let etag = answer.etag().map_err(|e| store.unexpected(&doing, &e))?;
         self.parts.push(PartInfo {
             number,
             etag,

@@ -8,7 +8,7 @@ use super::checks::Facts;
 use super::content::ContentHash;
 use super::error::PassError;
 use super::fuse::Shrinkage;
-use super::gate::{Gated, Work};
+use super::gate::{Gated, Work, record_unavailable};
 use super::inventory::UNSOUND;
 use super::switch::{self, Arrival, Properties};
 use super::{guard, replacements, tables};
@@ -159,7 +159,7 @@ impl Baseline<'_> {
         let snapshot = holder.export_snapshot().await?;
         let mut point = self.point(&holder).await?;
         let names = tables::sequence_names(&holder).await?;
-        let tables = tables::peer_tables(&holder).await?;
+        let tables = tables::tables(&holder).await?;
 
         self.work.progress.begin(Phase::Schema, 0);
         self.dump_and_restore(&snapshot, incoming, owner, archive)
@@ -295,17 +295,7 @@ impl Baseline<'_> {
                 )
                 .await?;
         }
-        for (item, reason) in round.unavailable() {
-            let checksum = item.checksum.to_string();
-            inside
-                .execute(
-                    "recording what the primary lacks",
-                    sql,
-                    &[&item.key, &checksum, &reason],
-                )
-                .await?;
-        }
-        Ok(())
+        record_unavailable(inside, round).await
     }
 
     async fn finish(&self, incoming: &Incoming, filled: Filled) -> Result<Copied, PassError> {

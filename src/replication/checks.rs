@@ -4,7 +4,8 @@
 use super::error::PassError;
 use super::pass::Ends;
 use crate::cluster::{
-    ClientPrograms, LocalSession, PeerSession, differ_in_bucket, differ_in_server, find_clients,
+    ClientPrograms, LocalSession, PeerSession, Session, differ_in_bucket, differ_in_server,
+    find_clients,
 };
 use crate::config::Config;
 use std::path::Path;
@@ -39,10 +40,7 @@ pub async fn check(config: &Config, ends: &Ends) -> Result<Facts, PassError> {
     two_ends(config, visible, ends).await?;
     is_builder(peer).await?;
     is_primary(peer).await?;
-    let (local_major, peer_major) = (
-        major(local_version(local).await?),
-        major(peer_version(peer).await?),
-    );
+    let (local_major, peer_major) = (major(local).await?, major(peer).await?);
     versions_fit(peer_major, local_major)?;
     let clients = find_clients(peer_major, local_major).await?;
     extensions(local, peer).await?;
@@ -190,24 +188,10 @@ async fn is_primary(peer: &PeerSession) -> Result<(), PassError> {
     Ok(())
 }
 
-async fn local_version(local: &LocalSession) -> Result<i32, PassError> {
-    let sql = "SELECT current_setting('server_version_num')::int4";
-    Ok(local
-        .query_one("reading the version", sql, &[])
-        .await?
-        .get(0))
-}
-
-async fn peer_version(peer: &PeerSession) -> Result<i32, PassError> {
-    let sql = "SELECT current_setting('server_version_num')::int4";
-    Ok(peer
-        .query_one("reading the version", sql, &[])
-        .await?
-        .get(0))
-}
-
-fn major(version_num: i32) -> u32 {
-    (version_num / 10_000) as u32
+async fn major(server: &Session) -> Result<u32, PassError> {
+    let sql = "SELECT current_setting('server_version_num')::int4 / 10000";
+    let row = server.query_one("reading the version", sql, &[]).await?;
+    Ok(row.get::<_, i32>(0) as u32)
 }
 
 async fn extensions(local: &LocalSession, peer: &PeerSession) -> Result<(), PassError> {

@@ -1,12 +1,12 @@
 //! The gate in snapshot form: a set of rows passes only when each has its artifact here, or it is certain, after the
 //! grace, that the primary lacks it or has it damaged; and never more of that than the fuse allows.
 
-use super::artifacts::{self, Round, Unavailable};
+use super::artifacts::{self, Round};
 use super::courier::Courier;
 use super::error::PassError;
 use super::fuse::{self, Shrinkage, Verdict};
 use super::inventory::Inventory;
-use crate::cluster::{Lock, State};
+use crate::cluster::{LocalSession, Lock, State};
 use crate::config::Config;
 use crate::observe::{Phase, Progress};
 use std::collections::HashSet;
@@ -142,8 +142,27 @@ pub struct Gated {
     pub newly: Vec<String>,
 }
 
+/// Records, beside the rows, what passed without its artifact.
+pub async fn record_unavailable(session: &LocalSession, round: &Round) -> Result<(), PassError> {
+    let sql = "INSERT INTO warm_spare.unavailable (key, checksum, reason) VALUES ($1, $2, $3) \
+               ON CONFLICT (key) DO UPDATE SET reason = excluded.reason";
+    for (item, reason) in round.unavailable() {
+        let checksum = item.checksum.to_string();
+        session
+            .execute(
+                "recording what the primary lacks",
+                sql,
+                &[&item.key, &checksum, &reason],
+            )
+            .await?;
+    }
+    Ok(())
+}
+
 fn newly_unavailable(round: &Round, known: &HashSet<(String, String)>) -> Vec<String> {
-    let new = |item: &&Unavailable| !known.contains(&(item.key.clone(), item.checksum.to_string()));
-    let items = round.missing.iter().chain(&round.damaged);
-    items.filter(new).map(|item| item.key.clone()).collect()
+    let items = round.unavailable().map(|(item, _)| item);
+    items
+        .filter(|item| !known.contains(&(item.key.clone(), item.checksum.to_string())))
+        .map(|item| item.key.clone())
+        .collect()
 }

@@ -3,8 +3,7 @@
 //! The sets are temporary tables of the state's session, so that memory does not grow with the number of packages.
 
 use crate::cluster::{
-    Artifact, CopyRows, DatastoreError, Listed, LocalSession, LocalStore, PeerSession, StoreError,
-    Stored,
+    Artifact, DatastoreError, Listed, LocalSession, LocalStore, Session, StoreError, Stored,
 };
 use crate::package::{Checksum, Ident, Target, object_key};
 use bytes::BytesMut;
@@ -56,30 +55,17 @@ impl<'a> Inventory<'a> {
         Ok(Inventory { session })
     }
 
-    /// The rows as the primary has them now.
-    pub async fn load_wanted_from_peer(
-        &self,
-        peer: &PeerSession,
-    ) -> Result<Loaded, DatastoreError> {
-        let rows = peer.copy_out("reading the package rows", ROWS).await?;
-        self.load("wanted", rows).await
+    /// The rows as that session's database has them, the primary's or one of our own.
+    pub async fn load_wanted_from(&self, database: &Session) -> Result<Loaded, DatastoreError> {
+        self.load("wanted", database).await
     }
 
-    /// The rows of one of our own databases.
-    pub async fn load_wanted_from(
-        &self,
-        database: &LocalSession,
-    ) -> Result<Loaded, DatastoreError> {
-        let rows = database.copy_out("reading the package rows", ROWS).await?;
-        self.load("wanted", rows).await
+    pub async fn load_visible(&self, database: &Session) -> Result<Loaded, DatastoreError> {
+        self.load("visible", database).await
     }
 
-    pub async fn load_visible(&self, database: &LocalSession) -> Result<Loaded, DatastoreError> {
-        let rows = database.copy_out("reading the package rows", ROWS).await?;
-        self.load("visible", rows).await
-    }
-
-    async fn load(&self, table: &str, mut rows: CopyRows<'_>) -> Result<Loaded, DatastoreError> {
+    async fn load(&self, table: &str, database: &Session) -> Result<Loaded, DatastoreError> {
+        let mut rows = database.copy_out("reading the package rows", ROWS).await?;
         self.session
             .batch("emptying a working table", &format!("TRUNCATE {table}"))
             .await?;

@@ -22,5 +22,5 @@ pub use content::ContentHash;
 pub use courier::{Courier, Delivery};
 pub use error::{PassError, Policy};
 pub use inventory::{Inventory, InventoryError, UNSOUND};
-pub use pass::{Ends, Options, Outcome, Report, may_work, sync, unavailable};
-pub use tables::{Table, local_tables};
+pub use pass::{Ends, Options, Outcome, Report, may_work, recovery_point, sync, unavailable};
+pub use tables::{Table, tables};

@@ -6,7 +6,7 @@ use super::checks::{self, Facts};
 use super::courier::Courier;
 use super::error::PassError;
 use super::fuse::Shrinkage;
-use super::gate::Work;
+use super::gate::{Work, record_unavailable};
 use super::guard::guarded;
 use super::inventory::{Inventory, InventoryError, UNSOUND};
 use super::{replacements, switch, tables};
@@ -264,6 +264,15 @@ pub async fn unavailable(session: &LocalSession) -> Result<Vec<(String, String)>
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
+/// The LSN that a database of ours says it stands at.
+pub async fn recovery_point(session: &LocalSession) -> Result<Option<String>, PassError> {
+    let sql = "SELECT lsn::text FROM warm_spare.recovery_point";
+    let rows = session
+        .query("reading the recovery point", sql, &[])
+        .await?;
+    Ok(rows.first().map(|row| row.get(0)))
+}
+
 struct Pass<'a> {
     work: &'a Work<'a>,
     facts: &'a Facts,
@@ -320,7 +329,7 @@ impl Pass<'_> {
         let peer = &self.work.config.peer.datastore;
         guarded(peer, async {
             let session = PeerSession::open(peer).await?;
-            self.work.inventory.load_wanted_from_peer(&session).await?;
+            self.work.inventory.load_wanted_from(&session).await?;
             Ok(())
         })
         .await
@@ -356,11 +365,7 @@ impl Pass<'_> {
         ) else {
             return Ok(None);
         };
-        let sql = "SELECT lsn::text FROM warm_spare.recovery_point";
-        let rows = session
-            .query("reading the recovery point", sql, &[])
-            .await?;
-        let ours: Option<String> = rows.first().map(|row| row.get(0));
+        let ours = recovery_point(session).await?;
         let same_server = point.system_id == self.facts.system_id
             && point.timeline == self.facts.timeline
             && point.server_started == self.facts.server_started;
@@ -403,18 +408,7 @@ impl Pass<'_> {
         session
             .execute("forgetting what is there now", sql, &[&still, &UNSOUND])
             .await?;
-        let sql = "INSERT INTO warm_spare.unavailable (key, checksum, reason) VALUES ($1, $2, $3) \
-                   ON CONFLICT (key) DO UPDATE SET reason = excluded.reason";
-        for (item, reason) in round.unavailable() {
-            let checksum = item.checksum.to_string();
-            session
-                .execute(
-                    "recording what the primary lacks",
-                    sql,
-                    &[&item.key, &checksum, &reason],
-                )
-                .await?;
-        }
+        record_unavailable(session, &round).await?;
         Ok(round)
     }
 

@@ -2,7 +2,9 @@
 
 use super::content::ContentHash;
 use super::error::PassError;
-use crate::cluster::{LocalSession, PeerSession, Side, Snapshot, Throttle, pipe, quote_ident};
+use crate::cluster::{
+    LocalSession, PeerSession, Session, Side, Snapshot, Throttle, pipe, quote_ident,
+};
 use crate::config::Config;
 use crate::observe::Step;
 use std::collections::{BTreeMap, VecDeque};
@@ -76,8 +78,11 @@ WHERE c.relkind = 'r' AND c.relpersistence <> 't'
 GROUP BY n.nspname, c.relname, c.relfilenode, c.oid
 ORDER BY 6 DESC, 1, 2";
 
-fn tables_of(rows: Vec<tokio_postgres::Row>) -> Vec<Table> {
-    rows.iter()
+/// The tables that the session's transaction sees, the largest first.
+pub async fn tables(session: &Session) -> Result<Vec<Table>, PassError> {
+    let rows = session.query("reading the tables", TABLES, &[]).await?;
+    Ok(rows
+        .iter()
         .map(|row| Table {
             schema: row.get(0),
             name: row.get(1),
@@ -87,20 +92,7 @@ fn tables_of(rows: Vec<tokio_postgres::Row>) -> Vec<Table> {
             bytes: row.get(5),
             pages: row.get(6),
         })
-        .collect()
-}
-
-/// The tables that the session's snapshot sees, the largest first.
-pub async fn peer_tables(peer: &PeerSession) -> Result<Vec<Table>, PassError> {
-    Ok(tables_of(
-        peer.query("reading the tables", TABLES, &[]).await?,
-    ))
-}
-
-pub async fn local_tables(local: &LocalSession) -> Result<Vec<Table>, PassError> {
-    Ok(tables_of(
-        local.query("reading the tables", TABLES, &[]).await?,
-    ))
+        .collect())
 }
 
 /// Copies all rows; returns each table's content as the primary sent it.

@@ -7,7 +7,7 @@ mod tables;
 use crate::cluster::{CopiedPoint, LocalSession, LocalStore, PeerSession, State};
 use crate::config::Config;
 use crate::observe::Progress;
-use crate::replication::{PassError, unavailable};
+use crate::replication::{self, PassError, unavailable};
 use serde::Serialize;
 
 /// One thing that is not as it was sent.
@@ -47,8 +47,8 @@ pub async fn verify(
     progress: &Progress,
 ) -> Result<Verification, PassError> {
     for _ in 1..BEGINNINGS {
-        let (_, before) = open(config).await?;
-        let found = look(config, deep, progress).await;
+        let (state, before) = open(config).await?;
+        let found = look(config, state, &before, deep, progress).await;
         let (_, after) = open(config).await?;
         if before.lsn == after.lsn && before.commit_time == after.commit_time {
             return found;
@@ -57,11 +57,17 @@ pub async fn verify(
             "local: a pass has brought a newer recovery point meanwhile; verifying that one"
         );
     }
-    look(config, deep, progress).await
+    let (state, point) = open(config).await?;
+    look(config, state, &point, deep, progress).await
 }
 
-async fn look(config: &Config, deep: bool, progress: &Progress) -> Result<Verification, PassError> {
-    let (state, point) = open(config).await?;
+async fn look(
+    config: &Config,
+    state: State,
+    point: &CopiedPoint,
+    deep: bool,
+    progress: &Progress,
+) -> Result<Verification, PassError> {
     let replacing = state.replacements().await?.len();
     if replacing > 0 {
         return Err(PassError::Unfit {
@@ -76,12 +82,12 @@ async fn look(config: &Config, deep: bool, progress: &Progress) -> Result<Verifi
     }
     let database = &config.local.datastore.database;
     let session = LocalSession::open(&config.local.datastore, database).await?;
-    let mut differences = recovery_point(&session, database, &point).await?;
+    let mut differences = recovery_point(&session, database, point).await?;
     if !differences.is_empty() {
         // Another database altogether: comparing its tables would only bury that.
         return Ok(Verification {
             differences,
-            ..nothing(point, deep)
+            ..nothing(point.clone(), deep)
         });
     }
     let tables = tables::compare(config, &session, state.content().await?, progress).await?;
@@ -100,7 +106,7 @@ async fn look(config: &Config, deep: bool, progress: &Progress) -> Result<Verifi
     differences.extend(tables.differences);
     differences.extend(artifacts.differences);
     Ok(Verification {
-        newer: newer(config, &point).await,
+        newer: newer(config, point).await,
         tables: tables.tables,
         rows: tables.rows,
         artifacts: artifacts.checked,
@@ -109,7 +115,7 @@ async fn look(config: &Config, deep: bool, progress: &Progress) -> Result<Verifi
         signatures_unknown: artifacts.signatures_unknown,
         unavailable,
         differences,
-        ..nothing(point, deep)
+        ..nothing(point.clone(), deep)
     })
 }
 
@@ -152,12 +158,8 @@ async fn recovery_point(
         .query_one("looking for the recovery point", sql, &[])
         .await?
         .get(0);
-    let found: Option<String> = if ours {
-        let sql = "SELECT lsn::text FROM warm_spare.recovery_point";
-        let rows = session
-            .query("reading the recovery point", sql, &[])
-            .await?;
-        rows.first().map(|row| row.get(0))
+    let found = if ours {
+        replication::recovery_point(session).await?
     } else {
         None
     };

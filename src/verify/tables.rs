@@ -4,7 +4,7 @@ use super::Difference;
 use crate::cluster::{LocalSession, TableContent};
 use crate::config::Config;
 use crate::observe::{Phase, Progress, Step};
-use crate::replication::{ContentHash, PassError, Table, local_tables};
+use crate::replication::{ContentHash, PassError, Table, tables};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
@@ -20,7 +20,7 @@ pub async fn compare(
     expected: Vec<TableContent>,
     progress: &Progress,
 ) -> Result<Compared, PassError> {
-    let tables = local_tables(session).await?;
+    let tables = tables(session).await?;
     let bytes: i64 = tables.iter().map(|t| t.bytes).sum();
     let step = progress.begin(Phase::Tables, bytes.max(0) as u64);
     let found = hash_all(config, &tables, &step).await?;
