@@ -192,21 +192,12 @@ pub(super) const LOCAL_DEFAULTS: &[(&str, &str)] = &[
 /// a setting that is taken and does nothing is a promise broken in silence.
 pub(super) const NOT_BUILT: &[(&str, &[&str])] = &[
     ("role", &["primary"]),
-    ("paused", ALL),
-    ("paused_until", ALL),
-    ("quiet_until", ALL),
-    ("log_format", &["json"]),
     ("local.builder_keys_dir", ALL),
     ("local.s3.proxy", ALL),
     ("peer.s3.proxy", ALL),
     ("artifacts.mode", &["shared", "external"]),
     ("replication.mode", &["stream"]),
     ("replication.direction", &["push"]),
-    ("replication.interval", ALL),
-    ("replication.schedule", ALL),
-    ("replication.lag_warn", ALL),
-    ("replication.rpo", ALL),
-    ("replication.retry_missing", ALL),
     ("replication.artifact_retention", ALL),
     ("replication.wal_hold_limit", ALL),
     ("replication.wal_unbounded", ALL),
@@ -214,10 +205,6 @@ pub(super) const NOT_BUILT: &[(&str, &[&str])] = &[
     ("replication.publication", ALL),
     ("takeover.drain_timeout", ALL),
     ("takeover.fence_retry", ALL),
-    ("verify.schedule", ALL),
-    ("verify.deep", ALL),
-    ("http.listen", ALL),
-    ("http.port", ALL),
 ];
 
 const ALL: &[&str] = &[];

@@ -7,9 +7,8 @@ use chrono::{DateTime, Utc};
 use toml::Value;
 
 use super::endpoint;
-use super::units::{
-    expected, parse_duration, parse_rate, parse_schedule, parse_size, parse_time, quoted,
-};
+use super::schedule::Schedule;
+use super::units::{expected, parse_duration, parse_rate, parse_size, parse_time, quoted};
 
 /// What a key may hold.
 #[derive(Debug, Clone, Copy)]
@@ -47,6 +46,8 @@ pub(super) enum Checked {
     /// A size, or a rate a second.
     Bytes(u64),
     Time(DateTime<Utc>),
+    Schedule(Box<Schedule>),
+    Ip(IpAddr),
 }
 
 impl Kind {
@@ -88,11 +89,14 @@ impl Kind {
             },
             Self::Rate => return parse_rate(text).map(Checked::Bytes),
             Self::Time => return parse_time(text).map(Checked::Time),
-            Self::Cron => parse_schedule(text).map(|_| true)?,
+            Self::Cron => return Schedule::parse(text).map(|s| Checked::Schedule(Box::new(s))),
             // The directory a service is started in is nobody's choice, so a relative path would mean nothing.
             Self::Path => text.starts_with('/'),
             Self::Host => endpoint::is_host(text),
-            Self::Ip => text.parse::<IpAddr>().is_ok(),
+            Self::Ip => match text.parse() {
+                Ok(address) => return Ok(Checked::Ip(address)),
+                Err(_) => false,
+            },
             Self::Url => endpoint::parse_url(text).map(|_| true)?,
             Self::Bucket => endpoint::is_bucket_name(text),
         };

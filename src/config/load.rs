@@ -4,10 +4,15 @@ use std::fs::File;
 use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::time::Duration;
+
+use humantime::format_duration;
 
 use super::builder::{self, BuilderApi, Places};
 use super::values::Values;
-use super::{Config, ConfigError, Fuse, LogFormat, Replication, Role, sides, syntax};
+use super::{
+    Config, ConfigError, Fuse, Http, LogFormat, Replication, Role, VerifyPlan, sides, syntax,
+};
 
 /// S3 takes no smaller part of an upload in parts (but for the last), and a copy holds one at a time.
 const PART: u64 = 5 * bytesize::MIB;
@@ -55,18 +60,7 @@ fn read(path: &Path) -> std::io::Result<(String, u32)> {
 
 /// What no key can be asked alone.
 fn check_together(values: &Values) -> Result<(), ConfigError> {
-    let (rpo, interval) = (
-        values.duration("replication.rpo")?,
-        values.duration("replication.interval")?,
-    );
-    if rpo <= interval {
-        let found = humantime::format_duration(rpo);
-        let least = humantime::format_duration(interval);
-        return Err(ConfigError::key(
-            "replication.rpo",
-            format!("must exceed replication.interval ({least}), found {found}"),
-        ));
-    }
+    check_rpo(values)?;
     let copies: u64 = values.int("replication.copies")?;
     let (buffer, least) = (
         values.bytes("replication.buffer").unwrap_or_default(),
@@ -82,6 +76,30 @@ fn check_together(values: &Values) -> Result<(), ConfigError> {
         ));
     }
     Ok(())
+}
+
+/// A lag that is there by design must not make health critical.
+fn check_rpo(values: &Values) -> Result<(), ConfigError> {
+    let rpo = values.duration("replication.rpo")?;
+    let exceeds = |what: &str, least: Duration| {
+        if rpo > least {
+            return Ok(());
+        }
+        let (least, found) = (format_duration(least), format_duration(rpo));
+        let problem = format!("must exceed {what} ({least}), found {found}");
+        Err(ConfigError::key("replication.rpo", problem))
+    };
+    exceeds(
+        "replication.interval",
+        values.duration("replication.interval")?,
+    )?;
+    match values.schedule("replication.schedule") {
+        Some(schedule) => exceeds(
+            "the longest pause of replication.schedule",
+            schedule.longest_pause(),
+        ),
+        None => Ok(()),
+    }
 }
 
 /// A file with secrets in it is itself one.
@@ -133,6 +151,9 @@ fn assemble(values: &Values, local: super::Side, peer: super::Side) -> Result<Co
             _ => Role::Keep,
         },
         force_epoch: values.int("force_epoch")?,
+        paused: values.flag("paused")?,
+        paused_until: values.time("paused_until"),
+        quiet_until: values.time("quiet_until"),
         change: text("change"),
         site: text("site"),
         log_level: values
@@ -145,21 +166,38 @@ fn assemble(values: &Values, local: super::Side, peer: super::Side) -> Result<Co
         },
         local,
         peer,
-        replication: Replication {
-            jobs: values.int("replication.jobs")?,
-            copies: values.int("replication.copies")?,
-            buffer: values
-                .bytes("replication.buffer")
-                .ok_or_else(|| values.missing("replication.buffer"))?,
-            bandwidth_limit: values.bytes("replication.bandwidth_limit"),
-            gate_grace: values.duration("replication.gate_grace")?,
-            keep_generations: values.int("replication.keep_generations")?,
-        },
+        replication: replication(values)?,
         fuse: Fuse {
             max_percent: values.int("fuse.max_percent")?,
             min_count: values.int("fuse.min_count")?,
             window: values.duration("fuse.window")?,
             approve: text("fuse.approve"),
         },
+        verify: VerifyPlan {
+            schedule: values.schedule("verify.schedule").cloned(),
+            deep: values.flag("verify.deep")?,
+        },
+        http: Http {
+            listen: values.address("http.listen")?,
+            port: values.int("http.port")?,
+        },
+    })
+}
+
+fn replication(values: &Values) -> Result<Replication, ConfigError> {
+    Ok(Replication {
+        interval: values.duration("replication.interval")?,
+        schedule: values.schedule("replication.schedule").cloned(),
+        lag_warn: values.duration("replication.lag_warn")?,
+        rpo: values.duration("replication.rpo")?,
+        jobs: values.int("replication.jobs")?,
+        copies: values.int("replication.copies")?,
+        buffer: values
+            .bytes("replication.buffer")
+            .ok_or_else(|| values.missing("replication.buffer"))?,
+        bandwidth_limit: values.bytes("replication.bandwidth_limit"),
+        gate_grace: values.duration("replication.gate_grace")?,
+        retry_missing: values.duration("replication.retry_missing")?,
+        keep_generations: values.int("replication.keep_generations")?,
     })
 }

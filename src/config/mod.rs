@@ -7,6 +7,7 @@ mod endpoint;
 mod keys;
 mod kind;
 mod load;
+mod schedule;
 mod secret;
 mod sides;
 mod suggest;
@@ -17,17 +18,27 @@ mod values;
 
 pub use keys::Key;
 pub use load::load;
+pub use schedule::Schedule;
 pub use secret::{Secret, SecretSource};
 pub use units::{parse_duration, parse_rate, parse_size};
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
+
 /// A configuration in which every key was read and found good.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     pub role: Role,
     pub force_epoch: u64,
+    /// Nothing is applied; the primary is still asked for changes.
+    pub paused: bool,
+    /// The same until then.
+    pub paused_until: Option<DateTime<Utc>>,
+    /// Until then health goes no higher than a warning.
+    pub quiet_until: Option<DateTime<Utc>>,
     pub change: String,
     pub site: String,
     pub log_level: log::LevelFilter,
@@ -36,6 +47,8 @@ pub struct Config {
     pub peer: Side,
     pub replication: Replication,
     pub fuse: Fuse,
+    pub verify: VerifyPlan,
+    pub http: Http,
 }
 
 impl Config {
@@ -60,13 +73,13 @@ pub enum LogFormat {
 }
 
 /// One cluster: its datastore (PostgreSQL) and its artifact store (MinIO or S3).
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Side {
     pub datastore: Datastore,
     pub s3: S3,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Datastore {
     pub host: String,
     pub port: u16,
@@ -106,7 +119,7 @@ impl SslMode {
     }
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct S3 {
     pub backend: Backend,
     /// URL of the server: scheme, host, port; no path.
@@ -127,8 +140,16 @@ pub enum Backend {
     Aws,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Replication {
+    /// How often the primary is asked whether anything was committed.
+    pub interval: Duration,
+    /// When passes are made; None: whenever something was committed.
+    pub schedule: Option<Schedule>,
+    /// Lag above which health warns.
+    pub lag_warn: Duration,
+    /// Lag above which health is critical: longer than the interval and than any pause of the schedule.
+    pub rpo: Duration,
     /// Tables copied at once.
     pub jobs: usize,
     /// Artifacts copied at once.
@@ -139,17 +160,35 @@ pub struct Replication {
     pub bandwidth_limit: Option<u64>,
     /// How long an artifact that the primary lacks is waited for.
     pub gate_grace: Duration,
+    /// How often one that is missing or damaged on the primary is tried again.
+    pub retry_missing: Duration,
     /// Replaced databases kept.
     pub keep_generations: usize,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Fuse {
     pub max_percent: u32,
     pub min_count: u64,
     pub window: Duration,
     /// Id of the one change let through.
     pub approve: String,
+}
+
+/// When the spare is compared with what the primary sent.
+#[derive(Debug, Clone, PartialEq)]
+pub struct VerifyPlan {
+    /// None: never.
+    pub schedule: Option<Schedule>,
+    /// Whether every artifact of the local bucket is read then.
+    pub deep: bool,
+}
+
+/// Where the HTTP interface listens. Read at the start only.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Http {
+    pub listen: IpAddr,
+    pub port: u16,
 }
 
 /// What is wrong with the configuration: each error names its key.

@@ -42,7 +42,7 @@ impl fmt::Display for Secret {
 }
 
 /// Where a secret is to be had.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SecretSource {
     /// It stands in our own configuration.
     Inline(Secret),

@@ -1,12 +1,10 @@
-//! Durations, sizes, rates, times and schedules as people write them.
+//! Durations, sizes, rates and times as people write them.
 //!
 //! An error is the rest of a sentence that begins with the key: what was expected, and what was found.
 
 use std::time::Duration;
 
-use chrono::{DateTime, TimeZone as _, Utc};
-use croner::Cron;
-use croner::parser::{CronParser, Seconds, Year};
+use chrono::{DateTime, Utc};
 
 /// Longer than anybody waits, and short enough that it can be added to any date.
 const LONGEST: Duration = Duration::from_secs(3650 * 24 * 3600);
@@ -52,27 +50,6 @@ pub(super) fn parse_time(text: &str) -> Result<DateTime<Utc>, String> {
     DateTime::parse_from_rfc3339(text)
         .map(|time| time.to_utc())
         .map_err(|_| expected("a time such as \"2030-01-31T22:00:00Z\"", text))
-}
-
-/// Minute, hour, day of the month, month, day of the week; in UTC.
-pub(super) fn parse_schedule(text: &str) -> Result<Cron, String> {
-    let wrong = || expected("five cron fields (in UTC) such as \"0 3 * * *\"", text);
-    if text.split_whitespace().count() != 5 {
-        return Err(wrong());
-    }
-    let parser = CronParser::builder()
-        .seconds(Seconds::Disallowed)
-        .year(Year::Disallowed)
-        .build();
-    let cron = parser.parse(text).map_err(|_| wrong())?;
-    // The 31st of February is well-formed, and whoever wrote it waits for ever.
-    let start = Utc
-        .with_ymd_and_hms(2024, 1, 1, 0, 0, 0)
-        .single()
-        .unwrap_or_default();
-    cron.find_next_occurrence(&start, true)
-        .map_err(|_| expected("a schedule that comes round", text))?;
-    Ok(cron)
 }
 
 fn bytes(text: &str) -> Option<u64> {
@@ -154,24 +131,6 @@ mod tests {
         assert_eq!(time, parse_time("2030-01-31T22:00:00Z").unwrap());
         for bad in ["", "2030-01-31", "2030-01-31T22:00:00", "tomorrow"] {
             assert!(parse_time(bad).is_err(), "{bad:?} was accepted");
-        }
-    }
-
-    #[test]
-    fn schedules() {
-        for good in ["0 3 * * *", "*/5 * * * *", "0 0 29 2 *", "30 22 * * 1-5"] {
-            assert!(parse_schedule(good).is_ok(), "{good:?} was refused");
-        }
-        for bad in [
-            "",
-            "@daily",
-            "0 3 * *",
-            "0 0 3 * * *",
-            "61 3 * * *",
-            "0 0 31 2 *",
-            "a b c d e",
-        ] {
-            assert!(parse_schedule(bad).is_err(), "{bad:?} was accepted");
         }
     }
 

@@ -1,14 +1,17 @@
 //! The file's keys, each known and checked on its own, and where each value comes from.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use toml::{Table, Value};
 
 use super::ConfigError;
 use super::builder::{self, BuilderApi};
 use super::keys::{KEYS, Key, LOCAL_DEFAULTS, NOT_BUILT};
 use super::kind::{Checked, Kind};
+use super::schedule::Schedule;
 use super::suggest::nearest;
 
 /// Where a value comes from.
@@ -220,6 +223,34 @@ impl Values {
     pub fn duration(&self, key: &str) -> Result<Duration, ConfigError> {
         match self.0.get(key) {
             Some((Checked::Duration(duration), _)) => Ok(*duration),
+            _ => Err(self.missing(key)),
+        }
+    }
+
+    pub fn flag(&self, key: &str) -> Result<bool, ConfigError> {
+        match self.0.get(key) {
+            Some((Checked::Bool(value), _)) => Ok(*value),
+            _ => Err(self.missing(key)),
+        }
+    }
+
+    pub fn time(&self, key: &str) -> Option<DateTime<Utc>> {
+        match self.0.get(key) {
+            Some((Checked::Time(time), _)) => Some(*time),
+            _ => None,
+        }
+    }
+
+    pub fn schedule(&self, key: &str) -> Option<&Schedule> {
+        match self.0.get(key) {
+            Some((Checked::Schedule(schedule), _)) => Some(schedule),
+            _ => None,
+        }
+    }
+
+    pub fn address(&self, key: &str) -> Result<IpAddr, ConfigError> {
+        match self.0.get(key) {
+            Some((Checked::Ip(address), _)) => Ok(*address),
             _ => Err(self.missing(key)),
         }
     }

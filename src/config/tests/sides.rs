@@ -10,6 +10,10 @@ fn a_whole_configuration_arrives_whole() {
     let settings = [
         ("role", r#""spare""#),
         ("force_epoch", "7"),
+        ("paused", "true"),
+        ("paused_until", r#""2030-01-31T23:00:00+01:00""#),
+        ("quiet_until", "2031-01-31T22:00:00Z"),
+        ("log_format", r#""json""#),
         ("change", r#""CHG-1""#),
         ("site", r#""dc2""#),
         ("log_level", r#""debug""#),
@@ -25,6 +29,11 @@ fn a_whole_configuration_arrives_whole() {
         ("peer.s3.endpoint", r#""eu-central-1""#),
         ("peer.s3.bucket_name", r#""other""#),
         ("peer.s3.ca_file", r#""DIR/certificate""#),
+        ("replication.interval", r#""2m""#),
+        ("replication.schedule", r#""*/4 * * * *""#),
+        ("replication.lag_warn", r#""3m""#),
+        ("replication.rpo", r#""14m""#),
+        ("replication.retry_missing", r#""15m""#),
         ("replication.jobs", "3"),
         ("replication.copies", "4"),
         ("replication.buffer", r#""20MiB""#),
@@ -35,6 +44,10 @@ fn a_whole_configuration_arrives_whole() {
         ("fuse.min_count", "12"),
         ("fuse.window", r#""13m""#),
         ("fuse.approve", r#""f-1""#),
+        ("verify.schedule", r#""30 4 * * *""#),
+        ("verify.deep", "true"),
+        ("http.listen", r#""::1""#),
+        ("http.port", "9641"),
     ];
     for (key, value) in settings {
         site.set(key, value);
@@ -47,7 +60,15 @@ fn a_whole_configuration_arrives_whole() {
     );
     assert_eq!(
         (config.log_level, config.log_format),
-        (log::LevelFilter::Debug, LogFormat::Text)
+        (log::LevelFilter::Debug, LogFormat::Json)
+    );
+    assert_eq!(
+        (config.paused, config.paused_until, config.quiet_until),
+        (
+            true,
+            Some("2030-01-31T22:00:00Z".parse().unwrap()),
+            Some("2031-01-31T22:00:00Z".parse().unwrap())
+        )
     );
     let Side { datastore, s3 } = &config.peer;
     assert_eq!(
@@ -87,6 +108,11 @@ fn a_whole_configuration_arrives_whole() {
     assert_eq!(s3.secret_key.read("k").unwrap().expose(), "hunter2-peer");
     assert_eq!(s3.ca_file, Some(site.path("certificate")));
     let Replication {
+        interval,
+        schedule,
+        lag_warn,
+        rpo,
+        retry_missing,
         jobs,
         copies,
         buffer,
@@ -99,10 +125,28 @@ fn a_whole_configuration_arrives_whole() {
         (3, 4, 20 << 20, Some(5_000_000))
     );
     assert_eq!((gate_grace, keep_generations), (Duration::from_secs(6), 9));
+    let minutes = |n: u64| Duration::from_secs(n * 60);
+    assert_eq!((interval, lag_warn), (minutes(2), minutes(3)));
+    assert_eq!((rpo, retry_missing), (minutes(14), minutes(15)));
+    assert_eq!(schedule, Some(Schedule::parse("*/4 * * * *").unwrap()));
     assert_eq!((config.fuse.max_percent, config.fuse.min_count), (11, 12));
     assert_eq!(
         (config.fuse.window, config.fuse.approve.as_str()),
         (Duration::from_secs(780), "f-1")
+    );
+    assert_eq!(
+        config.verify,
+        VerifyPlan {
+            schedule: Some(Schedule::parse("30 4 * * *").unwrap()),
+            deep: true
+        }
+    );
+    assert_eq!(
+        config.http,
+        Http {
+            listen: "::1".parse().unwrap(),
+            port: 9641
+        }
     );
 }
 
@@ -157,6 +201,72 @@ fn defaults_are_the_references() {
     assert_eq!(replication.gate_grace, Duration::from_secs(30));
     assert_eq!((config.fuse.max_percent, config.fuse.min_count), (10, 20));
     assert_eq!(config.fuse.window, Duration::from_secs(3600));
+    let minutes = |n: u64| Duration::from_secs(n * 60);
+    assert_eq!(
+        (replication.interval, replication.lag_warn),
+        (minutes(1), minutes(1))
+    );
+    assert_eq!(
+        (replication.rpo, replication.retry_missing),
+        (minutes(5), minutes(10))
+    );
+    assert_eq!(replication.schedule, None);
+    assert_eq!(
+        (config.paused, config.paused_until, config.quiet_until),
+        (false, None, None)
+    );
+    assert_eq!(config.log_format, LogFormat::Text);
+    let nightly = Schedule::parse("0 3 * * *").unwrap();
+    assert_eq!(
+        (config.verify.schedule, config.verify.deep),
+        (Some(nightly), false)
+    );
+    assert_eq!(
+        (config.http.listen.to_string().as_str(), config.http.port),
+        ("127.0.0.1", 9640)
+    );
+}
+
+#[test]
+fn the_spare_may_be_compared_never() {
+    let mut site = Site::new(MINIMAL);
+    let config = site.set("verify.schedule", r#""""#).load().unwrap();
+    assert_eq!(config.verify.schedule, None);
+}
+
+#[test]
+fn lag_by_design_is_not_critical() {
+    let with_rpo = |rpo: &str| {
+        let mut site = Site::new(MINIMAL);
+        site.set("replication.schedule", r#""0 3 * * *""#);
+        site.set("replication.rpo", rpo).load().map(|_| ())
+    };
+    let refusal = |found: &str| {
+        Err(format!(
+            "replication.rpo: must exceed the longest pause of replication.schedule (1day), found {found}"
+        ))
+    };
+    assert_eq!(with_rpo(r#""5m""#), refusal("5m"));
+    assert_eq!(with_rpo(r#""24h""#), refusal("1day"));
+    assert_eq!(with_rpo(r#""25h""#), Ok(()));
+    assert_eq!(
+        problem("replication.interval", r#""5m""#),
+        "replication.rpo: must exceed replication.interval (5m), found 5m"
+    );
+}
+
+#[test]
+fn configurations_that_differ_are_not_equal() {
+    let config = Site::new(MINIMAL).load().unwrap();
+    assert_eq!(config, config.clone());
+    let other = Config {
+        paused: true,
+        ..config.clone()
+    };
+    assert_ne!(config, other);
+    let mut other = config.clone();
+    other.peer.s3.secret_key = SecretSource::Inline(Secret::new("hunter2-other"));
+    assert_ne!(config, other);
 }
 
 #[test]
