@@ -9,6 +9,7 @@ use std::time::Duration;
 use humantime::format_duration;
 
 use super::builder::{self, BuilderApi, Places};
+use super::kept::Accepted;
 use super::values::Values;
 use super::{
     Config, ConfigError, Fuse, Http, LogFormat, Replication, Role, VerifyPlan, sides, syntax,
@@ -22,35 +23,54 @@ const READ_BY_OTHERS: u32 = 0o004;
 
 /// Reads and checks the configuration, and every file it names. Changes nothing.
 pub fn load(path: &Path) -> Result<Config, ConfigError> {
-    load_at(path, &Places::default())
+    load_text(path).map(|(config, _)| config)
 }
 
-/// [`load`], with Builder's own files at other places.
-pub(super) fn load_at(path: &Path, places: &Places) -> Result<Config, ConfigError> {
+/// [`load`], and what is needed to keep the configuration.
+pub fn load_text(path: &Path) -> Result<(Config, Accepted), ConfigError> {
+    load_text_at(path, &Places::default())
+}
+
+/// [`load_text`], with Builder's own files at other places.
+pub(super) fn load_text_at(
+    path: &Path,
+    places: &Places,
+) -> Result<(Config, Accepted), ConfigError> {
     let (text, mode) = read(path).map_err(|source| ConfigError::Unreadable {
         path: path.to_path_buf(),
         source,
     })?;
+    accept(path, &text, mode, places)
+}
+
+/// Checks a configuration of which text and mode were read at `path`.
+pub(super) fn accept(
+    path: &Path,
+    text: &str,
+    mode: u32,
+    places: &Places,
+) -> Result<(Config, Accepted), ConfigError> {
     let table = text
         .parse::<toml::Table>()
         .map_err(|error| ConfigError::Syntax {
             path: path.to_path_buf(),
-            message: syntax(&text, &error),
+            message: syntax(text, &error),
         })?;
     let mut values = Values::read(&table)?;
     check_together(&values)?;
     values.refuse_not_built()?;
     check_mode(path, mode, &values)?;
+    let accepted = Accepted::new(table, &values);
 
     let builder = builder_api(&values, places)?;
     values.complete_local(builder.as_ref())?;
     let local = sides::local(&values, builder.as_ref(), &places.datastore_password)?;
     let peer = sides::peer(&values, &local)?;
-    assemble(&values, local, peer)
+    Ok((assemble(&values, local, peer)?, accepted))
 }
 
 /// Text and mode of one and the same file, also while it is being replaced.
-fn read(path: &Path) -> std::io::Result<(String, u32)> {
+pub(super) fn read(path: &Path) -> std::io::Result<(String, u32)> {
     let mut file = File::open(path)?;
     let mode = file.metadata()?.permissions().mode();
     let mut text = String::new();

@@ -1,9 +1,10 @@
 //! The configuration: one TOML file, every key checked and named in its error, secrets by type and from files.
 //!
-//! Reading it has no side effects. What a key means and may hold stands in `docs/reference.md`.
+//! Reading it has no side effects; [`Accepted::keep`] alone writes. What a key means and may hold stands in `docs/reference.md`.
 
 mod builder;
 mod endpoint;
+mod kept;
 mod keys;
 mod kind;
 mod load;
@@ -16,8 +17,9 @@ mod tests;
 mod units;
 mod values;
 
+pub use kept::{Accepted, data_dir, load_kept};
 pub use keys::Key;
-pub use load::load;
+pub use load::{load, load_text};
 pub use schedule::Schedule;
 pub use secret::{Secret, SecretSource};
 pub use units::{parse_duration, parse_rate, parse_size};

@@ -149,6 +149,7 @@ mod tests {
             ("0,10 * * * *", 50 * minute),
             ("0 3 * * *", day),
             ("0 0,6 * * *", 18 * hour),
+            ("0 1,2,22 * * *", 20 * hour),
             ("*/30 8-17 * * *", 14 * hour + 30 * minute),
             // From Friday to Monday.
             ("0 3 * * 1-5", 3 * day),

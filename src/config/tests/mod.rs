@@ -1,6 +1,7 @@
 //! The configuration as a whole: files in, configuration or the one right error out.
 
 mod each_key;
+mod kept;
 mod secrets;
 mod sides;
 
@@ -11,7 +12,7 @@ use std::path::PathBuf;
 use toml::{Table, Value};
 
 use super::builder::Places;
-use super::load::load_at;
+use super::load::load_text_at;
 use super::*;
 
 /// A folder with everything a configuration may name, and Builder's files where a test puts them.
@@ -97,13 +98,20 @@ impl Site {
         self
     }
 
-    fn load_with_mode(&self, mode: u32) -> Result<Config, String> {
-        let path = self.file("config.toml", &self.table.to_string(), mode);
-        let places = Places {
+    fn places(&self) -> Places {
+        Places {
             api_config: self.path("builder-api.toml"),
             datastore_password: self.path("pwfile"),
-        };
-        load_at(&path, &places).map_err(|error| error.to_string())
+        }
+    }
+
+    fn load_text(&self, mode: u32) -> Result<(Config, Accepted), String> {
+        let path = self.file("config.toml", &self.table.to_string(), mode);
+        load_text_at(&path, &self.places()).map_err(|error| error.to_string())
+    }
+
+    fn load_with_mode(&self, mode: u32) -> Result<Config, String> {
+        self.load_text(mode).map(|(config, _)| config)
     }
 
     fn load(&self) -> Result<Config, String> {
