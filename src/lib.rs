@@ -8,11 +8,13 @@ pub mod cluster;
 pub mod command;
 /// The configuration: one TOML file, every key checked and named in its error.
 pub mod config;
-/// What a pass tells while it works.
+/// What is known of a running service, and how it is shown: status, health, metrics, HTTP.
 pub mod observe;
 /// What Builder means by a package: ident, target, object key, checksum, `.hart` header and signature.
 pub mod package;
 /// The baseline: artifacts before rows, at one snapshot, behind a fuse, made visible in one transaction.
 pub mod replication;
+/// The service: role and lock, what is due when, the guard of the fence, the configuration in force.
+pub mod service;
 /// Compares what the spare has with what the primary sent.
 pub mod verify;

@@ -34,5 +34,8 @@ fn main() -> ExitCode {
             return ExitCode::from(3);
         }
     };
-    runtime.block_on(run(arguments))
+    let code = runtime.block_on(run(arguments));
+    // A look-up of a host's name may hang for long in a thread that nobody can end.
+    runtime.shutdown_background();
+    code
 }

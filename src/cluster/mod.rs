@@ -6,6 +6,7 @@
 mod clients;
 mod datastore;
 mod fence;
+mod history;
 mod identity;
 mod session;
 mod state;
@@ -17,6 +18,7 @@ mod tls;
 pub use clients::{ClientPrograms, ProgramError, find_clients};
 pub use datastore::{DatastoreError, DatastoreFault};
 pub use fence::{FenceError, end_sessions, is_fenced, prove_fence, raise_fence, set_fence};
+pub use history::{Confirmation, Event, VerificationRecord};
 pub use identity::{IdentityError, differ_in_bucket, differ_in_server};
 pub(crate) use session::pipe;
 pub use session::{

@@ -13,7 +13,6 @@ pub const DATABASE: &str = "warm_spare";
 const FORMAT: i32 = 1;
 /// Key of the advisory lock: "warm" in ASCII.
 const LOCK_KEY: i64 = 0x7761_726d;
-const EVENTS_KEPT: i64 = 1000;
 const LOCK_TRIES: u32 = 15;
 const LOCK_STEP: std::time::Duration = std::time::Duration::from_millis(200);
 
@@ -88,6 +87,7 @@ pub struct ClusterRecord {
     /// `spare`; None: this cluster was never told its role.
     pub role: Option<String>,
     pub epoch: i64,
+    pub since: DateTime<Utc>,
 }
 
 pub struct State {
@@ -140,12 +140,13 @@ impl State {
         let made = session
             .query_one(
                 "looking for our tables",
-                "SELECT to_regclass('public.meta') IS NOT NULL",
+                "SELECT to_regclass('public.verification') IS NOT NULL",
                 &[],
             )
             .await?;
         if !made.get::<_, bool>(0) {
-            // Killed between making the database and its tables: made now, in one transaction.
+            // Killed between making the database and its tables, or made by an older program, which knew fewer: made
+            // now, in one transaction.
             session.batch("making our tables", TABLES).await?;
         }
         let row = session
@@ -201,13 +202,27 @@ impl State {
         Ok(Lock { token: row.get(0) })
     }
 
+    /// Whether the lock is still the newest. Its holder may have been paused, or lost its session, without noticing.
+    pub async fn still_ours(&self, lock: Lock) -> Result<(), StateError> {
+        let row = self
+            .session
+            .query_one("reading the token", "SELECT token FROM meta", &[])
+            .await?;
+        if row.get::<_, i64>(0) == lock.token {
+            Ok(())
+        } else {
+            Err(StateError::Superseded)
+        }
+    }
+
     pub async fn cluster(&self) -> Result<ClusterRecord, StateError> {
-        let sql = "SELECT id, role, epoch FROM cluster";
+        let sql = "SELECT id, role, epoch, since FROM cluster";
         let row = self.session.query_one("reading our role", sql, &[]).await?;
         Ok(ClusterRecord {
             id: row.get(0),
             role: row.get(1),
             epoch: row.get(2),
+            since: row.get(3),
         })
     }
 
@@ -264,18 +279,6 @@ impl State {
         Ok(())
     }
 
-    pub async fn event(&self, kind: &str, text: &str, change: &str) -> Result<(), StateError> {
-        let sql = "INSERT INTO event (kind, text, change) VALUES ($1, $2, $3)";
-        self.session
-            .execute("recording an event", sql, &[&kind, &text, &change])
-            .await?;
-        let sql = "DELETE FROM event WHERE id <= (SELECT max(id) FROM event) - $1";
-        self.session
-            .execute("dropping old events", sql, &[&EVENTS_KEPT])
-            .await?;
-        Ok(())
-    }
-
     pub async fn generations(&self) -> Result<Vec<Generation>, StateError> {
         let sql = "SELECT g.name, g.created, g.pinned FROM generation g JOIN pg_database d ON d.datname = g.name \
                    ORDER BY g.created DESC, g.name DESC";
@@ -291,6 +294,17 @@ impl State {
                 pinned: row.get(2),
             })
             .collect())
+    }
+
+    /// Disk taken by all of them.
+    pub async fn generations_bytes(&self) -> Result<u64, StateError> {
+        let sql = "SELECT coalesce(sum(pg_database_size(d.oid)), 0)::int8 FROM generation g \
+                   JOIN pg_database d ON d.datname = g.name";
+        let row = self
+            .session
+            .query_one("measuring the generations", sql, &[])
+            .await?;
+        Ok(row.get::<_, i64>(0).unsigned_abs())
     }
 
     pub async fn replacements(&self) -> Result<Vec<Replacement>, StateError> {
@@ -384,6 +398,15 @@ CREATE TABLE IF NOT EXISTS vanished (
     time timestamptz NOT NULL DEFAULT now(),
     packages bigint NOT NULL,
     artifacts bigint NOT NULL);
+CREATE TABLE IF NOT EXISTS confirmation (
+    time timestamptz NOT NULL,
+    clock_offset float8 NOT NULL);
+CREATE TABLE IF NOT EXISTS verification (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    time timestamptz NOT NULL,
+    deep boolean NOT NULL,
+    differences bigint NOT NULL,
+    lsn text NOT NULL);
 INSERT INTO cluster (id, epoch, since)
     SELECT substr(md5(random()::text || clock_timestamp()::text), 1, 8), 0, now()
     WHERE NOT EXISTS (SELECT 1 FROM cluster);

@@ -4,49 +4,67 @@ use governor::clock::DefaultClock;
 use governor::state::{InMemoryState, NotKeyed};
 use governor::{Quota, RateLimiter};
 use std::num::NonZeroU32;
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// A limiter counts cells in 32 bits; a cell of a KiB reaches 4 TiB/s.
 const CELL: u64 = 1024;
 
-/// Bytes a second, all transfers together. Cloned handles share one limit.
+type Limiter = RateLimiter<NotKeyed, InMemoryState, DefaultClock>;
+
+/// Bytes a second, all transfers together. Cloned handles share one limit, which may change while they wait.
 #[derive(Clone, Default)]
-pub struct Throttle {
-    limiter: Option<Arc<RateLimiter<NotKeyed, InMemoryState, DefaultClock>>>,
-    burst: u32,
+pub struct Throttle(Arc<RwLock<Option<Rate>>>);
+
+#[derive(Clone)]
+struct Rate {
+    bytes_per_second: u64,
+    limiter: Arc<Limiter>,
+    /// In cells: a tenth of a second's worth, enough to be efficient, little enough to be even.
+    burst: NonZeroU32,
+}
+
+impl Rate {
+    fn new(bytes_per_second: u64) -> Self {
+        let cells = u32::try_from(bytes_per_second / CELL)
+            .unwrap_or(u32::MAX)
+            .max(1);
+        let per_second = NonZeroU32::new(cells).unwrap_or(NonZeroU32::MIN);
+        let burst = NonZeroU32::new(cells / 10).unwrap_or(NonZeroU32::MIN);
+        Rate {
+            bytes_per_second,
+            limiter: Arc::new(RateLimiter::direct(
+                Quota::per_second(per_second).allow_burst(burst),
+            )),
+            burst,
+        }
+    }
 }
 
 impl Throttle {
     pub fn new(bytes_per_second: Option<u64>) -> Self {
-        let Some(rate) = bytes_per_second else {
-            return Self::default();
-        };
-        let cells = u32::try_from(rate / CELL).unwrap_or(u32::MAX).max(1);
-        let per_second = NonZeroU32::new(cells).unwrap_or(NonZeroU32::MIN);
-        // A tenth of a second's worth at once: enough to be efficient, little enough to be even.
-        let burst = NonZeroU32::new(cells / 10).unwrap_or(NonZeroU32::MIN);
-        Throttle {
-            limiter: Some(Arc::new(RateLimiter::direct(
-                Quota::per_second(per_second).allow_burst(burst),
-            ))),
-            burst: burst.get(),
+        Throttle(Arc::new(RwLock::new(bytes_per_second.map(Rate::new))))
+    }
+
+    /// Takes effect on transfers under way, with their next burst. An equal limit leaves the count as it is.
+    pub fn set(&self, bytes_per_second: Option<u64>) {
+        let mut rate = self.0.write().expect("no holder panics");
+        if rate.as_ref().map(|rate| rate.bytes_per_second) != bytes_per_second {
+            *rate = bytes_per_second.map(Rate::new);
         }
     }
 
     /// Waits until `bytes` more may be moved.
     pub async fn take(&self, bytes: usize) {
-        let Some(limiter) = &self.limiter else {
-            return;
-        };
         let mut cells = u32::try_from((bytes as u64).div_ceil(CELL)).unwrap_or(u32::MAX);
-        while cells > 0 {
-            let now = cells.min(self.burst);
-            if let Some(now) = NonZeroU32::new(now) {
-                // Cannot fail: `now` never exceeds the burst.
-                let _ = limiter.until_n_ready(now).await;
-            }
-            cells -= now;
+        while let Some(wanted) = NonZeroU32::new(cells) {
+            let Some(rate) = self.0.read().expect("no holder panics").clone() else {
+                return;
+            };
+            let now = wanted.min(rate.burst);
+            // Cannot fail: `now` never exceeds the burst.
+            let _ = rate.limiter.until_n_ready(now).await;
+            cells -= now.get();
         }
     }
 }
@@ -102,6 +120,17 @@ mod tests {
     #[tokio::test]
     async fn no_limit_never_waits() {
         Throttle::new(None).take(usize::MAX).await;
+    }
+
+    #[tokio::test]
+    async fn a_limit_may_be_lifted_under_way() {
+        let throttle = Throttle::new(Some(1024 * 1024));
+        let clone = throttle.clone();
+        let moving = tokio::spawn(async move { clone.take(1 << 30).await });
+        tokio::task::yield_now().await;
+        throttle.set(None);
+        // At the first rate this would take 17 minutes.
+        moving.await.expect("it neither panics nor is cancelled");
     }
 
     #[tokio::test]

@@ -8,15 +8,21 @@ macro_rules! say {
     }};
 }
 
+mod ask;
 mod check_config;
+mod health;
+mod log_lines;
+mod run;
 mod show;
+mod status;
 mod sync;
 mod verify;
 
-use crate::config::{self, Config, LogFormat};
+use crate::config;
 use clap::{Parser, Subcommand};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// Keeps a spare cluster of Habitat Builder at a checked point of the primary's history.
 #[derive(Parser)]
@@ -39,6 +45,23 @@ pub struct Arguments {
 
 #[derive(Subcommand)]
 enum Verb {
+    /// The service: follows the primary for as long as it runs, and answers over HTTP how it stands.
+    Run,
+    /// Asks the running service how the spare stands.
+    Status,
+    /// Asks the running service for its health: one line, and 0 ok, 1 warning, 2 critical, 3 unknown.
+    Health {
+        /// Longest wait for its answer.
+        #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = config::parse_duration)]
+        timeout: Duration,
+    },
+    #[command(flatten)]
+    Once(Once),
+}
+
+/// The verbs that do one thing, by a good configuration.
+#[derive(Subcommand)]
+enum Once {
     /// Reads the configuration and says what is wrong with it.
     CheckConfig {
         /// Also connects to both sides and looks whether a copy could be made.
@@ -69,11 +92,22 @@ pub mod exit {
 
 /// Runs the verb; what it has to say is printed when it returns.
 pub async fn run(arguments: Arguments) -> ExitCode {
-    let config = match config::load(&arguments.config) {
+    let (path, json) = (&arguments.config, arguments.json);
+    let code = match arguments.verb {
+        Verb::Run => run::run(path).await,
+        Verb::Status => status::run(path, json).await,
+        Verb::Health { timeout } => health::run(path, timeout, json).await,
+        Verb::Once(verb) => run_once(verb, path, json).await,
+    };
+    code.into()
+}
+
+async fn run_once(verb: Once, path: &Path, json: bool) -> u8 {
+    let config = match config::load(path) {
         Ok(config) => config,
         Err(error) => {
             eprintln!("error: {error}");
-            if arguments.json {
+            if json {
                 show::json(&serde_json::json!({ "format": 1, "error": {
                     "code": "config",
                     "text": error.to_string(),
@@ -81,36 +115,13 @@ pub async fn run(arguments: Arguments) -> ExitCode {
                     "exit_code": exit::CONFIGURATION,
                 } }));
             }
-            return exit::CONFIGURATION.into();
+            return exit::CONFIGURATION;
         }
     };
-    start_log(&config);
-    let json = arguments.json;
-    let code = match arguments.verb {
-        Verb::CheckConfig { connect } => {
-            check_config::run(&config, &arguments.config, connect, json).await
-        }
-        Verb::Sync { baseline } => sync::run(&config, baseline, json).await,
-        Verb::Verify { deep } => verify::run(&config, deep, json).await,
-    };
-    code.into()
-}
-
-/// Our own lines at the configured level; of the libraries only warnings.
-fn start_log(config: &Config) {
-    debug_assert_eq!(
-        config.log_format,
-        LogFormat::Text,
-        "json is refused until the service is built"
-    );
-    let started = env_logger::Builder::new()
-        .filter_level(log::LevelFilter::Warn.min(config.log_level))
-        .filter_module("warm_spare", config.log_level)
-        .format_target(false)
-        .target(env_logger::Target::Pipe(Box::new(show::AroundBar)))
-        .try_init();
-    // A second start would be a library's doing; the first one's lines still appear.
-    if started.is_err() {
-        eprintln!("warning: a logger was started before ours");
+    log_lines::start(config.log_level, config.log_format);
+    match verb {
+        Once::CheckConfig { connect } => check_config::run(&config, path, connect, json).await,
+        Once::Sync { baseline } => sync::run(&config, baseline, json).await,
+        Once::Verify { deep } => verify::run(&config, deep, json).await,
     }
 }

@@ -14,7 +14,7 @@ const TRIES: usize = 6;
 
 pub async fn run(config: &Config, baseline: bool, as_json: bool) -> u8 {
     let progress = show::progress();
-    match persist(config, Options { baseline }, &progress).await {
+    match persist(config, baseline, &progress).await {
         Ok(report) => {
             drop(progress);
             if as_json {
@@ -33,7 +33,7 @@ pub async fn run(config: &Config, baseline: bool, as_json: bool) -> u8 {
 
 async fn persist(
     config: &Config,
-    options: Options,
+    baseline: bool,
     progress: &Progress,
 ) -> Result<Report, PassError> {
     let mut waits = ExponentialBuilder::default()
@@ -43,6 +43,10 @@ async fn persist(
         .with_jitter()
         .build();
     loop {
+        let options = Options {
+            baseline,
+            ..Options::default()
+        };
         let error = match sync(config, options, progress).await {
             Ok(report) => return Ok(report),
             Err(error) => error,

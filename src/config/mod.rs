@@ -187,10 +187,20 @@ pub struct VerifyPlan {
 }
 
 /// Where the HTTP interface listens. Read at the start only.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Http {
     pub listen: IpAddr,
     pub port: u16,
+}
+
+/// As the keys' defaults have it: where a service without any configuration is looked for.
+impl Default for Http {
+    fn default() -> Self {
+        Http {
+            listen: IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),
+            port: 9640,
+        }
+    }
 }
 
 /// What is wrong with the configuration: each error names its key.

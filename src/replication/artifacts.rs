@@ -132,6 +132,7 @@ async fn take(
         Settled::Copied(stored) => {
             round.copied += 1;
             round.copied_bytes += stored.bytes;
+            step.copied(stored.bytes);
             good(stored);
         }
         Settled::Verified(stored) => {

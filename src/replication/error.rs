@@ -1,7 +1,8 @@
 //! Why a pass ended early, and the one place that decides what happens then: try again, or wait for an operator.
 
 use crate::cluster::{
-    DatastoreError, FenceError, IdentityError, ProgramError, StateError, StoreError, StoreFault,
+    DatastoreError, DatastoreFault, FenceError, IdentityError, ProgramError, Side, StateError,
+    StoreError, StoreFault,
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -113,22 +114,87 @@ impl PassError {
         }
     }
 
+    fn datastore(&self) -> Option<&DatastoreError> {
+        match self {
+            PassError::Datastore(e)
+            | PassError::State(StateError::Datastore(e))
+            | PassError::Identity(IdentityError::Datastore(e))
+            | PassError::Fence(FenceError::Datastore(e)) => Some(e),
+            _ => None,
+        }
+    }
+
+    fn store(&self) -> Option<&StoreError> {
+        match self {
+            PassError::Store(e) | PassError::Identity(IdentityError::Store(e)) => Some(e),
+            _ => None,
+        }
+    }
+
+    /// Whose fault it is, where it is one side's.
+    pub fn side(&self) -> Option<Side> {
+        if let Some(error) = self.datastore() {
+            return Some(error.side);
+        }
+        if let Some(error) = self.store() {
+            return Some(error.side);
+        }
+        match self {
+            PassError::Program(ProgramError::Failed { program, .. }) if program == "pg_dump" => {
+                Some(Side::Peer)
+            }
+            PassError::Program(_)
+            | PassError::State(_)
+            | PassError::Fence(_)
+            | PassError::Scratch { .. } => Some(Side::Local),
+            PassError::Rewritten { .. } | PassError::InTheWay { .. } => Some(Side::Peer),
+            _ => None,
+        }
+    }
+
+    /// The side cannot be worked with at present: it does not answer, or does not let us in.
+    pub fn is_unreachable(&self) -> bool {
+        let datastore = self.datastore().is_some_and(|error| {
+            use DatastoreFault::{Authentication, Cancelled, NoDatabase, Tls, Unreachable};
+            matches!(
+                error.fault,
+                Unreachable | Cancelled | Authentication | Tls | NoDatabase
+            )
+        });
+        let store = self.store().is_some_and(|error| {
+            use StoreFault::{Denied, NoBucket, Tls, Unreachable};
+            matches!(error.fault, Unreachable | Denied | NoBucket | Tls)
+        });
+        let program = matches!(self, PassError::Program(ProgramError::Failed { text, .. }) if is_connection_trouble(text));
+        datastore || store || program
+    }
+
+    /// About an artifact store, and no datastore.
+    pub fn is_of_a_store(&self) -> bool {
+        self.store().is_some()
+    }
+
     /// One word for programs: the rule or check that said no, else the class.
     pub fn code(&self) -> &'static str {
+        if let Some(error) = self.store() {
+            return match error.fault {
+                StoreFault::Unsupported => "unsupported_store",
+                StoreFault::Full => "disk_full",
+                _ => "store",
+            };
+        }
+        if let Some(error) = self.datastore() {
+            return match error.fault {
+                DatastoreFault::DiskFull => "disk_full",
+                DatastoreFault::Privilege => "privilege",
+                _ => "datastore",
+            };
+        }
         match self {
             PassError::Refused { rule, .. } => rule,
             PassError::Unfit { check, .. } => check,
             PassError::Identity(IdentityError::SameServer) => "same_server",
             PassError::Identity(IdentityError::SameBucket { .. }) => "same_bucket",
-            PassError::Store(e) | PassError::Identity(IdentityError::Store(e)) => match e.fault {
-                StoreFault::Unsupported => "unsupported_store",
-                StoreFault::Full => "disk_full",
-                _ => "store",
-            },
-            PassError::Datastore(_)
-            | PassError::State(StateError::Datastore(_))
-            | PassError::Identity(IdentityError::Datastore(_))
-            | PassError::Fence(FenceError::Datastore(_)) => "datastore",
             PassError::State(StateError::Newer { .. }) => "newer_format",
             PassError::State(StateError::Locked { .. }) => "locked",
             PassError::State(StateError::Superseded) => "superseded",
@@ -137,6 +203,10 @@ impl PassError {
             PassError::Scratch { .. } => "scratch",
             PassError::Rewritten { .. } => "rewritten",
             PassError::InTheWay { .. } => "in_the_way",
+            PassError::Datastore(_)
+            | PassError::Store(_)
+            | PassError::Identity(_)
+            | PassError::State(_) => "unknown",
         }
     }
 

@@ -10,17 +10,23 @@ mod fuse;
 mod gate;
 mod guard;
 mod inventory;
+mod look;
 mod pass;
 mod replacements;
+mod retry;
 mod switch;
 mod tables;
 
-pub use artifacts::{Round, Unavailable};
+pub use artifacts::{RETIRED, Round, STAGED, Unavailable};
 pub use baseline::Copied;
-pub use checks::{Facts, check};
+pub use checks::{Facts, check, has_database};
 pub use content::ContentHash;
 pub use courier::{Courier, Delivery};
 pub use error::{PassError, Policy};
 pub use inventory::{Inventory, InventoryError, UNSOUND};
-pub use pass::{Ends, Options, Outcome, Report, may_work, recovery_point, sync, unavailable};
+pub use look::{Look, Server, look};
+pub use pass::{
+    Ends, Options, Outcome, Report, may_work, recovery_point, sync, unavailable, unavailable_here,
+};
+pub use retry::retry_unavailable;
 pub use tables::{Table, tables};

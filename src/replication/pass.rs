@@ -9,13 +9,13 @@ use super::fuse::Shrinkage;
 use super::gate::{Work, record_unavailable};
 use super::guard::guarded;
 use super::inventory::{Inventory, InventoryError, UNSOUND};
-use super::{replacements, switch, tables};
+use super::{look, replacements, switch};
 use crate::cluster::{
-    ByteBudget, CopiedPoint, LocalSession, LocalStore, Lock, PeerSession, Side, State, Store,
-    Throttle, is_fenced, prove_fence, raise_fence,
+    ByteBudget, CopiedPoint, DatastoreFault, LocalSession, LocalStore, Lock, PeerSession, Side,
+    State, Store, Throttle, is_fenced, prove_fence, raise_fence,
 };
 use crate::config::{Config, Role};
-use crate::observe::{Phase, Progress};
+use crate::observe::{Clock, Phase, Progress};
 use std::collections::HashSet;
 
 /// Below this many artifacts left, the snapshot is taken; the rest is copied while it stands.
@@ -23,10 +23,14 @@ const SMALL_REST: u64 = 50;
 /// A primary that is uploaded to faster than we copy is not waited for without end.
 const ROUNDS_BEFORE: usize = 5;
 
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Clone, Default)]
 pub struct Options {
     /// A new baseline even if nothing has changed.
     pub baseline: bool,
+    /// The working lock, where the caller holds it and keeps it; else the pass takes it for itself.
+    pub lock: Option<Lock>,
+    /// What transfers are held to, where the caller may change it meanwhile; else as configured.
+    pub throttle: Option<Throttle>,
 }
 
 #[derive(Debug)]
@@ -78,7 +82,7 @@ pub async fn sync(
     let mut held = None;
     if recorded {
         // What an interrupted pass left, and the fence, are ours to mend, whether the primary is there or not.
-        held = Some(Held::take(config, recorded).await?);
+        held = Some(Held::take(config, options.lock, recorded).await?);
     }
     let ends = Ends::open(config).await?;
     let facts = checks::check(config, &ends).await?;
@@ -88,13 +92,14 @@ pub async fn sync(
         mended,
     } = match held {
         Some(held) => held,
-        None => Held::take(config, recorded).await?,
+        None => Held::take(config, options.lock, recorded).await?,
     };
+    let configured = || Throttle::new(config.replication.bandwidth_limit);
     let courier = Courier {
         peer: ends.peer_store,
         local: ends.local_store,
         budget: ByteBudget::new(config.replication.buffer),
-        throttle: Throttle::new(config.replication.bandwidth_limit),
+        throttle: options.throttle.clone().unwrap_or_else(configured),
     };
     // From here on nothing of ours stays open on the primary longer than its one statement, or its part of the copy.
     drop((ends.local, ends.peer));
@@ -125,9 +130,12 @@ struct Held {
 }
 
 impl Held {
-    async fn take(config: &Config, recorded: bool) -> Result<Held, PassError> {
+    async fn take(config: &Config, lock: Option<Lock>, recorded: bool) -> Result<Held, PassError> {
         let state = State::open(&config.local.datastore).await?;
-        let lock = state.lock().await?;
+        let lock = match lock {
+            Some(held) => held,
+            None => state.lock().await?,
+        };
         let mended = put_right(config, &state, recorded).await?;
         Ok(Held {
             state,
@@ -264,6 +272,24 @@ pub async fn unavailable(session: &LocalSession) -> Result<Vec<(String, String)>
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
+/// The same, of the visible database as it stands. None: it is not there, or not ours.
+pub async fn unavailable_here(config: &Config) -> Result<Option<Vec<(String, String)>>, PassError> {
+    let local = &config.local.datastore;
+    let session = match LocalSession::open(local, &local.database).await {
+        Ok(session) => session,
+        Err(error) if error.fault == DatastoreFault::NoDatabase => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let sql = "SELECT to_regclass('warm_spare.unavailable') IS NOT NULL";
+    let row = session
+        .query_one("looking for our tables", sql, &[])
+        .await?;
+    match row.get(0) {
+        true => Ok(Some(unavailable(&session).await?)),
+        false => Ok(None),
+    }
+}
+
 /// The LSN that a database of ours says it stands at.
 pub async fn recovery_point(session: &LocalSession) -> Result<Option<String>, PassError> {
     let sql = "SELECT lsn::text FROM warm_spare.recovery_point";
@@ -356,8 +382,7 @@ impl Pass<'_> {
         })
     }
 
-    /// Some: the primary has committed nothing since the recovery point. A start of its server in between, another
-    /// timeline, or a database of ours that is not the one remembered, count as a change.
+    /// Some: the primary has committed nothing since the recovery point, and the visible database is the one remembered.
     async fn unchanged(&self, visible: &Visible) -> Result<Option<CopiedPoint>, PassError> {
         let (Some(point), Some(session)) = (
             self.work.state.copied_point().await?,
@@ -365,24 +390,14 @@ impl Pass<'_> {
         ) else {
             return Ok(None);
         };
-        let ours = recovery_point(session).await?;
-        let same_server = point.system_id == self.facts.system_id
-            && point.timeline == self.facts.timeline
-            && point.server_started == self.facts.server_started;
-        if ours.as_ref() != Some(&point.lsn) || !same_server {
+        if recovery_point(session).await?.as_ref() != Some(&point.lsn) {
             return Ok(None);
         }
         let peer = PeerSession::open(&self.work.config.peer.datastore).await?;
-        // A crash of the primary may forget the last numbers with their commits, and give them out again; its log then
-        // stands behind where it stood.
-        let sql = "SELECT txid_current_snapshot()::text, pg_current_wal_lsn() >= $1::text::pg_lsn";
-        let row = peer
-            .query_one("asking for committed transactions", sql, &[&point.lsn])
-            .await?;
-        let same = row.get::<_, String>(0) == point.transactions
-            && row.get::<_, bool>(1)
-            && baseline::digest(&sequences(&peer).await?) == point.sequences;
-        Ok(same.then_some(point))
+        let changed = look::look_at(&peer, Some(&point), &Clock::real())
+            .await?
+            .changed;
+        Ok(changed.is_none().then_some(point))
     }
 
     /// Nothing new: only artifacts that vanished here, and those that the primary lacked before.
@@ -450,11 +465,6 @@ impl Pass<'_> {
             fence_reset: self.mended.fence_reset,
         })
     }
-}
-
-async fn sequences(peer: &PeerSession) -> Result<Vec<String>, PassError> {
-    let names = tables::sequence_names(peer).await?;
-    tables::sequence_values(peer, &names).await
 }
 
 impl From<InventoryError> for PassError {

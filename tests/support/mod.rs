@@ -12,6 +12,7 @@ pub mod proxy;
 pub mod running;
 pub mod s3;
 pub mod servers;
+pub mod service;
 pub mod site;
 pub mod tls;
 
@@ -23,6 +24,7 @@ pub use postgres::Postgres;
 pub use running::{Output, Running};
 pub use s3::S3;
 pub use servers::{Servers, servers};
+pub use service::Service;
 pub use site::{Cluster, Site, site};
 
 pub type Error = Box<dyn std::error::Error + Send + Sync>;

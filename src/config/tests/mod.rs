@@ -134,3 +134,11 @@ fn without_local() -> Site {
     site.table.remove("local");
     site
 }
+
+#[test]
+fn without_a_configuration_http_is_where_it_is_by_default() {
+    assert_eq!(
+        Site::new(MINIMAL).load().expect("it is good").http,
+        super::Http::default()
+    );
+}

@@ -1,0 +1,76 @@
+//! Asking the running service over HTTP, for `status` and `health`.
+
+use crate::config;
+use crate::service::address_file;
+use bytes::Bytes;
+use http::{Request, StatusCode};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper_util::rt::TokioIo;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+use tokio::net::TcpStream;
+
+/// No answer of ours is longer.
+const LONGEST: usize = 16 << 20;
+
+pub struct Answer {
+    pub status: StatusCode,
+    pub body: serde_json::Value,
+}
+
+/// Nobody answered, and at which address.
+#[derive(Debug, thiserror::Error)]
+#[error("no warm-spare service answers at {address}: {text}")]
+pub struct NoAnswer {
+    address: SocketAddr,
+    text: String,
+}
+
+pub async fn ask(config: &Path, path: &str, limit: Duration) -> Result<Answer, NoAnswer> {
+    let address = address(config);
+    let text = match tokio::time::timeout(limit, get(address, path)).await {
+        Ok(Ok(answer)) => return Ok(answer),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("nothing within {}", humantime::format_duration(limit)),
+    };
+    Err(NoAnswer { address, text })
+}
+
+/// Where the service said it listens; else where the configuration, or the last good one, would have it.
+fn address(path: &Path) -> SocketAddr {
+    let data = config::data_dir(path);
+    let told = std::fs::read_to_string(address_file(&data)).ok();
+    if let Some(told) = told.and_then(|text| text.trim().parse().ok()) {
+        return told;
+    }
+    let kept = || config::load_kept(&data).ok().flatten();
+    let http = config::load(path)
+        .ok()
+        .or_else(kept)
+        .map(|config| config.http);
+    let http = http.unwrap_or_default();
+    SocketAddr::new(http.listen, http.port)
+}
+
+async fn get(
+    address: SocketAddr,
+    path: &str,
+) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
+    let stream = TcpStream::connect(address).await?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let talking = tokio::spawn(connection);
+    let request = Request::get(path)
+        .header(http::header::HOST, address.to_string())
+        .body(Empty::<Bytes>::new())?;
+    let response = sender.send_request(request).await?;
+    let status = response.status();
+    let body = Limited::new(response.into_body(), LONGEST)
+        .collect()
+        .await?;
+    talking.abort();
+    let body = serde_json::from_slice(&body.to_bytes())
+        .map_err(|_| "what listens there is no warm-spare")?;
+    Ok(Answer { status, body })
+}

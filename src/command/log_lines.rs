@@ -1,0 +1,58 @@
+//! The form of log lines: for people, or one JSON document each.
+
+use super::show;
+use crate::config::LogFormat;
+use env_logger::{Builder, Target};
+use log::{LevelFilter, Record};
+use std::io::Write;
+
+/// Our own lines at the given level; of the libraries only warnings.
+pub fn start(level: LevelFilter, form: LogFormat) {
+    let mut builder = Builder::new();
+    builder
+        .filter_level(LevelFilter::Warn.min(level))
+        .filter_module("warm_spare", level)
+        .format_target(false)
+        .target(Target::Pipe(Box::new(show::AroundBar)));
+    if form == LogFormat::Json {
+        builder.format(|out, record| writeln!(out, "{}", json(record)));
+    }
+    // A second start would be a library's doing; the first one's lines still appear.
+    if builder.try_init().is_err() {
+        eprintln!("warning: a logger was started before ours");
+    }
+}
+
+fn json(record: &Record) -> serde_json::Value {
+    let text = record.args().to_string();
+    serde_json::json!({
+        "time": chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Millis, true),
+        "level": record.level().as_str().to_lowercase(),
+        "side": side(&text),
+        "text": text,
+    })
+}
+
+/// A line about one side begins with its name.
+fn side(text: &str) -> Option<&'static str> {
+    let first = text.split([' ', ':']).next();
+    ["local", "peer"]
+        .into_iter()
+        .find(|side| first == Some(side))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::side;
+
+    #[test]
+    fn the_side_is_the_lines_first_word() {
+        assert_eq!(
+            side("peer datastore 10.0.0.1:5432: connecting: refused"),
+            Some("peer")
+        );
+        assert_eq!(side("local: the fence had been lifted"), Some("local"));
+        assert_eq!(side("locally made"), None);
+        assert_eq!(side("stopped"), None);
+    }
+}

@@ -1,0 +1,134 @@
+//! The time that schedules and lag are counted by. A test may own it; time limits on servers stay real.
+
+use chrono::{DateTime, Utc};
+use std::collections::BTreeMap;
+use tokio::sync::watch;
+
+#[derive(Clone, Default)]
+pub struct Clock(Option<watch::Sender<Simulated>>);
+
+#[derive(Default)]
+struct Simulated {
+    now: DateTime<Utc>,
+    /// Who sleeps, and until when.
+    sleepers: BTreeMap<u64, DateTime<Utc>>,
+    next_sleeper: u64,
+}
+
+/// Moves a clock by hand.
+pub struct Simulation(watch::Sender<Simulated>);
+
+impl Clock {
+    pub fn real() -> Self {
+        Clock(None)
+    }
+
+    pub fn simulated(now: DateTime<Utc>) -> (Self, Simulation) {
+        let sender = watch::Sender::new(Simulated {
+            now,
+            ..Simulated::default()
+        });
+        (Clock(Some(sender.clone())), Simulation(sender))
+    }
+
+    pub fn now(&self) -> DateTime<Utc> {
+        match &self.0 {
+            None => Utc::now(),
+            Some(simulated) => simulated.borrow().now,
+        }
+    }
+
+    pub async fn sleep_until(&self, time: DateTime<Utc>) {
+        match &self.0 {
+            None => {
+                // In slices: the system's clock may be set meanwhile, which a timer does not see.
+                while let Ok(left) = (time - Utc::now()).to_std() {
+                    if left.is_zero() {
+                        return;
+                    }
+                    tokio::time::sleep(left.min(std::time::Duration::from_secs(60))).await;
+                }
+            }
+            Some(simulated) => {
+                let _asleep = Asleep::until(simulated, time);
+                let mut now = simulated.subscribe();
+                // Fails only if the clock is gone, which we hold.
+                let _ = now.wait_for(|state| state.now >= time).await;
+            }
+        }
+    }
+}
+
+struct Asleep<'a>(&'a watch::Sender<Simulated>, u64);
+
+impl<'a> Asleep<'a> {
+    fn until(clock: &'a watch::Sender<Simulated>, time: DateTime<Utc>) -> Self {
+        let mut number = 0;
+        clock.send_modify(|state| {
+            number = state.next_sleeper;
+            state.next_sleeper += 1;
+            state.sleepers.insert(number, time);
+        });
+        Asleep(clock, number)
+    }
+}
+
+impl Drop for Asleep<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|state| {
+            state.sleepers.remove(&self.1);
+        });
+    }
+}
+
+impl Simulation {
+    /// Waits until somebody sleeps, and lets that time come. Returns it.
+    pub async fn to_next_wake(&self) -> DateTime<Utc> {
+        let mut watch = self.0.subscribe();
+        let due = |state: &Simulated| state.sleepers.values().any(|time| *time > state.now);
+        // Fails only if the clock is gone, which we hold.
+        let _ = watch.wait_for(|state| due(state)).await;
+        let mut now = DateTime::default();
+        self.0.send_modify(|state| {
+            let next = state.sleepers.values().filter(|time| **time > state.now);
+            if let Some(next) = next.min().copied() {
+                state.now = next;
+            }
+            now = state.now;
+        });
+        now
+    }
+
+    pub fn now(&self) -> DateTime<Utc> {
+        self.0.borrow().now
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use chrono::TimeDelta;
+
+    #[tokio::test]
+    async fn a_day_passes_as_fast_as_its_sleepers_wake() {
+        let end = DateTime::UNIX_EPOCH + TimeDelta::days(1);
+        let (clock, simulation) = Clock::simulated(DateTime::UNIX_EPOCH);
+        let sleeper = tokio::spawn(async move {
+            let mut wakes = 0;
+            while clock.now() < end {
+                clock
+                    .sleep_until(clock.now() + TimeDelta::minutes(10))
+                    .await;
+                wakes += 1;
+            }
+            wakes
+        });
+        while simulation.now() < end {
+            simulation.to_next_wake().await;
+        }
+        assert_eq!(
+            sleeper.await.expect("it neither panics nor is cancelled"),
+            144
+        );
+    }
+}

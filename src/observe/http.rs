@@ -1,0 +1,150 @@
+//! The HTTP interface: reading only. A slow or broken client costs nobody else anything.
+
+use super::status::Watched;
+use crate::observe::state::StateName;
+use bytes::Bytes;
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::json;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+/// A client gets so long for its request, and a whole connection so long.
+const REQUEST_LIMIT: Duration = Duration::from_secs(5);
+const CONNECTION_LIMIT: Duration = Duration::from_secs(60);
+const MOST_CONNECTIONS: usize = 64;
+/// After a failure to accept (no file descriptors left, say).
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// Answers until it is dropped; the connections end with it.
+pub async fn serve(listener: TcpListener, watched: Watched) -> Infallible {
+    let room = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+    let mut connections = tokio::task::JoinSet::new();
+    loop {
+        // Reaps those that ended, so that the set does not grow.
+        while connections.try_join_next().is_some() {}
+        let Ok(permit) = room.clone().acquire_owned().await else {
+            continue;
+        };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let watched = watched.clone();
+                connections.spawn(async move {
+                    converse(stream, watched).await;
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                log::debug!("http: {error}");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn converse(stream: TcpStream, watched: Watched) {
+    let service = service_fn(move |request| {
+        let response = answer(&request, &watched);
+        async move { Ok::<_, Infallible>(response) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(REQUEST_LIMIT)
+        .max_buf_size(16 * 1024)
+        .serve_connection(TokioIo::new(stream), service);
+    if let Ok(Err(error)) = tokio::time::timeout(CONNECTION_LIMIT, connection).await {
+        log::debug!("http: {error}");
+    }
+}
+
+fn answer(request: &Request<Incoming>, watched: &Watched) -> Response<Full<Bytes>> {
+    if request.method() != Method::GET {
+        let mut refused = text(StatusCode::METHOD_NOT_ALLOWED, "GET only\n");
+        refused
+            .headers_mut()
+            .insert(ALLOW, http::HeaderValue::from_static("GET"));
+        return refused;
+    }
+    match request.uri().path() {
+        "/health" => health(watched),
+        "/status" => reply(StatusCode::OK, JSON, watched.status().to_string()),
+        "/metrics" => match watched.metrics() {
+            Ok(page) => reply(StatusCode::OK, OPENMETRICS, page),
+            Err(_) => text(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "cannot write the metrics\n",
+            ),
+        },
+        "/primary" => role(watched, Asked::Primary),
+        "/spare" => role(watched, Asked::Spare),
+        _ => text(
+            StatusCode::NOT_FOUND,
+            "/health, /status, /metrics, /primary, /spare\n",
+        ),
+    }
+}
+
+fn health(watched: &Watched) -> Response<Full<Bytes>> {
+    let (health, state) = (watched.health(), watched.state());
+    let body = json!({
+        "format": 1,
+        "status": health.level.to_string(),
+        "level": health.level.code(),
+        "line": health.line(&state, watched.now()),
+        "reasons": health.reasons.iter()
+            .map(|reason| json!({ "code": reason.code, "text": reason.text })).collect::<Vec<_>>(),
+    });
+    reply(health.level.http_status(), JSON, body.to_string())
+}
+
+#[derive(Clone, Copy)]
+enum Asked {
+    Primary,
+    Spare,
+}
+
+/// 200 or 503, for load balancers: whether this cluster may be sent what a primary, or a reader of a spare, is sent.
+fn role(watched: &Watched, asked: Asked) -> Response<Full<Bytes>> {
+    let state = watched.state();
+    let is = match asked {
+        Asked::Primary => state.name() == StateName::Primary,
+        // Readable: it stands at a point of the primary's history, whatever holds it at present.
+        Asked::Spare => state.role.as_deref() == Some("spare") && state.point.is_some(),
+    };
+    let status = if is {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    let role = state.role.as_deref().unwrap_or("none");
+    reply(
+        status,
+        JSON,
+        json!({ "format": 1, "role": role, "state": state.name().as_str() }).to_string(),
+    )
+}
+
+const JSON: &str = "application/json";
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const PLAIN: &str = "text/plain; charset=utf-8";
+
+fn text(status: StatusCode, body: &'static str) -> Response<Full<Bytes>> {
+    reply(status, PLAIN, body.to_string())
+}
+
+fn reply(status: StatusCode, kind: &'static str, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, http::HeaderValue::from_static(kind));
+    headers.insert(CACHE_CONTROL, http::HeaderValue::from_static("no-store"));
+    response
+}

@@ -1,0 +1,95 @@
+//! How far a pass is: written often, by every worker, and so outside of the state's channel.
+
+use super::clock::Clock;
+use super::metrics::Counters;
+use super::progress::{Listener, Phase};
+use bytesize::ByteSize;
+use chrono::{DateTime, Utc};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard};
+
+pub struct Meter {
+    clock: Clock,
+    counters: Counters,
+    phase: Mutex<Option<Phase>>,
+    done: AtomicU64,
+    total: AtomicU64,
+    /// Milliseconds since the epoch.
+    moved: AtomicI64,
+}
+
+impl Meter {
+    pub fn new(clock: Clock, counters: Counters) -> Self {
+        let moved = AtomicI64::new(clock.now().timestamp_millis());
+        Meter {
+            clock,
+            counters,
+            phase: Mutex::new(None),
+            done: AtomicU64::new(0),
+            total: AtomicU64::new(0),
+            moved,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Phase>> {
+        self.phase.lock().expect("no holder panics")
+    }
+
+    pub fn phase(&self) -> Option<Phase> {
+        *self.lock()
+    }
+
+    /// Units done and to do: bytes in the phase `tables`, else items. A total of 0 is not known.
+    pub fn progress(&self) -> (u64, u64) {
+        let total = self.total.load(Ordering::Relaxed);
+        (self.done.load(Ordering::Relaxed), total)
+    }
+
+    /// When a step was last done.
+    pub fn moved(&self) -> DateTime<Utc> {
+        DateTime::from_timestamp_millis(self.moved.load(Ordering::Relaxed)).unwrap_or_default()
+    }
+
+    pub fn describe(&self) -> String {
+        let (done, total) = self.progress();
+        match (self.phase(), total) {
+            (None, _) => "begun".into(),
+            (Some(phase), 0) => phase.name().into(),
+            (Some(phase @ Phase::Tables), _) => {
+                format!(
+                    "{}, {} of about {}",
+                    phase.name(),
+                    ByteSize(done),
+                    ByteSize(total)
+                )
+            }
+            (Some(phase), _) => format!("{}, {done} of {total}", phase.name()),
+        }
+    }
+
+    fn touch(&self) {
+        let now = self.clock.now().timestamp_millis();
+        self.moved.store(now, Ordering::Relaxed);
+    }
+}
+
+impl Listener for Meter {
+    fn phase(&self, phase: Phase, total: u64) {
+        log::debug!("phase {}", phase.name());
+        *self.lock() = Some(phase);
+        self.done.store(0, Ordering::Relaxed);
+        self.total.store(total, Ordering::Relaxed);
+        self.touch();
+    }
+
+    fn step(&self, _: Phase, done: u64, total: u64) {
+        self.done.store(done, Ordering::Relaxed);
+        self.total.store(total, Ordering::Relaxed);
+        self.touch();
+    }
+
+    fn copied(&self, bytes: u64) {
+        self.counters.artifacts_copied.inc();
+        self.counters.artifact_bytes_copied.inc_by(bytes);
+    }
+}

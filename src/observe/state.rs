@@ -1,0 +1,392 @@
+//! The state of a service: plain facts, written by the service alone. What follows from them at some time (lag, health)
+//! is computed where it is asked for, so that it is true also when nothing happens.
+
+use crate::cluster::{Confirmation, CopiedPoint, Event, Generation, VerificationRecord};
+use crate::config::{Config, Role};
+use chrono::{DateTime, TimeDelta, Utc};
+use std::collections::VecDeque;
+
+/// Kept in memory, and shown; the state database keeps more.
+const EVENTS_SHOWN: usize = 50;
+
+#[derive(Debug, Clone)]
+pub struct State {
+    pub started: DateTime<Utc>,
+    pub settings: Settings,
+    pub config: ConfigState,
+    /// Of the state database; None: not read yet, or there is none.
+    pub cluster_id: Option<String>,
+    pub role: Option<String>,
+    pub epoch: Option<i64>,
+    pub role_since: Option<DateTime<Utc>>,
+    /// Holds the working lock.
+    pub active: bool,
+    pub work: Work,
+    pub hold: Option<Hold>,
+    pub point: Option<CopiedPoint>,
+    pub confirmation: Option<Confirmation>,
+    /// Whether the primary has committed something that is not here; None: not known at present.
+    pub waiting: Option<bool>,
+    pub lag_bytes: Option<u64>,
+    pub baseline: Option<Baseline>,
+    pub artifacts: Option<Artifacts>,
+    pub local: Sighting,
+    pub peer: Sighting,
+    pub generations: Option<Vec<Generation>>,
+    pub generations_bytes: Option<u64>,
+    pub verified: Option<Verified>,
+    /// Why the verification that was due could not be finished.
+    pub verification_error: Option<String>,
+    /// Why nobody can ask us over HTTP.
+    pub http_error: Option<String>,
+    pub events: VecDeque<Event>,
+}
+
+/// What of the configuration the observer needs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    pub site: String,
+    pub wanted: Role,
+    pub interval: TimeDelta,
+    pub lag_warn: TimeDelta,
+    pub rpo: TimeDelta,
+    pub quiet_until: Option<DateTime<Utc>>,
+    pub local: Addresses,
+    pub peer: Addresses,
+}
+
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Addresses {
+    pub datastore: String,
+    pub datastore_source: &'static str,
+    pub s3: String,
+    pub s3_source: &'static str,
+}
+
+impl Settings {
+    pub fn of(config: &Config) -> Self {
+        let delta = |duration| TimeDelta::from_std(duration).unwrap_or(TimeDelta::MAX);
+        let addresses = |side: &crate::config::Side| Addresses {
+            datastore: format!("{}:{}", side.datastore.host, side.datastore.port),
+            datastore_source: side.datastore.source,
+            s3: format!("{}/{}", side.s3.endpoint, side.s3.bucket_name),
+            s3_source: side.s3.source,
+        };
+        Settings {
+            site: config.site.clone(),
+            wanted: config.role,
+            interval: delta(config.replication.interval),
+            lag_warn: delta(config.replication.lag_warn),
+            rpo: delta(config.replication.rpo),
+            quiet_until: config.quiet_until,
+            local: addresses(&config.local),
+            peer: addresses(&config.peer),
+        }
+    }
+}
+
+/// Whether the rendered configuration is the one in force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigState {
+    pub error: Option<String>,
+    pub since: DateTime<Utc>,
+}
+
+/// What the service is about, as far as nothing holds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    Starting,
+    /// Another process holds the working lock.
+    Standby,
+    Following,
+    /// A recorded primary: nothing is copied to it.
+    Primary,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StateName {
+    Starting,
+    Standby,
+    Baselining,
+    Following,
+    Holding,
+    Primary,
+}
+
+impl StateName {
+    pub const ALL: [StateName; 6] = [
+        StateName::Starting,
+        StateName::Standby,
+        StateName::Baselining,
+        StateName::Following,
+        StateName::Holding,
+        StateName::Primary,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            StateName::Starting => "starting",
+            StateName::Standby => "standby",
+            StateName::Baselining => "baselining",
+            StateName::Following => "following",
+            StateName::Holding => "holding",
+            StateName::Primary => "primary",
+        }
+    }
+}
+
+/// Why nothing is applied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hold {
+    pub reason: HoldReason,
+    pub detail: String,
+    pub next_step: String,
+    pub since: DateTime<Utc>,
+    /// A passing fault: over as soon as work gets on again.
+    pub passing: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HoldReason {
+    RoleUnset,
+    Config,
+    LocalUnreachable,
+    PeerUnreachable,
+    Paused,
+    Fuse,
+    Conflict,
+    DiskFull,
+    Privilege,
+    Version,
+    SameServer,
+    SameBucket,
+    UnsupportedStore,
+    /// Anything else that a pass may end with; the detail says what.
+    Failed,
+}
+
+impl HoldReason {
+    pub const ALL: [HoldReason; 14] = [
+        HoldReason::RoleUnset,
+        HoldReason::Config,
+        HoldReason::LocalUnreachable,
+        HoldReason::PeerUnreachable,
+        HoldReason::Paused,
+        HoldReason::Fuse,
+        HoldReason::Conflict,
+        HoldReason::DiskFull,
+        HoldReason::Privilege,
+        HoldReason::Version,
+        HoldReason::SameServer,
+        HoldReason::SameBucket,
+        HoldReason::UnsupportedStore,
+        HoldReason::Failed,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            HoldReason::RoleUnset => "role_unset",
+            HoldReason::Config => "config",
+            HoldReason::LocalUnreachable => "local_unreachable",
+            HoldReason::PeerUnreachable => "peer_unreachable",
+            HoldReason::Paused => "paused",
+            HoldReason::Fuse => "fuse",
+            HoldReason::Conflict => "conflict",
+            HoldReason::DiskFull => "disk_full",
+            HoldReason::Privilege => "privilege",
+            HoldReason::Version => "version",
+            HoldReason::SameServer => "same_server",
+            HoldReason::SameBucket => "same_bucket",
+            HoldReason::UnsupportedStore => "unsupported_store",
+            HoldReason::Failed => "failed",
+        }
+    }
+}
+
+/// A pass under way. How far it is, the meter knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Baseline {
+    pub started: DateTime<Utc>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Artifacts {
+    pub missing: u64,
+    pub damaged: u64,
+    /// New bytes that wait beside their key, and old ones that were replaced. None: not counted yet.
+    pub staged: Option<u64>,
+    pub retired: Option<u64>,
+    /// Some of those that the primary lacks: key and reason.
+    pub examples: Vec<(String, String)>,
+}
+
+/// What was last seen of a cluster's two stores.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Sighting {
+    pub datastore: Option<Reach>,
+    pub s3: Option<Reach>,
+    pub version: Option<String>,
+    pub tls: Option<bool>,
+    pub fenced: Option<bool>,
+}
+
+/// Whether a store answered when it was last asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reach {
+    pub error: Option<String>,
+    pub since: DateTime<Utc>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verified {
+    pub record: VerificationRecord,
+    /// The first differences, in words.
+    pub examples: Vec<String>,
+}
+
+/// How far the spare may be behind. None of it: nothing was copied yet.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Lag {
+    pub seconds: f64,
+    pub bytes: Option<u64>,
+    /// By the primary's clock: when the spare was last known to be complete.
+    pub complete_at: DateTime<Utc>,
+}
+
+impl State {
+    pub fn new(started: DateTime<Utc>) -> Self {
+        State {
+            started,
+            settings: Settings {
+                site: String::new(),
+                wanted: Role::Keep,
+                interval: TimeDelta::minutes(1),
+                lag_warn: TimeDelta::minutes(1),
+                rpo: TimeDelta::minutes(5),
+                quiet_until: None,
+                local: Addresses::default(),
+                peer: Addresses::default(),
+            },
+            config: ConfigState {
+                error: None,
+                since: started,
+            },
+            cluster_id: None,
+            role: None,
+            epoch: None,
+            role_since: None,
+            active: false,
+            work: Work::Starting,
+            hold: None,
+            point: None,
+            confirmation: None,
+            waiting: None,
+            lag_bytes: None,
+            baseline: None,
+            artifacts: None,
+            local: Sighting::default(),
+            peer: Sighting::default(),
+            generations: None,
+            generations_bytes: None,
+            verified: None,
+            verification_error: None,
+            http_error: None,
+            events: VecDeque::new(),
+        }
+    }
+
+    pub fn name(&self) -> StateName {
+        match self.work {
+            _ if self.hold.is_some() => StateName::Holding,
+            Work::Standby => StateName::Standby,
+            Work::Primary => StateName::Primary,
+            _ if self.baseline.is_some() => StateName::Baselining,
+            Work::Following if self.point.is_some() => StateName::Following,
+            _ => StateName::Starting,
+        }
+    }
+
+    /// Now, minus the time at which the spare was last known to be complete, both by the primary's clock. It grows
+    /// while the primary is silent and while it is gone: what was not confirmed is not assumed.
+    pub fn lag(&self, now: DateTime<Utc>) -> Option<Lag> {
+        let point = self.point.as_ref()?;
+        let complete_at = match self.confirmation {
+            Some(confirmed) => confirmed.time.max(point.commit_time),
+            None => point.commit_time,
+        };
+        let offset = self.confirmation.map_or(0.0, |c| c.clock_offset_seconds);
+        let behind = (now - complete_at).num_milliseconds() as f64 / 1e3 + offset;
+        Some(Lag {
+            seconds: behind.max(0.0),
+            bytes: match self.waiting {
+                Some(false) => Some(0),
+                Some(true) => self.lag_bytes,
+                None => None,
+            },
+            complete_at,
+        })
+    }
+
+    pub fn remember(&mut self, event: Event) {
+        self.events.push_back(event);
+        while self.events.len() > EVENTS_SHOWN {
+            self.events.pop_front();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: i64) -> DateTime<Utc> {
+        DateTime::from_timestamp(1_900_000_000 + seconds, 0).expect("a time")
+    }
+
+    fn copied_at(seconds: i64) -> State {
+        let mut state = State::new(at(0));
+        state.point = Some(CopiedPoint {
+            lsn: "0/1".into(),
+            commit_time: at(seconds),
+            system_id: "1".into(),
+            timeline: 1,
+            transactions: "1:1:".into(),
+            server_started: "then".into(),
+            sequences: String::new(),
+        });
+        state
+    }
+
+    #[test]
+    fn lag_counts_from_the_last_time_that_nothing_waited() {
+        let mut state = copied_at(100);
+        assert_eq!(state.lag(at(130)).expect("a lag").seconds, 30.0);
+        state.confirmation = Some(Confirmation {
+            time: at(120),
+            clock_offset_seconds: 0.0,
+        });
+        state.waiting = Some(false);
+        let lag = state.lag(at(130)).expect("a lag");
+        assert_eq!((lag.seconds, lag.bytes), (10.0, Some(0)));
+        // The primary is gone: lag goes on growing, and its bytes are not known.
+        state.waiting = None;
+        let lag = state.lag(at(4000)).expect("a lag");
+        assert_eq!((lag.seconds, lag.bytes), (3880.0, None));
+    }
+
+    #[test]
+    fn lag_is_counted_by_the_primarys_clock() {
+        let mut state = copied_at(100);
+        // The primary's clock is an hour ahead: at our 130 it shows 3730.
+        state.confirmation = Some(Confirmation {
+            time: at(3700),
+            clock_offset_seconds: 3600.0,
+        });
+        assert_eq!(state.lag(at(130)).expect("a lag").seconds, 30.0);
+    }
+
+    #[test]
+    fn nothing_copied_has_no_lag() {
+        assert!(State::new(at(0)).lag(at(10)).is_none());
+    }
+}

@@ -1,0 +1,248 @@
+//! The status document: everything that is known, in the form that `docs/reference.md` gives. What is not known is null.
+
+use super::clock::Clock;
+use super::health::{Health, health};
+use super::meter::Meter;
+use super::metrics::{self, Counters};
+use super::state::{Addresses, Reach, Sighting, State};
+use crate::config::Role;
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde_json::{Value, json};
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// All that readers need. They never write.
+#[derive(Clone)]
+pub struct Watched {
+    state: watch::Receiver<State>,
+    meter: Arc<Meter>,
+    counters: Counters,
+    clock: Clock,
+}
+
+impl Watched {
+    pub fn new(
+        state: watch::Receiver<State>,
+        meter: Arc<Meter>,
+        counters: Counters,
+        clock: Clock,
+    ) -> Self {
+        Watched {
+            state,
+            meter,
+            counters,
+            clock,
+        }
+    }
+
+    pub fn state(&self) -> State {
+        self.state.borrow().clone()
+    }
+
+    pub fn meter(&self) -> &Meter {
+        &self.meter
+    }
+
+    pub(super) fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    pub fn now(&self) -> DateTime<Utc> {
+        self.clock.now()
+    }
+
+    pub fn health(&self) -> Health {
+        health(&self.state.borrow(), &self.meter, self.now())
+    }
+
+    pub fn status(&self) -> Value {
+        document(&self.state.borrow(), &self.meter, self.now())
+    }
+
+    pub fn metrics(&self) -> Result<String, std::fmt::Error> {
+        metrics::encode(self)
+    }
+}
+
+fn time(time: DateTime<Utc>) -> String {
+    time.to_rfc3339_opts(SecondsFormat::Millis, true)
+}
+
+fn document(state: &State, meter: &Meter, now: DateTime<Utc>) -> Value {
+    let health = health(state, meter, now);
+    let lag = state.lag(now);
+    let wanted = match state.settings.wanted {
+        Role::Keep => "keep",
+        Role::Spare => "spare",
+        Role::Primary => "primary",
+    };
+    json!({
+        "format": 1,
+        "version": env!("CARGO_PKG_VERSION"),
+        "time": time(now),
+        "site": state.settings.site,
+        "cluster_id": state.cluster_id,
+        "active": state.active,
+        "role": {
+            "wanted": wanted,
+            "actual": state.role,
+            "epoch": state.epoch,
+            "since": state.role_since.map(time),
+        },
+        "state": state.name().as_str(),
+        "hold": state.hold.as_ref().map(|hold| json!({
+            "reason": hold.reason.as_str(),
+            "detail": hold.detail,
+            "next_step": hold.next_step,
+            "since": time(hold.since),
+        })),
+        "health": {
+            "level": health.level.code(),
+            "reasons": health.reasons.iter()
+                .map(|reason| json!({ "code": reason.code, "text": reason.text })).collect::<Vec<_>>(),
+        },
+        "recovery_point": state.point.as_ref().map(|point| json!({
+            "lsn": point.lsn,
+            "commit_time": time(point.commit_time),
+            "system_id": point.system_id,
+            "timeline": point.timeline,
+            // A copy has the schema of its own instant; and what has had no transaction since has had no migration.
+            "schema_checked": lag.map(|lag| time(lag.complete_at)),
+        })),
+        "lag": lag.map(|lag| json!({
+            "seconds": lag.seconds,
+            "bytes": lag.bytes,
+            "confirmed": time(lag.complete_at),
+        })),
+        "replication": replication(state, meter),
+        "artifacts": artifacts(state),
+        "local": local(state),
+        "peer": peer(state),
+        "transition": null,
+        "preflight": null,
+        "verification": verification(state),
+        "drill": null,
+        "config": {
+            "valid": state.config.error.is_none(),
+            "errors": state.config.error.iter().collect::<Vec<_>>(),
+            "since": time(state.config.since),
+        },
+        "events": state.events.iter().map(|event| json!({
+            "time": time(event.time),
+            "kind": event.kind,
+            "text": event.text,
+            "change": event.change,
+        })).collect::<Vec<_>>(),
+    })
+}
+
+fn replication(state: &State, meter: &Meter) -> Value {
+    let (done, total) = meter.progress();
+    let known = |number: u64| (total > 0).then_some(number);
+    json!({
+        "mode": "snapshot",
+        "reason": "the stream is not built yet",
+        "gate_waiting": null,
+        "baseline": state.baseline.map(|baseline| json!({
+            "phase": meter.phase().map(|phase| phase.name()),
+            // Bytes in the phase `tables`, else items.
+            "done_bytes": known(done),
+            "total_bytes": known(total),
+            "started": time(baseline.started),
+        })),
+    })
+}
+
+fn artifacts(state: &State) -> Value {
+    let Some(found) = &state.artifacts else {
+        return Value::Null;
+    };
+    json!({
+        "missing_on_primary": found.missing,
+        "damaged_on_primary": found.damaged,
+        "staged": found.staged,
+        "retired": found.retired,
+        "examples": found.examples.iter()
+            .map(|(key, reason)| json!({ "key": key, "reason": reason })).collect::<Vec<_>>(),
+    })
+}
+
+fn local(state: &State) -> Value {
+    let mut document = side(&state.local, &state.settings.local);
+    document["builder_keys"] = Value::Null;
+    document["generations"] = json!(state.generations.as_ref().map(|generations| {
+        let generation = |g: &crate::cluster::Generation| {
+            json!({ "name": g.name, "created": time(g.created), "pinned": g.pinned })
+        };
+        generations.iter().map(generation).collect::<Vec<_>>()
+    }));
+    document
+}
+
+fn peer(state: &State) -> Value {
+    let mut document = side(&state.peer, &state.settings.peer);
+    for unknown in [
+        "role",
+        "epoch",
+        "ours",
+        "orphans",
+        "wal_held_bytes",
+        "wal_bound_bytes",
+    ] {
+        document[unknown] = Value::Null;
+    }
+    let offset = state.confirmation.map(|found| found.clock_offset_seconds);
+    document["clock_offset_seconds"] = json!(offset);
+    document
+}
+
+/// What both sides have.
+fn side(seen: &Sighting, addresses: &Addresses) -> Value {
+    let known = |text: &str| (!text.is_empty()).then(|| text.to_string());
+    let reach = |reach: &Option<Reach>| {
+        let told = reach.as_ref();
+        (
+            told.map(|reach| reach.error.is_none()),
+            told.and_then(|reach| reach.error.clone()),
+            told.map(|reach| time(reach.since)),
+        )
+    };
+    let (datastore, s3) = (reach(&seen.datastore), reach(&seen.s3));
+    json!({
+        "datastore": {
+            "reachable": datastore.0,
+            "error": datastore.1,
+            "since": datastore.2,
+            "address": known(&addresses.datastore),
+            "version": seen.version,
+            "tls": seen.tls,
+            "source": known(addresses.datastore_source),
+        },
+        "s3": {
+            "reachable": s3.0,
+            "error": s3.1,
+            "since": s3.2,
+            "address": known(&addresses.s3),
+            "source": known(addresses.s3_source),
+        },
+        "fenced": seen.fenced,
+    })
+}
+
+fn verification(state: &State) -> Value {
+    let Some(verified) = &state.verified else {
+        return match &state.verification_error {
+            Some(error) => {
+                json!({ "time": null, "deep": null, "differences": null, "examples": [], "error": error })
+            }
+            None => Value::Null,
+        };
+    };
+    json!({
+        "time": time(verified.record.time),
+        "deep": verified.record.deep,
+        "differences": verified.record.differences,
+        "examples": verified.examples,
+        "error": state.verification_error,
+    })
+}

@@ -1,0 +1,169 @@
+//! The status for people: what state, how fresh, what is wrong, what to do next. Made from the document alone, so that
+//! it is the same wherever it is printed.
+
+use serde_json::Value;
+
+/// Five lines, and one more for each further reason.
+pub fn describe(status: &Value) -> Vec<String> {
+    let mut lines = vec![headline(status), freshness(status)];
+    let reasons = status["health"]["reasons"].as_array();
+    let reasons = reasons.map(Vec::as_slice).unwrap_or_default();
+    if reasons.is_empty() {
+        lines.push("Wrong:    nothing".into());
+    }
+    for reason in reasons {
+        lines.push(format!(
+            "Wrong:    {}: {}",
+            word(&reason["code"]),
+            word(&reason["text"])
+        ));
+    }
+    lines.push(format!("Next:     {}", next_step(status)));
+    lines.push(stores(status));
+    lines
+}
+
+fn word(value: &Value) -> &str {
+    value.as_str().unwrap_or("unknown")
+}
+
+fn headline(status: &Value) -> String {
+    let level = match status["health"]["level"].as_u64() {
+        Some(0) => "OK",
+        Some(1) => "WARNING",
+        Some(2) => "CRITICAL",
+        _ => "UNKNOWN",
+    };
+    let site = match word(&status["site"]) {
+        "" => String::new(),
+        site => format!(" {site}"),
+    };
+    let role = status["role"]["actual"]
+        .as_str()
+        .unwrap_or("no role on record");
+    let state = match (word(&status["state"]), status["hold"]["reason"].as_str()) {
+        (state, Some(reason)) => format!("{state} ({reason})"),
+        (state, None) => state.to_string(),
+    };
+    let epoch = status["role"]["epoch"]
+        .as_u64()
+        .map_or(String::new(), |epoch| format!(", epoch {epoch}"));
+    let baseline = &status["replication"]["baseline"];
+    let under_way = match baseline["phase"].as_str() {
+        Some(phase) => {
+            let share = match (
+                baseline["done_bytes"].as_f64(),
+                baseline["total_bytes"].as_f64(),
+            ) {
+                (Some(done), Some(total)) => format!(" {:.0} %", (100.0 * done / total).min(100.0)),
+                _ => String::new(),
+            };
+            format!(", copying: {phase}{share}")
+        }
+        None => String::new(),
+    };
+    format!("{level}:{site} {state}{under_way} ({role}{epoch})")
+}
+
+fn freshness(status: &Value) -> String {
+    let point = &status["recovery_point"];
+    let Some(lsn) = point["lsn"].as_str() else {
+        return "Fresh:    nothing was copied yet".into();
+    };
+    let lag = &status["lag"];
+    let waits = match lag["bytes"].as_u64() {
+        Some(0) => "nothing waited then".to_string(),
+        Some(bytes) => format!("{} of changes wait", bytesize::ByteSize(bytes)),
+        None => "whether changes wait is not known".into(),
+    };
+    let offset = match status["peer"]["clock_offset_seconds"].as_f64() {
+        Some(offset) if offset.abs() >= 1.0 => {
+            let ahead = if offset > 0.0 { "ahead of" } else { "behind" };
+            format!("; its clock is {} {ahead} ours", span(offset.abs()))
+        }
+        _ => String::new(),
+    };
+    format!(
+        "Fresh:    complete {} ago, {waits}; recovery point {lsn}, committed {} by the primary's clock{offset}",
+        span(lag["seconds"].as_f64().unwrap_or_default()),
+        word(&point["commit_time"]),
+    )
+}
+
+fn next_step(status: &Value) -> String {
+    if let Some(step) = status["hold"]["next_step"].as_str() {
+        return step.to_string();
+    }
+    if status["config"]["valid"] == Value::Bool(false) {
+        return "correct that key; `warm-spare check-config` tries it".into();
+    }
+    let first = status["health"]["reasons"][0]["code"].as_str();
+    match first {
+        None => "nothing to do".into(),
+        Some("starting" | "first_baseline" | "standby") => "wait".into(),
+        Some("verify_differences") => {
+            "`warm-spare verify --json` lists them; the next full copy replaces what differs".into()
+        }
+        Some(code) => format!("docs/monitor.md says what to do about {code}"),
+    }
+}
+
+fn stores(status: &Value) -> String {
+    let store = |side: &str, name: &str| {
+        let found = &status[side][name];
+        let verdict = match found["reachable"].as_bool() {
+            Some(true) => "up",
+            Some(false) => "DOWN",
+            None => "not asked yet",
+        };
+        format!("{name} {verdict}")
+    };
+    let fence = match status["local"]["fenced"].as_bool() {
+        Some(true) => ", fenced",
+        Some(false) => ", NOT FENCED",
+        None => "",
+    };
+    let lacking = &status["artifacts"];
+    let artifacts = match (
+        lacking["missing_on_primary"].as_u64(),
+        lacking["damaged_on_primary"].as_u64(),
+    ) {
+        (Some(missing), Some(damaged)) => {
+            format!("; lacking on the primary: {}", missing + damaged)
+        }
+        _ => String::new(),
+    };
+    format!(
+        "Stores:   local {}, {}{fence}; peer {}, {}{artifacts}",
+        store("local", "datastore"),
+        store("local", "s3"),
+        store("peer", "datastore"),
+        store("peer", "s3"),
+    )
+}
+
+/// A length of time for people: `0.4 s`, `35 s`, `12 min`, `3 h 20 min`, `2 d 4 h`.
+pub fn span(seconds: f64) -> String {
+    let whole = seconds.max(0.0) as u64;
+    match whole {
+        0..10 => format!("{seconds:.1} s"),
+        10..120 => format!("{whole} s"),
+        120..7200 => format!("{} min", whole / 60),
+        7200..172_800 => format!("{} h {} min", whole / 3600, whole % 3600 / 60),
+        _ => format!("{} d {} h", whole / 86_400, whole % 86_400 / 3600),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::span;
+
+    #[test]
+    fn spans_are_short() {
+        assert_eq!(span(0.44), "0.4 s");
+        assert_eq!(span(35.9), "35 s");
+        assert_eq!(span(725.0), "12 min");
+        assert_eq!(span(12_000.0), "3 h 20 min");
+        assert_eq!(span(187_200.0), "2 d 4 h");
+    }
+}

@@ -1,0 +1,139 @@
+//! Has the primary committed anything since the recovery point? Asked without reading a row.
+
+use super::baseline::digest;
+use super::error::PassError;
+use super::pass::recovery_point;
+use super::tables;
+use crate::cluster::{Confirmation, CopiedPoint, LocalSession, PeerSession};
+use crate::config::Config;
+use crate::observe::Clock;
+use chrono::{DateTime, Utc};
+
+/// What the primary answered.
+#[derive(Debug, Clone)]
+pub struct Look {
+    /// By the primary's clock, just before it looked at its transactions: what it says holds for this time.
+    pub time: DateTime<Utc>,
+    /// Seconds by which the primary's clock is ahead of ours, as far as one question and answer can tell.
+    pub clock_offset_seconds: f64,
+    /// Why the primary may have changed since the recovery point; None: it has not.
+    pub changed: Option<&'static str>,
+    /// Write-ahead log written since the recovery point. None: there is no such point, or of another server.
+    pub lag_bytes: Option<u64>,
+    pub server: Server,
+    /// Its database is read-only, as a spare's is.
+    pub fenced: bool,
+}
+
+/// What a server says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Server {
+    pub version: String,
+    pub tls: bool,
+}
+
+impl Look {
+    /// What may be remembered when nothing waits.
+    pub fn confirmation(&self) -> Confirmation {
+        Confirmation {
+            time: self.time,
+            clock_offset_seconds: self.clock_offset_seconds,
+        }
+    }
+}
+
+/// Looks for a spare that stands at `point`. A visible database that does not stand there counts as a change.
+pub async fn look(
+    config: &Config,
+    point: Option<&CopiedPoint>,
+    clock: &Clock,
+) -> Result<Look, PassError> {
+    let ours = match point {
+        Some(point) => stands_at(config, point).await?,
+        None => false,
+    };
+    let peer = PeerSession::open(&config.peer.datastore).await?;
+    let mut look = look_at(&peer, point, clock).await?;
+    if !ours && look.changed.is_none() {
+        look.changed = Some("the local database is not the one that was copied");
+    }
+    Ok(look)
+}
+
+async fn stands_at(config: &Config, point: &CopiedPoint) -> Result<bool, PassError> {
+    let local = &config.local.datastore;
+    let session = LocalSession::open(local, &local.database).await?;
+    let sql = "SELECT to_regclass('warm_spare.recovery_point') IS NOT NULL";
+    let row = session
+        .query_one("looking for the recovery point", sql, &[])
+        .await?;
+    Ok(row.get::<_, bool>(0) && recovery_point(&session).await?.as_ref() == Some(&point.lsn))
+}
+
+/// One statement, so that all of it is seen at one instant; `now()` is the start of its transaction, before it looks.
+const QUESTION: &str = "
+SELECT now(), clock_timestamp(), txid_current_snapshot()::text,
+       CASE WHEN pg_is_in_recovery() THEN NULL ELSE pg_current_wal_lsn()::text END,
+       (SELECT system_identifier::text FROM pg_control_system()),
+       (SELECT timeline_id FROM pg_control_checkpoint()),
+       pg_postmaster_start_time()::text,
+       current_setting('server_version'),
+       coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false),
+       EXISTS (SELECT 1 FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase
+               WHERE d.datname = current_database() AND s.setrole = 0
+                 AND 'default_transaction_read_only=on' = ANY (s.setconfig)),
+       CASE WHEN pg_is_in_recovery() OR $1::text = '' THEN NULL
+            ELSE pg_wal_lsn_diff(pg_current_wal_lsn(), nullif($1::text, '')::pg_lsn)::int8 END";
+
+/// Every change of rows or tables takes a transaction number before it becomes visible, so while the snapshot's text
+/// (the number to come, and those under way) is the same, nothing was committed. What that does not show counts as a
+/// change: another server, timeline or start of it (a crash may forget the last numbers and give them out again), a log
+/// that stands behind the point, and sequences, which move outside of transactions.
+pub(super) async fn look_at(
+    peer: &PeerSession,
+    point: Option<&CopiedPoint>,
+    clock: &Clock,
+) -> Result<Look, PassError> {
+    let lsn = point.map_or("", |point| point.lsn.as_str());
+    let asked = clock.now();
+    let row = peer
+        .query_one("asking for committed transactions", QUESTION, &[&lsn])
+        .await?;
+    let answered = clock.now();
+    let between = asked + (answered - asked) / 2;
+    let theirs: DateTime<Utc> = row.get(1);
+    let ahead = row.get::<_, Option<i64>>(10);
+    let changed = match point {
+        None => Some("nothing was copied yet"),
+        Some(point) if row.get::<_, String>(4) != point.system_id => Some("it is another server"),
+        Some(point) if row.get::<_, i32>(5) != point.timeline => Some("it is on another timeline"),
+        Some(point) if row.get::<_, String>(6) != point.server_started => {
+            Some("its server was restarted")
+        }
+        Some(_) if ahead.is_none_or(|bytes| bytes < 0) => Some("it stands before that point"),
+        Some(point) if row.get::<_, String>(2) != point.transactions => {
+            Some("it has had transactions")
+        }
+        Some(point) if digest(&sequences(peer).await?) != point.sequences => {
+            Some("its sequences have moved")
+        }
+        Some(_) => None,
+    };
+    Ok(Look {
+        time: row.get(0),
+        clock_offset_seconds: (theirs - between).num_microseconds().unwrap_or_default() as f64
+            / 1e6,
+        changed,
+        lag_bytes: ahead.and_then(|bytes| u64::try_from(bytes).ok()),
+        server: Server {
+            version: row.get(7),
+            tls: row.get(8),
+        },
+        fenced: row.get(9),
+    })
+}
+
+async fn sequences(peer: &PeerSession) -> Result<Vec<String>, PassError> {
+    let names = tables::sequence_names(peer).await?;
+    tables::sequence_values(peer, &names).await
+}

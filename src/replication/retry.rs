@@ -1,0 +1,66 @@
+//! Artifacts that the primary lacked or had damaged are tried again: they may have been uploaded anew.
+
+use super::artifacts::Unavailable;
+use super::courier::{Courier, Delivery};
+use super::error::PassError;
+use super::inventory::UNSOUND;
+use crate::cluster::{
+    Artifact, ByteBudget, LocalSession, LocalStore, Lock, Side, State, Store, Throttle,
+};
+use crate::config::Config;
+use crate::package::Checksum;
+
+/// Returns how many are there now. The visible database names these bytes under these keys, so they go in place.
+pub async fn retry_unavailable(
+    config: &Config,
+    lock: Lock,
+    throttle: &Throttle,
+) -> Result<usize, PassError> {
+    let local = &config.local.datastore;
+    let state = State::open(local).await?;
+    let session = LocalSession::open(local, &local.database).await?;
+    let courier = Courier {
+        peer: Store::open(Side::Peer, &config.peer.s3)?,
+        local: LocalStore::open(&config.local.s3)?,
+        budget: ByteBudget::new(config.replication.buffer),
+        throttle: throttle.clone(),
+    };
+    let mut brought = 0;
+    for item in recorded(&session).await? {
+        let fetched = courier.fetch(&item.key, &item.key, &item.checksum).await?;
+        let Delivery::Done(stored) = fetched else {
+            continue;
+        };
+        state.still_ours(lock).await?;
+        state
+            .record_artifacts(&[Artifact {
+                key: item.key.clone(),
+                checksum: item.checksum.to_string(),
+                bytes: stored.bytes,
+                etag: stored.etag,
+            }])
+            .await?;
+        let sql = "DELETE FROM warm_spare.unavailable WHERE key = $1 AND checksum = $2";
+        let checksum = item.checksum.to_string();
+        session
+            .execute("forgetting what is there now", sql, &[&item.key, &checksum])
+            .await?;
+        brought += 1;
+    }
+    Ok(brought)
+}
+
+async fn recorded(session: &LocalSession) -> Result<Vec<Unavailable>, PassError> {
+    let sql = "SELECT key, checksum FROM warm_spare.unavailable WHERE reason <> $1 ORDER BY key";
+    let rows = session
+        .query("reading what the primary lacks", sql, &[&UNSOUND])
+        .await?;
+    // A row whose checksum is none is unsound, and says so.
+    let items = rows.iter().filter_map(|row| {
+        Some(Unavailable {
+            key: row.get(0),
+            checksum: row.get::<_, String>(1).parse::<Checksum>().ok()?,
+        })
+    });
+    Ok(items.collect())
+}

@@ -1,0 +1,158 @@
+//! The configuration in force. A bad one is refused and the last good one stays, also over a restart; with none at all
+//! the service stays up and says so.
+
+use super::{Configs, Desk};
+use crate::config::{self, Accepted, Config, ConfigError};
+use crate::observe::{HoldReason, Settings};
+use std::convert::Infallible;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::sync::{mpsc, watch};
+
+const ADDRESS_FILE: &str = "http";
+
+/// Where a running service writes the address on which it can be asked.
+pub fn address_file(data: &Path) -> PathBuf {
+    data.join(ADDRESS_FILE)
+}
+
+pub struct Configuration {
+    path: PathBuf,
+    data: PathBuf,
+    in_force: watch::Sender<Option<Arc<Config>>>,
+}
+
+impl Configuration {
+    /// Reads the rendered configuration, or else the last good one.
+    pub fn begin(path: PathBuf, data: PathBuf, desk: &Desk) -> (Self, Configs) {
+        let (in_force, configs) = watch::channel(None);
+        let configuration = Configuration {
+            path,
+            data,
+            in_force,
+        };
+        configuration.read(desk);
+        if configuration.in_force.borrow().is_none() {
+            configuration.fall_back(desk);
+        }
+        (configuration, configs)
+    }
+
+    pub async fn keep_reading(self, mut reload: mpsc::Receiver<()>, desk: &Desk) -> Infallible {
+        loop {
+            if reload.recv().await.is_none() {
+                // Nobody is left who could ask for it.
+                std::future::pending::<()>().await;
+            }
+            self.read(desk);
+            if self.in_force.borrow().is_none() {
+                self.fall_back(desk);
+            }
+        }
+    }
+
+    fn read(&self, desk: &Desk) {
+        match config::load_text(&self.path) {
+            Ok((config, accepted)) => self.accept(config, &accepted, desk),
+            Err(error) => self.refuse(&error, desk),
+        }
+    }
+
+    fn accept(&self, config: Config, accepted: &Accepted, desk: &Desk) {
+        if let Err(error) = accepted.keep(&self.data) {
+            // The service works without; only a restart with a bad configuration would miss it.
+            log::warn!(
+                "configuration: cannot be kept in {}: {error}; a restart with a bad one would find none",
+                self.data.display()
+            );
+        }
+        let was_bad = desk.read(|state| state.config.error.is_some());
+        if was_bad {
+            log::info!("configuration: {} is good again", self.path.display());
+            desk.note("config", "the configuration is good again", &config.change);
+        }
+        self.put_in_force(config, None, desk);
+    }
+
+    fn put_in_force(&self, config: Config, error: Option<String>, desk: &Desk) {
+        log::set_max_level(config.log_level);
+        desk.throttle.set(config.replication.bandwidth_limit);
+        let old = self.in_force.borrow().clone();
+        let changed = old.as_ref().is_none_or(|old| **old != config);
+        let now = desk.now();
+        desk.update(|state| {
+            if state.config.error != error || changed {
+                state.config.since = now;
+            }
+            state.config.error = error;
+            state.settings = Settings::of(&config);
+        });
+        desk.release(|hold| hold.reason == HoldReason::Config);
+        if let Some(old) = &old
+            && changed
+        {
+            log::info!("configuration: the new one is in force");
+            desk.note("config", "a new configuration is in force", &config.change);
+            if (old.http != config.http) || (old.log_format != config.log_format) {
+                log::warn!("configuration: [http] and log_format take effect at the next restart");
+            }
+        }
+        // An equal one too, if something is held: whoever asks for it to be read wants another try.
+        if changed || desk.read(|state| state.hold.is_some()) {
+            self.in_force.send_replace(Some(Arc::new(config)));
+        }
+    }
+
+    fn refuse(&self, error: &ConfigError, desk: &Desk) {
+        let text = error.to_string();
+        let news = desk.read(|state| state.config.error.as_ref() != Some(&text));
+        if news {
+            log::warn!("configuration refused: {text}");
+            let change = self
+                .in_force
+                .borrow()
+                .as_ref()
+                .map(|config| config.change.clone());
+            let event = format!("configuration refused: {text}");
+            desk.note("config", &event, &change.unwrap_or_default());
+            let now = desk.now();
+            desk.update(|state| {
+                state.config.error = Some(text.clone());
+                state.config.since = now;
+            });
+        }
+        if self.in_force.borrow().is_some() {
+            if news {
+                log::warn!("configuration: the last good one stays in force");
+            }
+            return;
+        }
+        desk.hold(
+            HoldReason::Config,
+            &text,
+            "correct that key; docs/reference.md has them all",
+            false,
+        );
+    }
+
+    /// At a start with a bad configuration.
+    fn fall_back(&self, desk: &Desk) {
+        let error = desk.read(|state| state.config.error.clone());
+        match config::load_kept(&self.data) {
+            Ok(Some(kept)) => {
+                log::warn!(
+                    "configuration: the last good one, kept in {}, is in force",
+                    self.data.display()
+                );
+                self.put_in_force(kept, error, desk);
+            }
+            Ok(None) => log::warn!(
+                "configuration: there is no good one yet, so nothing is done; SIGHUP reads it again"
+            ),
+            Err(kept) => log::warn!(
+                "configuration: the last good one, kept in {}, cannot be used either: {kept}",
+                self.data.display()
+            ),
+        }
+    }
+}

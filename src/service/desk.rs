@@ -1,0 +1,261 @@
+//! The state's only writers go through here: the channel that everything reads from, the meter, the counters, and the
+//! events, which wait here while the state database is away.
+
+use crate::cluster::{self, Event, FenceError, ProgramError, Side, StateError};
+use crate::observe::{
+    Clock, Counters, Hold, HoldReason, Meter, Progress, Reach, Sighting, State, Watched,
+};
+use crate::replication::{PassError, Policy};
+use chrono::{DateTime, Utc};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use tokio::sync::watch;
+
+use super::complaint::Pace;
+
+/// Events that wait to be written; beyond that the oldest are lost to the database, not to the log.
+const MOST_PENDING: usize = 200;
+const EVENTS_READ: i64 = 50;
+
+#[derive(Clone)]
+pub struct Desk {
+    state: watch::Sender<State>,
+    pending: Arc<Mutex<VecDeque<Event>>>,
+    pub meter: Arc<Meter>,
+    pub counters: Counters,
+    pub clock: Clock,
+    /// What all transfers are held to, those under way included.
+    pub throttle: cluster::Throttle,
+}
+
+impl Desk {
+    pub fn new(clock: Clock) -> Self {
+        let counters = Counters::default();
+        Desk {
+            state: watch::Sender::new(State::new(clock.now())),
+            pending: Arc::default(),
+            meter: Arc::new(Meter::new(clock.clone(), counters.clone())),
+            counters,
+            clock,
+            throttle: cluster::Throttle::new(None),
+        }
+    }
+
+    pub fn watched(&self) -> Watched {
+        Watched::new(
+            self.state.subscribe(),
+            self.meter.clone(),
+            self.counters.clone(),
+            self.clock.clone(),
+        )
+    }
+
+    pub fn now(&self) -> DateTime<Utc> {
+        self.clock.now()
+    }
+
+    pub fn progress(&self) -> Progress {
+        Progress::new(self.meter.clone())
+    }
+
+    pub fn read<T>(&self, read: impl FnOnce(&State) -> T) -> T {
+        read(&self.state.borrow())
+    }
+
+    pub fn update(&self, change: impl FnOnce(&mut State)) {
+        self.state.send_modify(change);
+    }
+
+    /// Waits until the state is so.
+    pub async fn wait_for(&self, so: impl FnMut(&State) -> bool) {
+        // Fails only if the channel is gone, which we hold.
+        let _ = self.state.subscribe().wait_for(so).await;
+    }
+
+    /// Something that stays in the history.
+    pub fn note(&self, kind: &str, text: &str, change: &str) {
+        let event = Event {
+            time: self.now(),
+            kind: kind.to_string(),
+            text: text.to_string(),
+            change: change.to_string(),
+        };
+        self.update(|state| state.remember(event.clone()));
+        let mut pending = self.pending.lock().expect("no holder panics");
+        if pending.len() == MOST_PENDING {
+            pending.pop_front();
+        }
+        pending.push_back(event);
+    }
+
+    /// Writes the events that wait, and shows the history as the database has it.
+    pub async fn settle_events(
+        &self,
+        database: &cluster::State,
+    ) -> Result<(), cluster::StateError> {
+        loop {
+            let next = self
+                .pending
+                .lock()
+                .expect("no holder panics")
+                .front()
+                .cloned();
+            let Some(event) = next else { break };
+            database.record_event(&event).await?;
+            self.pending.lock().expect("no holder panics").pop_front();
+        }
+        let events = database.events(EVENTS_READ).await?;
+        self.update(|state| {
+            if state.events != events {
+                state.events = events.into();
+            }
+        });
+        Ok(())
+    }
+
+    /// Shows why nothing is applied; an equal reason keeps its beginning.
+    pub fn hold(&self, reason: HoldReason, detail: &str, next_step: &str, passing: bool) {
+        let now = self.now();
+        let mut begins = false;
+        self.update(|state| {
+            let old = state.hold.take().filter(|old| old.reason == reason);
+            begins = old.is_none();
+            state.hold = Some(Hold {
+                reason,
+                detail: detail.to_string(),
+                next_step: next_step.to_string(),
+                since: old.map_or(now, |old| old.since),
+                passing,
+            });
+        });
+        if begins {
+            self.note("hold", &format!("{}: {detail}", reason.as_str()), "");
+        }
+    }
+
+    /// A failure that ended a duty: counted, shown as a hold, and sorted into how it is tried again.
+    pub fn hold_for(&self, error: &PassError) -> Pace {
+        let verdict = Verdict::of(error);
+        let side = error
+            .side()
+            .map_or_else(|| "none".to_string(), |side| side.to_string());
+        self.counters.error(&side, error.code());
+        self.hold(
+            verdict.reason,
+            &error.to_string(),
+            &error.next_step(),
+            verdict.passing,
+        );
+        self.sight_failure(error);
+        if verdict.passing {
+            Pace::Passing
+        } else {
+            Pace::Operator
+        }
+    }
+
+    fn sight_failure(&self, error: &PassError) {
+        let (Some(side), true) = (error.side(), error.is_unreachable()) else {
+            return;
+        };
+        let now = self.now();
+        self.update(|state| {
+            let seen = match side {
+                Side::Local => &mut state.local,
+                Side::Peer => &mut state.peer,
+            };
+            let text = Some(error.to_string());
+            if error.is_of_a_store() {
+                see(&mut seen.s3, text, now);
+            } else {
+                see(&mut seen.datastore, text, now);
+            }
+            if side == Side::Peer {
+                state.waiting = None;
+            }
+        });
+    }
+
+    /// Ends a hold, if it is of a kind that `which` names.
+    pub fn release(&self, which: impl Fn(&Hold) -> bool) {
+        let mut ended = None;
+        self.update(|state| {
+            if state.hold.as_ref().is_some_and(&which) {
+                ended = state.hold.take();
+            }
+        });
+        if let Some(hold) = ended {
+            let seconds = (self.now() - hold.since).num_seconds();
+            let text = format!("{} ended after {seconds} s", hold.reason.as_str());
+            self.note("hold_ended", &text, "");
+        }
+    }
+
+    pub fn see_store(&self, side: Side, error: Option<String>) {
+        let now = self.now();
+        self.update(|state| see(&mut sighting(state, side).s3, error, now));
+    }
+
+    pub fn see_datastore(&self, side: Side, error: Option<String>) {
+        let now = self.now();
+        self.update(|state| see(&mut sighting(state, side).datastore, error, now));
+    }
+}
+
+fn sighting(state: &mut State, side: Side) -> &mut Sighting {
+    match side {
+        Side::Local => &mut state.local,
+        Side::Peer => &mut state.peer,
+    }
+}
+
+/// `since` is when it began to answer, or not to.
+fn see(reach: &mut Option<Reach>, error: Option<String>, now: DateTime<Utc>) {
+    let since = match reach {
+        Some(old) if old.error.is_some() == error.is_some() => old.since,
+        _ => now,
+    };
+    *reach = Some(Reach { error, since });
+}
+
+/// What a failure means for the service.
+struct Verdict {
+    reason: HoldReason,
+    passing: bool,
+}
+
+impl Verdict {
+    fn of(error: &PassError) -> Verdict {
+        let reason = reason(error);
+        let passing = error.policy() == Policy::Retry
+            || matches!(
+                reason,
+                // A password or a certificate may be rotated, a bucket made, without our being told.
+                HoldReason::LocalUnreachable | HoldReason::PeerUnreachable | HoldReason::Failed
+            );
+        Verdict { reason, passing }
+    }
+}
+
+fn reason(error: &PassError) -> HoldReason {
+    let by_code = HoldReason::ALL
+        .into_iter()
+        .find(|reason| reason.as_str() == error.code());
+    if let Some(named) = by_code {
+        return named;
+    }
+    if error.is_unreachable() {
+        return match error.side() {
+            Some(Side::Peer) => HoldReason::PeerUnreachable,
+            _ => HoldReason::LocalUnreachable,
+        };
+    }
+    match error {
+        PassError::Refused { .. } | PassError::Unfit { .. } => HoldReason::Conflict,
+        PassError::Fence(FenceError::Open { .. }) => HoldReason::Conflict,
+        // An older program on a newer state, or no client programs between the two servers' versions.
+        PassError::State(StateError::Newer { .. })
+        | PassError::Program(ProgramError::NoneFits { .. }) => HoldReason::Version,
+        _ => HoldReason::Failed,
+    }
+}

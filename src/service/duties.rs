@@ -1,0 +1,482 @@
+//! What the holder of the lock does: looks, passes, retries and verifications, each when it is due.
+
+use super::complaint::Complaint;
+use super::guard::ask_store;
+use super::plan::{Next, Plan, Rules};
+use super::tenure::{Tenure, recall};
+use super::{Configs, Desk};
+use crate::cluster::{CopiedPoint, Side, StateError, Store, VerificationRecord};
+use crate::config::Config;
+use crate::observe::{Baseline, HoldReason, Phase, Progress, Silent, Verified};
+use crate::replication::{
+    Look, Options, Outcome, PassError, RETIRED, Report, STAGED, look, retry_unavailable, sync,
+};
+use crate::verify::{Verification, verify};
+use chrono::TimeDelta;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+
+/// Differences told in words.
+const EXAMPLES: usize = 5;
+/// A verification that could not be finished is tried again after so long, not only on the next day.
+const VERIFY_AGAIN: TimeDelta = TimeDelta::minutes(30);
+
+const MOVING_LOOK: std::time::Duration = std::time::Duration::from_millis(500);
+
+type Verifying = Pin<Box<dyn Future<Output = Result<Verification, PassError>>>>;
+
+pub struct Duties<'a> {
+    desk: &'a Desk,
+    tenure: &'a Tenure,
+    configs: Configs,
+    plan: Plan,
+    complaint: Complaint,
+    /// At most one, beside the looks. It ends with us.
+    verification: Option<Verifying>,
+    /// Rows of ours are not as they were sent, so they are copied although the primary has not changed.
+    rows_differ: bool,
+    /// When a failed verification is tried again.
+    verify_again: Option<chrono::DateTime<chrono::Utc>>,
+}
+
+impl<'a> Duties<'a> {
+    pub fn new(desk: &'a Desk, tenure: &'a Tenure, configs: Configs) -> Self {
+        let now = desk.now();
+        let mut plan = Plan::new(now);
+        desk.read(|state| {
+            plan.copied = state.point.is_some();
+            plan.lacking = state
+                .artifacts
+                .as_ref()
+                .is_some_and(|a| a.missing + a.damaged > 0);
+            if let Some(verified) = &state.verified {
+                plan.verified = verified.record.time;
+            }
+            if let Some(point) = &state.point {
+                plan.passed = point.commit_time.min(now);
+            }
+        });
+        Duties {
+            desk,
+            tenure,
+            configs,
+            plan,
+            complaint: Complaint::new("replication works"),
+            verification: None,
+            verify_again: None,
+            rows_differ: false,
+        }
+    }
+
+    /// The configuration in force. It has the tenure's own role and servers, or the tenure would be over.
+    fn config(&mut self) -> Arc<Config> {
+        let current = self.configs.borrow_and_update().clone();
+        current.unwrap_or_else(|| self.tenure.config.clone())
+    }
+
+    /// Works until the tenure must end, and says why.
+    pub async fn perform(mut self) -> PassError {
+        loop {
+            let config = self.config();
+            let rules = Rules::of(&config);
+            self.show_pause(&config, &rules);
+            let done = match self.plan.next(&rules, self.desk.now()) {
+                Next::Look => self.look(&config).await,
+                Next::Pass => self.pass(&config).await,
+                Next::Retry => self.retry(&config).await,
+                Next::Verify => {
+                    self.begin_verification(&config);
+                    Ok(())
+                }
+                Next::Sleep(until) => {
+                    self.rest(until).await;
+                    Ok(())
+                }
+            };
+            match done {
+                Ok(()) => {}
+                Err(error) if ends_tenure(&error) => return error,
+                Err(error) => self.fail(&error),
+            }
+        }
+    }
+
+    async fn rest(&mut self, until: chrono::DateTime<chrono::Utc>) {
+        let until = self.verify_again.map_or(until, |again| again.min(until));
+        let clock = self.desk.clock.clone();
+        tokio::select! {
+            () = clock.sleep_until(until) => {}
+            changed = self.configs.changed() => {
+                if changed.is_ok() {
+                    // What was refused may be allowed now.
+                    self.plan.not_before = None;
+                    self.complaint.begin_anew();
+                }
+            }
+            ended = finished(&mut self.verification) => self.verified(ended).await,
+        }
+        if self
+            .verify_again
+            .is_some_and(|again| again <= self.desk.now())
+        {
+            self.verify_again = None;
+            self.plan.verified = chrono::DateTime::UNIX_EPOCH;
+        }
+    }
+
+    fn show_pause(&self, config: &Config, rules: &Rules) {
+        let now = self.desk.now();
+        if !rules.is_paused(now) {
+            self.desk.release(|hold| hold.reason == HoldReason::Paused);
+        } else if !self.complaint.stands() {
+            let (detail, next_step) = match config.paused_until {
+                Some(until) if !config.paused => (
+                    format!("paused until {}", until.format("%Y-%m-%d %H:%M:%S UTC")),
+                    "wait, or take paused_until away".to_string(),
+                ),
+                _ => (
+                    "paused by configuration: changes are looked for and not applied".to_string(),
+                    "set paused = false to go on".to_string(),
+                ),
+            };
+            self.desk
+                .hold(HoldReason::Paused, &detail, &next_step, false);
+        }
+    }
+
+    /// A failure that leaves the tenure standing: shown, logged, and tried again after a while.
+    fn fail(&mut self, error: &PassError) {
+        let pace = self.desk.hold_for(error);
+        let now = self.desk.now();
+        let wait = self
+            .complaint
+            .failed(now, error.code(), &error.to_string(), pace);
+        self.plan.not_before = Some(now + TimeDelta::from_std(wait).unwrap_or(TimeDelta::MAX));
+        // The next try begins with the cheapest question.
+        self.plan.looked = None;
+    }
+
+    fn point(&self) -> Option<CopiedPoint> {
+        self.desk.read(|state| state.point.clone())
+    }
+
+    async fn look(&mut self, config: &Config) -> Result<(), PassError> {
+        let point = self.point();
+        let clock = self.desk.clock.clone();
+        let (found, store) = tokio::join!(
+            look(config, point.as_ref(), &clock),
+            ask_store(Side::Peer, &config.peer.s3),
+        );
+        self.desk.see_store(Side::Peer, store);
+        let found = found?;
+        self.plan.looked = Some(self.desk.now());
+        self.plan.not_before = None;
+        self.plan.waiting = found.changed.is_some();
+        if let Some(why) = found.changed
+            && self.desk.read(|state| state.waiting == Some(false))
+        {
+            log::info!("peer: {why}; what it has committed is copied");
+        }
+        self.show_look(&found);
+        if found.changed.is_none() {
+            self.confirm(&found).await?;
+            self.settled();
+        } else {
+            self.give_up_verification_if_late(config);
+        }
+        Ok(())
+    }
+
+    /// Nothing is wrong with replication any more.
+    fn settled(&mut self) {
+        self.complaint.over(self.desk.now());
+        self.desk
+            .release(|hold| !matches!(hold.reason, HoldReason::Config | HoldReason::Paused));
+    }
+
+    fn show_look(&self, found: &Look) {
+        self.desk.see_datastore(Side::Peer, None);
+        self.desk.update(|state| {
+            state.waiting = Some(found.changed.is_some());
+            state.lag_bytes = found.lag_bytes;
+            state.peer.version = Some(found.server.version.clone());
+            state.peer.tls = Some(found.server.tls);
+            state.peer.fenced = Some(found.fenced);
+        });
+    }
+
+    /// Nothing waits: complete as of now, if our own side stands as it should.
+    async fn confirm(&self, found: &Look) -> Result<(), PassError> {
+        let sound = self.desk.read(|state| {
+            let bucket = state
+                .local
+                .s3
+                .as_ref()
+                .is_none_or(|reach| reach.error.is_none());
+            bucket && state.local.fenced != Some(false)
+        });
+        if sound {
+            self.tenure.state.confirm(found.confirmation()).await?;
+            self.desk
+                .update(|state| state.confirmation = Some(found.confirmation()));
+        }
+        Ok(())
+    }
+
+    async fn pass(&mut self, config: &Arc<Config>) -> Result<(), PassError> {
+        let started = self.desk.now();
+        self.desk
+            .update(|state| state.baseline = Some(Baseline { started }));
+        let options = Options {
+            lock: Some(self.tenure.lock),
+            throttle: Some(self.desk.throttle.clone()),
+            baseline: self.rows_differ,
+        };
+        let progress = self.desk.progress();
+        let mut moving = false;
+        let report = tokio::select! {
+            report = sync(config, options, &progress) => Some(report),
+            why = given_up(self.desk, self.configs.clone(), config) => {
+                log::info!("the pass under way was given up: {why}");
+                None
+            }
+            never = release_when_moving(self.desk, &mut moving) => match never {},
+        };
+        if moving {
+            self.complaint.over(self.desk.now());
+        }
+        self.desk.update(|state| state.baseline = None);
+        let counters = &self.desk.counters;
+        match report {
+            None => counters.baseline("given_up"),
+            Some(Err(error)) => {
+                counters.baseline("failed");
+                return Err(error);
+            }
+            Some(Ok(report)) => {
+                if matches!(report.outcome, Outcome::Copied(_)) {
+                    counters.baseline("done");
+                }
+                self.passed(config, &report).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn passed(&mut self, config: &Config, report: &Report) -> Result<(), PassError> {
+        let now = self.desk.now();
+        if let Outcome::Copied(copied) = &report.outcome {
+            log::info!(
+                "copied: {} packages at {}, {} artifacts brought",
+                report.packages,
+                copied.point.lsn,
+                report.artifacts.copied
+            );
+        }
+        self.plan.copied = true;
+        self.plan.waiting = false;
+        self.plan.repair = false;
+        self.rows_differ = false;
+        self.plan.passed = now;
+        self.plan.retried = now;
+        self.plan.not_before = None;
+        // What was committed since the snapshot is not known yet.
+        self.plan.looked = None;
+        self.plan.lacking = !report.unavailable.is_empty();
+        self.desk.update(|state| state.local.fenced = Some(true));
+        self.settled();
+        recall(self.desk, config, &self.tenure.state).await?;
+        self.count_aside(config).await;
+        Ok(())
+    }
+
+    /// Objects of ours beside the artifacts. Not knowing their number is no failure.
+    async fn count_aside(&self, config: &Config) {
+        let Ok(store) = Store::open(Side::Local, &config.local.s3) else {
+            return;
+        };
+        let count = async |prefix: &str| {
+            let mut found = 0;
+            let listed = store
+                .list(prefix, async |page| {
+                    found += page.len() as u64;
+                    Ok(())
+                })
+                .await;
+            listed.is_ok().then_some(found)
+        };
+        let (staged, retired) = (count(STAGED).await, count(RETIRED).await);
+        self.desk.update(|state| {
+            if let Some(artifacts) = &mut state.artifacts {
+                artifacts.staged = staged;
+                artifacts.retired = retired;
+            }
+        });
+    }
+
+    async fn retry(&mut self, config: &Config) -> Result<(), PassError> {
+        self.plan.retried = self.desk.now();
+        let brought = retry_unavailable(config, self.tenure.lock, &self.desk.throttle).await?;
+        if brought > 0 {
+            log::info!("peer: {brought} artifacts that it lacked are there now, and here");
+            let text = format!("{brought} artifacts that the primary lacked were brought");
+            self.desk.note("artifacts", &text, &config.change);
+            recall(self.desk, config, &self.tenure.state).await?;
+        }
+        self.plan.lacking = self.desk.read(|state| {
+            state
+                .artifacts
+                .as_ref()
+                .is_some_and(|a| a.missing + a.damaged > 0)
+        });
+        Ok(())
+    }
+
+    fn begin_verification(&mut self, config: &Arc<Config>) {
+        self.plan.verifying = true;
+        self.plan.verified = self.desk.now();
+        let config = config.clone();
+        self.verification = Some(Box::pin(async move {
+            let progress = Progress::new(Arc::new(Silent));
+            verify(&config, config.verify.deep, &progress).await
+        }));
+    }
+
+    /// Passes wait for a verification, for they would take the database away under it; but not for ever.
+    fn give_up_verification_if_late(&mut self, config: &Config) {
+        let now = self.desk.now();
+        let behind = self
+            .desk
+            .read(|state| state.lag(now))
+            .map_or(0.0, |lag| lag.seconds);
+        if self.plan.verifying && behind > config.replication.rpo.as_secs_f64() / 2.0 {
+            self.verification = None;
+            self.plan.verifying = false;
+            let text = "given up, because changes waited for half of replication.rpo; verify.deep reads every artifact: schedule it for a quiet time";
+            self.verification_failed(text);
+        }
+    }
+
+    fn verification_failed(&mut self, text: &str) {
+        log::warn!("local: the verification could not be finished: {text}");
+        self.verify_again = Some(self.desk.now() + VERIFY_AGAIN);
+        self.desk.counters.error("local", "verification");
+        self.desk
+            .update(|state| state.verification_error = Some(text.to_string()));
+        self.desk.note("verification", text, "");
+    }
+
+    async fn verified(&mut self, ended: Result<Verification, PassError>) {
+        self.verification = None;
+        self.plan.verifying = false;
+        let found = match ended {
+            Ok(found) => found,
+            Err(error) => return self.verification_failed(&error.to_string()),
+        };
+        let number = found.differences.len();
+        let record = VerificationRecord {
+            time: self.desk.now(),
+            deep: found.deep,
+            differences: number as i64,
+            lsn: found.point.lsn.clone(),
+        };
+        let examples: Vec<String> = found
+            .differences
+            .iter()
+            .take(EXAMPLES)
+            .map(|d| format!("{} {}: {}", d.kind, d.name, d.text))
+            .collect();
+        let depth = if found.deep {
+            "deep verification"
+        } else {
+            "verification"
+        };
+        let text = match examples.first() {
+            None => format!(
+                "{depth}: no differences, {} artifacts, {} rows",
+                found.artifacts, found.rows
+            ),
+            Some(first) => format!("{depth}: {number} differences, for example {first}"),
+        };
+        if number == 0 {
+            log::info!("local: {text}");
+        } else {
+            log::warn!("local: {text}");
+        }
+        self.desk.note("verification", &text, "");
+        if let Err(error) = self.tenure.state.record_verification(&record).await {
+            log::warn!("{error}");
+        }
+        self.desk.update(|state| {
+            state.verification_error = None;
+            state.verified = Some(Verified { record, examples });
+        });
+        // What differs is made good by copying it again.
+        self.plan.repair |= number > 0;
+        self.rows_differ |= found.differences.iter().any(|d| d.kind != "artifact");
+    }
+}
+
+/// The result of the verification under way; never, if there is none.
+async fn finished(verification: &mut Option<Verifying>) -> Result<Verification, PassError> {
+    match verification {
+        Some(verification) => verification.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Another process works here now, or our own session is gone: the lock must be taken anew.
+fn ends_tenure(error: &PassError) -> bool {
+    matches!(
+        error,
+        PassError::State(StateError::Superseded | StateError::Locked { .. })
+    )
+}
+
+/// A passing fault is over when the next pass gets on; that may be hours before it is done.
+async fn release_when_moving(desk: &Desk, moving: &mut bool) -> Infallible {
+    loop {
+        tokio::time::sleep(MOVING_LOOK).await;
+        let moves = match desk.meter.phase() {
+            None | Some(Phase::Checks) => false,
+            Some(Phase::Artifacts) => desk.meter.progress().0 > 0,
+            Some(_) => true,
+        };
+        if moves && !*moving {
+            *moving = true;
+            desk.release(|hold| hold.passing);
+        }
+    }
+}
+
+/// Waits for a configuration by which the pass under way should not go on, and says why.
+async fn given_up(desk: &Desk, mut configs: Configs, begun: &Config) -> &'static str {
+    loop {
+        let current = configs.borrow_and_update().clone();
+        if let Some(current) = current {
+            if Rules::of(&current).is_paused(desk.now()) {
+                return "paused";
+            }
+            let early = matches!(
+                desk.meter.phase(),
+                None | Some(Phase::Checks | Phase::Artifacts)
+            );
+            // Later a pass ends with what it began with: a copy of rows would begin at its beginning.
+            if early && !same_for_a_pass(&current, begun) {
+                return "it begins again with the new configuration";
+            }
+        }
+        if configs.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+fn same_for_a_pass(a: &Config, b: &Config) -> bool {
+    let (r, s) = (&a.replication, &b.replication);
+    a.fuse == b.fuse
+        && a.force_epoch == b.force_epoch
+        && (r.jobs, r.copies, r.buffer, r.gate_grace, r.keep_generations)
+            == (s.jobs, s.copies, s.buffer, s.gate_grace, s.keep_generations)
+}

@@ -1,0 +1,147 @@
+//! What must hold at every moment of a tenure, whatever is being done: the lock, the role, the fence. And what of the
+//! stores is looked at besides.
+
+use super::Desk;
+use super::complaint::{Complaint, Pace};
+use super::tenure::Tenure;
+use crate::cluster::{
+    self, DatastoreError, DatastoreFault, PeerSession, Side, Store, StoreError, is_fenced,
+    prove_fence, raise_fence,
+};
+use crate::config::{Config, S3};
+use crate::replication::{PassError, has_database};
+use std::convert::Infallible;
+use std::time::Duration;
+
+const FENCE_LOOK: Duration = Duration::from_secs(5);
+/// The proof takes a connection of its own; the setting is looked at every time.
+const LOOKS_PER_PROOF: u32 = 12;
+/// A local server that does not answer for so long holds nobody else's lock either.
+const PATIENCE: Duration = Duration::from_secs(15);
+const STORE_LOOK: Duration = Duration::from_secs(10);
+const STORE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why a tenure ended.
+pub enum End {
+    RoleChanged,
+    Failed(PassError),
+}
+
+/// Looks until the tenure must end.
+pub async fn keep(desk: &Desk, tenure: &Tenure) -> End {
+    tokio::select! {
+        end = keep_fence(desk, tenure) => end,
+        never = keep_seeing(desk, &tenure.config) => match never {},
+    }
+}
+
+async fn keep_fence(desk: &Desk, tenure: &Tenure) -> End {
+    let mut role = desk.read(|state| state.role.clone());
+    let mut complaint = Complaint::new("local: the fence holds");
+    for look in 0.. {
+        let proving = look % LOOKS_PER_PROOF == 0;
+        match tokio::time::timeout(PATIENCE, look_once(desk, tenure, proving)).await {
+            Err(_) => return End::Failed(silent(tenure).into()),
+            Ok(Err(error)) => return End::Failed(error),
+            // The first copy records the role itself.
+            Ok(Ok(found)) if found.role != role && role.is_some() => return End::RoleChanged,
+            Ok(Ok(found)) => {
+                role = found.role;
+                match found.open {
+                    Some(text) => {
+                        complaint.failed(desk.now(), "fence", &text, Pace::Operator);
+                    }
+                    None => complaint.over(desk.now()),
+                }
+            }
+        }
+        tokio::time::sleep(FENCE_LOOK).await;
+    }
+    unreachable!("the loop has no end but its returns")
+}
+
+fn silent(tenure: &Tenure) -> DatastoreError {
+    let to = &tenure.config.local.datastore;
+    DatastoreError {
+        side: Side::Local,
+        address: format!("{}:{}", to.host, to.port),
+        doing: "looking for the fence".into(),
+        fault: DatastoreFault::Unreachable,
+        text: format!("no answer for {} s", PATIENCE.as_secs()),
+        sql_state: None,
+    }
+}
+
+struct Found {
+    role: Option<String>,
+    /// Why the fence does not hold.
+    open: Option<String>,
+}
+
+async fn look_once(desk: &Desk, tenure: &Tenure, proving: bool) -> Result<Found, PassError> {
+    let local = &tenure.config.local.datastore;
+    tenure.state.still_ours(tenure.lock).await?;
+    let role = tenure.state.cluster().await?.role;
+    desk.settle_events(&tenure.state).await?;
+    let spare = role.as_deref() == Some("spare");
+    let session = tenure.state.session();
+    if !spare || !has_database(session, &local.database).await? {
+        return Ok(Found { role, open: None });
+    }
+    let fenced = if is_fenced(session, &local.database).await? {
+        match proving || desk.read(|state| state.local.fenced != Some(true)) {
+            true => prove_fence(session, local, &local.database).await,
+            false => Ok(()),
+        }
+    } else {
+        let text = format!(
+            "the fence on {} had been lifted; it was set again",
+            local.database
+        );
+        log::warn!("local: {text}");
+        desk.note("fence", &text, &tenure.config.change);
+        raise_fence(session, local, &local.database).await
+    };
+    let open = match fenced {
+        Ok(()) => None,
+        // The proof has a connection of its own, which a pass ends when it makes another database the visible one; and
+        // if the server is gone, the next look finds it.
+        Err(cluster::FenceError::Datastore(error)) => {
+            log::debug!("{error}");
+            return Ok(Found { role, open: None });
+        }
+        Err(open) => Some(open.to_string()),
+    };
+    desk.update(|state| state.local.fenced = Some(open.is_none()));
+    Ok(Found { role, open })
+}
+
+/// Our own bucket always; the peer's two stores only while a pass may not notice for a while that one is gone. Between
+/// passes they are asked when it is looked for changes.
+async fn keep_seeing(desk: &Desk, config: &Config) -> Infallible {
+    loop {
+        desk.see_store(Side::Local, ask_store(Side::Local, &config.local.s3).await);
+        if desk.read(|state| state.baseline.is_some()) {
+            let (store, datastore) = tokio::join!(
+                ask_store(Side::Peer, &config.peer.s3),
+                PeerSession::open(&config.peer.datastore),
+            );
+            desk.see_store(Side::Peer, store);
+            desk.see_datastore(Side::Peer, datastore.err().map(|error| error.to_string()));
+        }
+        tokio::time::sleep(STORE_LOOK).await;
+    }
+}
+
+/// What is wrong with a store. A client is made each time: keys and certificates may have been changed.
+pub async fn ask_store(side: Side, to: &S3) -> Option<String> {
+    check_store(side, to)
+        .await
+        .err()
+        .map(|error| error.to_string())
+}
+
+async fn check_store(side: Side, to: &S3) -> Result<(), StoreError> {
+    let store = Store::open(side, to)?.with_limits(STORE_PATIENCE, 1);
+    store.check_bucket().await
+}

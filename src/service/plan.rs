@@ -1,0 +1,266 @@
+//! What is due now, and when to look again. Decided from times alone; carried out elsewhere.
+
+use crate::config::{Config, Schedule};
+use chrono::{DateTime, TimeDelta, Utc};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// Ask the primary whether it has committed anything.
+    Look,
+    Pass,
+    /// Try again what the primary lacked.
+    Retry,
+    Verify,
+    /// Nothing is due before.
+    Sleep(DateTime<Utc>),
+}
+
+/// What was done, and what is known to be outstanding.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub looked: Option<DateTime<Utc>>,
+    /// The primary has what the spare has not.
+    pub waiting: bool,
+    /// A verification found differences: copied again at once.
+    pub repair: bool,
+    /// Something was copied once.
+    pub copied: bool,
+    /// The primary lacks artifacts.
+    pub lacking: bool,
+    /// Nothing of the peer's is tried before: the last try failed.
+    pub not_before: Option<DateTime<Utc>>,
+    pub passed: DateTime<Utc>,
+    pub retried: DateTime<Utc>,
+    pub verified: DateTime<Utc>,
+    pub verifying: bool,
+}
+
+/// What of the configuration decides.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rules {
+    pub interval: TimeDelta,
+    pub schedule: Option<Schedule>,
+    pub retry_missing: TimeDelta,
+    pub verify: Option<Schedule>,
+    pub paused: bool,
+    pub paused_until: Option<DateTime<Utc>>,
+}
+
+impl Rules {
+    pub fn of(config: &Config) -> Self {
+        let delta = |duration| TimeDelta::from_std(duration).unwrap_or(TimeDelta::MAX);
+        Rules {
+            interval: delta(config.replication.interval),
+            schedule: config.replication.schedule.clone(),
+            retry_missing: delta(config.replication.retry_missing),
+            verify: config.verify.schedule.clone(),
+            paused: config.paused,
+            paused_until: config.paused_until,
+        }
+    }
+
+    pub fn is_paused(&self, now: DateTime<Utc>) -> bool {
+        self.paused || self.paused_until.is_some_and(|until| now < until)
+    }
+}
+
+impl Plan {
+    pub fn new(now: DateTime<Utc>) -> Self {
+        Plan {
+            looked: None,
+            waiting: false,
+            repair: false,
+            copied: false,
+            lacking: false,
+            not_before: None,
+            passed: now,
+            retried: now,
+            verified: now,
+            verifying: false,
+        }
+    }
+
+    pub fn next(&self, rules: &Rules, now: DateTime<Utc>) -> Next {
+        let due = [
+            (self.look_at(rules), Next::Look),
+            (self.pass_at(rules, now), Next::Pass),
+            (self.retry_at(rules, now), Next::Retry),
+            (self.verify_at(rules), Next::Verify),
+        ];
+        let mut wake = rules.paused_until.filter(|until| *until > now);
+        for (time, next) in due {
+            match time {
+                Some(time) if time <= now => return next,
+                Some(time) => wake = Some(wake.map_or(time, |earlier| earlier.min(time))),
+                None => {}
+            }
+        }
+        Next::Sleep(wake.unwrap_or(now + rules.interval))
+    }
+
+    /// Not before the wait after a failure is over.
+    fn patiently(&self, time: DateTime<Utc>) -> DateTime<Utc> {
+        self.not_before.map_or(time, |earliest| earliest.max(time))
+    }
+
+    fn look_at(&self, rules: &Rules) -> Option<DateTime<Utc>> {
+        let due = match self.looked {
+            Some(looked) => looked.checked_add_signed(rules.interval)?,
+            None => DateTime::UNIX_EPOCH,
+        };
+        Some(self.patiently(due))
+    }
+
+    fn pass_at(&self, rules: &Rules, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        if !(self.waiting || self.repair) || self.verifying || rules.is_paused(now) {
+            return None;
+        }
+        let due = match &rules.schedule {
+            // The first copy does not wait for a night.
+            Some(schedule) if self.copied && !self.repair => schedule.next_after(self.passed)?,
+            _ => DateTime::UNIX_EPOCH,
+        };
+        Some(self.patiently(due))
+    }
+
+    fn retry_at(&self, rules: &Rules, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        if !self.lacking || !self.copied || self.verifying || rules.is_paused(now) {
+            return None;
+        }
+        Some(self.patiently(self.retried.checked_add_signed(rules.retry_missing)?))
+    }
+
+    fn verify_at(&self, rules: &Rules) -> Option<DateTime<Utc>> {
+        if !self.copied || self.verifying {
+            return None;
+        }
+        rules.verify.as_ref()?.next_after(self.verified)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(text: &str) -> DateTime<Utc> {
+        text.parse().expect("a time")
+    }
+
+    fn rules() -> Rules {
+        Rules {
+            interval: TimeDelta::minutes(1),
+            schedule: None,
+            retry_missing: TimeDelta::minutes(10),
+            verify: None,
+            paused: false,
+            paused_until: None,
+        }
+    }
+
+    fn settled(now: DateTime<Utc>) -> Plan {
+        Plan {
+            looked: Some(now),
+            copied: true,
+            ..Plan::new(now)
+        }
+    }
+
+    #[test]
+    fn the_first_thing_is_a_look() {
+        let now = at("2026-01-01T10:00:00Z");
+        assert_eq!(Plan::new(now).next(&rules(), now), Next::Look);
+    }
+
+    #[test]
+    fn looks_come_at_the_interval_and_a_pass_when_something_waits() {
+        let now = at("2026-01-01T10:00:00Z");
+        let mut plan = settled(now);
+        let next = now + TimeDelta::minutes(1);
+        assert_eq!(plan.next(&rules(), now), Next::Sleep(next));
+        assert_eq!(plan.next(&rules(), next), Next::Look);
+        plan.waiting = true;
+        assert_eq!(plan.next(&rules(), now), Next::Pass);
+        let paused = Rules {
+            paused: true,
+            ..rules()
+        };
+        assert_eq!(plan.next(&paused, now), Next::Sleep(next));
+    }
+
+    #[test]
+    fn a_schedule_holds_passes_back_but_not_looks_and_not_the_first_copy() {
+        let now = at("2026-01-01T10:00:00Z");
+        let rules = Rules {
+            schedule: Some(Schedule::parse("0 3 * * *").expect("a schedule")),
+            interval: TimeDelta::hours(6),
+            ..rules()
+        };
+        let mut plan = settled(now);
+        plan.waiting = true;
+        assert_eq!(
+            plan.next(&rules, now),
+            Next::Sleep(at("2026-01-01T16:00:00Z"))
+        );
+        assert_eq!(plan.next(&rules, at("2026-01-01T16:00:00Z")), Next::Look);
+        plan.looked = Some(at("2026-01-01T22:00:00Z"));
+        assert_eq!(plan.next(&rules, at("2026-01-02T03:00:00Z")), Next::Pass);
+        plan.copied = false;
+        assert_eq!(plan.next(&rules, now), Next::Pass);
+    }
+
+    #[test]
+    fn after_a_failure_the_wait_comes_first() {
+        let now = at("2026-01-01T10:00:00Z");
+        let mut plan = Plan::new(now);
+        plan.not_before = Some(now + TimeDelta::seconds(4));
+        assert_eq!(
+            plan.next(&rules(), now),
+            Next::Sleep(now + TimeDelta::seconds(4))
+        );
+    }
+
+    #[test]
+    fn a_pause_with_an_end_wakes_at_its_end() {
+        let now = at("2026-01-01T10:00:00Z");
+        let rules = Rules {
+            paused_until: Some(now + TimeDelta::seconds(20)),
+            ..rules()
+        };
+        let mut plan = settled(now);
+        plan.waiting = true;
+        assert_eq!(
+            plan.next(&rules, now),
+            Next::Sleep(now + TimeDelta::seconds(20))
+        );
+        assert_eq!(plan.next(&rules, now + TimeDelta::seconds(20)), Next::Pass);
+    }
+
+    #[test]
+    fn a_verification_missed_while_we_were_down_is_made_up_for() {
+        let now = at("2026-01-01T10:00:00Z");
+        let rules = Rules {
+            verify: Some(Schedule::parse("0 3 * * *").expect("a schedule")),
+            ..rules()
+        };
+        let mut plan = settled(now);
+        plan.verified = at("2025-12-31T03:00:05Z");
+        assert_eq!(plan.next(&rules, now), Next::Verify);
+        plan.verified = now;
+        plan.looked = Some(at("2026-01-02T02:59:30Z"));
+        assert_eq!(plan.next(&rules, at("2026-01-02T03:00:00Z")), Next::Verify);
+        plan.verifying = true;
+        assert_ne!(plan.next(&rules, at("2026-01-02T03:00:00Z")), Next::Verify);
+    }
+
+    #[test]
+    fn what_the_primary_lacked_is_tried_again() {
+        let now = at("2026-01-01T10:00:00Z");
+        let mut plan = settled(now);
+        plan.lacking = true;
+        plan.looked = Some(now + TimeDelta::minutes(10));
+        assert_eq!(
+            plan.next(&rules(), now + TimeDelta::minutes(10)),
+            Next::Retry
+        );
+    }
+}

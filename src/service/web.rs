@@ -1,0 +1,83 @@
+//! Keeps the HTTP interface open. An address that is taken is tried again, and health says so meanwhile.
+
+use super::complaint::{Complaint, Pace};
+use super::configuration::address_file;
+use super::{Configs, Desk};
+use crate::config::Http;
+use crate::observe::serve;
+use std::convert::Infallible;
+use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+use tokio::net::TcpListener;
+
+const AGAIN: Duration = Duration::from_secs(2);
+
+pub async fn keep_open(desk: &Desk, mut configs: Configs, data: &Path) -> Infallible {
+    let first = configs
+        .borrow_and_update()
+        .as_ref()
+        .map(|config| config.http);
+    let Some(http) = first else {
+        // Without a configuration we answer where we are looked for, until there is one.
+        tokio::select! {
+            never = open(desk, Http::default(), data) => match never {},
+            http = first_of(&mut configs) => return open(desk, http, data).await,
+        }
+    };
+    open(desk, http, data).await
+}
+
+async fn first_of(configs: &mut Configs) -> Http {
+    loop {
+        if configs.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        if let Some(config) = configs.borrow_and_update().as_ref() {
+            return config.http;
+        }
+    }
+}
+
+async fn open(desk: &Desk, http: Http, data: &Path) -> Infallible {
+    let address = SocketAddr::new(http.listen, http.port);
+    let mut complaint = Complaint::new("http: listens");
+    loop {
+        match TcpListener::bind(address).await {
+            Ok(listener) => {
+                complaint.over(desk.now());
+                desk.update(|state| state.http_error = None);
+                if let Err(error) = tell_address(address, data) {
+                    log::warn!(
+                        "http: cannot write {}: {error}",
+                        address_file(data).display()
+                    );
+                }
+                log::info!("http: listening on {address}");
+                return serve(listener, desk.watched()).await;
+            }
+            Err(error) => {
+                let text = format!("http: cannot listen on {address}: {error}");
+                complaint.failed(desk.now(), "http", &text, Pace::Passing);
+                desk.update(|state| state.http_error = Some(text));
+                tokio::time::sleep(AGAIN).await;
+            }
+        }
+    }
+}
+
+/// Where `status` and `health` on this machine find us, whatever the configuration says by then.
+fn tell_address(address: SocketAddr, data: &Path) -> std::io::Result<()> {
+    let reachable = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    std::fs::create_dir_all(data)?;
+    let mut file = tempfile::NamedTempFile::new_in(data)?;
+    writeln!(file, "{}", SocketAddr::new(reachable, address.port()))?;
+    file.persist(address_file(data))
+        .map_err(|error| error.error)?;
+    Ok(())
+}

@@ -1,0 +1,175 @@
+//! The running service under test: asked over HTTP, waited for by what it says of itself.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::net::TcpStream;
+
+use super::process::free_port;
+use super::{Output, Result, Running, Site, wait_until};
+
+/// How long something that the service does by itself may take on a busy machine.
+pub const SOON: Duration = Duration::from_secs(120);
+
+pub struct Service<'a> {
+    pub site: &'a Site,
+    pub port: u16,
+    pub running: Running,
+}
+
+/// What came back, and how.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub kind: String,
+    pub text: String,
+}
+
+impl Answer {
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {}", self.text))
+    }
+}
+
+impl<'a> Service<'a> {
+    /// Starts it with looks every second and phases in its log; `extra` is merged into the configuration.
+    pub fn start(site: &'a Site, extra: &str) -> Self {
+        let port = free_port().expect("a port");
+        site.write_config(&configuration(port, extra));
+        Self {
+            site,
+            port,
+            running: site.spawn(&["run"]),
+        }
+    }
+
+    /// Writes another configuration and has it read.
+    pub fn reconfigure(&self, extra: &str) {
+        self.site.write_config(&configuration(self.port, extra));
+        self.running.signal(rustix::process::Signal::HUP);
+    }
+
+    /// Writes what is no configuration and has it read.
+    pub fn write_raw(&self, text: &str) {
+        std::fs::write(self.site.config_file(), text).expect("it is written");
+        self.running.signal(rustix::process::Signal::HUP);
+    }
+
+    /// The same again after its end.
+    pub fn start_again(self) -> Self {
+        let Self { site, port, .. } = self;
+        Self {
+            site,
+            port,
+            running: site.spawn(&["run"]),
+        }
+    }
+
+    pub async fn get(&self, path: &str) -> Result<Answer> {
+        get(self.port, path).await
+    }
+
+    pub async fn status(&self) -> Result<Value> {
+        Ok(self.get("/status").await?.json())
+    }
+
+    /// Waits until the status is so, and returns it.
+    pub async fn until(&self, what: &str, so: impl Fn(&Value) -> bool) -> Value {
+        wait_until(what, SOON, || async {
+            let status = self.status().await?;
+            if so(&status) {
+                return Ok(status);
+            }
+            let said = self.running.stderr();
+            let last = &said[said.len().saturating_sub(25)..];
+            Err(format!("{status:#}\n--- its log\n{}", last.join("\n")).into())
+        })
+        .await
+    }
+
+    pub async fn until_state(&self, state: &str) -> Value {
+        self.until(state, |status| status["state"] == state).await
+    }
+
+    /// Nothing waits, and nothing holds.
+    pub async fn until_level(&self) -> Value {
+        self.until("level with the primary", |status| {
+            status["state"] == "following" && status["lag"]["bytes"] == 0
+        })
+        .await
+    }
+
+    pub async fn until_hold(&self, reason: &str) -> Value {
+        self.until(reason, |status| status["hold"]["reason"] == reason)
+            .await
+    }
+
+    /// The value of a sample without labels, or of the one with exactly these: `name{side="peer"}`.
+    pub async fn metric(&self, sample: &str) -> Result<Option<f64>> {
+        let page = self.get("/metrics").await?.text;
+        let line = page
+            .lines()
+            .find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
+        Ok(line.map(|value| value.parse()).transpose()?)
+    }
+
+    pub async fn health(&self) -> Output {
+        self.site.warm_spare(&["health"]).await
+    }
+
+    /// Ends it as the Supervisor does.
+    pub async fn stop(self) -> Output {
+        self.running.terminate();
+        let ended = self.running.wait(Duration::from_secs(30)).await;
+        ended.expect("it ends")
+    }
+}
+
+fn configuration(port: u16, extra: &str) -> String {
+    let mut config: toml::Table = format!(
+        r#"
+        log_level = "debug"
+        [http]
+        port = {port}
+        [replication]
+        interval = "1s"
+        [verify]
+        schedule = """#
+    )
+    .parse()
+    .expect("it is TOML");
+    super::site::merge(&mut config, extra.parse().expect("`extra` is TOML"));
+    config.to_string()
+}
+
+pub async fn get(port: u16, path: &str) -> Result<Answer> {
+    request(port, "GET", path).await
+}
+
+pub async fn request(port: u16, method: &str, path: &str) -> Result<Answer> {
+    let asking = async {
+        let stream = TcpStream::connect(("127.0.0.1", port)).await?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        let talking = tokio::spawn(connection);
+        let request = hyper::Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "127.0.0.1")
+            .body(Empty::<Bytes>::new())?;
+        let response = sender.send_request(request).await?;
+        let status = response.status().as_u16();
+        let kind = response.headers().get("content-type").cloned();
+        let body = response.into_body().collect().await?.to_bytes();
+        talking.abort();
+        Ok(Answer {
+            status,
+            kind: kind.map_or(Ok(String::new()), |kind| kind.to_str().map(String::from))?,
+            text: String::from_utf8_lossy(&body).into_owned(),
+        })
+    };
+    tokio::time::timeout(Duration::from_secs(10), asking).await?
+}
