@@ -7,7 +7,7 @@ mod support;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use support::{Factory, Package, Result, Site, Spec, packages, postgres::Postgres};
+use support::{Factory, Package, Result, Service, Site, Spec, packages, postgres::Postgres};
 
 const PACKAGES: usize = 300;
 
@@ -70,7 +70,74 @@ async fn demo() -> Result<()> {
     compare(&site, &made).await?;
     operator(&site, &["verify", "--deep"]).await?;
 
+    always_on(&site, &mut factory, &mut made).await?;
+
     say("Done. The servers are stopped and their files removed.");
+    Ok(())
+}
+
+/// The service follows by itself; nobody types anything while packages come and a store is killed.
+async fn always_on(site: &Site, factory: &mut Factory, made: &mut Vec<Package>) -> Result<()> {
+    say(
+        "From now on the service does it (the Supervisor starts it on a real node): `warm-spare run`.",
+    );
+    let service = Service::start(site, "site = \"demo\"");
+    service.until_level().await;
+    operator(site, &["status"]).await?;
+
+    say("20 packages are uploaded to the primary, one after the other.");
+    for number in 0..20 {
+        let spec = Spec::new("core", "stream", &format!("2.0.{number}")).size(50_000);
+        made.push(factory.package(&site.primary, spec).await?);
+    }
+    let wanted = made.len() as i64;
+    service
+        .until("they are here", |status| {
+            status["state"] == "following" && status["lag"]["bytes"] == 0
+        })
+        .await;
+    caught_up(site, wanted).await?;
+    operator(site, &["status"]).await?;
+    compare(site, made).await?;
+
+    say("The primary's datastore is killed (kill -9).");
+    site.primary.pg.kill9();
+    service.until_hold("peer_unreachable").await;
+    operator_sees(site, &["status"]).await;
+    operator_sees(site, &["health"]).await;
+
+    say("It comes back, and a package is uploaded.");
+    site.primary.pg.start_again().await?;
+    let spec = Spec::new("core", "again", "3.0.0").size(50_000);
+    made.push(factory.package(&site.primary, spec).await?);
+    caught_up(site, wanted + 1).await?;
+    service.until_level().await;
+    operator(site, &["status"]).await?;
+    operator(site, &["health"]).await?;
+    compare(site, made).await?;
+
+    say("The service is told to stop (SIGTERM).");
+    let ended = service.stop().await;
+    println!("    exit {}", shown(ended.code));
+    println!("    Its log, without the debug lines:");
+    for line in ended.stderr.lines().filter(|line| !line.contains("DEBUG")) {
+        println!("    {line}");
+    }
+    Ok(())
+}
+
+/// Waits until the spare's database has so many packages.
+async fn caught_up(site: &Site, packages: i64) -> Result<()> {
+    support::wait_until("the packages are here", support::service::SOON, || async {
+        let client = site.spare.conn().await?;
+        let sql = "SELECT count(*) FROM origin_packages";
+        let found: i64 = client.query_one(sql, &[]).await?.get(0);
+        match found == packages {
+            true => Ok(()),
+            false => Err(format!("{found} of {packages}").into()),
+        }
+    })
+    .await;
     Ok(())
 }
 
@@ -78,8 +145,21 @@ fn say(text: &str) {
     println!("\n=== {text}");
 }
 
-/// Runs a command as an operator does, with its output shown.
+/// Runs a command as an operator does, with its output shown. It must succeed.
 async fn operator(site: &Site, arguments: &[&str]) -> Result<()> {
+    match operator_sees(site, arguments).await {
+        Some(0) => Ok(()),
+        code => Err(format!(
+            "warm-spare {} ended with {}",
+            arguments.join(" "),
+            shown(code)
+        )
+        .into()),
+    }
+}
+
+/// The same; returns the exit code, whatever it is.
+async fn operator_sees(site: &Site, arguments: &[&str]) -> Option<i32> {
     println!(
         "--- what an operator types: warm-spare --config config.toml {}",
         arguments.join(" ")
@@ -89,15 +169,7 @@ async fn operator(site: &Site, arguments: &[&str]) -> Result<()> {
         println!("    {line}");
     }
     println!("    (exit {}, {:.1?})", shown(output.code), output.took);
-    match output.code {
-        Some(0) => Ok(()),
-        code => Err(format!(
-            "warm-spare {} ended with {}",
-            arguments.join(" "),
-            shown(code)
-        )
-        .into()),
-    }
+    output.code
 }
 
 fn shown(code: Option<i32>) -> String {

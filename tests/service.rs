@@ -2,7 +2,7 @@
 
 mod support;
 
-use support::{Factory, Result, Service, Spec, site};
+use support::{Factory, Result, Service, Site, Spec, site};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_copies_follows_and_says_so() -> Result<()> {
@@ -55,5 +55,30 @@ async fn it_copies_follows_and_says_so() -> Result<()> {
     assert_eq!(line.code, Some(3), "{line}");
     assert_eq!(site.warm_spare(&["status"]).await.code, Some(3));
     site.warm_spare(&["verify", "--deep"]).await.ok();
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_primary_that_crashed_and_came_back_is_followed() -> Result<()> {
+    let site = Site::own_servers("crashed").await;
+    let mut factory = Factory::seeded();
+    factory.fill(&site.primary, 5).await?;
+    let service = Service::start(&site, "");
+    service.until_level().await;
+    site.primary.pg.kill9();
+    service.until_hold("peer_unreachable").await;
+    site.primary.pg.start_again().await?;
+    let before = service.until("a look", |status| status["hold"].is_null()).await;
+    factory.package(&site.primary, Spec::new("core", "again", "1")).await?;
+    service
+        .until("the new package", |status| {
+            status["recovery_point"]["lsn"] != before["recovery_point"]["lsn"]
+        })
+        .await;
+    let status = service.until_level().await;
+    assert_eq!(status["health"]["level"], 0, "{status:#}");
+    let rows = site.spare.conn().await?;
+    let sql = "SELECT count(*) FROM origin_packages";
+    assert_eq!(rows.query_one(sql, &[]).await?.get::<_, i64>(0), 6);
     Ok(())
 }

@@ -88,11 +88,9 @@ impl Desk {
         pending.push_back(event);
     }
 
-    /// Writes the events that wait, and shows the history as the database has it.
-    pub async fn settle_events(
-        &self,
-        database: &cluster::State,
-    ) -> Result<(), cluster::StateError> {
+    /// Writes the events that wait, and shows the history as the database has it. What cannot be written is no reason to
+    /// stop: a server that is away is found by whoever needs it.
+    pub async fn settle_events(&self, database: &cluster::State) {
         loop {
             let next = self
                 .pending
@@ -101,16 +99,18 @@ impl Desk {
                 .front()
                 .cloned();
             let Some(event) = next else { break };
-            database.record_event(&event).await?;
+            match database.record_event(&event).await {
+                Err(StateError::Datastore(error)) if error.is_transient() => return,
+                // It would stand in the way of all later ones.
+                Err(error) => log::warn!("{error}; the event is not kept: {}", event.text),
+                Ok(()) => {}
+            }
             self.pending.lock().expect("no holder panics").pop_front();
         }
-        let events = database.events(EVENTS_READ).await?;
-        self.update(|state| {
-            if state.events != events {
-                state.events = events.into();
-            }
-        });
-        Ok(())
+        match database.events(EVENTS_READ).await {
+            Ok(events) => self.update(|state| state.events = events.into()),
+            Err(error) => log::debug!("{error}"),
+        }
     }
 
     /// Shows why nothing is applied; an equal reason keeps its beginning.

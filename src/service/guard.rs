@@ -82,7 +82,7 @@ async fn look_once(desk: &Desk, tenure: &Tenure, proving: bool) -> Result<Found,
     let local = &tenure.config.local.datastore;
     tenure.state.still_ours(tenure.lock).await?;
     let role = tenure.state.cluster().await?.role;
-    desk.settle_events(&tenure.state).await?;
+    desk.settle_events(&tenure.state).await;
     let spare = role.as_deref() == Some("spare");
     let session = tenure.state.session();
     if !spare || !has_database(session, &local.database).await? {
