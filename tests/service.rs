@@ -2,7 +2,8 @@
 
 mod support;
 
-use support::{Factory, Result, Service, Site, Spec, site};
+use support::service::SOON;
+use support::{Factory, Output, Result, Service, Site, Spec, site, wait_until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_copies_follows_and_says_so() -> Result<()> {
@@ -68,8 +69,12 @@ async fn a_primary_that_crashed_and_came_back_is_followed() -> Result<()> {
     site.primary.pg.kill9();
     service.until_hold("peer_unreachable").await;
     site.primary.pg.start_again().await?;
-    let before = service.until("a look", |status| status["hold"].is_null()).await;
-    factory.package(&site.primary, Spec::new("core", "again", "1")).await?;
+    let before = service
+        .until("a look", |status| status["hold"].is_null())
+        .await;
+    factory
+        .package(&site.primary, Spec::new("core", "again", "1"))
+        .await?;
     service
         .until("the new package", |status| {
             status["recovery_point"]["lsn"] != before["recovery_point"]["lsn"]
@@ -80,5 +85,235 @@ async fn a_primary_that_crashed_and_came_back_is_followed() -> Result<()> {
     let rows = site.spare.conn().await?;
     let sql = "SELECT count(*) FROM origin_packages";
     assert_eq!(rows.query_one(sql, &[]).await?.get::<_, i64>(0), 6);
+    Ok(())
+}
+
+fn seconds(value: &serde_json::Value) -> f64 {
+    value.as_f64().unwrap_or_default()
+}
+
+fn time(value: &serde_json::Value) -> chrono::DateTime<chrono::Utc> {
+    let text = value.as_str().unwrap_or_default();
+    text.parse()
+        .unwrap_or_else(|error| panic!("{text}: {error}"))
+}
+
+/// With 0, having said so, and long before the Supervisor would kill it (8 s); how fast is for the benchmark.
+#[track_caller]
+fn ends(when: &str, output: Output) {
+    assert_eq!(output.code, Some(0), "{when}: {output}");
+    assert!(
+        output.stderr.trim_end().ends_with("stopped"),
+        "{when}: {output}"
+    );
+}
+
+/// A cluster that was never told its role does nothing at all, and says so.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_that_was_never_told_does_nothing() -> Result<()> {
+    let site = Site::own_servers("roleless").await;
+    Factory::seeded().fill(&site.primary, 3).await?;
+    let service = Service::start(&site, "role = \"keep\"");
+    let status = service.until_hold("role_unset").await;
+    assert_eq!(status["health"]["level"], 1, "{status:#}");
+    assert_eq!(status["role"]["actual"], serde_json::Value::Null);
+    assert_eq!(status["active"], false);
+    assert!(
+        status["hold"]["next_step"]
+            .as_str()
+            .unwrap_or_default()
+            .contains("role = \"spare\""),
+        "{status:#}"
+    );
+    let databases = site.spare.pg.conn("postgres").await?;
+    let sql = "SELECT count(*) FROM pg_database WHERE datname NOT IN ('postgres', 'template0', 'template1')";
+    let made: i64 = databases.query_one(sql, &[]).await?.get(0);
+    assert_eq!(made, 0, "nothing is made on our own server");
+    assert_eq!(site.spare.keys().await?, Vec::<String>::new());
+    let sql = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'warm-spare'";
+    let peer = site.primary.conn().await?;
+    assert_eq!(peer.query_one(sql, &[]).await?.get::<_, i64>(0), 0);
+
+    service.reconfigure("role = \"spare\"");
+    service.until_level().await;
+    // Once told, `keep` keeps it.
+    service.reconfigure("role = \"keep\"\nchange = \"C-2\"");
+    service
+        .until("keep", |status| status["role"]["wanted"] == "keep")
+        .await;
+    service.until_level().await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_works_and_the_others_stand_by() -> Result<()> {
+    let site = site("standby").await;
+    let mut factory = Factory::seeded();
+    factory.fill(&site.primary, 3).await?;
+    let first = Service::start(&site, "");
+    first.until_level().await;
+    let second = first.beside("");
+    let status = second.until_state("standby").await;
+    assert_eq!(status["health"]["level"], 0, "{status:#}");
+    assert_eq!(status["active"], false);
+    assert!(
+        status["lag"]["seconds"].is_number(),
+        "it shows how the spare stands: {status:#}"
+    );
+    assert_eq!(second.metric("warm_spare_active").await?, Some(0.0));
+    assert_eq!(first.metric("warm_spare_active").await?, Some(1.0));
+    let pass = site.warm_spare(&["sync"]).await;
+    assert_eq!(pass.code, Some(4), "one works at a time: {pass}");
+
+    first.running.kill9()?;
+    second.until_level().await;
+    factory
+        .package(&site.primary, Spec::new("core", "more", "1"))
+        .await?;
+    wait_until("the new package", SOON, || async {
+        let rows = site.spare.conn().await?;
+        let sql = "SELECT count(*) FROM origin_packages";
+        match rows.query_one(sql, &[]).await?.get::<_, i64>(0) {
+            4 => Ok(()),
+            found => Err(format!("{found} of 4").into()),
+        }
+    })
+    .await;
+    Ok(())
+}
+
+/// Invariant 6: the fence is a condition, looked at every few seconds and set again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lifted_fence_is_set_again() -> Result<()> {
+    let site = site("refence").await;
+    Factory::seeded().fill(&site.primary, 3).await?;
+    let service = Service::start(&site, "change = \"CHG-7\"");
+    service.until_level().await;
+    let admin = site.spare.pg.conn("postgres").await?;
+    admin
+        .batch_execute("ALTER DATABASE builder RESET default_transaction_read_only")
+        .await?;
+    let status = service
+        .until("the event", |status| {
+            let events = status["events"].as_array().cloned().unwrap_or_default();
+            events
+                .iter()
+                .any(|event| event["kind"] == "fence" && event["change"] == "CHG-7")
+        })
+        .await;
+    assert_eq!(status["local"]["fenced"], true, "{status:#}");
+    let client = site.spare.conn().await?;
+    let written = client.batch_execute("DELETE FROM origin_packages").await;
+    assert!(written.is_err(), "a client that connects now cannot write");
+    // Told in the database too, for those who look later.
+    let state = site.spare.pg.conn("warm_spare").await?;
+    let sql = "SELECT count(*) FROM event WHERE kind = 'fence'";
+    wait_until("it is kept", SOON, || async {
+        match state.query_one(sql, &[]).await?.get::<_, i64>(0) {
+            0 => Err("not yet".into()),
+            _ => Ok(()),
+        }
+    })
+    .await;
+    Ok(())
+}
+
+/// As the documents tell an operator to take over by hand: from then on nothing is fenced and nothing copied.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_made_primary_by_hand_is_left_alone() -> Result<()> {
+    let site = site("by_hand").await;
+    let mut factory = Factory::seeded();
+    factory.fill(&site.primary, 3).await?;
+    let service = Service::start(&site, "");
+    service.until_level().await;
+    assert_eq!(service.get("/spare").await?.status, 200);
+    assert_eq!(service.get("/primary").await?.status, 503);
+    let state = site.spare.pg.conn("warm_spare").await?;
+    state
+        .batch_execute("UPDATE cluster SET role = 'primary', since = now()")
+        .await?;
+    service.until_hold("conflict").await;
+    service.reconfigure("role = \"keep\"");
+    let status = service.until_state("primary").await;
+    assert_eq!(status["health"]["level"], 1, "{status:#}");
+    assert_eq!(status["active"], false);
+    assert_eq!(service.get("/spare").await?.status, 503);
+    assert_eq!(service.get("/primary").await?.status, 200);
+    let admin = site.spare.pg.conn("postgres").await?;
+    admin
+        .batch_execute("ALTER DATABASE builder RESET default_transaction_read_only")
+        .await?;
+    // Longer than the guard would leave it.
+    let looked = service.status().await?["time"].clone();
+    service
+        .until("some looks at the role", |status| {
+            time(&status["time"]) > time(&looked) + chrono::TimeDelta::seconds(11)
+        })
+        .await;
+    let client = site.spare.conn().await?;
+    client
+        .batch_execute("DELETE FROM origin_channel_packages")
+        .await?;
+    Ok(())
+}
+
+/// Whatever it is doing: it ends with 0, and the next one goes on from there.
+#[tokio::test(flavor = "multi_thread")]
+async fn it_ends_when_it_is_told_to() -> Result<()> {
+    let site = Site::own_servers("stop").await;
+    let mut factory = Factory::seeded();
+    factory.fill(&site.primary, 5).await?;
+    factory
+        .package(
+            &site.primary,
+            Spec::new("core", "large", "1").size(40 << 20),
+        )
+        .await?;
+    // A rate at which the large one takes as long as the test: it is under way whenever we look.
+    let mut service = Service::start(&site, "[replication]\nbandwidth_limit = \"200KB/s\"");
+    service
+        .running
+        .wait_for_line(|line| line.contains("phase artifacts"), SOON)
+        .await?;
+    ends("in a copy", service.stop().await);
+
+    for phase in ["checks", "schema", "tables", "indexes", "switch"] {
+        let mut service = Service::start(&site, "");
+        // Something to copy, whether the pass before was finished or not.
+        factory
+            .package(&site.primary, Spec::new("core", "more", phase))
+            .await?;
+        let line = format!("phase {phase}");
+        service
+            .running
+            .wait_for_line(|said| said.ends_with(&line), SOON)
+            .await?;
+        ends(phase, service.stop().await);
+    }
+
+    let service = Service::start(&site, "");
+    service.until_level().await;
+    ends("following", service.stop().await);
+
+    let service = Service::start(&site, "");
+    service.until_level().await;
+    site.primary.pg.sigstop();
+    // It has begun to ask, and has no answer.
+    service
+        .until("silence", |status| seconds(&status["lag"]["seconds"]) > 3.0)
+        .await;
+    ends("with a frozen primary", service.stop().await);
+    site.primary.pg.sigcont();
+
+    let service = Service::start(&site, "");
+    service.until_level().await;
+    site.spare.pg.sigstop();
+    ends("with a frozen datastore of its own", service.stop().await);
+    site.spare.pg.sigcont();
+
+    let service = Service::start(&site, "");
+    service.until_level().await;
+    ends("at the end", service.stop().await);
+    site.warm_spare(&["verify", "--deep"]).await.ok();
     Ok(())
 }

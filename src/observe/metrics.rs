@@ -118,7 +118,11 @@ impl Page {
     }
 
     fn plain(&mut self, name: &str, help: &str, value: Option<f64>) {
-        self.gauge(name, help, value.map(|value| (Labels::new(), value)));
+        if let Some(value) = value {
+            let gauge = Gauge::<f64, AtomicU64>::default();
+            gauge.set(value);
+            self.0.register(name, help, gauge);
+        }
     }
 }
 

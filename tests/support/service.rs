@@ -46,6 +46,25 @@ impl<'a> Service<'a> {
         }
     }
 
+    /// Another one on the same cluster, with a configuration of its own.
+    pub fn beside(&self, extra: &str) -> Service<'a> {
+        let port = free_port().expect("a port");
+        let here = self.site.config_file();
+        let kept = std::fs::read(&here).expect("a configuration");
+        let other = self.site.write_config(&configuration(port, extra));
+        let beside = other
+            .with_file_name(format!("beside-{port}"))
+            .join("config.toml");
+        std::fs::create_dir_all(beside.parent().expect("a folder")).expect("a folder");
+        std::fs::rename(&other, &beside).expect("it is moved");
+        super::site::write_secret(&here, &String::from_utf8_lossy(&kept)).expect("it is written");
+        Service {
+            site: self.site,
+            port,
+            running: self.site.spawn_with_config(&beside, &["run"]),
+        }
+    }
+
     /// Writes another configuration and has it read.
     pub fn reconfigure(&self, extra: &str) {
         self.site.write_config(&configuration(self.port, extra));

@@ -251,10 +251,14 @@ impl Site {
         if !self.config_file().exists() {
             self.write_config("");
         }
+        self.spawn_with_config(&self.config_file(), arguments)
+    }
+
+    pub fn spawn_with_config(&self, config: &Path, arguments: &[&str]) -> Running {
         let mut command = bound(&self.program);
         command
             .arg("--config")
-            .arg(self.config_file())
+            .arg(config)
             .args(arguments)
             .current_dir(self.dir.path())
             .envs(self.environment.iter().map(|(name, value)| (name, value)));
@@ -279,7 +283,7 @@ pub(super) fn merge(into: &mut Table, from: Table) {
     }
 }
 
-fn write_secret(file: &Path, text: &str) -> std::io::Result<()> {
+pub(super) fn write_secret(file: &Path, text: &str) -> std::io::Result<()> {
     fs::write(file, text)?;
     fs::set_permissions(file, fs::Permissions::from_mode(0o600))
 }
