@@ -82,12 +82,17 @@ impl Drop for Asleep<'_> {
 }
 
 impl Simulation {
-    /// Waits until somebody sleeps, and lets that time come. Returns it.
-    pub async fn to_next_wake(&self) -> DateTime<Utc> {
+    /// Waits until somebody sleeps: what was due is done.
+    pub async fn asleep(&self) {
         let mut watch = self.0.subscribe();
         let due = |state: &Simulated| state.sleepers.values().any(|time| *time > state.now);
         // Fails only if the clock is gone, which we hold.
         let _ = watch.wait_for(|state| due(state)).await;
+    }
+
+    /// Waits until somebody sleeps, and lets that time come. Returns it.
+    pub async fn to_next_wake(&self) -> DateTime<Utc> {
+        self.asleep().await;
         let mut now = DateTime::default();
         self.0.send_modify(|state| {
             let next = state.sleepers.values().filter(|time| **time > state.now);

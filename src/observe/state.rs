@@ -35,6 +35,7 @@ pub struct State {
     pub generations: Option<Vec<Generation>>,
     pub generations_bytes: Option<u64>,
     pub verified: Option<Verified>,
+    pub verifying: bool,
     /// Why the verification that was due could not be finished.
     pub verification_error: Option<String>,
     /// Why nobody can ask us over HTTP.
@@ -289,6 +290,7 @@ impl State {
             generations: None,
             generations_bytes: None,
             verified: None,
+            verifying: false,
             verification_error: None,
             http_error: None,
             events: VecDeque::new(),

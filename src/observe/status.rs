@@ -230,19 +230,17 @@ fn side(seen: &Sighting, addresses: &Addresses) -> Value {
 }
 
 fn verification(state: &State) -> Value {
-    let Some(verified) = &state.verified else {
-        return match &state.verification_error {
-            Some(error) => {
-                json!({ "time": null, "deep": null, "differences": null, "examples": [], "error": error })
-            }
-            None => Value::Null,
-        };
-    };
+    let verified = state.verified.as_ref();
+    if verified.is_none() && state.verification_error.is_none() && !state.verifying {
+        return Value::Null;
+    }
+    let record = verified.map(|verified| &verified.record);
     json!({
-        "time": time(verified.record.time),
-        "deep": verified.record.deep,
-        "differences": verified.record.differences,
-        "examples": verified.examples,
+        "time": record.map(|record| time(record.time)),
+        "deep": record.map(|record| record.deep),
+        "differences": record.map(|record| record.differences),
+        "examples": verified.map(|verified| verified.examples.clone()).unwrap_or_default(),
+        "running": state.verifying,
         "error": state.verification_error,
     })
 }

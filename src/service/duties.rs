@@ -53,9 +53,6 @@ impl<'a> Duties<'a> {
             if let Some(verified) = &state.verified {
                 plan.verified = verified.record.time;
             }
-            if let Some(point) = &state.point {
-                plan.passed = point.commit_time.min(now);
-            }
         });
         Duties {
             desk,
@@ -172,7 +169,8 @@ impl<'a> Duties<'a> {
         let found = found?;
         self.plan.looked = Some(self.desk.now());
         self.plan.not_before = None;
-        self.plan.waiting = found.changed.is_some();
+        let now = self.desk.now();
+        self.plan.waiting = found.changed.map(|_| self.plan.waiting.unwrap_or(now));
         if let Some(why) = found.changed
             && self.desk.read(|state| state.waiting == Some(false))
         {
@@ -275,7 +273,7 @@ impl<'a> Duties<'a> {
             );
         }
         self.plan.copied = true;
-        self.plan.waiting = false;
+        self.plan.waiting = None;
         self.plan.repair = false;
         self.rows_differ = false;
         self.plan.passed = now;
@@ -334,13 +332,18 @@ impl<'a> Duties<'a> {
     }
 
     fn begin_verification(&mut self, config: &Arc<Config>) {
-        self.plan.verifying = true;
+        self.set_verifying(true);
         self.plan.verified = self.desk.now();
         let config = config.clone();
         self.verification = Some(Box::pin(async move {
             let progress = Progress::new(Arc::new(Silent));
             verify(&config, config.verify.deep, &progress).await
         }));
+    }
+
+    fn set_verifying(&mut self, verifying: bool) {
+        self.plan.verifying = verifying;
+        self.desk.update(|state| state.verifying = verifying);
     }
 
     /// Passes wait for a verification, for they would take the database away under it; but not for ever.
@@ -352,7 +355,7 @@ impl<'a> Duties<'a> {
             .map_or(0.0, |lag| lag.seconds);
         if self.plan.verifying && behind > config.replication.rpo.as_secs_f64() / 2.0 {
             self.verification = None;
-            self.plan.verifying = false;
+            self.set_verifying(false);
             let text = "given up, because changes waited for half of replication.rpo; verify.deep reads every artifact: schedule it for a quiet time";
             self.verification_failed(text);
         }
@@ -369,7 +372,7 @@ impl<'a> Duties<'a> {
 
     async fn verified(&mut self, ended: Result<Verification, PassError>) {
         self.verification = None;
-        self.plan.verifying = false;
+        self.set_verifying(false);
         let found = match ended {
             Ok(found) => found,
             Err(error) => return self.verification_failed(&error.to_string()),

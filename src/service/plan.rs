@@ -19,8 +19,8 @@ pub enum Next {
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub looked: Option<DateTime<Utc>>,
-    /// The primary has what the spare has not.
-    pub waiting: bool,
+    /// Since when the primary is known to have what the spare has not.
+    pub waiting: Option<DateTime<Utc>>,
     /// A verification found differences: copied again at once.
     pub repair: bool,
     /// Something was copied once.
@@ -68,7 +68,7 @@ impl Plan {
     pub fn new(now: DateTime<Utc>) -> Self {
         Plan {
             looked: None,
-            waiting: false,
+            waiting: None,
             repair: false,
             copied: false,
             lacking: false,
@@ -112,12 +112,18 @@ impl Plan {
     }
 
     fn pass_at(&self, rules: &Rules, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
-        if !(self.waiting || self.repair) || self.verifying || rules.is_paused(now) {
+        if (self.waiting.is_none() && !self.repair) || self.verifying || rules.is_paused(now) {
             return None;
         }
         let due = match &rules.schedule {
             // The first copy does not wait for a night.
-            Some(schedule) if self.copied && !self.repair => schedule.next_after(self.passed)?,
+            // The first such time after there was something to do.
+            Some(schedule) if self.copied && !self.repair => {
+                let since = self
+                    .waiting
+                    .map_or(self.passed, |since| since.max(self.passed));
+                schedule.next_after(since)?
+            }
             _ => DateTime::UNIX_EPOCH,
         };
         Some(self.patiently(due))
@@ -178,7 +184,7 @@ mod tests {
         let next = now + TimeDelta::minutes(1);
         assert_eq!(plan.next(&rules(), now), Next::Sleep(next));
         assert_eq!(plan.next(&rules(), next), Next::Look);
-        plan.waiting = true;
+        plan.waiting = Some(now);
         assert_eq!(plan.next(&rules(), now), Next::Pass);
         let paused = Rules {
             paused: true,
@@ -196,7 +202,7 @@ mod tests {
             ..rules()
         };
         let mut plan = settled(now);
-        plan.waiting = true;
+        plan.waiting = Some(now);
         assert_eq!(
             plan.next(&rules, now),
             Next::Sleep(at("2026-01-01T16:00:00Z"))
@@ -206,6 +212,23 @@ mod tests {
         assert_eq!(plan.next(&rules, at("2026-01-02T03:00:00Z")), Next::Pass);
         plan.copied = false;
         assert_eq!(plan.next(&rules, now), Next::Pass);
+    }
+
+    #[test]
+    fn a_time_of_the_schedule_at_which_nothing_waited_is_not_made_up_for() {
+        let now = at("2026-01-03T10:00:00Z");
+        let rules = Rules {
+            schedule: Some(Schedule::parse("0 3 * * *").expect("a schedule")),
+            interval: TimeDelta::hours(24),
+            ..rules()
+        };
+        let mut plan = settled(now);
+        plan.passed = at("2026-01-01T03:00:05Z");
+        plan.waiting = Some(now);
+        assert_eq!(
+            plan.next(&rules, now),
+            Next::Sleep(at("2026-01-04T03:00:00Z"))
+        );
     }
 
     #[test]
@@ -227,7 +250,7 @@ mod tests {
             ..rules()
         };
         let mut plan = settled(now);
-        plan.waiting = true;
+        plan.waiting = Some(now);
         assert_eq!(
             plan.next(&rules, now),
             Next::Sleep(now + TimeDelta::seconds(20))

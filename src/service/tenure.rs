@@ -44,6 +44,7 @@ pub async fn work(desk: &Desk, mut configs: Configs) -> Infallible {
         desk.update(|state| {
             state.active = false;
             state.baseline = None;
+            state.verifying = false;
             state.work = Work::Starting;
             state.local = crate::observe::Sighting::default();
             state.peer = crate::observe::Sighting::default();
@@ -89,6 +90,7 @@ async fn tenures(desk: &Desk, configs: Configs, config: Arc<Config>) -> Infallib
                 desk.update(|state| {
                     state.active = false;
                     state.baseline = None;
+                    state.verifying = false;
                 });
                 match end {
                     End::RoleChanged => {
