@@ -8,7 +8,7 @@ use serde_json::Value;
 use std::collections::BTreeSet;
 use support::process::free_port;
 use support::service::{SOON, get};
-use support::{Factory, Result, Service, Site, Spec, seed, site, wait_until};
+use support::{Factory, Postgres, Result, Site, Spec, seed, site, wait_until};
 use tokio::sync::mpsc;
 use warm_spare::observe::{Clock, Simulation};
 use warm_spare::service::{self, Start};
@@ -35,6 +35,12 @@ struct Day<'a> {
     start: DateTime<Utc>,
 }
 
+/// Its primary has no transactions but the test's: autovacuum's would be copied too.
+async fn quiet_site(name: &str) -> Result<Site> {
+    let primary = Postgres::builder().setting("autovacuum", "off");
+    Site::builder(name).primary(primary).start().await
+}
+
 /// A moment at which the service sleeps: what it says of itself.
 struct Moment {
     now: DateTime<Utc>,
@@ -52,6 +58,22 @@ impl Moment {
 }
 
 impl Day<'_> {
+    /// Lets time pass until the status is so.
+    async fn until(&mut self, what: &str, so: impl Fn(&Value) -> bool) -> Result<Value> {
+        let mut last = Value::Null;
+        for _ in 0..500 {
+            last = self.next().await?.status;
+            if so(&last) {
+                return Ok(last);
+            }
+        }
+        Err(format!(
+            "{what}: not after {} of simulated time: {last:#}",
+            self.simulation.now() - self.start
+        )
+        .into())
+    }
+
     /// Lets the service do what is due next, and looks at it when it sleeps again.
     async fn next(&mut self) -> Result<Moment> {
         self.simulation.asleep().await;
@@ -83,16 +105,25 @@ impl Day<'_> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_day_of_looks_passes_and_a_verification() -> Result<()> {
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let site = Site::builder("day")
-        .primary(support::Postgres::builder().setting("autovacuum", "off"))
-        .start()
-        .await?;
+    let site = quiet_site("day").await?;
     let mut factory = Factory::seeded();
     factory.fill(&site.primary, 5).await?;
     let mut random = rand::rngs::StdRng::seed_from_u64(seed());
+    let uploads = (0..5).map(|_| random.random_range(1..23)).collect();
+    simulate(&site, factory, DAY, uploads, through).await
+}
+
+/// Runs the service in this process, on a clock that `drive` moves.
+async fn simulate<'a>(
+    site: &'a Site,
+    factory: Factory,
+    configuration: &str,
+    uploads: BTreeSet<i64>,
+    drive: impl AsyncFnOnce(Day<'a>) -> Result<()>,
+) -> Result<()> {
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let port = free_port()?;
-    let config = site.write_config(&format!("{DAY}\n[http]\nport = {port}"));
+    let config = site.write_config(&format!("{configuration}\n[http]\nport = {port}"));
     let start: DateTime<Utc> = "2026-03-28T10:00:30Z".parse()?;
     let (clock, simulation) = Clock::simulated(start);
     let (_wish, reload) = mpsc::channel(1);
@@ -102,9 +133,8 @@ async fn a_day_of_looks_passes_and_a_verification() -> Result<()> {
         clock,
         reload,
     });
-    let uploads = (0..5).map(|_| random.random_range(1..23)).collect();
     let day = Day {
-        site: &site,
+        site,
         simulation,
         port,
         factory,
@@ -113,7 +143,7 @@ async fn a_day_of_looks_passes_and_a_verification() -> Result<()> {
     };
     tokio::select! {
         never = running => match never {},
-        done = through(day) => done,
+        done = drive(day) => done,
     }
 }
 
@@ -177,47 +207,60 @@ async fn through(mut day: Day<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Looks every ten seconds, a verification every minute.
+const MINUTES: &str = r#"
+    log_level = "error"
+    [replication]
+    interval = "10s"
+    [verify]
+    schedule = "* * * * *"
+    deep = true
+"#;
+
 /// What a verification finds is told, and made good.
 #[tokio::test(flavor = "multi_thread")]
 async fn differences_are_told_and_mended() -> Result<()> {
-    let site = site("mended").await;
-    let made = Factory::seeded().fill(&site.primary, 4).await?;
-    let service = Service::start(&site, "");
-    service.until_level().await;
-    let verifies = "[verify]\nschedule = \"* * * * *\"\ndeep = true";
-    service.reconfigure(verifies);
-    let status = service
-        .until("verified", |status| {
-            status["verification"]["differences"] == 0
-        })
-        .await;
-    assert_eq!(status["verification"]["deep"], true, "{status:#}");
+    let site = quiet_site("mended").await?;
+    let mut factory = Factory::seeded();
+    let made = factory.fill(&site.primary, 4).await?;
+    simulate(
+        &site,
+        factory,
+        MINUTES,
+        BTreeSet::new(),
+        async |mut day: Day<'_>| {
+            let status = day
+                .until("verified", |status| {
+                    status["verification"]["differences"] == 0
+                })
+                .await?;
+            assert_eq!(status["verification"]["deep"], true, "{status:#}");
 
-    // Somebody deletes an object here, and writes into a row past the fence.
-    site.spare.delete(&made[0].key).await?;
-    let vandal = site.spare.conn().await?;
-    vandal
-        .batch_execute("SET default_transaction_read_only = off")
-        .await?;
-    vandal
-        .batch_execute("UPDATE origin_packages SET owner_id = 666")
-        .await?;
-    drop(vandal);
-    let status = service
-        .until("found", |status| told(status, "differences, for example"))
-        .await;
-    assert!(told(&status, "verification"), "{status:#}");
-    let status = service
-        .until("mended", |status| {
-            status["verification"]["differences"] == 0 && status["health"]["level"] == 0
-        })
-        .await;
-    assert_eq!(status["state"], "following", "{status:#}");
-    assert!(site.spare.get(&made[0].key).await?.is_some());
-    let rows = site.spare.conn().await?;
-    let sql = "SELECT count(*) FROM origin_packages WHERE owner_id = 666";
-    assert_eq!(rows.query_one(sql, &[]).await?.get::<_, i64>(0), 0);
-    service.stop().await;
+            // Somebody deletes an object here, and writes into rows past the fence.
+            site.spare.delete(&made[0].key).await?;
+            let vandal = site.spare.conn().await?;
+            vandal
+                .batch_execute("SET default_transaction_read_only = off")
+                .await?;
+            vandal
+                .batch_execute("UPDATE origin_packages SET owner_id = 666")
+                .await?;
+            drop(vandal);
+            day.until("found", |status| told(status, "differences, for example"))
+                .await?;
+            let mended = |status: &Value| {
+                status["verification"]["differences"] == 0 && status["health"]["level"] == 0
+            };
+            let status = day.until("mended", mended).await?;
+            assert_eq!(status["state"], "following", "{status:#}");
+            assert!(site.spare.get(&made[0].key).await?.is_some());
+            let rows = site.spare.conn().await?;
+            let sql = "SELECT count(*) FROM origin_packages WHERE owner_id = 666";
+            assert_eq!(rows.query_one(sql, &[]).await?.get::<_, i64>(0), 0);
+            Ok(())
+        },
+    )
+    .await?;
     site.warm_spare(&["verify", "--deep"]).await.ok();
     Ok(())
 }
