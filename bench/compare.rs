@@ -3,8 +3,11 @@
 //! `scripts/bench [rows|artifacts|idle]… [--smoke] [--runs N]`. Times are of whole processes or of the phases that a
 //! process itself announces; memory is the kernel's own high-water mark.
 
+mod common;
 #[path = "../tests/support/mod.rs"]
 mod support;
+
+use common::{Plan, line, memory};
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -14,42 +17,9 @@ use support::{Factory, Output, Result, Running, Site, Spec};
 
 const LIMIT: Duration = Duration::from_secs(1800);
 
-struct Plan {
-    smoke: bool,
-    runs: usize,
-    which: Vec<String>,
-}
-
-fn plan() -> Plan {
-    let mut plan = Plan {
-        smoke: false,
-        runs: 3,
-        which: Vec::new(),
-    };
-    let mut arguments = std::env::args().skip(1);
-    while let Some(argument) = arguments.next() {
-        match argument.as_str() {
-            "--smoke" => plan.smoke = true,
-            "--runs" => {
-                plan.runs = arguments
-                    .next()
-                    .and_then(|n| n.parse().ok())
-                    .expect("--runs N")
-            }
-            // Cargo's own.
-            "--bench" => {}
-            name => plan.which.push(name.into()),
-        }
-    }
-    if plan.smoke {
-        plan.runs = 1;
-    }
-    plan
-}
-
 #[tokio::main]
 async fn main() -> Result<()> {
-    let plan = plan();
+    let plan = Plan::read();
     let wants = |name: &str| plan.which.is_empty() || plan.which.iter().any(|w| w == name);
     if wants("rows") {
         rows(&plan).await?;
@@ -97,7 +67,7 @@ async fn timed(site: &Site, arguments: &[&str]) -> Result<Timed> {
     let mut running = site.spawn(arguments);
     let (pid, mut phases, mut peak_kib) = (running.pid(), Vec::new(), 0);
     while support::process::alive(pid) {
-        peak_kib = peak_kib.max(high_water(pid));
+        peak_kib = peak_kib.max(memory(pid, "VmHWM"));
         if let Ok(line) = running
             .wait_for_line(|_| true, Duration::from_millis(20))
             .await
@@ -118,13 +88,6 @@ async fn ok(running: Running) -> Result<Output> {
     Ok(running.wait(LIMIT).await?.ok())
 }
 
-fn high_water(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"));
-    line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok())
-        .unwrap_or(0)
-}
-
 fn shell(script: &str, environment: &[(&str, String)]) -> Result<f64> {
     let began = Instant::now();
     let output = Command::new("bash")
@@ -138,21 +101,6 @@ fn shell(script: &str, environment: &[(&str, String)]) -> Result<f64> {
     } else {
         Err(format!("{script}: {}", String::from_utf8_lossy(&output.stderr)).into())
     }
-}
-
-fn median(times: &mut [f64]) -> f64 {
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
-}
-
-fn line(what: &str, times: &mut [f64]) -> f64 {
-    let middle = median(times);
-    println!(
-        "  {what:<34} {middle:8.2} s   ({:.2} to {:.2})",
-        times[0],
-        times[times.len() - 1]
-    );
-    middle
 }
 
 /// A database of about 1 GB: our copy with indexes, against the two usual ways, in turn.

@@ -1,0 +1,60 @@
+//! What the benchmarks share: their arguments, medians, and the kernel's figures for a process.
+#![allow(dead_code)] // Each uses a part.
+
+pub struct Plan {
+    pub smoke: bool,
+    pub runs: usize,
+    pub which: Vec<String>,
+}
+
+impl Plan {
+    pub fn read() -> Plan {
+        let mut plan = Plan {
+            smoke: false,
+            runs: 3,
+            which: Vec::new(),
+        };
+        let mut arguments = std::env::args().skip(1);
+        while let Some(argument) = arguments.next() {
+            match argument.as_str() {
+                "--smoke" => plan.smoke = true,
+                "--runs" => {
+                    plan.runs = arguments
+                        .next()
+                        .and_then(|n| n.parse().ok())
+                        .expect("--runs N")
+                }
+                // Cargo's own.
+                "--bench" => {}
+                name => plan.which.push(name.into()),
+            }
+        }
+        if plan.smoke {
+            plan.runs = 1;
+        }
+        plan
+    }
+}
+
+/// In KiB: `VmHWM` the most it ever held, `VmRSS` what it holds now.
+pub fn memory(pid: u32, which: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find(|line| line.starts_with(which));
+    line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok())
+        .unwrap_or(0)
+}
+
+pub fn median(times: &mut [f64]) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+pub fn line(what: &str, times: &mut [f64]) -> f64 {
+    let middle = median(times);
+    println!(
+        "  {what:<34} {middle:8.2} s   ({:.2} to {:.2})",
+        times[0],
+        times[times.len() - 1]
+    );
+    middle
+}
