@@ -74,7 +74,7 @@ async fn no_kind_of_change_is_missed() -> Result<()> {
         client.batch_execute(statement).await?;
         let found = ask(&config, &point).await?;
         assert_eq!(found.changed, None, "{statement}");
-        assert_eq!(found.lag_bytes.is_some(), true);
+        assert!(found.lag_bytes.is_some());
     }
     for statement in CHANGES {
         assert_eq!(

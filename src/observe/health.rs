@@ -46,6 +46,8 @@ pub struct Reason {
     /// A word for programs; `docs/monitor.md` explains each.
     pub code: &'static str,
     pub text: String,
+    /// What an operator can do about it.
+    pub next_step: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,9 +79,8 @@ impl Health {
 }
 
 /// Every code that a reason may bear, besides those of a hold.
-pub const CODES: [&str; 15] = [
+pub const CODES: [&str; 14] = [
     "starting",
-    "standby",
     "first_baseline",
     "baseline_stalled",
     "lag",
@@ -117,11 +118,49 @@ pub fn health(state: &State, meter: &Meter, now: DateTime<Utc>) -> Health {
     found.judge(state.settings.quiet_until.is_some_and(|until| now < until))
 }
 
+/// For what is no hold: a hold brings its own.
+fn next_step(code: &str) -> &'static str {
+    match code {
+        "starting" | "first_baseline" => "wait",
+        "baseline_stalled" => {
+            "look at the log and at both sides' stores; a restart of the service loses no artifact"
+        }
+        "lag" => {
+            "look whether the primary is reachable and how fast copies go; if this is usual here, raise replication.rpo or lag_warn"
+        }
+        "config_refused" => "correct that key; `warm-spare check-config` tries it",
+        "missing_on_primary" => {
+            "upload the package again on the primary (hab pkg upload --force), or delete it there"
+        }
+        "damaged_on_primary" => {
+            "upload the package again on the primary (hab pkg upload --force); its file there is not what its row says"
+        }
+        "local_store_unreachable" => "check that MinIO runs here, and local.s3",
+        "peer_store_unreachable" => "check that the primary's MinIO runs, and peer.s3",
+        "not_fenced" => {
+            "see the log for what is in the way; until then Builder here could be written to"
+        }
+        "verify_differences" => {
+            "nothing: what differs is being copied again; if it comes back, find out who writes to this cluster"
+        }
+        "verify_failed" => "read what it says; it is tried again within the hour",
+        "http" => "free that address, or set http.listen and http.port and restart",
+        "primary" => "nothing, if it is meant to be the primary",
+        _ => "nothing",
+    }
+}
+
 struct Findings(Vec<Reason>);
 
 impl Findings {
     fn add(&mut self, level: Level, code: &'static str, text: String) {
-        self.0.push(Reason { level, code, text });
+        let next_step = next_step(code).to_string();
+        self.0.push(Reason {
+            level,
+            code,
+            text,
+            next_step,
+        });
     }
 
     fn judge(mut self, quiet: bool) -> Health {
@@ -176,7 +215,12 @@ fn of_hold(state: &State, now: DateTime<Utc>, found: &mut Findings) {
         }
         _ => Level::Critical,
     };
-    found.add(level, hold.reason.as_str(), hold.detail.clone());
+    found.0.push(Reason {
+        level,
+        code: hold.reason.as_str(),
+        text: hold.detail.clone(),
+        next_step: hold.next_step.clone(),
+    });
 }
 
 fn of_the_spare(state: &State, meter: &Meter, now: DateTime<Utc>, found: &mut Findings) {
@@ -274,5 +318,137 @@ fn of_stores(state: &State, found: &mut Findings) {
         if let Some(error) = reach.as_ref().and_then(|reach| reach.error.as_ref()) {
             found.add(Level::Warning, code, error.clone());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::CopiedPoint;
+    use crate::observe::{Artifacts, Baseline, Clock, ConfigState, Counters, Hold, Reach};
+
+    fn at(seconds: i64) -> DateTime<Utc> {
+        DateTime::from_timestamp(1_900_000_000 + seconds, 0).expect("a time")
+    }
+
+    fn meter() -> Meter {
+        Meter::new(Clock::simulated(at(0)).0, Counters::default())
+    }
+
+    /// Level with its primary at second 0, by the usual limits: interval 1 min, lag_warn 1 min, rpo 5 min.
+    fn following() -> State {
+        let mut state = State::new(at(0));
+        state.work = Work::Following;
+        state.role = Some("spare".into());
+        state.point = Some(CopiedPoint {
+            lsn: "0/1".into(),
+            commit_time: at(0),
+            system_id: "1".into(),
+            timeline: 1,
+            transactions: "1:1:".into(),
+            server_started: "then".into(),
+            sequences: String::new(),
+        });
+        state
+    }
+
+    #[track_caller]
+    fn expect(state: &State, seconds: i64, level: Level, codes: &[&str]) {
+        let found = health(state, &meter(), at(seconds));
+        let named: Vec<&str> = found.reasons.iter().map(|reason| reason.code).collect();
+        assert_eq!((found.level, named.as_slice()), (level, codes), "{found:?}");
+        assert!(
+            found
+                .reasons
+                .iter()
+                .all(|reason| !reason.next_step.is_empty())
+        );
+    }
+
+    #[test]
+    fn health_is_freshness() {
+        let state = following();
+        expect(&state, 10, Level::Ok, &[]);
+        // Up to an interval is by design, and counts for lag_warn on top.
+        expect(&state, 119, Level::Ok, &[]);
+        expect(&state, 121, Level::Warning, &["lag"]);
+        expect(&state, 301, Level::Critical, &["lag"]);
+    }
+
+    #[test]
+    fn a_peer_that_is_away_warns_and_is_critical_past_rpo() {
+        let mut state = following();
+        state.hold = Some(Hold {
+            reason: HoldReason::PeerUnreachable,
+            detail: "refused".into(),
+            next_step: "look".into(),
+            since: at(5),
+            passing: true,
+        });
+        expect(&state, 10, Level::Warning, &["peer_unreachable"]);
+        expect(&state, 400, Level::Critical, &["lag", "peer_unreachable"]);
+        state.settings.quiet_until = Some(at(500));
+        expect(&state, 400, Level::Warning, &["lag", "peer_unreachable"]);
+        // Nothing was ever copied: the time that it stands counts.
+        state.settings.quiet_until = None;
+        state.point = None;
+        expect(&state, 10, Level::Warning, &["peer_unreachable"]);
+        expect(&state, 400, Level::Critical, &["peer_unreachable"]);
+    }
+
+    #[test]
+    fn a_first_copy_warns_while_it_moves() {
+        let mut state = following();
+        state.point = None;
+        state.baseline = Some(Baseline { started: at(0) });
+        expect(&state, 100, Level::Warning, &["first_baseline"]);
+        expect(&state, 1000, Level::Critical, &["baseline_stalled"]);
+    }
+
+    #[test]
+    fn what_is_not_known_is_not_green() {
+        expect(&State::new(at(0)), 1, Level::Unknown, &["starting"]);
+    }
+
+    #[test]
+    fn what_the_primary_lacks_warns() {
+        let mut state = following();
+        state.artifacts = Some(Artifacts {
+            missing: 2,
+            damaged: 1,
+            examples: vec![("a/b.hart".into(), "missing".into())],
+            ..Artifacts::default()
+        });
+        let codes = ["missing_on_primary", "damaged_on_primary"];
+        expect(&state, 10, Level::Warning, &codes);
+    }
+
+    #[test]
+    fn a_bad_configuration_and_an_open_fence_show() {
+        let mut state = following();
+        state.config = ConfigState {
+            error: Some("role: no".into()),
+            since: at(0),
+        };
+        state.local.fenced = Some(false);
+        state.peer.s3 = Some(Reach {
+            error: Some("refused".into()),
+            since: at(0),
+        });
+        let codes = ["not_fenced", "config_refused", "peer_store_unreachable"];
+        expect(&state, 10, Level::Critical, &codes);
+    }
+
+    #[test]
+    fn the_line_is_one() {
+        let mut state = following();
+        state.config.error = Some("line\nbreak".into());
+        let found = health(&state, &meter(), at(10));
+        let line = found.line(&state, at(10));
+        assert!(
+            line.starts_with("WARNING: following, complete 10 s ago; config_refused: "),
+            "{line}"
+        );
+        assert!(!line.contains('\n'));
     }
 }

@@ -99,7 +99,12 @@ fn document(state: &State, meter: &Meter, now: DateTime<Utc>) -> Value {
         "health": {
             "level": health.level.code(),
             "reasons": health.reasons.iter()
-                .map(|reason| json!({ "code": reason.code, "text": reason.text })).collect::<Vec<_>>(),
+                .map(|reason| json!({
+                    "code": reason.code,
+                    "text": reason.text,
+                    "next_step": reason.next_step,
+                }))
+                .collect::<Vec<_>>(),
         },
         "recovery_point": state.point.as_ref().map(|point| json!({
             "lsn": point.lsn,

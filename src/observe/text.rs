@@ -90,22 +90,11 @@ fn freshness(status: &Value) -> String {
     )
 }
 
-fn next_step(status: &Value) -> String {
-    if let Some(step) = status["hold"]["next_step"].as_str() {
-        return step.to_string();
-    }
-    if status["config"]["valid"] == Value::Bool(false) {
-        return "correct that key; `warm-spare check-config` tries it".into();
-    }
-    let first = status["health"]["reasons"][0]["code"].as_str();
-    match first {
-        None => "nothing to do".into(),
-        Some("starting" | "first_baseline" | "standby") => "wait".into(),
-        Some("verify_differences") => {
-            "`warm-spare verify --json` lists them; the next full copy replaces what differs".into()
-        }
-        Some(code) => format!("docs/monitor.md says what to do about {code}"),
-    }
+/// Of the worst reason; of a hold, if nothing worse is known.
+fn next_step(status: &Value) -> &str {
+    let reasons = status["health"]["reasons"].as_array();
+    let first = reasons.and_then(|reasons| reasons.first());
+    first.map_or("nothing to do", |reason| word(&reason["next_step"]))
 }
 
 fn stores(status: &Value) -> String {

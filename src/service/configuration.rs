@@ -4,6 +4,7 @@
 use super::{Configs, Desk};
 use crate::config::{self, Accepted, Config, ConfigError};
 use crate::observe::{HoldReason, Settings};
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,6 +21,8 @@ pub struct Configuration {
     path: PathBuf,
     data: PathBuf,
     in_force: watch::Sender<Option<Arc<Config>>>,
+    /// Whether the last one could be kept: told once.
+    kept: Cell<bool>,
 }
 
 impl Configuration {
@@ -30,6 +33,7 @@ impl Configuration {
             path,
             data,
             in_force,
+            kept: Cell::new(true),
         };
         configuration.read(desk);
         if configuration.in_force.borrow().is_none() {
@@ -59,7 +63,11 @@ impl Configuration {
     }
 
     fn accept(&self, config: Config, accepted: &Accepted, desk: &Desk) {
-        if let Err(error) = accepted.keep(&self.data) {
+        let kept = accepted.keep(&self.data);
+        let told = !self.kept.replace(kept.is_ok());
+        if let Err(error) = kept
+            && !told
+        {
             // The service works without; only a restart with a bad configuration would miss it.
             log::warn!(
                 "configuration: cannot be kept in {}: {error}; a restart with a bad one would find none",

@@ -39,7 +39,7 @@ pub async fn work(desk: &Desk, mut configs: Configs) -> Infallible {
         let mut changes = configs.clone();
         tokio::select! {
             never = tenures(desk, configs.clone(), config.clone()) => match never {},
-            () = other_ends(&mut changes, &config) => {}
+            () = other_ends(desk, &mut changes, &config) => {}
         }
         desk.update(|state| {
             state.active = false;
@@ -63,11 +63,17 @@ async fn next(configs: &mut Configs) {
 }
 
 /// Waits for a configuration by which the tenure's own connections would be other ones.
-async fn other_ends(configs: &mut Configs, config: &Config) {
+async fn other_ends(desk: &Desk, configs: &mut Configs, config: &Config) {
     loop {
         next(configs).await;
+        let spare = desk.read(|state| state.role.as_deref() == Some("spare"));
+        // To keep what is on record is no change: every later change of anything else drops the role again.
+        let role = |config: &Config| match config.role {
+            Role::Keep if spare => Role::Spare,
+            role => role,
+        };
         let same = configs.borrow_and_update().as_ref().is_some_and(|new| {
-            new.role == config.role && new.local == config.local && new.peer == config.peer
+            role(new) == role(config) && new.local == config.local && new.peer == config.peer
         });
         if !same {
             return;
