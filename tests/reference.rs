@@ -54,7 +54,11 @@ fn table(document: &str, heading: &str, columns: &[&str]) -> BTreeMap<String, Ve
         .split_once(&head)
         .unwrap_or_else(|| panic!("{document}, {heading}: no table {head}"));
     let mut rows = BTreeMap::new();
-    for line in body.lines().skip(2).take_while(|line| line.starts_with('|')) {
+    for line in body
+        .lines()
+        .skip(2)
+        .take_while(|line| line.starts_with('|'))
+    {
         let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
         assert_eq!(cells.len(), columns.len(), "{document}: cells of {line}");
         let name = cells[0].trim_matches('`').to_string();
@@ -364,9 +368,6 @@ fn every_field_of_the_status_is_described() {
     let example: Value = serde_json::from_str(&example).expect("the example is JSON");
     for name in fields(&example).keys() {
         assert!(in_code.contains(name), "the example has {name}");
-    }
-    for name in example.as_object().expect("an object").keys() {
-        assert!(in_code.iter().any(|field| field.starts_with(name)));
     }
     let whole = watched(State::new(at(START))).status();
     for name in whole.as_object().expect("an object").keys() {
