@@ -1,14 +1,24 @@
-//! The documentation describes configuration, command line and refusals as the code has them.
+//! The documentation describes configuration, command line, refusals, status, health, metrics and events as the code
+//! has them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
 use clap::CommandFactory;
+use serde_json::Value;
+use tokio::sync::watch;
+use warm_spare::cluster::{Confirmation, CopiedPoint, Event, Generation, VerificationRecord};
 use warm_spare::command::Arguments;
 use warm_spare::config::Config;
+use warm_spare::observe::{
+    Artifacts, Baseline, Clock, Counters, HEALTH_CODES, Hold, HoldReason, Listener, Meter, Phase,
+    Reach, Sighting, State, StateName, Verified, Watched, Work,
+};
 
-/// Cells of a row of one of the tables: key, type, default, meaning.
+/// Cells of a row of the keys' tables: key, type, default, meaning.
 type Row = [String; 4];
 
 fn read(name: &str) -> String {
@@ -18,11 +28,63 @@ fn read(name: &str) -> String {
 
 /// The part of `docs/reference.md` under a heading, up to the next of its rank.
 fn section(heading: &str) -> String {
-    let text = read("docs/reference.md");
-    let (_, section) = text
-        .split_once(&format!("\n## {heading}\n"))
-        .unwrap_or_else(|| panic!("no section {heading}"));
-    section.split("\n## ").next().unwrap_or(section).to_string()
+    part("docs/reference.md", &format!("## {heading}"))
+}
+
+/// The part of a document under a heading, up to the next of its rank or a higher one.
+fn part(document: &str, heading: &str) -> String {
+    let text = read(document);
+    let (_, rest) = text
+        .split_once(&format!("\n{heading}\n"))
+        .unwrap_or_else(|| panic!("{document}: no heading {heading}"));
+    let rank = heading.chars().take_while(|c| *c == '#').count();
+    let ends = |line: &&str| {
+        let marks = line.chars().take_while(|c| *c == '#').count();
+        (1..=rank).contains(&marks) && line[marks..].starts_with(' ')
+    };
+    let lines: Vec<&str> = rest.lines().take_while(|line| !ends(line)).collect();
+    lines.join("\n")
+}
+
+/// Rows of the tables there that begin with a name in code: that name, and the other cells. The head must be `columns`.
+fn table(document: &str, heading: &str, columns: &[&str]) -> BTreeMap<String, Vec<String>> {
+    let part = part(document, heading);
+    let head = format!("| {} |", columns.join(" | "));
+    let (_, body) = part
+        .split_once(&head)
+        .unwrap_or_else(|| panic!("{document}, {heading}: no table {head}"));
+    let mut rows = BTreeMap::new();
+    for line in body
+        .lines()
+        .skip(2)
+        .take_while(|line| line.starts_with('|'))
+    {
+        let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+        assert_eq!(cells.len(), columns.len(), "{document}: cells of {line}");
+        let name = cells[0].trim_matches('`').to_string();
+        let others = cells[1..].iter().map(|cell| cell.to_string()).collect();
+        let old = rows.insert(name, others);
+        assert!(old.is_none(), "{document}: twice: {line}");
+    }
+    rows
+}
+
+/// Both directions at once.
+fn assert_same(what: &str, described: &BTreeSet<String>, in_code: &BTreeSet<String>) {
+    let missing: Vec<_> = in_code.difference(described).collect();
+    let unknown: Vec<_> = described.difference(in_code).collect();
+    assert!(
+        missing.is_empty() && unknown.is_empty(),
+        "{what}: not described: {missing:?}; described, and unknown to the code: {unknown:?}"
+    );
+}
+
+fn names<T>(rows: &BTreeMap<String, T>) -> BTreeSet<String> {
+    rows.keys().cloned().collect()
+}
+
+fn owned<'a>(names: impl IntoIterator<Item = &'a str>) -> BTreeSet<String> {
+    names.into_iter().map(String::from).collect()
 }
 
 fn documented() -> BTreeMap<String, Row> {
@@ -96,6 +158,311 @@ fn every_verb_and_option_is_described() {
     assert!(names >= 5, "only {names} options were found");
 }
 
+#[test]
+fn every_state_hold_reason_and_health_code_is_described() {
+    let states = table("docs/reference.md", "### States", &["state", "means"]);
+    let in_code = owned(StateName::ALL.map(StateName::as_str));
+    assert_same("states", &names(&states), &in_code);
+
+    let reasons = owned(HoldReason::ALL.map(HoldReason::as_str));
+    let columns = ["reason", "health", "tried again"];
+    let described = table("docs/reference.md", "### Hold reasons", &columns);
+    assert_same("hold reasons", &names(&described), &reasons);
+
+    let codes = owned(HEALTH_CODES);
+    let columns = ["code", "level", "when"];
+    let described = table("docs/reference.md", "### Health", &columns);
+    assert_same("health codes", &names(&described), &codes);
+    assert!(reasons.is_disjoint(&codes), "a code has two meanings");
+}
+
+/// What an operator is told at night has an entry that says what to do.
+#[test]
+fn every_hold_reason_and_health_code_has_its_entry_for_operators() {
+    let reasons = owned(HoldReason::ALL.map(HoldReason::as_str));
+    for (heading, in_code) in [
+        ("## Hold reasons", reasons),
+        ("## Health codes", owned(HEALTH_CODES)),
+    ] {
+        let part = part("docs/monitor.md", heading);
+        let mut described = BTreeSet::new();
+        for entry in part.split("\n### `").skip(1) {
+            let (name, text) = entry.split_once("`\n").expect("a heading of one name");
+            for label in ["*Means:*", "*Do:*", "*Ends:*"] {
+                assert!(text.contains(label), "docs/monitor.md, {name}: no {label}");
+            }
+            assert!(described.insert(name.to_string()), "{name} twice");
+        }
+        assert_same(heading, &described, &in_code);
+    }
+}
+
+fn at(text: &str) -> DateTime<Utc> {
+    text.parse().expect("a time")
+}
+
+const START: &str = "2026-11-24T06:40:00Z";
+
+/// Everything that a service may know.
+fn full() -> State {
+    let now = at(START);
+    let mut state = State::new(now);
+    state.settings.site = "dc2".into();
+    for addresses in [&mut state.settings.local, &mut state.settings.peer] {
+        addresses.datastore = "10.0.0.1:5432".into();
+        addresses.datastore_source = "configuration";
+        addresses.s3 = "http://10.0.0.1:9000/packages".into();
+        addresses.s3_source = "configuration";
+    }
+    state.config.error = Some("role: unknown".into());
+    state.cluster_id = Some("4f0c91aa".into());
+    state.role = Some("spare".into());
+    state.epoch = Some(1);
+    state.role_since = Some(now);
+    state.active = true;
+    state.work = Work::Following;
+    state.hold = Some(Hold {
+        reason: HoldReason::Fuse,
+        detail: "much would vanish".into(),
+        next_step: "look".into(),
+        since: now,
+        passing: false,
+    });
+    state.point = Some(CopiedPoint {
+        lsn: "0/1".into(),
+        commit_time: now,
+        system_id: "1".into(),
+        timeline: 1,
+        transactions: "1:1:".into(),
+        server_started: "then".into(),
+        sequences: String::new(),
+    });
+    state.confirmation = Some(Confirmation {
+        time: now,
+        clock_offset_seconds: 0.5,
+    });
+    state.waiting = Some(true);
+    state.lag_bytes = Some(1);
+    state.baseline = Some(Baseline { started: now });
+    state.artifacts = Some(Artifacts {
+        missing: 1,
+        damaged: 1,
+        staged: Some(1),
+        retired: Some(1),
+        examples: vec![("core/x.hart".into(), "missing".into())],
+    });
+    let down = || {
+        Some(Reach {
+            error: Some("refused".into()),
+            since: now,
+        })
+    };
+    let seen = Sighting {
+        datastore: down(),
+        s3: down(),
+        version: None,
+        tls: None,
+        fenced: Some(true),
+    };
+    // The service asks only the peer for these two.
+    state.peer = Sighting {
+        version: Some("15.18".into()),
+        tls: Some(true),
+        ..seen.clone()
+    };
+    state.local = seen;
+    state.generations = Some(vec![Generation {
+        name: "builder_1".into(),
+        created: now,
+        pinned: false,
+    }]);
+    state.generations_bytes = Some(1);
+    state.verified = Some(Verified {
+        record: VerificationRecord {
+            time: now,
+            deep: false,
+            differences: 1,
+            lsn: "0/1".into(),
+        },
+        examples: vec!["table public.origins: has 3 rows, 4 were copied".into()],
+    });
+    state.verification_error = Some("no answer".into());
+    state.http_error = Some("taken".into());
+    state.remember(Event {
+        time: now,
+        kind: "hold".into(),
+        text: "fuse".into(),
+        change: String::new(),
+    });
+    state
+}
+
+fn watched(state: State) -> Watched {
+    let (clock, _) = Clock::simulated(at(START));
+    let counters = Counters::default();
+    counters.baseline("done");
+    counters.error("peer", "datastore");
+    let meter = Arc::new(Meter::new(clock.clone(), counters.clone()));
+    if state.baseline.is_some() {
+        Listener::phase(&*meter, Phase::Tables, 2);
+        meter.step(Phase::Tables, 1, 2);
+    }
+    Watched::new(watch::channel(state).1, meter, counters, clock)
+}
+
+/// The paths of a document's leaves, as `events[].kind`; true: there is null.
+fn leaves(value: &Value, path: &str, found: &mut BTreeMap<String, bool>) {
+    match value {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                let path = match path {
+                    "" => name.clone(),
+                    path => format!("{path}.{name}"),
+                };
+                leaves(value, &path, found);
+            }
+        }
+        Value::Array(items) if items.iter().any(Value::is_object) => {
+            found.insert(path.to_string(), false);
+            for item in items {
+                leaves(item, &format!("{path}[]"), found);
+            }
+        }
+        value => {
+            found.insert(path.to_string(), value.is_null());
+        }
+    }
+}
+
+fn fields(status: &Value) -> BTreeMap<String, bool> {
+    let mut found = BTreeMap::new();
+    leaves(status, "", &mut found);
+    found
+}
+
+#[test]
+fn every_field_of_the_status_is_described() {
+    let columns = ["field", "type, unit", "meaning", "`null` means"];
+    let described = table("docs/reference.md", "## Status document", &columns);
+    let fresh = fields(&watched(State::new(at(START))).status());
+    let full = fields(&watched(full()).status());
+    let in_code: BTreeSet<String> = fresh.keys().chain(full.keys()).cloned().collect();
+    assert_same("status", &names(&described), &in_code);
+    for (name, cells) in &described {
+        let [_, meaning, null] = cells.as_slice() else {
+            panic!("{name}: {cells:?}");
+        };
+        let always_null = full.get(name) == Some(&true);
+        let marked = meaning.contains("*Not built yet.*");
+        assert_eq!(marked, always_null, "{name}: the mark \"Not built yet\"");
+        assert_eq!(null == "always", always_null, "{name}: when it is null");
+        let at_first = fresh.get(name) == Some(&true);
+        assert!(!at_first || null != "never", "{name} is null at first");
+    }
+    let part = section("Status document");
+    let example: String = part
+        .lines()
+        .skip_while(|line| !line.starts_with("    {"))
+        .take_while(|line| line.starts_with("    "))
+        .collect();
+    let example: Value = serde_json::from_str(&example).expect("the example is JSON");
+    for name in fields(&example).keys() {
+        assert!(in_code.contains(name), "the example has {name}");
+    }
+    let whole = watched(State::new(at(START))).status();
+    for name in whole.as_object().expect("an object").keys() {
+        assert!(example.get(name).is_some(), "the example lacks {name}");
+    }
+}
+
+/// Name to type and labels, as a page of metrics shows them; counters with their `_total`.
+fn metrics_of(page: &str) -> BTreeMap<String, (String, BTreeSet<String>)> {
+    let mut found: BTreeMap<String, (String, BTreeSet<String>)> = BTreeMap::new();
+    for line in page.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+        let (name, kind) = line.split_once(' ').expect("name and type");
+        let end = if kind == "counter" { "_total" } else { "" };
+        found.insert(format!("{name}{end}"), (kind.to_string(), BTreeSet::new()));
+    }
+    for line in page.lines().filter(|line| !line.starts_with('#')) {
+        let Some((name, labels)) = line.split_once('{') else {
+            continue;
+        };
+        let Some((_, known)) = found.get_mut(name) else {
+            continue;
+        };
+        let labels = labels.split('}').next().unwrap_or_default();
+        let labels = labels.split(',').filter_map(|label| label.split_once('='));
+        known.extend(labels.map(|(label, _)| label.to_string()));
+    }
+    found
+}
+
+/// String literals that follow one of the `makers` in the source.
+fn literals(text: &str, makers: &[&str]) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for maker in makers {
+        for after in text.split(maker).skip(1) {
+            let literal = after.trim_start().strip_prefix('"');
+            found.extend(literal.and_then(|l| l.split('"').next()).map(String::from));
+        }
+    }
+    found
+}
+
+#[test]
+fn every_metric_is_described() {
+    let page = watched(full()).metrics().expect("a page");
+    let in_code = metrics_of(&page);
+    let source = read("src/observe/metrics.rs");
+    let made = literals(&source, &[".gauge(", ".plain(", "register("]);
+    let shown = in_code.keys().map(|name| {
+        let name = name.strip_prefix("warm_spare_").unwrap_or(name);
+        name.strip_suffix("_total").unwrap_or(name).to_string()
+    });
+    assert_same("metrics that a full state shows", &shown.collect(), &made);
+
+    let columns = ["metric", "type", "labels", "unit", "meaning"];
+    let described = table("docs/reference.md", "## Metrics", &columns);
+    assert_same("metrics", &names(&described), &names(&in_code));
+    for (name, cells) in &described {
+        let (kind, labels) = &in_code[name];
+        assert_eq!(&cells[0], kind, "{name}");
+        let words = cells[1].split('`').skip(1).step_by(2);
+        assert_same(name, &owned(words), labels);
+    }
+}
+
+#[test]
+fn every_metric_that_an_alert_uses_exists() {
+    let in_code = metrics_of(&watched(full()).metrics().expect("a page"));
+    let text = read("docs/monitor.md");
+    let of_a_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    for after in text.split("warm_spare_").skip(1) {
+        let end = after.find(|c| !of_a_name(c)).unwrap_or(after.len());
+        let name = format!("warm_spare_{}", &after[..end]);
+        assert!(in_code.contains_key(&name), "docs/monitor.md: {name}");
+    }
+}
+
+#[test]
+fn every_kind_of_event_is_described() {
+    let mut files = Vec::new();
+    sources(
+        &Path::new(env!("CARGO_MANIFEST_DIR")).join("src"),
+        &mut files,
+    );
+    let source = files.concat();
+    let mut kinds = literals(&source, &[".note(", ".event("]);
+    let written = source.split("INTO event (kind, text, change) VALUES ('");
+    kinds.extend(
+        written
+            .skip(1)
+            .filter_map(|rest| Some(rest.split_once('\'')?.0.to_string())),
+    );
+    let described = table("docs/reference.md", "## Events", &["kind", "tells of"]);
+    assert_same("kinds of events", &names(&described), &kinds);
+}
+
 /// Every file of the program itself, as text.
 fn sources(folder: &Path, found: &mut Vec<String>) {
     for entry in fs::read_dir(folder).unwrap() {
@@ -167,6 +534,7 @@ fn links_lead_somewhere() {
         "docs/architecture.md",
         "docs/dependencies.md",
         "docs/deploy.md",
+        "docs/monitor.md",
         "docs/reference.md",
         "docs/troubleshoot.md",
         "habitat/README.md",
