@@ -10,7 +10,9 @@ use chrono::{DateTime, Utc};
 use clap::CommandFactory;
 use serde_json::Value;
 use tokio::sync::watch;
-use warm_spare::cluster::{Confirmation, CopiedPoint, Event, Generation, VerificationRecord};
+use warm_spare::cluster::{
+    Confirmation, CopiedPoint, Event, Generation, Throttle, VerificationRecord,
+};
 use warm_spare::command::Arguments;
 use warm_spare::config::Config;
 use warm_spare::observe::{
@@ -260,16 +262,11 @@ fn full() -> State {
     let seen = Sighting {
         datastore: down(),
         s3: down(),
-        version: None,
-        tls: None,
-        fenced: Some(true),
-    };
-    // The service asks only the peer for these two.
-    state.peer = Sighting {
         version: Some("15.18".into()),
         tls: Some(true),
-        ..seen.clone()
+        fenced: Some(true),
     };
+    state.peer = seen.clone();
     state.local = seen;
     state.generations = Some(vec![Generation {
         name: "builder_1".into(),
@@ -287,7 +284,6 @@ fn full() -> State {
         examples: vec!["table public.origins: has 3 rows, 4 were copied".into()],
     });
     state.verification_error = Some("no answer".into());
-    state.http_error = Some("taken".into());
     state.remember(Event {
         time: now,
         kind: "hold".into(),
@@ -302,7 +298,11 @@ fn watched(state: State) -> Watched {
     let counters = Counters::default();
     counters.baseline("done");
     counters.error("peer", "datastore");
-    let meter = Arc::new(Meter::new(clock.clone(), counters.clone()));
+    let meter = Arc::new(Meter::new(
+        clock.clone(),
+        counters.clone(),
+        Throttle::default(),
+    ));
     if state.baseline.is_some() {
         Listener::phase(&*meter, Phase::Tables, 2);
         meter.step(Phase::Tables, 1, 2);

@@ -5,7 +5,7 @@ mod support;
 use std::path::PathBuf;
 use std::sync::Arc;
 use support::tls::certificates;
-use support::{Cluster, Factory, Minio, Postgres, Result, Site};
+use support::{Cluster, Factory, Minio, Postgres, Result, Service, Site};
 
 async fn sealed(name: &str, names: &[&str]) -> Result<(Site, PathBuf)> {
     let made = certificates(names)?;
@@ -128,5 +128,32 @@ async fn a_self_signed_server_certificate_is_explained() -> Result<()> {
     Factory::seeded().fill(&site.primary, 2).await?;
     site.write_config("peer.datastore.ssl_mode = \"require\"");
     site.warm_spare(&["sync"]).await.ok();
+    Ok(())
+}
+
+/// Certificates are read again at every connection: a rotation needs neither a restart nor a signal.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_service_takes_a_rotated_authority_by_itself() -> Result<()> {
+    let (site, authority) = sealed("rotated", &["127.0.0.1"]).await?;
+    let right = std::fs::read(&authority)?;
+    let service = Service::start(&site, &settings(Some(&authority), "verify-full"));
+    let status = service.until_level().await;
+    assert_eq!(status["peer"]["datastore"]["tls"], true, "{status:#}");
+    std::fs::write(&authority, certificates(&["127.0.0.1"])?.authority)?;
+    let status = service.until_hold("peer_unreachable").await;
+    let detail = status["hold"]["detail"].as_str().unwrap_or_default();
+    assert!(
+        detail.contains("certificate was not accepted"),
+        "{status:#}"
+    );
+    assert_eq!(status["peer"]["s3"]["reachable"], false, "{status:#}");
+    let next_step = status["hold"]["next_step"].as_str().unwrap_or_default();
+    assert!(
+        next_step.contains("peer.datastore.ssl_root_cert"),
+        "{status:#}"
+    );
+    std::fs::write(&authority, right)?;
+    let status = service.until_level().await;
+    assert_eq!(status["health"]["level"], 0, "{status:#}");
     Ok(())
 }

@@ -296,6 +296,17 @@ impl State {
             .collect())
     }
 
+    /// The server's version, and whether our session with it is encrypted.
+    pub async fn server(&self) -> Result<(String, bool), StateError> {
+        let sql = "SELECT current_setting('server_version'), \
+                     coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false)";
+        let row = self
+            .session
+            .query_one("asking for the version", sql, &[])
+            .await?;
+        Ok((row.get(0), row.get(1)))
+    }
+
     /// Disk taken by all of them.
     pub async fn generations_bytes(&self) -> Result<u64, StateError> {
         let sql = "SELECT coalesce(sum(pg_database_size(d.oid)), 0)::int8 FROM generation g \

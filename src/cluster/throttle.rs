@@ -4,6 +4,7 @@ use governor::clock::DefaultClock;
 use governor::state::{InMemoryState, NotKeyed};
 use governor::{Quota, RateLimiter};
 use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -14,7 +15,13 @@ type Limiter = RateLimiter<NotKeyed, InMemoryState, DefaultClock>;
 
 /// Bytes a second, all transfers together. Cloned handles share one limit, which may change while they wait.
 #[derive(Clone, Default)]
-pub struct Throttle(Arc<RwLock<Option<Rate>>>);
+pub struct Throttle(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    rate: RwLock<Option<Rate>>,
+    moved: AtomicU64,
+}
 
 #[derive(Clone)]
 struct Rate {
@@ -43,22 +50,30 @@ impl Rate {
 
 impl Throttle {
     pub fn new(bytes_per_second: Option<u64>) -> Self {
-        Throttle(Arc::new(RwLock::new(bytes_per_second.map(Rate::new))))
+        let throttle = Self::default();
+        throttle.set(bytes_per_second);
+        throttle
     }
 
     /// Takes effect on transfers under way, with their next burst. An equal limit leaves the count as it is.
     pub fn set(&self, bytes_per_second: Option<u64>) {
-        let mut rate = self.0.write().expect("no holder panics");
+        let mut rate = self.0.rate.write().expect("no holder panics");
         if rate.as_ref().map(|rate| rate.bytes_per_second) != bytes_per_second {
             *rate = bytes_per_second.map(Rate::new);
         }
     }
 
+    /// Bytes moved so far, all transfers together.
+    pub fn moved(&self) -> u64 {
+        self.0.moved.load(Ordering::Relaxed)
+    }
+
     /// Waits until `bytes` more may be moved.
     pub async fn take(&self, bytes: usize) {
+        self.0.moved.fetch_add(bytes as u64, Ordering::Relaxed);
         let mut cells = u32::try_from((bytes as u64).div_ceil(CELL)).unwrap_or(u32::MAX);
         while let Some(wanted) = NonZeroU32::new(cells) {
-            let Some(rate) = self.0.read().expect("no holder panics").clone() else {
+            let Some(rate) = self.0.rate.read().expect("no holder panics").clone() else {
                 return;
             };
             let now = wanted.min(rate.burst);

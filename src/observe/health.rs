@@ -79,7 +79,7 @@ impl Health {
 }
 
 /// Every code that a reason may bear, besides those of a hold.
-pub const CODES: [&str; 14] = [
+pub const CODES: [&str; 13] = [
     "starting",
     "first_baseline",
     "baseline_stalled",
@@ -92,7 +92,6 @@ pub const CODES: [&str; 14] = [
     "not_fenced",
     "verify_differences",
     "verify_failed",
-    "http",
     "primary",
 ];
 
@@ -101,12 +100,19 @@ pub fn health(state: &State, meter: &Meter, now: DateTime<Utc>) -> Health {
     of_configuration(state, &mut found);
     of_hold(state, now, &mut found);
     match state.work {
-        Work::Standby => {}
-        Work::Starting if state.hold.is_none() && state.point.is_none() => found.add(
-            Level::Unknown,
-            "starting",
-            "nothing is known yet".to_string(),
-        ),
+        // It reads what the one at work records: if that one only holds the lock, the spare grows old here too.
+        Work::Standby => {
+            if let Some(lag) = state.lag(now) {
+                of_lag(state, lag.seconds, &mut found);
+            }
+        }
+        // Also while the first question to the primary has no answer yet.
+        _ if state.hold.is_none() && state.point.is_none() && state.baseline.is_none() => found
+            .add(
+                Level::Unknown,
+                "starting",
+                "nothing is known yet".to_string(),
+            ),
         Work::Primary => found.add(
             Level::Warning,
             "primary",
@@ -144,11 +150,13 @@ fn next_step(code: &str) -> &'static str {
             "nothing: what differs is being copied again; if it comes back, find out who writes to this cluster"
         }
         "verify_failed" => "read what it says; it is tried again within the hour",
-        "http" => "free that address, or set http.listen and http.port and restart",
         "primary" => "nothing, if it is meant to be the primary",
         _ => "nothing",
     }
 }
+
+/// A phase that tells no steps (indexes of a large database, say) may take so long.
+const UNTOLD: TimeDelta = TimeDelta::hours(1);
 
 struct Findings(Vec<Reason>);
 
@@ -192,9 +200,6 @@ fn of_configuration(state: &State, found: &mut Findings) {
             "config_refused",
             format!("the last good configuration is in force: {error}"),
         );
-    }
-    if let Some(error) = &state.http_error {
-        found.add(Level::Warning, "http", error.clone());
     }
 }
 
@@ -274,7 +279,12 @@ fn of_lag(state: &State, seconds: f64, found: &mut Findings) {
 
 fn first_baseline(state: &State, meter: &Meter, now: DateTime<Utc>, found: &mut Findings) {
     let quiet_for = now - meter.moved();
-    if quiet_for <= state.settings.rpo {
+    let limit = if meter.tells_steps() {
+        state.settings.rpo
+    } else {
+        state.settings.rpo.max(UNTOLD)
+    };
+    if quiet_for <= limit {
         let text = format!("the first copy is under way: {}", meter.describe());
         found.add(Level::Warning, "first_baseline", text);
     } else {
@@ -325,14 +335,19 @@ fn of_stores(state: &State, found: &mut Findings) {
 mod tests {
     use super::*;
     use crate::cluster::CopiedPoint;
-    use crate::observe::{Artifacts, Baseline, Clock, ConfigState, Counters, Hold, Reach};
+    use crate::observe::{
+        Artifacts, Baseline, Clock, ConfigState, Counters, Hold, Listener, Phase, Reach,
+    };
 
     fn at(seconds: i64) -> DateTime<Utc> {
         DateTime::from_timestamp(1_900_000_000 + seconds, 0).expect("a time")
     }
 
     fn meter() -> Meter {
-        Meter::new(Clock::simulated(at(0)).0, Counters::default())
+        let throttle = crate::cluster::Throttle::default();
+        let meter = Meter::new(Clock::simulated(at(0)).0, Counters::default(), throttle);
+        Listener::phase(&meter, Phase::Artifacts, 10);
+        meter
     }
 
     /// Level with its primary at second 0, by the usual limits: interval 1 min, lag_warn 1 min, rpo 5 min.

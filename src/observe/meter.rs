@@ -3,6 +3,7 @@
 use super::clock::Clock;
 use super::metrics::Counters;
 use super::progress::{Listener, Phase};
+use crate::cluster::Throttle;
 use bytesize::ByteSize;
 use chrono::{DateTime, Utc};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -16,10 +17,13 @@ pub struct Meter {
     total: AtomicU64,
     /// Milliseconds since the epoch.
     moved: AtomicI64,
+    /// Counts the bytes of all transfers: a large artifact is one step, and moves all the same.
+    throttle: Throttle,
+    bytes_seen: AtomicU64,
 }
 
 impl Meter {
-    pub fn new(clock: Clock, counters: Counters) -> Self {
+    pub fn new(clock: Clock, counters: Counters, throttle: Throttle) -> Self {
         let moved = AtomicI64::new(clock.now().timestamp_millis());
         Meter {
             clock,
@@ -28,6 +32,8 @@ impl Meter {
             done: AtomicU64::new(0),
             total: AtomicU64::new(0),
             moved,
+            throttle,
+            bytes_seen: AtomicU64::new(0),
         }
     }
 
@@ -45,8 +51,17 @@ impl Meter {
         (self.done.load(Ordering::Relaxed), total)
     }
 
-    /// When a step was last done.
+    /// Whether the phase under way tells of steps at all.
+    pub fn tells_steps(&self) -> bool {
+        self.progress().1 > 0
+    }
+
+    /// When a step was last done, or bytes were last seen to have been moved.
     pub fn moved(&self) -> DateTime<Utc> {
+        let bytes = self.throttle.moved();
+        if self.bytes_seen.swap(bytes, Ordering::Relaxed) != bytes {
+            self.touch();
+        }
         DateTime::from_timestamp_millis(self.moved.load(Ordering::Relaxed)).unwrap_or_default()
     }
 

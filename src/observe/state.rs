@@ -38,8 +38,6 @@ pub struct State {
     pub verifying: bool,
     /// Why the verification that was due could not be finished.
     pub verification_error: Option<String>,
-    /// Why nobody can ask us over HTTP.
-    pub http_error: Option<String>,
     pub events: VecDeque<Event>,
 }
 
@@ -47,6 +45,8 @@ pub struct State {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
     pub site: String,
+    /// Number of the change under which the operator works; kept with every event.
+    pub change: String,
     pub wanted: Role,
     pub interval: TimeDelta,
     pub lag_warn: TimeDelta,
@@ -75,6 +75,7 @@ impl Settings {
         };
         Settings {
             site: config.site.clone(),
+            change: config.change.clone(),
             wanted: config.role,
             interval: delta(config.replication.interval),
             lag_warn: delta(config.replication.lag_warn),
@@ -260,6 +261,7 @@ impl State {
             started,
             settings: Settings {
                 site: String::new(),
+                change: String::new(),
                 wanted: Role::Keep,
                 interval: TimeDelta::minutes(1),
                 lag_warn: TimeDelta::minutes(1),
@@ -292,7 +294,6 @@ impl State {
             verified: None,
             verifying: false,
             verification_error: None,
-            http_error: None,
             events: VecDeque::new(),
         }
     }

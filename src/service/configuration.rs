@@ -75,11 +75,11 @@ impl Configuration {
             );
         }
         let was_bad = desk.read(|state| state.config.error.is_some());
+        self.put_in_force(config, None, desk);
         if was_bad {
             log::info!("configuration: {} is good again", self.path.display());
-            desk.note("config", "the configuration is good again", &config.change);
+            desk.note("config", "the configuration is good again");
         }
-        self.put_in_force(config, None, desk);
     }
 
     fn put_in_force(&self, config: Config, error: Option<String>, desk: &Desk) {
@@ -100,7 +100,7 @@ impl Configuration {
             && changed
         {
             log::info!("configuration: the new one is in force");
-            desk.note("config", "a new configuration is in force", &config.change);
+            desk.note("config", "a new configuration is in force");
             if (old.http != config.http) || (old.log_format != config.log_format) {
                 log::warn!("configuration: [http] and log_format take effect at the next restart");
             }
@@ -113,54 +113,42 @@ impl Configuration {
 
     fn refuse(&self, error: &ConfigError, desk: &Desk) {
         let text = error.to_string();
-        let news = desk.read(|state| state.config.error.as_ref() != Some(&text));
-        if news {
-            log::warn!("configuration refused: {text}");
-            let change = self
-                .in_force
-                .borrow()
-                .as_ref()
-                .map(|config| config.change.clone());
-            let event = format!("configuration refused: {text}");
-            desk.note("config", &event, &change.unwrap_or_default());
-            let now = desk.now();
-            desk.update(|state| {
-                state.config.error = Some(text.clone());
-                state.config.since = now;
-            });
-        }
-        if self.in_force.borrow().is_some() {
-            if news {
-                log::warn!("configuration: the last good one stays in force");
-            }
+        if desk.read(|state| state.config.error.as_ref() == Some(&text)) {
             return;
         }
-        desk.hold(
-            HoldReason::Config,
-            &text,
-            "correct that key; docs/reference.md has them all",
-            false,
-        );
+        log::warn!("configuration refused: {text}");
+        desk.note("config", &format!("configuration refused: {text}"));
+        let now = desk.now();
+        desk.update(|state| {
+            state.config.error = Some(text);
+            state.config.since = now;
+        });
+        if self.in_force.borrow().is_some() {
+            log::warn!("configuration: the last good one stays in force");
+        }
     }
 
-    /// At a start with a bad configuration.
+    /// At a start with a bad configuration; with none that was ever good, nothing is done.
     fn fall_back(&self, desk: &Desk) {
         let error = desk.read(|state| state.config.error.clone());
+        let data = self.data.display();
         match config::load_kept(&self.data) {
             Ok(Some(kept)) => {
-                log::warn!(
-                    "configuration: the last good one, kept in {}, is in force",
-                    self.data.display()
-                );
-                self.put_in_force(kept, error, desk);
+                log::warn!("configuration: the last good one, kept in {data}, is in force");
+                return self.put_in_force(kept, error, desk);
             }
             Ok(None) => log::warn!(
                 "configuration: there is no good one yet, so nothing is done; SIGHUP reads it again"
             ),
             Err(kept) => log::warn!(
-                "configuration: the last good one, kept in {}, cannot be used either: {kept}",
-                self.data.display()
+                "configuration: the last good one, kept in {data}, cannot be used either: {kept}"
             ),
         }
+        desk.hold(
+            HoldReason::Config,
+            &error.unwrap_or_default(),
+            "correct that key; docs/reference.md has them all",
+            false,
+        );
     }
 }

@@ -31,13 +31,15 @@ pub struct Desk {
 impl Desk {
     pub fn new(clock: Clock) -> Self {
         let counters = Counters::default();
+        let throttle = cluster::Throttle::default();
+        let meter = Meter::new(clock.clone(), counters.clone(), throttle.clone());
         Desk {
             state: watch::Sender::new(State::new(clock.now())),
             pending: Arc::default(),
-            meter: Arc::new(Meter::new(clock.clone(), counters.clone())),
+            meter: Arc::new(meter),
             counters,
             clock,
-            throttle: cluster::Throttle::new(None),
+            throttle,
         }
     }
 
@@ -73,12 +75,12 @@ impl Desk {
     }
 
     /// Something that stays in the history.
-    pub fn note(&self, kind: &str, text: &str, change: &str) {
+    pub fn note(&self, kind: &str, text: &str) {
         let event = Event {
             time: self.now(),
             kind: kind.to_string(),
             text: text.to_string(),
-            change: change.to_string(),
+            change: self.read(|state| state.settings.change.clone()),
         };
         self.update(|state| state.remember(event.clone()));
         let mut pending = self.pending.lock().expect("no holder panics");
@@ -129,7 +131,7 @@ impl Desk {
             });
         });
         if begins {
-            self.note("hold", &format!("{}: {detail}", reason.as_str()), "");
+            self.note("hold", &format!("{}: {detail}", reason.as_str()));
         }
     }
 
@@ -140,9 +142,12 @@ impl Desk {
             .side()
             .map_or_else(|| "none".to_string(), |side| side.to_string());
         self.counters.error(&side, error.code());
+        let text = error.to_string();
         self.hold(
             verdict.reason,
-            &error.to_string(),
+            // The reason stands before it wherever it is shown.
+            text.strip_prefix(&format!("{}: ", verdict.reason.as_str()))
+                .unwrap_or(&text),
             &error.next_step(),
             verdict.passing,
         );
@@ -187,7 +192,7 @@ impl Desk {
         if let Some(hold) = ended {
             let seconds = (self.now() - hold.since).num_seconds();
             let text = format!("{} ended after {seconds} s", hold.reason.as_str());
-            self.note("hold_ended", &text, "");
+            self.note("hold_ended", &text);
         }
     }
 

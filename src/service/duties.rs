@@ -22,6 +22,8 @@ const EXAMPLES: usize = 5;
 /// A verification that could not be finished is tried again after so long, not only on the next day.
 const VERIFY_AGAIN: TimeDelta = TimeDelta::minutes(30);
 
+/// For a question that will be answered.
+const ENOUGH: std::time::Duration = std::time::Duration::from_secs(1);
 const MOVING_LOOK: std::time::Duration = std::time::Duration::from_millis(500);
 
 type Verifying = Pin<Box<dyn Future<Output = Result<Verification, PassError>>>>;
@@ -32,10 +34,14 @@ pub struct Duties<'a> {
     configs: Configs,
     plan: Plan,
     complaint: Complaint,
+    /// The failure that stands came from a pass, and not from the question before it.
+    failed_in_pass: bool,
     /// At most one, beside the looks. It ends with us.
     verification: Option<Verifying>,
     /// Rows of ours are not as they were sent, so they are copied although the primary has not changed.
     rows_differ: bool,
+    /// The verification to come, or under way, follows a repair.
+    rechecking: bool,
     /// When a failed verification is tried again.
     verify_again: Option<chrono::DateTime<chrono::Utc>>,
 }
@@ -63,6 +69,8 @@ impl<'a> Duties<'a> {
             verification: None,
             verify_again: None,
             rows_differ: false,
+            rechecking: false,
+            failed_in_pass: false,
         }
     }
 
@@ -78,10 +86,12 @@ impl<'a> Duties<'a> {
             let config = self.config();
             let rules = Rules::of(&config);
             self.show_pause(&config, &rules);
-            let done = match self.plan.next(&rules, self.desk.now()) {
-                Next::Look => self.look(&config).await,
+            let next = self.plan.next(&rules, self.desk.now());
+            let configs = self.configs.clone();
+            let done = match next {
+                Next::Look => unless_other(configs, self.look(&config)).await,
                 Next::Pass => self.pass(&config).await,
-                Next::Retry => self.retry(&config).await,
+                Next::Retry => unless_other(configs, self.retry(&config)).await,
                 Next::Verify => {
                     self.begin_verification(&config);
                     Ok(())
@@ -94,7 +104,10 @@ impl<'a> Duties<'a> {
             match done {
                 Ok(()) => {}
                 Err(error) if ends_tenure(&error) => return error,
-                Err(error) => self.fail(&error),
+                Err(error) => {
+                    self.failed_in_pass = next != Next::Look;
+                    self.fail(&error);
+                }
             }
         }
     }
@@ -182,6 +195,16 @@ impl<'a> Duties<'a> {
             self.settled();
         } else {
             self.give_up_verification_if_late(config);
+            let tried_now = self.plan.next(&Rules::of(config), now) == Next::Pass;
+            let peer_up = self.desk.read(|state| {
+                let reach = state.peer.s3.as_ref();
+                reach.is_some_and(|reach| reach.error.is_none())
+            });
+            // The question is answered again; if a pass failed, the next one says whether that is over, if one may run.
+            if peer_up && (!self.failed_in_pass || !tried_now) {
+                self.complaint.over(now);
+                self.desk.release(|hold| hold.passing);
+            }
         }
         Ok(())
     }
@@ -274,7 +297,10 @@ impl<'a> Duties<'a> {
         }
         self.plan.copied = true;
         self.plan.waiting = None;
-        self.plan.repair = false;
+        if std::mem::take(&mut self.plan.repair) {
+            self.rechecking = true;
+            self.plan.verified = chrono::DateTime::UNIX_EPOCH;
+        }
         self.rows_differ = false;
         self.plan.passed = now;
         self.plan.retried = now;
@@ -319,7 +345,7 @@ impl<'a> Duties<'a> {
         if brought > 0 {
             log::info!("peer: {brought} artifacts that it lacked are there now, and here");
             let text = format!("{brought} artifacts that the primary lacked were brought");
-            self.desk.note("artifacts", &text, &config.change);
+            self.desk.note("artifacts", &text);
             recall(self.desk, config, &self.tenure.state).await?;
         }
         self.plan.lacking = self.desk.read(|state| {
@@ -367,7 +393,7 @@ impl<'a> Duties<'a> {
         self.desk.counters.error("local", "verification");
         self.desk
             .update(|state| state.verification_error = Some(text.to_string()));
-        self.desk.note("verification", text, "");
+        self.desk.note("verification", text);
     }
 
     async fn verified(&mut self, ended: Result<Verification, PassError>) {
@@ -407,7 +433,7 @@ impl<'a> Duties<'a> {
         } else {
             log::warn!("local: {text}");
         }
-        self.desk.note("verification", &text, "");
+        self.desk.note("verification", &text);
         if let Err(error) = self.tenure.state.record_verification(&record).await {
             log::warn!("{error}");
         }
@@ -415,9 +441,31 @@ impl<'a> Duties<'a> {
             state.verification_error = None;
             state.verified = Some(Verified { record, examples });
         });
-        // What differs is made good by copying it again.
-        self.plan.repair |= number > 0;
-        self.rows_differ |= found.differences.iter().any(|d| d.kind != "artifact");
+        // What differs is made good by copying it again, and looked at again after that; once, for what stays different
+        // then is not made good by more of the same.
+        if !std::mem::take(&mut self.rechecking) {
+            let has = |kinds: &[&str]| found.differences.iter().any(|d| kinds.contains(&d.kind));
+            self.rows_differ |= has(&["database", "table"]);
+            self.plan.repair |= has(&["database", "table", "artifact"]);
+        }
+    }
+}
+
+/// Does it, unless another configuration comes in force while it has no answer: then it begins anew with that. A quick
+/// one is always finished, or a storm of changes would leave none.
+async fn unless_other(
+    mut configs: Configs,
+    doing: impl Future<Output = Result<(), PassError>>,
+) -> Result<(), PassError> {
+    let other = async {
+        if configs.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        tokio::time::sleep(ENOUGH).await;
+    };
+    tokio::select! {
+        done = doing => done,
+        () = other => Ok(()),
     }
 }
 

@@ -43,8 +43,9 @@ async fn keep_fence(desk: &Desk, tenure: &Tenure) -> End {
         match tokio::time::timeout(PATIENCE, look_once(desk, tenure, proving)).await {
             Err(_) => return End::Failed(silent(tenure).into()),
             Ok(Err(error)) => return End::Failed(error),
-            // The first copy records the role itself.
-            Ok(Ok(found)) if found.role != role && role.is_some() => return End::RoleChanged,
+            Ok(Ok(found)) if is_another(role.as_deref(), found.role.as_deref()) => {
+                return End::RoleChanged;
+            }
             Ok(Ok(found)) => {
                 role = found.role;
                 match found.open {
@@ -58,6 +59,11 @@ async fn keep_fence(desk: &Desk, tenure: &Tenure) -> End {
         tokio::time::sleep(FENCE_LOOK).await;
     }
     unreachable!("the loop has no end but its returns")
+}
+
+/// The first copy records the role itself; nobody else's record leaves us at work.
+fn is_another(old: Option<&str>, new: Option<&str>) -> bool {
+    old != new && !(old.is_none() && new == Some("spare"))
 }
 
 fn silent(tenure: &Tenure) -> DatastoreError {
@@ -99,7 +105,7 @@ async fn look_once(desk: &Desk, tenure: &Tenure, proving: bool) -> Result<Found,
             local.database
         );
         log::warn!("local: {text}");
-        desk.note("fence", &text, &tenure.config.change);
+        desk.note("fence", &text);
         raise_fence(session, local, &local.database).await
     };
     let open = match fenced {

@@ -6,7 +6,7 @@ use super::guard::{self, End};
 use super::{Configs, Desk};
 use crate::cluster::{self, Lock, StateError};
 use crate::config::{Config, Role};
-use crate::observe::{HoldReason, Work};
+use crate::observe::{Artifacts, HoldReason, Sighting, State, Verified, Work};
 use crate::replication::{PassError, unavailable_here};
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -42,18 +42,25 @@ pub async fn work(desk: &Desk, mut configs: Configs) -> Infallible {
             () = other_ends(desk, &mut changes, &config) => {}
         }
         desk.update(|state| {
-            state.active = false;
-            state.baseline = None;
-            state.verifying = false;
+            forget_work(state);
             state.work = Work::Starting;
-            state.local = crate::observe::Sighting::default();
-            state.peer = crate::observe::Sighting::default();
-            state.waiting = None;
+            state.local = Sighting::default();
         });
         // Whatever held us may be over with other servers; what is not will show again.
         desk.release(|hold| hold.reason != HoldReason::Config);
         log::info!("configuration: another role or other servers; beginning with them");
     }
+}
+
+/// What only the holder of the lock sees.
+fn forget_work(state: &mut State) {
+    state.active = false;
+    state.baseline = None;
+    state.verifying = false;
+    state.waiting = None;
+    state.local.fenced = None;
+    state.local.s3 = None;
+    state.peer = Sighting::default();
 }
 
 async fn next(configs: &mut Configs) {
@@ -93,11 +100,7 @@ async fn tenures(desk: &Desk, configs: Configs, config: Arc<Config>) -> Infallib
             Ok(Begun::Working(tenure)) => {
                 complaint.over(desk.now());
                 let end = serve(desk, &tenure, &configs).await;
-                desk.update(|state| {
-                    state.active = false;
-                    state.baseline = None;
-                    state.verifying = false;
-                });
+                desk.update(forget_work);
                 match end {
                     End::RoleChanged => {
                         log::info!("local: the role on record was changed");
@@ -217,6 +220,7 @@ pub async fn recall(
     let generations = database.generations().await?;
     let bytes = database.generations_bytes().await?;
     let verified = database.last_verification().await?;
+    let (version, tls) = database.server().await?;
     let lacking = match &point {
         Some(_) => unavailable_here(config).await?,
         None => None,
@@ -230,13 +234,15 @@ pub async fn recall(
         state.confirmation = confirmation.or(state.confirmation);
         state.generations = Some(generations);
         state.generations_bytes = Some(bytes);
+        state.local.version = Some(version);
+        state.local.tls = Some(tls);
         if let Some(record) = verified
             && state
                 .verified
                 .as_ref()
                 .is_none_or(|known| known.record.time < record.time)
         {
-            state.verified = Some(crate::observe::Verified {
+            state.verified = Some(Verified {
                 record,
                 examples: Vec::new(),
             });
@@ -245,7 +251,7 @@ pub async fn recall(
             let count =
                 |reason: &str| lacking.iter().filter(|(_, why)| why == reason).count() as u64;
             let known = state.artifacts.take().unwrap_or_default();
-            state.artifacts = Some(crate::observe::Artifacts {
+            state.artifacts = Some(Artifacts {
                 missing: count("missing"),
                 damaged: count("damaged"),
                 examples: lacking.iter().take(5).cloned().collect(),

@@ -47,7 +47,6 @@ async fn open(desk: &Desk, http: Http, data: &Path) -> Infallible {
         match TcpListener::bind(address).await {
             Ok(listener) => {
                 complaint.over(desk.now());
-                desk.update(|state| state.http_error = None);
                 if let Err(error) = tell_address(address, data) {
                     log::warn!(
                         "http: cannot write {}: {error}",
@@ -60,7 +59,6 @@ async fn open(desk: &Desk, http: Http, data: &Path) -> Infallible {
             Err(error) => {
                 let text = format!("http: cannot listen on {address}: {error}");
                 complaint.failed(desk.now(), "http", &text, Pace::Passing);
-                desk.update(|state| state.http_error = Some(text));
                 tokio::time::sleep(AGAIN).await;
             }
         }
