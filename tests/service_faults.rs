@@ -5,6 +5,8 @@ mod support;
 
 use futures_util::future::join_all;
 use serde_json::Value;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use support::proxy::{Mode, Proxy};
 use support::{Factory, Result, Service, Site, Spec};
@@ -192,6 +194,15 @@ async fn reach(
     change(service.site, factory, version).await?;
     let begins = |line: &str| phase_of(line) == Some(phase);
     service.running.wait_for_line(begins, A_WHILE).await?;
+    if phase == "tables" {
+        // Its sessions are open, and rows are on their way.
+        let under_way = |status: &Value| {
+            status["replication"]["baseline"]["done_bytes"]
+                .as_u64()
+                .is_some_and(|bytes| bytes > 0)
+        };
+        service.until("rows are copied", under_way).await;
+    }
     Ok(())
 }
 
@@ -292,4 +303,346 @@ async fn a_killed_datastore_is_shown_and_waited_for() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_artifact_store_is_shown_and_waited_for() -> Result<()> {
     for_each(&[LocalStore, PeerStore], killed).await
+}
+
+/// The same of a server that is silent. A copy under way waits two minutes for its next row before it counts as failed,
+/// so until then only the primary's reachability tells.
+async fn is_seen(
+    service: &Service<'_>,
+    victim: Victim,
+    phase: Option<&str>,
+    what: &str,
+) -> Result<()> {
+    if (victim, phase) != (PeerDatastore, Some("tables")) {
+        is_shown(service, victim, what).await?;
+        return Ok(());
+    }
+    let away = |status: &Value| victim.reachable(status) == false;
+    service.until(&format!("{what}: it is shown"), away).await;
+    let metric = service.metric(&victim.metric()).await?;
+    assert_eq!(metric, Some(0.0), "{what}");
+    let line = service.health().await;
+    assert!(line.took < AT_ONCE, "{what}: {line}");
+    Ok(())
+}
+
+/// Stopped, a server accepts connections and answers none.
+async fn paused(victim: Victim) -> Result<()> {
+    let (site, mut factory) = filled("paused").await?;
+    let mut service = Service::start(&site, SLOW);
+    service.until_level().await;
+    let copying = match victim.is_datastore() {
+        true => "tables",
+        false => "artifacts",
+    };
+    for phase in [None, Some(copying)] {
+        let what = format!("{victim:?} paused in {}", phase.unwrap_or("no pass"));
+        reach(&mut service, &mut factory, phase, "1").await?;
+        victim.freeze(&site);
+        struck_in(&service, phase, &what);
+        let frozen = Instant::now();
+        is_seen(&service, victim, phase, &what).await?;
+        let noticed = frozen.elapsed();
+        println!("{what}: shown after {noticed:?}");
+        let limit = if victim == LocalDatastore { 25 } else { 40 };
+        assert!(noticed < Duration::from_secs(limit), "{what}: {noticed:?}");
+        victim.thaw(&site);
+        recovers(&service, &what).await?;
+    }
+    ends_well(service, &format!("{victim:?} paused")).await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_server_is_noticed_and_waited_for() -> Result<()> {
+    for_each(&ALL, paused).await
+}
+
+/// The server lives, and the line to it is cut once, then stands still.
+async fn cut_off(victim: Victim) -> Result<()> {
+    let (site, mut factory) = filled("line").await?;
+    let cluster = match victim.side() {
+        "local" => &site.spare,
+        _ => &site.primary,
+    };
+    let (proxy, key) = match victim.is_datastore() {
+        true => (Proxy::start(cluster.pg.port()).await?, "port"),
+        false => (Proxy::start(cluster.minio.port()).await?, "endpoint"),
+    };
+    let place = match victim.is_datastore() {
+        true => proxy.port().to_string(),
+        false => format!("\"http://127.0.0.1:{}\"", proxy.port()),
+    };
+    let (side, store) = (victim.side(), victim.store());
+    let mut service = Service::start(&site, &format!("{side}.{store}.{key} = {place}\n{SLOW}"));
+    service.until_level().await;
+    let phase = match victim.is_datastore() {
+        true => Some("tables"),
+        false => Some("artifacts"),
+    };
+
+    let what = format!("{victim:?} cut off in {phase:?}");
+    reach(&mut service, &mut factory, phase, "1").await?;
+    proxy.cut();
+    struck_in(&service, phase, &what);
+    recovers(&service, &what).await?;
+    let errors = format!("warm_spare_errors_total{{side=\"{side}\",kind=\"datastore\"}}");
+    let errors = service.metric(&errors).await?.unwrap_or(0.0);
+    match victim.is_datastore() {
+        // Such a pass begins again.
+        true => assert!((1.0..4.0).contains(&errors), "{what}: {errors} errors"),
+        // Here the one request does.
+        false => assert_eq!(errors, 0.0, "{what}"),
+    }
+
+    let what = format!("{victim:?} stalled in {phase:?}");
+    reach(&mut service, &mut factory, phase, "2").await?;
+    proxy.set(Mode::Hold).await;
+    struck_in(&service, phase, &what);
+    is_seen(&service, victim, phase, &what).await?;
+    proxy.set(Mode::Pass).await;
+    recovers(&service, &what).await?;
+    ends_well(service, &what).await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_line_that_is_cut_or_stands_still_is_noticed_and_waited_for() -> Result<()> {
+    for_each(&ALL, cut_off).await
+}
+
+fn keep_secret(file: &Path, text: &str) -> Result<()> {
+    std::fs::write(file, text)?;
+    std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o600))?;
+    Ok(())
+}
+
+/// What holds it, and that the operator is told which keys to look at.
+fn names(status: &Value, detail: &str, keys: &[&str]) {
+    let told = |field: &str| status["hold"][field].as_str().unwrap_or("").to_string();
+    let (why, next_step) = (told("detail"), told("next_step"));
+    assert!(why.contains(detail), "{detail}: {status:#}");
+    let named = keys.iter().all(|key| next_step.contains(key));
+    assert!(named, "{keys:?}: {next_step}");
+}
+
+/// Secrets in files are rotated without our being told.
+#[tokio::test(flavor = "multi_thread")]
+async fn secrets_that_change_are_waited_for() -> Result<()> {
+    let (site, mut factory) = filled("secrets").await?;
+    let file = |name: &str| site.dir.path().join(name);
+    let password = file("password");
+    keep_secret(&password, site.primary.pg.password())?;
+    let stores = [
+        (PeerStore, file("peer-key"), &site.primary.minio),
+        (LocalStore, file("local-key"), &site.spare.minio),
+    ];
+    let mut extra =
+        format!("peer.datastore.password = \"\"\npeer.datastore.password_file = {password:?}\n");
+    for (victim, file, minio) in &stores {
+        keep_secret(file, minio.secret_key())?;
+        let side = victim.side();
+        extra += &format!("{side}.s3.secret_key = \"\"\n{side}.s3.secret_key_file = {file:?}\n");
+    }
+    let service = Service::start(&site, &extra);
+    recovers(&service, "the right secrets").await?;
+
+    let what = "the peer's password was changed";
+    let admin = site.primary.conn().await?;
+    let set = async |word: &str| {
+        let sql = format!("ALTER ROLE hab PASSWORD '{word}'");
+        admin.batch_execute(&sql).await
+    };
+    set("another").await?;
+    let status = is_shown(&service, PeerDatastore, what).await?;
+    let keys = [
+        "peer.datastore.user",
+        "peer.datastore.password",
+        "password_file",
+    ];
+    names(&status, "authentication", &keys);
+    keep_secret(&password, "another")?;
+    recovers(&service, what).await?;
+    keep_secret(&password, site.primary.pg.password())?;
+    set(site.primary.pg.password()).await?;
+
+    for (number, (victim, file, minio)) in stores.iter().enumerate() {
+        let what = format!("{victim:?}: another key");
+        recovers(&service, &what).await?;
+        keep_secret(file, "no-such-key-at-all")?;
+        let status = is_shown(&service, *victim, &what).await?;
+        assert!(status["hold"].is_null(), "{what}: {status:#}");
+        change(&site, &mut factory, &number.to_string()).await?;
+        let status = service.until_hold(&victim.hold()).await;
+        names(
+            &status,
+            "signature we calculated does not match",
+            &[&format!("{}.s3.secret_key", victim.side())],
+        );
+        agrees(&service, *victim, &what).await?;
+        keep_secret(file, minio.secret_key())?;
+        recovers(&service, &what).await?;
+    }
+    ends_well(service, "secrets").await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bucket_that_is_missing_is_waited_for() -> Result<()> {
+    let (site, _) = filled("bucket").await?;
+    let there = site.primary.minio.data_dir().join(&site.primary.bucket);
+    let away = site.primary.minio.data_dir().with_file_name("away");
+    std::fs::rename(&there, &away)?;
+    let service = Service::start(&site, "");
+    let status = service.until_hold("peer_unreachable").await;
+    names(&status, &site.primary.bucket, &["peer.s3.bucket_name"]);
+    agrees(&service, PeerStore, "no bucket at the start").await?;
+    std::fs::rename(&away, &there)?;
+    recovers(&service, "the bucket is made").await?;
+    std::fs::rename(&there, &away)?;
+    let status = is_shown(&service, PeerStore, "no bucket any more").await?;
+    assert!(status["hold"].is_null(), "nothing needs it: {status:#}");
+    std::fs::rename(&away, &there)?;
+    recovers(&service, "the bucket is back").await?;
+    ends_well(service, "bucket").await;
+    Ok(())
+}
+
+/// A small file system; unmounted when dropped.
+struct Small(tempfile::TempDir);
+
+impl Small {
+    fn mount(megabytes: u32) -> Result<Option<Self>> {
+        let dir = support::process::server_dir("small-")?;
+        let options = format!("size={megabytes}M,mode=0755");
+        let mut mount = std::process::Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &options, "warm-spare-tests"]);
+        let mounted = mount.arg(dir.path()).output();
+        Ok(mounted
+            .is_ok_and(|output| output.status.success())
+            .then(|| Small(dir)))
+    }
+
+    /// A file that leaves room for small things only.
+    fn fill(&self, leave: u64) -> Result<PathBuf> {
+        let free = rustix::fs::statvfs(self.0.path())?;
+        let file = self.0.path().join("ballast");
+        let bytes = (free.f_bavail * free.f_frsize).saturating_sub(leave);
+        std::fs::write(&file, vec![1; usize::try_from(bytes)?])?;
+        Ok(file)
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount")
+            .arg("--lazy")
+            .arg(self.0.path())
+            .status();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_waited_for() -> Result<()> {
+    let Some(small) = Small::mount(200)? else {
+        support::skip("no file system can be mounted here");
+        return Ok(());
+    };
+    let (site, mut factory) = filled("full").await?;
+    let place = small.0.path().join("space");
+    std::fs::create_dir(&place)?;
+    let server = std::fs::metadata(site.spare.pg.data_dir())?;
+    std::os::unix::fs::chown(&place, Some(server.uid()), Some(server.gid()))?;
+    let admin = site.spare.pg.conn("postgres").await?;
+    // What we make is made of this template, and so lies where it lies.
+    let sql = format!("CREATE TABLESPACE small LOCATION '{}'", place.display());
+    admin.batch_execute(&sql).await?;
+    admin
+        .batch_execute("ALTER DATABASE template0 SET TABLESPACE small")
+        .await?;
+    let service = Service::start(&site, "");
+    recovers(&service, "room enough").await?;
+
+    // What is not yet written has its room already.
+    admin.batch_execute("CHECKPOINT").await?;
+    let ballast = small.fill(14 << 20)?;
+    change(&site, &mut factory, "1").await?;
+    let rows = "UPDATE origin_packages SET manifest = \
+                (SELECT string_agg(md5(n::text), ' ') FROM generate_series(1, 100000) n)";
+    site.primary.conn().await?.batch_execute(rows).await?;
+    let status = service.until_hold("disk_full").await;
+    names(&status, "No space left", &["local datastore's disk"]);
+    assert_eq!(status["health"]["level"], 2, "{status:#}");
+    assert_eq!(service.health().await.code, Some(2));
+    assert!(!status["recovery_point"].is_null(), "{status:#}");
+    site.warm_spare(&["verify", "--deep"]).await.ok();
+    std::fs::remove_file(ballast)?;
+    recovers(&service, "room again").await?;
+    ends_well(service, "disk full").await;
+    Ok(())
+}
+
+/// A primary that is away for long is told once, with its return, and is not run against.
+async fn told_once(victim: Victim) -> Result<()> {
+    let (site, mut factory) = filled("quiet").await?;
+    let package = factory
+        .package(&site.primary, Spec::new("core", "waits", "1"))
+        .await?;
+    let service = Service::start(&site, "");
+    recovers(&service, "quiet").await?;
+    let from = service.running.stderr().len();
+    let kind = if victim.is_datastore() {
+        "datastore"
+    } else {
+        "store"
+    };
+    let (tries, least) = if victim.is_datastore() {
+        (5, 15)
+    } else {
+        (2, 16)
+    };
+    let errors = format!("warm_spare_errors_total{{side=\"peer\",kind=\"{kind}\"}}");
+    assert_eq!(service.metric(&errors).await?, None);
+    victim.kill9(&site);
+    let began = Instant::now();
+    if !victim.is_datastore() {
+        support::packages::promote(&site.primary, &package, "stable").await?;
+    }
+    support::wait_until("it has failed some times", A_WHILE, async || {
+        let failed = service.metric(&errors).await?.unwrap_or(0.0);
+        let enough = failed >= f64::from(tries);
+        enough
+            .then_some(())
+            .ok_or_else(|| format!("{failed}").into())
+    })
+    .await;
+    let took = began.elapsed();
+    assert!(
+        took >= Duration::from_secs(least),
+        "{victim:?}: {tries} tries in {took:?}"
+    );
+    let said = service.running.stderr()[from..].to_vec();
+    println!(
+        "{victim:?}: {tries} tries in {took:?}: {:#?}",
+        warnings(&said)
+    );
+    assert!(
+        (1..=4).contains(&warnings(&said).len()),
+        "{victim:?}: {said:#?}"
+    );
+    victim.start_again(&site).await?;
+    recovers(&service, "quiet").await?;
+    let said = service.running.stderr()[from..].to_vec();
+    let returned: Vec<_> = said
+        .iter()
+        .filter(|line| line.contains("works again, after"))
+        .collect();
+    assert_eq!(returned.len(), 1, "{victim:?}: {said:#?}");
+    ends_well(service, "quiet").await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_is_away_is_told_once_and_not_run_against() -> Result<()> {
+    for_each(&[PeerDatastore, PeerStore], told_once).await
 }
