@@ -124,6 +124,11 @@ impl Running {
         }
     }
 
+    /// What was said so far is not found by `wait_for_line` any more.
+    pub fn forget(&mut self) {
+        self.seen = self.lines.borrow().len();
+    }
+
     /// Everything on stderr so far.
     pub fn stderr(&self) -> Vec<String> {
         self.lines.borrow().clone()
