@@ -130,6 +130,8 @@ async fn no_kind_of_change_is_missed() -> Result<()> {
         ask(&config, &point).await?.changed.is_some(),
         "another database under the name"
     );
+    spare.batch_execute("DROP DATABASE builder").await?;
+    assert!(ask(&config, &point).await?.changed.is_some(), "none at all");
     Ok(())
 }
 

@@ -5,9 +5,12 @@ use crate::observe::Clock;
 use crate::service::{self, Start};
 use std::path::Path;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::{exit, log_lines};
+
+/// From the first signal to the end, should anything be stuck; the Supervisor would kill after 8 s.
+const LAST_WAIT: std::time::Duration = std::time::Duration::from_millis(1500);
 
 pub async fn run(path: &Path) -> u8 {
     // First of all: until then SIGHUP would end the process.
@@ -36,12 +39,23 @@ pub async fn run(path: &Path) -> u8 {
         clock: Clock::real(),
         reload,
     };
+    let (told, stop) = oneshot::channel();
+    // In a task of its own: what we do may be stuck in a file that a dead server ought to send.
+    tokio::spawn(async move {
+        tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} }
+        let _ = told.send(());
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            () = tokio::time::sleep(LAST_WAIT) => {}
+        }
+        std::process::exit(i32::from(exit::DONE));
+    });
     // Everything may be dropped at any instruction, as if the process were killed; so there is nothing to wait for.
     tokio::select! {
         never = service::run(start) => match never {},
         never = pass_on(hangup, wish) => match never {},
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+        _ = stop => {}
     }
     log::info!("stopped");
     exit::DONE

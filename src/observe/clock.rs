@@ -2,7 +2,10 @@
 
 use chrono::{DateTime, Utc};
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
+
+const SLICE: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Default)]
 pub struct Clock(Option<watch::Sender<Simulated>>);
@@ -41,12 +44,12 @@ impl Clock {
     pub async fn sleep_until(&self, time: DateTime<Utc>) {
         match &self.0 {
             None => {
-                // In slices: the system's clock may be set meanwhile, which a timer does not see.
-                while let Ok(left) = (time - Utc::now()).to_std() {
-                    if left.is_zero() {
-                        return;
-                    }
-                    tokio::time::sleep(left.min(std::time::Duration::from_secs(60))).await;
+                // The system's clock may be set meanwhile. Forward: seen between the slices. Back: never later than it
+                // was when we lay down.
+                let left = |now: DateTime<Utc>| (time - now).to_std().unwrap_or_default();
+                let latest = Instant::now() + left(Utc::now());
+                while !left(Utc::now()).is_zero() && Instant::now() < latest {
+                    tokio::time::sleep(left(Utc::now()).min(SLICE)).await;
                 }
             }
             Some(simulated) => {

@@ -5,6 +5,7 @@ use crate::cluster::{Confirmation, CopiedPoint, Event, Generation, VerificationR
 use crate::config::{Config, Role};
 use chrono::{DateTime, TimeDelta, Utc};
 use std::collections::VecDeque;
+use std::time::Instant;
 
 /// Kept in memory, and shown; the state database keeps more.
 const EVENTS_SHOWN: usize = 50;
@@ -25,6 +26,8 @@ pub struct State {
     pub hold: Option<Hold>,
     pub point: Option<CopiedPoint>,
     pub confirmation: Option<Confirmation>,
+    /// When that was, if it was in this process: by a clock that nobody sets.
+    pub confirmed: Option<Instant>,
     /// Whether the primary has committed something that is not here; None: not known at present.
     pub waiting: Option<bool>,
     pub lag_bytes: Option<u64>,
@@ -283,6 +286,7 @@ impl State {
             hold: None,
             point: None,
             confirmation: None,
+            confirmed: None,
             waiting: None,
             lag_bytes: None,
             baseline: None,
@@ -319,8 +323,15 @@ impl State {
         };
         let offset = self.confirmation.map_or(0.0, |c| c.clock_offset_seconds);
         let behind = (now - complete_at).num_milliseconds() as f64 / 1e3 + offset;
+        // Our clock may have been set back since.
+        let at_least = match (self.confirmed, self.confirmation) {
+            (Some(then), Some(confirmed)) if confirmed.time == complete_at => {
+                then.elapsed().as_secs_f64()
+            }
+            _ => 0.0,
+        };
         Some(Lag {
-            seconds: behind.max(0.0),
+            seconds: behind.max(at_least),
             bytes: match self.waiting {
                 Some(false) => Some(0),
                 Some(true) => self.lag_bytes,

@@ -4,7 +4,7 @@ use super::baseline::digest;
 use super::error::PassError;
 use super::pass::recovery_point;
 use super::tables;
-use crate::cluster::{Confirmation, CopiedPoint, LocalSession, PeerSession};
+use crate::cluster::{Confirmation, CopiedPoint, DatastoreFault, LocalSession, PeerSession};
 use crate::config::Config;
 use crate::observe::Clock;
 use chrono::{DateTime, Utc};
@@ -62,7 +62,11 @@ pub async fn look(
 
 async fn stands_at(config: &Config, point: &CopiedPoint) -> Result<bool, PassError> {
     let local = &config.local.datastore;
-    let session = LocalSession::open(local, &local.database).await?;
+    let session = match LocalSession::open(local, &local.database).await {
+        Ok(session) => session,
+        Err(error) if error.fault == DatastoreFault::NoDatabase => return Ok(false),
+        Err(error) => return Err(error.into()),
+    };
     let sql = "SELECT to_regclass('warm_spare.recovery_point') IS NOT NULL";
     let row = session
         .query_one("looking for the recovery point", sql, &[])

@@ -86,7 +86,9 @@ impl<'a> Duties<'a> {
             let config = self.config();
             let rules = Rules::of(&config);
             self.show_pause(&config, &rules);
-            let next = self.plan.next(&rules, self.desk.now());
+            let now = self.desk.now();
+            self.plan.mind_the_clock(now);
+            let next = self.plan.next(&rules, now);
             let configs = self.configs.clone();
             let done = match next {
                 Next::Look => unless_other(configs, self.look(&config)).await,
@@ -239,8 +241,10 @@ impl<'a> Duties<'a> {
         });
         if sound {
             self.tenure.state.confirm(found.confirmation()).await?;
-            self.desk
-                .update(|state| state.confirmation = Some(found.confirmation()));
+            self.desk.update(|state| {
+                state.confirmation = Some(found.confirmation());
+                state.confirmed = Some(std::time::Instant::now());
+            });
         }
         Ok(())
     }

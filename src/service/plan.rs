@@ -3,6 +3,9 @@
 use crate::config::{Config, Schedule};
 use chrono::{DateTime, TimeDelta, Utc};
 
+/// No failure is followed by a longer one (`complaint::Pace`, its jitter included).
+const LONGEST_WAIT: TimeDelta = TimeDelta::minutes(21);
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {
     /// Ask the primary whether it has committed anything.
@@ -78,6 +81,18 @@ impl Plan {
             verified: now,
             verifying: false,
         }
+    }
+
+    /// What lies ahead of now was noted before the system's clock was set back, and would be waited for in vain.
+    pub fn mind_the_clock(&mut self, now: DateTime<Utc>) {
+        self.looked = self.looked.filter(|looked| *looked <= now);
+        self.not_before = self
+            .not_before
+            .filter(|earliest| *earliest - now <= LONGEST_WAIT);
+        self.waiting = self.waiting.map(|since| since.min(now));
+        self.passed = self.passed.min(now);
+        self.retried = self.retried.min(now);
+        self.verified = self.verified.min(now);
     }
 
     pub fn next(&self, rules: &Rules, now: DateTime<Utc>) -> Next {
@@ -273,6 +288,16 @@ mod tests {
         assert_eq!(plan.next(&rules, at("2026-01-02T03:00:00Z")), Next::Verify);
         plan.verifying = true;
         assert_ne!(plan.next(&rules, at("2026-01-02T03:00:00Z")), Next::Verify);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_delays_nothing() {
+        let later = at("2026-01-01T10:00:00Z");
+        let mut plan = settled(later);
+        plan.not_before = Some(later + TimeDelta::minutes(1));
+        let now = at("2026-01-01T07:00:00Z");
+        plan.mind_the_clock(now);
+        assert_eq!(plan.next(&rules(), now), Next::Look);
     }
 
     #[test]
