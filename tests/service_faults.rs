@@ -296,13 +296,8 @@ async fn killed(victim: Victim) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_killed_datastore_is_shown_and_waited_for() -> Result<()> {
-    for_each(&[LocalDatastore, PeerDatastore], killed).await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_killed_artifact_store_is_shown_and_waited_for() -> Result<()> {
-    for_each(&[LocalStore, PeerStore], killed).await
+async fn a_killed_server_is_shown_and_waited_for() -> Result<()> {
+    for_each(&ALL, killed).await
 }
 
 /// The same of a server that is silent. A copy under way waits two minutes for its next row before it counts as failed,
