@@ -36,8 +36,6 @@ pub struct Store {
     bucket: BucketName,
     patience: Duration,
     tries: usize,
-    /// A fault was logged and its recovery was not: eight copies at once tell it once.
-    troubled: Arc<AtomicBool>,
     artifactory: Arc<AtomicBool>,
 }
 
@@ -113,7 +111,6 @@ impl Store {
             bucket: BucketName::new(&to.bucket_name).map_err(|e| unexpected(&e))?,
             patience: PATIENCE,
             tries: TRIES,
-            troubled: Arc::default(),
             artifactory,
         })
     }
@@ -296,12 +293,12 @@ impl Store {
             )
             .when(StoreError::is_transient)
             .notify(|error, _| {
-                if !self.troubled.swap(true, Ordering::Relaxed) {
+                if !self.troubled().swap(true, Ordering::Relaxed) {
                     log::warn!("{error}; trying again");
                 }
             })
             .await;
-        if result.is_ok() && self.troubled.swap(false, Ordering::Relaxed) {
+        if result.is_ok() && self.troubled().swap(false, Ordering::Relaxed) {
             log::info!(
                 "{} artifact store {}: answers again ({doing})",
                 self.side,
@@ -309,6 +306,16 @@ impl Store {
             );
         }
         result
+    }
+
+    /// A fault was logged and its recovery was not: eight copies at once tell it once, and so do all passes of a service
+    /// that tries again for hours.
+    fn troubled(&self) -> &'static AtomicBool {
+        static TROUBLED: [AtomicBool; 2] = [AtomicBool::new(false), AtomicBool::new(false)];
+        match self.side {
+            Side::Local => &TROUBLED[0],
+            Side::Peer => &TROUBLED[1],
+        }
     }
 
     fn error(&self, doing: &str, error: &Error) -> StoreError {

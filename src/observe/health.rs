@@ -79,7 +79,7 @@ impl Health {
 }
 
 /// Every code that a reason may bear, besides those of a hold.
-pub const CODES: [&str; 13] = [
+pub const CODES: [&str; 14] = [
     "starting",
     "first_baseline",
     "baseline_stalled",
@@ -89,6 +89,7 @@ pub const CODES: [&str; 13] = [
     "damaged_on_primary",
     "local_store_unreachable",
     "peer_store_unreachable",
+    "peer_datastore_unreachable",
     "not_fenced",
     "verify_differences",
     "verify_failed",
@@ -142,6 +143,9 @@ fn next_step(code: &str) -> &'static str {
             "upload the package again on the primary (hab pkg upload --force); its file there is not what its row says"
         }
         "local_store_unreachable" => "check that MinIO runs here, and local.s3",
+        "peer_datastore_unreachable" => {
+            "check that the primary's PostgreSQL runs; the copy under way waits for it, and begins again if it must"
+        }
         "peer_store_unreachable" => "check that the primary's MinIO runs, and peer.s3",
         "not_fenced" => {
             "see the log for what is in the way; until then Builder here could be written to"
@@ -318,11 +322,15 @@ fn of_verification(state: &State, found: &mut Findings) {
     }
 }
 
-/// A datastore that does not answer is a hold; a bucket may be away while nothing needs it.
+/// What is away may be no hold: a bucket that nothing needs just now, or a datastore that has fallen silent in the
+/// middle of a copy, which still waits for it.
 fn of_stores(state: &State, found: &mut Findings) {
+    let held = holds(state, HoldReason::PeerUnreachable);
+    let datastore = state.peer.datastore.as_ref().filter(|_| !held).cloned();
     let stores = [
         (&state.local.s3, "local_store_unreachable"),
         (&state.peer.s3, "peer_store_unreachable"),
+        (&datastore, "peer_datastore_unreachable"),
     ];
     for (reach, code) in stores {
         if let Some(error) = reach.as_ref().and_then(|reach| reach.error.as_ref()) {

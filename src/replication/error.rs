@@ -68,7 +68,9 @@ impl PassError {
             PassError::Identity(IdentityError::Datastore(e)) => e.is_transient(),
             PassError::Store(e) | PassError::Identity(IdentityError::Store(e)) => e.is_transient(),
             // The programs say why only in words, and a server that went away is the common cause.
-            PassError::Program(ProgramError::Failed { text, .. }) => is_connection_trouble(text),
+            PassError::Program(ProgramError::Failed { text, .. }) => {
+                is_connection_trouble(text) && !is_full(text)
+            }
             PassError::Rewritten { .. } | PassError::InTheWay { .. } => true,
             _ => false,
         };
@@ -199,6 +201,7 @@ impl PassError {
             PassError::State(StateError::Locked { .. }) => "locked",
             PassError::State(StateError::Superseded) => "superseded",
             PassError::Fence(_) => "fence",
+            PassError::Program(ProgramError::Failed { text, .. }) if is_full(text) => "disk_full",
             PassError::Program(_) => "client_program",
             PassError::Scratch { .. } => "scratch",
             PassError::Rewritten { .. } => "rewritten",
@@ -220,6 +223,13 @@ impl PassError {
             _ => 3,
         }
     }
+}
+
+/// The server's own words for a full disk, where a program passes them on.
+fn is_full(text: &str) -> bool {
+    ["No space left on device", "could not write init file"]
+        .iter()
+        .any(|sign| text.contains(sign))
 }
 
 fn is_connection_trouble(text: &str) -> bool {
