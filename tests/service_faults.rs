@@ -559,7 +559,6 @@ async fn a_full_disk_is_waited_for() -> Result<()> {
     assert_eq!(status["health"]["level"], 2, "{status:#}");
     assert_eq!(service.health().await.code, Some(2));
     assert!(!status["recovery_point"].is_null(), "{status:#}");
-    site.warm_spare(&["verify", "--deep"]).await.ok();
     std::fs::remove_file(ballast)?;
     recovers(&service, "room again").await?;
     ends_well(service, "disk full").await;

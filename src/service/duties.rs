@@ -176,11 +176,14 @@ impl<'a> Duties<'a> {
     async fn look(&mut self, config: &Config) -> Result<(), PassError> {
         let point = self.point();
         let clock = self.desk.clock.clone();
-        let (found, store) = tokio::join!(
+        let (found, peers_store, our_store) = tokio::join!(
             look(config, point.as_ref(), &clock),
             ask_store(Side::Peer, &config.peer.s3),
+            // A spare whose bucket does not answer is not complete, whatever its rows say.
+            ask_store(Side::Local, &config.local.s3),
         );
-        self.desk.see_store(Side::Peer, store);
+        self.desk.see_store(Side::Peer, peers_store);
+        self.desk.see_store(Side::Local, our_store);
         let found = found?;
         self.plan.looked = Some(self.desk.now());
         self.plan.not_before = None;
@@ -236,7 +239,7 @@ impl<'a> Duties<'a> {
                 .local
                 .s3
                 .as_ref()
-                .is_none_or(|reach| reach.error.is_none());
+                .is_some_and(|reach| reach.error.is_none());
             bucket && state.local.fenced != Some(false)
         });
         if sound {
