@@ -287,7 +287,7 @@ async fn the_history_is_bounded() -> Result<()> {
             .await?;
     }
     for _ in 0..5 {
-        state.event("test", "stands", "CHG-1").await?;
+        state.event("fuse", "stands", "CHG-1").await?;
     }
     let client = site.spare.pg.conn("warm_spare").await?;
     let kept: i64 = client

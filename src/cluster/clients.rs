@@ -241,25 +241,59 @@ fn root_certificates(to: &Datastore) -> Option<PathBuf> {
     .find(|path| path.exists())
 }
 
+/// The first line that speaks of an error, which is the cause, and the last few.
+fn telling(text: &str) -> String {
+    let lines: Vec<&str> = text
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect();
+    let tail = lines.len().saturating_sub(5);
+    let cause = lines[..tail]
+        .iter()
+        .find(|line| line.to_lowercase().contains("error"));
+    cause
+        .into_iter()
+        .chain(&lines[tail..])
+        .copied()
+        .collect::<Vec<_>>()
+        .join("; ")
+}
+
+/// Told to end when nobody waits for it any more: by TERM, at which it ends its workers and cancels what they have the
+/// server do. By KILL they would go on, and the server with them.
+struct Running(Option<u32>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let pid = self.0.and_then(|pid| i32::try_from(pid).ok());
+        if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
+            // Fails only if it has just ended.
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        }
+    }
+}
+
 async fn run(program: &str, mut command: Command) -> Result<(), ProgramError> {
-    let output = command
+    let failed = |source| ProgramError::Start {
+        program: program.to_string(),
+        source,
+    };
+    let child = command
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .output()
-        .await
-        .map_err(|source| ProgramError::Start {
-            program: program.to_string(),
-            source,
-        })?;
+        .spawn()
+        .map_err(failed)?;
+    let mut running = Running(child.id());
+    let output = child.wait_with_output().await.map_err(failed)?;
+    running.0 = None;
     if output.status.success() {
         return Ok(());
     }
     let text = String::from_utf8_lossy(&output.stderr);
-    let last: Vec<&str> = text.lines().rev().take(6).collect();
     Err(ProgramError::Failed {
         program: program.to_string(),
-        text: last.into_iter().rev().collect::<Vec<_>>().join("; "),
+        text: telling(&text),
     })
 }

@@ -43,11 +43,11 @@ impl State {
         .await
     }
 
-    /// Kept, unless it only repeats the last of its kind within an hour: a refusal that stands is one event.
+    /// Kept, unless it only repeats a refusal of the fuse within an hour: one that stands is one event.
     pub async fn record_event(&self, event: &Event) -> Result<(), StateError> {
         let sql = "INSERT INTO event (time, kind, text, change) SELECT $1::timestamptz, $2::text, $3::text, $4::text WHERE NOT EXISTS ( \
                      SELECT 1 FROM (SELECT * FROM event WHERE kind = $2 ORDER BY id DESC LIMIT 1) last \
-                     WHERE text = $3 AND change = $4 AND time > $1::timestamptz - interval '1 hour')";
+                     WHERE kind = 'fuse' AND text = $3 AND change = $4 AND time > $1::timestamptz - interval '1 hour')";
         let (kind, text, change) = (&event.kind, &event.text, &event.change);
         self.session()
             .execute(

@@ -70,7 +70,10 @@ async fn get(
         .collect()
         .await?;
     talking.abort();
-    let body = serde_json::from_slice(&body.to_bytes())
-        .map_err(|_| "what listens there is no warm-spare")?;
+    let stranger = "what listens there is no warm-spare";
+    let body: serde_json::Value = serde_json::from_slice(&body.to_bytes()).map_err(|_| stranger)?;
+    if body["format"] != 1 {
+        return Err(stranger.into());
+    }
     Ok(Answer { status, body })
 }

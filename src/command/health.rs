@@ -11,13 +11,16 @@ pub async fn run(config: &Path, limit: Duration, as_json: bool) -> u8 {
     let answer = ask::ask(config, "/health", limit).await;
     let (level, body) = match answer {
         Ok(answer) => {
-            let level = answer.body["level"]
-                .as_u64()
-                .and_then(|level| u8::try_from(level).ok());
-            match level.filter(|level| *level <= Level::Unknown.code()) {
-                Some(level) => (level, answer.body),
+            // What is no answer of ours is no health, however well it reads.
+            let level = Level::ALL.into_iter().find(|level| {
+                answer.body["level"] == level.code()
+                    && answer.body["status"] == level.to_string()
+                    && answer.status == level.http_status()
+            });
+            match level {
+                Some(level) => (level.code(), answer.body),
                 None => unknown(&format!(
-                    "the service answered {} without a level",
+                    "what listens there answered {} and no health of a warm-spare",
                     answer.status
                 )),
             }

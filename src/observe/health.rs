@@ -14,6 +14,8 @@ pub enum Level {
 }
 
 impl Level {
+    pub const ALL: [Level; 4] = [Level::Ok, Level::Warning, Level::Critical, Level::Unknown];
+
     /// The exit code of the health hook.
     pub fn code(self) -> u8 {
         self as u8
@@ -79,7 +81,7 @@ impl Health {
 }
 
 /// Every code that a reason may bear, besides those of a hold.
-pub const CODES: [&str; 14] = [
+pub const CODES: [&str; 15] = [
     "starting",
     "first_baseline",
     "baseline_stalled",
@@ -91,6 +93,7 @@ pub const CODES: [&str; 14] = [
     "peer_store_unreachable",
     "peer_datastore_unreachable",
     "not_fenced",
+    "database_astray",
     "verify_differences",
     "verify_failed",
     "primary",
@@ -103,9 +106,15 @@ pub fn health(state: &State, meter: &Meter, now: DateTime<Utc>) -> Health {
     match state.work {
         // It reads what the one at work records: if that one only holds the lock, the spare grows old here too.
         Work::Standby => {
-            if let Some(lag) = state.lag(now) {
-                of_lag(state, lag.seconds, &mut found);
+            match state.lag(now) {
+                Some(lag) => of_lag(state, lag.seconds, &mut found),
+                None => found.add(
+                    Level::Warning,
+                    "first_baseline",
+                    "nothing was copied yet; the warm-spare that holds the lock is to do it".into(),
+                ),
             }
+            of_verification(state, &mut found);
         }
         // Also while the first question to the primary has no answer yet.
         _ if state.hold.is_none() && state.point.is_none() && state.baseline.is_none() => found
@@ -150,8 +159,11 @@ fn next_step(code: &str) -> &'static str {
         "not_fenced" => {
             "see the log for what is in the way; until then Builder here could be written to"
         }
+        "database_astray" => {
+            "nothing: it is copied again at once, unless paused; find out who dropped or renamed it"
+        }
         "verify_differences" => {
-            "nothing: what differs is being copied again; if it comes back, find out who writes to this cluster"
+            "rows and artifacts are copied again and verified once more by themselves; `warm-spare verify --deep --json` lists what stays"
         }
         "verify_failed" => "read what it says; it is tried again within the hour",
         "primary" => "nothing, if it is meant to be the primary",
@@ -217,8 +229,11 @@ fn holds(state: &State, reason: HoldReason) -> bool {
 fn of_hold(state: &State, now: DateTime<Utc>, found: &mut Findings) {
     let Some(hold) = &state.hold else { return };
     let level = match hold.reason {
-        HoldReason::RoleUnset | HoldReason::Paused => Level::Warning,
-        // With a recovery point, lag says when it becomes critical; without one, the time that the hold stands.
+        HoldReason::RoleUnset => Level::Warning,
+        // With a recovery point, lag says when it becomes critical; without one there is nothing to take over with.
+        HoldReason::Paused if state.point.is_some() || now - hold.since <= state.settings.rpo => {
+            Level::Warning
+        }
         _ if hold.passing && (state.point.is_some() || now - hold.since <= state.settings.rpo) => {
             Level::Warning
         }
@@ -237,6 +252,11 @@ fn of_the_spare(state: &State, meter: &Meter, now: DateTime<Utc>, found: &mut Fi
         Some(lag) => of_lag(state, lag.seconds, found),
         None if state.baseline.is_some() => first_baseline(state, meter, now, found),
         None => {}
+    }
+    if state.astray {
+        let text =
+            "the local database is not the one that was copied, or there is none".to_string();
+        found.add(Level::Critical, "database_astray", text);
     }
     if state.local.fenced == Some(false) {
         let text = "the local database is not read-only for others".to_string();
@@ -302,10 +322,9 @@ fn first_baseline(state: &State, meter: &Meter, now: DateTime<Utc>, found: &mut 
 }
 
 fn of_verification(state: &State, found: &mut Findings) {
+    // Until another verification finds none: a later copy of the rows says nothing of an artifact.
     if let Some(verified) = &state.verified
         && verified.record.differences > 0
-        // A later baseline has replaced what was compared.
-        && state.point.as_ref().is_some_and(|point| point.lsn == verified.record.lsn)
     {
         let example = verified
             .examples

@@ -18,9 +18,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
 /// A client gets so long for its request, and a whole connection so long.
-const REQUEST_LIMIT: Duration = Duration::from_secs(5);
+const REQUEST_LIMIT: Duration = Duration::from_secs(2);
 const CONNECTION_LIMIT: Duration = Duration::from_secs(60);
-const MOST_CONNECTIONS: usize = 64;
+const MOST_CONNECTIONS: usize = 256;
 /// After a failure to accept (no file descriptors left, say).
 const PAUSE: Duration = Duration::from_millis(200);
 

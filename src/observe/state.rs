@@ -38,6 +38,8 @@ pub struct State {
     pub generations: Option<Vec<Generation>>,
     pub generations_bytes: Option<u64>,
     pub verified: Option<Verified>,
+    /// The visible database is not the one that was copied here, or there is none.
+    pub astray: bool,
     pub verifying: bool,
     /// Why the verification that was due could not be finished.
     pub verification_error: Option<String>,
@@ -296,6 +298,7 @@ impl State {
             generations: None,
             generations_bytes: None,
             verified: None,
+            astray: false,
             verifying: false,
             verification_error: None,
             events: VecDeque::new(),
@@ -317,10 +320,9 @@ impl State {
     /// while the primary is silent and while it is gone: what was not confirmed is not assumed.
     pub fn lag(&self, now: DateTime<Utc>) -> Option<Lag> {
         let point = self.point.as_ref()?;
-        let complete_at = match self.confirmation {
-            Some(confirmed) => confirmed.time.max(point.commit_time),
-            None => point.commit_time,
-        };
+        // A pass confirms its own point, so a later confirmation goes before the point, whatever the primary's clock
+        // showed when that was made.
+        let complete_at = self.confirmation.map_or(point.commit_time, |c| c.time);
         let offset = self.confirmation.map_or(0.0, |c| c.clock_offset_seconds);
         let behind = (now - complete_at).num_milliseconds() as f64 / 1e3 + offset;
         // Our clock may have been set back since.

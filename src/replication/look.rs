@@ -18,6 +18,8 @@ pub struct Look {
     pub clock_offset_seconds: f64,
     /// Why the primary may have changed since the recovery point; None: it has not.
     pub changed: Option<&'static str>,
+    /// The visible database is not the one that was copied here, or there is none.
+    pub astray: bool,
     /// Write-ahead log written since the recovery point. None: there is no such point, or of another server.
     pub lag_bytes: Option<u64>,
     pub server: Server,
@@ -54,7 +56,8 @@ pub async fn look(
     };
     let peer = PeerSession::open(&config.peer.datastore).await?;
     let mut look = look_at(&peer, point, clock).await?;
-    if !ours && look.changed.is_none() {
+    look.astray = point.is_some() && !ours;
+    if look.astray && look.changed.is_none() {
         look.changed = Some("the local database is not the one that was copied");
     }
     Ok(look)
@@ -128,6 +131,7 @@ pub(super) async fn look_at(
         clock_offset_seconds: (theirs - between).num_microseconds().unwrap_or_default() as f64
             / 1e6,
         changed,
+        astray: false,
         lag_bytes: ahead.and_then(|bytes| u64::try_from(bytes).ok()),
         server: Server {
             version: row.get(7),

@@ -26,7 +26,8 @@ pub use error::{PassError, Policy};
 pub use inventory::{Inventory, InventoryError, UNSOUND};
 pub use look::{Look, Server, look};
 pub use pass::{
-    Ends, Options, Outcome, Report, may_work, recovery_point, sync, unavailable, unavailable_here,
+    Ends, Options, Outcome, Report, may_work, mend, recovery_point, sync, unavailable,
+    unavailable_here,
 };
 pub use retry::retry_unavailable;
 pub use tables::{Table, tables};

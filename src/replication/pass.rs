@@ -152,7 +152,29 @@ struct Mended {
     fence_reset: bool,
 }
 
+/// What an interrupted pass left on our own side: half replaced bytes are put back, its database is dropped. Nothing is
+/// asked of the peer, which may be gone for good.
+pub async fn mend(config: &Config, lock: Lock) -> Result<(), PassError> {
+    let state = State::open(&config.local.datastore).await?;
+    state.still_ours(lock).await?;
+    if !state.replacements().await?.is_empty() {
+        put_back(config, &state).await?;
+    }
+    switch::drop_database(state.session(), &baseline::incoming_name(config)).await
+}
+
 async fn put_right(config: &Config, state: &State, recorded: bool) -> Result<Mended, PassError> {
+    let undone = put_back(config, state).await?;
+    // Before the first copy the visible database is somebody's, and no spare's.
+    let fence_reset = recorded && keep_fenced(config, state).await?;
+    Ok(Mended {
+        undone,
+        fence_reset,
+    })
+}
+
+/// The number of artifacts whose bytes were put back.
+async fn put_back(config: &Config, state: &State) -> Result<usize, PassError> {
     let local = LocalStore::open(&config.local.s3)?;
     let courier = Courier {
         // Nothing is asked of the peer here.
@@ -167,12 +189,7 @@ async fn put_right(config: &Config, state: &State, recorded: bool) -> Result<Men
             "local: a pass before this one was interrupted while it replaced {undone} artifacts; they were put back"
         );
     }
-    // Before the first copy the visible database is somebody's, and no spare's.
-    let fence_reset = recorded && keep_fenced(config, state).await?;
-    Ok(Mended {
-        undone,
-        fence_reset,
-    })
+    Ok(undone)
 }
 
 /// A cluster that was never told its role does nothing at all; one that is no spare copies nothing over itself.

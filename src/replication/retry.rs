@@ -27,6 +27,7 @@ pub async fn retry_unavailable(
     };
     let mut brought = 0;
     for item in recorded(&session).await? {
+        state.still_ours(lock).await?;
         let fetched = courier.fetch(&item.key, &item.key, &item.checksum).await?;
         let Delivery::Done(stored) = fetched else {
             continue;

@@ -277,9 +277,13 @@ async fn remember(
             .execute("remembering what vanished", sql, &[&packages, &artifacts])
             .await?;
     }
+    // Somebody may have made this cluster the primary while we copied.
     let sql = "UPDATE cluster SET role = 'spare', epoch = greatest(epoch, 1), \
-                 since = CASE WHEN role = 'spare' THEN since ELSE now() END";
-    session.execute("remembering our role", sql, &[]).await?;
+                 since = CASE WHEN role = 'spare' THEN since ELSE now() END \
+               WHERE coalesce(role, 'spare') = 'spare'";
+    if session.execute("remembering our role", sql, &[]).await? != 1 {
+        return Err(StateError::Superseded.into());
+    }
     let sql = "INSERT INTO event (kind, text, change) VALUES ('baseline', $1, $2)";
     session
         .execute(

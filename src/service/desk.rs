@@ -152,11 +152,7 @@ impl Desk {
             verdict.passing,
         );
         self.sight_failure(error);
-        if verdict.passing {
-            Pace::Passing
-        } else {
-            Pace::Operator
-        }
+        verdict.pace
     }
 
     fn sight_failure(&self, error: &PassError) {
@@ -226,7 +222,9 @@ fn see(reach: &mut Option<Reach>, error: Option<String>, now: DateTime<Utc>) {
 /// What a failure means for the service.
 struct Verdict {
     reason: HoldReason,
+    /// Health warns, and is critical when the spare grows too old by it.
     passing: bool,
+    pace: Pace,
 }
 
 impl Verdict {
@@ -238,7 +236,13 @@ impl Verdict {
                 // A password or a certificate may be rotated, a bucket made, without our being told.
                 HoldReason::LocalUnreachable | HoldReason::PeerUnreachable | HoldReason::Failed
             );
-        Verdict { reason, passing }
+        // What nobody knows to be passing is not worth a full copy every minute.
+        let quick = passing && (reason != HoldReason::Failed || error.policy() == Policy::Retry);
+        Verdict {
+            reason,
+            passing,
+            pace: if quick { Pace::Passing } else { Pace::Operator },
+        }
     }
 }
 

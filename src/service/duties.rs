@@ -5,17 +5,18 @@ use super::guard::ask_store;
 use super::plan::{Next, Plan, Rules};
 use super::tenure::{Tenure, recall};
 use super::{Configs, Desk};
-use crate::cluster::{CopiedPoint, Side, StateError, Store, VerificationRecord};
+use crate::cluster::{Confirmation, CopiedPoint, Side, StateError, Store, VerificationRecord};
 use crate::config::Config;
 use crate::observe::{Baseline, HoldReason, Phase, Progress, Silent, Verified};
 use crate::replication::{
-    Look, Options, Outcome, PassError, RETIRED, Report, STAGED, look, retry_unavailable, sync,
+    Look, Options, Outcome, PassError, RETIRED, Report, STAGED, look, mend, retry_unavailable, sync,
 };
 use crate::verify::{Verification, verify};
 use chrono::TimeDelta;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Differences told in words.
 const EXAMPLES: usize = 5;
@@ -24,7 +25,7 @@ const VERIFY_AGAIN: TimeDelta = TimeDelta::minutes(30);
 
 /// For a question that will be answered.
 const ENOUGH: std::time::Duration = std::time::Duration::from_secs(1);
-const MOVING_LOOK: std::time::Duration = std::time::Duration::from_millis(500);
+const MOVING_LOOK: std::time::Duration = std::time::Duration::from_secs(60);
 
 type Verifying = Pin<Box<dyn Future<Output = Result<Verification, PassError>>>>;
 
@@ -34,6 +35,12 @@ pub struct Duties<'a> {
     configs: Configs,
     plan: Plan,
     complaint: Complaint,
+    /// Of the primary's clock, as last seen.
+    clock_offset: f64,
+    /// The configuration that the last duty was decided by.
+    in_force: Option<Arc<Config>>,
+    /// A pass may have left something behind: one before us, or one that was given up or failed.
+    unsettled: bool,
     /// The failure that stands came from a pass, and not from the question before it.
     failed_in_pass: bool,
     /// At most one, beside the looks. It ends with us.
@@ -71,6 +78,10 @@ impl<'a> Duties<'a> {
             rows_differ: false,
             rechecking: false,
             failed_in_pass: false,
+            unsettled: true,
+            clock_offset: desk
+                .read(|state| state.confirmation.map_or(0.0, |c| c.clock_offset_seconds)),
+            in_force: None,
         }
     }
 
@@ -84,6 +95,22 @@ impl<'a> Duties<'a> {
     pub async fn perform(mut self) -> PassError {
         loop {
             let config = self.config();
+            let same = self
+                .in_force
+                .as_ref()
+                .is_none_or(|old| Arc::ptr_eq(old, &config));
+            if !same {
+                // What was refused may be allowed now; also when it came while something was being done.
+                self.plan.not_before = None;
+                self.complaint.begin_anew();
+            }
+            self.in_force = Some(config.clone());
+            if let Err(error) = self.mend(&config).await {
+                if ends_tenure(&error) {
+                    return error;
+                }
+                self.fail(&error);
+            }
             let rules = Rules::of(&config);
             self.show_pause(&config, &rules);
             let now = self.desk.now();
@@ -114,16 +141,27 @@ impl<'a> Duties<'a> {
         }
     }
 
+    /// Before anything else, paused or not: what a pass left that did not come to its end.
+    async fn mend(&mut self, config: &Config) -> Result<(), PassError> {
+        let now = self.desk.now();
+        let spare = self
+            .desk
+            .read(|state| state.role.as_deref() == Some("spare"));
+        if self.unsettled && spare && self.plan.not_before.is_none_or(|earliest| earliest <= now) {
+            mend(config, self.tenure.lock).await?;
+            self.unsettled = false;
+        }
+        Ok(())
+    }
+
     async fn rest(&mut self, until: chrono::DateTime<chrono::Utc>) {
         let until = self.verify_again.map_or(until, |again| again.min(until));
         let clock = self.desk.clock.clone();
         tokio::select! {
             () = clock.sleep_until(until) => {}
             changed = self.configs.changed() => {
-                if changed.is_ok() {
-                    // What was refused may be allowed now.
-                    self.plan.not_before = None;
-                    self.complaint.begin_anew();
+                if changed.is_err() {
+                    clock.sleep_until(until).await;
                 }
             }
             ended = finished(&mut self.verification) => self.verified(ended).await,
@@ -194,6 +232,8 @@ impl<'a> Duties<'a> {
         {
             log::info!("peer: {why}; what it has committed is copied");
         }
+        self.plan.repair |= found.astray;
+        self.clock_offset = found.clock_offset_seconds;
         self.show_look(&found);
         if found.changed.is_none() {
             self.confirm(&found).await?;
@@ -225,6 +265,7 @@ impl<'a> Duties<'a> {
         self.desk.see_datastore(Side::Peer, None);
         self.desk.update(|state| {
             state.waiting = Some(found.changed.is_some());
+            state.astray = found.astray;
             state.lag_bytes = found.lag_bytes;
             state.peer.version = Some(found.server.version.clone());
             state.peer.tls = Some(found.server.tls);
@@ -246,14 +287,14 @@ impl<'a> Duties<'a> {
             self.tenure.state.confirm(found.confirmation()).await?;
             self.desk.update(|state| {
                 state.confirmation = Some(found.confirmation());
-                state.confirmed = Some(std::time::Instant::now());
+                state.confirmed = Some(Instant::now());
             });
         }
         Ok(())
     }
 
     async fn pass(&mut self, config: &Arc<Config>) -> Result<(), PassError> {
-        let started = self.desk.now();
+        let (started, begun) = (self.desk.now(), Instant::now());
         self.desk
             .update(|state| state.baseline = Some(Baseline { started }));
         let options = Options {
@@ -262,19 +303,16 @@ impl<'a> Duties<'a> {
             baseline: self.rows_differ,
         };
         let progress = self.desk.progress();
-        let mut moving = false;
         let report = tokio::select! {
             report = sync(config, options, &progress) => Some(report),
             why = given_up(self.desk, self.configs.clone(), config) => {
                 log::info!("the pass under way was given up: {why}");
                 None
             }
-            never = release_when_moving(self.desk, &mut moving) => match never {},
+            never = release_when_moving(self.desk) => match never {},
         };
-        if moving {
-            self.complaint.over(self.desk.now());
-        }
         self.desk.update(|state| state.baseline = None);
+        self.unsettled = !matches!(report, Some(Ok(_)));
         let counters = &self.desk.counters;
         match report {
             None => counters.baseline("given_up"),
@@ -286,13 +324,18 @@ impl<'a> Duties<'a> {
                 if matches!(report.outcome, Outcome::Copied(_)) {
                     counters.baseline("done");
                 }
-                self.passed(config, &report).await?;
+                self.passed(config, &report, begun).await?;
             }
         }
         Ok(())
     }
 
-    async fn passed(&mut self, config: &Config, report: &Report) -> Result<(), PassError> {
+    async fn passed(
+        &mut self,
+        config: &Config,
+        report: &Report,
+        begun: Instant,
+    ) -> Result<(), PassError> {
         let now = self.desk.now();
         if let Outcome::Copied(copied) = &report.outcome {
             log::info!(
@@ -304,10 +347,17 @@ impl<'a> Duties<'a> {
         }
         self.plan.copied = true;
         self.plan.waiting = None;
-        if std::mem::take(&mut self.plan.repair) {
-            self.rechecking = true;
+        let differed = self.desk.read(|state| {
+            state
+                .verified
+                .as_ref()
+                .is_some_and(|verified| verified.record.differences > 0)
+        });
+        if differed {
+            self.rechecking |= self.plan.repair;
             self.plan.verified = chrono::DateTime::UNIX_EPOCH;
         }
+        self.plan.repair = false;
         self.rows_differ = false;
         self.plan.passed = now;
         self.plan.retried = now;
@@ -315,8 +365,20 @@ impl<'a> Duties<'a> {
         // What was committed since the snapshot is not known yet.
         self.plan.looked = None;
         self.plan.lacking = !report.unavailable.is_empty();
-        self.desk.update(|state| state.local.fenced = Some(true));
+        self.desk.update(|state| {
+            state.local.fenced = Some(true);
+            state.astray = false;
+        });
         self.settled();
+        if let Outcome::Copied(copied) = &report.outcome {
+            let confirmation = Confirmation {
+                time: copied.point.commit_time,
+                clock_offset_seconds: self.clock_offset,
+            };
+            self.tenure.state.confirm(confirmation).await?;
+            // Not earlier than the pass began, and it is at least as fresh as that.
+            self.desk.update(|state| state.confirmed = Some(begun));
+        }
         recall(self.desk, config, &self.tenure.state).await?;
         self.count_aside(config).await;
         Ok(())
@@ -386,7 +448,13 @@ impl<'a> Duties<'a> {
             .desk
             .read(|state| state.lag(now))
             .map_or(0.0, |lag| lag.seconds);
-        if self.plan.verifying && behind > config.replication.rpo.as_secs_f64() / 2.0 {
+        let in_the_way = Plan {
+            verifying: false,
+            ..self.plan.clone()
+        };
+        let in_the_way = in_the_way.next(&Rules::of(config), now) == Next::Pass;
+        let late = behind > config.replication.rpo.as_secs_f64() / 2.0;
+        if self.plan.verifying && in_the_way && late {
             self.verification = None;
             self.set_verifying(false);
             let text = "given up, because changes waited for half of replication.rpo; verify.deep reads every artifact: schedule it for a quiet time";
@@ -493,16 +561,16 @@ fn ends_tenure(error: &PassError) -> bool {
 }
 
 /// A passing fault is over when the next pass gets on; that may be hours before it is done.
-async fn release_when_moving(desk: &Desk, moving: &mut bool) -> Infallible {
+async fn release_when_moving(desk: &Desk) -> Infallible {
     loop {
+        // Not at once: a pass that always fails at the same place would end and begin the hold at every try.
         tokio::time::sleep(MOVING_LOOK).await;
         let moves = match desk.meter.phase() {
             None | Some(Phase::Checks) => false,
             Some(Phase::Artifacts) => desk.meter.progress().0 > 0,
             Some(_) => true,
         };
-        if moves && !*moving {
-            *moving = true;
+        if moves {
             desk.release(|hold| hold.passing);
         }
     }
@@ -512,7 +580,12 @@ async fn release_when_moving(desk: &Desk, moving: &mut bool) -> Infallible {
 async fn given_up(desk: &Desk, mut configs: Configs, begun: &Config) -> &'static str {
     loop {
         let current = configs.borrow_and_update().clone();
-        if let Some(current) = current {
+        // Once bytes are being replaced it is a matter of moments, and half of it would be neither the old nor the new.
+        let late = matches!(
+            desk.meter.phase(),
+            Some(Phase::Replacements | Phase::Switch)
+        );
+        if let Some(current) = current.filter(|_| !late) {
             if Rules::of(&current).is_paused(desk.now()) {
                 return "paused";
             }

@@ -17,7 +17,7 @@ const FENCE_LOOK: Duration = Duration::from_secs(5);
 /// The proof takes a connection of its own; the setting is looked at every time.
 const LOOKS_PER_PROOF: u32 = 12;
 /// A local server that does not answer for so long holds nobody else's lock either.
-const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(20);
 const STORE_LOOK: Duration = Duration::from_secs(10);
 const STORE_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -92,27 +92,35 @@ async fn look_once(desk: &Desk, tenure: &Tenure, proving: bool) -> Result<Found,
     let spare = role.as_deref() == Some("spare");
     let session = tenure.state.session();
     if !spare || !has_database(session, &local.database).await? {
+        desk.update(|state| state.local.fenced = None);
         return Ok(Found { role, open: None });
     }
+    let before = desk.read(|state| state.local.fenced);
     let fenced = if is_fenced(session, &local.database).await? {
-        match proving || desk.read(|state| state.local.fenced != Some(true)) {
-            true => prove_fence(session, local, &local.database).await,
-            false => Ok(()),
+        match before {
+            Some(true) if !proving => Ok(()),
+            // Sessions from before the setting may still be there, and may still write.
+            Some(false) => raise_fence(session, local, &local.database).await,
+            _ => prove_fence(session, local, &local.database).await,
         }
     } else {
-        let text = format!(
-            "the fence on {} had been lifted; it was set again",
-            local.database
-        );
-        log::warn!("local: {text}");
-        desk.note("fence", &text);
-        raise_fence(session, local, &local.database).await
+        desk.update(|state| state.local.fenced = Some(false));
+        let raised = raise_fence(session, local, &local.database).await;
+        if raised.is_ok() {
+            let text = format!(
+                "the fence on {} had been lifted; it was set again",
+                local.database
+            );
+            log::warn!("local: {text}");
+            desk.note("fence", &text);
+        }
+        raised
     };
     let open = match fenced {
         Ok(()) => None,
         // The proof has a connection of its own, which a pass ends when it makes another database the visible one; and
         // if the server is gone, the next look finds it.
-        Err(cluster::FenceError::Datastore(error)) => {
+        Err(cluster::FenceError::Datastore(error)) if error.is_transient() => {
             log::debug!("{error}");
             return Ok(Found { role, open: None });
         }

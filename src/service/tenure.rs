@@ -171,7 +171,7 @@ async fn begin(desk: &Desk, config: &Arc<Config>) -> Result<Begun, PassError> {
             desk.hold(
                 HoldReason::Conflict,
                 &detail,
-                "only a spare is copied to; set role = \"keep\"",
+                "only a spare is copied to: set role = \"keep\" here",
                 false,
             );
             return Ok(Begun::Idle);
