@@ -187,3 +187,53 @@ async fn a_pass_that_always_fails_late_is_not_made_all_the_time() -> Result<()> 
     );
     Ok(())
 }
+
+/// The fence is gone and cannot be set: an alarm at once, no line that says otherwise, and all is well when it can be.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fence_that_cannot_be_set_is_critical() -> Result<()> {
+    let site = site("no_right").await;
+    Factory::seeded().fill(&site.primary, 3).await?;
+    let service = Service::start(&site, "");
+    service.until_level().await;
+    let admin = site.spare.pg.conn("postgres").await?;
+    admin
+        .batch_execute(
+            "CREATE ROLE boss SUPERUSER LOGIN PASSWORD 'x'; ALTER DATABASE builder OWNER TO boss; \
+             ALTER DATABASE builder RESET default_transaction_read_only; ALTER ROLE hab NOSUPERUSER",
+        )
+        .await?;
+    let open = |status: &Value| {
+        let reasons = status["health"]["reasons"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
+        reasons.iter().any(|reason| reason["code"] == "not_fenced")
+    };
+    let status = service.until("not_fenced", open).await;
+    assert_eq!(status["health"]["level"], 2, "{status:#}");
+    assert_eq!(status["local"]["fenced"], false, "{status:#}");
+    assert_eq!(
+        service.metric("warm_spare_fenced{side=\"local\"}").await?,
+        Some(0.0)
+    );
+    let claims = |line: &String| line.contains("it was set again");
+    assert!(
+        !service.running.stderr().iter().any(claims),
+        "{:#?}",
+        service.running.stderr()
+    );
+    let boss = format!(
+        "host={} port={} user=boss password=x dbname=postgres",
+        site.spare.pg.host(),
+        site.spare.pg.port()
+    );
+    let (client, connection) = tokio_postgres::connect(&boss, tokio_postgres::NoTls).await?;
+    tokio::spawn(connection);
+    client.batch_execute("ALTER ROLE hab SUPERUSER").await?;
+    service
+        .until("fenced again", |status| {
+            status["local"]["fenced"] == true && status["health"]["level"] == 0
+        })
+        .await;
+    Ok(())
+}
