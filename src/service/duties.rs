@@ -1,31 +1,26 @@
 //! What the holder of the lock does: looks, passes, retries and verifications, each when it is due.
 
+mod interrupts;
+mod verification;
+
 use super::complaint::Complaint;
 use super::guard::ask_store;
 use super::plan::{Next, Plan, Rules};
 use super::tenure::{Tenure, recall};
 use super::{Configs, Desk};
-use crate::cluster::{Confirmation, CopiedPoint, Side, StateError, Store, VerificationRecord};
+use crate::cluster::{Confirmation, CopiedPoint, Side, StateError, Store};
 use crate::config::Config;
-use crate::observe::{Baseline, HoldReason, Phase, Progress, Silent, Verified};
+use crate::observe::{Baseline, HoldReason};
 use crate::replication::{
     Look, Options, Outcome, PassError, RETIRED, Report, STAGED, look, mend, retry_unavailable, sync,
 };
-use crate::verify::{Verification, verify};
+use crate::verify::Verification;
 use chrono::TimeDelta;
-use std::convert::Infallible;
+use interrupts::{given_up, release_when_moving, unless_other};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
-
-/// Differences told in words.
-const EXAMPLES: usize = 5;
-/// A verification that could not be finished is tried again after so long, not only on the next day.
-const VERIFY_AGAIN: TimeDelta = TimeDelta::minutes(30);
-
-/// For a question that will be answered.
-const ENOUGH: std::time::Duration = std::time::Duration::from_secs(1);
-const MOVING_LOOK: std::time::Duration = std::time::Duration::from_secs(60);
+use verification::finished;
 
 type Verifying = Pin<Box<dyn Future<Output = Result<Verification, PassError>>>>;
 
@@ -425,131 +420,6 @@ impl<'a> Duties<'a> {
         });
         Ok(())
     }
-
-    fn begin_verification(&mut self, config: &Arc<Config>) {
-        self.set_verifying(true);
-        self.plan.verified = self.desk.now();
-        let config = config.clone();
-        self.verification = Some(Box::pin(async move {
-            let progress = Progress::new(Arc::new(Silent));
-            verify(&config, config.verify.deep, &progress).await
-        }));
-    }
-
-    fn set_verifying(&mut self, verifying: bool) {
-        self.plan.verifying = verifying;
-        self.desk.update(|state| state.verifying = verifying);
-    }
-
-    /// Passes wait for a verification, for they would take the database away under it; but not for ever.
-    fn give_up_verification_if_late(&mut self, config: &Config) {
-        let now = self.desk.now();
-        let behind = self
-            .desk
-            .read(|state| state.lag(now))
-            .map_or(0.0, |lag| lag.seconds);
-        let in_the_way = Plan {
-            verifying: false,
-            ..self.plan.clone()
-        };
-        let in_the_way = in_the_way.next(&Rules::of(config), now) == Next::Pass;
-        let late = behind > config.replication.rpo.as_secs_f64() / 2.0;
-        if self.plan.verifying && in_the_way && late {
-            self.verification = None;
-            self.set_verifying(false);
-            let text = "given up, because changes waited for half of replication.rpo; verify.deep reads every artifact: schedule it for a quiet time";
-            self.verification_failed(text);
-        }
-    }
-
-    fn verification_failed(&mut self, text: &str) {
-        log::warn!("local: the verification could not be finished: {text}");
-        self.verify_again = Some(self.desk.now() + VERIFY_AGAIN);
-        self.desk.counters.error("local", "verification");
-        self.desk
-            .update(|state| state.verification_error = Some(text.to_string()));
-        self.desk.note("verification", text);
-    }
-
-    async fn verified(&mut self, ended: Result<Verification, PassError>) {
-        self.verification = None;
-        self.set_verifying(false);
-        let found = match ended {
-            Ok(found) => found,
-            Err(error) => return self.verification_failed(&error.to_string()),
-        };
-        let number = found.differences.len();
-        let record = VerificationRecord {
-            time: self.desk.now(),
-            deep: found.deep,
-            differences: number as i64,
-            lsn: found.point.lsn.clone(),
-        };
-        let examples: Vec<String> = found
-            .differences
-            .iter()
-            .take(EXAMPLES)
-            .map(|d| format!("{} {}: {}", d.kind, d.name, d.text))
-            .collect();
-        let depth = if found.deep {
-            "deep verification"
-        } else {
-            "verification"
-        };
-        let text = match examples.first() {
-            None => format!(
-                "{depth}: no differences, {} artifacts, {} rows",
-                found.artifacts, found.rows
-            ),
-            Some(first) => format!("{depth}: {number} differences, for example {first}"),
-        };
-        if number == 0 {
-            log::info!("local: {text}");
-        } else {
-            log::warn!("local: {text}");
-        }
-        self.desk.note("verification", &text);
-        if let Err(error) = self.tenure.state.record_verification(&record).await {
-            log::warn!("{error}");
-        }
-        self.desk.update(|state| {
-            state.verification_error = None;
-            state.verified = Some(Verified { record, examples });
-        });
-        // What differs is made good by copying it again, and looked at again after that; once, for what stays different
-        // then is not made good by more of the same.
-        if !std::mem::take(&mut self.rechecking) {
-            let has = |kinds: &[&str]| found.differences.iter().any(|d| kinds.contains(&d.kind));
-            self.rows_differ |= has(&["database", "table"]);
-            self.plan.repair |= has(&["database", "table", "artifact"]);
-        }
-    }
-}
-
-/// Does it, unless another configuration comes in force while it has no answer: then it begins anew with that. A quick
-/// one is always finished, or a storm of changes would leave none.
-async fn unless_other(
-    mut configs: Configs,
-    doing: impl Future<Output = Result<(), PassError>>,
-) -> Result<(), PassError> {
-    let other = async {
-        if configs.changed().await.is_err() {
-            std::future::pending::<()>().await;
-        }
-        tokio::time::sleep(ENOUGH).await;
-    };
-    tokio::select! {
-        done = doing => done,
-        () = other => Ok(()),
-    }
-}
-
-/// The result of the verification under way; never, if there is none.
-async fn finished(verification: &mut Option<Verifying>) -> Result<Verification, PassError> {
-    match verification {
-        Some(verification) => verification.await,
-        None => std::future::pending().await,
-    }
 }
 
 /// Another process works here now, or our own session is gone: the lock must be taken anew.
@@ -558,56 +428,4 @@ fn ends_tenure(error: &PassError) -> bool {
         error,
         PassError::State(StateError::Superseded | StateError::Locked { .. })
     )
-}
-
-/// A passing fault is over when the next pass gets on; that may be hours before it is done.
-async fn release_when_moving(desk: &Desk) -> Infallible {
-    loop {
-        // Not at once: a pass that always fails at the same place would end and begin the hold at every try.
-        tokio::time::sleep(MOVING_LOOK).await;
-        let moves = match desk.meter.phase() {
-            None | Some(Phase::Checks) => false,
-            Some(Phase::Artifacts) => desk.meter.progress().0 > 0,
-            Some(_) => true,
-        };
-        if moves {
-            desk.release(|hold| hold.passing);
-        }
-    }
-}
-
-/// Waits for a configuration by which the pass under way should not go on, and says why.
-async fn given_up(desk: &Desk, mut configs: Configs, begun: &Config) -> &'static str {
-    loop {
-        let current = configs.borrow_and_update().clone();
-        // Once bytes are being replaced it is a matter of moments, and half of it would be neither the old nor the new.
-        let late = matches!(
-            desk.meter.phase(),
-            Some(Phase::Replacements | Phase::Switch)
-        );
-        if let Some(current) = current.filter(|_| !late) {
-            if Rules::of(&current).is_paused(desk.now()) {
-                return "paused";
-            }
-            let early = matches!(
-                desk.meter.phase(),
-                None | Some(Phase::Checks | Phase::Artifacts)
-            );
-            // Later a pass ends with what it began with: a copy of rows would begin at its beginning.
-            if early && !same_for_a_pass(&current, begun) {
-                return "it begins again with the new configuration";
-            }
-        }
-        if configs.changed().await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    }
-}
-
-fn same_for_a_pass(a: &Config, b: &Config) -> bool {
-    let (r, s) = (&a.replication, &b.replication);
-    a.fuse == b.fuse
-        && a.force_epoch == b.force_epoch
-        && (r.jobs, r.copies, r.buffer, r.gate_grace, r.keep_generations)
-            == (s.jobs, s.copies, s.buffer, s.gate_grace, s.keep_generations)
 }

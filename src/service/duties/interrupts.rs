@@ -1,0 +1,83 @@
+//! What may end a duty before its own end, and what happens to a hold while one gets on.
+
+use super::super::plan::Rules;
+use super::super::{Configs, Desk};
+use crate::config::Config;
+use crate::observe::Phase;
+use crate::replication::PassError;
+use std::convert::Infallible;
+use std::time::Duration;
+
+/// For a question that will be answered.
+const ENOUGH: Duration = Duration::from_secs(1);
+const MOVING_LOOK: Duration = Duration::from_secs(60);
+
+/// Does it, unless another configuration comes in force while it has no answer: then it begins anew with that. A quick
+/// one is always finished, or a storm of changes would leave none.
+pub(super) async fn unless_other(
+    mut configs: Configs,
+    doing: impl Future<Output = Result<(), PassError>>,
+) -> Result<(), PassError> {
+    let other = async {
+        if configs.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        tokio::time::sleep(ENOUGH).await;
+    };
+    tokio::select! {
+        done = doing => done,
+        () = other => Ok(()),
+    }
+}
+
+/// A passing fault is over when the next pass gets on; that may be hours before it is done.
+pub(super) async fn release_when_moving(desk: &Desk) -> Infallible {
+    loop {
+        // Not at once: a pass that always fails at the same place would end and begin the hold at every try.
+        tokio::time::sleep(MOVING_LOOK).await;
+        let moves = match desk.meter.phase() {
+            None | Some(Phase::Checks) => false,
+            Some(Phase::Artifacts) => desk.meter.progress().0 > 0,
+            Some(_) => true,
+        };
+        if moves {
+            desk.release(|hold| hold.passing);
+        }
+    }
+}
+
+/// Waits for a configuration by which the pass under way should not go on, and says why.
+pub(super) async fn given_up(desk: &Desk, mut configs: Configs, begun: &Config) -> &'static str {
+    loop {
+        let current = configs.borrow_and_update().clone();
+        // Once bytes are being replaced it is a matter of moments, and half of it would be neither the old nor the new.
+        let late = matches!(
+            desk.meter.phase(),
+            Some(Phase::Replacements | Phase::Switch)
+        );
+        if let Some(current) = current.filter(|_| !late) {
+            if Rules::of(&current).is_paused(desk.now()) {
+                return "paused";
+            }
+            let early = matches!(
+                desk.meter.phase(),
+                None | Some(Phase::Checks | Phase::Artifacts)
+            );
+            // Later a pass ends with what it began with: a copy of rows would begin at its beginning.
+            if early && !same_for_a_pass(&current, begun) {
+                return "it begins again with the new configuration";
+            }
+        }
+        if configs.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+fn same_for_a_pass(a: &Config, b: &Config) -> bool {
+    let (r, s) = (&a.replication, &b.replication);
+    a.fuse == b.fuse
+        && a.force_epoch == b.force_epoch
+        && (r.jobs, r.copies, r.buffer, r.gate_grace, r.keep_generations)
+            == (s.jobs, s.copies, s.buffer, s.gate_grace, s.keep_generations)
+}

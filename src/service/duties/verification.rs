@@ -1,0 +1,127 @@
+//! The verification that is due: beside the looks, never beside a pass, and followed by what it calls for.
+
+use super::super::plan::{Next, Plan, Rules};
+use super::{Duties, Verifying};
+use crate::cluster::VerificationRecord;
+use crate::config::Config;
+use crate::observe::{Progress, Silent, Verified};
+use crate::replication::PassError;
+use crate::verify::{Verification, verify};
+use chrono::TimeDelta;
+use std::sync::Arc;
+
+/// Differences told in words.
+const EXAMPLES: usize = 5;
+/// A verification that could not be finished is tried again after so long, not only on the next day.
+const VERIFY_AGAIN: TimeDelta = TimeDelta::minutes(30);
+
+impl Duties<'_> {
+    pub(super) fn begin_verification(&mut self, config: &Arc<Config>) {
+        self.set_verifying(true);
+        self.plan.verified = self.desk.now();
+        let config = config.clone();
+        self.verification = Some(Box::pin(async move {
+            let progress = Progress::new(Arc::new(Silent));
+            verify(&config, config.verify.deep, &progress).await
+        }));
+    }
+
+    pub(super) fn set_verifying(&mut self, verifying: bool) {
+        self.plan.verifying = verifying;
+        self.desk.update(|state| state.verifying = verifying);
+    }
+
+    /// Passes wait for a verification, for they would take the database away under it; but not for ever.
+    pub(super) fn give_up_verification_if_late(&mut self, config: &Config) {
+        let now = self.desk.now();
+        let behind = self
+            .desk
+            .read(|state| state.lag(now))
+            .map_or(0.0, |lag| lag.seconds);
+        let in_the_way = Plan {
+            verifying: false,
+            ..self.plan.clone()
+        };
+        let in_the_way = in_the_way.next(&Rules::of(config), now) == Next::Pass;
+        let late = behind > config.replication.rpo.as_secs_f64() / 2.0;
+        if self.plan.verifying && in_the_way && late {
+            self.verification = None;
+            self.set_verifying(false);
+            let text = "given up, because changes waited for half of replication.rpo; verify.deep reads every artifact: schedule it for a quiet time";
+            self.verification_failed(text);
+        }
+    }
+
+    pub(super) fn verification_failed(&mut self, text: &str) {
+        log::warn!("local: the verification could not be finished: {text}");
+        self.verify_again = Some(self.desk.now() + VERIFY_AGAIN);
+        self.desk.counters.error("local", "verification");
+        self.desk
+            .update(|state| state.verification_error = Some(text.to_string()));
+        self.desk.note("verification", text);
+    }
+
+    pub(super) async fn verified(&mut self, ended: Result<Verification, PassError>) {
+        self.verification = None;
+        self.set_verifying(false);
+        let found = match ended {
+            Ok(found) => found,
+            Err(error) => return self.verification_failed(&error.to_string()),
+        };
+        let number = found.differences.len();
+        let record = VerificationRecord {
+            time: self.desk.now(),
+            deep: found.deep,
+            differences: number as i64,
+            lsn: found.point.lsn.clone(),
+        };
+        let examples: Vec<String> = found
+            .differences
+            .iter()
+            .take(EXAMPLES)
+            .map(|d| format!("{} {}: {}", d.kind, d.name, d.text))
+            .collect();
+        let depth = if found.deep {
+            "deep verification"
+        } else {
+            "verification"
+        };
+        let text = match examples.first() {
+            None => format!(
+                "{depth}: no differences, {} artifacts, {} rows",
+                found.artifacts, found.rows
+            ),
+            Some(first) => format!("{depth}: {number} differences, for example {first}"),
+        };
+        if number == 0 {
+            log::info!("local: {text}");
+        } else {
+            log::warn!("local: {text}");
+        }
+        self.desk.note("verification", &text);
+        if let Err(error) = self.tenure.state.record_verification(&record).await {
+            log::warn!("{error}");
+        }
+        self.desk.update(|state| {
+            state.verification_error = None;
+            state.verified = Some(Verified { record, examples });
+        });
+        // What differs is made good by copying it again, and looked at again after that; once, for what stays different
+        // then is not made good by more of the same.
+        if !std::mem::take(&mut self.rechecking) {
+            let has = |kinds: &[&str]| found.differences.iter().any(|d| kinds.contains(&d.kind));
+            self.rows_differ |= has(&["database", "table"]);
+            self.plan.repair |= has(&["database", "table", "artifact"]);
+        }
+    }
+}
+
+/// The result of the verification under way; never, if there is none.
+pub(super) async fn finished(
+    verification: &mut Option<Verifying>,
+) -> Result<Verification, PassError> {
+    match verification {
+        Some(verification) => verification.await,
+        None => std::future::pending().await,
+    }
+}
