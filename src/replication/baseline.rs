@@ -20,6 +20,7 @@ use crate::config::Config;
 use crate::observe::Phase;
 use std::collections::{BTreeMap, HashSet};
 use tempfile::TempDir;
+use tokio_postgres::error::SqlState;
 
 /// One baseline: what it works with, and what it knows of the database that it is to replace.
 pub struct Baseline<'a> {
@@ -75,6 +76,12 @@ impl Incoming {
             .long("creating the incoming database", &sql)
             .await
             .map_err(|error| match error.fault {
+                // Of an ended pass whose statement the server had not finished: the next pass drops it.
+                DatastoreFault::Statement
+                    if error.sql_state == Some(SqlState::DUPLICATE_DATABASE) =>
+                {
+                    error.into()
+                }
                 DatastoreFault::Statement => PassError::Unfit {
                     check: "locale",
                     text: format!("{error} ({})", facts.locale),
