@@ -27,9 +27,7 @@ async fn main() -> Result<()> {
     } else {
         (100_000, Duration::from_secs(120), 200)
     };
-    // Autovacuum's transactions would be copied in the middle of the measurement.
-    let quiet = support::Postgres::builder().setting("autovacuum", "off");
-    let site = Site::builder("bench").primary(quiet).start().await?;
+    let site = Site::builder("bench").start().await?;
     let mut factory = Factory::new(3);
     factory
         .bulk_artifacts_of(&site.primary, packages, 300, 1000)

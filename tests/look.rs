@@ -135,11 +135,8 @@ async fn no_kind_of_change_is_missed() -> Result<()> {
     Ok(())
 }
 
-/// Autovacuum has transactions of its own, which count as changes: harmless, but not when none is expected.
 async fn two_phase_site(name: &str) -> Result<Site> {
-    let primary = Postgres::builder()
-        .setting("max_prepared_transactions", "5")
-        .setting("autovacuum", "off");
+    let primary = Postgres::builder().setting("max_prepared_transactions", "5");
     Site::builder(name).primary(primary).start().await
 }
 

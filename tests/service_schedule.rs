@@ -8,7 +8,7 @@ use serde_json::Value;
 use std::collections::BTreeSet;
 use support::process::free_port;
 use support::service::{SOON, get};
-use support::{Factory, Postgres, Result, Site, Spec, seed, site, wait_until};
+use support::{Factory, Result, Site, Spec, seed, site, wait_until};
 use tokio::sync::mpsc;
 use warm_spare::observe::{Clock, Simulation};
 use warm_spare::service::{self, Start};
@@ -33,12 +33,6 @@ struct Day<'a> {
     /// Hours since the start at which something is uploaded, the next one first.
     uploads: BTreeSet<i64>,
     start: DateTime<Utc>,
-}
-
-/// Its primary has no transactions but the test's: autovacuum's would be copied too.
-async fn quiet_site(name: &str) -> Result<Site> {
-    let primary = Postgres::builder().setting("autovacuum", "off");
-    Site::builder(name).primary(primary).start().await
 }
 
 /// A moment at which the service sleeps: what it says of itself.
@@ -105,7 +99,7 @@ impl Day<'_> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_day_of_looks_passes_and_a_verification() -> Result<()> {
-    let site = quiet_site("day").await?;
+    let site = site("day").await;
     let mut factory = Factory::seeded();
     factory.fill(&site.primary, 5).await?;
     let mut random = rand::rngs::StdRng::seed_from_u64(seed());
@@ -220,7 +214,7 @@ const MINUTES: &str = r#"
 /// What a verification finds is told, and made good.
 #[tokio::test(flavor = "multi_thread")]
 async fn differences_are_told_and_mended() -> Result<()> {
-    let site = quiet_site("mended").await?;
+    let site = site("mended").await;
     let mut factory = Factory::seeded();
     let made = factory.fill(&site.primary, 4).await?;
     simulate(

@@ -17,7 +17,7 @@ const FENCE_LOOK: Duration = Duration::from_secs(5);
 /// The proof takes a connection of its own; the setting is looked at every time.
 const LOOKS_PER_PROOF: u32 = 12;
 /// A local server that does not answer for so long holds nobody else's lock either.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(15);
 const STORE_LOOK: Duration = Duration::from_secs(10);
 const STORE_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -47,6 +47,8 @@ async fn keep_fence(desk: &Desk, tenure: &Tenure) -> End {
                 return End::RoleChanged;
             }
             Ok(Ok(found)) => {
+                // A duty may have found it silent, and be over before we were.
+                desk.see_datastore(Side::Local, None);
                 role = found.role;
                 match found.open {
                     Some(text) => {
