@@ -159,22 +159,15 @@ impl Desk {
         let (Some(side), true) = (error.side(), error.is_unreachable()) else {
             return;
         };
-        let now = self.now();
-        self.update(|state| {
-            let seen = match side {
-                Side::Local => &mut state.local,
-                Side::Peer => &mut state.peer,
-            };
-            let text = Some(error.to_string());
-            if error.is_of_a_store() {
-                see(&mut seen.s3, text, now);
-            } else {
-                see(&mut seen.datastore, text, now);
-            }
-            if side == Side::Peer {
-                state.waiting = None;
-            }
-        });
+        let text = Some(error.to_string());
+        if error.is_of_a_store() {
+            self.see_store(side, text);
+        } else {
+            self.see_datastore(side, text);
+        }
+        if side == Side::Peer {
+            self.update(|state| state.waiting = None);
+        }
     }
 
     /// Ends a hold, if it is of a kind that `which` names.

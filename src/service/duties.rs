@@ -7,7 +7,7 @@ use super::complaint::Complaint;
 use super::guard::ask_store;
 use super::plan::{Next, Plan, Rules};
 use super::tenure::{Tenure, recall};
-use super::{Configs, Desk};
+use super::{Configs, Desk, next};
 use crate::cluster::{Confirmation, CopiedPoint, Side, StateError, Store};
 use crate::config::Config;
 use crate::observe::{Baseline, HoldReason};
@@ -110,9 +110,9 @@ impl<'a> Duties<'a> {
             self.show_pause(&config, &rules);
             let now = self.desk.now();
             self.plan.mind_the_clock(now);
-            let next = self.plan.next(&rules, now);
+            let due = self.plan.next(&rules, now);
             let configs = self.configs.clone();
-            let done = match next {
+            let done = match due {
                 Next::Look => unless_other(configs, self.look(&config)).await,
                 Next::Pass => self.pass(&config).await,
                 Next::Retry => unless_other(configs, self.retry(&config)).await,
@@ -129,7 +129,7 @@ impl<'a> Duties<'a> {
                 Ok(()) => {}
                 Err(error) if ends_tenure(&error) => return error,
                 Err(error) => {
-                    self.failed_in_pass = next != Next::Look;
+                    self.failed_in_pass = due != Next::Look;
                     self.fail(&error);
                 }
             }
@@ -154,11 +154,7 @@ impl<'a> Duties<'a> {
         let clock = self.desk.clock.clone();
         tokio::select! {
             () = clock.sleep_until(until) => {}
-            changed = self.configs.changed() => {
-                if changed.is_err() {
-                    clock.sleep_until(until).await;
-                }
-            }
+            () = next(&mut self.configs) => {}
             ended = finished(&mut self.verification) => self.verified(ended).await,
         }
         if self

@@ -36,6 +36,13 @@ pub struct Start {
 /// Configurations in force, one after the other; None as long as there was no good one.
 type Configs = watch::Receiver<Option<Arc<Config>>>;
 
+/// Waits for the next one; for ever, if nobody is left who could give it.
+async fn next(configs: &mut Configs) {
+    if configs.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
 /// Works until it is dropped.
 pub async fn run(start: Start) -> Infallible {
     let desk = Desk::new(start.clock);

@@ -3,7 +3,7 @@
 use super::complaint::Complaint;
 use super::duties::Duties;
 use super::guard::{self, End};
-use super::{Configs, Desk};
+use super::{Configs, Desk, next};
 use crate::cluster::{self, Lock, StateError};
 use crate::config::{Config, Role};
 use crate::observe::{Artifacts, HoldReason, Sighting, State, Verified, Work};
@@ -61,12 +61,6 @@ fn forget_work(state: &mut State) {
     state.local.fenced = None;
     state.local.s3 = None;
     state.peer = Sighting::default();
-}
-
-async fn next(configs: &mut Configs) {
-    if configs.changed().await.is_err() {
-        std::future::pending::<()>().await;
-    }
 }
 
 /// Waits for a configuration by which the tenure's own connections would be other ones.
@@ -142,7 +136,7 @@ async fn begin(desk: &Desk, config: &Arc<Config>) -> Result<Begun, PassError> {
     let role = match &found {
         Some(state) => {
             recall(desk, config, state).await?;
-            state.cluster().await?.role
+            desk.read(|state| state.role.clone())
         }
         None => None,
     };

@@ -1,8 +1,8 @@
-//! Keeps the HTTP interface open. An address that is taken is tried again, and health says so meanwhile.
+//! Keeps the HTTP interface open. An address that is taken is tried again, and the log says so meanwhile.
 
 use super::complaint::{Complaint, Pace};
 use super::configuration::address_file;
-use super::{Configs, Desk};
+use super::{Configs, Desk, next};
 use crate::config::Http;
 use crate::observe::serve;
 use std::convert::Infallible;
@@ -31,9 +31,7 @@ pub async fn keep_open(desk: &Desk, mut configs: Configs, data: &Path) -> Infall
 
 async fn first_of(configs: &mut Configs) -> Http {
     loop {
-        if configs.changed().await.is_err() {
-            std::future::pending::<()>().await;
-        }
+        next(configs).await;
         if let Some(config) = configs.borrow_and_update().as_ref() {
             return config.http;
         }

@@ -1,7 +1,7 @@
 //! What may end a duty before its own end, and what happens to a hold while one gets on.
 
 use super::super::plan::Rules;
-use super::super::{Configs, Desk};
+use super::super::{Configs, Desk, next};
 use crate::config::Config;
 use crate::observe::Phase;
 use crate::replication::PassError;
@@ -19,9 +19,7 @@ pub(super) async fn unless_other(
     doing: impl Future<Output = Result<(), PassError>>,
 ) -> Result<(), PassError> {
     let other = async {
-        if configs.changed().await.is_err() {
-            std::future::pending::<()>().await;
-        }
+        next(&mut configs).await;
         tokio::time::sleep(ENOUGH).await;
     };
     tokio::select! {
@@ -68,9 +66,7 @@ pub(super) async fn given_up(desk: &Desk, mut configs: Configs, begun: &Config) 
                 return "it begins again with the new configuration";
             }
         }
-        if configs.changed().await.is_err() {
-            std::future::pending::<()>().await;
-        }
+        next(&mut configs).await;
     }
 }
 
