@@ -8,6 +8,7 @@ mod datastore;
 mod fence;
 mod history;
 mod identity;
+mod lsn;
 mod session;
 mod state;
 mod store;
@@ -20,6 +21,7 @@ pub use datastore::{DatastoreError, DatastoreFault};
 pub use fence::{FenceError, end_sessions, is_fenced, prove_fence, raise_fence, set_fence};
 pub use history::{Confirmation, Event, VerificationRecord};
 pub use identity::{IdentityError, differ_in_bucket, differ_in_server};
+pub use lsn::{Lsn, NoLsn};
 pub(crate) use session::pipe;
 pub use session::{
     CopyIn, CopyRows, LocalSession, PeerSession, Session, Snapshot, quote_ident, quote_literal,

@@ -14,6 +14,7 @@ mod look;
 mod pass;
 mod replacements;
 mod retry;
+mod stream;
 mod switch;
 mod tables;
 

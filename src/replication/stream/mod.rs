@@ -1,0 +1,1 @@
+//! Following: the primary's transactions, in commit order, from logical decoding to the spare's rows.
