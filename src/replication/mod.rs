@@ -14,7 +14,7 @@ mod look;
 mod pass;
 mod replacements;
 mod retry;
-mod stream;
+pub mod stream;
 mod switch;
 mod tables;
 

@@ -1,1 +1,3 @@
 //! Following: the primary's transactions, in commit order, from logical decoding to the spare's rows.
+
+pub mod pgoutput;
