@@ -16,6 +16,7 @@ mod store;
 mod store_error;
 mod throttle;
 mod tls;
+mod upkeep;
 mod walsender;
 
 pub use applying::{Applying, TextValue};
@@ -31,12 +32,13 @@ pub use session::{
 };
 pub use state::DATABASE as STATE_DATABASE;
 pub use state::{
-    Artifact, ClusterRecord, CopiedPoint, Generation, Lock, Replacement, State, StateError,
-    TableContent,
+    Artifact, ClusterRecord, CopiedPoint, Generation, Lock, State, StateError,
+    TableContent, record_artifacts,
 };
 pub use store::{Completion, Download, Listed, LocalStore, Store, Stored, Upload};
 pub use store_error::{StoreError, StoreFault};
 pub use throttle::{ByteBudget, Throttle};
+pub use upkeep::{Replacement, Retirement};
 pub use walsender::{Arrived, NewSlot, TextRows, WalSession, WalStream};
 
 use std::fmt;
