@@ -80,6 +80,13 @@ fn print(config: &Config, report: &Report) {
             );
             point
         }
+        Outcome::Followed(point) => {
+            say!(
+                "Followed the primary's transactions: {} now.",
+                show::count(report.packages, "package")
+            );
+            point
+        }
     };
     say!(
         "Artifacts: {} ({}) copied, {} found in the bucket and checked; the others were there.",
@@ -148,6 +155,7 @@ fn document(report: &Report) -> serde_json::Value {
     let (outcome, point, copied) = match &report.outcome {
         Outcome::Copied(copied) => ("copied", &copied.point, Some(copied)),
         Outcome::Unchanged(point) => ("unchanged", point, None),
+        Outcome::Followed(point) => ("followed", point, None),
     };
     json!({
         "format": 1,

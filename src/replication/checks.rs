@@ -2,6 +2,7 @@
 //! and deleted again; a refusal leaves both sides as they were.
 
 use super::error::PassError;
+use super::mode::{self, Chosen};
 use super::pass::Ends;
 use crate::cluster::{
     ClientPrograms, LocalSession, PeerSession, Session, differ_in_bucket, differ_in_server,
@@ -31,10 +32,11 @@ pub struct Facts {
     pub server_started: String,
     pub database_bytes: i64,
     pub packages: i64,
+    pub chosen: Chosen,
 }
 
 /// Looks at everything, the cheap and the telling first.
-pub async fn check(config: &Config, ends: &Ends) -> Result<Facts, PassError> {
+pub async fn check(config: &Config, ends: &Ends, cluster_id: &str) -> Result<Facts, PassError> {
     let (local, peer) = (&ends.local, &ends.peer);
     let visible = has_database(local, &config.local.datastore.database).await?;
     two_ends(config, visible, ends).await?;
@@ -83,6 +85,7 @@ pub async fn check(config: &Config, ends: &Ends) -> Result<Facts, PassError> {
         server_started: row.get(3),
         database_bytes,
         packages,
+        chosen: mode::choose(config, cluster_id, local, peer).await?,
     })
 }
 

@@ -11,6 +11,8 @@ mod gate;
 mod guard;
 mod inventory;
 mod look;
+mod meeting;
+mod mode;
 mod pass;
 mod replacements;
 mod retry;
@@ -26,8 +28,9 @@ pub use courier::{Courier, Delivery};
 pub use error::{PassError, Policy};
 pub use inventory::{Inventory, InventoryError, UNSOUND};
 pub use look::{Look, Server, look};
+pub use mode::{Chosen, choose, names};
 pub use pass::{
-    Ends, Options, Outcome, Report, may_work, mend, recovery_point, sync, unavailable,
+    Ends, Options, Outcome, Report, existing_id, may_work, mend, recovery_point, sync, unavailable,
     unavailable_here,
 };
 pub use retry::retry_unavailable;

@@ -292,6 +292,7 @@ impl<'a> Duties<'a> {
             lock: Some(self.tenure.lock),
             throttle: Some(self.desk.throttle.clone()),
             baseline: self.rows_differ,
+            spool: None,
         };
         let progress = self.desk.progress();
         let report = tokio::select! {

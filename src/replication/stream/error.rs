@@ -50,6 +50,19 @@ impl Gap {
         )
     }
 
+    /// The failure, if it is one; else the gap, which only a baseline closes.
+    pub fn failure(self) -> Result<PassError, Gap> {
+        match self {
+            Gap::Failed(error) => Ok(error),
+            Gap::Waited(error) => Ok(match Arc::try_unwrap(error) {
+                Ok(error) => error,
+                Err(shared) => PassError::Waited(shared),
+            }),
+            Gap::Spool(error) => Ok(PassError::Spool(error)),
+            gap => Err(gap),
+        }
+    }
+
     /// A statement that a table of ours refuses for what is in it is a difference; one that is not answered is a failure.
     pub fn statement(table: &str, error: DatastoreError) -> Gap {
         if error.fault == DatastoreFault::Statement {

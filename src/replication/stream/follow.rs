@@ -45,7 +45,6 @@ pub struct Follow<'a> {
     /// Ends when everything before it is applied.
     pub until: Option<Lsn>,
     pub told: Arc<dyn Told>,
-    pub careful: bool,
     pub spool: PathBuf,
     pub clock: Clock,
 }
@@ -58,8 +57,17 @@ pub struct Followed {
     pub shrinkage: Shrinkage,
 }
 
+/// Follows until the end that is wanted, or until it cannot go on.
+pub async fn follow(follow: &Follow<'_>) -> Result<Followed, Gap> {
+    match follow.run(false).await {
+        // Which transaction the fuse means is found by taking them one by one.
+        Err(Gap::Careful) => follow.run(true).await,
+        ended => ended,
+    }
+}
+
 impl Follow<'_> {
-    pub async fn run(&self) -> Result<Followed, Gap> {
+    async fn run(&self, careful: bool) -> Result<Followed, Gap> {
         let local = &self.config.local.datastore;
         let session = Applying::open(local, self.database)
             .await
@@ -113,7 +121,7 @@ impl Follow<'_> {
             told: self.told.as_ref(),
             point,
             durable,
-            careful: self.careful,
+            careful,
             reached: Lsn(0),
             token: self.lock.token,
         };

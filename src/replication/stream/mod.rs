@@ -23,7 +23,7 @@ use std::time::Duration;
 
 pub use apply::Point;
 pub use error::Gap;
-pub use follow::{Follow, Followed};
+pub use follow::{Follow, Followed, follow};
 pub use question::{Seen, ask, schema};
 
 /// What is ours on the primary.
