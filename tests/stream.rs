@@ -2,8 +2,9 @@
 
 mod support;
 
-use support::packages::{self, delete_package, demote, promote};
-use support::{Factory, Postgres, Result, Site, Spec, content, site};
+use support::packages::{delete_package, promote};
+use support::service::SOON;
+use support::{Factory, Postgres, Result, Service, Site, Spec, content, wait_until};
 
 async fn streaming(name: &str) -> Result<Site> {
     let site = Site::builder(name)
@@ -43,5 +44,44 @@ async fn what_is_committed_after_the_copy_comes_through_the_slot() -> Result<()>
     let second = site.warm_spare(&["sync", "--json"]).await.ok().json();
     assert_eq!(second["outcome"], "followed", "{second:#}");
     assert_eq!(content(&site.primary).await?, content(&site.spare).await?);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_running_service_follows_every_commit() -> Result<()> {
+    let site = streaming("stream_service").await?;
+    let mut factory = Factory::seeded();
+    let made = factory.fill(&site.primary, 10).await?;
+    prepare(&site).await?;
+    let service = Service::start(&site, "[replication]\npublication = \"pre\"");
+    service
+        .until("following by the stream", |status| {
+            status["state"] == "following" && status["replication"]["mode"] == "stream" && status["lag"]["bytes"] == 0
+        })
+        .await;
+    for number in 0..20 {
+        let spec = Spec::new("core", "later", &format!("1.0.{number}"));
+        factory.package(&site.primary, spec).await?;
+    }
+    promote(&site.primary, &made[2], "stable").await?;
+    delete_package(&site.primary, &made[3]).await?;
+    arrived(&site).await?;
+    let status = service.status().await?;
+    println!("{status:#}");
+    println!("{}", service.running.stderr().join("\n"));
+    service.stop().await.ok();
+    Ok(())
+}
+
+/// Waits until the spare has all that the primary has.
+async fn arrived(site: &Site) -> Result<()> {
+    let expected = content(&site.primary).await?;
+    wait_until("the rows arrive", SOON, || async {
+        match content(&site.spare).await? == expected {
+            true => Ok(()),
+            false => Err("other rows".into()),
+        }
+    })
+    .await;
     Ok(())
 }

@@ -128,6 +128,26 @@ impl State {
         Ok(())
     }
 
+    /// The same for what rows of `visible` name and no row of `wanted` does: working tables of this session.
+    pub async fn retire_vanished(&self) -> Result<(), StateError> {
+        let sql = "INSERT INTO retirement (key, checksum) SELECT v.key, v.checksum FROM visible v \
+                   WHERE NOT EXISTS (SELECT 1 FROM wanted w WHERE w.key = v.key AND w.checksum = v.checksum) \
+                   ON CONFLICT (key, checksum) DO UPDATE SET since = now()";
+        self.session()
+            .execute("remembering artifacts that go", sql, &[])
+            .await?;
+        Ok(())
+    }
+
+    /// Of an object that is deleted nothing is known any more.
+    pub async fn forget_artifact(&self, key: &str) -> Result<(), StateError> {
+        let sql = "DELETE FROM artifact WHERE key = $1";
+        self.session()
+            .execute("forgetting an artifact", sql, &[&key])
+            .await?;
+        Ok(())
+    }
+
     /// Those that are older than `age`, the oldest first.
     pub async fn retirements(
         &self,

@@ -22,6 +22,7 @@ use crate::killpoint;
 use crate::observe::Phase;
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
+use std::sync::Arc;
 use tempfile::TempDir;
 use tokio_postgres::error::SqlState;
 
@@ -33,7 +34,7 @@ pub struct Baseline<'a> {
     /// Bytes (key and checksum) that are recorded as unavailable in it.
     pub known_unavailable: HashSet<(String, String)>,
     /// Where the stream is laid down that does not fit into memory.
-    pub spool: &'a Path,
+    pub spool: Arc<Path>,
 }
 
 /// What a finished baseline did.
@@ -351,6 +352,8 @@ impl Baseline<'_> {
         if !staged.is_empty() {
             replacements::carry_out(staged, state, courier, None, Some(&step)).await?;
         }
+        // Recorded although the switch may not come about: what a row still names is not deleted.
+        state.retire_vanished().await?;
         self.work.progress.begin(Phase::Switch, 0);
         let generation = self.facts.visible.then(|| {
             let visible = &config.local.datastore.database;

@@ -141,7 +141,7 @@ impl Baseline<'_> {
                 incoming: true,
                 until: Some(seen.wal),
                 told: Arc::new(Unheard),
-                spool: self.spool.to_path_buf(),
+                spool: self.spool.clone(),
                 clock,
             };
             let mut followed = stream::follow(&follow).await.map_err(not_met)?;

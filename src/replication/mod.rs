@@ -15,6 +15,7 @@ mod meeting;
 mod mode;
 mod pass;
 mod replacements;
+mod retention;
 mod retry;
 pub mod stream;
 mod switch;
@@ -30,8 +31,9 @@ pub use inventory::{Inventory, InventoryError, UNSOUND};
 pub use look::{Look, Server, look};
 pub use mode::{Chosen, choose, names};
 pub use pass::{
-    Ends, Options, Outcome, Report, existing_id, may_work, mend, recovery_point, sync, unavailable,
+    Ends, Options, Outcome, Report, existing_id, may_work, mend, recovery_point, stands_at, sync, unavailable,
     unavailable_here,
 };
+pub use retention::{Swept, sweep};
 pub use retry::retry_unavailable;
 pub use tables::{Table, tables};

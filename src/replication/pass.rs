@@ -9,6 +9,7 @@ use super::fuse::Shrinkage;
 use super::gate::{Work, record_unavailable};
 use super::guard::guarded;
 use super::inventory::{Inventory, InventoryError, UNSOUND};
+use super::mode::Chosen;
 use super::stream::{self, Follow, Unheard};
 use super::{look, mode, replacements, switch};
 use crate::cluster::{
@@ -18,7 +19,7 @@ use crate::cluster::{
 use crate::config::{Config, Role};
 use crate::observe::{Clock, Phase, Progress};
 use std::collections::HashSet;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 
 /// Below this many artifacts left, the snapshot is taken; the rest is copied while it stands.
@@ -35,7 +36,7 @@ pub struct Options {
     /// What transfers are held to, where the caller may change it meanwhile; else as configured.
     pub throttle: Option<Throttle>,
     /// Where the stream is laid down that does not fit into memory; None: among the temporary files.
-    pub spool: Option<PathBuf>,
+    pub spool: Option<Arc<Path>>,
 }
 
 #[derive(Debug)]
@@ -48,6 +49,7 @@ pub struct Report {
     pub unavailable: Vec<(String, String)>,
     pub undone: usize,
     pub fence_reset: bool,
+    pub chosen: Chosen,
 }
 
 #[derive(Debug)]
@@ -133,7 +135,7 @@ pub async fn sync(
         work: &work,
         facts: &facts,
         mended,
-        spool: options.spool.clone().unwrap_or_else(std::env::temp_dir),
+        spool: options.spool.clone().unwrap_or_else(|| Arc::from(std::env::temp_dir())),
     }
     .run(options, !recorded)
     .await
@@ -345,6 +347,31 @@ async fn reached(config: &Config) -> Result<Option<Lsn>, PassError> {
     }
 }
 
+/// Where the visible database stands: at the point that was copied, or further on, where the stream has brought it.
+pub async fn stands_at(config: &Config, copied: CopiedPoint) -> Result<CopiedPoint, PassError> {
+    let local = &config.local.datastore;
+    if copied.slot.is_empty() {
+        return Ok(copied);
+    }
+    let session = match LocalSession::open(local, &local.database).await {
+        Ok(session) => session,
+        Err(error) if error.fault == DatastoreFault::NoDatabase => return Ok(copied),
+        Err(error) => return Err(error.into()),
+    };
+    if recovery_point(&session).await?.is_none() {
+        return Ok(copied);
+    }
+    let sql = "SELECT lsn::text, commit_time FROM warm_spare.recovery_point";
+    let row = session
+        .query_one("reading the recovery point", sql, &[])
+        .await?;
+    Ok(CopiedPoint {
+        lsn: row.get(0),
+        commit_time: row.get(1),
+        ..copied
+    })
+}
+
 /// The LSN that a database says it stands at; None: it is none of ours.
 pub async fn recovery_point(session: &LocalSession) -> Result<Option<String>, PassError> {
     let sql = "SELECT to_regclass('warm_spare.recovery_point') IS NOT NULL";
@@ -365,7 +392,7 @@ struct Pass<'a> {
     work: &'a Work<'a>,
     facts: &'a Facts,
     mended: Mended,
-    spool: PathBuf,
+    spool: Arc<Path>,
 }
 
 impl Pass<'_> {
@@ -407,7 +434,7 @@ impl Pass<'_> {
             facts: self.facts,
             visible_rows,
             known_unavailable,
-            spool: &self.spool,
+            spool: self.spool.clone(),
         }
         .run(incoming)
         .await?;
@@ -577,6 +604,7 @@ impl Pass<'_> {
             unavailable: unavailable(&session).await?,
             undone: self.mended.undone,
             fence_reset: self.mended.fence_reset,
+            chosen: self.facts.chosen.clone(),
         })
     }
 }

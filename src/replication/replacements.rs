@@ -36,6 +36,12 @@ pub async fn carry_out(
             place(courier, state, &swap.key, &format!("{RETIRED}{old}"), old).await?;
         }
     }
+    let laid_aside: Vec<(String, &str)> = planned
+        .iter()
+        .filter(|replacement| !replacement.old_checksum.is_empty())
+        .map(|replacement| (replacement.key.clone(), replacement.old_checksum.as_str()))
+        .collect();
+    state.retire(&laid_aside).await?;
     state.plan_replacements(&planned).await?;
     killpoint::reach("swap.journalled");
     for swap in swaps {

@@ -1,5 +1,6 @@
 //! What the holder of the lock does: looks, passes, retries and verifications, each when it is due.
 
+mod following;
 mod interrupts;
 mod verification;
 
@@ -108,6 +109,16 @@ impl<'a> Duties<'a> {
             }
             let rules = Rules::of(&config);
             self.show_pause(&config, &rules);
+            if self.follows(&config) {
+                if let Err(error) = self.follow(&config).await {
+                    if ends_tenure(&error) {
+                        return error;
+                    }
+                    self.failed_in_pass = true;
+                    self.fail(&error);
+                }
+                continue;
+            }
             let now = self.desk.now();
             self.plan.mind_the_clock(now);
             let due = self.plan.next(&rules, now);
@@ -292,7 +303,7 @@ impl<'a> Duties<'a> {
             lock: Some(self.tenure.lock),
             throttle: Some(self.desk.throttle.clone()),
             baseline: self.rows_differ,
-            spool: None,
+            spool: Some(self.tenure.data.clone()),
         };
         let progress = self.desk.progress();
         let report = tokio::select! {
@@ -329,6 +340,7 @@ impl<'a> Duties<'a> {
         begun: Instant,
     ) -> Result<(), PassError> {
         let now = self.desk.now();
+        self.show_mode(report.chosen.stream.is_some(), &report.chosen.reason);
         if let Outcome::Copied(copied) = &report.outcome {
             log::info!(
                 "copied: {} packages at {}, {} artifacts brought",

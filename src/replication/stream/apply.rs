@@ -2,7 +2,6 @@
 //! point in the same transaction.
 
 use super::super::artifacts::Swap;
-use super::super::error::PassError;
 use super::ahead::{Ahead, Info, key, named};
 use super::changes::{Change, Changes, Effects, Named};
 use super::error::Gap;

@@ -2,7 +2,8 @@
 //! every ten seconds.
 
 use super::super::courier::Courier;
-use super::super::error::PassError;
+use super::super::error::{PassError, Policy};
+use super::super::retention::{Swept, sweep};
 use super::super::fuse::Shrinkage;
 use super::super::artifacts::Swap;
 use super::ahead::{Ahead, Lookahead};
@@ -21,13 +22,15 @@ use crate::cluster::{
 use crate::config::Config;
 use crate::observe::Clock;
 use std::collections::VecDeque;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 const QUESTION: Duration = Duration::from_secs(10);
+/// The shortest and the longest pause between two looks for artifacts that may go.
+const SWEEP: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(600));
 /// Answers that wait for the spare to come so far.
 const MOST_PENDING: usize = 360;
 
@@ -45,7 +48,7 @@ pub struct Follow<'a> {
     /// Ends when everything before it is applied.
     pub until: Option<Lsn>,
     pub told: Arc<dyn Told>,
-    pub spool: PathBuf,
+    pub spool: Arc<Path>,
     pub clock: Clock,
 }
 
@@ -104,7 +107,7 @@ impl Follow<'_> {
         let (sender, receiver) = spool(memory, disk, &self.spool);
         let (durable, durable_seen) = watch::channel(point.lsn);
         let (advance, mut advance_seen) = watch::channel(Lsn(0));
-        let ahead = Ahead::default();
+        let (ahead, sweeping) = (Ahead::default(), gate.clone());
         let pump = Pump {
             stream,
             spool: sender,
@@ -136,6 +139,7 @@ impl Follow<'_> {
                 _ => Gap::Decoding("the task that reads the stream ended".into()),
             }),
             gap = self.keep_asking(seen, advance, durable_seen) => Err(gap),
+            error = self.keep_sweeping(&sweeping) => Err(error.into()),
         };
         let point = ended?;
         Ok(Followed {
@@ -143,6 +147,29 @@ impl Follow<'_> {
             swaps: std::mem::take(&mut applier.settling.swaps),
             shrinkage: std::mem::take(&mut applier.settling.shrinkage),
         })
+    }
+
+    /// Only a spare deletes, and only what Builder's own database and the kept ones do not name.
+    async fn keep_sweeping(&self, gate: &Gate) -> PassError {
+        if self.incoming {
+            return std::future::pending().await;
+        }
+        let pause = (self.config.replication.artifact_retention / 4).clamp(SWEEP.0, SWEEP.1);
+        loop {
+            tokio::time::sleep(pause).await;
+            let local = &self.courier.local;
+            let claim = |key: &str| gate.claim(key);
+            match sweep(self.config, self.state, local, claim).await {
+                Ok(Swept { deleted: 0, .. }) => {}
+                Ok(swept) => log::info!(
+                    "local: {} artifacts deleted whose packages went long ago",
+                    swept.deleted
+                ),
+                // Deleting is never urgent.
+                Err(error) if error.policy() == Policy::Retry => log::debug!("{error}"),
+                Err(error) => return error,
+            }
+        }
     }
 
     async fn ask(&self) -> Result<Seen, PassError> {

@@ -17,7 +17,8 @@ pub mod spool;
 mod target;
 
 use super::error::PassError;
-use crate::cluster::Confirmation;
+use crate::cluster::{Confirmation, WalSession, quote_literal};
+use crate::config::Datastore;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,6 +33,32 @@ pub struct Names {
     pub slot: String,
     pub publication: String,
 }
+
+/// What nobody reads must hold nothing. The slot need not be there.
+pub async fn drop_slot(peer: &Datastore, slot: &str) -> Result<(), PassError> {
+    let mut session = WalSession::open(peer).await?;
+    let name = quote_literal(slot);
+    let there = format!("FROM pg_replication_slots WHERE slot_name = {name}");
+    for _ in 0..DROP_TRIES {
+        let doing = "dropping our slot";
+        let sql = format!("SELECT pg_drop_replication_slot(slot_name) {there} AND NOT active");
+        session.query(doing, &sql).await?;
+        let sql = format!("SELECT 1 {there}");
+        if session.query(doing, &sql).await?.is_empty() {
+            return Ok(());
+        }
+        // Whoever read it has just gone, and the server is about to notice.
+        tokio::time::sleep(DROP_PAUSE).await;
+    }
+    Err(PassError::Unfit {
+        check: "slot_active",
+        text: format!("slot {slot} on the primary is being read by another session"),
+        next_step: "stop whoever reads it".into(),
+    })
+}
+
+const DROP_TRIES: u32 = 50;
+const DROP_PAUSE: Duration = Duration::from_millis(100);
 
 /// A transaction of ours that was committed.
 #[derive(Debug, Clone, Copy)]
