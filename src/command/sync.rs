@@ -64,12 +64,11 @@ async fn persist(
 fn print(config: &Config, report: &Report) {
     let point = match &report.outcome {
         Outcome::Copied(copied) => {
-            let rows: u64 = copied.contents.values().map(|content| content.rows()).sum();
             say!(
                 "Copied {} ({} in {}).",
                 show::count(report.packages, "package"),
-                show::count(rows, "row"),
-                show::count(copied.contents.len() as u64, "table")
+                show::count(copied.rows, "row"),
+                show::count(copied.tables, "table")
             );
             &copied.point
         }
@@ -162,8 +161,8 @@ fn document(report: &Report) -> serde_json::Value {
         "outcome": outcome,
         "recovery_point": point_document(point),
         "packages": report.packages,
-        "rows": copied.map(|c| c.contents.values().map(|content| content.rows()).sum::<u64>()),
-        "tables": copied.map(|c| c.contents.len()),
+        "rows": copied.map(|c| c.rows),
+        "tables": copied.map(|c| c.tables),
         "generation": copied.and_then(|c| c.generation.clone()),
         "dropped_generations": copied.map(|c| c.dropped.clone()).unwrap_or_default(),
         "vanished_packages": copied.map(|c| c.vanished),

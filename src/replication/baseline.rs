@@ -41,7 +41,8 @@ pub struct Baseline<'a> {
 #[derive(Debug)]
 pub struct Copied {
     pub point: CopiedPoint,
-    pub contents: BTreeMap<String, ContentHash>,
+    pub rows: u64,
+    pub tables: u64,
     pub artifacts: Round,
     pub generation: Option<String>,
     pub vanished: u64,
@@ -143,6 +144,10 @@ impl Baseline<'_> {
         }
         inside.long("collecting statistics", "ANALYZE").await?;
 
+        let (rows, number) = (
+            contents.values().map(ContentHash::rows).sum(),
+            contents.len() as u64,
+        );
         let (mut gated, mut shrinkage, unsound) = self.remaining_artifacts(&inside).await?;
         self.record_inside(&inside, &point, &gated.round, &unsound)
             .await?;
@@ -156,6 +161,8 @@ impl Baseline<'_> {
         drop(inside);
         let approved = self.work.judge(shrinkage.clone()).await?;
         let filled = Filled {
+            rows,
+            tables: number,
             point,
             contents,
             round: gated.round,
@@ -363,7 +370,7 @@ impl Baseline<'_> {
             )
         });
         let vanished = filled.shrinkage.packages.len() as u64;
-        let rows = filled.contents.values().map(ContentHash::rows).sum::<u64>();
+        let rows = filled.rows;
         let arrival = Arrival {
             incoming: &incoming.name,
             generation: generation.clone(),
@@ -387,8 +394,9 @@ impl Baseline<'_> {
         switched?;
         Ok(Copied {
             dropped: self.tidy().await,
+            rows: filled.rows,
             point: filled.point,
-            contents: filled.contents,
+            tables: filled.tables,
             artifacts: filled.round,
             generation,
             vanished,
@@ -411,6 +419,9 @@ impl Baseline<'_> {
 
 /// A database that is ready to become the visible one.
 struct Filled {
+    /// Copied from the snapshot.
+    rows: u64,
+    tables: u64,
     point: CopiedPoint,
     contents: BTreeMap<String, ContentHash>,
     round: Round,

@@ -2,6 +2,7 @@
 
 mod artifacts;
 mod baseline;
+mod both_sides;
 mod checks;
 mod content;
 mod courier;
@@ -23,6 +24,7 @@ mod tables;
 
 pub use artifacts::{RETIRED, Round, STAGED, Unavailable};
 pub use baseline::Copied;
+pub use both_sides::compare_both;
 pub use checks::{Facts, check, has_database};
 pub use content::ContentHash;
 pub use courier::{Courier, Delivery};
