@@ -3,6 +3,7 @@
 //! Nothing above this room knows MinIO or PostgreSQL's wire by name. The peer is read-only by type:
 //! [`PeerSession`] has no way to write, and its transactions are read-only for the server too.
 
+mod applying;
 mod clients;
 mod datastore;
 mod fence;
@@ -15,7 +16,9 @@ mod store;
 mod store_error;
 mod throttle;
 mod tls;
+mod walsender;
 
+pub use applying::{Applying, TextValue};
 pub use clients::{ClientPrograms, ProgramError, find_clients};
 pub use datastore::{DatastoreError, DatastoreFault};
 pub use fence::{FenceError, end_sessions, is_fenced, prove_fence, raise_fence, set_fence};
@@ -34,6 +37,7 @@ pub use state::{
 pub use store::{Completion, Download, Listed, LocalStore, Store, Stored, Upload};
 pub use store_error::{StoreError, StoreFault};
 pub use throttle::{ByteBudget, Throttle};
+pub use walsender::{Arrived, NewSlot, TextRows, WalSession, WalStream};
 
 use std::fmt;
 

@@ -56,7 +56,11 @@ impl Session {
         }
     }
 
-    async fn within<T>(
+    pub(super) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    pub(super) async fn within<T>(
         &self,
         doing: &str,
         call: impl Future<Output = Result<T, tokio_postgres::Error>>,
@@ -181,6 +185,10 @@ impl PeerSession {
 pub struct Snapshot(String);
 
 impl Snapshot {
+    pub(super) fn named(name: String) -> Self {
+        Snapshot(name)
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }
