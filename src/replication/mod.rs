@@ -3,6 +3,7 @@
 mod artifacts;
 mod baseline;
 mod checks;
+mod choice;
 mod content;
 mod courier;
 mod error;
@@ -21,6 +22,7 @@ mod tables;
 pub use artifacts::{RETIRED, Round, STAGED, Unavailable};
 pub use baseline::Copied;
 pub use checks::{Facts, check, has_database};
+pub use choice::{Because, Choice, choose, is_extendable};
 pub use content::ContentHash;
 pub use courier::{Courier, Delivery};
 pub use error::{PassError, Policy};
