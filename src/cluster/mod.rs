@@ -10,6 +10,7 @@ mod fence;
 mod history;
 mod identity;
 mod lsn;
+pub mod preparation;
 mod session;
 mod state;
 mod store;

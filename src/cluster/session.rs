@@ -26,7 +26,7 @@ pub struct Session {
 }
 
 impl Session {
-    async fn open(
+    pub(super) async fn open(
         side: Side,
         to: &Datastore,
         database: &str,
@@ -89,7 +89,7 @@ impl Session {
         self.within(doing, self.client.query_one(sql, params)).await
     }
 
-    async fn batch(&self, doing: &str, sql: &str) -> Result<(), DatastoreError> {
+    pub(super) async fn batch(&self, doing: &str, sql: &str) -> Result<(), DatastoreError> {
         self.within(doing, self.client.batch_execute(sql)).await
     }
 
