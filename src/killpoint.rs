@@ -40,10 +40,8 @@ pub fn reach(point: &'static str) {
     });
     let Some((name, count)) = wanted else { return };
     if name == point && SEEN.fetch_add(1, Ordering::Relaxed) + 1 == *count {
-        let _ = rustix::process::kill_process(
-            rustix::process::getpid(),
-            rustix::process::Signal::KILL,
-        );
+        let _ =
+            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
         // The signal may take a moment, and nothing may happen in it.
         loop {
             std::thread::park();

@@ -18,10 +18,15 @@ async fn streaming(name: &str) -> Result<Site> {
 /// What an operator's `warm-spare prepare` makes.
 async fn prepare(site: &Site) -> Result<()> {
     let client = site.primary.conn().await?;
+    client
+        .batch_execute("ALTER SYSTEM SET wal_level = 'logical'")
+        .await?;
     let spare = site.spare.pg.conn("postgres").await?;
     let _ = spare;
     for table in ["origin_members", "audit_package", "audit_package_group"] {
-        client.batch_execute(&format!("ALTER TABLE {table} REPLICA IDENTITY FULL")).await?;
+        client
+            .batch_execute(&format!("ALTER TABLE {table} REPLICA IDENTITY FULL"))
+            .await?;
     }
     client.batch_execute("DO $$ DECLARE t text; BEGIN SELECT string_agg(format('%I.%I', schemaname, tablename), ', ') INTO t FROM pg_tables WHERE schemaname='public'; EXECUTE 'CREATE PUBLICATION pre FOR TABLE ' || t; END $$").await?;
     site.write_config("[replication]\npublication = \"pre\"");
@@ -56,7 +61,9 @@ async fn a_running_service_follows_every_commit() -> Result<()> {
     let service = Service::start(&site, "[replication]\npublication = \"pre\"");
     service
         .until("following by the stream", |status| {
-            status["state"] == "following" && status["replication"]["mode"] == "stream" && status["lag"]["bytes"] == 0
+            status["state"] == "following"
+                && status["replication"]["mode"] == "stream"
+                && status["lag"]["bytes"] == 0
         })
         .await;
     for number in 0..20 {

@@ -33,8 +33,8 @@ pub use session::{
 };
 pub use state::DATABASE as STATE_DATABASE;
 pub use state::{
-    Artifact, ClusterRecord, CopiedPoint, Generation, Lock, State, StateError,
-    TableContent, record_artifacts,
+    Artifact, ClusterRecord, CopiedPoint, Generation, Lock, State, StateError, TableContent,
+    record_artifacts,
 };
 pub use store::{Completion, Download, Listed, LocalStore, Store, Stored, Upload};
 pub use store_error::{StoreError, StoreFault};

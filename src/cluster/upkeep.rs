@@ -66,6 +66,15 @@ impl State {
         Ok(())
     }
 
+    /// No stream goes on from here any more: what is visible stands at `lsn`, and the next copy is a whole one.
+    pub async fn leave_stream(&self, lsn: &str) -> Result<(), StateError> {
+        let sql = "UPDATE copied SET slot = '', transactions = '', lsn = $1";
+        self.session()
+            .execute("remembering that no slot is ours", sql, &[&lsn])
+            .await?;
+        Ok(())
+    }
+
     /// Packages and artifacts that vanished within the window before now.
     pub async fn vanished_lately(&self, window: Duration) -> Result<(u64, u64), StateError> {
         let sql = "SELECT coalesce(sum(packages), 0)::int8, coalesce(sum(artifacts), 0)::int8 FROM vanished \
@@ -119,11 +128,7 @@ impl State {
         let sql = "INSERT INTO retirement (key, checksum) SELECT * FROM unnest($1::text[], $2::text[]) \
                    ON CONFLICT (key, checksum) DO UPDATE SET since = now()";
         self.session()
-            .execute(
-                "remembering artifacts that go",
-                sql,
-                &[&keys, &checksums],
-            )
+            .execute("remembering artifacts that go", sql, &[&keys, &checksums])
             .await?;
         Ok(())
     }

@@ -310,10 +310,8 @@ impl Wire {
                     if !plain {
                         return Err(bad("offers no SCRAM-SHA-256"));
                     }
-                    let begun = sasl::ScramSha256::new(
-                        &password()?,
-                        sasl::ChannelBinding::unsupported(),
-                    );
+                    let begun =
+                        sasl::ScramSha256::new(&password()?, sasl::ChannelBinding::unsupported());
                     frontend::sasl_initial_response(
                         sasl::SCRAM_SHA_256,
                         begun.message(),
@@ -372,8 +370,7 @@ impl Wire {
             match self.message().await? {
                 backend::Message::ErrorResponse(body) => return Err(refused(&body)),
                 backend::Message::ReadyForQuery(_) => {
-                    let error =
-                        io::Error::new(io::ErrorKind::InvalidData, "no stream was begun");
+                    let error = io::Error::new(io::ErrorKind::InvalidData, "no stream was begun");
                     return Err(error.into());
                 }
                 _ => {}

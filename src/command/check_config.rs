@@ -2,7 +2,7 @@
 
 use super::{exit, show};
 use crate::config::{Config, Side};
-use crate::replication::{Ends, Facts, PassError, check, may_work, existing_id};
+use crate::replication::{Ends, Facts, PassError, check, existing_id, may_work};
 use bytesize::ByteSize;
 use serde_json::json;
 use std::path::Path;

@@ -167,6 +167,8 @@ pub enum HoldReason {
     Config,
     LocalUnreachable,
     PeerUnreachable,
+    /// The stream is demanded, and what it needs is not there.
+    NotPrepared,
     Paused,
     Fuse,
     Conflict,
@@ -181,11 +183,12 @@ pub enum HoldReason {
 }
 
 impl HoldReason {
-    pub const ALL: [HoldReason; 14] = [
+    pub const ALL: [HoldReason; 15] = [
         HoldReason::RoleUnset,
         HoldReason::Config,
         HoldReason::LocalUnreachable,
         HoldReason::PeerUnreachable,
+        HoldReason::NotPrepared,
         HoldReason::Paused,
         HoldReason::Fuse,
         HoldReason::Conflict,
@@ -204,6 +207,7 @@ impl HoldReason {
             HoldReason::Config => "config",
             HoldReason::LocalUnreachable => "local_unreachable",
             HoldReason::PeerUnreachable => "peer_unreachable",
+            HoldReason::NotPrepared => "not_prepared",
             HoldReason::Paused => "paused",
             HoldReason::Fuse => "fuse",
             HoldReason::Conflict => "conflict",

@@ -186,7 +186,12 @@ mod tests {
             let key = object_key(&ident, &target);
             assert_eq!(package_of_key(&key), Some((ident, target)));
         }
-        for none in ["", "a/b/c", "a/b/c/d/x86_64/linux/other.hart", ".warm-spare/staged/1"] {
+        for none in [
+            "",
+            "a/b/c",
+            "a/b/c/d/x86_64/linux/other.hart",
+            ".warm-spare/staged/1",
+        ] {
             assert_eq!(package_of_key(none), None, "{none}");
         }
     }

@@ -10,8 +10,8 @@ use super::error::PassError;
 use super::fuse::Shrinkage;
 use super::gate::{Gated, Work, record_unavailable};
 use super::inventory::UNSOUND;
-use super::switch::{self, Arrival, Properties};
 use super::meeting::BeginningSlot;
+use super::switch::{self, Arrival, Properties};
 use super::{guard, replacements, stream, tables};
 use crate::cluster::{
     CopiedPoint, DatastoreFault, LocalSession, PeerSession, Snapshot, StateError, quote_ident,

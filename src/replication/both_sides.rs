@@ -27,7 +27,8 @@ pub struct Compared {
 
 /// Reads the rows of every table on both sides. The spare must be following, or the primary at rest.
 pub async fn compare_both(config: &Config, step: Option<&Step>) -> Result<Compared, PassError> {
-    let local = LocalSession::open(&config.local.datastore, &config.local.datastore.database).await?;
+    let local =
+        LocalSession::open(&config.local.datastore, &config.local.datastore.database).await?;
     let mut compared = Compared::default();
     for table in tables(&local).await? {
         let (ours, theirs) = read(config, &table, step, ContentHash::default, |hash, row| {
@@ -47,7 +48,11 @@ pub async fn compare_both(config: &Config, step: Option<&Step>) -> Result<Compar
         let second = difference(config, &table).await?;
         let stays = first
             .iter()
-            .filter(|(row, number)| second.get(*row).is_some_and(|n| n.signum() == number.signum()))
+            .filter(|(row, number)| {
+                second
+                    .get(*row)
+                    .is_some_and(|n| n.signum() == number.signum())
+            })
             .map(|(_, number)| number.unsigned_abs())
             .sum();
         if stays > 0 {
@@ -69,11 +74,17 @@ type RowHash = [u8; 16];
 
 /// Rows that one side has more often than the other: positive ones are the primary's.
 async fn difference(config: &Config, table: &Table) -> Result<HashMap<RowHash, i64>, PassError> {
-    let (ours, theirs) = read(config, table, None, HashMap::<RowHash, i64>::new, |rows, row| {
-        let hash = blake2b_simd::Params::new().hash_length(16).hash(row);
-        let hash: RowHash = hash.as_bytes().try_into().unwrap_or_default();
-        *rows.entry(hash).or_default() += 1;
-    })
+    let (ours, theirs) = read(
+        config,
+        table,
+        None,
+        HashMap::<RowHash, i64>::new,
+        |rows, row| {
+            let hash = blake2b_simd::Params::new().hash_length(16).hash(row);
+            let hash: RowHash = hash.as_bytes().try_into().unwrap_or_default();
+            *rows.entry(hash).or_default() += 1;
+        },
+    )
     .await?;
     let mut difference = theirs;
     for (row, number) in ours {
@@ -91,7 +102,8 @@ async fn read<T>(
     empty: impl Fn() -> T,
     add: impl Fn(&mut T, &[u8]),
 ) -> Result<(T, T), PassError> {
-    let local = LocalSession::open(&config.local.datastore, &config.local.datastore.database).await?;
+    let local =
+        LocalSession::open(&config.local.datastore, &config.local.datastore.database).await?;
     let ours = rows(&local, table, step, empty(), &add);
     // Its reading holds a lock like any other, so it gives way like any other.
     let theirs = guarded(&config.peer.datastore, async {
@@ -123,12 +135,16 @@ async fn rows<T>(
 async fn come_past(config: &Config, local: &LocalSession) -> Result<(), PassError> {
     let peer = PeerSession::open(&config.peer.datastore).await?;
     let sql = "SELECT pg_current_wal_lsn()::text";
-    let row = peer.query_one("asking how far it has written", sql, &[]).await?;
+    let row = peer
+        .query_one("asking how far it has written", sql, &[])
+        .await?;
     drop(peer);
     let wanted: Lsn = row.get::<_, String>(0).parse().unwrap_or_default();
     let begun = Instant::now();
     loop {
-        let stands: Option<Lsn> = recovery_point(local).await?.and_then(|lsn| lsn.parse().ok());
+        let stands: Option<Lsn> = recovery_point(local)
+            .await?
+            .and_then(|lsn| lsn.parse().ok());
         if stands.is_some_and(|lsn| lsn >= wanted) {
             return Ok(());
         }
@@ -138,7 +154,8 @@ async fn come_past(config: &Config, local: &LocalSession) -> Result<(), PassErro
                 text: format!(
                     "the rows differ from the primary's, and the spare does not come past {wanted}, where the primary stands: whether they differ for that reason alone cannot be told"
                 ),
-                next_step: "let the service follow, or run `warm-spare sync`, and verify again".into(),
+                next_step: "let the service follow, or run `warm-spare sync`, and verify again"
+                    .into(),
             });
         }
         tokio::time::sleep(PAUSE).await;

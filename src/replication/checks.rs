@@ -85,7 +85,7 @@ pub async fn check(config: &Config, ends: &Ends, cluster_id: &str) -> Result<Fac
         server_started: row.get(3),
         database_bytes,
         packages,
-        chosen: mode::choose(config, cluster_id, local, peer).await?,
+        chosen: mode::decide(config, cluster_id, local, peer).await?,
     })
 }
 

@@ -53,8 +53,12 @@ pub enum PassError {
     )]
     InTheWay { pid: i32 },
     /// A slot begins where no transaction is under way that writes.
-    #[error("a slot could not be made within {seconds} s: {waits_for}")]
-    Busy { seconds: u64, waits_for: String },
+    #[error("peer: {what} within {seconds} s: {waits_for}")]
+    Busy {
+        what: String,
+        seconds: u64,
+        waits_for: String,
+    },
     /// A migration while the stream was applied into the incoming database, as a rule.
     #[error("the stream did not join the copy: {text}")]
     NotMet { text: String },
@@ -127,9 +131,7 @@ impl PassError {
             }
             PassError::Fence(_) => "end what keeps it open, then run it again".into(),
             PassError::Scratch { .. } => "make room, or set TMPDIR to a directory with room".into(),
-            PassError::Rewritten { .. }
-            | PassError::InTheWay { .. }
-            | PassError::NotMet { .. } => {
+            PassError::Rewritten { .. } | PassError::InTheWay { .. } | PassError::NotMet { .. } => {
                 "run it again when the migration on the primary is over".into()
             }
             PassError::Busy { .. } => {

@@ -6,7 +6,9 @@ use super::artifacts::Round;
 use super::baseline::Baseline;
 use super::error::PassError;
 use super::fuse::Shrinkage;
-use super::stream::{self, Follow, Followed, Gap, Names, Unheard};
+use super::mode;
+use super::stream::{self, Follow, Followed, Gap, Unheard};
+use crate::cluster::preparation::Names;
 use crate::cluster::{
     CopiedPoint, DatastoreFault, LocalSession, Lsn, NewSlot, PeerSession, Snapshot, WalSession,
     quote_literal,
@@ -28,8 +30,6 @@ pub struct BeginningSlot {
     temporary: String,
     new: NewSlot,
     names: Names,
-    /// Made by a database administrator: there already, and never dropped by us.
-    given: bool,
 }
 
 impl BeginningSlot {
@@ -49,7 +49,8 @@ impl BeginningSlot {
     async fn keep(&mut self) -> Result<(), PassError> {
         let slot = quote_literal(&self.names.slot);
         killpoint::reach("slot.before_copy");
-        if self.given {
+        // Made by a database administrator: there already, and never dropped by us.
+        if self.names.slot_is_premade {
             return Ok(());
         }
         let drop = format!(
@@ -77,6 +78,7 @@ impl Baseline<'_> {
         self.work.progress.begin(Phase::Snapshot, 0);
         let config = self.work.config;
         let peer = &config.peer.datastore;
+        mode::extend(peer, &self.facts.chosen.extension).await?;
         let mut session = WalSession::open(peer).await?;
         let temporary = format!("{}_{}", names.slot, self.work.lock.token);
         let made = session.temporary_slot(&temporary, PATIENCE).await;
@@ -93,7 +95,6 @@ impl Baseline<'_> {
             temporary,
             new,
             names,
-            given: config.replication.slot.is_some(),
         }))
     }
 
@@ -108,6 +109,7 @@ impl Baseline<'_> {
         let rows = session.query("looking whom a slot waits for", sql, &[]);
         let waits_for: String = rows.await.ok()?.first()?.get(0);
         Some(PassError::Busy {
+            what: "a slot could not be made".into(),
             seconds: PATIENCE.as_secs(),
             waits_for,
         })

@@ -33,10 +33,10 @@ pub use courier::{Courier, Delivery};
 pub use error::{PassError, Policy};
 pub use inventory::{Inventory, InventoryError, UNSOUND};
 pub use look::{Look, Server, look};
-pub use mode::{Chosen, choose, names};
+pub use mode::{Chosen, decide};
 pub use pass::{
-    Ends, Options, Outcome, Report, existing_id, may_work, mend, recovery_point, stands_at, sync, unavailable,
-    unavailable_here,
+    Ends, Options, Outcome, Report, existing_id, may_work, mend, recovery_point, stands_at, sync,
+    unavailable, unavailable_here,
 };
 pub use retention::{Swept, sweep};
 pub use retry::retry_unavailable;

@@ -13,8 +13,8 @@ use super::mode::Chosen;
 use super::stream::{self, Follow, Unheard};
 use super::{look, mode, replacements, switch};
 use crate::cluster::{
-    ByteBudget, CopiedPoint, DatastoreFault, LocalSession, LocalStore, Lock, Lsn, PeerSession, Side,
-    State, Store, Throttle, is_fenced, prove_fence, raise_fence,
+    ByteBudget, CopiedPoint, DatastoreFault, LocalSession, LocalStore, Lock, Lsn, PeerSession,
+    Side, State, Store, Throttle, is_fenced, prove_fence, raise_fence,
 };
 use crate::config::{Config, Role};
 use crate::observe::{Clock, Phase, Progress};
@@ -110,7 +110,7 @@ pub async fn sync(
     };
     if cluster_id.is_empty() {
         let id = state.cluster().await?.id;
-        facts.chosen = mode::choose(config, &id, &ends.local, &ends.peer).await?;
+        facts.chosen = mode::decide(config, &id, &ends.local, &ends.peer).await?;
     }
     let configured = || Throttle::new(config.replication.bandwidth_limit);
     let courier = Courier {
@@ -135,7 +135,10 @@ pub async fn sync(
         work: &work,
         facts: &facts,
         mended,
-        spool: options.spool.clone().unwrap_or_else(|| Arc::from(std::env::temp_dir())),
+        spool: options
+            .spool
+            .clone()
+            .unwrap_or_else(|| Arc::from(std::env::temp_dir())),
     }
     .run(options, !recorded)
     .await
@@ -409,7 +412,9 @@ impl Pass<'_> {
         if !options.baseline
             && let Some(point) = self.followed(&visible).await?
         {
-            return self.report(Outcome::Followed(point), Round::default()).await;
+            return self
+                .report(Outcome::Followed(point), Round::default())
+                .await;
         }
         inventory.load_present(&self.work.courier.local).await?;
         if !options.baseline

@@ -69,10 +69,12 @@ pub async fn undo(
     reached: Option<Lsn>,
 ) -> Result<usize, PassError> {
     let mut begun = state.replacements().await?;
-    begun.retain(|replacement| match (replacement.lsn.parse::<Lsn>(), reached) {
-        (Ok(end), Some(reached)) => end > reached,
-        _ => true,
-    });
+    begun.retain(
+        |replacement| match (replacement.lsn.parse::<Lsn>(), reached) {
+            (Ok(end), Some(reached)) => end > reached,
+            _ => true,
+        },
+    );
     for replacement in &begun {
         let Ok(old) = Checksum::from_str(&replacement.old_checksum) else {
             // Nothing lay there before.

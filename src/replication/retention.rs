@@ -77,7 +77,10 @@ async fn named(databases: &[LocalSession], gone: &Retirement) -> Result<Vec<Stri
         let rows = database
             .query("looking who names an artifact", sql, &[&ident, &target])
             .await?;
-        checksums.extend(rows.iter().filter_map(|row| row.get::<_, Option<String>>(0)));
+        checksums.extend(
+            rows.iter()
+                .filter_map(|row| row.get::<_, Option<String>>(0)),
+        );
     }
     Ok(checksums)
 }

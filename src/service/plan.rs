@@ -8,6 +8,8 @@ const LONGEST_WAIT: TimeDelta = TimeDelta::minutes(21);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {
+    /// Apply what comes, for as long as it goes.
+    Follow,
     /// Ask the primary whether it has committed anything.
     Look,
     Pass,

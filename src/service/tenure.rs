@@ -138,11 +138,7 @@ async fn serve(desk: &Desk, tenure: &Tenure, configs: &Configs) -> End {
 }
 
 /// Reads what is on record, and takes the lock if there is something to be done.
-async fn begin(
-    desk: &Desk,
-    config: &Arc<Config>,
-    data: &Arc<Path>,
-) -> Result<Begun, PassError> {
+async fn begin(desk: &Desk, config: &Arc<Config>, data: &Arc<Path>) -> Result<Begun, PassError> {
     let local = &config.local.datastore;
     let found = cluster::State::open_existing(local).await?;
     let role = match &found {

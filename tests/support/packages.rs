@@ -771,7 +771,10 @@ pub async fn content(cluster: &Cluster) -> Result<Vec<String>> {
         let name: String = table.get(0);
         let rows = format!("SELECT t::text FROM {name} t ORDER BY 1");
         let rows = client.query(&rows, &[]).await?;
-        lines.extend(rows.iter().map(|row| format!("{name}: {}", row.get::<_, String>(0))));
+        lines.extend(
+            rows.iter()
+                .map(|row| format!("{name}: {}", row.get::<_, String>(0))),
+        );
     }
     Ok(lines)
 }

@@ -100,7 +100,9 @@ impl Applier<'_> {
                     // One that is not transactional; nobody waits for one here.
                     Message::Logical(_) => {}
                     other => {
-                        return Err(Gap::Decoding(format!("outside of a transaction: {other:?}")));
+                        return Err(Gap::Decoding(format!(
+                            "outside of a transaction: {other:?}"
+                        )));
                     }
                 },
             }
@@ -218,7 +220,9 @@ impl Applier<'_> {
             return Ok(());
         };
         let named = named(row, columns);
-        group.wants.push(self.gate.want(&named, key(row, &target.keys)));
+        group
+            .wants
+            .push(self.gate.want(&named, key(row, &target.keys)));
         if !self.gate.has_room() {
             let outcomes = self.wait(&group.wants).await?;
             self.gate.forget(&group.wants);
@@ -300,7 +304,9 @@ impl Applier<'_> {
             return Err(StateError::Superseded.into());
         }
         killpoint::reach("apply.before_commit");
-        session.batch("committing what was applied", "COMMIT").await?;
+        session
+            .batch("committing what was applied", "COMMIT")
+            .await?;
         killpoint::reach("apply.after_commit");
         self.point = point;
         let _ = self.durable.send(point.lsn);

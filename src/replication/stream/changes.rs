@@ -88,7 +88,9 @@ impl Changes {
     pub fn target(&self, relation: u32) -> Result<Arc<Target>, Gap> {
         let known = self.targets.get(&relation).cloned();
         known.ok_or_else(|| {
-            Gap::Decoding(format!("a row of relation {relation}, which was not described"))
+            Gap::Decoding(format!(
+                "a row of relation {relation}, which was not described"
+            ))
         })
     }
 
@@ -110,7 +112,9 @@ impl Changes {
             let target = self.target(*relation)?;
             if let Some(sql) = target.packages() {
                 let rows = self.session.query("reading what goes", &sql, &[]).await?;
-                self.effects.removed.extend(rows.iter().map(|row| named(row, 0)));
+                self.effects
+                    .removed
+                    .extend(rows.iter().map(|row| named(row, 0)));
             }
             names.push(target.quoted().to_string());
         }

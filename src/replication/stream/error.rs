@@ -20,7 +20,9 @@ pub enum Gap {
     Careful,
     #[error("the tables' form differs: {0}")]
     Schema(String),
-    #[error("{doing} in {table} changed {changed} rows of the spare where the primary changed others")]
+    #[error(
+        "{doing} in {table} changed {changed} rows of the spare where the primary changed others"
+    )]
     Row {
         table: String,
         doing: &'static str,
@@ -34,7 +36,9 @@ pub enum Gap {
     #[error("the stream cannot be read: {0}")]
     Decoding(String),
     /// The gentler bound than the server's own: the log held for us is given up, and copied anew.
-    #[error("slot holds {held} bytes of write-ahead log on the primary, more than replication.wal_hold_limit = {limit}")]
+    #[error(
+        "slot holds {held} bytes of write-ahead log on the primary, more than replication.wal_hold_limit = {limit}"
+    )]
     Held { held: u64, limit: u64 },
     /// What the slot gives does not join what is here.
     #[error("the stream does not join: {0}")]

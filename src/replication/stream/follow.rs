@@ -1,11 +1,12 @@
 //! One run of following: the checks before the stream is asked for, the task that reads it, the applier, and the question
 //! every ten seconds.
 
+use super::super::artifacts::Swap;
 use super::super::courier::Courier;
 use super::super::error::{PassError, Policy};
-use super::super::retention::{Swept, sweep};
 use super::super::fuse::Shrinkage;
-use super::super::artifacts::Swap;
+use super::super::retention::{Swept, sweep};
+use super::Told;
 use super::ahead::{Ahead, Lookahead};
 use super::apply::{Applier, Point};
 use super::changes::Changes;
@@ -15,7 +16,7 @@ use super::pump::Pump;
 use super::question::{self, Seen};
 use super::settle::Settling;
 use super::spool::spool;
-use super::{Names, Told};
+use crate::cluster::preparation::Names;
 use crate::cluster::{
     Applying, Confirmation, CopiedPoint, LocalSession, Lock, Lsn, State, StateError, WalSession,
 };
@@ -196,7 +197,9 @@ impl Follow<'_> {
         };
         let lsn: String = row.get(0);
         Ok(Point {
-            lsn: lsn.parse().map_err(|_| Gap::Broken(format!("the recovery point is {lsn}")))?,
+            lsn: lsn
+                .parse()
+                .map_err(|_| Gap::Broken(format!("the recovery point is {lsn}")))?,
             commit_time: row.get(1),
         })
     }

@@ -281,7 +281,11 @@ impl Gate {
     }
 
     fn begin(&self, id: WantId) {
-        let item = self.table().wants.get(&id).and_then(|want| want.item.clone());
+        let item = self
+            .table()
+            .wants
+            .get(&id)
+            .and_then(|want| want.item.clone());
         let Some(item) = item else { return };
         let shared = self.shared.clone();
         let mut jobs = self.jobs.lock().expect("no holder panics");
@@ -361,7 +365,9 @@ impl Shared {
                 () = tokio::time::sleep(pause) => {}
                 () = changed => {}
             }
-            pause = (pause * 2).min(LONGEST_PAUSE).min(self.grace.max(LEAST_PAUSE));
+            pause = (pause * 2)
+                .min(LONGEST_PAUSE)
+                .min(self.grace.max(LEAST_PAUSE));
         }
     }
 
@@ -392,7 +398,8 @@ impl Shared {
     /// What is known of the key: in our bucket, in our records, and in the rows that Builder sees.
     async fn look(&self, item: &Item) -> Result<Todo, PassError> {
         let doing = "looking for an artifact";
-        let recorded = "SELECT checksum, bytes, etag FROM artifact WHERE key = $1 AND state = 'good'";
+        let recorded =
+            "SELECT checksum, bytes, etag FROM artifact WHERE key = $1 AND state = 'good'";
         let named = "SELECT checksum FROM public.origin_packages WHERE ident = $1 AND target = $2";
         let (key, package): ([&(dyn ToSql + Sync); 1], [&(dyn ToSql + Sync); 2]) =
             ([&item.key], [&item.ident, &item.target]);
@@ -409,7 +416,8 @@ impl Shared {
         let (present, recorded, named) = (present?, recorded?, named?);
         let known = recorded.first().and_then(|row| {
             let same = present.as_ref().is_some_and(|stored| {
-                stored.bytes as i64 == row.get::<_, i64>(1) && stored.etag == row.get::<_, String>(2)
+                stored.bytes as i64 == row.get::<_, i64>(1)
+                    && stored.etag == row.get::<_, String>(2)
             });
             same.then(|| Checksum::from_str(&row.get::<_, String>(0)).ok())?
         });

@@ -27,13 +27,6 @@ pub use error::Gap;
 pub use follow::{Follow, Followed, follow};
 pub use question::{Seen, ask, schema};
 
-/// What is ours on the primary.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Names {
-    pub slot: String,
-    pub publication: String,
-}
-
 /// What nobody reads must hold nothing. The slot need not be there.
 pub async fn drop_slot(peer: &Datastore, slot: &str) -> Result<(), PassError> {
     let mut session = WalSession::open(peer).await?;

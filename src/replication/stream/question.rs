@@ -121,7 +121,11 @@ pub async fn ask(
     let peer = PeerSession::open(&config.peer.datastore).await?;
     let asked = clock.now();
     let row = peer
-        .query_one("asking how the primary stands", QUESTION, &[&slot, &publication])
+        .query_one(
+            "asking how the primary stands",
+            QUESTION,
+            &[&slot, &publication],
+        )
         .await?;
     let answered = clock.now();
     let between = asked + (answered - asked) / 2;
@@ -162,7 +166,12 @@ pub async fn ask(
 
 /// Why the stream would not join what is here. A server asked for a position that its slot is past gives what it has, and
 /// says nothing of what it left out.
-pub fn joins(seen: &Seen, recorded: &CopiedPoint, point: Lsn, database: &str) -> Result<(), String> {
+pub fn joins(
+    seen: &Seen,
+    recorded: &CopiedPoint,
+    point: Lsn,
+    database: &str,
+) -> Result<(), String> {
     if seen.system_id != recorded.system_id {
         return Err(format!(
             "the peer is another server (system id {} instead of {})",

@@ -73,11 +73,7 @@ impl<'a> Settling<'a> {
     }
 
     /// Lets the open transaction pass, or not; writes what must stand beside its rows.
-    pub async fn judge(
-        &mut self,
-        session: &LocalSession,
-        verdict: Verdict<'_>,
-    ) -> Result<(), Gap> {
+    pub async fn judge(&mut self, session: &LocalSession, verdict: Verdict<'_>) -> Result<(), Gap> {
         let before = self.packages;
         let newly: Vec<String> = verdict
             .outcomes
@@ -147,11 +143,16 @@ impl<'a> Settling<'a> {
         let gone = keys(verdict.removed);
         if self.lacks() && (!gone.is_empty() || !verdict.here.is_empty()) {
             let sql = "DELETE FROM warm_spare.unavailable WHERE key = ANY ($1)";
-            let over: Vec<&str> = gone.iter().chain(verdict.here).map(String::as_str).collect();
+            let over: Vec<&str> = gone
+                .iter()
+                .chain(verdict.here)
+                .map(String::as_str)
+                .collect();
             session
                 .execute("forgetting what is not lacking any more", sql, &[&over])
                 .await?;
-            self.lacking.retain(|(key, _)| !over.contains(&key.as_str()));
+            self.lacking
+                .retain(|(key, _)| !over.contains(&key.as_str()));
         }
         let sql = "INSERT INTO warm_spare.unavailable (key, checksum, reason) VALUES ($1, $2, $3) \
                    ON CONFLICT (key) DO UPDATE SET checksum = excluded.checksum, reason = excluded.reason";

@@ -172,7 +172,9 @@ impl Target {
 
     /// Its packages, before all of them go.
     pub fn packages(&self) -> Option<String> {
-        let names = self.package?.map(|column| self.columns[column].quoted.as_str());
+        let names = self
+            .package?
+            .map(|column| self.columns[column].quoted.as_str());
         Some(format!("SELECT {} FROM {}", names.join(", "), self.quoted))
     }
 
@@ -213,7 +215,10 @@ impl Target {
                     true => "true".to_string(),
                     false => terms.join(" AND "),
                 };
-                format!("ctid = (SELECT ctid FROM {} WHERE {all} LIMIT 1)", self.quoted)
+                format!(
+                    "ctid = (SELECT ctid FROM {} WHERE {all} LIMIT 1)",
+                    self.quoted
+                )
             }
         }
     }
@@ -224,7 +229,9 @@ impl Target {
 pub enum Found {
     ByKey,
     /// By all its values, for its table has no key. Which of them are NULL.
-    ByRow { nulls: Vec<bool> },
+    ByRow {
+        nulls: Vec<bool>,
+    },
 }
 
 fn same_type(column: &Column, ours: (u32, i32), own: &(String, String), types: &Types) -> bool {
@@ -236,7 +243,11 @@ fn same_type(column: &Column, ours: (u32, i32), own: &(String, String), types: &
         _ if column.type_oid < FIRST_OWN => column.type_oid == oid,
         // The stream names a domain by its base type.
         Some((schema, name)) => {
-            let schema = if schema.is_empty() { "pg_catalog" } else { schema };
+            let schema = if schema.is_empty() {
+                "pg_catalog"
+            } else {
+                schema
+            };
             (schema, name.as_str()) == (own.0.as_str(), own.1.as_str())
         }
         None => false,

@@ -1,16 +1,19 @@
 //! Following: the stream for as long as it goes, and beside it what else is due.
 
 use super::super::desk::Desk;
-use super::super::plan::{Next, Rules};
 use super::super::next;
+use super::super::plan::{Next, Rules};
 use super::Duties;
 use super::interrupts::another_stream;
 use super::verification::finished;
-use crate::cluster::{ByteBudget, Confirmation, LocalStore, Lsn, Side, State, Store};
+use crate::cluster::preparation::Names;
+use crate::cluster::{
+    ByteBudget, Confirmation, LocalSession, LocalStore, Lsn, PeerSession, Side, State, Store,
+};
 use crate::config::{Config, Mode};
 use crate::observe::{Held, Mode as Shown};
 use crate::replication::stream::{self, Applied, Follow, Followed, Gap, Seen, Told};
-use crate::replication::{Courier, PassError, names};
+use crate::replication::{Chosen, Courier, PassError, decide};
 use chrono::TimeDelta;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -108,14 +111,16 @@ impl Duties<'_> {
         let slot = self
             .desk
             .read(|state| state.point.as_ref().is_some_and(|p| !p.slot.is_empty()));
-        slot && config.replication.mode != Mode::Snapshot
-            && !self.plan.repair
+        slot && !self.plan.repair
             && !self.rows_differ
             && !Rules::of(config).is_paused(now)
             && self.plan.not_before.is_none_or(|earliest| earliest <= now)
     }
 
     pub(super) async fn follow(&mut self, config: &Arc<Config>) -> Result<(), PassError> {
+        if config.replication.mode == Mode::Snapshot || !self.choose(config).await? {
+            return self.leave_stream(config).await;
+        }
         let Some(recorded) = self.point() else {
             return Ok(());
         };
@@ -139,7 +144,7 @@ impl Duties<'_> {
             state: &state,
             lock: tenure.lock,
             courier: &courier,
-            names: names(config, &cluster.id),
+            names: Names::of(&cluster.id, &config.replication),
             recorded,
             database: &config.local.datastore.database,
             incoming: false,
@@ -186,9 +191,66 @@ impl Duties<'_> {
         }
     }
 
+    /// Whether the stream is the way to go, as both sides stand now.
+    pub(super) async fn choose(&self, config: &Config) -> Result<bool, PassError> {
+        let id = self.desk.read(|state| state.cluster_id.clone());
+        let local = LocalSession::open(&config.local.datastore, "postgres").await?;
+        let peer = PeerSession::open(&config.peer.datastore).await?;
+        let chosen = decide(config, &id.unwrap_or_default(), &local, &peer).await?;
+        self.show_mode(&chosen);
+        Ok(chosen.stream.is_some())
+    }
+
+    pub(super) fn show_mode(&self, chosen: &Chosen) {
+        self.desk.update(|state| {
+            state.mode = Some(Shown {
+                stream: chosen.stream.is_some(),
+                reason: chosen.reason.clone(),
+            });
+            state.ours = Some(chosen.ours.clone());
+            state.orphans = Some(chosen.orphans.clone());
+        });
+    }
+
+    /// From now on whole copies are made, and the primary need hold nothing for us.
+    pub(super) async fn leave_stream(&mut self, config: &Config) -> Result<(), PassError> {
+        self.drop_slot(config).await;
+        let lsn = self
+            .desk
+            .read(|state| Some(state.point.as_ref()?.lsn.clone()));
+        let lsn = lsn.unwrap_or_default();
+        self.tenure.state.leave_stream(&lsn).await?;
+        self.desk.note("mode", "whole copies are made from now on");
+        self.desk.update(|state| state.held = None);
+        super::super::tenure::recall(self.desk, config, &self.tenure.state).await
+    }
+
+    /// While nothing is followed, nobody else looks how much is held for us.
+    pub(super) async fn look_at_slot(&mut self, config: &Config) -> Result<(), PassError> {
+        let id = self.desk.read(|state| state.cluster_id.clone());
+        let names = Names::of(&id.unwrap_or_default(), &config.replication);
+        let clock = self.desk.clock.clone();
+        let seen = stream::ask(config, &names.slot, &names.publication, &clock).await?;
+        let held = seen.slot.as_ref().map(|slot| Held {
+            bytes: slot.held_bytes,
+            bound: seen.wal_bound,
+        });
+        self.desk.update(|state| state.held = held);
+        if held.is_some_and(|held| held.bytes > config.replication.wal_hold_limit) {
+            log::warn!(
+                "peer: our slot holds more than replication.wal_hold_limit; it is given up, and a new baseline follows"
+            );
+            self.drop_slot(config).await;
+        }
+        Ok(())
+    }
+
     /// What nobody reads must hold nothing. Not being able to say so is no failure of ours: the server has its own bound.
     pub(super) async fn drop_slot(&self, config: &Config) {
-        let Some(slot) = self.desk.read(|state| Some(state.point.as_ref()?.slot.clone())) else {
+        let Some(slot) = self
+            .desk
+            .read(|state| Some(state.point.as_ref()?.slot.clone()))
+        else {
             return;
         };
         if slot.is_empty() || config.replication.slot.is_some() {
@@ -201,11 +263,7 @@ impl Duties<'_> {
     }
 
     /// What is due beside the stream. Ends when another configuration asks for another stream.
-    async fn chores(
-        &mut self,
-        config: &Arc<Config>,
-        ear: &Ear,
-    ) -> Result<&'static str, PassError> {
+    async fn chores(&mut self, config: &Arc<Config>, ear: &Ear) -> Result<&'static str, PassError> {
         let mut confirmations = ear.confirmed.subscribe();
         let mut rules = Rules::of(config);
         loop {
@@ -223,7 +281,7 @@ impl Duties<'_> {
                     continue;
                 }
                 Next::Sleep(until) => until,
-                Next::Look | Next::Pass => now + TimeDelta::seconds(1),
+                Next::Look | Next::Pass | Next::Follow => now + TimeDelta::seconds(1),
             };
             let clock = self.desk.clock.clone();
             let until = self.verify_again.map_or(until, |again| again.min(until));
@@ -251,7 +309,10 @@ impl Duties<'_> {
                     }
                 }
             }
-            if self.verify_again.is_some_and(|again| again <= self.desk.now()) {
+            if self
+                .verify_again
+                .is_some_and(|again| again <= self.desk.now())
+            {
                 self.verify_again = None;
                 self.plan.verified = chrono::DateTime::UNIX_EPOCH;
             }
@@ -263,15 +324,6 @@ impl Duties<'_> {
         self.plan.not_before = None;
         self.plan.waiting = None;
         self.settled();
-        self.desk.update(|state| {
-            state.mode = Some(Shown {
-                stream: true,
-                reason: state.mode.take().map_or_else(
-                    || "the copy was made for it".to_string(),
-                    |mode| mode.reason,
-                ),
-            });
-        });
     }
 
     /// What the primary lacks, as it stands beside the rows.
@@ -288,7 +340,11 @@ impl Duties<'_> {
 
     async fn confirm_at(&mut self, confirmation: Confirmation) -> Result<(), PassError> {
         let sound = self.desk.read(|state| {
-            let bucket = state.local.s3.as_ref().is_none_or(|reach| reach.error.is_none());
+            let bucket = state
+                .local
+                .s3
+                .as_ref()
+                .is_none_or(|reach| reach.error.is_none());
             bucket && state.local.fenced != Some(false)
         });
         if sound {
@@ -300,15 +356,5 @@ impl Duties<'_> {
             });
         }
         Ok(())
-    }
-
-    /// Shows which way is gone, and why.
-    pub(super) fn show_mode(&self, stream: bool, reason: &str) {
-        self.desk.update(|state| {
-            state.mode = Some(Shown {
-                stream,
-                reason: reason.to_string(),
-            });
-        });
     }
 }
