@@ -13,11 +13,13 @@ mod guard;
 mod inventory;
 mod look;
 mod pass;
+mod preparation;
 mod replacements;
 mod retry;
 pub mod stream;
 mod switch;
 mod tables;
+mod traces;
 
 pub use artifacts::{RETIRED, Round, STAGED, Unavailable};
 pub use baseline::Copied;
@@ -32,5 +34,7 @@ pub use pass::{
     Ends, Options, Outcome, Report, may_work, mend, recovery_point, sync, unavailable,
     unavailable_here,
 };
+pub use preparation::{PATIENCE, Prepare, Release, prepare, release};
 pub use retry::retry_unavailable;
 pub use tables::{Table, tables};
+pub use traces::{Traces, lift_the_fence, remove_traces, script as traces_script};
