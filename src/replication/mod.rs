@@ -16,12 +16,14 @@ mod look;
 mod meeting;
 mod mode;
 mod pass;
+mod preparation;
 mod replacements;
 mod retention;
 mod retry;
 pub mod stream;
 mod switch;
 mod tables;
+mod traces;
 
 pub use artifacts::{RETIRED, Round, STAGED, Unavailable};
 pub use baseline::Copied;
@@ -38,6 +40,8 @@ pub use pass::{
     Ends, Options, Outcome, Report, existing_id, may_work, mend, recovery_point, stands_at, sync,
     unavailable, unavailable_here,
 };
+pub use preparation::{PATIENCE, Prepare, Release, prepare, release};
 pub use retention::{Swept, sweep};
 pub use retry::retry_unavailable;
 pub use tables::{Table, tables};
+pub use traces::{Traces, lift_the_fence, remove_traces, script as traces_script};
