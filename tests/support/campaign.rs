@@ -23,7 +23,7 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// So many faults, then the spare must come level.
 const LEVEL_EVERY: usize = 10;
 /// For coming level after faults: the service's own pauses after failures lie within.
-const LEVEL_LIMIT: Duration = Duration::from_secs(240);
+const LEVEL_LIMIT: Duration = Duration::from_secs(40);
 /// After a fault is undone, for the service to say something new.
 const NEWS: Duration = Duration::from_millis(1500);
 
@@ -197,10 +197,9 @@ async fn play(
         // Each fault has numbers of its own, so that the next one does not depend on how far this one came.
         let mut own = StdRng::from_rng(&mut rng);
         let started = Instant::now();
-        let befell = stage
-            .strike(fault, &mut own)
-            .await
-            .map_err(|error| format!("{fault:?} could not be struck: {error}"))?;
+        let striking = in_time(stage.strike(fault, &mut own)).await;
+        let befell =
+            striking.map_err(|error| format!("{fault:?} could not be struck: {error}"))?;
         if !befell {
             summary.skipped += 1;
             continue;
@@ -214,10 +213,11 @@ async fn play(
         seen.push(line.clone());
         let before = status(stage).await;
         stage.last(fault, &mut own).await;
-        let within = look(stage, oracle, summary).await?;
-        stage.undo(fault).await?;
+        let within = in_time(look(stage, oracle, summary)).await?;
+        let undoing = in_time(stage.undo(fault)).await;
+        undoing.map_err(|error| format!("{fault:?} could not be undone: {error}"))?;
         news(stage, before).await;
-        let after = look(stage, oracle, summary).await?;
+        let after = in_time(look(stage, oracle, summary)).await?;
         let mut told = format!("{line}: {within}, then {after}, {:.1?}", started.elapsed());
         if summary.faults.is_multiple_of(LEVEL_EVERY) {
             let took = come_level(stage, oracle, summary).await?;
@@ -230,6 +230,14 @@ async fn play(
     }
     come_level(stage, oracle, summary).await?;
     in_the_end(stage, oracle).await
+}
+
+/// Nothing here may take longer, on however busy a machine.
+async fn in_time<T>(doing: impl Future<Output = Result<T>>) -> Result<T> {
+    match tokio::time::timeout(LEVEL_LIMIT, doing).await {
+        Ok(done) => done,
+        Err(_) => Err(format!("not done after {LEVEL_LIMIT:?}").into()),
+    }
 }
 
 /// One look at everything that must hold at any moment.

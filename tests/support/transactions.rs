@@ -4,9 +4,11 @@
 
 use std::sync::Arc;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
-use rand::{Rng, SeedableRng};
+use rand::{Rng, RngCore, SeedableRng};
 use tokio_postgres::Client;
 
 use super::packages::{self, Names, account, blake2b, object_key, put};
@@ -458,7 +460,10 @@ impl Hand {
         client.execute(statement, &[&origin, &value]).await?;
         let key = "INSERT INTO origin_public_keys (owner_id, name, revision, full_name, body, origin)
                    VALUES (NULL, $1, NULL, $2, $3, $1)";
-        client.execute(key, &[&origin, &full_name, &value]).await?;
+        let mut public = [0; 32];
+        self.rng.fill_bytes(&mut public);
+        let body = format!("SIG-PUB-1\n{full_name}\n\n{}", BASE64.encode(public));
+        client.execute(key, &[&origin, &full_name, &body]).await?;
         self.commit(client, &format!("secrets of {origin}")).await
     }
 
