@@ -197,6 +197,7 @@ async fn play(
         // Each fault has numbers of its own, so that the next one does not depend on how far this one came.
         let mut own = StdRng::from_rng(&mut rng);
         let started = Instant::now();
+        let before = status(stage).await;
         let striking = in_time(stage.strike(fault, &mut own)).await;
         let befell =
             striking.map_err(|error| format!("{fault:?} could not be struck: {error}"))?;
@@ -211,7 +212,6 @@ async fn play(
         }
         let line = format!("{:4} seed {} {fault:?}", summary.faults, plan.seed);
         seen.push(line.clone());
-        let before = status(stage).await;
         stage.last(fault, &mut own).await;
         let within = in_time(look(stage, oracle, summary)).await?;
         let undoing = in_time(stage.undo(fault)).await;

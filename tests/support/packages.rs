@@ -202,6 +202,8 @@ pub fn object_key(ident: &str, target: &str) -> String {
 
 pub struct Factory {
     pub seed: u64,
+    /// Of the origins' keys: all who sign for one site must have the same.
+    key_seed: u64,
     rng: StdRng,
     /// Seconds since 1970; the next release.
     clock: i64,
@@ -215,12 +217,19 @@ impl Factory {
     pub fn new(seed: u64) -> Self {
         Self {
             seed,
+            key_seed: seed,
             rng: StdRng::seed_from_u64(seed),
             clock: 1_704_067_200,
             keys: HashMap::new(),
             made: Vec::new(),
             text: plan_lines(seed),
         }
+    }
+
+    /// Signing as another one does.
+    pub fn with_keys_of(mut self, seed: u64) -> Self {
+        self.key_seed = seed;
+        self
     }
 
     /// With the seed of this run.
@@ -475,7 +484,7 @@ impl Factory {
 
     fn signing_key(&mut self, origin: &str) -> SigningKey {
         let mut seed = blake2b();
-        seed.update(&self.seed.to_le_bytes())
+        seed.update(&self.key_seed.to_le_bytes())
             .update(origin.as_bytes());
         let make =
             || SigningKey::from_bytes(seed.finalize().as_bytes().try_into().expect("32 bytes"));

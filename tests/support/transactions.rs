@@ -112,22 +112,16 @@ pub struct Hand {
 }
 
 impl Hand {
-    /// `first`: what its numbered names begin with, so that a second workload of the same site makes none again.
-    pub fn new(
-        number: usize,
-        seed: u64,
-        first: u64,
-        cluster: &Cluster,
-        history: &Arc<History>,
-    ) -> Self {
+    pub fn new(number: usize, seed: u64, cluster: &Cluster, history: &Arc<History>) -> Self {
+        let keys = seed;
         let seed = seed.wrapping_mul(1_000_003).wrapping_add(number as u64);
         Self {
             name: format!("w{number}"),
             cluster: cluster.clone(),
             history: history.clone(),
-            factory: Factory::new(seed),
+            factory: Factory::new(seed).with_keys_of(keys),
             rng: StdRng::seed_from_u64(seed ^ 0x68_616e_64),
-            count: first,
+            count: 0,
         }
     }
 

@@ -82,7 +82,7 @@ impl Workload {
         let (wish, _) = watch::channel(Wish::Work);
         let hands = (0..hands)
             .map(|number| {
-                let hand = Hand::new(number, seed, 0, &site.primary, history);
+                let hand = Hand::new(number, seed, &site.primary, history);
                 tokio::spawn(work(hand, shared.clone(), wish.subscribe()))
             })
             .collect();
