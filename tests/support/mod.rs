@@ -3,18 +3,27 @@
 //! Used by the tests (`mod support;`), by `examples/demo.rs` and by the benchmarks (`#[path]`).
 #![allow(dead_code, unused_imports)] // Each test binary compiles all of it and uses a part.
 
+pub mod campaign;
+pub mod faults;
+pub mod history;
 pub mod http_fault;
 pub mod minio;
+pub mod oracle;
 pub mod packages;
 pub mod postgres;
 pub mod process;
 pub mod proxy;
 pub mod running;
 pub mod s3;
+pub mod schema_changes;
 pub mod servers;
 pub mod service;
 pub mod site;
+pub mod slots;
 pub mod tls;
+pub mod transactions;
+pub mod weather;
+pub mod workload;
 
 use std::time::Duration;
 

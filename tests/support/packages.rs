@@ -143,6 +143,14 @@ enum Content {
 }
 
 impl Package {
+    pub fn names(&self) -> Names<'_> {
+        Names {
+            origin: &self.spec.origin,
+            ident: &self.ident,
+            target: &self.target,
+        }
+    }
+
     /// The whole artifact, in memory.
     pub fn bytes(&self) -> Bytes {
         self.chunks()
@@ -194,6 +202,8 @@ pub fn object_key(ident: &str, target: &str) -> String {
 
 pub struct Factory {
     pub seed: u64,
+    /// Of the origins' keys: all who sign for one site must have the same.
+    key_seed: u64,
     rng: StdRng,
     /// Seconds since 1970; the next release.
     clock: i64,
@@ -207,12 +217,19 @@ impl Factory {
     pub fn new(seed: u64) -> Self {
         Self {
             seed,
+            key_seed: seed,
             rng: StdRng::seed_from_u64(seed),
             clock: 1_704_067_200,
             keys: HashMap::new(),
             made: Vec::new(),
             text: plan_lines(seed),
         }
+    }
+
+    /// Signing as another one does.
+    pub fn with_keys_of(mut self, seed: u64) -> Self {
+        self.key_seed = seed;
+        self
     }
 
     /// With the seed of this run.
@@ -401,6 +418,19 @@ impl Factory {
         }
         let owner = account(&client, name).await?;
         let member = account(&client, &format!("{name}-member")).await?;
+        let work = client.transaction().await?;
+        self.origin_rows(work.client(), name, owner, member).await?;
+        Ok(work.commit().await?)
+    }
+
+    /// The rows of a new origin, in the transaction that is open.
+    pub async fn origin_rows(
+        &mut self,
+        work: &Client,
+        name: &str,
+        owner: i64,
+        member: i64,
+    ) -> Result<()> {
         let full_name = format!("{name}-{BUILDER_KEY_REVISION}");
         let public = self.signing_key(name).verifying_key();
         let public = format!(
@@ -412,7 +442,6 @@ impl Factory {
         let sealed = BASE64.encode(sealed);
         let secret = format!("BOX-1\nbldr-{BUILDER_KEY_REVISION}\n\n{sealed}");
 
-        let work = client.transaction().await?;
         let one = "INSERT INTO origins (name, owner_id) VALUES ($1, $2)";
         work.execute(one, &[&name, &owner]).await?;
         let roles = "INSERT INTO origin_members (origin, account_id, member_role)
@@ -444,7 +473,7 @@ impl Factory {
         let audit = "INSERT INTO audit_origin (operation, target_object, origin, requester_id, requester_name)
                      VALUES ('origin_create', $1, $1, $2, $1)";
         work.execute(audit, &[&name, &owner]).await?;
-        Ok(work.commit().await?)
+        Ok(())
     }
 
     fn next_release(&mut self) -> String {
@@ -455,7 +484,7 @@ impl Factory {
 
     fn signing_key(&mut self, origin: &str) -> SigningKey {
         let mut seed = blake2b();
-        seed.update(&self.seed.to_le_bytes())
+        seed.update(&self.key_seed.to_le_bytes())
             .update(origin.as_bytes());
         let make =
             || SigningKey::from_bytes(seed.finalize().as_bytes().try_into().expect("32 bytes"));
@@ -580,8 +609,14 @@ pub async fn put(cluster: &Cluster, package: &Package) -> Result<()> {
 /// The package's rows alone; its origin must be there.
 pub async fn insert(cluster: &Cluster, package: &Package) -> Result<()> {
     let mut client = cluster.conn().await?;
-    let spec = &package.spec;
     let work = client.transaction().await?;
+    insert_rows(work.client(), package).await?;
+    Ok(work.commit().await?)
+}
+
+/// The same in the transaction that is open.
+pub async fn insert_rows(work: &Client, package: &Package) -> Result<()> {
+    let spec = &package.spec;
     let array: Vec<&str> = package.ident.split('/').collect();
     let row = "INSERT INTO origin_packages (owner_id, name, ident, ident_array, checksum, manifest, config, target,
                    deps, tdeps, exposes, visibility, origin)
@@ -609,40 +644,37 @@ pub async fn insert(cluster: &Cluster, package: &Package) -> Result<()> {
         )
         .await?
         .get(0);
-    enter_channel(&work, id, package, "unstable").await?;
+    enter_channel(work, id, package.names(), "unstable").await?;
     for channel in &spec.channels {
-        enter_channel(&work, id, package, channel).await?;
+        enter_channel(work, id, package.names(), channel).await?;
     }
-    Ok(work.commit().await?)
+    Ok(())
 }
 
-async fn enter_channel(
-    work: &tokio_postgres::Transaction<'_>,
-    id: i64,
-    package: &Package,
-    channel: &str,
-) -> Result<()> {
-    let origin = &package.spec.origin;
+/// By what statements name a package.
+#[derive(Debug, Clone, Copy)]
+pub struct Names<'a> {
+    pub origin: &'a str,
+    pub ident: &'a str,
+    pub target: &'a str,
+}
+
+async fn enter_channel(work: &Client, id: i64, names: Names<'_>, channel: &str) -> Result<()> {
+    let origin = names.origin;
     let make = "INSERT INTO origin_channels (owner_id, name, origin) SELECT owner_id, $2, name FROM origins
                 WHERE name = $1 ON CONFLICT DO NOTHING";
-    work.execute(make, &[origin, &channel]).await?;
+    work.execute(make, &[&origin, &channel]).await?;
     let enter = "INSERT INTO origin_channel_packages (channel_id, package_id)
                  SELECT id, $3 FROM origin_channels WHERE origin = $1 AND name = $2 ON CONFLICT DO NOTHING";
-    work.execute(enter, &[origin, &channel, &id]).await?;
-    audit(work, package, channel, "promote").await
+    work.execute(enter, &[&origin, &channel, &id]).await?;
+    audit(work, names, channel, "promote").await
 }
 
-async fn audit(
-    work: &tokio_postgres::Transaction<'_>,
-    package: &Package,
-    channel: &str,
-    operation: &str,
-) -> Result<()> {
+async fn audit(work: &Client, names: Names<'_>, channel: &str, operation: &str) -> Result<()> {
     let row = "INSERT INTO audit_package (operation, trigger, requester_id, requester_name, origin, channel, package_ident)
                SELECT $1::text::package_channel_operation, 'hab_client', owner_id, name, name, $2, $3
                FROM origins WHERE name = $4";
-    let origin = &package.spec.origin;
-    work.execute(row, &[&operation, &channel, &package.ident, origin])
+    work.execute(row, &[&operation, &channel, &names.ident, &names.origin])
         .await?;
     Ok(())
 }
@@ -651,45 +683,56 @@ async fn audit(
 pub async fn promote(cluster: &Cluster, package: &Package, channel: &str) -> Result<()> {
     let mut client = cluster.conn().await?;
     let work = client.transaction().await?;
-    let id = "SELECT id FROM origin_packages WHERE ident = $1 AND target = $2";
-    let id: i64 = work
-        .query_one(id, &[&package.ident, &package.target])
-        .await?
-        .get(0);
-    enter_channel(&work, id, package, channel).await?;
+    promote_rows(work.client(), package.names(), channel).await?;
     Ok(work.commit().await?)
+}
+
+/// The same in the transaction that is open; the package's id.
+pub async fn promote_rows(work: &Client, names: Names<'_>, channel: &str) -> Result<i64> {
+    let id = "SELECT id FROM origin_packages WHERE ident = $1 AND target = $2";
+    let row = work.query_one(id, &[&names.ident, &names.target]).await?;
+    let id: i64 = row.get(0);
+    enter_channel(work, id, names, channel).await?;
+    Ok(id)
 }
 
 pub async fn demote(cluster: &Cluster, package: &Package, channel: &str) -> Result<()> {
     let mut client = cluster.conn().await?;
     let work = client.transaction().await?;
+    demote_rows(work.client(), package.names(), channel).await?;
+    Ok(work.commit().await?)
+}
+
+/// The same in the transaction that is open.
+pub async fn demote_rows(work: &Client, names: Names<'_>, channel: &str) -> Result<()> {
     let leave = "DELETE FROM origin_channel_packages USING origin_channels c, origin_packages p
                  WHERE channel_id = c.id AND package_id = p.id AND c.origin = p.origin AND c.name = $1
                    AND p.ident = $2 AND p.target = $3";
-    work.execute(leave, &[&channel, &package.ident, &package.target])
+    work.execute(leave, &[&channel, &names.ident, &names.target])
         .await?;
-    audit(&work, package, channel, "demote").await?;
-    Ok(work.commit().await?)
+    audit(work, names, channel, "demote").await
 }
 
 /// As Builder deletes: the rows, the object, then COMMIT.
 pub async fn delete_package(cluster: &Cluster, package: &Package) -> Result<()> {
     let mut client = cluster.conn().await?;
     let work = client.transaction().await?;
-    let channels = "DELETE FROM origin_channel_packages USING origin_packages p
-                    WHERE package_id = p.id AND p.ident = $1 AND p.target = $2";
-    work.execute(channels, &[&package.ident, &package.target])
-        .await?;
-    let row = "DELETE FROM origin_packages WHERE ident = $1 AND target = $2";
-    if work
-        .execute(row, &[&package.ident, &package.target])
-        .await?
-        != 1
-    {
-        return Err(format!("{} has no row", package.ident).into());
-    }
+    delete_rows(work.client(), package.names()).await?;
     cluster.delete(&package.key).await?;
     Ok(work.commit().await?)
+}
+
+/// The package's rows, in the transaction that is open.
+pub async fn delete_rows(work: &Client, names: Names<'_>) -> Result<()> {
+    let channels = "DELETE FROM origin_channel_packages USING origin_packages p
+                    WHERE package_id = p.id AND p.ident = $1 AND p.target = $2";
+    work.execute(channels, &[&names.ident, &names.target])
+        .await?;
+    let row = "DELETE FROM origin_packages WHERE ident = $1 AND target = $2";
+    match work.execute(row, &[&names.ident, &names.target]).await? {
+        1 => Ok(()),
+        _ => Err(format!("{} has no row", names.ident).into()),
+    }
 }
 
 /// The account of this name, made when there is none.

@@ -221,6 +221,47 @@ impl Postgres {
         .await?
     }
 
+    /// A *smart* shutdown, as the Supervisor asks for it by TERM: it waits until every ordinary session has gone. How long
+    /// it took; None: it was not over in time, and was made a fast one.
+    pub async fn stop_smart(&self, limit: Duration) -> Result<Option<Duration>> {
+        let mut server = self.take();
+        let began = std::time::Instant::now();
+        server.signal(Signal::TERM);
+        tokio::task::spawn_blocking(move || {
+            if server.wait_for(limit)?.is_some() {
+                return Ok(Some(began.elapsed()));
+            }
+            server.signal(Signal::INT);
+            match server.wait_for(SERVER_DEADLINE)? {
+                Some(_) => Ok(None),
+                None => Err("PostgreSQL did not stop: some session holds it".into()),
+            }
+        })
+        .await?
+    }
+
+    /// A copy of the data directory of a stopped server, in place of an older copy.
+    pub async fn keep_data(&self) -> Result<()> {
+        self.exchange(self.data_dir(), self.dir.path().join("kept"))
+            .await
+    }
+
+    /// The stopped server's data directory becomes what `keep_data` kept.
+    pub async fn restore_data(&self) -> Result<()> {
+        self.exchange(self.dir.path().join("kept"), self.data_dir())
+            .await
+    }
+
+    async fn exchange(&self, from: PathBuf, to: PathBuf) -> Result<()> {
+        tokio::task::spawn_blocking(move || {
+            if to.exists() {
+                fs::remove_dir_all(&to)?;
+            }
+            copy_template(&from, &to)
+        })
+        .await?
+    }
+
     /// As if the machine had lost power, but for what the kernel already had.
     pub fn kill9(&self) {
         let mut server = self.take();

@@ -10,6 +10,9 @@ use tokio::sync::watch;
 
 use super::Result;
 
+/// By which every piece of up to 64 KiB is late on a slow line.
+const SLOW_PIECE: std::time::Duration = std::time::Duration::from_millis(25);
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     Pass,
@@ -17,6 +20,8 @@ pub enum Mode {
     Refuse,
     /// Everything is accepted and nothing is forwarded, on connections that exist too.
     Hold,
+    /// Every piece takes its time, in both directions.
+    Slow,
 }
 
 /// Ended when dropped.
@@ -215,6 +220,9 @@ async fn copy(
             .is_err()
         {
             return;
+        }
+        if control.borrow().mode == Mode::Slow {
+            tokio::time::sleep(SLOW_PIECE).await;
         }
         if to.write_all(&buffer[..read]).await.is_err() {
             return;

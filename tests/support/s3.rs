@@ -151,6 +151,12 @@ impl S3 {
 
     /// The keys under `prefix`, sorted.
     pub async fn list(&self, bucket: &str, prefix: &str) -> Result<Vec<String>> {
+        let listed = self.list_etags(bucket, prefix).await?;
+        Ok(listed.into_iter().map(|(key, _)| key).collect())
+    }
+
+    /// The keys under `prefix` with their ETags, sorted.
+    pub async fn list_etags(&self, bucket: &str, prefix: &str) -> Result<Vec<(String, String)>> {
         let mut pages = self
             .client
             .list_objects(bucket)?
@@ -161,7 +167,12 @@ impl S3 {
             .await;
         let mut keys = Vec::new();
         while let Some(page) = pages.next().await {
-            keys.extend(page?.contents.into_iter().map(|entry| entry.name));
+            let entries = page?.contents.into_iter();
+            // HEAD's come without the quotes.
+            keys.extend(entries.map(|entry| {
+                let etag = entry.etag.unwrap_or_default();
+                (entry.name, etag.trim_matches('"').to_string())
+            }));
         }
         keys.sort();
         Ok(keys)

@@ -22,6 +22,7 @@ pub const SCHEMA: &str = include_str!("schema.sql");
 const RUN_LIMIT: Duration = Duration::from_secs(300);
 
 /// One side: a datastore and an artifact store.
+#[derive(Clone)]
 pub struct Cluster {
     pub pg: Arc<Postgres>,
     pub database: String,
@@ -255,13 +256,24 @@ impl Site {
     }
 
     pub fn spawn_with_config(&self, config: &Path, arguments: &[&str]) -> Running {
+        self.spawn_with(config, arguments, &[])
+    }
+
+    /// With more of an environment than every run of this site has.
+    pub fn spawn_with(
+        &self,
+        config: &Path,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Running {
         let mut command = bound(&self.program);
         command
             .arg("--config")
             .arg(config)
             .args(arguments)
             .current_dir(self.dir.path())
-            .envs(self.environment.iter().map(|(name, value)| (name, value)));
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .envs(environment.iter().copied());
         Running::start(command).expect("the program starts")
     }
 }

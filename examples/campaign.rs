@@ -1,0 +1,55 @@
+//! A thousand faults and more: `scripts/campaign` builds the program and runs this.
+//!
+//! Arguments: how many faults, the first seed, the mode. One pair of clusters per `FAULTS_PER_SITE`, each with the next
+//! seed; it ends at the first violation, with everything that is needed to see it again.
+
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use support::campaign::{Plan, Summary, trial};
+
+/// Few enough that a violation is seen again in minutes.
+const FAULTS_PER_SITE: usize = 40;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    let mut number = |or: u64| match arguments.next() {
+        Some(text) => text.parse().expect("a number"),
+        None => or,
+    };
+    let (faults, first) = (number(1000) as usize, number(1));
+    let mode = arguments.next().unwrap_or_else(|| "auto".into());
+    let began = Instant::now();
+    let (mut all, mut seeds) = (Summary::default(), Vec::new());
+    let mut seed = first;
+    while all.faults < faults {
+        let mut plan = Plan::new(&mode, seed);
+        plan.faults = FAULTS_PER_SITE.min(faults - all.faults);
+        seeds.push(seed);
+        match trial(&plan).await {
+            Ok(summary) => all.add(summary),
+            Err(error) => {
+                println!("\n{error}\n");
+                println!(
+                    "VIOLATED after {} faults more, mode {mode}, seed {seed}: {}",
+                    all.faults,
+                    error.to_string().lines().next().unwrap_or_default()
+                );
+                println!("again: scripts/campaign {} {seed} {mode}", plan.faults);
+                return ExitCode::FAILURE;
+            }
+        }
+        seed += 1;
+    }
+    println!(
+        "\n{all}  mode {mode}, seeds {} to {}, {:.0?}: no invariant was violated",
+        first,
+        seeds.last().expect("there was one"),
+        began.elapsed()
+    );
+    ExitCode::SUCCESS
+}

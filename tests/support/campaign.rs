@@ -1,0 +1,363 @@
+//! Faults, one after the other, on a pair of clusters that is at work; after every one the oracle looks.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rustix::process::Signal;
+use serde_json::Value;
+
+use super::faults::{Fault, Stage};
+use super::history::History;
+use super::oracle::{self, Oracle};
+use super::proxy::Proxy;
+use super::weather::Weather;
+use super::workload::{self, Workload};
+use super::{Factory, Postgres, Result, Service, Site};
+use std::sync::Arc;
+
+const HANDS: usize = 3;
+/// Between two transactions of one hand, at most.
+const PAUSE: Duration = Duration::from_millis(250);
+/// So many faults, then the spare must come level.
+const LEVEL_EVERY: usize = 10;
+/// For coming level after faults: the service's own pauses after failures lie within.
+const LEVEL_LIMIT: Duration = Duration::from_secs(40);
+/// After a fault is undone, for the service to say something new.
+const NEWS: Duration = Duration::from_millis(1500);
+
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// `snapshot` or `auto`.
+    pub mode: String,
+    pub seed: u64,
+    pub faults: usize,
+    /// No further fault after this.
+    pub time: Duration,
+    /// Named points of the program, for kills there.
+    pub points: Vec<&'static str>,
+    /// A line per fault.
+    pub talks: bool,
+}
+
+impl Plan {
+    pub fn new(mode: &str, seed: u64) -> Self {
+        Self {
+            mode: mode.into(),
+            seed,
+            faults: usize::MAX,
+            time: Duration::MAX,
+            points: POINTS.to_vec(),
+            talks: true,
+        }
+    }
+}
+
+/// The points at which a debug build kills itself when `WARM_SPARE_KILL_AT` says so.
+pub const POINTS: &[&str] = &[];
+
+/// What was seen in one trial, or in several.
+#[derive(Debug, Default)]
+pub struct Summary {
+    pub faults: usize,
+    pub skipped: usize,
+    pub kinds: BTreeMap<String, usize>,
+    pub looks: usize,
+    /// States of the primary, and transactions of its that a fault struck.
+    pub states: usize,
+    pub troubles: u64,
+    pub worst_level: Duration,
+    pub deeds: BTreeMap<String, u64>,
+}
+
+impl Summary {
+    pub fn add(&mut self, other: Summary) {
+        self.faults += other.faults;
+        self.skipped += other.skipped;
+        self.looks += other.looks;
+        self.states += other.states;
+        self.troubles += other.troubles;
+        self.worst_level = self.worst_level.max(other.worst_level);
+        for (kind, count) in other.kinds {
+            *self.kinds.entry(kind).or_default() += count;
+        }
+        for (deed, count) in other.deeds {
+            *self.deeds.entry(deed).or_default() += count;
+        }
+    }
+}
+
+impl std::fmt::Display for Summary {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        writeln!(
+            f,
+            "{} faults ({} found nothing to befall), {} looks at the spare, {} states of the primary, {} transactions struck by a fault, level again after at most {:.1?}",
+            self.faults, self.skipped, self.looks, self.states, self.troubles, self.worst_level
+        )?;
+        for (kind, count) in &self.kinds {
+            writeln!(f, "  {count:5} {kind}")?;
+        }
+        let deeds: Vec<String> = self
+            .deeds
+            .iter()
+            .map(|(deed, count)| format!("{deed} {count}"))
+            .collect();
+        writeln!(f, "  done on the primary: {}", deeds.join(", "))
+    }
+}
+
+/// The servers of a trial.
+pub async fn site(name: &str) -> Result<Site> {
+    let primary = Postgres::builder()
+        .logical()
+        .setting("min_wal_size", "32MB");
+    let spare = Postgres::builder().setting("min_wal_size", "32MB");
+    let builder = Site::builder(name).primary(primary).spare(spare);
+    builder.own_stores().start().await
+}
+
+/// One pair of clusters, one seed, many faults. An error says what was violated, and how to see it again.
+pub async fn trial(plan: &Plan) -> Result<Summary> {
+    let site = site("trial").await?;
+    let mut seen = Vec::new();
+    let mut tail = Vec::new();
+    let outcome = run(&site, plan, &mut seen, &mut tail).await;
+    outcome.map_err(|error| {
+        format!(
+            "{error}\n--- mode {}, seed {}; its faults:\n{}\n--- the service's log\n{}",
+            plan.mode,
+            plan.seed,
+            seen.join("\n"),
+            tail.join("\n")
+        )
+        .into()
+    })
+}
+
+async fn set_stage<'a>(site: &'a Site, plan: &Plan) -> Result<(Stage<'a>, Oracle)> {
+    workload::prepare(site, plan.seed, HANDS).await?;
+    Factory::new(plan.seed).fill(&site.primary, 12).await?;
+    let lines = tokio::try_join!(
+        Proxy::start(site.primary.pg.port()),
+        Proxy::start(site.primary.minio.port())
+    )?;
+    let extra = format!(
+        "peer.datastore.port = {}\npeer.s3.endpoint = \"http://127.0.0.1:{}\"\n\
+         [replication]\nmode = \"{}\"\nretry_missing = \"3s\"\n[fuse]\nmax_percent = 100\n",
+        lines.0.port(),
+        lines.1.port(),
+        plan.mode
+    );
+    let history = History::start(&site.primary).await?;
+    let weather = Arc::new(Weather::default());
+    if plan.mode != "snapshot" {
+        site.write_config(&extra);
+        site.warm_spare(&["prepare"]).await.ok();
+    }
+    let service = Service::start(site, &extra);
+    service.until_level().await;
+    let workload = Workload::start(site, plan.seed, HANDS, PAUSE, &history, &weather);
+    let oracle = Oracle::new(&history, &weather, plan.mode != "snapshot");
+    let stage = Stage::new(service, history, weather, workload, lines);
+    Ok((stage, oracle))
+}
+
+async fn run(
+    site: &Site,
+    plan: &Plan,
+    seen: &mut Vec<String>,
+    tail: &mut Vec<String>,
+) -> Result<Summary> {
+    let (mut stage, mut oracle) = set_stage(site, plan).await?;
+    let mut summary = Summary::default();
+    let played = play(plan, &mut stage, &mut oracle, &mut summary, seen).await;
+    *tail = stage.log_tail(60);
+    played?;
+    summary.states = stage.history.len().await;
+    summary.troubles = stage.workload.troubles();
+    for (deed, count) in stage.workload.done() {
+        summary.deeds.insert(format!("{deed:?}"), count);
+    }
+    stage.end().await?;
+    Ok(summary)
+}
+
+async fn play(
+    plan: &Plan,
+    stage: &mut Stage<'_>,
+    oracle: &mut Oracle,
+    summary: &mut Summary,
+    seen: &mut Vec<String>,
+) -> Result<()> {
+    let mut rng = StdRng::seed_from_u64(plan.seed);
+    let began = Instant::now();
+    while summary.faults < plan.faults && began.elapsed() < plan.time {
+        let fault = Fault::random(&mut rng, &plan.points);
+        // Each fault has numbers of its own, so that the next one does not depend on how far this one came.
+        let mut own = StdRng::from_rng(&mut rng);
+        let started = Instant::now();
+        let before = status(stage).await;
+        let striking = in_time(stage.strike(fault, &mut own)).await;
+        let befell =
+            striking.map_err(|error| format!("{fault:?} could not be struck: {error}"))?;
+        if !befell {
+            summary.skipped += 1;
+            continue;
+        }
+        summary.faults += 1;
+        *summary.kinds.entry(fault.kind()).or_default() += 1;
+        if fault == Fault::RolledBack(super::faults::Server::SpareDatastore) {
+            oracle.spare_was_put_back(stage.site).await?;
+        }
+        let line = format!("{:4} seed {} {fault:?}", summary.faults, plan.seed);
+        seen.push(line.clone());
+        stage.last(fault, &mut own).await;
+        let within = in_time(look(stage, oracle, summary)).await?;
+        let undoing = in_time(stage.undo(fault)).await;
+        undoing.map_err(|error| format!("{fault:?} could not be undone: {error}"))?;
+        news(stage, before).await;
+        let after = in_time(look(stage, oracle, summary)).await?;
+        let mut told = format!("{line}: {within}, then {after}, {:.1?}", started.elapsed());
+        if summary.faults.is_multiple_of(LEVEL_EVERY) {
+            let took = come_level(stage, oracle, summary).await?;
+            told.push_str(&format!(", level after {took:.1?}"));
+        }
+        if plan.talks {
+            println!("{told}");
+        }
+        *seen.last_mut().expect("a fault") = told;
+    }
+    come_level(stage, oracle, summary).await?;
+    in_the_end(stage, oracle).await
+}
+
+/// Nothing here may take longer, on however busy a machine.
+async fn in_time<T>(doing: impl Future<Output = Result<T>>) -> Result<T> {
+    match tokio::time::timeout(LEVEL_LIMIT, doing).await {
+        Ok(done) => done,
+        Err(_) => Err(format!("not done after {LEVEL_LIMIT:?}").into()),
+    }
+}
+
+/// One look at everything that must hold at any moment.
+async fn look(stage: &Stage<'_>, oracle: &mut Oracle, summary: &mut Summary) -> Result<String> {
+    summary.looks += 1;
+    if !stage.service_lives() {
+        return Err("the service ended by itself".into());
+    }
+    if let Some(harm) = stage.workload.harm().first() {
+        return Err(format!("INVARIANT 4: {harm}").into());
+    }
+    let stand = oracle.check(stage.site).await?;
+    oracle::is_fenced(stage.site, &stage.weather).await?;
+    Ok(match stand {
+        None => "not seen".into(),
+        Some(stand) => format!(
+            "state {} ({} behind{}{})",
+            stand.moment,
+            stand.behind,
+            if stand.schema_behind { ", schema" } else { "" },
+            if stand.artifacts_seen { "" } else { ", artifacts not seen" }
+        ),
+    })
+}
+
+async fn status(stage: &Stage<'_>) -> Option<Value> {
+    stage.service.as_ref()?.status().await.ok()
+}
+
+/// Until the service says something new, or a short time.
+async fn news(stage: &Stage<'_>, before: Option<Value>) {
+    let deadline = Instant::now() + NEWS;
+    let of = |status: &Value| (status["recovery_point"].clone(), status["state"].clone());
+    let before = before.as_ref().map(of);
+    while Instant::now() < deadline {
+        if let Some(now) = status(stage).await
+            && before.as_ref() != Some(&of(&now))
+            && !now["recovery_point"].is_null()
+        {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(40)).await;
+    }
+}
+
+/// With the workload at rest, the spare comes to where the primary is, and the service says so.
+async fn come_level(
+    stage: &Stage<'_>,
+    oracle: &mut Oracle,
+    summary: &mut Summary,
+) -> Result<Duration> {
+    stage.workload.rest().await;
+    stage.history.settle().await?;
+    let began = Instant::now();
+    loop {
+        summary.looks += 1;
+        let behind = match oracle.is_level(stage.site).await {
+            Ok(()) => match status(stage).await {
+                Some(status) if status["state"] == "following" && status["hold"].is_null() => break,
+                Some(status) => format!("it says {status}"),
+                None => "it says nothing".into(),
+            },
+            Err(error) if error.to_string().contains("INVARIANT") => return Err(error),
+            Err(error) => error.to_string(),
+        };
+        if began.elapsed() > LEVEL_LIMIT {
+            let said = status(stage).await.unwrap_or_default();
+            return Err(
+                format!("not level after {LEVEL_LIMIT:?}: {behind}; it says {said:#}").into(),
+            );
+        }
+        tokio::time::sleep(Duration::from_millis(150)).await;
+    }
+    let took = began.elapsed();
+    summary.worst_level = summary.worst_level.max(took);
+    stage.workload.resume();
+    Ok(took)
+}
+
+/// Nothing strikes and nothing changes any more.
+async fn in_the_end(stage: &mut Stage<'_>, oracle: &mut Oracle) -> Result<()> {
+    stage.workload.stop().await;
+    stage.history.settle().await?;
+    let site = stage.site;
+    let began = Instant::now();
+    loop {
+        let told = match oracle.is_level(site).await {
+            Ok(()) => {
+                let lacking = oracle::really_lacking(&site.primary).await?;
+                let view = oracle::view(&site.spare).await?.ok_or("no database")?;
+                if view.unavailable == lacking {
+                    break;
+                }
+                let (listed, lacking) = (view.unavailable, lacking);
+                format!("listed as unavailable: {listed:?}; the primary really lacks {lacking:?}")
+            }
+            Err(error) if error.to_string().contains("INVARIANT") => return Err(error),
+            Err(error) => error.to_string(),
+        };
+        if began.elapsed() > LEVEL_LIMIT {
+            return Err(format!("in the end: {told}").into());
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    for path in ["/health", "/status", "/metrics"] {
+        let service = stage.service.as_ref().expect("it was started");
+        service
+            .get(path)
+            .await
+            .map_err(|error| format!("{path}: {error}"))?;
+    }
+    if let Some(harm) = stage.workload.harm().first() {
+        return Err(format!("INVARIANT 4: {harm}").into());
+    }
+    let service = stage.service.take().expect("it was started");
+    service.running.signal(Signal::TERM);
+    service.running.wait(Duration::from_secs(30)).await?;
+    let verified = site.warm_spare(&["verify", "--deep"]).await;
+    match verified.code {
+        Some(0) => Ok(()),
+        _ => Err(format!("in the end verify --deep: {verified}").into()),
+    }
+}

@@ -1,0 +1,226 @@
+//! Every state the primary has ever stood at, so that whatever the spare holds can be looked up.
+//!
+//! Statements run freely on many connections; COMMIT alone goes through one lock, together with reading what the database
+//! then holds. So the list is exact: no commit is missing from it, and no two are taken for one.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::{Mutex, MutexGuard};
+use tokio_postgres::Client;
+
+use super::{Cluster, Result};
+
+/// One table: its columns in words, and its rows as two numbers that do not depend on their order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Table {
+    pub columns: String,
+    pub rows: i64,
+    pub sum: String,
+}
+
+/// What a database holds, sequences left out: they move outside of transactions.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Content {
+    pub tables: BTreeMap<String, Table>,
+}
+
+impl Content {
+    /// The tables that are not the same in both.
+    pub fn differing<'a>(&'a self, other: &'a Content) -> Vec<&'a str> {
+        let names = self.tables.keys().chain(other.tables.keys());
+        let mut names: Vec<&str> = names
+            .filter(|name| self.tables.get(*name) != other.tables.get(*name))
+            .map(String::as_str)
+            .collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
+    /// The same rows wherever the same columns are: what a schema change leaves until it is noticed.
+    pub fn agrees_where_columns_do(&self, other: &Content) -> bool {
+        self.tables.iter().all(|(name, mine)| {
+            other
+                .tables
+                .get(name)
+                .is_none_or(|theirs| theirs.columns != mine.columns || theirs == mine)
+        })
+    }
+}
+
+const TABLES: &str = "
+SELECT format('%I', c.relname),
+       coalesce(string_agg(a.attname || ' ' || format_type(a.atttypid, a.atttypmod), ', ' ORDER BY a.attnum), '')
+FROM pg_class c LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+WHERE c.relkind = 'r' AND c.relnamespace = 'public'::regnamespace
+GROUP BY c.relname ORDER BY 1";
+
+/// The content as the transaction that is open on `client` sees it.
+pub async fn content_inside(client: &Client) -> Result<Content> {
+    let tables = client.query(TABLES, &[]).await?;
+    let named: Vec<(String, String)> = tables.iter().map(|row| (row.get(0), row.get(1))).collect();
+    let sums: Vec<String> = named
+        .iter()
+        .enumerate()
+        .map(|(number, (table, _))| {
+            format!(
+                "SELECT {number}, count(*), coalesce(sum(hashtextextended(t::text, 0)::numeric), 0)::text FROM {table} t"
+            )
+        })
+        .collect();
+    let mut content = Content::default();
+    if sums.is_empty() {
+        return Ok(content);
+    }
+    for row in client.query(&sums.join(" UNION ALL "), &[]).await? {
+        let (table, columns) = &named[row.get::<_, i32>(0) as usize];
+        let table_content = Table {
+            columns: columns.clone(),
+            rows: row.get(1),
+            sum: row.get(2),
+        };
+        content.tables.insert(table.clone(), table_content);
+    }
+    Ok(content)
+}
+
+/// One snapshot for all questions that follow, and row texts that do not depend on the server's own settings.
+pub async fn begin_reading(client: &Client) -> Result<()> {
+    let sql = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
+               SET LOCAL timezone = 'UTC'; SET LOCAL datestyle = 'ISO'; SET LOCAL extra_float_digits = 3;
+               SET LOCAL bytea_output = 'hex'; SET LOCAL intervalstyle = 'postgres'";
+    Ok(client.batch_execute(sql).await?)
+}
+
+/// What the database holds, at one snapshot.
+pub async fn content(client: &Client) -> Result<Content> {
+    begin_reading(client).await?;
+    let content = content_inside(client).await?;
+    client.batch_execute("COMMIT").await?;
+    Ok(content)
+}
+
+/// A state of the primary.
+#[derive(Debug, Clone)]
+pub struct Moment {
+    /// Every rollback to an older copy begins another one: log positions of two eras say nothing of each other.
+    pub era: u32,
+    /// Behind the commit that led here, and not behind the next one.
+    pub lsn: i64,
+    pub content: Arc<Content>,
+    pub what: String,
+    pub at: Instant,
+}
+
+/// The list, and the one session that reads the primary for it.
+pub struct Moments {
+    pub list: Vec<Moment>,
+    era: u32,
+    reader: Option<Client>,
+    /// The last COMMIT was not answered, or what came of it could not be read yet.
+    pub unsettled: bool,
+}
+
+pub struct History {
+    primary: Cluster,
+    moments: Mutex<Moments>,
+}
+
+impl History {
+    /// Begins with what the primary holds now.
+    pub async fn start(primary: &Cluster) -> Result<Arc<Self>> {
+        let history = Self {
+            primary: primary.clone(),
+            moments: Mutex::new(Moments {
+                list: Vec::new(),
+                era: 0,
+                reader: None,
+                unsettled: false,
+            }),
+        };
+        history.note("the beginning").await?;
+        Ok(Arc::new(history))
+    }
+
+    pub async fn lock(&self) -> MutexGuard<'_, Moments> {
+        self.moments.lock().await
+    }
+
+    pub async fn len(&self) -> usize {
+        self.moments.lock().await.list.len()
+    }
+
+    /// Commits what is open on `client`. An error: not known to have been committed, and found out before the next one is.
+    pub async fn commit(&self, client: &Client, what: &str) -> Result<()> {
+        let mut moments = self.moments.lock().await;
+        self.settle_locked(&mut moments).await?;
+        let committed = client.batch_execute("COMMIT").await;
+        // Whatever came of it; if the primary went away meanwhile, that is read when it is back.
+        let _ = self.note_locked(&mut moments, what).await;
+        Ok(committed?)
+    }
+
+    /// For changes that were made while nobody else made any.
+    pub async fn note(&self, what: &str) -> Result<()> {
+        let mut moments = self.moments.lock().await;
+        self.note_locked(&mut moments, what).await
+    }
+
+    /// The primary was put back to an older copy of itself.
+    pub async fn begin_era(&self, what: &str) -> Result<()> {
+        let mut moments = self.moments.lock().await;
+        moments.era += 1;
+        moments.unsettled = true;
+        self.note_locked(&mut moments, what).await
+    }
+
+    /// Reads what came of a commit that was not answered.
+    pub async fn settle(&self) -> Result<()> {
+        let mut moments = self.moments.lock().await;
+        self.settle_locked(&mut moments).await
+    }
+
+    /// So that no session of ours is in the way of a shutdown.
+    pub async fn hang_up(&self) {
+        self.moments.lock().await.reader = None;
+    }
+
+    async fn settle_locked(&self, moments: &mut Moments) -> Result<()> {
+        if moments.unsettled {
+            self.note_locked(moments, "found after a lost answer")
+                .await?;
+        }
+        Ok(())
+    }
+
+    async fn note_locked(&self, moments: &mut Moments, what: &str) -> Result<()> {
+        moments.unsettled = true;
+        let reader = match moments.reader.take().filter(|reader| !reader.is_closed()) {
+            Some(reader) => reader,
+            None => self.primary.conn().await?,
+        };
+        begin_reading(&reader).await?;
+        let content = content_inside(&reader).await?;
+        let sql = "SELECT (pg_current_wal_lsn() - '0/0'::pg_lsn)::int8";
+        let lsn = reader.query_one(sql, &[]).await?.get(0);
+        reader.batch_execute("COMMIT").await?;
+        moments.reader = Some(reader);
+        let era = moments.era;
+        let same = moments.list.last().filter(|last| last.era == era);
+        let content = match same {
+            Some(last) if *last.content == content => last.content.clone(),
+            _ => Arc::new(content),
+        };
+        moments.list.push(Moment {
+            era,
+            lsn,
+            content,
+            what: what.into(),
+            at: Instant::now(),
+        });
+        moments.unsettled = false;
+        Ok(())
+    }
+}

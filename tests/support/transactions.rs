@@ -1,0 +1,584 @@
+//! The transactions of Builder, as far as a replicator can tell: which rows, in which order, with which object
+//! written or deleted when. Each works on packages, origins and accounts of one hand alone, so that two hands never wait for
+//! each other, and whoever waits was made to wait by somebody else.
+
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use rand::{Rng, RngCore, SeedableRng};
+use tokio_postgres::Client;
+
+use super::packages::{self, Names, account, blake2b, object_key, put};
+use super::{Cluster, Factory, Result, Spec, history::History};
+
+/// The kinds, with how often each is done.
+pub const DEEDS: [(Deed, u32); 21] = [
+    (Deed::Upload, 22),
+    (Deed::Promote, 10),
+    (Deed::Demote, 6),
+    (Deed::Delete, 9),
+    (Deed::UploadForced, 5),
+    (Deed::UploadOtherBytes, 7),
+    (Deed::OriginCreate, 3),
+    (Deed::OriginTransfer, 2),
+    (Deed::OriginDelete, 2),
+    (Deed::MemberJoin, 4),
+    (Deed::MemberRole, 4),
+    (Deed::MemberLeave, 3),
+    (Deed::Settings, 3),
+    (Deed::Secrets, 4),
+    (Deed::PromoteBatch, 3),
+    (Deed::Visibility, 6),
+    (Deed::Jobs, 5),
+    (Deed::OddText, 4),
+    (Deed::GivenUp, 3),
+    (Deed::Partly, 3),
+    (Deed::Nothing, 2),
+];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Deed {
+    Upload,
+    Promote,
+    Demote,
+    Delete,
+    UploadForced,
+    UploadOtherBytes,
+    OriginCreate,
+    OriginTransfer,
+    OriginDelete,
+    MemberJoin,
+    MemberRole,
+    MemberLeave,
+    Settings,
+    Secrets,
+    PromoteBatch,
+    Visibility,
+    Jobs,
+    OddText,
+    GivenUp,
+    Partly,
+    Nothing,
+}
+
+/// More packages than these, and the next upload is a deletion.
+const ENOUGH_PACKAGES: usize = 25;
+const ODD: [&str; 9] = [
+    "",
+    "it's \"quoted\" and 'quoted'",
+    "back\\slash \\N \\. \\t",
+    "a tab\there, a line\nand another\r\n",
+    "Zuverlässigkeit, 信頼性, надёжность 🦀",
+    "NULL",
+    "{\"json\": [1, null, \"\\u0041\"]}",
+    "  spaces  ",
+    "$$ ; -- /* comment",
+];
+
+/// A package as its row stands.
+struct Row {
+    id: i64,
+    ident: String,
+    target: String,
+    origin: String,
+    checksum: String,
+}
+
+impl Row {
+    fn names(&self) -> Names<'_> {
+        Names {
+            origin: &self.origin,
+            ident: &self.ident,
+            target: &self.target,
+        }
+    }
+
+    fn key(&self) -> String {
+        object_key(&self.ident, &self.target)
+    }
+}
+
+/// One that does such transactions, one after the other.
+pub struct Hand {
+    pub name: String,
+    cluster: Cluster,
+    history: Arc<History>,
+    factory: Factory,
+    rng: StdRng,
+    count: u64,
+}
+
+impl Hand {
+    pub fn new(number: usize, seed: u64, cluster: &Cluster, history: &Arc<History>) -> Self {
+        let keys = seed;
+        let seed = seed.wrapping_mul(1_000_003).wrapping_add(number as u64);
+        Self {
+            name: format!("w{number}"),
+            cluster: cluster.clone(),
+            history: history.clone(),
+            factory: Factory::new(seed).with_keys_of(keys),
+            rng: StdRng::seed_from_u64(seed ^ 0x68_616e_64),
+            count: 0,
+        }
+    }
+
+    pub fn choose(&mut self) -> Deed {
+        let chosen = DEEDS.choose_weighted(&mut self.rng, |(_, weight)| *weight);
+        chosen.expect("there are deeds").0
+    }
+
+    pub fn pause(&mut self, most: u64) -> std::time::Duration {
+        std::time::Duration::from_millis(self.rng.random_range(0..=most))
+    }
+
+    pub async fn act(&mut self, client: &Client, deed: Deed) -> Result<()> {
+        self.count += 1;
+        match deed {
+            Deed::Upload => self.upload(client).await,
+            Deed::Promote => self.promote(client).await,
+            Deed::Demote => self.demote(client).await,
+            Deed::Delete => self.delete_one(client).await,
+            Deed::UploadForced => self.upload_forced(client).await,
+            Deed::UploadOtherBytes => self.upload_other_bytes(client).await,
+            Deed::OriginCreate => self.create_origin(client).await,
+            Deed::OriginTransfer => self.transfer_origin(client).await,
+            Deed::OriginDelete => self.delete_origin(client).await,
+            Deed::MemberJoin | Deed::MemberRole | Deed::MemberLeave => {
+                self.members(client, deed).await
+            }
+            Deed::Settings => self.settings(client).await,
+            Deed::Secrets => self.secrets(client).await,
+            Deed::PromoteBatch => self.promote_batch(client).await,
+            Deed::Visibility => self.visibility(client).await,
+            Deed::Jobs => self.jobs(client).await,
+            Deed::OddText => self.odd_text(client).await,
+            Deed::GivenUp => self.given_up(client).await,
+            Deed::Partly => self.partly(client).await,
+            Deed::Nothing => {
+                begin(client).await?;
+                client.query_one("SELECT 1", &[]).await?;
+                self.commit(client, "nothing").await
+            }
+        }
+    }
+
+    async fn commit(&self, client: &Client, what: &str) -> Result<()> {
+        let what = format!("{}: {what}", self.name);
+        self.history.commit(client, &what).await
+    }
+
+    fn odd(&mut self) -> &'static str {
+        ODD.choose(&mut self.rng).expect("there are odd texts")
+    }
+
+    async fn rows(&self, client: &Client) -> Result<Vec<Row>> {
+        let sql = "SELECT id, ident, target, origin, checksum FROM origin_packages WHERE name LIKE '%-' || $1 ORDER BY id";
+        let rows = client.query(sql, &[&self.name]).await?;
+        Ok(rows
+            .iter()
+            .map(|row| Row {
+                id: row.get(0),
+                ident: row.get(1),
+                target: row.get(2),
+                origin: row.get(3),
+                checksum: row.get(4),
+            })
+            .collect())
+    }
+
+    async fn some_row(&mut self, client: &Client) -> Result<Option<Row>> {
+        let mut rows = self.rows(client).await?;
+        if rows.is_empty() {
+            return Ok(None);
+        }
+        let chosen = self.rng.random_range(0..rows.len());
+        Ok(Some(rows.swap_remove(chosen)))
+    }
+
+    /// Of this hand, those that come and go included.
+    async fn some_origin(&mut self, client: &Client) -> Result<String> {
+        let sql = "SELECT name FROM origins WHERE name = $1 OR name LIKE $1 || '-t%' ORDER BY name";
+        let rows = client.query(sql, &[&self.name]).await?;
+        let row = rows.choose(&mut self.rng).ok_or("its origin is gone")?;
+        Ok(row.get(0))
+    }
+
+    fn spec(&mut self, origin: &str) -> Spec {
+        let word = ["redis", "zlib", "glibc", "vault"][self.rng.random_range(0..4)];
+        let mut spec = Spec::new(
+            origin,
+            &format!("{word}-{}", self.name),
+            &format!("1.{}", self.count),
+        )
+        .size(self.size())
+        .manifest_size(match self.rng.random_ratio(1, 5) {
+            true => self.rng.random_range(9_000..60_000),
+            false => self.rng.random_range(200..1500),
+        });
+        if self.rng.random_ratio(1, 4) {
+            spec = spec.target("x86_64-windows");
+        }
+        if self.rng.random_ratio(1, 4) {
+            spec = spec.channel("stable");
+        }
+        spec
+    }
+
+    fn size(&mut self) -> u64 {
+        match self.rng.random_range(0..40) {
+            0 => 2 << 20,
+            1..6 => self.rng.random_range(30_000..300_000),
+            _ => self.rng.random_range(1000..8000),
+        }
+    }
+
+    async fn upload(&mut self, client: &Client) -> Result<()> {
+        if self.rows(client).await?.len() >= ENOUGH_PACKAGES {
+            return self.delete_one(client).await;
+        }
+        let origin = match self.rng.random_ratio(1, 3) {
+            true => "core".into(),
+            false => self.some_origin(client).await?,
+        };
+        let spec = self.spec(&origin);
+        let package = self.factory.make(spec);
+        put(&self.cluster, &package).await?;
+        begin(client).await?;
+        packages::insert_rows(client, &package).await?;
+        self.commit(client, &format!("upload of {}", package.ident))
+            .await
+    }
+
+    async fn promote(&mut self, client: &Client) -> Result<()> {
+        let Some(row) = self.some_row(client).await? else {
+            return Ok(());
+        };
+        let channel = ["stable", "dev", "rc"][self.rng.random_range(0..3)];
+        begin(client).await?;
+        packages::promote_rows(client, row.names(), channel).await?;
+        self.commit(client, &format!("promotion of {}", row.ident))
+            .await
+    }
+
+    async fn demote(&mut self, client: &Client) -> Result<()> {
+        let Some(row) = self.some_row(client).await? else {
+            return Ok(());
+        };
+        let channel = ["stable", "dev", "rc"][self.rng.random_range(0..3)];
+        begin(client).await?;
+        packages::demote_rows(client, row.names(), channel).await?;
+        self.commit(client, &format!("demotion of {}", row.ident))
+            .await
+    }
+
+    async fn delete_one(&mut self, client: &Client) -> Result<()> {
+        match self.some_row(client).await? {
+            Some(row) => self.delete(client, &row).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn delete(&mut self, client: &Client, row: &Row) -> Result<()> {
+        begin(client).await?;
+        packages::delete_rows(client, row.names()).await?;
+        self.cluster.delete(&row.key()).await?;
+        self.commit(client, &format!("deletion of {}", row.ident))
+            .await
+    }
+
+    /// The same bytes once more. What the store has lost or garbled is removed, as an operator would.
+    async fn upload_forced(&mut self, client: &Client) -> Result<()> {
+        let Some(row) = self.some_row(client).await? else {
+            return Ok(());
+        };
+        let bytes = self.cluster.get(&row.key()).await?;
+        let right = |bytes: &bytes::Bytes| {
+            let mut hash = blake2b();
+            hash.update(bytes).finalize().to_hex().as_str() == row.checksum
+        };
+        let Some(bytes) = bytes.filter(right) else {
+            return self.delete(client, &row).await;
+        };
+        self.cluster.put(&row.key(), bytes).await?;
+        begin(client).await?;
+        let upsert = "INSERT INTO origin_packages (owner_id, name, ident, ident_array, checksum, target, origin)
+                      SELECT owner_id, name, ident, ident_array, checksum, target, origin FROM origin_packages WHERE id = $1
+                      ON CONFLICT (ident, target) DO UPDATE SET updated_at = now(), checksum = excluded.checksum";
+        client.execute(upsert, &[&row.id]).await?;
+        self.commit(client, &format!("forced upload of {}", row.ident))
+            .await
+    }
+
+    async fn upload_other_bytes(&mut self, client: &Client) -> Result<()> {
+        let Some(row) = self.some_row(client).await? else {
+            return Ok(());
+        };
+        self.delete(client, &row).await?;
+        let parts: Vec<&str> = row.ident.split('/').collect();
+        let spec = Spec::new(parts[0], parts[1], parts[2])
+            .release(parts[3])
+            .target(&row.target)
+            .size(self.size());
+        let package = self.factory.make(spec);
+        put(&self.cluster, &package).await?;
+        begin(client).await?;
+        packages::insert_rows(client, &package).await?;
+        self.commit(client, &format!("other bytes of {}", row.ident))
+            .await
+    }
+
+    async fn create_origin(&mut self, client: &Client) -> Result<()> {
+        let name = format!("{}-t{}", self.name, self.count);
+        begin(client).await?;
+        let owner = account(client, &self.name).await?;
+        let member = account(client, &format!("{}-m0", self.name)).await?;
+        self.factory
+            .origin_rows(client, &name, owner, member)
+            .await?;
+        self.commit(client, &format!("origin {name}")).await
+    }
+
+    async fn transfer_origin(&mut self, client: &Client) -> Result<()> {
+        let origin = self.some_origin(client).await?;
+        begin(client).await?;
+        let to = account(
+            client,
+            &format!("{}-m{}", self.name, self.rng.random_range(0..4)),
+        )
+        .await?;
+        for statement in [
+            "UPDATE origins SET owner_id = $2, updated_at = now() WHERE name = $1",
+            "UPDATE origin_members SET member_role = 'maintainer', updated_at = now() WHERE origin = $1 AND member_role = 'owner' AND account_id <> $2",
+            "INSERT INTO origin_members (origin, account_id, member_role) VALUES ($1, $2, 'owner')
+             ON CONFLICT (origin, account_id) DO UPDATE SET member_role = 'owner', updated_at = now()",
+            "INSERT INTO audit_origin (operation, target_object, origin, requester_id, requester_name) VALUES ('owner_transfer', $1, $1, $2, $1)",
+        ] {
+            client.execute(statement, &[&origin, &to]).await?;
+        }
+        self.commit(client, &format!("transfer of {origin}")).await
+    }
+
+    /// With all its children, of every table, and their artifacts.
+    async fn delete_origin(&mut self, client: &Client) -> Result<()> {
+        let origin = self.some_origin(client).await?;
+        if origin == self.name {
+            return Ok(());
+        }
+        let keys: Vec<String> = self
+            .rows(client)
+            .await?
+            .iter()
+            .filter(|row| row.origin == origin)
+            .map(Row::key)
+            .collect();
+        begin(client).await?;
+        for statement in [
+            "DELETE FROM origin_channels WHERE origin = $1",
+            "DELETE FROM origin_packages WHERE origin = $1",
+            "DELETE FROM origin_members WHERE origin = $1",
+            "DELETE FROM origin_invitations WHERE origin = $1",
+            "DELETE FROM origin_package_settings WHERE origin = $1",
+            "DELETE FROM origin_projects WHERE origin = $1",
+            "DELETE FROM origin_integrations WHERE origin = $1",
+            "DELETE FROM origin_public_keys WHERE origin = $1",
+            "DELETE FROM origin_secret_keys WHERE origin = $1",
+            "DELETE FROM origin_public_encryption_keys WHERE origin = $1",
+            "DELETE FROM origin_private_encryption_keys WHERE origin = $1",
+            "DELETE FROM origin_secrets WHERE origin = $1",
+            "DELETE FROM origins WHERE name = $1",
+            "INSERT INTO audit_origin (operation, target_object, origin, requester_id, requester_name) VALUES ('origin_delete', $1, $1, 1, $1)",
+        ] {
+            client.execute(statement, &[&origin]).await?;
+        }
+        for key in keys {
+            self.cluster.delete(&key).await?;
+        }
+        self.commit(client, &format!("deletion of origin {origin}"))
+            .await
+    }
+
+    async fn members(&mut self, client: &Client, deed: Deed) -> Result<()> {
+        let origin = self.some_origin(client).await?;
+        begin(client).await?;
+        let name = format!("{}-m{}", self.name, self.rng.random_range(0..4));
+        let whom = account(client, &name).await?;
+        let statement = match deed {
+            Deed::MemberJoin => {
+                "INSERT INTO origin_members (origin, account_id) VALUES ($1, $2) ON CONFLICT DO NOTHING"
+            }
+            Deed::MemberRole => {
+                "UPDATE origin_members SET updated_at = now(), member_role =
+                 CASE member_role WHEN 'maintainer' THEN 'administrator'::origin_member_role ELSE 'maintainer' END
+                 WHERE origin = $1 AND account_id = $2"
+            }
+            _ => "DELETE FROM origin_members WHERE origin = $1 AND account_id = $2",
+        };
+        client.execute(statement, &[&origin, &whom]).await?;
+        self.commit(client, &format!("{deed:?} {name} in {origin}"))
+            .await
+    }
+
+    async fn settings(&mut self, client: &Client) -> Result<()> {
+        let origin = self.some_origin(client).await?;
+        let statement = match self.rng.random_ratio(1, 3) {
+            true => "DELETE FROM origin_package_settings WHERE origin = $1 AND name = $2",
+            false => {
+                "INSERT INTO origin_package_settings (origin, name, visibility, owner_id)
+                 SELECT $1, $2, 'private', owner_id FROM origins WHERE name = $1
+                 ON CONFLICT (origin, name) DO UPDATE SET hidden = NOT origin_package_settings.hidden, updated_at = now()"
+            }
+        };
+        let name = ["redis", "zlib"][self.rng.random_range(0..2)];
+        begin(client).await?;
+        client.execute(statement, &[&origin, &name]).await?;
+        let seen = "UPDATE origins SET default_package_visibility = 'private', updated_at = now() WHERE name = $1";
+        client.execute(seen, &[&origin]).await?;
+        self.commit(client, &format!("settings of {origin}")).await
+    }
+
+    async fn secrets(&mut self, client: &Client) -> Result<()> {
+        let origin = self.some_origin(client).await?;
+        let (value, full_name) = (self.odd(), format!("{origin}-{}", self.count));
+        begin(client).await?;
+        let statement = match self.rng.random_ratio(1, 3) {
+            true => "DELETE FROM origin_secrets WHERE origin = $1 AND value = $2",
+            false => {
+                "INSERT INTO origin_secrets (owner_id, name, value, origin)
+                      SELECT owner_id, 'secret ' || length($2::text), $2, name FROM origins WHERE name = $1
+                      ON CONFLICT (origin, name) DO UPDATE SET value = excluded.value, updated_at = now()"
+            }
+        };
+        client.execute(statement, &[&origin, &value]).await?;
+        let key = "INSERT INTO origin_public_keys (owner_id, name, revision, full_name, body, origin)
+                   VALUES (NULL, $1, NULL, $2, $3, $1)";
+        let mut public = [0; 32];
+        self.rng.fill_bytes(&mut public);
+        let body = format!("SIG-PUB-1\n{full_name}\n\n{}", BASE64.encode(public));
+        client.execute(key, &[&origin, &full_name, &body]).await?;
+        self.commit(client, &format!("secrets of {origin}")).await
+    }
+
+    async fn promote_batch(&mut self, client: &Client) -> Result<()> {
+        let rows = self.rows(client).await?;
+        begin(client).await?;
+        let mut ids = Vec::new();
+        for row in rows.iter().filter(|row| row.origin == "core") {
+            ids.push(packages::promote_rows(client, row.names(), "batch").await?);
+        }
+        let group = "INSERT INTO audit_package_group (package_ids, operation, trigger, requester_id, requester_name, group_id, origin, channel)
+                     VALUES ($1, 'promote', 'builder_ui', 7, $2, $3, 'core', 'batch')";
+        let number = self.count as i64;
+        client.execute(group, &[&ids, &self.name, &number]).await?;
+        self.commit(client, &format!("batch of {}", ids.len()))
+            .await
+    }
+
+    /// Also of rows whose manifest lies outside of the row, and does not travel with such an update.
+    async fn visibility(&mut self, client: &Client) -> Result<()> {
+        let Some(row) = self.some_row(client).await? else {
+            return Ok(());
+        };
+        let seen = ["public", "private", "hidden"][self.rng.random_range(0..3)];
+        begin(client).await?;
+        let sql = "UPDATE origin_packages SET visibility = $2::text::origin_package_visibility, updated_at = now() WHERE id = $1";
+        client.execute(sql, &[&row.id, &seen]).await?;
+        self.commit(client, &format!("{} is {seen}", row.ident))
+            .await
+    }
+
+    async fn jobs(&mut self, client: &Client) -> Result<()> {
+        begin(client).await?;
+        let group = self.count as i64;
+        let first = "INSERT INTO job_graph (group_id, project_name, job_id, job_state, dependencies, waiting_on_count, target_platform)
+                     VALUES ($1, $2, NULL, 'ready', '{}', 0, 'x86_64-linux') RETURNING id";
+        let id: i64 = client
+            .query_one(first, &[&group, &self.name])
+            .await?
+            .get(0);
+        let second = "INSERT INTO job_graph (group_id, project_name, job_state, dependencies, waiting_on_count, target_platform)
+                      VALUES ($1, $2, 'waiting_on_dependency', ARRAY[$3::int8], 1, 'x86_64-linux')";
+        client.execute(second, &[&group, &self.name, &id]).await?;
+        self.commit(client, &format!("job {id}")).await?;
+        begin(client).await?;
+        let built = "SELECT job_graph_mark_complete($1, $2)";
+        client.execute(built, &[&id, &self.odd()]).await?;
+        self.commit(client, &format!("job {id} is built")).await
+    }
+
+    async fn odd_text(&mut self, client: &Client) -> Result<()> {
+        let origin = self.some_origin(client).await?;
+        let (odd, other) = (self.odd(), self.odd());
+        let name = format!("{} {}", self.name, self.count);
+        begin(client).await?;
+        let owner = account(client, &self.name).await?;
+        let address = "UPDATE accounts SET email = $2, updated_at = clock_timestamp() WHERE id = $1";
+        client.execute(address, &[&owner, &odd]).await?;
+        let project = "INSERT INTO origin_projects (owner_id, origin, package_name, name, plan_path, vcs_type, vcs_data)
+                       VALUES ($1, $2, $3, $4, $5, NULL, $3) RETURNING id";
+        let project: i64 = client
+            .query_one(project, &[&owner, &origin, &odd, &name, &other])
+            .await?
+            .get(0);
+        let integration = "INSERT INTO origin_integrations (origin, integration, name, body) VALUES ($1, 'docker', $2, $3) RETURNING id";
+        let integration: i64 = client
+            .query_one(integration, &[&origin, &name, &other])
+            .await?
+            .get(0);
+        let both = "INSERT INTO origin_project_integrations (origin, body, project_id, integration_id) VALUES ($1, $2, $3, $4)";
+        client
+            .execute(both, &[&origin, &odd, &project, &integration])
+            .await?;
+        let token = "INSERT INTO account_tokens (account_id, token) VALUES ($1, $2)
+                     ON CONFLICT (account_id) DO UPDATE SET token = excluded.token";
+        client.execute(token, &[&owner, &name]).await?;
+        let invited = "INSERT INTO origin_invitations (origin, account_id, account_name, owner_id) VALUES ($1, $2, $3, NULL)
+                       ON CONFLICT (origin, account_id) DO UPDATE SET ignored = NOT origin_invitations.ignored";
+        client.execute(invited, &[&origin, &owner, &odd]).await?;
+        if self.rng.random_bool(0.5) {
+            let gone = "DELETE FROM origin_projects WHERE id = $1";
+            client.execute(gone, &[&project]).await?;
+        }
+        // Two rows that nothing tells apart, in a table without a key.
+        let twins = "INSERT INTO audit_package (operation, trigger, requester_name, origin, package_ident)
+                     SELECT 'demote', 'unknown', $1, NULL, $2 FROM generate_series(1, 2)";
+        client.execute(twins, &[&odd, &other]).await?;
+        self.commit(client, "odd texts").await
+    }
+
+    async fn given_up(&mut self, client: &Client) -> Result<()> {
+        let Some(row) = self.some_row(client).await? else {
+            return Ok(());
+        };
+        begin(client).await?;
+        packages::promote_rows(client, row.names(), "given-up").await?;
+        client.batch_execute("ROLLBACK").await?;
+        Ok(())
+    }
+
+    async fn partly(&mut self, client: &Client) -> Result<()> {
+        let Some(row) = self.some_row(client).await? else {
+            return Ok(());
+        };
+        begin(client).await?;
+        client.batch_execute("SAVEPOINT one").await?;
+        packages::promote_rows(client, row.names(), "given-up").await?;
+        client
+            .batch_execute("ROLLBACK TO one; SAVEPOINT two")
+            .await?;
+        packages::promote_rows(client, row.names(), "kept").await?;
+        client
+            .batch_execute("RELEASE two; SAVEPOINT three")
+            .await?;
+        let many = "INSERT INTO audit_package (operation, trigger, requester_id, package_ident)
+                    SELECT 'promote', 'hab_client', n, $1 FROM generate_series(1, 60) n";
+        client.execute(many, &[&row.ident]).await?;
+        self.commit(client, &format!("partly {}", row.ident)).await
+    }
+}
+
+async fn begin(client: &Client) -> Result<()> {
+    Ok(client.batch_execute("BEGIN").await?)
+}
