@@ -17,19 +17,7 @@ async fn streaming(name: &str) -> Result<Site> {
 
 /// What an operator's `warm-spare prepare` makes.
 async fn prepare(site: &Site) -> Result<()> {
-    let client = site.primary.conn().await?;
-    client
-        .batch_execute("ALTER SYSTEM SET wal_level = 'logical'")
-        .await?;
-    let spare = site.spare.pg.conn("postgres").await?;
-    let _ = spare;
-    for table in ["origin_members", "audit_package", "audit_package_group"] {
-        client
-            .batch_execute(&format!("ALTER TABLE {table} REPLICA IDENTITY FULL"))
-            .await?;
-    }
-    client.batch_execute("DO $$ DECLARE t text; BEGIN SELECT string_agg(format('%I.%I', schemaname, tablename), ', ') INTO t FROM pg_tables WHERE schemaname='public'; EXECUTE 'CREATE PUBLICATION pre FOR TABLE ' || t; END $$").await?;
-    site.write_config("[replication]\npublication = \"pre\"");
+    site.warm_spare(&["prepare"]).await.ok();
     Ok(())
 }
 
@@ -58,7 +46,7 @@ async fn a_running_service_follows_every_commit() -> Result<()> {
     let mut factory = Factory::seeded();
     let made = factory.fill(&site.primary, 10).await?;
     prepare(&site).await?;
-    let service = Service::start(&site, "[replication]\npublication = \"pre\"");
+    let service = Service::start(&site, "");
     service
         .until("following by the stream", |status| {
             status["state"] == "following"

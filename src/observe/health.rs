@@ -396,6 +396,8 @@ mod tests {
             transactions: "1:1:".into(),
             server_started: "then".into(),
             sequences: String::new(),
+            schema: String::new(),
+            slot: String::new(),
         });
         state
     }

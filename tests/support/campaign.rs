@@ -199,8 +199,7 @@ async fn play(
         let started = Instant::now();
         let before = status(stage).await;
         let striking = in_time(stage.strike(fault, &mut own)).await;
-        let befell =
-            striking.map_err(|error| format!("{fault:?} could not be struck: {error}"))?;
+        let befell = striking.map_err(|error| format!("{fault:?} could not be struck: {error}"))?;
         if !befell {
             summary.skipped += 1;
             continue;
@@ -258,7 +257,11 @@ async fn look(stage: &Stage<'_>, oracle: &mut Oracle, summary: &mut Summary) -> 
             stand.moment,
             stand.behind,
             if stand.schema_behind { ", schema" } else { "" },
-            if stand.artifacts_seen { "" } else { ", artifacts not seen" }
+            if stand.artifacts_seen {
+                ""
+            } else {
+                ", artifacts not seen"
+            }
         ),
     })
 }

@@ -150,11 +150,15 @@ impl Oracle {
                 .filter(|number| within(*number))
                 .filter(|number| view.content.agrees_where_columns_do(&list[*number].content))
                 .filter(|number| {
-                    let same = |content: &Content| {
-                        columns(content) == columns(&list[*number].content)
-                    };
-                    let since = list[..=*number].iter().rev().take_while(|m| same(&m.content));
-                    since.last().is_some_and(|first| first.at.elapsed() < SCHEMA_LATE)
+                    let same =
+                        |content: &Content| columns(content) == columns(&list[*number].content);
+                    let since = list[..=*number]
+                        .iter()
+                        .rev()
+                        .take_while(|m| same(&m.content));
+                    since
+                        .last()
+                        .is_some_and(|first| first.at.elapsed() < SCHEMA_LATE)
                 })
                 .collect();
         }
@@ -249,7 +253,10 @@ impl Oracle {
             }
             complaint = told;
         }
-        Err(format!("the spare never stood still, and every look found artifacts wrong: {complaint}").into())
+        Err(format!(
+            "the spare never stood still, and every look found artifacts wrong: {complaint}"
+        )
+        .into())
     }
 
     async fn see(&self, site: &Site) -> Result<Option<View>> {

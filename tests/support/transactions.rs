@@ -452,7 +452,8 @@ impl Hand {
             }
         };
         client.execute(statement, &[&origin, &value]).await?;
-        let key = "INSERT INTO origin_public_keys (owner_id, name, revision, full_name, body, origin)
+        let key =
+            "INSERT INTO origin_public_keys (owner_id, name, revision, full_name, body, origin)
                    VALUES (NULL, $1, NULL, $2, $3, $1)";
         let mut public = [0; 32];
         self.rng.fill_bytes(&mut public);
@@ -494,10 +495,7 @@ impl Hand {
         let group = self.count as i64;
         let first = "INSERT INTO job_graph (group_id, project_name, job_id, job_state, dependencies, waiting_on_count, target_platform)
                      VALUES ($1, $2, NULL, 'ready', '{}', 0, 'x86_64-linux') RETURNING id";
-        let id: i64 = client
-            .query_one(first, &[&group, &self.name])
-            .await?
-            .get(0);
+        let id: i64 = client.query_one(first, &[&group, &self.name]).await?.get(0);
         let second = "INSERT INTO job_graph (group_id, project_name, job_state, dependencies, waiting_on_count, target_platform)
                       VALUES ($1, $2, 'waiting_on_dependency', ARRAY[$3::int8], 1, 'x86_64-linux')";
         client.execute(second, &[&group, &self.name, &id]).await?;
@@ -514,7 +512,8 @@ impl Hand {
         let name = format!("{} {}", self.name, self.count);
         begin(client).await?;
         let owner = account(client, &self.name).await?;
-        let address = "UPDATE accounts SET email = $2, updated_at = clock_timestamp() WHERE id = $1";
+        let address =
+            "UPDATE accounts SET email = $2, updated_at = clock_timestamp() WHERE id = $1";
         client.execute(address, &[&owner, &odd]).await?;
         let project = "INSERT INTO origin_projects (owner_id, origin, package_name, name, plan_path, vcs_type, vcs_data)
                        VALUES ($1, $2, $3, $4, $5, NULL, $3) RETURNING id";
@@ -542,7 +541,8 @@ impl Hand {
             client.execute(gone, &[&project]).await?;
         }
         // Two rows that nothing tells apart, in a table without a key.
-        let twins = "INSERT INTO audit_package (operation, trigger, requester_name, origin, package_ident)
+        let twins =
+            "INSERT INTO audit_package (operation, trigger, requester_name, origin, package_ident)
                      SELECT 'demote', 'unknown', $1, NULL, $2 FROM generate_series(1, 2)";
         client.execute(twins, &[&odd, &other]).await?;
         self.commit(client, "odd texts").await
@@ -569,9 +569,7 @@ impl Hand {
             .batch_execute("ROLLBACK TO one; SAVEPOINT two")
             .await?;
         packages::promote_rows(client, row.names(), "kept").await?;
-        client
-            .batch_execute("RELEASE two; SAVEPOINT three")
-            .await?;
+        client.batch_execute("RELEASE two; SAVEPOINT three").await?;
         let many = "INSERT INTO audit_package (operation, trigger, requester_id, package_ident)
                     SELECT 'promote', 'hab_client', n, $1 FROM generate_series(1, 60) n";
         client.execute(many, &[&row.ident]).await?;

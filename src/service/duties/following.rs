@@ -202,11 +202,16 @@ impl Duties<'_> {
     }
 
     pub(super) fn show_mode(&self, chosen: &Chosen) {
+        let shown = Shown {
+            stream: chosen.stream.is_some(),
+            reason: chosen.reason.clone(),
+        };
+        if self.desk.read(|state| state.mode.as_ref() != Some(&shown)) {
+            let name = if shown.stream { "stream" } else { "snapshots" };
+            log::info!("replication by {name}: {}", shown.reason);
+        }
         self.desk.update(|state| {
-            state.mode = Some(Shown {
-                stream: chosen.stream.is_some(),
-                reason: chosen.reason.clone(),
-            });
+            state.mode = Some(shown);
             state.ours = Some(chosen.ours.clone());
             state.orphans = Some(chosen.orphans.clone());
         });
