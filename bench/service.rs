@@ -6,7 +6,7 @@ mod common;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
-use common::{Plan, median, memory};
+use common::{Plan, median, memory, ticks};
 use std::time::{Duration, Instant};
 use support::service::{SOON, get};
 use support::{Factory, Result, Service, Site};
@@ -58,15 +58,6 @@ async fn main() -> Result<()> {
         stopped.elapsed().as_secs_f64() * 1e3
     );
     Ok(())
-}
-
-/// Processor time in ticks of a hundredth of a second: user's and system's.
-fn ticks(pid: u32) -> u64 {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let after_name = stat.rsplit(')').next().unwrap_or_default();
-    let fields: Vec<&str> = after_name.split_whitespace().collect();
-    let field = |number: usize| fields.get(number).and_then(|text| text.parse::<u64>().ok());
-    field(11).unwrap_or(0) + field(12).unwrap_or(0)
 }
 
 async fn at_rest(service: &Service<'_>, idle: Duration) {

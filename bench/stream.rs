@@ -1,0 +1,215 @@
+//! What following costs and how fast it is: latency of an upload, catching up beside the server's own logical
+//! replication, rest, and whether a change costs more where more is stored. On real servers.
+//!
+//! `scripts/bench stream [--smoke]`.
+
+mod common;
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+use common::{Plan, median, memory, ticks};
+use std::time::{Duration, Instant};
+
+use support::{Factory, Postgres, Result, Service, Site, Spec, packages, wait_until};
+use tokio_postgres::Client;
+
+/// Uploads a second, and the bytes of each.
+const RATE: u64 = 50;
+const ARTIFACT: u64 = 100 * 1024;
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let plan = Plan::read();
+    if !plan.which.is_empty() && !plan.which.iter().any(|which| which == "stream") {
+        return Ok(());
+    }
+    let (few, many, uploads, transactions, idle) = if plan.smoke {
+        (100, 500, 50, 1000, 10)
+    } else {
+        (1000, 100_000, 1500, 20_000, 120)
+    };
+    for packages in [few, many] {
+        let site = Site::builder("bench")
+            .primary(Postgres::builder().logical())
+            .start()
+            .await?;
+        let mut factory = Factory::new(3);
+        factory
+            .bulk_artifacts_of(&site.primary, packages, 300, 1000)
+            .await?;
+        println!("stream: {packages} packages");
+        site.write_config("log_level = \"warn\"");
+        site.warm_spare(&["prepare"]).await.ok();
+        let first = site
+            .spawn(&["sync"])
+            .wait(Duration::from_secs(3600))
+            .await?
+            .ok();
+        println!(
+            "  first copy                         {:8.1} s",
+            first.took.as_secs_f64()
+        );
+        let service = follow(&site).await;
+        latency(&site, &mut factory, uploads).await?;
+        println!(
+            "  resident memory, most so far       {:8} KiB (wanted: under 153600)",
+            memory(service.running.pid(), "VmHWM")
+        );
+        at_rest(&site, &service, idle).await?;
+        service.stop().await.ok();
+        catching_up(&site, transactions).await?;
+    }
+    Ok(())
+}
+
+async fn follow(site: &Site) -> Service<'_> {
+    let service = Service::start(site, "log_level = \"warn\"");
+    service
+        .until("following", |status| {
+            status["replication"]["mode"] == "stream" && status["lag"]["bytes"] == 0
+        })
+        .await;
+    service
+}
+
+/// From the return of COMMIT on the primary to the row's being seen on the spare.
+async fn latency(site: &Site, factory: &mut Factory, uploads: u64) -> Result<()> {
+    let mut made = Vec::new();
+    for number in 0..uploads {
+        let spec = Spec::new("bench", "upload", &format!("1.0.{number}")).size(ARTIFACT);
+        made.push(factory.make(spec));
+    }
+    factory.origin(&site.primary, "bench").await?;
+    let (seen_to, mut seen) = tokio::sync::mpsc::unbounded_channel();
+    let watching = tokio::spawn(watch(site.spare.conn().await?, uploads, seen_to));
+    let mut committed = std::collections::HashMap::new();
+    let mut pace = tokio::time::interval(Duration::from_micros(1_000_000 / RATE));
+    let began = Instant::now();
+    for package in &made {
+        pace.tick().await;
+        packages::put(&site.primary, package).await?;
+        packages::insert(&site.primary, package).await?;
+        committed.insert(package.ident.clone(), Instant::now());
+    }
+    let rate = uploads as f64 / began.elapsed().as_secs_f64();
+    let mut took = Vec::new();
+    while let Some((ident, at)) = seen.recv().await {
+        let Some(committed) = committed.get(&ident) else {
+            return Err(format!("{ident} came from nowhere").into());
+        };
+        took.push(Instant::saturating_duration_since(&at, *committed).as_secs_f64() * 1e3);
+    }
+    watching.await??;
+    let middle = median(&mut took);
+    println!(
+        "  upload of 100 KiB, {rate:4.1} a second: COMMIT there to row here, p50 {middle:.1} ms (wanted: under 100), p99 {:.1} ms (under 500), worst {:.1} ms of {}",
+        took[took.len() * 99 / 100],
+        took[took.len() - 1],
+        took.len()
+    );
+    Ok(())
+}
+
+async fn watch(
+    spare: Client,
+    uploads: u64,
+    seen: tokio::sync::mpsc::UnboundedSender<(String, Instant)>,
+) -> Result<()> {
+    let sql = "SELECT id, ident FROM origin_packages WHERE origin = 'bench' AND name = 'upload' AND id > $1 ORDER BY id";
+    let statement = spare.prepare(sql).await?;
+    let (mut last, mut count) = (0_i64, 0);
+    while count < uploads {
+        let rows = spare.query(&statement, &[&last]).await?;
+        let at = Instant::now();
+        for row in &rows {
+            last = row.get(0);
+            count += 1;
+            seen.send((row.get(1), at))?;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    Ok(())
+}
+
+async fn at_rest(site: &Site, service: &Service<'_>, seconds: u64) -> Result<()> {
+    let watcher = site.primary.pg.conn("postgres").await?;
+    let asked = "SELECT sessions FROM pg_stat_database WHERE datname = 'builder'";
+    let sessions = async || -> Result<i64> { Ok(watcher.query_one(asked, &[]).await?.get(0)) };
+    service.until_level().await;
+    let pid = service.running.pid();
+    let (before, sessions_before, began) = (ticks(pid), sessions().await?, Instant::now());
+    tokio::time::sleep(Duration::from_secs(seconds)).await;
+    let used = (ticks(pid) - before) as f64 / 100.0;
+    let took = began.elapsed().as_secs_f64();
+    println!(
+        "  at rest for {seconds:>3} s: processor        {:8.2} % of a core (wanted: under 1), resident {} KiB, {} sessions begun on the primary",
+        100.0 * used / took,
+        memory(pid, "VmRSS"),
+        sessions().await? - sessions_before
+    );
+    Ok(())
+}
+
+/// The same small transactions, by ours and by the server's own apply worker, one after the other.
+async fn catching_up(site: &Site, transactions: usize) -> Result<()> {
+    let native = Postgres::start().await?;
+    native.create_database("builder").await?;
+    let subscriber = native.conn("builder").await?;
+    subscriber.batch_execute(support::site::SCHEMA).await?;
+    let primary = site.primary.conn().await?;
+    // The rows that are there already are not the question, and no change below needs one of them.
+    primary
+        .batch_execute(
+            "CREATE PUBLICATION native FOR TABLE audit_origin, origin_projects, job_graph",
+        )
+        .await?;
+    let subscribe = format!(
+        "CREATE SUBSCRIPTION native CONNECTION 'host={} port={} user={} password={} dbname=builder' PUBLICATION native WITH (copy_data = false, enabled = false)",
+        site.primary.pg.host(),
+        site.primary.pg.port(),
+        site.primary.pg.user(),
+        site.primary.pg.password()
+    );
+    subscriber.batch_execute(&subscribe).await?;
+    let statement = primary
+        .prepare("INSERT INTO audit_origin (id, operation, target_object, origin, requester_id, requester_name) VALUES ($1, 'origin_create', 'x', 'core', '1', 'somebody')")
+        .await?;
+    primary
+        .batch_execute("SET synchronous_commit = off")
+        .await?;
+    for number in 0..transactions {
+        primary
+            .execute(&statement, &[&(1_000_000 + number as i64)])
+            .await?;
+    }
+    let expected = transactions as i64;
+    let count = "SELECT count(*) FROM audit_origin WHERE id >= 1000000";
+    let all_there = async |client: &Client| {
+        wait_until("all of them", Duration::from_secs(600), || async {
+            match client.query_one(count, &[]).await?.get::<_, i64>(0) == expected {
+                true => Ok(()),
+                false => Err("not yet".into()),
+            }
+        })
+        .await;
+    };
+    let began = Instant::now();
+    subscriber
+        .batch_execute("ALTER SUBSCRIPTION native ENABLE")
+        .await?;
+    all_there(&subscriber).await;
+    let theirs = began.elapsed().as_secs_f64();
+    let spare = site.spare.conn().await?;
+    let began = Instant::now();
+    let service = Service::start(site, "log_level = \"warn\"");
+    all_there(&spare).await;
+    let ours = began.elapsed().as_secs_f64();
+    println!(
+        "  catching up {transactions} transactions: ours {ours:.2} s, start of the process and its checks included; the server's own worker {theirs:.2} s; {:.2} times as fast (wanted: 3)",
+        theirs / ours
+    );
+    service.stop().await.ok();
+    subscriber.batch_execute("DROP SUBSCRIPTION native").await?;
+    primary.batch_execute("DROP PUBLICATION native").await?;
+    Ok(())
+}
