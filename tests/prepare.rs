@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use support::{Factory, Output, Postgres, Result, Running, Site, site};
 use tokio_postgres::Client;
 use warm_spare::cluster::preparation::{
-    Names, Preparation, PreparationError, Wanted, inspect, plan_to_prepare,
+    Names, Preparation, PreparationError, Wanted, inspect, plan_to_prepare, plan_to_release,
 };
 use warm_spare::cluster::{PeerSession, State};
 use warm_spare::config;
@@ -124,6 +124,46 @@ async fn a_stock_primary_is_prepared_once_and_released_without_a_trace() -> Resu
     restart(&site).await?;
     assert_eq!(show(&site, "wal_level").await?, "replica");
     assert_eq!(standing(&site).await?, before);
+    Ok(())
+}
+
+/// Whatever step was the last before a kill: Builder can write, and the next run ends what was begun.
+#[tokio::test(flavor = "multi_thread")]
+async fn stopped_after_any_step_it_goes_on_from_there() -> Result<()> {
+    let site = filled("steps").await?;
+    let before = standing(&site).await?;
+    let config = config::load(&site.write_config(""))?;
+    let state = State::open(&config.local.datastore).await?;
+    let names = Names::of(&state.cluster().await?.id, &config.replication);
+    let wanted = Wanted::of(&config.replication);
+    let writing = Preparation::open(&config.peer.datastore).await?;
+    let builder = site.primary.conn().await?;
+    let patience = Duration::from_secs(30);
+    let to_make = plan_to_prepare(&writing.inspect(&names).await?, wanted).steps;
+    site.warm_spare(&["prepare"]).await.ok();
+    let made = standing(&site).await?;
+    let to_remove = plan_to_release(&writing.inspect(&names).await?, wanted).steps;
+    assert_eq!((to_make.len(), to_remove.len()), (7, 7));
+    for number in 0..7 {
+        // Everything is made: some of it goes, then the rest.
+        writing
+            .carry_out(&to_remove[..number], patience, |_| {})
+            .await?;
+        builder.batch_execute(BUILDERS).await?;
+        site.warm_spare(&["release"]).await.ok();
+        assert_eq!(standing(&site).await?, before, "after {number} of release");
+        writing
+            .carry_out(&to_make[..number], patience, |_| {})
+            .await?;
+        builder.batch_execute(BUILDERS).await?;
+        site.warm_spare(&["prepare"]).await.ok();
+        assert_eq!(standing(&site).await?, made, "after {number} of prepare");
+    }
+    // And what was begun is taken back.
+    site.warm_spare(&["release"]).await.ok();
+    let identities = &to_make[..3];
+    writing.carry_out(identities, patience, |_| {}).await?;
+    builder.batch_execute(BUILDERS).await?;
     Ok(())
 }
 

@@ -144,6 +144,9 @@ fn settings(prepared: &Prepared, wanted: Wanted, plan: &mut Plan) {
         }
     }
     if steps.is_empty() {
+        if prepared.bound_is_unread() {
+            plan.steps.push(reload());
+        }
         return;
     }
     let needed = needed_by(prepared);
