@@ -183,6 +183,10 @@ fn release_takes_the_slot_first_and_the_settings_last() {
         ]
     );
     assert_eq!(plan_to_release(&stock(), WANTED), Plan::default());
+    let mut begun = stock();
+    begun.tables[1].identity = 'f';
+    let plan = plan_to_release(&begun, WANTED);
+    assert!(plan.steps.is_empty() && plan.notes[0].contains("left on public.audit_package"));
 }
 
 #[test]
