@@ -485,7 +485,7 @@ fn refusals() -> BTreeSet<String> {
     );
     let mut names = BTreeSet::new();
     for text in &files {
-        for maker in ["rule:", "check:", "unfit("] {
+        for maker in ["rule:", "check:", "unfit(", "Obstacle::new("] {
             for after in text.split(maker).skip(1) {
                 let literal = after.trim_start().strip_prefix('"');
                 names.extend(literal.and_then(|l| l.split('"').next()).map(String::from));

@@ -114,6 +114,19 @@ impl Prepared {
         self.wal_bound.value.parse().ok().map(|mib: u64| mib << 20)
     }
 
+    /// Whether the bound in `postgresql.auto.conf` is not yet the one in force: somebody was stopped before the server
+    /// was told to read it.
+    pub(super) fn bound_is_unread(&self) -> bool {
+        let bound = &self.wal_bound;
+        match &bound.in_auto_conf {
+            AutoConf::Holds(value) => {
+                bound.value == "-1" && value != "-1" && bound.source != "command line"
+            }
+            AutoConf::Absent => bound.is_from_auto_conf(),
+            AutoConf::Unknown => false,
+        }
+    }
+
     /// Tables whose published updates and deletions would fail.
     pub fn unidentified(&self) -> impl Iterator<Item = &CopiedTable> {
         self.tables.iter().filter(|table| !table.is_identified())
@@ -318,12 +331,15 @@ impl Setting {
         }
     }
 
+    fn is_from_auto_conf(&self) -> bool {
+        let file = self.file.as_deref();
+        file.is_some_and(|file| file.ends_with("postgresql.auto.conf"))
+    }
+
     /// What the file says, by what is in force: for a user who may not read the files.
     pub(super) fn guess(&self) -> AutoConf {
         match &self.file {
-            Some(file) if file.ends_with("postgresql.auto.conf") => {
-                AutoConf::Holds(self.value.clone())
-            }
+            Some(_) if self.is_from_auto_conf() => AutoConf::Holds(self.value.clone()),
             Some(_) if !self.pending_restart => AutoConf::Absent,
             None if self.source == "default" && !self.pending_restart => AutoConf::Absent,
             _ => AutoConf::Unknown,

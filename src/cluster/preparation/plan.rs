@@ -60,7 +60,7 @@ impl Obstacle {
 pub fn plan_to_prepare(prepared: &Prepared, wanted: Wanted) -> Plan {
     let mut steps = extension(prepared);
     let settings = settings(prepared, wanted);
-    let restart = needs_restart(prepared, !settings.is_empty());
+    let restart = needs_restart(prepared);
     steps.extend(settings);
     let mut plan = Plan {
         obstacles: obstacles(prepared, &steps),
@@ -185,7 +185,7 @@ fn settings(prepared: &Prepared, wanted: Wanted) -> Vec<Step> {
             )],
         ));
     }
-    if !steps.is_empty() {
+    if !steps.is_empty() || prepared.bound_is_unread() {
         steps.push(reload());
     }
     steps
@@ -217,10 +217,10 @@ fn lacks_bound(prepared: &Prepared, wanted: Wanted) -> bool {
     prepared.bound_bytes().is_none() && !wanted.wal_unbounded && !written
 }
 
-fn needs_restart(prepared: &Prepared, set: bool) -> bool {
+fn needs_restart(prepared: &Prepared) -> bool {
     let level = &prepared.wal_level;
     let written = matches!(&level.in_auto_conf, AutoConf::Holds(value) if value == "logical");
-    level.value != "logical" && (set || written || level.pending_restart)
+    level.value != "logical" && (lacks_wal_level(prepared) || written || level.pending_restart)
 }
 
 fn obstacles(prepared: &Prepared, steps: &[Step]) -> Vec<Obstacle> {

@@ -2,7 +2,7 @@
 
 use super::facts::{AutoConf, CopiedTable, Prepared, Setting, Slot};
 use super::plan::{Obstacle, Plan, Wanted, only, reload};
-use super::publication::Publication;
+use super::publication::{Publication, listed};
 use super::step::{How, Step};
 use crate::cluster::{quote_ident, quote_literal};
 
@@ -61,6 +61,7 @@ fn publication(prepared: &Prepared, plan: &mut Plan) {
         return;
     }
     let Some(there) = &prepared.publication else {
+        plan.notes.extend(left_over(prepared));
         return;
     };
     let drop = Step::new(
@@ -90,6 +91,20 @@ fn publication(prepared: &Prepared, plan: &mut Plan) {
         plan.steps.push(drop);
         plan.steps.extend(steps);
     }
+}
+
+/// Without a publication nothing says whose an identity is: `prepare` may have been stopped before it made one.
+fn left_over(prepared: &Prepared) -> Option<String> {
+    let full =
+        |table: &&CopiedTable| table.identity == 'f' && !table.keyed && !table.in_other_publication;
+    let tables = prepared.tables.iter().filter(full);
+    let names: Vec<String> = tables.map(CopiedTable::full_name).collect();
+    (!names.is_empty()).then(|| {
+        format!(
+            "REPLICA IDENTITY FULL is left on {}, which no publication needs: if nobody else set it, run prepare, then release",
+            listed(&names)
+        )
+    })
 }
 
 fn publishes(publication: &Publication, table: &CopiedTable) -> bool {
@@ -144,6 +159,9 @@ fn settings(prepared: &Prepared, wanted: Wanted, plan: &mut Plan) {
         }
     }
     if steps.is_empty() {
+        if prepared.bound_is_unread() {
+            plan.steps.push(reload());
+        }
         return;
     }
     let needed = needed_by(prepared);

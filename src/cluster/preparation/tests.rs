@@ -63,6 +63,26 @@ fn what_is_there_is_not_made_again() {
 }
 
 #[test]
+fn a_file_that_the_server_was_not_told_to_read_is_read() {
+    let mut stopped = ready();
+    stopped.wal_bound.value = "-1".into();
+    stopped.wal_bound.source = "default".into();
+    assert_eq!(
+        sql(&plan_to_prepare(&stopped, WANTED)),
+        ["SELECT pg_reload_conf()"]
+    );
+    stopped.wal_bound.source = "command line".into();
+    assert!(plan_to_prepare(&stopped, WANTED).steps.is_empty());
+    let mut stopped = stock();
+    stopped.wal_bound.value = "7630".into();
+    stopped.wal_bound.file = Some("/data/postgresql.auto.conf".into());
+    assert_eq!(
+        sql(&plan_to_release(&stopped, WANTED)),
+        ["SELECT pg_reload_conf()"]
+    );
+}
+
+#[test]
 fn tables_that_came_or_went_are_put_into_the_publication() {
     let mut changed = ready();
     changed.tables.remove(0);
@@ -163,6 +183,10 @@ fn release_takes_the_slot_first_and_the_settings_last() {
         ]
     );
     assert_eq!(plan_to_release(&stock(), WANTED), Plan::default());
+    let mut begun = stock();
+    begun.tables[1].identity = 'f';
+    let plan = plan_to_release(&begun, WANTED);
+    assert!(plan.steps.is_empty() && plan.notes[0].contains("left on public.audit_package"));
 }
 
 #[test]

@@ -2,12 +2,14 @@
 //!
 //! Nothing unknown is let pass: a byte that is not understood may be a change that the spare would lack.
 
+mod reader;
+#[cfg(test)]
+mod tests;
+
 use crate::cluster::Lsn;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-
-/// 2000-01-01, from which the server counts its microseconds, in microseconds since 1970.
-const EPOCH: i64 = 946_684_800_000_000;
+use reader::Reader;
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Message {
@@ -151,11 +153,7 @@ pub struct DecodeError {
 
 /// Reads one message. The frame is what an XLogData message of the replication protocol carries.
 pub fn decode(frame: Bytes) -> Result<Message, DecodeError> {
-    let mut reader = Reader {
-        frame,
-        at: 0,
-        message: "?",
-    };
+    let mut reader = Reader::new(frame);
     let kind = reader.u8()?;
     reader.message = match kind {
         b'B' => "Begin",
@@ -311,145 +309,3 @@ fn truncate(reader: &mut Reader) -> Result<Truncate, DecodeError> {
         restart_identity: options & 2 != 0,
     })
 }
-
-struct Reader {
-    frame: Bytes,
-    at: usize,
-    message: &'static str,
-}
-
-impl Reader {
-    fn left(&self) -> usize {
-        self.frame.len() - self.at
-    }
-
-    fn error(&self, problem: String) -> DecodeError {
-        DecodeError {
-            message: self.message,
-            offset: self.at,
-            problem,
-        }
-    }
-
-    /// About the byte just read.
-    fn unknown(&self, what: &str, byte: u8) -> DecodeError {
-        DecodeError {
-            message: self.message,
-            offset: self.at - 1,
-            problem: format!("unknown {what} {:?}", char::from(byte)),
-        }
-    }
-
-    fn take(&mut self, length: usize) -> Result<&[u8], DecodeError> {
-        if length > self.left() {
-            let problem = format!("{length} bytes expected, {} left", self.left());
-            return Err(self.error(problem));
-        }
-        self.at += length;
-        Ok(&self.frame[self.at - length..self.at])
-    }
-
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
-        let mut bytes = [0; N];
-        bytes.copy_from_slice(self.take(N)?);
-        Ok(bytes)
-    }
-
-    fn u8(&mut self) -> Result<u8, DecodeError> {
-        self.array().map(u8::from_be_bytes)
-    }
-
-    fn u16(&mut self) -> Result<u16, DecodeError> {
-        self.array().map(u16::from_be_bytes)
-    }
-
-    fn u32(&mut self) -> Result<u32, DecodeError> {
-        self.array().map(u32::from_be_bytes)
-    }
-
-    fn lsn(&mut self) -> Result<Lsn, DecodeError> {
-        self.array().map(u64::from_be_bytes).map(Lsn)
-    }
-
-    fn time(&mut self) -> Result<DateTime<Utc>, DecodeError> {
-        let start = self.at;
-        let micros = self.array().map(i64::from_be_bytes)?;
-        micros
-            .checked_add(EPOCH)
-            .and_then(DateTime::from_timestamp_micros)
-            .ok_or_else(|| DecodeError {
-                message: self.message,
-                offset: start,
-                problem: format!("{micros} µs since 2000 is no time"),
-            })
-    }
-
-    /// A byte in which only the bits of `known` may be set.
-    fn flags(&mut self, known: u8) -> Result<u8, DecodeError> {
-        let flags = self.u8()?;
-        if flags & !known == 0 {
-            return Ok(flags);
-        }
-        let problem = format!("unknown flags {flags:#04x}");
-        self.at -= 1;
-        Err(self.error(problem))
-    }
-
-    fn string(&mut self) -> Result<String, DecodeError> {
-        let rest = &self.frame[self.at..];
-        let Some(length) = rest.iter().position(|byte| *byte == 0) else {
-            return Err(self.error("a text without an end".into()));
-        };
-        match std::str::from_utf8(&rest[..length]) {
-            Ok(text) => {
-                let text = text.to_string();
-                self.at += length + 1;
-                Ok(text)
-            }
-            Err(_) => Err(self.error("a text that is not UTF-8".into())),
-        }
-    }
-
-    /// The server leaves the name of its own schema out.
-    fn schema(&mut self) -> Result<String, DecodeError> {
-        let name = self.string()?;
-        Ok(if name.is_empty() {
-            "pg_catalog".into()
-        } else {
-            name
-        })
-    }
-
-    /// Bytes after their number.
-    fn counted(&mut self) -> Result<Bytes, DecodeError> {
-        let length = self.u32()? as usize;
-        self.take(length)?;
-        Ok(self.frame.slice(self.at - length..self.at))
-    }
-
-    /// A list for so many items, if the frame can hold them: a number alone must not cost memory.
-    fn room_for<T>(&self, number: usize, least_bytes: usize) -> Result<Vec<T>, DecodeError> {
-        if number > self.left() / least_bytes {
-            let left = self.left();
-            return Err(self.error(format!("{number} items expected, {left} bytes left")));
-        }
-        Ok(Vec::with_capacity(number))
-    }
-
-    fn row(&mut self) -> Result<Vec<Value>, DecodeError> {
-        let number = usize::from(self.u16()?);
-        let mut values = self.room_for(number, 1)?;
-        for _ in 0..number {
-            values.push(match self.u8()? {
-                b'n' => Value::Null,
-                b'u' => Value::Unchanged,
-                b't' => Value::Text(self.counted()?),
-                other => return Err(self.unknown("kind of value", other)),
-            });
-        }
-        Ok(values)
-    }
-}
-
-#[cfg(test)]
-mod tests;

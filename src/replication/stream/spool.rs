@@ -3,8 +3,13 @@
 //! The socket must always be read, for a primary that shuts down waits for whoever does not. Files are read and written
 //! in place: they are of this machine, and mostly in its memory.
 
+mod record;
+#[cfg(test)]
+mod tests;
+
 use crate::cluster::Lsn;
 use bytes::Bytes;
+use record::{DATA, HEADER, REACHED, header, read_some};
 use std::collections::VecDeque;
 use std::fs::{File, Permissions};
 use std::io;
@@ -15,12 +20,8 @@ use tokio::sync::Notify;
 
 /// What a frame in memory takes besides its bytes.
 const COST: usize = 64;
-/// Read from a file at once, unless one frame is longer.
-const CHUNK: u64 = 256 << 10;
 /// A file is given back as a whole, when all of it was read: so it must not become too large.
 const SEGMENT: u64 = 64 << 20;
-/// Kind and length.
-const HEADER: usize = 5;
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Frame {
@@ -342,72 +343,3 @@ fn private_file(dir: &Path) -> io::Result<File> {
     file.set_permissions(Permissions::from_mode(0o600))?;
     Ok(file)
 }
-
-const DATA: u8 = b'd';
-const REACHED: u8 = b'r';
-
-fn header(kind: u8, length: u32) -> [u8; HEADER] {
-    let [a, b, c, d] = length.to_be_bytes();
-    [kind, a, b, c, d]
-}
-
-/// The next frames, at least one and no more than `memory` holds; and where they end.
-fn read_some(file: &File, from: u64, to: u64, memory: usize) -> io::Result<(Vec<Frame>, u64)> {
-    let most = CHUNK.min(memory as u64).max(HEADER as u64 + 8);
-    let mut chunk = read(file, from, most.min(to - from))?;
-    let first = record(&chunk, 0)?.1 as u64;
-    if first > chunk.len() as u64 {
-        chunk = read(file, from, first.min(to - from))?;
-    }
-    let chunk = Bytes::from(chunk);
-    let (mut frames, mut at, mut cost) = (Vec::new(), 0, 0);
-    while chunk.len() >= at + HEADER {
-        let (kind, end) = record(&chunk, at)?;
-        if end > chunk.len() {
-            break;
-        }
-        let body = chunk.slice(at + HEADER..end);
-        let frame = match (kind, <[u8; 8]>::try_from(&body[..])) {
-            (DATA, _) => Frame::Data(body),
-            (REACHED, Ok(lsn)) => Frame::Reached(Lsn(u64::from_be_bytes(lsn))),
-            _ => return Err(spoiled()),
-        };
-        cost += frame.cost();
-        if cost > memory && !frames.is_empty() {
-            break;
-        }
-        frames.push(frame);
-        at = end;
-    }
-    if frames.is_empty() {
-        return Err(spoiled());
-    }
-    Ok((frames, from + at as u64))
-}
-
-fn read(file: &File, from: u64, length: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = vec![0; length as usize];
-    file.read_exact_at(&mut bytes, from)?;
-    Ok(bytes)
-}
-
-/// Kind of the record that begins there, and where it ends.
-fn record(chunk: &[u8], at: usize) -> io::Result<(u8, usize)> {
-    match chunk[at..] {
-        [kind, a, b, c, d, ..] => {
-            let length = u32::from_be_bytes([a, b, c, d]) as usize;
-            Ok((kind, at + HEADER + length))
-        }
-        _ => Err(spoiled()),
-    }
-}
-
-fn spoiled() -> io::Error {
-    io::Error::new(
-        io::ErrorKind::InvalidData,
-        "it does not hold what was written",
-    )
-}
-
-#[cfg(test)]
-mod tests;

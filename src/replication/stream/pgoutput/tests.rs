@@ -1,5 +1,6 @@
 //! An encoder of our own beside the decoder; what a real server sends is in `tests/pgoutput.rs`.
 
+use super::reader::EPOCH;
 use super::*;
 use bytes::BufMut;
 use rand::rngs::StdRng;

@@ -1,0 +1,158 @@
+//! Numbers, texts and rows out of a frame: each length is checked before anything is made of it.
+
+use super::{DecodeError, Value};
+use crate::cluster::Lsn;
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+
+/// 2000-01-01, from which the server counts its microseconds, in microseconds since 1970.
+pub const EPOCH: i64 = 946_684_800_000_000;
+
+/// A frame, and how far it was read.
+pub struct Reader {
+    frame: Bytes,
+    at: usize,
+    /// For errors.
+    pub message: &'static str,
+}
+
+impl Reader {
+    pub fn new(frame: Bytes) -> Self {
+        Reader {
+            frame,
+            at: 0,
+            message: "?",
+        }
+    }
+
+    pub fn left(&self) -> usize {
+        self.frame.len() - self.at
+    }
+
+    pub fn error(&self, problem: String) -> DecodeError {
+        DecodeError {
+            message: self.message,
+            offset: self.at,
+            problem,
+        }
+    }
+
+    /// About the byte just read.
+    pub fn unknown(&self, what: &str, byte: u8) -> DecodeError {
+        DecodeError {
+            message: self.message,
+            offset: self.at - 1,
+            problem: format!("unknown {what} {:?}", char::from(byte)),
+        }
+    }
+
+    pub fn take(&mut self, length: usize) -> Result<&[u8], DecodeError> {
+        if length > self.left() {
+            let problem = format!("{length} bytes expected, {} left", self.left());
+            return Err(self.error(problem));
+        }
+        self.at += length;
+        Ok(&self.frame[self.at - length..self.at])
+    }
+
+    pub fn array<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
+        let mut bytes = [0; N];
+        bytes.copy_from_slice(self.take(N)?);
+        Ok(bytes)
+    }
+
+    pub fn u8(&mut self) -> Result<u8, DecodeError> {
+        self.array().map(u8::from_be_bytes)
+    }
+
+    pub fn u16(&mut self) -> Result<u16, DecodeError> {
+        self.array().map(u16::from_be_bytes)
+    }
+
+    pub fn u32(&mut self) -> Result<u32, DecodeError> {
+        self.array().map(u32::from_be_bytes)
+    }
+
+    pub fn lsn(&mut self) -> Result<Lsn, DecodeError> {
+        self.array().map(u64::from_be_bytes).map(Lsn)
+    }
+
+    pub fn time(&mut self) -> Result<DateTime<Utc>, DecodeError> {
+        let start = self.at;
+        let micros = self.array().map(i64::from_be_bytes)?;
+        micros
+            .checked_add(EPOCH)
+            .and_then(DateTime::from_timestamp_micros)
+            .ok_or_else(|| DecodeError {
+                message: self.message,
+                offset: start,
+                problem: format!("{micros} µs since 2000 is no time"),
+            })
+    }
+
+    /// A byte in which only the bits of `known` may be set.
+    pub fn flags(&mut self, known: u8) -> Result<u8, DecodeError> {
+        let flags = self.u8()?;
+        if flags & !known == 0 {
+            return Ok(flags);
+        }
+        let problem = format!("unknown flags {flags:#04x}");
+        self.at -= 1;
+        Err(self.error(problem))
+    }
+
+    pub fn string(&mut self) -> Result<String, DecodeError> {
+        let rest = &self.frame[self.at..];
+        let Some(length) = rest.iter().position(|byte| *byte == 0) else {
+            return Err(self.error("a text without an end".into()));
+        };
+        match std::str::from_utf8(&rest[..length]) {
+            Ok(text) => {
+                let text = text.to_string();
+                self.at += length + 1;
+                Ok(text)
+            }
+            Err(_) => Err(self.error("a text that is not UTF-8".into())),
+        }
+    }
+
+    /// The server leaves the name of its own schema out.
+    pub fn schema(&mut self) -> Result<String, DecodeError> {
+        let name = self.string()?;
+        Ok(if name.is_empty() {
+            "pg_catalog".into()
+        } else {
+            name
+        })
+    }
+
+    /// Bytes after their number.
+    pub fn counted(&mut self) -> Result<Bytes, DecodeError> {
+        let length = self.u32()? as usize;
+        self.take(length)?;
+        Ok(self.frame.slice(self.at - length..self.at))
+    }
+
+    /// A list for so many items, if the frame can hold them: a number alone must not cost memory.
+    pub fn room_for<T>(&self, number: usize, least_bytes: usize) -> Result<Vec<T>, DecodeError> {
+        if number > self.left() / least_bytes {
+            let left = self.left();
+            return Err(self.error(format!("{number} items expected, {left} bytes left")));
+        }
+        Ok(Vec::with_capacity(number))
+    }
+
+    pub fn row(&mut self) -> Result<Vec<Value>, DecodeError> {
+        let number = usize::from(self.u16()?);
+        let mut values = self.room_for(number, 1)?;
+        for _ in 0..number {
+            values.push(match self.u8()? {
+                b'n' => Value::Null,
+                b'u' => Value::Unchanged,
+                b't' => Value::Text(self.counted()?),
+                other => return Err(self.unknown("kind of value", other)),
+            });
+        }
+        Ok(values)
+    }
+}
