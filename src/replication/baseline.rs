@@ -198,7 +198,7 @@ impl Baseline<'_> {
         if let Some(slot) = slot {
             point.lsn = slot.from().to_string();
             point.slot = slot.name().to_string();
-            point.schema = stream::schema(&holder).await?;
+            point.schema = stream::schema(&holder, slot.publication()).await?;
         }
         let names = tables::sequence_names(&holder).await?;
         let tables = tables::tables(&holder).await?;

@@ -45,6 +45,10 @@ impl BeginningSlot {
         &self.names.slot
     }
 
+    pub fn publication(&self) -> &str {
+        &self.names.publication
+    }
+
     /// Lasting from here on. Whatever slot of ours was there before cannot join what comes.
     async fn keep(&mut self) -> Result<(), PassError> {
         let slot = quote_literal(&self.names.slot);

@@ -100,13 +100,17 @@ lines AS (
         s.seqcache, s.seqcycle)
     FROM pg_sequence s JOIN pg_class c ON c.oid = s.seqrelid JOIN ours n ON n.oid = c.relnamespace
     UNION ALL SELECT concat_ws(' ', 'extension', extname) FROM pg_extension
-    UNION ALL SELECT concat_ws(' ', 'schema', nspname) FROM ours)
+    UNION ALL SELECT concat_ws(' ', 'schema', nspname) FROM ours
+    -- What the publication leaves out is left out without a word. As JSON, for its columns differ from version to version.
+    UNION ALL SELECT concat_ws(' ', 'publication', to_jsonb(p)) FROM pg_publication p WHERE p.pubname = $1
+    UNION ALL SELECT concat_ws(' ', 'published', to_jsonb(r)) FROM pg_publication_rel r
+    JOIN pg_publication p ON p.oid = r.prpubid WHERE p.pubname = $1)
 SELECT coalesce(md5(string_agg(line, E'\\n' ORDER BY line)), '') FROM lines";
 
-/// The form of all tables, as the session's transaction sees it.
-pub async fn schema(session: &Session) -> Result<String, PassError> {
+/// The form of all tables and what is published of them, as the session's transaction sees it.
+pub async fn schema(session: &Session, publication: &str) -> Result<String, PassError> {
     let row = session
-        .query_one("reading the form of the tables", SCHEMA, &[])
+        .query_one("reading the form of the tables", SCHEMA, &[&publication])
         .await?;
     Ok(row.get(0))
 }
@@ -151,7 +155,7 @@ pub async fn ask(
         system_id: row.get(3),
         timeline: row.get(4),
         server_started: row.get(5),
-        schema: schema(&peer).await?,
+        schema: schema(&peer, publication).await?,
         unpublished: row.get(16),
         slot,
         wal_bound: row.get::<_, Option<i64>>(15).map(i64::unsigned_abs),
