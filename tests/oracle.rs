@@ -69,7 +69,10 @@ async fn the_oracle_sees_what_is_wrong_with_a_spare() -> Result<()> {
     // A row that no state of the primary has.
     let other = "UPDATE accounts SET email = 'nobody''s' WHERE name = 'core'";
     spare.batch_execute(other).await?;
-    is_violation(oracle.check(&site).await, "no state that the primary ever had");
+    is_violation(
+        oracle.check(&site).await,
+        "no state that the primary ever had",
+    );
     // The state before, after a later one was seen.
     let earlier = "UPDATE accounts SET email = 'core@example.com' WHERE name = 'core'";
     spare.batch_execute(earlier).await?;

@@ -1,6 +1,7 @@
 //! Faults, one after the other, on a pair of clusters that is at work; after every one the oracle looks.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rand::SeedableRng;
@@ -8,14 +9,14 @@ use rand::rngs::StdRng;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::faults::{Fault, Stage};
+use super::faults::{Fault, Server};
 use super::history::History;
 use super::oracle::{self, Oracle};
 use super::proxy::Proxy;
+use super::stage::Stage;
 use super::weather::Weather;
 use super::workload::{self, Workload};
 use super::{Factory, Postgres, Result, Service, Site};
-use std::sync::Arc;
 
 const HANDS: usize = 3;
 /// Between two transactions of one hand, at most.
@@ -23,7 +24,7 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// So many faults, then the spare must come level.
 const LEVEL_EVERY: usize = 10;
 /// For coming level after faults: the service's own pauses after failures lie within.
-const LEVEL_LIMIT: Duration = Duration::from_secs(40);
+const LEVEL_LIMIT: Duration = Duration::from_secs(90);
 /// After a fault is undone, for the service to say something new.
 const NEWS: Duration = Duration::from_millis(1500);
 
@@ -37,6 +38,8 @@ pub struct Plan {
     pub time: Duration,
     /// Named points of the program, for kills there.
     pub points: Vec<&'static str>,
+    /// Faults of this kind alone (its name begins so).
+    pub only: String,
     /// A line per fault.
     pub talks: bool,
 }
@@ -49,6 +52,7 @@ impl Plan {
             faults: usize::MAX,
             time: Duration::MAX,
             points: POINTS.to_vec(),
+            only: String::new(),
             talks: true,
         }
     }
@@ -179,7 +183,6 @@ async fn run(
     for (deed, count) in stage.workload.done() {
         summary.deeds.insert(format!("{deed:?}"), count);
     }
-    stage.end().await?;
     Ok(summary)
 }
 
@@ -194,20 +197,22 @@ async fn play(
     let began = Instant::now();
     while summary.faults < plan.faults && began.elapsed() < plan.time {
         let fault = Fault::random(&mut rng, &plan.points);
+        if !fault.kind().starts_with(&plan.only) {
+            continue;
+        }
         // Each fault has numbers of its own, so that the next one does not depend on how far this one came.
         let mut own = StdRng::from_rng(&mut rng);
         let started = Instant::now();
         let before = status(stage).await;
         let striking = in_time(stage.strike(fault, &mut own)).await;
-        let befell =
-            striking.map_err(|error| format!("{fault:?} could not be struck: {error}"))?;
+        let befell = striking.map_err(|error| format!("{fault:?} could not be struck: {error}"))?;
         if !befell {
             summary.skipped += 1;
             continue;
         }
         summary.faults += 1;
         *summary.kinds.entry(fault.kind()).or_default() += 1;
-        if fault == Fault::RolledBack(super::faults::Server::SpareDatastore) {
+        if fault == Fault::RolledBack(Server::SpareDatastore) {
             oracle.spare_was_put_back(stage.site).await?;
         }
         let line = format!("{:4} seed {} {fault:?}", summary.faults, plan.seed);
@@ -249,22 +254,33 @@ async fn look(stage: &Stage<'_>, oracle: &mut Oracle, summary: &mut Summary) -> 
     if let Some(harm) = stage.workload.harm().first() {
         return Err(format!("INVARIANT 4: {harm}").into());
     }
+    if let Some(service) = stage.awake() {
+        for path in ["/health", "/status"] {
+            let answer = service.get(path).await;
+            answer.map_err(|error| format!("INVARIANT 5: {path} has no answer: {error}"))?;
+        }
+    }
     let stand = oracle.check(stage.site).await?;
     oracle::is_fenced(stage.site, &stage.weather).await?;
     Ok(match stand {
         None => "not seen".into(),
         Some(stand) => format!(
-            "state {} ({} behind{}{})",
+            "state {} ({} behind, {:.1?}{}{})",
             stand.moment,
             stand.behind,
+            stand.late,
             if stand.schema_behind { ", schema" } else { "" },
-            if stand.artifacts_seen { "" } else { ", artifacts not seen" }
+            if stand.artifacts_seen {
+                ""
+            } else {
+                ", artifacts not seen"
+            }
         ),
     })
 }
 
 async fn status(stage: &Stage<'_>) -> Option<Value> {
-    stage.service.as_ref()?.status().await.ok()
+    stage.awake()?.status().await.ok()
 }
 
 /// Until the service says something new, or a short time.
@@ -291,10 +307,19 @@ async fn come_level(
 ) -> Result<Duration> {
     stage.workload.rest().await;
     stage.history.settle().await?;
-    let began = Instant::now();
+    let (began, rested) = (Instant::now(), chrono::Utc::now());
     loop {
         summary.looks += 1;
-        let behind = match oracle.is_level(stage.site).await {
+        let claims = status(stage)
+            .await
+            .is_some_and(|status| claims_level(&status, rested));
+        let level = oracle.is_level(stage.site).await;
+        if let Err(error) = &level
+            && claims
+        {
+            return Err(format!("INVARIANT 5: it says that nothing waits: {error}").into());
+        }
+        let behind = match level {
             Ok(()) => match status(stage).await {
                 Some(status) if status["state"] == "following" && status["hold"].is_null() => break,
                 Some(status) => format!("it says {status}"),
@@ -315,6 +340,16 @@ async fn come_level(
     summary.worst_level = summary.worst_level.max(took);
     stage.workload.resume();
     Ok(took)
+}
+
+/// Whether it says that it knows, from a time when nothing changed any more, that nothing waits.
+fn claims_level(status: &Value, since: chrono::DateTime<chrono::Utc>) -> bool {
+    let confirmed = status["lag"]["confirmed"].as_str();
+    let confirmed = confirmed.and_then(|time| chrono::DateTime::parse_from_rfc3339(time).ok());
+    status["state"] == "following"
+        && status["hold"].is_null()
+        && status["lag"]["seconds"].is_number()
+        && confirmed.is_some_and(|time| time > since)
 }
 
 /// Nothing strikes and nothing changes any more.

@@ -39,8 +39,9 @@ pub struct View {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stand {
     pub moment: usize,
-    /// States of the primary between this one and its present.
+    /// Other states of the primary between this one and its present, and the age of the first of them.
     pub behind: usize,
+    pub late: Duration,
     /// Their rows are not all the same: only their columns' difference excuses it.
     pub schema_behind: bool,
     pub artifacts_seen: bool,
@@ -82,6 +83,8 @@ impl Oracle {
     pub async fn spare_was_put_back(&mut self, site: &Site) -> Result<()> {
         self.floor = 0;
         self.floor_lsn = 0;
+        // Of before: they would raise the floor again.
+        self.undecided.clear();
         let view = view(&site.spare).await?;
         self.put_back_to = view.map(|view| view.lsn);
         Ok(())
@@ -150,11 +153,15 @@ impl Oracle {
                 .filter(|number| within(*number))
                 .filter(|number| view.content.agrees_where_columns_do(&list[*number].content))
                 .filter(|number| {
-                    let same = |content: &Content| {
-                        columns(content) == columns(&list[*number].content)
-                    };
-                    let since = list[..=*number].iter().rev().take_while(|m| same(&m.content));
-                    since.last().is_some_and(|first| first.at.elapsed() < SCHEMA_LATE)
+                    let same =
+                        |content: &Content| columns(content) == columns(&list[*number].content);
+                    let since = list[..=*number]
+                        .iter()
+                        .rev()
+                        .take_while(|m| same(&m.content));
+                    since
+                        .last()
+                        .is_some_and(|first| first.at.elapsed() < SCHEMA_LATE)
                 })
                 .collect();
         }
@@ -177,8 +184,7 @@ impl Oracle {
             )
             .into());
         }
-        let era = list[latest].era;
-        if era == self.floor_era && view.lsn < self.floor_lsn {
+        if list[latest].era == self.floor_era && view.lsn < self.floor_lsn {
             return Err(format!(
                 "INVARIANT 3: the recovery point went back from {} to {}",
                 lsn(self.floor_lsn),
@@ -188,14 +194,17 @@ impl Oracle {
         }
         self.floor = self.floor.max(first);
         self.floor_lsn = view.lsn;
-        self.floor_era = era;
-        let behind = list[latest + 1..]
-            .iter()
+        self.floor_era = list[first].era;
+        let waiting = list[latest + 1..].iter();
+        let waiting: Vec<_> = waiting
             .filter(|moment| *moment.content != view.content)
-            .count();
+            .collect();
         Ok(Stand {
             moment: latest,
-            behind,
+            behind: waiting.len(),
+            late: waiting
+                .first()
+                .map_or(Duration::ZERO, |moment| moment.at.elapsed()),
             schema_behind,
             artifacts_seen: false,
         })
@@ -249,7 +258,10 @@ impl Oracle {
             }
             complaint = told;
         }
-        Err(format!("the spare never stood still, and every look found artifacts wrong: {complaint}").into())
+        Err(format!(
+            "the spare never stood still, and every look found artifacts wrong: {complaint}"
+        )
+        .into())
     }
 
     async fn see(&self, site: &Site) -> Result<Option<View>> {

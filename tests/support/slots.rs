@@ -42,9 +42,7 @@ async fn with_force(client: &Client, slot: &Slot, statement: &str) -> Result<boo
 pub async fn drop_slot(primary: &Cluster) -> Result<bool> {
     let client = primary.conn().await?;
     match ours(&client).await? {
-        Some(slot) => {
-            with_force(&client, &slot, "SELECT pg_drop_replication_slot($1::text)").await
-        }
+        Some(slot) => with_force(&client, &slot, "SELECT pg_drop_replication_slot($1::text)").await,
         None => Ok(false),
     }
 }

@@ -97,12 +97,14 @@ impl Workload {
     pub async fn rest(&self) {
         self.wish.send_replace(Wish::Rest);
         let wanted = self.hands.len() as u64;
-        wait_until("the workload rests", Duration::from_secs(150), async || {
-            match self.shared.resting.load(Ordering::SeqCst) {
+        wait_until(
+            "the workload rests",
+            Duration::from_secs(150),
+            async || match self.shared.resting.load(Ordering::SeqCst) {
                 resting if resting == wanted => Ok(()),
                 resting => Err(format!("{resting} of {wanted} rest").into()),
-            }
-        })
+            },
+        )
         .await;
     }
 
@@ -169,7 +171,12 @@ async fn work(mut hand: Hand, shared: Arc<Shared>, mut wish: watch::Receiver<Wis
         let deed = hand.choose();
         match hand.act(&client, deed).await {
             Ok(()) => {
-                *shared.done.lock().expect("the counters' lock").entry(deed).or_default() += 1;
+                *shared
+                    .done
+                    .lock()
+                    .expect("the counters' lock")
+                    .entry(deed)
+                    .or_default() += 1;
                 shared.mind_the_time(&hand.name, deed, began);
                 session = Some(client);
             }
