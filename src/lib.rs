@@ -8,6 +8,8 @@ pub mod cluster;
 pub mod command;
 /// The configuration: one TOML file, every key checked and named in its error.
 pub mod config;
+/// Where a test may have the process killed.
+pub mod killpoint;
 /// What is known of a running service, and how it is shown: status, health, metrics, HTTP.
 pub mod observe;
 /// What Builder means by a package: ident, target, object key, checksum, `.hart` header and signature.

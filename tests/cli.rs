@@ -29,8 +29,8 @@ async fn a_bad_configuration_names_its_key_and_touches_nothing() -> Result<()> {
             vec!["replication.buffer"],
         ),
         (
-            "replication.mode = \"stream\"",
-            vec!["replication.mode", "not built yet"],
+            "replication.direction = \"push\"",
+            vec!["replication.direction", "not built yet"],
         ),
         ("peer.datastore.port = 99999", vec!["peer.datastore.port"]),
         ("role = \"king\"", vec!["role", "spare"]),

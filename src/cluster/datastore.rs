@@ -268,7 +268,7 @@ fn classify(error: &tokio_postgres::Error) -> (DatastoreFault, String) {
     (fault_of_state(db.code()), message)
 }
 
-fn fault_of_state(state: &SqlState) -> DatastoreFault {
+pub(super) fn fault_of_state(state: &SqlState) -> DatastoreFault {
     let code = state.code();
     match state {
         s if *s == SqlState::INVALID_CATALOG_NAME => DatastoreFault::NoDatabase,

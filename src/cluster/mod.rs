@@ -3,19 +3,24 @@
 //! Nothing above this room knows MinIO or PostgreSQL's wire by name. The peer is read-only by type:
 //! [`PeerSession`] has no way to write, and its transactions are read-only for the server too.
 
+mod applying;
 mod clients;
 mod datastore;
 mod fence;
 mod history;
 mod identity;
 mod lsn;
+pub mod preparation;
 mod session;
 mod state;
 mod store;
 mod store_error;
 mod throttle;
 mod tls;
+mod upkeep;
+mod walsender;
 
+pub use applying::{Applying, TextValue};
 pub use clients::{ClientPrograms, ProgramError, find_clients};
 pub use datastore::{DatastoreError, DatastoreFault};
 pub use fence::{FenceError, end_sessions, is_fenced, prove_fence, raise_fence, set_fence};
@@ -28,12 +33,14 @@ pub use session::{
 };
 pub use state::DATABASE as STATE_DATABASE;
 pub use state::{
-    Artifact, ClusterRecord, CopiedPoint, Generation, Lock, Replacement, State, StateError,
-    TableContent,
+    Artifact, ClusterRecord, CopiedPoint, Generation, Lock, State, StateError, TableContent,
+    record_artifacts,
 };
 pub use store::{Completion, Download, Listed, LocalStore, Store, Stored, Upload};
 pub use store_error::{StoreError, StoreFault};
 pub use throttle::{ByteBudget, Throttle};
+pub use upkeep::{Replacement, Retirement};
+pub use walsender::{Arrived, NewSlot, TextRows, WalSession, WalStream};
 
 use std::fmt;
 

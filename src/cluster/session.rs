@@ -26,7 +26,7 @@ pub struct Session {
 }
 
 impl Session {
-    async fn open(
+    pub(super) async fn open(
         side: Side,
         to: &Datastore,
         database: &str,
@@ -56,7 +56,11 @@ impl Session {
         }
     }
 
-    async fn within<T>(
+    pub(super) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    pub(super) async fn within<T>(
         &self,
         doing: &str,
         call: impl Future<Output = Result<T, tokio_postgres::Error>>,
@@ -85,7 +89,7 @@ impl Session {
         self.within(doing, self.client.query_one(sql, params)).await
     }
 
-    async fn batch(&self, doing: &str, sql: &str) -> Result<(), DatastoreError> {
+    pub(super) async fn batch(&self, doing: &str, sql: &str) -> Result<(), DatastoreError> {
         self.within(doing, self.client.batch_execute(sql)).await
     }
 
@@ -181,6 +185,10 @@ impl PeerSession {
 pub struct Snapshot(String);
 
 impl Snapshot {
+    pub(super) fn named(name: String) -> Self {
+        Snapshot(name)
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 
 pub const DATABASE: &str = "warm_spare";
 /// Of the tables below; a newer one is refused.
-const FORMAT: i32 = 1;
+const FORMAT: i32 = 2;
 /// Key of the advisory lock: "warm" in ASCII.
 const LOCK_KEY: i64 = 0x7761_726d;
 const LOCK_TRIES: u32 = 15;
@@ -55,6 +55,10 @@ pub struct CopiedPoint {
     pub transactions: String,
     pub server_started: String,
     pub sequences: String,
+    /// The primary's tables in form, as one number, when they were copied; empty: not known.
+    pub schema: String,
+    /// The slot that goes on from here; empty: none does.
+    pub slot: String,
 }
 
 /// Rows and content hash of one table, as the primary sent them.
@@ -71,14 +75,6 @@ pub struct Generation {
     pub name: String,
     pub created: DateTime<Utc>,
     pub pinned: bool,
-}
-
-/// An object whose bytes are to change under a key that the visible database names.
-#[derive(Debug, Clone)]
-pub struct Replacement {
-    pub key: String,
-    pub old_checksum: String,
-    pub new_checksum: String,
 }
 
 #[derive(Debug, Clone)]
@@ -140,7 +136,7 @@ impl State {
         let made = session
             .query_one(
                 "looking for our tables",
-                "SELECT to_regclass('public.verification') IS NOT NULL",
+                "SELECT to_regclass('public.retirement') IS NOT NULL",
                 &[],
             )
             .await?;
@@ -227,7 +223,7 @@ impl State {
     }
 
     pub async fn copied_point(&self) -> Result<Option<CopiedPoint>, StateError> {
-        let sql = "SELECT lsn, commit_time, system_id, timeline, transactions, server_started, sequences FROM copied";
+        let sql = "SELECT lsn, commit_time, system_id, timeline, transactions, server_started, sequences, schema, slot FROM copied";
         let rows = self
             .session
             .query("reading the recovery point", sql, &[])
@@ -240,6 +236,8 @@ impl State {
             transactions: row.get(4),
             server_started: row.get(5),
             sequences: row.get(6),
+            schema: row.get(7),
+            slot: row.get(8),
         }))
     }
 
@@ -259,24 +257,8 @@ impl State {
             .collect())
     }
 
-    /// Remembers objects whose bytes were hashed here and found right.
     pub async fn record_artifacts(&self, artifacts: &[Artifact]) -> Result<(), StateError> {
-        let keys: Vec<&str> = artifacts.iter().map(|a| a.key.as_str()).collect();
-        let checksums: Vec<&str> = artifacts.iter().map(|a| a.checksum.as_str()).collect();
-        let bytes: Vec<i64> = artifacts.iter().map(|a| a.bytes as i64).collect();
-        let etags: Vec<&str> = artifacts.iter().map(|a| a.etag.as_str()).collect();
-        let sql = "INSERT INTO artifact AS a (key, checksum, bytes, etag, state, verified_at) \
-                   SELECT k, c, b, e, 'good', now() FROM unnest($1::text[], $2::text[], $3::int8[], $4::text[]) u(k, c, b, e) \
-                   ON CONFLICT (key) DO UPDATE SET checksum = excluded.checksum, bytes = excluded.bytes, \
-                     etag = excluded.etag, state = excluded.state, verified_at = excluded.verified_at";
-        self.session
-            .execute(
-                "remembering checked artifacts",
-                sql,
-                &[&keys, &checksums, &bytes, &etags],
-            )
-            .await?;
-        Ok(())
+        Ok(record_artifacts(&self.session, artifacts).await?)
     }
 
     pub async fn generations(&self) -> Result<Vec<Generation>, StateError> {
@@ -317,45 +299,29 @@ impl State {
             .await?;
         Ok(row.get::<_, i64>(0).unsigned_abs())
     }
+}
 
-    pub async fn replacements(&self) -> Result<Vec<Replacement>, StateError> {
-        let sql = "SELECT key, old_checksum, new_checksum FROM replacement ORDER BY key";
-        let rows = self
-            .session
-            .query("reading the replacements' journal", sql, &[])
-            .await?;
-        Ok(rows
-            .iter()
-            .map(|row| Replacement {
-                key: row.get(0),
-                old_checksum: row.get(1),
-                new_checksum: row.get(2),
-            })
-            .collect())
-    }
-
-    /// Written before the first byte is replaced; emptied by the rename's transaction, or after undoing.
-    pub async fn plan_replacements(&self, planned: &[Replacement]) -> Result<(), StateError> {
-        let keys: Vec<&str> = planned.iter().map(|r| r.key.as_str()).collect();
-        let old: Vec<&str> = planned.iter().map(|r| r.old_checksum.as_str()).collect();
-        let new: Vec<&str> = planned.iter().map(|r| r.new_checksum.as_str()).collect();
-        let sql = "INSERT INTO replacement (key, old_checksum, new_checksum) \
-                   SELECT * FROM unnest($1::text[], $2::text[], $3::text[])";
-        self.session
-            .execute("journalling the replacements", sql, &[&keys, &old, &new])
-            .await?;
-        Ok(())
-    }
-
-    pub async fn forget_replacements(&self) -> Result<(), StateError> {
-        self.session
-            .batch(
-                "emptying the replacements' journal",
-                "DELETE FROM replacement",
-            )
-            .await?;
-        Ok(())
-    }
+/// Remembers objects whose bytes were hashed here and found right. `session` is one on the state database.
+pub async fn record_artifacts(
+    session: &LocalSession,
+    artifacts: &[Artifact],
+) -> Result<(), DatastoreError> {
+    let keys: Vec<&str> = artifacts.iter().map(|a| a.key.as_str()).collect();
+    let checksums: Vec<&str> = artifacts.iter().map(|a| a.checksum.as_str()).collect();
+    let bytes: Vec<i64> = artifacts.iter().map(|a| a.bytes as i64).collect();
+    let etags: Vec<&str> = artifacts.iter().map(|a| a.etag.as_str()).collect();
+    let sql = "INSERT INTO artifact AS a (key, checksum, bytes, etag, state, verified_at) \
+               SELECT k, c, b, e, 'good', now() FROM unnest($1::text[], $2::text[], $3::int8[], $4::text[]) u(k, c, b, e) \
+               ON CONFLICT (key) DO UPDATE SET checksum = excluded.checksum, bytes = excluded.bytes, \
+                 etag = excluded.etag, state = excluded.state, verified_at = excluded.verified_at";
+    session
+        .execute(
+            "remembering checked artifacts",
+            sql,
+            &[&keys, &checksums, &bytes, &etags],
+        )
+        .await?;
+    Ok(())
 }
 
 const TABLES: &str = "
@@ -421,6 +387,17 @@ CREATE TABLE IF NOT EXISTS verification (
 INSERT INTO cluster (id, epoch, since)
     SELECT substr(md5(random()::text || clock_timestamp()::text), 1, 8), 0, now()
     WHERE NOT EXISTS (SELECT 1 FROM cluster);
-INSERT INTO meta (format, token) SELECT 1, 0 WHERE NOT EXISTS (SELECT 1 FROM meta);
+INSERT INTO meta (format, token) SELECT 2, 0 WHERE NOT EXISTS (SELECT 1 FROM meta);
+-- Of format 1, which knew no stream.
+ALTER TABLE replacement ADD COLUMN IF NOT EXISTS lsn text NOT NULL DEFAULT '';
+ALTER TABLE vanished ADD COLUMN IF NOT EXISTS lsn text NOT NULL DEFAULT '';
+ALTER TABLE copied ADD COLUMN IF NOT EXISTS schema text NOT NULL DEFAULT '';
+ALTER TABLE copied ADD COLUMN IF NOT EXISTS slot text NOT NULL DEFAULT '';
+CREATE TABLE IF NOT EXISTS retirement (
+    key text NOT NULL,
+    checksum text NOT NULL,
+    since timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (key, checksum));
+UPDATE meta SET format = 2 WHERE format < 2;
 COMMIT;
 ";

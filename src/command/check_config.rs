@@ -2,7 +2,7 @@
 
 use super::{exit, show};
 use crate::config::{Config, Side};
-use crate::replication::{Ends, Facts, PassError, check, may_work};
+use crate::replication::{Ends, Facts, PassError, check, existing_id, may_work};
 use bytesize::ByteSize;
 use serde_json::json;
 use std::path::Path;
@@ -26,7 +26,8 @@ pub async fn run(config: &Config, path: &Path, connect: bool, as_json: bool) -> 
 
 async fn look(config: &Config) -> Result<Facts, PassError> {
     may_work(config).await?;
-    check(config, &Ends::open(config).await?).await
+    let id = existing_id(config).await?.unwrap_or_default();
+    check(config, &Ends::open(config).await?, &id).await
 }
 
 fn print(config: &Config, path: &Path, facts: Option<&Facts>) {

@@ -12,12 +12,15 @@ mod ask;
 mod check_config;
 mod health;
 mod log_lines;
+mod prepare;
+mod release;
 mod run;
 mod show;
 mod status;
 mod sync;
 mod verify;
 
+use crate::cluster::preparation::is_cluster_id;
 use crate::config;
 use clap::{Parser, Subcommand};
 use std::path::{Path, PathBuf};
@@ -74,12 +77,38 @@ enum Once {
         #[arg(long)]
         baseline: bool,
     },
+    /// Makes on the primary what the stream of its changes needs: identities of tables, a publication, settings.
+    Prepare {
+        /// Change nothing: print the SQL of it.
+        #[arg(long)]
+        print: bool,
+    },
+    /// Removes from the primary what is ours there, or from here what we keep.
+    Release {
+        /// Change nothing: print the SQL of it.
+        #[arg(long)]
+        print: bool,
+        /// What another cluster has left on the primary, by its id.
+        #[arg(long, value_name = "ID", value_parser = cluster_id, conflicts_with = "local")]
+        cluster: Option<String>,
+        /// Our own state on this side, and nothing on the primary.
+        #[arg(long)]
+        local: bool,
+    },
     /// Compares the spare with what the primary sent, and lists every difference.
     Verify {
         /// Also read every artifact: its checksum and its signature.
         #[arg(long)]
         deep: bool,
     },
+}
+
+fn cluster_id(text: &str) -> Result<String, String> {
+    if is_cluster_id(text) {
+        Ok(text.to_string())
+    } else {
+        Err("expected the 8 hexadecimal digits of a cluster's id, as in warm_spare_0123abcd".into())
+    }
 }
 
 /// The exit codes of all verbs but `health`.
@@ -121,6 +150,13 @@ async fn run_once(verb: Once, path: &Path, json: bool) -> u8 {
     log_lines::start(config.log_level, config.log_format);
     match verb {
         Once::CheckConfig { connect } => check_config::run(&config, path, connect, json).await,
+        Once::Prepare { print } => prepare::run(&config, print, json).await,
+        Once::Release {
+            print, local: true, ..
+        } => release::run_local(&config, print, json).await,
+        Once::Release { print, cluster, .. } => {
+            release::run(&config, cluster.as_deref(), print, json).await
+        }
         Once::Sync { baseline } => sync::run(&config, baseline, json).await,
         Once::Verify { deep } => verify::run(&config, deep, json).await,
     }

@@ -64,18 +64,24 @@ async fn persist(
 fn print(config: &Config, report: &Report) {
     let point = match &report.outcome {
         Outcome::Copied(copied) => {
-            let rows: u64 = copied.contents.values().map(|content| content.rows()).sum();
             say!(
                 "Copied {} ({} in {}).",
                 show::count(report.packages, "package"),
-                show::count(rows, "row"),
-                show::count(copied.contents.len() as u64, "table")
+                show::count(copied.rows, "row"),
+                show::count(copied.tables, "table")
             );
             &copied.point
         }
         Outcome::Unchanged(point) => {
             say!(
                 "Nothing new on the primary: {} as before.",
+                show::count(report.packages, "package")
+            );
+            point
+        }
+        Outcome::Followed(point) => {
+            say!(
+                "Followed the primary's transactions: {} now.",
                 show::count(report.packages, "package")
             );
             point
@@ -148,14 +154,15 @@ fn document(report: &Report) -> serde_json::Value {
     let (outcome, point, copied) = match &report.outcome {
         Outcome::Copied(copied) => ("copied", &copied.point, Some(copied)),
         Outcome::Unchanged(point) => ("unchanged", point, None),
+        Outcome::Followed(point) => ("followed", point, None),
     };
     json!({
         "format": 1,
         "outcome": outcome,
         "recovery_point": point_document(point),
         "packages": report.packages,
-        "rows": copied.map(|c| c.contents.values().map(|content| content.rows()).sum::<u64>()),
-        "tables": copied.map(|c| c.contents.len()),
+        "rows": copied.map(|c| c.rows),
+        "tables": copied.map(|c| c.tables),
         "generation": copied.and_then(|c| c.generation.clone()),
         "dropped_generations": copied.map(|c| c.dropped.clone()).unwrap_or_default(),
         "vanished_packages": copied.map(|c| c.vanished),

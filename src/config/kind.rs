@@ -33,6 +33,8 @@ pub(super) enum Kind {
     Ip,
     Url,
     Bucket,
+    /// A name in a database that needs no quotes anywhere, a replication slot's included.
+    Identifier,
     Secret,
 }
 
@@ -99,6 +101,7 @@ impl Kind {
             },
             Self::Url => endpoint::parse_url(text).map(|_| true)?,
             Self::Bucket => endpoint::is_bucket_name(text),
+            Self::Identifier => is_identifier(text),
         };
         if good {
             Ok(Checked::Text(text.to_string()))
@@ -149,9 +152,18 @@ impl Kind {
             Self::Ip => "an IP address",
             Self::Url => "a URL such as \"https://10.0.0.5:9000\"",
             Self::Bucket => endpoint::BUCKET_NAME,
+            Self::Identifier => {
+                "up to 63 lower-case letters, digits and underscores, with no digit in front"
+            }
         };
         fixed.to_string()
     }
+}
+
+/// PostgreSQL cuts longer names off.
+fn is_identifier(text: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+    text.len() < 64 && text.bytes().all(plain) && !text.starts_with(|c: char| c.is_ascii_digit())
 }
 
 #[cfg(test)]
@@ -169,6 +181,21 @@ mod tests {
             Kind::Path,
         ] {
             assert_eq!(kind.check(&empty), Ok(None), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn an_identifier_is_a_plain_name() {
+        let name = |text: &str| Kind::Identifier.check(&Value::String(text.into()));
+        for good in ["warm_spare_0123abcd", "_", "a1", &"a".repeat(63)] {
+            assert_eq!(name(good), Ok(Some(Checked::Text(good.into()))));
+        }
+        for bad in ["1a", "A", "a-b", "a b", "a\"b", "ä", &"a".repeat(64)] {
+            let problem = name(bad).expect_err(bad);
+            assert!(
+                problem.starts_with("expected up to 63 lower-case"),
+                "{problem}"
+            );
         }
     }
 

@@ -12,7 +12,7 @@ use super::builder::{self, BuilderApi, Places};
 use super::kept::Accepted;
 use super::values::Values;
 use super::{
-    Config, ConfigError, Fuse, Http, LogFormat, Replication, Role, VerifyPlan, sides, syntax,
+    Config, ConfigError, Fuse, Http, LogFormat, Mode, Replication, Role, VerifyPlan, sides, syntax,
 };
 
 /// S3 takes no smaller part of an upload in parts (but for the last), and a copy holds one at a time.
@@ -205,19 +205,29 @@ fn assemble(values: &Values, local: super::Side, peer: super::Side) -> Result<Co
 }
 
 fn replication(values: &Values) -> Result<Replication, ConfigError> {
+    let bytes = |key| values.bytes(key).ok_or_else(|| values.missing(key));
+    let name = |key| values.text(key).map(String::from);
     Ok(Replication {
+        mode: match values.required("replication.mode")? {
+            "stream" => Mode::Stream,
+            "snapshot" => Mode::Snapshot,
+            _ => Mode::Auto,
+        },
         interval: values.duration("replication.interval")?,
         schedule: values.schedule("replication.schedule").cloned(),
         lag_warn: values.duration("replication.lag_warn")?,
         rpo: values.duration("replication.rpo")?,
         jobs: values.int("replication.jobs")?,
         copies: values.int("replication.copies")?,
-        buffer: values
-            .bytes("replication.buffer")
-            .ok_or_else(|| values.missing("replication.buffer"))?,
+        buffer: bytes("replication.buffer")?,
         bandwidth_limit: values.bytes("replication.bandwidth_limit"),
         gate_grace: values.duration("replication.gate_grace")?,
         retry_missing: values.duration("replication.retry_missing")?,
+        artifact_retention: values.duration("replication.artifact_retention")?,
+        wal_hold_limit: bytes("replication.wal_hold_limit")?,
+        wal_unbounded: values.flag("replication.wal_unbounded")?,
+        slot: name("replication.slot"),
+        publication: name("replication.publication"),
         keep_generations: values.int("replication.keep_generations")?,
     })
 }

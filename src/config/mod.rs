@@ -142,8 +142,20 @@ pub enum Backend {
     Aws,
 }
 
+/// How changes are found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// The stream where it is possible, else snapshots.
+    Auto,
+    /// Logical decoding, or nothing.
+    Stream,
+    /// A full copy whenever something has changed.
+    Snapshot,
+}
+
 #[derive(Debug, Clone, PartialEq)]
 pub struct Replication {
+    pub mode: Mode,
     /// How often the primary is asked whether anything was committed.
     pub interval: Duration,
     /// When passes are made; None: whenever something was committed.
@@ -164,6 +176,16 @@ pub struct Replication {
     pub gate_grace: Duration,
     /// How often one that is missing or damaged on the primary is tried again.
     pub retry_missing: Duration,
+    /// How long an artifact is kept after its package was deleted.
+    pub artifact_retention: Duration,
+    /// Bytes of write-ahead log that the primary may hold for us.
+    pub wal_hold_limit: u64,
+    /// Whether a primary is accepted that sets no bound of its own to that.
+    pub wal_unbounded: bool,
+    /// Replication slot that a database administrator has made for us.
+    pub slot: Option<String>,
+    /// Likewise, the publication.
+    pub publication: Option<String>,
     /// Replaced databases kept.
     pub keep_generations: usize,
 }

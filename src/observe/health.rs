@@ -282,10 +282,16 @@ fn of_the_spare(state: &State, meter: &Meter, now: DateTime<Utc>, found: &mut Fi
 
 fn of_lag(state: &State, seconds: f64, found: &mut Findings) {
     let settings = &state.settings;
-    // Up to one interval is by design: nobody has asked since.
+    // In snapshots up to one interval is by design: nobody has asked since.
+    let stream = state.mode.as_ref().is_some_and(|mode| mode.stream);
+    let by_design = if stream {
+        TimeDelta::zero()
+    } else {
+        settings.interval
+    };
     let warn = settings
         .lag_warn
-        .checked_add(&settings.interval)
+        .checked_add(&by_design)
         .unwrap_or(TimeDelta::MAX);
     let beyond = |limit: TimeDelta| seconds > limit.num_milliseconds() as f64 / 1e3;
     let level = match () {

@@ -219,6 +219,16 @@ fn freshness(page: &mut Page, state: &State, watched: &Watched) {
         "When the spare was last known to be complete, by the primary's clock",
         lag.map(|lag| seconds(lag.complete_at)),
     );
+    page.plain(
+        "gate_waiting_transactions",
+        "Transactions that are here whole and wait, for their artifacts as a rule",
+        state.gate_waiting.map(|number| number as f64),
+    );
+    page.plain(
+        "peer_wal_held_bytes",
+        "Write-ahead log that the primary holds for us",
+        state.held.map(|held| held.bytes as f64),
+    );
     let (done, total) = watched.meter().progress();
     page.plain(
         "baseline_progress_ratio",

@@ -17,8 +17,8 @@ pub use meter::Meter;
 pub use metrics::Counters;
 pub use progress::{Listener, Phase, Progress, Silent, Step};
 pub use state::{
-    Artifacts, Baseline, ConfigState, Hold, HoldReason, Lag, Reach, Settings, Sighting, State,
-    StateName, Verified, Work,
+    Artifacts, Baseline, ConfigState, Held, Hold, HoldReason, Lag, Mode, Reach, Settings, Sighting,
+    State, StateName, Verified, Work,
 };
 pub use status::Watched;
 pub use text::describe;

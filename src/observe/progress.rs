@@ -15,6 +15,8 @@ pub enum Phase {
     Indexes,
     /// What the snapshot's own rows still lack.
     RemainingArtifacts,
+    /// What was committed since the snapshot, from the stream.
+    CatchUp,
     /// Bytes changed under keys that the visible database names.
     Replacements,
     Switch,
@@ -30,6 +32,7 @@ impl Phase {
             Phase::Tables => "tables",
             Phase::Indexes => "indexes",
             Phase::RemainingArtifacts => "remaining artifacts",
+            Phase::CatchUp => "catching up",
             Phase::Replacements => "replacements",
             Phase::Switch => "switch",
         }

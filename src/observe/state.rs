@@ -31,6 +31,14 @@ pub struct State {
     /// Whether the primary has committed something that is not here; None: not known at present.
     pub waiting: Option<bool>,
     pub lag_bytes: Option<u64>,
+    /// Whether single transactions are followed, or whole copies made, and why.
+    pub mode: Option<Mode>,
+    /// Transactions that are here whole and wait, for their artifacts as a rule.
+    pub gate_waiting: Option<u64>,
+    pub held: Option<Held>,
+    /// What is ours on the primary, and what is of other clusters' ids.
+    pub ours: Option<Vec<String>>,
+    pub orphans: Option<Vec<String>>,
     pub baseline: Option<Baseline>,
     pub artifacts: Option<Artifacts>,
     pub local: Sighting,
@@ -159,6 +167,8 @@ pub enum HoldReason {
     Config,
     LocalUnreachable,
     PeerUnreachable,
+    /// The stream is demanded, and what it needs is not there.
+    NotPrepared,
     Paused,
     Fuse,
     Conflict,
@@ -173,11 +183,12 @@ pub enum HoldReason {
 }
 
 impl HoldReason {
-    pub const ALL: [HoldReason; 14] = [
+    pub const ALL: [HoldReason; 15] = [
         HoldReason::RoleUnset,
         HoldReason::Config,
         HoldReason::LocalUnreachable,
         HoldReason::PeerUnreachable,
+        HoldReason::NotPrepared,
         HoldReason::Paused,
         HoldReason::Fuse,
         HoldReason::Conflict,
@@ -196,6 +207,7 @@ impl HoldReason {
             HoldReason::Config => "config",
             HoldReason::LocalUnreachable => "local_unreachable",
             HoldReason::PeerUnreachable => "peer_unreachable",
+            HoldReason::NotPrepared => "not_prepared",
             HoldReason::Paused => "paused",
             HoldReason::Fuse => "fuse",
             HoldReason::Conflict => "conflict",
@@ -208,6 +220,20 @@ impl HoldReason {
             HoldReason::Failed => "failed",
         }
     }
+}
+
+/// The way that replication goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mode {
+    pub stream: bool,
+    pub reason: String,
+}
+
+/// Write-ahead log that the primary holds for us, and the most that it would.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Held {
+    pub bytes: u64,
+    pub bound: Option<u64>,
 }
 
 /// A pass under way. How far it is, the meter knows.
@@ -291,6 +317,11 @@ impl State {
             confirmed: None,
             waiting: None,
             lag_bytes: None,
+            mode: None,
+            gate_waiting: None,
+            held: None,
+            ours: None,
+            orphans: None,
             baseline: None,
             artifacts: None,
             local: Sighting::default(),

@@ -145,9 +145,9 @@ fn replication(state: &State, meter: &Meter) -> Value {
     let (done, total) = meter.progress();
     let known = |number: u64| (total > 0).then_some(number);
     json!({
-        "mode": "snapshot",
-        "reason": "the stream is not built yet",
-        "gate_waiting": null,
+        "mode": state.mode.as_ref().map(|mode| if mode.stream { "stream" } else { "snapshot" }),
+        "reason": state.mode.as_ref().map(|mode| mode.reason.clone()),
+        "gate_waiting": state.gate_waiting,
         "baseline": state.baseline.map(|baseline| json!({
             "phase": meter.phase().map(|phase| phase.name()),
             // Bytes in the phase `tables`, else items.
@@ -186,16 +186,13 @@ fn local(state: &State) -> Value {
 
 fn peer(state: &State) -> Value {
     let mut document = side(&state.peer, &state.settings.peer);
-    for unknown in [
-        "role",
-        "epoch",
-        "ours",
-        "orphans",
-        "wal_held_bytes",
-        "wal_bound_bytes",
-    ] {
+    for unknown in ["role", "epoch"] {
         document[unknown] = Value::Null;
     }
+    document["ours"] = json!(state.ours);
+    document["orphans"] = json!(state.orphans);
+    document["wal_held_bytes"] = json!(state.held.map(|held| held.bytes));
+    document["wal_bound_bytes"] = json!(state.held.and_then(|held| held.bound));
     let offset = state.confirmation.map(|found| found.clock_offset_seconds);
     document["clock_offset_seconds"] = json!(offset);
     document

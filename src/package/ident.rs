@@ -162,9 +162,39 @@ pub fn object_key(ident: &Ident, target: &Target) -> String {
     format!("{ident}/{folder}/{origin}-{name}-{version}-{release}-{target}.hart")
 }
 
+/// The package whose artifact lies under the key; None: no package's does.
+pub fn package_of_key(key: &str) -> Option<(Ident, Target)> {
+    let parts: Vec<&str> = key.split('/').collect();
+    let ident: Ident = parts.get(..4)?.join("/").parse().ok()?;
+    let file = format!("{}-", parts[..4].join("-"));
+    let target = parts.last()?.strip_prefix(&file)?.strip_suffix(".hart")?;
+    let target: Target = target.parse().ok()?;
+    (object_key(&ident, &target) == key).then_some((ident, target))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_names_its_package() {
+        for (ident, target) in [
+            ("core/redis/4.0.14/20200421191514", "x86_64-linux"),
+            ("a-b/c-d/1-2~+%/3", "x86_64-linux-kernel2"),
+        ] {
+            let (ident, target) = (ident.parse().unwrap(), target.parse().unwrap());
+            let key = object_key(&ident, &target);
+            assert_eq!(package_of_key(&key), Some((ident, target)));
+        }
+        for none in [
+            "",
+            "a/b/c",
+            "a/b/c/d/x86_64/linux/other.hart",
+            ".warm-spare/staged/1",
+        ] {
+            assert_eq!(package_of_key(none), None, "{none}");
+        }
+    }
 
     fn key(ident: &str, target: &str) -> String {
         object_key(&ident.parse().unwrap(), &target.parse().unwrap())

@@ -10,6 +10,6 @@ mod signature;
 
 pub use checksum::{Checksum, ChecksumError, Hasher};
 pub use hart::{HartError, HartHeader};
-pub use ident::{Ident, IdentError, Target, TargetError, object_key};
+pub use ident::{Ident, IdentError, Target, TargetError, object_key, package_of_key};
 pub use inspect::{HartFacts, Inspection, Inspector};
 pub use signature::{KeyError, PublicKey, Signature};

@@ -59,7 +59,8 @@ impl Round {
     }
 }
 
-enum Settled {
+/// What became of one artifact.
+pub enum Settled {
     Copied(Stored),
     Verified(Stored),
     Staged(Swap),
@@ -166,7 +167,8 @@ async fn remember(
     Ok(())
 }
 
-async fn settle(courier: &Courier, todo: &Todo) -> Result<Settled, PassError> {
+/// Brings or proves one artifact; what must not be overwritten yet is staged.
+pub async fn settle(courier: &Courier, todo: &Todo) -> Result<Settled, PassError> {
     let lies_there = match (&todo.present, todo.known) {
         (None, _) => None,
         (Some(stored), Some(known)) => Some((known, stored.clone())),

@@ -10,15 +10,19 @@ use super::error::PassError;
 use super::fuse::Shrinkage;
 use super::gate::{Gated, Work, record_unavailable};
 use super::inventory::UNSOUND;
+use super::meeting::BeginningSlot;
 use super::switch::{self, Arrival, Properties};
-use super::{guard, replacements, tables};
+use super::{guard, replacements, stream, tables};
 use crate::cluster::{
     CopiedPoint, DatastoreFault, LocalSession, PeerSession, Snapshot, StateError, quote_ident,
     set_fence,
 };
 use crate::config::Config;
+use crate::killpoint;
 use crate::observe::Phase;
 use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
+use std::sync::Arc;
 use tempfile::TempDir;
 use tokio_postgres::error::SqlState;
 
@@ -29,13 +33,16 @@ pub struct Baseline<'a> {
     pub visible_rows: u64,
     /// Bytes (key and checksum) that are recorded as unavailable in it.
     pub known_unavailable: HashSet<(String, String)>,
+    /// Where the stream is laid down that does not fit into memory.
+    pub spool: Arc<Path>,
 }
 
 /// What a finished baseline did.
 #[derive(Debug)]
 pub struct Copied {
     pub point: CopiedPoint,
-    pub contents: BTreeMap<String, ContentHash>,
+    pub rows: u64,
+    pub tables: u64,
     pub artifacts: Round,
     pub generation: Option<String>,
     pub vanished: u64,
@@ -118,9 +125,11 @@ impl Baseline<'_> {
         let (name, owner) = (incoming.name.as_str(), incoming.owner.as_deref());
         let scratch = scratch()?;
         let archive = scratch.path().join("schema.dump");
-        let copying = self.copy_rows(name, owner, &archive);
+        let mut slot = self.begin_slot().await?;
+        let copying = self.copy_rows(name, owner, &archive, slot.as_ref());
         let peer = &self.work.config.peer.datastore;
-        let (point, contents, sequences) = guard::guarded(peer, copying).await?;
+        let (mut point, mut contents, sequences) = guard::guarded(peer, copying).await?;
+        killpoint::reach("baseline.tables");
 
         self.work.progress.begin(Phase::Indexes, 0);
         let target = &self.work.config.local.datastore;
@@ -135,12 +144,25 @@ impl Baseline<'_> {
         }
         inside.long("collecting statistics", "ANALYZE").await?;
 
-        let (gated, shrinkage, unsound) = self.remaining_artifacts(&inside).await?;
+        let (rows, number) = (
+            contents.values().map(ContentHash::rows).sum(),
+            contents.len() as u64,
+        );
+        let (mut gated, mut shrinkage, unsound) = self.remaining_artifacts(&inside).await?;
         self.record_inside(&inside, &point, &gated.round, &unsound)
             .await?;
+        if let Some(slot) = &mut slot {
+            let caught = self.catch_up(slot, name, &mut point).await?;
+            self.absorb(caught, &inside, &mut gated.round, &mut shrinkage)
+                .await?;
+            // They were the rows' at the snapshot, and are of no use now.
+            contents.clear();
+        }
         drop(inside);
         let approved = self.work.judge(shrinkage.clone()).await?;
         let filled = Filled {
+            rows,
+            tables: number,
             point,
             contents,
             round: gated.round,
@@ -155,7 +177,8 @@ impl Baseline<'_> {
         &self,
         incoming: &str,
         owner: Option<&str>,
-        archive: &std::path::Path,
+        archive: &Path,
+        slot: Option<&BeginningSlot>,
     ) -> Result<(CopiedPoint, BTreeMap<String, ContentHash>, Vec<String>), PassError> {
         let (peer, local) = (
             &self.work.config.peer.datastore,
@@ -163,8 +186,20 @@ impl Baseline<'_> {
         );
         self.work.progress.begin(Phase::Snapshot, 0);
         let holder = PeerSession::open(peer).await?;
-        let snapshot = holder.export_snapshot().await?;
+        let snapshot = match slot {
+            Some(slot) => {
+                holder.adopt(slot.snapshot()).await?;
+                slot.snapshot().clone()
+            }
+            None => holder.export_snapshot().await?,
+        };
+        killpoint::reach("baseline.snapshot");
         let mut point = self.point(&holder).await?;
+        if let Some(slot) = slot {
+            point.lsn = slot.from().to_string();
+            point.slot = slot.name().to_string();
+            point.schema = stream::schema(&holder).await?;
+        }
         let names = tables::sequence_names(&holder).await?;
         let tables = tables::tables(&holder).await?;
 
@@ -210,7 +245,7 @@ impl Baseline<'_> {
         snapshot: &Snapshot,
         incoming: &str,
         owner: Option<&str>,
-        archive: &std::path::Path,
+        archive: &Path,
     ) -> Result<(), PassError> {
         let (peer, local) = (
             &self.work.config.peer.datastore,
@@ -239,6 +274,8 @@ impl Baseline<'_> {
             transactions: row.get(2),
             server_started: self.facts.server_started.clone(),
             sequences: String::new(),
+            schema: String::new(),
+            slot: String::new(),
         })
     }
 
@@ -320,8 +357,10 @@ impl Baseline<'_> {
             .progress
             .begin(Phase::Replacements, staged.len() as u64);
         if !staged.is_empty() {
-            replacements::carry_out(staged, state, courier, &step).await?;
+            replacements::carry_out(staged, state, courier, None, Some(&step)).await?;
         }
+        // Recorded although the switch may not come about: what a row still names is not deleted.
+        state.retire_vanished().await?;
         self.work.progress.begin(Phase::Switch, 0);
         let generation = self.facts.visible.then(|| {
             let visible = &config.local.datastore.database;
@@ -331,7 +370,7 @@ impl Baseline<'_> {
             )
         });
         let vanished = filled.shrinkage.packages.len() as u64;
-        let rows = filled.contents.values().map(ContentHash::rows).sum::<u64>();
+        let rows = filled.rows;
         let arrival = Arrival {
             incoming: &incoming.name,
             generation: generation.clone(),
@@ -350,13 +389,14 @@ impl Baseline<'_> {
         if switched.is_err() && !superseded && !staged.is_empty() {
             // The visible database is still the old one: its bytes go back at once rather than at the next start.
             // Had the commit gone through with its answer lost, this session would be gone too, and with it the undoing.
-            replacements::undo(state, courier).await?;
+            replacements::undo(state, courier, None).await?;
         }
         switched?;
         Ok(Copied {
             dropped: self.tidy().await,
+            rows: filled.rows,
             point: filled.point,
-            contents: filled.contents,
+            tables: filled.tables,
             artifacts: filled.round,
             generation,
             vanished,
@@ -370,7 +410,7 @@ impl Baseline<'_> {
         if let Err(error) = &dropped {
             told(error);
         }
-        if let Err(error) = replacements::clear_staged(self.work.courier).await {
+        if let Err(error) = replacements::clear_all_staged(self.work.courier).await {
             told(&error);
         }
         dropped.unwrap_or_default()
@@ -379,6 +419,9 @@ impl Baseline<'_> {
 
 /// A database that is ready to become the visible one.
 struct Filled {
+    /// Copied from the snapshot.
+    rows: u64,
+    tables: u64,
     point: CopiedPoint,
     contents: BTreeMap<String, ContentHash>,
     round: Round,

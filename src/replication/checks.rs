@@ -2,6 +2,7 @@
 //! and deleted again; a refusal leaves both sides as they were.
 
 use super::error::PassError;
+use super::mode::{self, Chosen};
 use super::pass::Ends;
 use crate::cluster::{
     ClientPrograms, LocalSession, PeerSession, Session, differ_in_bucket, differ_in_server,
@@ -31,13 +32,14 @@ pub struct Facts {
     pub server_started: String,
     pub database_bytes: i64,
     pub packages: i64,
+    pub chosen: Chosen,
 }
 
 /// Looks at everything, the cheap and the telling first.
-pub async fn check(config: &Config, ends: &Ends) -> Result<Facts, PassError> {
+pub async fn check(config: &Config, ends: &Ends, cluster_id: &str) -> Result<Facts, PassError> {
     let (local, peer) = (&ends.local, &ends.peer);
     let visible = has_database(local, &config.local.datastore.database).await?;
-    two_ends(config, visible, ends).await?;
+    two_ends(config, ends).await?;
     is_builder(peer).await?;
     is_primary(peer).await?;
     let (local_major, peer_major) = (major(local).await?, major(peer).await?);
@@ -83,6 +85,7 @@ pub async fn check(config: &Config, ends: &Ends) -> Result<Facts, PassError> {
         server_started: row.get(3),
         database_bytes,
         packages,
+        chosen: mode::decide(config, cluster_id, local, peer).await?,
     })
 }
 
@@ -102,9 +105,22 @@ pub async fn has_database(local: &LocalSession, name: &str) -> Result<bool, Pass
         .get(0))
 }
 
-async fn two_ends(config: &Config, visible: bool, ends: &Ends) -> Result<(), PassError> {
-    let (local, peer) = (&ends.local, &ends.peer);
+async fn two_ends(config: &Config, ends: &Ends) -> Result<(), PassError> {
     let (local_store, peer_store) = (&ends.local_store, &ends.peer_store);
+    two_servers(config, &ends.local, &ends.peer).await?;
+    local_store.reading().check_bucket().await?;
+    peer_store.check_bucket().await?;
+    differ_in_bucket(local_store, peer_store).await?;
+    Ok(())
+}
+
+/// Before anything is asked of the peer.
+pub(super) async fn two_servers(
+    config: &Config,
+    local: &LocalSession,
+    peer: &PeerSession,
+) -> Result<(), PassError> {
+    let visible = has_database(local, &config.local.datastore.database).await?;
     let same_name = &config.peer.datastore.database;
     let namesake = has_database(local, same_name).await?;
     if visible || namesake {
@@ -118,13 +134,10 @@ async fn two_ends(config: &Config, visible: bool, ends: &Ends) -> Result<(), Pas
     } else {
         differ_in_server(local, peer).await?;
     }
-    local_store.reading().check_bucket().await?;
-    peer_store.check_bucket().await?;
-    differ_in_bucket(local_store, peer_store).await?;
     Ok(())
 }
 
-async fn is_builder(peer: &PeerSession) -> Result<(), PassError> {
+pub(super) async fn is_builder(peer: &PeerSession) -> Result<(), PassError> {
     let sql = "SELECT count(*) FROM pg_attribute WHERE attrelid = to_regclass('public.origin_packages') \
                AND attname IN ('ident', 'target', 'checksum') AND NOT attisdropped";
     let columns: i64 = peer
@@ -165,7 +178,7 @@ fn versions_fit(primary: u32, spare: u32) -> Result<(), PassError> {
 }
 
 /// A spare's database is fenced; a copy of a copy, or of an old primary, is what exchanged ends would make.
-async fn is_primary(peer: &PeerSession) -> Result<(), PassError> {
+pub(super) async fn is_primary(peer: &PeerSession) -> Result<(), PassError> {
     let sql = "SELECT pg_is_in_recovery(), EXISTS (SELECT 1 FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase \
                WHERE d.datname = current_database() AND 'default_transaction_read_only=on' = ANY (s.setconfig))";
     let row = peer

@@ -1,5 +1,6 @@
 //! Why a pass ended early, and the one place that decides what happens then: try again, or wait for an operator.
 
+use super::stream::spool::SpoolError;
 use crate::cluster::{
     DatastoreError, DatastoreFault, FenceError, IdentityError, ProgramError, Side, StateError,
     StoreError, StoreFault,
@@ -38,6 +39,11 @@ pub enum PassError {
         text: String,
         next_step: String,
     },
+    /// What the gate could not find out, and others hear of as well.
+    #[error(transparent)]
+    Waited(std::sync::Arc<PassError>),
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
     /// The primary changed under the copy in a way that a snapshot does not protect from.
     #[error("the primary's tables changed in form while they were copied: {tables}")]
     Rewritten { tables: String },
@@ -46,6 +52,16 @@ pub enum PassError {
         "a session on the primary (process {pid}) waited for our copy for over a second; the copy was given up"
     )]
     InTheWay { pid: i32 },
+    /// A slot begins where no transaction is under way that writes.
+    #[error("peer: {what} within {seconds} s: {waits_for}")]
+    Busy {
+        what: String,
+        seconds: u64,
+        waits_for: String,
+    },
+    /// A migration while the stream was applied into the incoming database, as a rule.
+    #[error("the stream did not join the copy: {text}")]
+    NotMet { text: String },
 }
 
 /// What follows from an error.
@@ -71,7 +87,12 @@ impl PassError {
             PassError::Program(ProgramError::Failed { text, .. }) => {
                 is_connection_trouble(text) && !is_full(text)
             }
-            PassError::Rewritten { .. } | PassError::InTheWay { .. } => true,
+            PassError::Rewritten { .. }
+            | PassError::InTheWay { .. }
+            | PassError::Spool(_)
+            | PassError::Busy { .. }
+            | PassError::NotMet { .. } => true,
+            PassError::Waited(error) => return error.policy(),
             _ => false,
         };
         if passing {
@@ -110,8 +131,15 @@ impl PassError {
             }
             PassError::Fence(_) => "end what keeps it open, then run it again".into(),
             PassError::Scratch { .. } => "make room, or set TMPDIR to a directory with room".into(),
-            PassError::Rewritten { .. } | PassError::InTheWay { .. } => {
+            PassError::Rewritten { .. } | PassError::InTheWay { .. } | PassError::NotMet { .. } => {
                 "run it again when the migration on the primary is over".into()
+            }
+            PassError::Busy { .. } => {
+                "wait until that transaction on the primary ends, or end it".into()
+            }
+            PassError::Waited(error) => error.next_step(),
+            PassError::Spool(_) => {
+                "make room where the service's data lie, or raise replication.wal_hold_limit".into()
             }
         }
     }
@@ -122,6 +150,7 @@ impl PassError {
             | PassError::State(StateError::Datastore(e))
             | PassError::Identity(IdentityError::Datastore(e))
             | PassError::Fence(FenceError::Datastore(e)) => Some(e),
+            PassError::Waited(error) => error.datastore(),
             _ => None,
         }
     }
@@ -129,6 +158,7 @@ impl PassError {
     fn store(&self) -> Option<&StoreError> {
         match self {
             PassError::Store(e) | PassError::Identity(IdentityError::Store(e)) => Some(e),
+            PassError::Waited(error) => error.store(),
             _ => None,
         }
     }
@@ -148,8 +178,12 @@ impl PassError {
             PassError::Program(_)
             | PassError::State(_)
             | PassError::Fence(_)
-            | PassError::Scratch { .. } => Some(Side::Local),
-            PassError::Rewritten { .. } | PassError::InTheWay { .. } => Some(Side::Peer),
+            | PassError::Scratch { .. }
+            | PassError::Spool(_) => Some(Side::Local),
+            PassError::Rewritten { .. }
+            | PassError::InTheWay { .. }
+            | PassError::Busy { .. }
+            | PassError::NotMet { .. } => Some(Side::Peer),
             _ => None,
         }
     }
@@ -206,6 +240,10 @@ impl PassError {
             PassError::Scratch { .. } => "scratch",
             PassError::Rewritten { .. } => "rewritten",
             PassError::InTheWay { .. } => "in_the_way",
+            PassError::Busy { .. } => "busy",
+            PassError::NotMet { .. } => "not_met",
+            PassError::Waited(error) => error.code(),
+            PassError::Spool(_) => "spool",
             PassError::Datastore(_)
             | PassError::Store(_)
             | PassError::Identity(_)
@@ -220,6 +258,7 @@ impl PassError {
             | PassError::Identity(IdentityError::SameServer | IdentityError::SameBucket { .. })
             | PassError::State(StateError::Locked { .. } | StateError::Superseded) => 4,
             PassError::State(StateError::Newer { .. }) => 2,
+            PassError::Waited(error) => error.exit_code(),
             _ => 3,
         }
     }

@@ -1,6 +1,8 @@
 //! The fuse: a change that would shrink the spare by more than the operator's share stops and asks.
 
-use crate::config::Fuse;
+use super::error::PassError;
+use crate::cluster::State;
+use crate::config::{Config, Fuse};
 use blake2b_simd::Params;
 
 /// What would vanish with this change, and what did within the window before it.
@@ -75,6 +77,35 @@ pub fn judge(fuse: &Fuse, shrinkage: &Shrinkage) -> Verdict {
         examples.join(", ")
     );
     Verdict::Blown { id, text }
+}
+
+/// Lets the change through, or stops and asks. True: an operator approved it, so it is not held against later ones.
+pub async fn ask(config: &Config, state: &State, change: Shrinkage) -> Result<bool, PassError> {
+    let (packages, artifacts) = state.vanished_lately(config.fuse.window).await?;
+    let shrinkage = Shrinkage {
+        earlier_packages: packages,
+        earlier_artifacts: artifacts,
+        ..change
+    };
+    match judge(&config.fuse, &shrinkage) {
+        Verdict::Holds => Ok(false),
+        Verdict::Approved { id } => {
+            let text = format!("change {id} was let through by fuse.approve");
+            log::warn!("fuse: {text}");
+            state.event("fuse_approved", &text, &config.change).await?;
+            Ok(true)
+        }
+        Verdict::Blown { id, text } => {
+            state.event("fuse", &text, &config.change).await?;
+            Err(PassError::Refused {
+                rule: "fuse",
+                text,
+                next_step: format!(
+                    "if this is right, let exactly this change through with fuse.approve = \"{id}\""
+                ),
+            })
+        }
+    }
 }
 
 fn earlier(count: u64) -> String {

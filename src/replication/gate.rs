@@ -4,7 +4,7 @@
 use super::artifacts::{self, Round};
 use super::courier::Courier;
 use super::error::PassError;
-use super::fuse::{self, Shrinkage, Verdict};
+use super::fuse::{self, Shrinkage};
 use super::inventory::Inventory;
 use crate::cluster::{LocalSession, Lock, State};
 use crate::config::Config;
@@ -97,41 +97,9 @@ impl Work<'_> {
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
-    /// Lets the change through, or stops and asks. True: an operator approved it, so it is not held against later ones.
+    /// Lets the change through, or stops and asks.
     pub async fn judge(&self, change: Shrinkage) -> Result<bool, PassError> {
-        let sql = "SELECT coalesce(sum(packages), 0)::int8, coalesce(sum(artifacts), 0)::int8 FROM vanished \
-                   WHERE time > now() - make_interval(secs => $1)";
-        let window = self.config.fuse.window.as_secs_f64();
-        let session = self.state.session();
-        let row = session
-            .query_one("reading what vanished lately", sql, &[&window])
-            .await?;
-        let shrinkage = Shrinkage {
-            earlier_packages: row.get::<_, i64>(0) as u64,
-            earlier_artifacts: row.get::<_, i64>(1) as u64,
-            ..change
-        };
-        match fuse::judge(&self.config.fuse, &shrinkage) {
-            Verdict::Holds => Ok(false),
-            Verdict::Approved { id } => {
-                let text = format!("change {id} was let through by fuse.approve");
-                log::warn!("fuse: {text}");
-                self.state
-                    .event("fuse_approved", &text, &self.config.change)
-                    .await?;
-                Ok(true)
-            }
-            Verdict::Blown { id, text } => {
-                self.state.event("fuse", &text, &self.config.change).await?;
-                Err(PassError::Refused {
-                    rule: "fuse",
-                    text,
-                    next_step: format!(
-                        "if this is right, let exactly this change through with fuse.approve = \"{id}\""
-                    ),
-                })
-            }
-        }
+        fuse::ask(self.config, self.state, change).await
     }
 }
 

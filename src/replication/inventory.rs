@@ -2,11 +2,13 @@
 //!
 //! The sets are temporary tables of the state's session, so that memory does not grow with the number of packages.
 
+use super::artifacts::Swap;
 use crate::cluster::{
     Artifact, DatastoreError, Listed, LocalSession, LocalStore, Session, StoreError, Stored,
 };
 use crate::package::{Checksum, Ident, Target, object_key};
 use bytes::BytesMut;
+use std::collections::HashSet;
 use std::str::FromStr;
 
 /// Rows of this query name artifacts.
@@ -214,6 +216,18 @@ impl<'a> Inventory<'a> {
             .query_one("counting packages", "SELECT count(*) FROM wanted", &[])
             .await?;
         Ok(row.get::<_, i64>(0) as u64)
+    }
+
+    /// Keys of those that rows name with just these new bytes.
+    pub async fn named(&self, swaps: &[Swap]) -> Result<HashSet<String>, DatastoreError> {
+        let keys: Vec<&str> = swaps.iter().map(|swap| swap.key.as_str()).collect();
+        let new: Vec<String> = swaps.iter().map(|swap| swap.new.to_string()).collect();
+        let sql = "SELECT w.key FROM wanted w JOIN unnest($1::text[], $2::text[]) u(k, c) ON w.key = u.k AND w.checksum = u.c";
+        let rows = self
+            .session
+            .query("looking for what waits", sql, &[&keys, &new])
+            .await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
     /// Packages (ident and target) of the visible rows that the wanted rows lack.

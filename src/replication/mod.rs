@@ -2,7 +2,9 @@
 
 mod artifacts;
 mod baseline;
+mod both_sides;
 mod checks;
+mod choice;
 mod content;
 mod courier;
 mod error;
@@ -11,24 +13,35 @@ mod gate;
 mod guard;
 mod inventory;
 mod look;
+mod meeting;
+mod mode;
 mod pass;
+mod preparation;
 mod replacements;
+mod retention;
 mod retry;
-mod stream;
+pub mod stream;
 mod switch;
 mod tables;
+mod traces;
 
 pub use artifacts::{RETIRED, Round, STAGED, Unavailable};
 pub use baseline::Copied;
+pub use both_sides::compare_both;
 pub use checks::{Facts, check, has_database};
+pub use choice::{Because, Choice, choose, is_extendable};
 pub use content::ContentHash;
 pub use courier::{Courier, Delivery};
 pub use error::{PassError, Policy};
 pub use inventory::{Inventory, InventoryError, UNSOUND};
 pub use look::{Look, Server, look};
+pub use mode::{Chosen, decide};
 pub use pass::{
-    Ends, Options, Outcome, Report, may_work, mend, recovery_point, sync, unavailable,
-    unavailable_here,
+    Ends, Options, Outcome, Report, existing_id, may_work, mend, recovery_point, stands_at, sync,
+    unavailable, unavailable_here,
 };
+pub use preparation::{PATIENCE, Prepare, Release, prepare, release};
+pub use retention::{Swept, sweep};
 pub use retry::retry_unavailable;
 pub use tables::{Table, tables};
+pub use traces::{Traces, lift_the_fence, remove_traces, script as traces_script};

@@ -9,14 +9,18 @@ use super::fuse::Shrinkage;
 use super::gate::{Work, record_unavailable};
 use super::guard::guarded;
 use super::inventory::{Inventory, InventoryError, UNSOUND};
-use super::{look, replacements, switch};
+use super::mode::Chosen;
+use super::stream::{self, Follow, Unheard};
+use super::{look, mode, replacements, switch};
 use crate::cluster::{
-    ByteBudget, CopiedPoint, DatastoreFault, LocalSession, LocalStore, Lock, PeerSession, Side,
-    State, Store, Throttle, is_fenced, prove_fence, raise_fence,
+    ByteBudget, CopiedPoint, DatastoreFault, LocalSession, LocalStore, Lock, Lsn, PeerSession,
+    Side, State, Store, Throttle, is_fenced, prove_fence, raise_fence,
 };
 use crate::config::{Config, Role};
 use crate::observe::{Clock, Phase, Progress};
 use std::collections::HashSet;
+use std::path::Path;
+use std::sync::Arc;
 
 /// Below this many artifacts left, the snapshot is taken; the rest is copied while it stands.
 const SMALL_REST: u64 = 50;
@@ -31,6 +35,8 @@ pub struct Options {
     pub lock: Option<Lock>,
     /// What transfers are held to, where the caller may change it meanwhile; else as configured.
     pub throttle: Option<Throttle>,
+    /// Where the stream is laid down that does not fit into memory; None: among the temporary files.
+    pub spool: Option<Arc<Path>>,
 }
 
 #[derive(Debug)]
@@ -43,6 +49,7 @@ pub struct Report {
     pub unavailable: Vec<(String, String)>,
     pub undone: usize,
     pub fence_reset: bool,
+    pub chosen: Chosen,
 }
 
 #[derive(Debug)]
@@ -50,6 +57,8 @@ pub enum Outcome {
     Copied(Box<Copied>),
     /// Not a row was read: the primary has committed nothing since.
     Unchanged(CopiedPoint),
+    /// The stream brought what the primary had committed when it was asked.
+    Followed(CopiedPoint),
 }
 
 /// Connections to both ends, as one pass needs them.
@@ -85,7 +94,12 @@ pub async fn sync(
         held = Some(Held::take(config, options.lock, recorded).await?);
     }
     let ends = Ends::open(config).await?;
-    let facts = checks::check(config, &ends).await?;
+    // Only a name is made of it before the checks; the state that it stands in is made after them.
+    let cluster_id = match &held {
+        Some(held) => held.state.cluster().await?.id,
+        None => existing_id(config).await?.unwrap_or_default(),
+    };
+    let mut facts = checks::check(config, &ends, &cluster_id).await?;
     let Held {
         state,
         lock,
@@ -94,6 +108,10 @@ pub async fn sync(
         Some(held) => held,
         None => Held::take(config, options.lock, recorded).await?,
     };
+    if cluster_id.is_empty() {
+        let id = state.cluster().await?.id;
+        facts.chosen = mode::decide(config, &id, &ends.local, &ends.peer).await?;
+    }
     let configured = || Throttle::new(config.replication.bandwidth_limit);
     let courier = Courier {
         peer: ends.peer_store,
@@ -117,9 +135,21 @@ pub async fn sync(
         work: &work,
         facts: &facts,
         mended,
+        spool: options
+            .spool
+            .clone()
+            .unwrap_or_else(|| Arc::from(std::env::temp_dir())),
     }
     .run(options, !recorded)
     .await
+}
+
+/// The cluster's id, if it has one already.
+pub async fn existing_id(config: &Config) -> Result<Option<String>, PassError> {
+    Ok(match State::open_existing(&config.local.datastore).await? {
+        Some(state) => Some(state.cluster().await?.id),
+        None => None,
+    })
 }
 
 /// Our own state, held by us alone, and put right.
@@ -183,7 +213,8 @@ async fn put_back(config: &Config, state: &State) -> Result<usize, PassError> {
         budget: ByteBudget::new(config.replication.buffer),
         throttle: Throttle::new(None),
     };
-    let undone = replacements::undo(state, &courier).await?;
+    let reached = reached(config).await?;
+    let undone = replacements::undo(state, &courier, reached).await?;
     if undone > 0 {
         log::warn!(
             "local: a pass before this one was interrupted while it replaced {undone} artifacts; they were put back"
@@ -307,8 +338,52 @@ pub async fn unavailable_here(config: &Config) -> Result<Option<Vec<(String, Str
     }
 }
 
-/// The LSN that a database of ours says it stands at.
+/// The recovery point of the visible database, if that is there and ours.
+async fn reached(config: &Config) -> Result<Option<Lsn>, PassError> {
+    let local = &config.local.datastore;
+    match LocalSession::open(local, &local.database).await {
+        Ok(session) => Ok(recovery_point(&session)
+            .await?
+            .and_then(|lsn| lsn.parse().ok())),
+        Err(error) if error.fault == DatastoreFault::NoDatabase => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Where the visible database stands: at the point that was copied, or further on, where the stream has brought it.
+pub async fn stands_at(config: &Config, copied: CopiedPoint) -> Result<CopiedPoint, PassError> {
+    let local = &config.local.datastore;
+    if copied.slot.is_empty() {
+        return Ok(copied);
+    }
+    let session = match LocalSession::open(local, &local.database).await {
+        Ok(session) => session,
+        Err(error) if error.fault == DatastoreFault::NoDatabase => return Ok(copied),
+        Err(error) => return Err(error.into()),
+    };
+    if recovery_point(&session).await?.is_none() {
+        return Ok(copied);
+    }
+    let sql = "SELECT lsn::text, commit_time FROM warm_spare.recovery_point";
+    let row = session
+        .query_one("reading the recovery point", sql, &[])
+        .await?;
+    Ok(CopiedPoint {
+        lsn: row.get(0),
+        commit_time: row.get(1),
+        ..copied
+    })
+}
+
+/// The LSN that a database says it stands at; None: it is none of ours.
 pub async fn recovery_point(session: &LocalSession) -> Result<Option<String>, PassError> {
+    let sql = "SELECT to_regclass('warm_spare.recovery_point') IS NOT NULL";
+    let there = session
+        .query_one("looking for the recovery point", sql, &[])
+        .await?;
+    if !there.get::<_, bool>(0) {
+        return Ok(None);
+    }
     let sql = "SELECT lsn::text FROM warm_spare.recovery_point";
     let rows = session
         .query("reading the recovery point", sql, &[])
@@ -320,6 +395,7 @@ struct Pass<'a> {
     work: &'a Work<'a>,
     facts: &'a Facts,
     mended: Mended,
+    spool: Arc<Path>,
 }
 
 impl Pass<'_> {
@@ -332,6 +408,13 @@ impl Pass<'_> {
         };
         if first && visible_rows > 0 {
             self.ends_not_exchanged().await?;
+        }
+        if !options.baseline
+            && let Some(point) = self.followed(&visible).await?
+        {
+            return self
+                .report(Outcome::Followed(point), Round::default())
+                .await;
         }
         inventory.load_present(&self.work.courier.local).await?;
         if !options.baseline
@@ -356,6 +439,7 @@ impl Pass<'_> {
             facts: self.facts,
             visible_rows,
             known_unavailable,
+            spool: self.spool.clone(),
         }
         .run(incoming)
         .await?;
@@ -397,6 +481,49 @@ impl Pass<'_> {
                 "if local and peer are exchanged, exchange them; if these packages may go, set force_epoch = {epoch}"
             ),
         })
+    }
+
+    /// Some: the stream goes on from where the spare stands, and went up to the primary's present.
+    async fn followed(&self, visible: &Visible) -> Result<Option<CopiedPoint>, PassError> {
+        let (work, config) = (self.work, self.work.config);
+        let recorded = work.state.copied_point().await?;
+        let (Some(names), Some(recorded), Some(_)) = (
+            self.facts.chosen.stream.clone(),
+            recorded.filter(|point| !point.slot.is_empty()),
+            visible.session_of_ours(),
+        ) else {
+            return Ok(None);
+        };
+        let clock = Clock::real();
+        let seen = stream::ask(config, &names.slot, &names.publication, &clock).await?;
+        let follow = Follow {
+            config,
+            state: work.state,
+            lock: work.lock,
+            courier: work.courier,
+            names,
+            recorded,
+            database: &config.local.datastore.database,
+            incoming: false,
+            until: Some(seen.wal),
+            told: Arc::new(Unheard),
+            spool: self.spool.clone(),
+            clock,
+        };
+        match stream::follow(&follow).await {
+            Ok(end) => Ok(Some(CopiedPoint {
+                lsn: end.point.lsn.to_string(),
+                commit_time: end.point.commit_time,
+                ..follow.recorded
+            })),
+            Err(gap) => match gap.failure() {
+                Ok(error) => Err(error),
+                Err(gap) => {
+                    log::warn!("{gap}; a new baseline is made");
+                    Ok(None)
+                }
+            },
+        }
     }
 
     /// Some: the primary has committed nothing since the recovery point, and the visible database is the one remembered.
@@ -473,13 +600,16 @@ impl Pass<'_> {
     async fn report(&self, outcome: Outcome, artifacts: Round) -> Result<Report, PassError> {
         let local = &self.work.config.local.datastore;
         let session = LocalSession::open(local, &local.database).await?;
+        let counted = "SELECT count(*) FROM public.origin_packages";
+        let counted = session.query_one("counting packages", counted, &[]).await?;
         Ok(Report {
             outcome,
             artifacts,
-            packages: self.work.inventory.wanted().await?,
+            packages: counted.get::<_, i64>(0).unsigned_abs(),
             unavailable: unavailable(&session).await?,
             undone: self.mended.undone,
             fence_reset: self.mended.fence_reset,
+            chosen: self.facts.chosen.clone(),
         })
     }
 }

@@ -6,24 +6,28 @@
 use super::artifacts::{RETIRED, STAGED, Swap};
 use super::courier::{Courier, Delivery};
 use super::error::PassError;
-use crate::cluster::{Artifact, Replacement, State, Stored};
+use crate::cluster::{Artifact, Lsn, Replacement, State, Stored};
+use crate::killpoint;
 use crate::observe::Step;
 use crate::package::Checksum;
 use std::str::FromStr;
 
-/// Keeps the old bytes aside and puts the staged ones in place.
+/// Keeps the old bytes aside and puts the staged ones in place. `end`: for the transaction of the stream that ends there.
 pub async fn carry_out(
     swaps: &[Swap],
     state: &State,
     courier: &Courier,
-    step: &Step,
+    end: Option<Lsn>,
+    step: Option<&Step>,
 ) -> Result<(), PassError> {
+    killpoint::reach("swap.staging");
     let planned: Vec<Replacement> = swaps
         .iter()
         .map(|swap| Replacement {
             key: swap.key.clone(),
             old_checksum: swap.old.map(|old| old.to_string()).unwrap_or_default(),
             new_checksum: swap.new.to_string(),
+            lsn: end.map(|lsn| lsn.to_string()).unwrap_or_default(),
         })
         .collect();
     // Old bytes first, all of them: nothing has changed until the last one is safe.
@@ -32,7 +36,14 @@ pub async fn carry_out(
             place(courier, state, &swap.key, &format!("{RETIRED}{old}"), old).await?;
         }
     }
+    let laid_aside: Vec<(String, &str)> = planned
+        .iter()
+        .filter(|replacement| !replacement.old_checksum.is_empty())
+        .map(|replacement| (replacement.key.clone(), replacement.old_checksum.as_str()))
+        .collect();
+    state.retire(&laid_aside).await?;
     state.plan_replacements(&planned).await?;
+    killpoint::reach("swap.journalled");
     for swap in swaps {
         place(
             courier,
@@ -42,14 +53,28 @@ pub async fn carry_out(
             &swap.new,
         )
         .await?;
-        step.add(1);
+        killpoint::reach("swap.half");
+        if let Some(step) = step {
+            step.add(1);
+        }
     }
     Ok(())
 }
 
-/// Puts back what an interrupted pass had begun to replace.
-pub async fn undo(state: &State, courier: &Courier) -> Result<usize, PassError> {
-    let begun = state.replacements().await?;
+/// Puts back what was begun to be replaced. What stands at or before `reached`, the recovery point, is not put back: its
+/// transaction was committed, and the journal alone was not emptied any more.
+pub async fn undo(
+    state: &State,
+    courier: &Courier,
+    reached: Option<Lsn>,
+) -> Result<usize, PassError> {
+    let mut begun = state.replacements().await?;
+    begun.retain(
+        |replacement| match (replacement.lsn.parse::<Lsn>(), reached) {
+            (Ok(end), Some(reached)) => end > reached,
+            _ => true,
+        },
+    );
     for replacement in &begun {
         let Ok(old) = Checksum::from_str(&replacement.old_checksum) else {
             // Nothing lay there before.
@@ -63,8 +88,17 @@ pub async fn undo(state: &State, courier: &Courier) -> Result<usize, PassError> 
     Ok(begun.len())
 }
 
+/// The bytes that waited are in place.
+pub async fn clear_staged(courier: &Courier, swaps: &[Swap]) -> Result<(), PassError> {
+    for swap in swaps {
+        let staged = format!("{STAGED}{}", swap.new);
+        courier.local.delete(&staged).await?;
+    }
+    Ok(())
+}
+
 /// After the rename: staged bytes are in place, or of a plan that was given up.
-pub async fn clear_staged(courier: &Courier) -> Result<(), PassError> {
+pub async fn clear_all_staged(courier: &Courier) -> Result<(), PassError> {
     let mut staged = Vec::new();
     courier
         .local

@@ -7,6 +7,7 @@ use crate::cluster::{
     quote_literal,
 };
 use crate::config::Config;
+use crate::killpoint;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -215,7 +216,9 @@ async fn rename(
         .batch("renaming the incoming database", &sql)
         .await?;
     remember(config, session, arrival).await?;
+    killpoint::reach("switch.before_commit");
     session.batch("committing the rename", "COMMIT").await?;
+    killpoint::reach("switch.after_commit");
     Ok(())
 }
 
@@ -231,8 +234,8 @@ async fn remember(
         )
         .await?;
     let p = arrival.point;
-    let sql = "INSERT INTO copied (lsn, commit_time, system_id, timeline, transactions, server_started, sequences) \
-               VALUES ($1, $2, $3, $4, $5, $6, $7)";
+    let sql = "INSERT INTO copied (lsn, commit_time, system_id, timeline, transactions, server_started, sequences, schema, slot) \
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
     session
         .execute(
             "remembering the recovery point",
@@ -245,6 +248,8 @@ async fn remember(
                 &p.transactions,
                 &p.server_started,
                 &p.sequences,
+                &p.schema,
+                &p.slot,
             ],
         )
         .await?;

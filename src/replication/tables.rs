@@ -2,6 +2,7 @@
 
 use super::content::ContentHash;
 use super::error::PassError;
+use crate::cluster::preparation::COPIED_TABLES;
 use crate::cluster::{
     LocalSession, PeerSession, Session, Side, Snapshot, Throttle, pipe, quote_ident,
 };
@@ -72,15 +73,16 @@ SELECT n.nspname::text, c.relname::text, array_remove(array_agg(a.attname::text 
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
-WHERE c.relkind = 'r' AND c.relpersistence <> 't'
-  AND n.nspname NOT IN ('information_schema', 'warm_spare') AND n.nspname !~ '^pg_'
-  AND NOT EXISTS (SELECT 1 FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
+WHERE ";
+
+const ORDER: &str = "
 GROUP BY n.nspname, c.relname, c.relfilenode, c.oid
 ORDER BY 6 DESC, 1, 2";
 
 /// The tables that the session's transaction sees, the largest first.
 pub async fn tables(session: &Session) -> Result<Vec<Table>, PassError> {
-    let rows = session.query("reading the tables", TABLES, &[]).await?;
+    let sql = format!("{TABLES}{COPIED_TABLES}{ORDER}");
+    let rows = session.query("reading the tables", &sql, &[]).await?;
     Ok(rows
         .iter()
         .map(|row| Table {

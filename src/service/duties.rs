@@ -1,5 +1,6 @@
 //! What the holder of the lock does: looks, passes, retries and verifications, each when it is due.
 
+mod following;
 mod interrupts;
 mod verification;
 
@@ -110,9 +111,13 @@ impl<'a> Duties<'a> {
             self.show_pause(&config, &rules);
             let now = self.desk.now();
             self.plan.mind_the_clock(now);
-            let due = self.plan.next(&rules, now);
+            let due = match self.follows(&config) {
+                true => Next::Follow,
+                false => self.plan.next(&rules, now),
+            };
             let configs = self.configs.clone();
             let done = match due {
+                Next::Follow => self.follow(&config).await,
                 Next::Look => unless_other(configs, self.look(&config)).await,
                 Next::Pass => self.pass(&config).await,
                 Next::Retry => unless_other(configs, self.retry(&config)).await,
@@ -224,6 +229,7 @@ impl<'a> Duties<'a> {
             log::info!("peer: {why}; what it has committed is copied");
         }
         self.plan.repair |= found.astray;
+        self.look_at_mode(config, point.as_ref()).await?;
         self.clock_offset = found.clock_offset_seconds;
         self.show_look(&found);
         if found.changed.is_none() {
@@ -243,6 +249,26 @@ impl<'a> Duties<'a> {
             }
         }
         Ok(())
+    }
+
+    /// What could not be followed yesterday may be today.
+    async fn look_at_mode(
+        &mut self,
+        config: &Config,
+        point: Option<&CopiedPoint>,
+    ) -> Result<(), PassError> {
+        match point {
+            Some(point) if !point.slot.is_empty() => self.look_at_slot(config).await,
+            Some(_) if self.choose(config).await? => {
+                log::info!(
+                    "peer: it can be followed now; a copy is made for the stream to go on from"
+                );
+                self.plan.repair = true;
+                self.rows_differ = true;
+                Ok(())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Nothing is wrong with replication any more.
@@ -292,6 +318,7 @@ impl<'a> Duties<'a> {
             lock: Some(self.tenure.lock),
             throttle: Some(self.desk.throttle.clone()),
             baseline: self.rows_differ,
+            spool: Some(self.tenure.data.clone()),
         };
         let progress = self.desk.progress();
         let report = tokio::select! {
@@ -328,6 +355,7 @@ impl<'a> Duties<'a> {
         begun: Instant,
     ) -> Result<(), PassError> {
         let now = self.desk.now();
+        self.show_mode(&report.chosen);
         if let Outcome::Copied(copied) = &report.outcome {
             log::info!(
                 "copied: {} packages at {}, {} artifacts brought",

@@ -49,7 +49,8 @@ pub async fn run(start: Start) -> Infallible {
     let (configuration, configs) = Configuration::begin(start.config, start.data.clone(), &desk);
     let web = web::keep_open(&desk, configs.clone(), &start.data);
     let reloading = configuration.keep_reading(start.reload, &desk);
-    let working = tenure::work(&desk, configs);
+    let data = Arc::from(start.data.as_path());
+    let working = tenure::work(&desk, configs, &data);
     tokio::select! {
         never = web => never,
         never = reloading => never,

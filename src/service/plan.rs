@@ -8,6 +8,8 @@ const LONGEST_WAIT: TimeDelta = TimeDelta::minutes(21);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {
+    /// Apply what comes, for as long as it goes.
+    Follow,
     /// Ask the primary whether it has committed anything.
     Look,
     Pass,
@@ -102,10 +104,23 @@ impl Plan {
             (self.retry_at(rules, now), Next::Retry),
             (self.verify_at(rules), Next::Verify),
         ];
+        Self::first(&due, rules, now)
+    }
+
+    /// What is due beside a stream, which looks and copies by itself.
+    pub fn beside(&self, rules: &Rules, now: DateTime<Utc>) -> Next {
+        let due = [
+            (self.retry_at(rules, now), Next::Retry),
+            (self.verify_at(rules), Next::Verify),
+        ];
+        Self::first(&due, rules, now)
+    }
+
+    fn first(due: &[(Option<DateTime<Utc>>, Next)], rules: &Rules, now: DateTime<Utc>) -> Next {
         let mut wake = rules.paused_until.filter(|until| *until > now);
         for (time, next) in due {
-            match time {
-                Some(time) if time <= now => return next,
+            match *time {
+                Some(time) if time <= now => return *next,
                 Some(time) => wake = Some(wake.map_or(time, |earlier| earlier.min(time))),
                 None => {}
             }

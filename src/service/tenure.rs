@@ -7,8 +7,9 @@ use super::{Configs, Desk, next};
 use crate::cluster::{self, Lock, StateError};
 use crate::config::{Config, Role};
 use crate::observe::{Artifacts, HoldReason, Sighting, State, Verified, Work};
-use crate::replication::{PassError, unavailable_here};
+use crate::replication::{PassError, stands_at, unavailable_here};
 use std::convert::Infallible;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +19,8 @@ const STANDBY_LOOK: Duration = Duration::from_secs(3);
 /// The right to work on this cluster, as long as the session in `state` lives.
 pub struct Tenure {
     pub config: Arc<Config>,
+    /// Where files may be laid down.
+    pub data: Arc<Path>,
     pub state: cluster::State,
     pub lock: Lock,
 }
@@ -29,7 +32,7 @@ enum Begun {
 }
 
 /// Works by the configuration in force; begins anew when it names another role or other servers.
-pub async fn work(desk: &Desk, mut configs: Configs) -> Infallible {
+pub async fn work(desk: &Desk, mut configs: Configs, data: &Arc<Path>) -> Infallible {
     loop {
         let config = configs.borrow_and_update().clone();
         let Some(config) = config else {
@@ -38,7 +41,7 @@ pub async fn work(desk: &Desk, mut configs: Configs) -> Infallible {
         };
         let mut changes = configs.clone();
         tokio::select! {
-            never = tenures(desk, configs.clone(), config.clone()) => match never {},
+            never = tenures(desk, configs.clone(), config.clone(), data) => match never {},
             () = other_ends(desk, &mut changes, &config) => {}
         }
         desk.update(|state| {
@@ -82,10 +85,15 @@ async fn other_ends(desk: &Desk, configs: &mut Configs, config: &Config) {
     }
 }
 
-async fn tenures(desk: &Desk, configs: Configs, config: Arc<Config>) -> Infallible {
+async fn tenures(
+    desk: &Desk,
+    configs: Configs,
+    config: Arc<Config>,
+    data: &Arc<Path>,
+) -> Infallible {
     let mut complaint = Complaint::new("local: works");
     loop {
-        let error = match begin(desk, &config).await {
+        let error = match begin(desk, &config, data).await {
             Ok(Begun::Idle) => {
                 complaint.over(desk.now());
                 tokio::time::sleep(STANDBY_LOOK).await;
@@ -130,7 +138,7 @@ async fn serve(desk: &Desk, tenure: &Tenure, configs: &Configs) -> End {
 }
 
 /// Reads what is on record, and takes the lock if there is something to be done.
-async fn begin(desk: &Desk, config: &Arc<Config>) -> Result<Begun, PassError> {
+async fn begin(desk: &Desk, config: &Arc<Config>, data: &Arc<Path>) -> Result<Begun, PassError> {
     let local = &config.local.datastore;
     let found = cluster::State::open_existing(local).await?;
     let role = match &found {
@@ -188,6 +196,7 @@ async fn begin(desk: &Desk, config: &Arc<Config>) -> Result<Begun, PassError> {
     }
     recall(desk, config, &state).await?;
     Ok(Begun::Working(Box::new(Tenure {
+        data: data.clone(),
         config: config.clone(),
         state,
         lock,
@@ -209,7 +218,10 @@ pub async fn recall(
     database: &cluster::State,
 ) -> Result<(), PassError> {
     let cluster = database.cluster().await?;
-    let point = database.copied_point().await?;
+    let point = match database.copied_point().await? {
+        Some(copied) => Some(stands_at(config, copied).await?),
+        None => None,
+    };
     let confirmation = database.confirmation().await?;
     let generations = database.generations().await?;
     let bytes = database.generations_bytes().await?;

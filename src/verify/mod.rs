@@ -46,6 +46,9 @@ pub async fn verify(
     deep: bool,
     progress: &Progress,
 ) -> Result<Verification, PassError> {
+    if !open(config).await?.1.slot.is_empty() {
+        return verify_following(config, deep, progress).await;
+    }
     for _ in 1..BEGINNINGS {
         let (state, before) = open(config).await?;
         let found = look(config, state, &before, deep, progress).await;
@@ -59,6 +62,26 @@ pub async fn verify(
     }
     let (state, point) = open(config).await?;
     look(config, state, &point, deep, progress).await
+}
+
+/// A spare that is being followed into goes on while it is verified: an artifact that differs must do so twice.
+async fn verify_following(
+    config: &Config,
+    deep: bool,
+    progress: &Progress,
+) -> Result<Verification, PassError> {
+    let (state, point) = open(config).await?;
+    let first = look(config, state, &point, deep, progress).await?;
+    if first.differences.is_empty() {
+        return Ok(first);
+    }
+    let (state, point) = open(config).await?;
+    let mut second = look(config, state, &point, deep, progress).await?;
+    second.differences.retain(|difference| {
+        let same = |d: &Difference| (d.kind, &d.name) == (difference.kind, &difference.name);
+        first.differences.iter().any(same)
+    });
+    Ok(second)
 }
 
 async fn look(
@@ -82,7 +105,8 @@ async fn look(
     }
     let database = &config.local.datastore.database;
     let session = LocalSession::open(&config.local.datastore, database).await?;
-    let mut differences = recovery_point(&session, database, point).await?;
+    let following = !point.slot.is_empty();
+    let mut differences = recovery_point(&session, database, point, following).await?;
     if !differences.is_empty() {
         // Another database altogether: comparing its tables would only bury that.
         return Ok(Verification {
@@ -90,7 +114,15 @@ async fn look(
             ..nothing(point.clone(), deep)
         });
     }
-    let tables = tables::compare(config, &session, state.content().await?, progress).await?;
+    let tables = match following {
+        true => tables::compare_both(config, &session, progress).await?,
+        false => tables::compare(config, &session, state.content().await?, progress).await?,
+    };
+    if following {
+        // The rows and what they lack, as they stood at one instant.
+        let begin = "BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY";
+        session.batch("beginning to verify", begin).await?;
+    }
     let unavailable = unavailable(&session).await?;
     let store = LocalStore::open(&config.local.s3)?;
     let artifacts = artifacts::compare(
@@ -144,26 +176,22 @@ async fn open(config: &Config) -> Result<(State, CopiedPoint), PassError> {
     let state = State::open_existing(&config.local.datastore)
         .await?
         .ok_or_else(nothing_yet)?;
-    let point = state.copied_point().await?.ok_or_else(nothing_yet)?;
-    Ok((state, point))
+    let copied = state.copied_point().await?.ok_or_else(nothing_yet)?;
+    Ok((state, replication::stands_at(config, copied).await?))
 }
 
 async fn recovery_point(
     session: &LocalSession,
     database: &str,
     point: &CopiedPoint,
+    following: bool,
 ) -> Result<Vec<Difference>, PassError> {
-    let sql = "SELECT to_regclass('warm_spare.recovery_point') IS NOT NULL";
-    let ours: bool = session
-        .query_one("looking for the recovery point", sql, &[])
-        .await?
-        .get(0);
-    let found = if ours {
-        replication::recovery_point(session).await?
-    } else {
-        None
+    let found = replication::recovery_point(session).await?;
+    let same = match following {
+        true => found.is_some(),
+        false => found.as_ref() == Some(&point.lsn),
     };
-    if found.as_ref() == Some(&point.lsn) {
+    if same {
         return Ok(Vec::new());
     }
     Ok(vec![Difference {
@@ -178,6 +206,14 @@ async fn recovery_point(
 
 async fn newer(config: &Config, point: &CopiedPoint) -> Option<bool> {
     let peer = PeerSession::open(&config.peer.datastore).await.ok()?;
+    if !point.slot.is_empty() {
+        let sql = "SELECT pg_current_wal_lsn() > $1::text::pg_lsn";
+        let row = peer
+            .query_one("asking for newer changes", sql, &[&point.lsn])
+            .await
+            .ok()?;
+        return row.get(0);
+    }
     let sql = "SELECT txid_current_snapshot()::text, pg_postmaster_start_time()::text";
     let row = peer
         .query_one("asking for newer changes", sql, &[])

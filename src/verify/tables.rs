@@ -4,7 +4,7 @@ use super::Difference;
 use crate::cluster::{LocalSession, TableContent};
 use crate::config::Config;
 use crate::observe::{Phase, Progress, Step};
-use crate::replication::{ContentHash, PassError, Table, tables};
+use crate::replication::{self, ContentHash, PassError, Table, tables};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
@@ -56,6 +56,26 @@ pub async fn compare(
         tables: found.len() as u64,
         rows,
         differences,
+    })
+}
+
+/// Against the primary's own rows: those that were on their way are not those that are here any more.
+pub async fn compare_both(
+    config: &Config,
+    session: &LocalSession,
+    progress: &Progress,
+) -> Result<Compared, PassError> {
+    let bytes: i64 = tables(session).await?.iter().map(|t| t.bytes).sum();
+    let step = progress.begin(Phase::Tables, bytes.max(0) as u64);
+    let compared = replication::compare_both(config, Some(&step)).await?;
+    let told = |(table, rows): &(String, u64)| match rows {
+        0 => difference(table, "is on the primary and not here".into()),
+        rows => difference(table, format!("has {rows} rows that only one side has")),
+    };
+    Ok(Compared {
+        tables: compared.tables,
+        rows: compared.rows,
+        differences: compared.differing.iter().map(told).collect(),
     })
 }
 

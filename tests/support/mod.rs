@@ -30,7 +30,7 @@ pub mod workload;
 use std::time::Duration;
 
 pub use minio::Minio;
-pub use packages::{Factory, Package, Spec};
+pub use packages::{Factory, Package, Spec, content};
 pub use postgres::Postgres;
 pub use running::{Output, Running};
 pub use s3::S3;

@@ -804,3 +804,20 @@ impl Rows {
         Ok(())
     }
 }
+
+/// All rows of all of Builder's tables, as text, in an order that does not depend on how they lie there.
+pub async fn content(cluster: &Cluster) -> Result<Vec<String>> {
+    let client = cluster.conn().await?;
+    let sql = "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables WHERE schemaname = 'public' ORDER BY 1";
+    let mut lines = Vec::new();
+    for table in client.query(sql, &[]).await? {
+        let name: String = table.get(0);
+        let rows = format!("SELECT t::text FROM {name} t ORDER BY 1");
+        let rows = client.query(&rows, &[]).await?;
+        lines.extend(
+            rows.iter()
+                .map(|row| format!("{name}: {}", row.get::<_, String>(0))),
+        );
+    }
+    Ok(lines)
+}

@@ -31,21 +31,24 @@ pub struct Postgres {
 #[derive(Default)]
 pub struct Builder {
     settings: Vec<(String, String)>,
+    /// Lines of `postgresql.auto.conf`, as `ALTER SYSTEM` writes them.
+    altered: Vec<(&'static str, &'static str)>,
     scram: bool,
     tls: Option<(String, String)>,
 }
 
 impl Builder {
-    /// A line of `postgresql.conf`; the last one of a name counts.
+    /// An option of the command line, which goes before every file; the last one of a name counts.
     pub fn setting(mut self, name: &str, value: &str) -> Self {
         self.settings.push((name.into(), value.into()));
         self
     }
 
-    /// What a stream needs: logical decoding, and a bound on the WAL that is held for it.
-    pub fn logical(self) -> Self {
-        self.setting("wal_level", "logical")
-            .setting("max_slot_wal_keep_size", "2GB")
+    /// What a stream needs: logical decoding, and a bound on the WAL that is held for it; by `ALTER SYSTEM`, as
+    /// `prepare` sets them.
+    pub fn logical(mut self) -> Self {
+        self.altered = vec![("wal_level", "logical"), ("max_slot_wal_keep_size", "2GB")];
+        self
     }
 
     /// SCRAM-SHA-256 in place of md5.
@@ -83,6 +86,12 @@ impl Builder {
             settings.push(("ssl".into(), "on".into()));
         }
         settings.extend(self.settings);
+        // Not on the command line: there it would go before what `ALTER SYSTEM` sets.
+        append(&data.join("postgresql.conf"), "wal_level = replica\n")?;
+        for (name, value) in self.altered {
+            let line = format!("{name} = '{value}'\n");
+            append(&data.join("postgresql.auto.conf"), &line)?;
+        }
         write_private(
             &data.join("pg_hba.conf"),
             &format!("local all hab {method}\nhost all all 0.0.0.0/0 {method}\n"),
@@ -146,6 +155,11 @@ impl Postgres {
     /// Where `psql`, `pg_dump` and the rest of this server's version lie.
     pub fn programs(&self) -> &Path {
         &self.programs
+    }
+
+    /// One of the programs that came with the server, such as `psql`.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.programs.join(name)
     }
 
     pub fn data_dir(&self) -> PathBuf {
@@ -331,7 +345,6 @@ fn stock_settings(method: &str, sockets: &Path) -> Vec<(String, String)> {
         ("password_encryption", method),
         ("listen_addresses", "127.0.0.1"),
         ("unix_socket_directories", &sockets.to_string_lossy()),
-        ("wal_level", "replica"),
         ("max_connections", "100"),
         ("max_wal_senders", "20"),
         ("max_replication_slots", "20"),
@@ -478,6 +491,13 @@ fn run(command: &mut Command, input: &str) -> Result<()> {
         return Ok(());
     }
     Err(format!("{command:?}: {}: {complaint}", output.status).into())
+}
+
+fn append(file: &Path, text: &str) -> Result<()> {
+    Ok(File::options()
+        .append(true)
+        .open(file)?
+        .write_all(text.as_bytes())?)
 }
 
 fn write_private(file: &Path, text: &str) -> Result<()> {

@@ -39,6 +39,12 @@ fn a_whole_configuration_arrives_whole() {
         ("replication.buffer", r#""20MiB""#),
         ("replication.bandwidth_limit", r#""5MB/s""#),
         ("replication.gate_grace", r#""6s""#),
+        ("replication.mode", r#""stream""#),
+        ("replication.artifact_retention", r#""16m""#),
+        ("replication.wal_hold_limit", r#""3GB""#),
+        ("replication.wal_unbounded", "true"),
+        ("replication.slot", r#""a_slot""#),
+        ("replication.publication", r#""a_publication""#),
         ("replication.keep_generations", "9"),
         ("fuse.max_percent", "11"),
         ("fuse.min_count", "12"),
@@ -119,7 +125,22 @@ fn a_whole_configuration_arrives_whole() {
         bandwidth_limit,
         gate_grace,
         keep_generations,
+        mode,
+        artifact_retention,
+        wal_hold_limit,
+        wal_unbounded,
+        slot,
+        publication,
     } = config.replication;
+    assert_eq!(
+        (mode, wal_hold_limit, wal_unbounded),
+        (Mode::Stream, 3_000_000_000, true)
+    );
+    assert_eq!(
+        (slot.as_deref(), publication.as_deref()),
+        (Some("a_slot"), Some("a_publication"))
+    );
+    assert_eq!(artifact_retention, Duration::from_secs(960));
     assert_eq!(
         (jobs, copies, buffer, bandwidth_limit),
         (3, 4, 20 << 20, Some(5_000_000))
@@ -199,6 +220,17 @@ fn defaults_are_the_references() {
         (None, 2)
     );
     assert_eq!(replication.gate_grace, Duration::from_secs(30));
+    assert_eq!(
+        (replication.mode, replication.wal_hold_limit),
+        (Mode::Auto, 4_000_000_000)
+    );
+    assert_eq!(
+        (&replication.slot, &replication.publication),
+        (&None, &None)
+    );
+    assert!(!replication.wal_unbounded);
+    let week = Duration::from_secs(7 * 24 * 3600);
+    assert_eq!(replication.artifact_retention, week);
     assert_eq!((config.fuse.max_percent, config.fuse.min_count), (10, 20));
     assert_eq!(config.fuse.window, Duration::from_secs(3600));
     let minutes = |n: u64| Duration::from_secs(n * 60);

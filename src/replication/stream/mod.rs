@@ -1,1 +1,87 @@
 //! Following: the primary's transactions, in commit order, from logical decoding to the spare's rows.
+//!
+//! `pump` reads the stream into the `spool`; `ahead` sees what comes and has the `gate` bring its artifacts; `apply` writes
+//! rows, recovery point and what is lacking in one transaction; `follow` joins them for as long as it goes.
+
+mod ahead;
+mod apply;
+mod changes;
+mod error;
+mod follow;
+mod gate;
+pub mod pgoutput;
+mod pump;
+mod question;
+mod settle;
+pub mod spool;
+mod target;
+
+use super::error::PassError;
+use crate::cluster::{Confirmation, WalSession, quote_literal};
+use crate::config::Datastore;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use apply::Point;
+pub use error::Gap;
+pub use follow::{Follow, Followed, follow};
+pub use question::{Seen, ask, schema};
+
+/// What nobody reads must hold nothing. The slot need not be there.
+pub async fn drop_slot(peer: &Datastore, slot: &str) -> Result<(), PassError> {
+    let mut session = WalSession::open(peer).await?;
+    let name = quote_literal(slot);
+    let there = format!("FROM pg_replication_slots WHERE slot_name = {name}");
+    for _ in 0..DROP_TRIES {
+        let doing = "dropping our slot";
+        let sql = format!("SELECT pg_drop_replication_slot(slot_name) {there} AND NOT active");
+        session.query(doing, &sql).await?;
+        let sql = format!("SELECT 1 {there}");
+        if session.query(doing, &sql).await?.is_empty() {
+            return Ok(());
+        }
+        // Whoever read it has just gone, and the server is about to notice.
+        tokio::time::sleep(DROP_PAUSE).await;
+    }
+    Err(PassError::Unfit {
+        check: "slot_active",
+        text: format!("slot {slot} on the primary is being read by another session"),
+        next_step: "stop whoever reads it".into(),
+    })
+}
+
+const DROP_TRIES: u32 = 50;
+const DROP_PAUSE: Duration = Duration::from_millis(100);
+
+/// A transaction of ours that was committed.
+#[derive(Debug, Clone, Copy)]
+pub struct Applied {
+    pub point: Point,
+    /// Transactions of the primary in it; 0: the recovery point alone moved.
+    pub transactions: u64,
+    /// Transactions that are here whole and wait.
+    pub waiting: u64,
+    /// The list of what the primary lacks may have changed.
+    pub lacking: bool,
+}
+
+/// Hears what following does. Called often: it must be quick.
+pub trait Told: Send + Sync {
+    /// The stream has begun.
+    fn following(&self) {}
+    fn applied(&self, _: Applied) {}
+    /// The gate holds so many transactions.
+    fn waiting(&self, _: u64) {}
+    fn waited(&self, _: Duration) {}
+    /// A fault that keeps the gate waiting, and its end.
+    fn trouble(&self, _: Option<&Arc<PassError>>) {}
+    fn copied(&self, _bytes: u64) {}
+    fn seen(&self, _: &Seen) {}
+    /// Complete as of then.
+    fn confirmed(&self, _: Confirmation) {}
+}
+
+/// Hears nothing.
+pub struct Unheard;
+
+impl Told for Unheard {}

@@ -2,7 +2,7 @@
 
 use super::super::plan::Rules;
 use super::super::{Configs, Desk, next};
-use crate::config::Config;
+use crate::config::{Config, Replication};
 use crate::observe::Phase;
 use crate::replication::PassError;
 use std::convert::Infallible;
@@ -68,6 +68,29 @@ pub(super) async fn given_up(desk: &Desk, mut configs: Configs, begun: &Config) 
         }
         next(&mut configs).await;
     }
+}
+
+/// Whether a stream begun with one of them would be another one with the other.
+pub(super) fn another_stream(a: &Config, b: &Config) -> bool {
+    let settings = |config: &Config| Config {
+        replication: Replication {
+            // These are heard of while it goes.
+            bandwidth_limit: None,
+            interval: Duration::ZERO,
+            schedule: None,
+            lag_warn: Duration::ZERO,
+            rpo: Duration::ZERO,
+            retry_missing: Duration::ZERO,
+            keep_generations: 0,
+            ..config.replication.clone()
+        },
+        ..config.clone()
+    };
+    let (a, b) = (settings(a), settings(b));
+    a.replication != b.replication
+        || a.fuse != b.fuse
+        || a.force_epoch != b.force_epoch
+        || (a.paused, a.paused_until) != (b.paused, b.paused_until)
 }
 
 fn same_for_a_pass(a: &Config, b: &Config) -> bool {

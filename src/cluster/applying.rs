@@ -1,0 +1,83 @@
+//! The session that writes the primary's changes into a database of ours: values in the text form in which the primary
+//! sent them, so that every type works, and many statements on their way at once.
+
+use super::datastore::DatastoreError;
+use super::session::LocalSession;
+use crate::config::Datastore;
+use bytes::{Bytes, BytesMut};
+use std::error::Error;
+use std::ops::Deref;
+use tokio_postgres::types::{Format, IsNull, ToSql, Type, to_sql_checked};
+use tokio_postgres::{Row, Statement};
+
+/// A value in text form; None is NULL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TextValue(pub Option<Bytes>);
+
+impl ToSql for TextValue {
+    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn Error + Sync + Send>> {
+        match &self.0 {
+            Some(text) => {
+                out.extend_from_slice(text);
+                Ok(IsNull::No)
+            }
+            None => Ok(IsNull::Yes),
+        }
+    }
+
+    fn accepts(_: &Type) -> bool {
+        true
+    }
+
+    fn encode_format(&self, _: &Type) -> Format {
+        Format::Text
+    }
+
+    to_sql_checked!();
+}
+
+/// Triggers and foreign keys have done their work on the primary; here they would do it again.
+pub struct Applying(LocalSession);
+
+impl Deref for Applying {
+    type Target = LocalSession;
+
+    fn deref(&self) -> &LocalSession {
+        &self.0
+    }
+}
+
+impl Applying {
+    pub async fn open(to: &Datastore, database: &str) -> Result<Applying, DatastoreError> {
+        let session = LocalSession::open(to, database).await?;
+        let sql = "SET session_replication_role = replica; SET synchronous_commit = on";
+        session.batch("preparing to apply changes", sql).await?;
+        Ok(Applying(session))
+    }
+
+    pub async fn prepare(&self, doing: &str, sql: &str) -> Result<Statement, DatastoreError> {
+        self.0.within(doing, self.0.client().prepare(sql)).await
+    }
+
+    /// The number of rows that the statement changed.
+    pub async fn run(
+        &self,
+        doing: &str,
+        statement: &Statement,
+        values: &[&(dyn ToSql + Sync)],
+    ) -> Result<u64, DatastoreError> {
+        let running = self.0.client().execute(statement, values);
+        self.0.within(doing, running).await
+    }
+
+    /// The rows that the statement returned.
+    pub async fn rows(
+        &self,
+        doing: &str,
+        statement: &Statement,
+        values: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, DatastoreError> {
+        let running = self.0.client().query(statement, values);
+        self.0.within(doing, running).await
+    }
+}

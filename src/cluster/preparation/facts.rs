@@ -1,0 +1,369 @@
+//! What is there on the peer, and what our user may do about it. Everything here reads.
+
+use super::publication::{self, Publication, PublicationState};
+use super::{Names, id_of};
+use crate::cluster::{DatastoreError, Lsn, Session, quote_ident};
+use std::collections::BTreeMap;
+
+/// Which tables are copied, in a query of `pg_class c` and its `pg_namespace n`.
+pub const COPIED_TABLES: &str = "c.relkind = 'r' AND c.relpersistence <> 't'
+  AND n.nspname NOT IN ('information_schema', 'warm_spare') AND n.nspname !~ '^pg_'
+  AND NOT EXISTS (SELECT 1 FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')";
+
+/// The primary, as far as the stream depends on it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Prepared {
+    pub names: Names,
+    pub user: String,
+    pub database: String,
+    /// Such as 15.
+    pub major: i32,
+    pub wal_level: Setting,
+    /// `max_slot_wal_keep_size`.
+    pub wal_bound: Setting,
+    pub rights: Rights,
+    pub tables: Vec<CopiedTable>,
+    pub publication: Option<Publication>,
+    /// Ours, or the one that was made for us.
+    pub slot: Option<Slot>,
+    /// Further logical ones, of whomever.
+    pub other_slots: Vec<Slot>,
+    /// Further ones in this database that a `warm-spare` made.
+    pub other_publications: Vec<String>,
+    /// How many more slots and walsenders the server would take.
+    pub free_slots: i64,
+    pub free_senders: i64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Setting {
+    /// In force.
+    pub value: String,
+    /// As `pg_settings` has it: `default`, `configuration file`, `command line` …
+    pub source: String,
+    /// The file, where we may see it.
+    pub file: Option<String>,
+    pub pending_restart: bool,
+    pub in_auto_conf: AutoConf,
+}
+
+/// What `postgresql.auto.conf` says: the one file that every start of the server reads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AutoConf {
+    /// We may not look.
+    Unknown,
+    Absent,
+    Holds(String),
+}
+
+/// What our user on the peer may do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Rights {
+    pub replication: bool,
+    /// Make a publication in the database.
+    pub create: bool,
+    pub alter_system: bool,
+    pub reload: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CopiedTable {
+    pub oid: u32,
+    pub schema: String,
+    pub name: String,
+    /// `pg_class.relreplident`: d, n, f, i.
+    pub identity: char,
+    /// Has a primary key by which a row can be told.
+    pub keyed: bool,
+    /// Has the index that its identity names.
+    pub indexed: bool,
+    pub unlogged: bool,
+    pub owned: bool,
+    pub in_other_publication: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slot {
+    pub name: String,
+    pub logical: bool,
+    pub plugin: Option<String>,
+    pub database: Option<String>,
+    pub temporary: bool,
+    pub active: bool,
+    /// `reserved`, `extended`, `unreserved` or `lost`.
+    pub wal_status: Option<String>,
+    pub restart_lsn: Option<Lsn>,
+    pub confirmed_flush_lsn: Option<Lsn>,
+    /// Bytes of write-ahead log that the server keeps for it.
+    pub held_bytes: Option<u64>,
+}
+
+impl Prepared {
+    pub fn publication_state(&self) -> PublicationState {
+        let Some(publication) = &self.publication else {
+            return PublicationState::Absent;
+        };
+        match publication.differences(&self.tables) {
+            none if none.is_empty() => PublicationState::Exact,
+            some => PublicationState::Differs(some),
+        }
+    }
+
+    /// The most that the server keeps for any slot; None: without end.
+    pub fn bound_bytes(&self) -> Option<u64> {
+        self.wal_bound.value.parse().ok().map(|mib: u64| mib << 20)
+    }
+
+    /// Tables whose published updates and deletions would fail.
+    pub fn unidentified(&self) -> impl Iterator<Item = &CopiedTable> {
+        self.tables.iter().filter(|table| !table.is_identified())
+    }
+
+    /// What this cluster has there, in words.
+    pub fn ours(&self) -> Vec<String> {
+        let made = |slot: &&Slot| self.names.made(&slot.name);
+        let mut found: Vec<String> = self.slot.iter().map(Slot::describe).collect();
+        found.extend(self.other_slots.iter().filter(made).map(Slot::describe));
+        if self.publication.is_some() {
+            found.push(format!("publication {}", self.names.publication));
+        }
+        found
+    }
+
+    /// What other clusters' `warm-spare` have there: ids, and what in words.
+    pub fn orphans(&self) -> BTreeMap<String, Vec<String>> {
+        let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        let slots = self.other_slots.iter().map(|s| (&s.name, s.describe()));
+        let publications = self.other_publications.iter();
+        let publications = publications.map(|name| (name, format!("publication {name}")));
+        for (name, text) in slots.chain(publications) {
+            if let Some(id) = id_of(name).filter(|id| *id != self.names.id) {
+                found.entry(id.to_string()).or_default().push(text);
+            }
+        }
+        found
+    }
+}
+
+impl CopiedTable {
+    pub fn full_name(&self) -> String {
+        format!("{}.{}", self.schema, self.name)
+    }
+
+    pub(super) fn quoted(&self) -> String {
+        format!("{}.{}", quote_ident(&self.schema), quote_ident(&self.name))
+    }
+
+    /// Whether the old row of an update can be told.
+    pub fn is_identified(&self) -> bool {
+        match self.identity {
+            'f' => true,
+            'd' => self.keyed,
+            'i' => self.indexed,
+            _ => false,
+        }
+    }
+}
+
+impl Slot {
+    pub fn describe(&self) -> String {
+        let held = self.held_bytes.map(bytesize::ByteSize);
+        let held = held.map_or(String::new(), |size| format!(", which holds {size} of WAL"));
+        format!("slot {}{held}", self.name)
+    }
+
+    /// Why it cannot give us the stream of this database.
+    pub fn flaw(&self, database: &str) -> Option<String> {
+        if !self.logical {
+            return Some("it is a physical one".into());
+        }
+        if self.plugin.as_deref() != Some("pgoutput") {
+            let plugin = self.plugin.as_deref().unwrap_or("none");
+            return Some(format!("its plugin is {plugin}, not pgoutput"));
+        }
+        if self.database.as_deref() != Some(database) {
+            let other = self.database.as_deref().unwrap_or("none");
+            return Some(format!("it is of database {other}"));
+        }
+        self.temporary.then(|| "it is a temporary one".into())
+    }
+}
+
+const SERVER: &str = "
+SELECT current_user::text, current_database()::text, current_setting('server_version_num')::int4 / 10000,
+       r.rolsuper, r.rolsuper OR r.rolreplication, has_database_privilege(current_database(), 'CREATE'),
+       has_function_privilege('pg_catalog.pg_reload_conf()', 'EXECUTE'),
+       has_table_privilege('pg_catalog.pg_file_settings', 'SELECT')
+         AND has_function_privilege('pg_catalog.pg_show_all_file_settings()', 'EXECUTE'),
+       current_setting('max_replication_slots')::int8 - (SELECT count(*) FROM pg_replication_slots),
+       current_setting('max_wal_senders')::int8 - (SELECT count(*) FROM pg_stat_replication)
+FROM pg_roles r WHERE r.rolname = current_user";
+
+const TABLES: &str = "
+WITH others AS MATERIALIZED (SELECT DISTINCT schemaname, tablename FROM pg_publication_tables WHERE pubname <> $1),
+     keys AS MATERIALIZED (SELECT indrelid, bool_or(indisprimary) AS keyed, bool_or(indisreplident) AS indexed FROM pg_index
+       WHERE indisvalid AND indisunique AND indimmediate AND indpred IS NULL GROUP BY indrelid)
+SELECT c.oid, n.nspname::text, c.relname::text, c.relreplident::text, coalesce(k.keyed, false), coalesce(k.indexed, false),
+       c.relpersistence = 'u', pg_has_role(c.relowner, 'USAGE'), o.tablename IS NOT NULL
+FROM pg_class c
+JOIN pg_namespace n ON n.oid = c.relnamespace
+LEFT JOIN keys k ON k.indrelid = c.oid
+LEFT JOIN others o ON o.schemaname = n.nspname AND o.tablename = c.relname
+WHERE ";
+
+const SLOTS: &str = "
+SELECT s.slot_name::text, s.slot_type = 'logical', s.plugin::text, s.database::text, s.temporary, s.active,
+       to_jsonb(s) ->> 'wal_status', s.restart_lsn::text, s.confirmed_flush_lsn::text,
+       CASE WHEN NOT pg_is_in_recovery() THEN greatest(0, pg_wal_lsn_diff(pg_current_wal_lsn(), s.restart_lsn))::int8 END
+FROM pg_replication_slots s ORDER BY 1";
+
+const PUBLICATIONS: &str = "
+SELECT pubname::text FROM pg_publication WHERE pubname ~ '^warm_spare_[0-9a-f]{8}(_|$)' AND pubname <> $1 ORDER BY 1";
+
+/// Looks at everything; nothing is changed, and no right but to connect is needed.
+pub async fn inspect(session: &Session, names: &Names) -> Result<Prepared, DatastoreError> {
+    let doing = "looking at what is prepared";
+    let server = session.query_one(doing, SERVER, &[]).await?;
+    let (superuser, files): (bool, bool) = (server.get(3), server.get(7));
+    let major: i32 = server.get(2);
+    let (wal_level, wal_bound) = settings(session, files).await?;
+    let mut all = slots(session).await?;
+    let slot = all.iter().position(|slot| slot.name == names.slot);
+    let slot = slot.map(|at| all.remove(at));
+    all.retain(|slot| slot.logical);
+    let others = session
+        .query(doing, PUBLICATIONS, &[&names.publication])
+        .await?;
+    Ok(Prepared {
+        names: names.clone(),
+        user: server.get(0),
+        database: server.get(1),
+        major,
+        wal_level,
+        wal_bound,
+        rights: Rights {
+            replication: server.get(4),
+            create: server.get(5),
+            reload: server.get(6),
+            alter_system: superuser || may_alter_system(session, major).await?,
+        },
+        tables: tables(session, &names.publication).await?,
+        publication: publication::read(session, &names.publication, major).await?,
+        slot,
+        other_slots: all,
+        other_publications: others.iter().map(|row| row.get(0)).collect(),
+        free_slots: server.get(8),
+        free_senders: server.get(9),
+    })
+}
+
+/// Granted to others than superusers since 15.
+async fn may_alter_system(session: &Session, major: i32) -> Result<bool, DatastoreError> {
+    if major < 15 {
+        return Ok(false);
+    }
+    let sql = "SELECT has_parameter_privilege('wal_level', 'ALTER SYSTEM') \
+                  AND has_parameter_privilege('max_slot_wal_keep_size', 'ALTER SYSTEM')";
+    let row = session.query_one("reading our privileges", sql, &[]);
+    Ok(row.await?.get(0))
+}
+
+async fn settings(session: &Session, files: bool) -> Result<(Setting, Setting), DatastoreError> {
+    let doing = "reading the settings";
+    // An entry that waits for a restart has an error there: that it was not applied.
+    let written = if files {
+        let sql = "SELECT DISTINCT ON (name) name, setting FROM pg_file_settings \
+                   WHERE sourcefile ~ '[/\\\\]postgresql\\.auto\\.conf$' ORDER BY name, seqno DESC";
+        let rows = session.query(doing, sql, &[]).await?;
+        let pairs = rows.iter().map(|row| (row.get(0), row.get(1)));
+        Some(pairs.collect::<BTreeMap<String, Option<String>>>())
+    } else {
+        None
+    };
+    let sql =
+        "SELECT setting, source, sourcefile, pending_restart FROM pg_settings WHERE name = $1";
+    let mut found = Vec::new();
+    for name in ["wal_level", "max_slot_wal_keep_size"] {
+        let rows = session.query(doing, sql, &[&name]).await?;
+        // A server before 13 has no bound at all.
+        found.push(match rows.first() {
+            None => Setting::unknown("-1"),
+            Some(row) => Setting {
+                value: row.get(0),
+                source: row.get(1),
+                file: row.get(2),
+                pending_restart: row.get(3),
+                in_auto_conf: AutoConf::Unknown,
+            },
+        });
+        if let (Some(setting), Some(written)) = (found.last_mut(), &written) {
+            let held = written.get(name).cloned().flatten();
+            setting.in_auto_conf = held.map_or(AutoConf::Absent, AutoConf::Holds);
+        } else if let Some(setting) = found.last_mut() {
+            setting.in_auto_conf = setting.guess();
+        }
+    }
+    let bound = found.pop().unwrap_or_else(|| Setting::unknown("-1"));
+    Ok((found.pop().unwrap_or_else(|| Setting::unknown("")), bound))
+}
+
+impl Setting {
+    fn unknown(value: &str) -> Self {
+        Setting {
+            value: value.to_string(),
+            source: "default".into(),
+            file: None,
+            pending_restart: false,
+            in_auto_conf: AutoConf::Absent,
+        }
+    }
+
+    /// What the file says, by what is in force: for a user who may not read the files.
+    pub(super) fn guess(&self) -> AutoConf {
+        match &self.file {
+            Some(file) if file.ends_with("postgresql.auto.conf") => {
+                AutoConf::Holds(self.value.clone())
+            }
+            Some(_) if !self.pending_restart => AutoConf::Absent,
+            None if self.source == "default" && !self.pending_restart => AutoConf::Absent,
+            _ => AutoConf::Unknown,
+        }
+    }
+}
+
+async fn tables(session: &Session, publication: &str) -> Result<Vec<CopiedTable>, DatastoreError> {
+    let sql = format!("{TABLES}{COPIED_TABLES} ORDER BY 2, 3");
+    let rows = session
+        .query("reading the tables", &sql, &[&publication])
+        .await?;
+    let table = |row: &tokio_postgres::Row| CopiedTable {
+        oid: row.get(0),
+        schema: row.get(1),
+        name: row.get(2),
+        identity: row.get::<_, String>(3).chars().next().unwrap_or('d'),
+        keyed: row.get(4),
+        indexed: row.get(5),
+        unlogged: row.get(6),
+        owned: row.get(7),
+        in_other_publication: row.get(8),
+    };
+    Ok(rows.iter().map(table).collect())
+}
+
+async fn slots(session: &Session) -> Result<Vec<Slot>, DatastoreError> {
+    let rows = session.query("reading the slots", SLOTS, &[]).await?;
+    let lsn = |text: Option<String>| text.and_then(|text| text.parse().ok());
+    let slot = |row: &tokio_postgres::Row| Slot {
+        name: row.get(0),
+        logical: row.get(1),
+        plugin: row.get(2),
+        database: row.get(3),
+        temporary: row.get(4),
+        active: row.get(5),
+        wal_status: row.get(6),
+        restart_lsn: lsn(row.get(7)),
+        confirmed_flush_lsn: lsn(row.get(8)),
+        held_bytes: row.get::<_, Option<i64>>(9).map(i64::unsigned_abs),
+    };
+    Ok(rows.iter().map(slot).collect())
+}

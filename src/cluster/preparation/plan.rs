@@ -1,0 +1,350 @@
+//! What `prepare` would make, with a reason for each: pure, and no more than lacks.
+
+use super::OLDEST_STREAM;
+use super::facts::{AutoConf, CopiedTable, Prepared};
+use super::publication::{PublicationState, listed};
+use super::step::{How, Step};
+use crate::cluster::quote_ident;
+
+/// What the configuration has to say about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wanted {
+    pub wal_hold_limit: u64,
+    pub wal_unbounded: bool,
+}
+
+impl Wanted {
+    pub fn of(replication: &crate::config::Replication) -> Self {
+        Wanted {
+            wal_hold_limit: replication.wal_hold_limit,
+            wal_unbounded: replication.wal_unbounded,
+        }
+    }
+
+    /// `max_slot_wal_keep_size` as we set it: the server's own bound comes after ours, which gives the slot up in peace.
+    pub(super) fn bound(self) -> String {
+        let mib = self.wal_hold_limit.saturating_mul(2).div_ceil(1 << 20);
+        format!("{}MB", mib.min(i32::MAX as u64))
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
+    pub steps: Vec<Step>,
+    /// While there is one, nothing is done.
+    pub obstacles: Vec<Obstacle>,
+    /// What an operator should know or do besides.
+    pub notes: Vec<String>,
+}
+
+/// Something that no step of ours can mend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Obstacle {
+    /// One word for programs.
+    pub check: &'static str,
+    pub text: String,
+    pub next_step: String,
+}
+
+impl Obstacle {
+    pub(super) fn new(check: &'static str, text: String, next_step: &str) -> Self {
+        Obstacle {
+            check,
+            text,
+            next_step: next_step.to_string(),
+        }
+    }
+}
+
+/// Everything that the stream needs of the primary and that is not there.
+pub fn plan_to_prepare(prepared: &Prepared, wanted: Wanted) -> Plan {
+    let mut steps = extension(prepared);
+    let settings = settings(prepared, wanted);
+    let restart = needs_restart(prepared, !settings.is_empty());
+    steps.extend(settings);
+    let mut plan = Plan {
+        obstacles: obstacles(prepared, &steps),
+        steps,
+        notes: Vec::new(),
+    };
+    if restart {
+        plan.notes.push(
+            "wal_level = logical is in force only after a restart of the primary's datastore: restart it when it suits".into(),
+        );
+    }
+    if let Some(slot) = &prepared.slot
+        && slot.wal_status.as_deref() == Some("lost")
+    {
+        plan.notes.push(format!(
+            "slot {} has lost its WAL: the service makes a new copy, and a new slot with it",
+            slot.name
+        ));
+    }
+    for (id, what) in prepared.orphans() {
+        plan.notes.push(format!(
+            "another warm-spare ({id}) has its own there: {}. If it is gone for good: release --cluster {id}",
+            what.join(", ")
+        ));
+    }
+    plan
+}
+
+/// The part that tables ask for: identities first, then the publication. Empty when it is exact.
+pub fn extension(prepared: &Prepared) -> Vec<Step> {
+    let mut steps: Vec<Step> = prepared.unidentified().map(identity).collect();
+    steps.extend(publication(prepared));
+    steps
+}
+
+fn identity(table: &CopiedTable) -> Step {
+    // With a key, what hides it is taken away; without one the whole row must tell itself.
+    let (identity, reason) = if table.keyed {
+        (
+            "DEFAULT",
+            "it has a primary key, and is told not to use it: published so, its updates would fail",
+        )
+    } else {
+        (
+            "FULL",
+            "it has no primary key: published without an identity, Builder's updates and deletions of it would fail",
+        )
+    };
+    let sql = format!("ALTER TABLE {} REPLICA IDENTITY {identity}", table.quoted());
+    let what = format!("replica identity {identity} of {}", table.full_name());
+    Step::new(How::Identity, what, reason, vec![sql]).locks(vec![table.oid])
+}
+
+fn publication(prepared: &Prepared) -> Option<Step> {
+    if prepared.names.publication_is_premade {
+        return None;
+    }
+    let name = quote_ident(&prepared.names.publication);
+    let tables: Vec<String> = prepared.tables.iter().map(only).collect();
+    let tables = tables.join(", ");
+    let create = format!(
+        "CREATE PUBLICATION {name} FOR TABLE {tables} WITH (publish = 'insert, update, delete, truncate')"
+    );
+    let (reason, sql) = match (prepared.publication_state(), &prepared.publication) {
+        (PublicationState::Exact, _) => return None,
+        (PublicationState::Absent, _) | (_, None) => (
+            "it names the tables whose changes are sent".to_string(),
+            vec![create],
+        ),
+        (PublicationState::Differs(how), Some(there)) => {
+            let reason = format!("it is not what the tables need: {}", how.join("; "));
+            // It cannot be changed into one with a list.
+            let replaced = || vec![format!("DROP PUBLICATION {name}"), create.clone()];
+            let sql = if there.all_tables {
+                replaced()
+            } else {
+                let mut sql = vec![format!("ALTER PUBLICATION {name} SET TABLE {tables}")];
+                if !there.lacking.is_empty() || there.via_root {
+                    sql.push(format!(
+                        "ALTER PUBLICATION {name} SET (publish = 'insert, update, delete, truncate', publish_via_partition_root = false)"
+                    ));
+                }
+                if there.generated_columns {
+                    sql.push(format!(
+                        "ALTER PUBLICATION {name} SET (publish_generated_columns = none)"
+                    ));
+                }
+                sql
+            };
+            (reason, sql)
+        }
+    };
+    let what = format!("publication {}", prepared.names.publication);
+    let oids = prepared.tables.iter().map(|table| table.oid).collect();
+    Some(Step::new(How::Publication, what, &reason, sql).locks(oids))
+}
+
+/// As it is listed in a publication: heirs are tables of their own.
+pub(super) fn only(table: &CopiedTable) -> String {
+    format!("ONLY {}", table.quoted())
+}
+
+fn settings(prepared: &Prepared, wanted: Wanted) -> Vec<Step> {
+    let mut steps = Vec::new();
+    if lacks_wal_level(prepared) {
+        steps.push(Step::new(
+            How::Alone,
+            "wal_level".into(),
+            "logical decoding needs it, in postgresql.auto.conf: builder-datastore's upgrade starts the server without \
+             Builder's own file, and with a slot it refuses to start on less",
+            vec!["ALTER SYSTEM SET wal_level = 'logical'".into()],
+        ));
+    }
+    if lacks_bound(prepared, wanted) {
+        steps.push(Step::new(
+            How::Alone,
+            "max_slot_wal_keep_size".into(),
+            "nothing else bounds what the primary keeps for a spare that is gone: twice replication.wal_hold_limit",
+            vec![format!(
+                "ALTER SYSTEM SET max_slot_wal_keep_size = '{}'",
+                wanted.bound()
+            )],
+        ));
+    }
+    if !steps.is_empty() {
+        steps.push(reload());
+    }
+    steps
+}
+
+pub(super) fn reload() -> Step {
+    Step::new(
+        How::Alone,
+        "configuration".into(),
+        "the server reads it again",
+        vec!["SELECT pg_reload_conf()".into()],
+    )
+}
+
+fn lacks_wal_level(prepared: &Prepared) -> bool {
+    let level = &prepared.wal_level;
+    match &level.in_auto_conf {
+        AutoConf::Holds(value) => value != "logical",
+        // Whoever made a slot has seen to its server's starts.
+        _ if prepared.names.slot_is_premade && level.value == "logical" => false,
+        AutoConf::Absent => true,
+        AutoConf::Unknown => level.value != "logical",
+    }
+}
+
+fn lacks_bound(prepared: &Prepared, wanted: Wanted) -> bool {
+    let written =
+        matches!(&prepared.wal_bound.in_auto_conf, AutoConf::Holds(value) if value != "-1");
+    prepared.bound_bytes().is_none() && !wanted.wal_unbounded && !written
+}
+
+fn needs_restart(prepared: &Prepared, set: bool) -> bool {
+    let level = &prepared.wal_level;
+    let written = matches!(&level.in_auto_conf, AutoConf::Holds(value) if value == "logical");
+    level.value != "logical" && (set || written || level.pending_restart)
+}
+
+fn obstacles(prepared: &Prepared, steps: &[Step]) -> Vec<Obstacle> {
+    let mut found = Vec::new();
+    if prepared.major < OLDEST_STREAM {
+        let text = format!(
+            "the primary's PostgreSQL is {}, and the stream needs {OLDEST_STREAM} or newer",
+            prepared.major
+        );
+        found.push(Obstacle::new(
+            "version",
+            text,
+            "replicate by snapshots, or upgrade the primary's datastore",
+        ));
+    }
+    let unlogged = prepared.tables.iter().filter(|table| table.unlogged);
+    let unlogged: Vec<String> = unlogged.map(CopiedTable::full_name).collect();
+    if !unlogged.is_empty() {
+        found.push(Obstacle::new(
+            "unlogged",
+            format!(
+                "UNLOGGED, so that no change of it can be streamed: {}",
+                listed(&unlogged)
+            ),
+            "ALTER TABLE … SET LOGGED on the primary, or replicate by snapshots",
+        ));
+    }
+    found.extend(premade_publication(prepared));
+    found.extend(slot(prepared));
+    let lacking = lacking_rights(prepared, steps);
+    if !lacking.is_empty() {
+        found.push(Obstacle::new(
+            "privilege",
+            format!("the peer's user {} {}", prepared.user, lacking.join(", and ")),
+            "use Builder's own user hab as peer.datastore.user, or let a superuser run what `warm-spare prepare --print` prints",
+        ));
+    }
+    found
+}
+
+pub(super) fn premade_publication(prepared: &Prepared) -> Option<Obstacle> {
+    if !prepared.names.publication_is_premade {
+        return None;
+    }
+    let name = &prepared.names.publication;
+    let text = match prepared.publication_state() {
+        PublicationState::Exact => return None,
+        PublicationState::Absent => format!(
+            "replication.publication names {name}, and database {} has none of that name",
+            prepared.database
+        ),
+        PublicationState::Differs(how) => format!(
+            "publication {name}, made for us, is not what the tables need: {}",
+            how.join("; ")
+        ),
+    };
+    Some(Obstacle::new(
+        "publication",
+        text,
+        "let it have all of Builder's tables by name, and all operations; or clear replication.publication, and prepare makes one",
+    ))
+}
+
+pub(super) fn slot(prepared: &Prepared) -> Option<Obstacle> {
+    let name = &prepared.names.slot;
+    let premade = prepared.names.slot_is_premade;
+    match &prepared.slot {
+        Some(slot) => slot.flaw(&prepared.database).map(|flaw| {
+            Obstacle::new(
+                "slot",
+                format!("slot {name} on the primary is of no use: {flaw}"),
+                "drop it there, or name another one in replication.slot",
+            )
+        }),
+        None if premade => Some(Obstacle::new(
+            "slot",
+            format!("replication.slot names {name}, and the primary has none of that name"),
+            "make it there (SELECT pg_create_logical_replication_slot(…, 'pgoutput')), or clear replication.slot",
+        )),
+        // One for the copy, one that stays; and as many senders for a moment.
+        None if prepared.free_slots < 2 || prepared.free_senders < 2 => Some(Obstacle::new(
+            "slot",
+            format!(
+                "the primary has {} replication slots and {} walsenders left, and a first copy takes two",
+                prepared.free_slots, prepared.free_senders
+            ),
+            "drop slots that nobody uses, or raise max_replication_slots and max_wal_senders there",
+        )),
+        None => None,
+    }
+}
+
+/// Only rights that the steps ask for, and the one to follow.
+fn lacking_rights(prepared: &Prepared, steps: &[Step]) -> Vec<String> {
+    let rights = &prepared.rights;
+    let mut lacking = Vec::new();
+    if !rights.replication {
+        lacking.push("may not replicate (ALTER ROLE … REPLICATION)".to_string());
+    }
+    let altered = |table: &&CopiedTable| steps.iter().any(|step| step.tables.contains(&table.oid));
+    let foreign: Vec<String> = prepared
+        .tables
+        .iter()
+        .filter(|table| !table.owned)
+        .filter(altered)
+        .map(CopiedTable::full_name)
+        .collect();
+    if !foreign.is_empty() {
+        lacking.push(format!("does not own {}", listed(&foreign)));
+    }
+    let publication = steps.iter().any(|step| step.how == How::Publication);
+    match &prepared.publication {
+        Some(there) if publication && !there.owned => lacking.push(format!(
+            "does not own publication {}",
+            prepared.names.publication
+        )),
+        None if publication && !rights.create => {
+            lacking.push("may not make publications (CREATE on the database)".into());
+        }
+        _ => {}
+    }
+    let alters = steps.iter().any(|step| step.how == How::Alone);
+    if alters && !(rights.alter_system && rights.reload) {
+        lacking.push("may not change the server's settings (ALTER SYSTEM, pg_reload_conf)".into());
+    }
+    lacking
+}

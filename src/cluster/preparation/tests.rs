@@ -1,0 +1,257 @@
+use super::samples::{WANTED, publication, ready, setting, slot, stock, table};
+use super::*;
+
+fn sql(plan: &Plan) -> Vec<&str> {
+    let steps = plan.steps.iter();
+    steps
+        .flat_map(|step| step.sql.iter().map(String::as_str))
+        .collect()
+}
+
+fn texts(plan: &Plan) -> Vec<&str> {
+    plan.obstacles.iter().map(|o| o.text.as_str()).collect()
+}
+
+#[test]
+fn a_stock_primary_gets_identities_before_the_publication_and_then_settings() {
+    let plan = plan_to_prepare(&stock(), WANTED);
+    assert_eq!(
+        sql(&plan),
+        [
+            r#"ALTER TABLE "public"."audit_package" REPLICA IDENTITY FULL"#,
+            r#"CREATE PUBLICATION "warm_spare_0123abcd" FOR TABLE ONLY "public"."accounts", ONLY "public"."audit_package" WITH (publish = 'insert, update, delete, truncate')"#,
+            "ALTER SYSTEM SET wal_level = 'logical'",
+            "ALTER SYSTEM SET max_slot_wal_keep_size = '7630MB'",
+            "SELECT pg_reload_conf()",
+        ]
+    );
+    assert!(plan.obstacles.is_empty());
+    assert!(plan.notes[0].contains("restart"), "{:?}", plan.notes);
+    assert_eq!(
+        plan.steps[0].script(),
+        "-- replica identity FULL of public.audit_package: it has no primary key: published without an identity, \
+         Builder's updates and deletions of it would fail\n\
+         BEGIN;\nSET LOCAL lock_timeout = '200ms';\n\
+         ALTER TABLE \"public\".\"audit_package\" REPLICA IDENTITY FULL;\nCOMMIT;\n"
+    );
+}
+
+#[test]
+fn what_is_there_is_not_made_again() {
+    assert_eq!(plan_to_prepare(&ready(), WANTED), Plan::default());
+    let mut waiting = ready();
+    waiting.wal_level.value = "replica".into();
+    let plan = plan_to_prepare(&waiting, WANTED);
+    assert!(plan.steps.is_empty() && plan.notes.len() == 1, "{plan:?}");
+
+    let mut bounded = stock();
+    bounded.wal_bound.value = "100".into();
+    assert!(
+        !sql(&plan_to_prepare(&bounded, WANTED))
+            .concat()
+            .contains("max_slot")
+    );
+    let accepted = Wanted {
+        wal_unbounded: true,
+        ..WANTED
+    };
+    assert!(
+        !sql(&plan_to_prepare(&stock(), accepted))
+            .concat()
+            .contains("max_slot")
+    );
+}
+
+#[test]
+fn tables_that_came_or_went_are_put_into_the_publication() {
+    let mut changed = ready();
+    changed.tables.remove(0);
+    changed.tables.push(table("added", false, 'n'));
+    changed.tables.push(table("hidden", true, 'n'));
+    assert_eq!(
+        sql(&plan_to_prepare(&changed, WANTED)),
+        [
+            r#"ALTER TABLE "public"."added" REPLICA IDENTITY FULL"#,
+            r#"ALTER TABLE "public"."hidden" REPLICA IDENTITY DEFAULT"#,
+            r#"ALTER PUBLICATION "warm_spare_0123abcd" SET TABLE ONLY "public"."audit_package", ONLY "public"."added", ONLY "public"."hidden""#,
+        ]
+    );
+}
+
+#[test]
+fn every_way_in_which_a_publication_may_differ_is_named() {
+    let wanted = ready().tables;
+    let good = publication(&wanted);
+    assert_eq!(good.differences(&wanted), Vec::<String>::new());
+    let altered = |alter: &dyn Fn(&mut Publication)| {
+        let mut publication = good.clone();
+        alter(&mut publication);
+        publication.differences(&wanted).join("; ")
+    };
+    for (said, alter) in [
+        (
+            "FOR ALL TABLES",
+            &(|p: &mut Publication| p.all_tables = true) as &dyn Fn(&mut Publication),
+        ),
+        ("whole schemas (public)", &|p| {
+            p.schemas = vec!["public".into()]
+        }),
+        ("it lacks public.audit_package", &|p| drop(p.tables.pop())),
+        ("it has public.extra, which is not copied", &|p| {
+            let extra = publication(&[table("extra", true, 'd')]);
+            p.tables.extend(extra.tables);
+        }),
+        ("a row filter on public.accounts", &|p| {
+            p.tables[0].row_filter = true
+        }),
+        ("a column list on public.accounts", &|p| {
+            p.tables[0].column_list = true;
+        }),
+        ("it leaves out delete, truncate", &|p| {
+            p.lacking = vec!["delete", "truncate"];
+        }),
+        ("by way of their root", &|p| p.via_root = true),
+        ("generated columns", &|p| p.generated_columns = true),
+    ] {
+        let found = altered(alter);
+        assert!(found.contains(said), "{said}: {found}");
+    }
+}
+
+#[test]
+fn rights_are_asked_for_only_where_a_step_needs_them() {
+    let mut powerless = ready();
+    powerless.rights = Rights {
+        replication: true,
+        ..Rights::default()
+    };
+    powerless.tables[0].owned = false;
+    assert_eq!(plan_to_prepare(&powerless, WANTED).obstacles, []);
+    let mut powerless = stock();
+    powerless.rights = Rights::default();
+    powerless.tables[1].owned = false;
+    let plan = plan_to_prepare(&powerless, WANTED);
+    let [said] = texts(&plan)[..] else {
+        panic!("{plan:?}");
+    };
+    for what in [
+        "REPLICATION",
+        "own public.audit_package",
+        "CREATE on",
+        "ALTER SYSTEM",
+    ] {
+        assert!(said.contains(what), "{what}: {said}");
+    }
+}
+
+#[test]
+fn release_takes_the_slot_first_and_the_settings_last() {
+    let mut followed = ready();
+    followed.slot = Some(slot("warm_spare_0123abcd"));
+    let plan = plan_to_release(&followed, WANTED);
+    let sql = sql(&plan);
+    assert!(sql[0].contains("pg_terminate_backend") && sql[1].contains("pg_drop_replication_slot"));
+    assert_eq!(
+        sql[2..],
+        [
+            r#"ALTER TABLE "public"."audit_package" REPLICA IDENTITY DEFAULT"#,
+            r#"ALTER PUBLICATION "warm_spare_0123abcd" DROP TABLE ONLY "public"."audit_package""#,
+            r#"DROP PUBLICATION "warm_spare_0123abcd""#,
+            "ALTER SYSTEM RESET wal_level",
+            "ALTER SYSTEM RESET max_slot_wal_keep_size",
+            "SELECT pg_reload_conf()",
+        ]
+    );
+    assert_eq!(plan_to_release(&stock(), WANTED), Plan::default());
+}
+
+#[test]
+fn release_leaves_what_others_need() {
+    let mut shared = ready();
+    shared.tables[1].in_other_publication = true;
+    shared.other_slots = vec![slot("of_a_report"), slot("warm_spare_0123abcd_2")];
+    shared.wal_bound.in_auto_conf = AutoConf::Holds("5GB".into());
+    let plan = plan_to_release(&shared, WANTED);
+    let said = plan.notes.join("\n");
+    assert!(said.contains("public.audit_package keeps"), "{said}");
+    assert!(said.contains("left at 5GB"), "{said}");
+    assert!(
+        said.contains("others need them (slot of_a_report)"),
+        "{said}"
+    );
+    let sql = sql(&plan).concat();
+    assert!(!sql.contains("IDENTITY") && !sql.contains("RESET"), "{sql}");
+    assert!(sql.contains("'warm_spare_0123abcd_2'"), "{sql}");
+
+    let mut premade = ready();
+    premade.names.publication_is_premade = true;
+    premade.names.slot_is_premade = true;
+    premade.slot = Some(slot("warm_spare_0123abcd"));
+    let plan = plan_to_release(&premade, WANTED);
+    assert!(plan.steps.is_empty(), "{plan:?}");
+    assert_eq!(plan.notes.len(), 3, "{:?}", plan.notes);
+}
+
+#[test]
+fn a_table_leaves_a_publication_of_everything_after_it() {
+    let mut all = ready();
+    all.publication = Some(Publication {
+        all_tables: true,
+        ..publication(&[])
+    });
+    let plan = plan_to_release(&all, WANTED);
+    let sql = sql(&plan);
+    assert!(sql[0].starts_with("DROP PUBLICATION"), "{sql:?}");
+    assert!(sql[1].ends_with("REPLICA IDENTITY DEFAULT"), "{sql:?}");
+    let plan = plan_to_prepare(&all, WANTED);
+    assert!(plan.steps[0].sql[0].starts_with("DROP PUBLICATION"));
+    assert!(plan.steps[0].sql[1].starts_with("CREATE PUBLICATION"));
+}
+
+#[test]
+fn names_tell_their_cluster() {
+    assert_eq!(id_of("warm_spare_0123abcd"), Some("0123abcd"));
+    assert_eq!(id_of("warm_spare_0123abcd_copy"), Some("0123abcd"));
+    for other in [
+        "warm_spare_",
+        "warm_spare_0123abc",
+        "warm_spare_0123abcde",
+        "warm_spare_0123ABCD",
+        "other",
+    ] {
+        assert_eq!(id_of(other), None, "{other}");
+    }
+    let mut crowded = stock();
+    crowded.other_slots = vec![slot("warm_spare_ffffffff"), slot("of_a_report")];
+    crowded.other_publications = vec!["warm_spare_ffffffff".into()];
+    let orphans = crowded.orphans();
+    assert_eq!(orphans["ffffffff"].len(), 2, "{orphans:?}");
+    assert_eq!(orphans.len(), 1);
+}
+
+#[test]
+fn where_a_setting_stands_is_not_guessed_beyond_what_is_seen() {
+    let seen = |value: &str, source: &str, file: Option<&str>, pending| {
+        let mut setting = setting(value, source, AutoConf::Unknown);
+        setting.file = file.map(String::from);
+        setting.pending_restart = pending;
+        setting.guess()
+    };
+    let auto = Some("/data/postgresql.auto.conf");
+    let held = AutoConf::Holds("logical".into());
+    assert_eq!(seen("logical", "configuration file", auto, false), held);
+    let other = Some("/data/postgresql.conf");
+    assert_eq!(
+        seen("replica", "configuration file", other, false),
+        AutoConf::Absent
+    );
+    assert_eq!(
+        seen("replica", "configuration file", other, true),
+        AutoConf::Unknown
+    );
+    assert_eq!(seen("replica", "default", None, false), AutoConf::Absent);
+    assert_eq!(
+        seen("logical", "configuration file", None, false),
+        AutoConf::Unknown
+    );
+}

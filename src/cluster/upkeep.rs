@@ -1,0 +1,190 @@
+//! What we remember of things that go: packages that vanished lately, artifacts that no row names any more, and bytes
+//! that are being replaced under a key.
+
+use super::state::{State, StateError};
+use std::time::Duration;
+
+/// An object whose bytes are to change under a key that the visible database names.
+#[derive(Debug, Clone)]
+pub struct Replacement {
+    pub key: String,
+    pub old_checksum: String,
+    pub new_checksum: String,
+    /// In the stream: the bytes are right as soon as the recovery point is there. Empty: as soon as the journal is.
+    pub lsn: String,
+}
+
+/// An artifact that a row named until it went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Retirement {
+    pub key: String,
+    pub checksum: String,
+}
+
+impl State {
+    pub async fn replacements(&self) -> Result<Vec<Replacement>, StateError> {
+        let sql = "SELECT key, old_checksum, new_checksum, lsn FROM replacement ORDER BY key";
+        let rows = self
+            .session()
+            .query("reading the replacements' journal", sql, &[])
+            .await?;
+        let replacement = |row: &tokio_postgres::Row| Replacement {
+            key: row.get(0),
+            old_checksum: row.get(1),
+            new_checksum: row.get(2),
+            lsn: row.get(3),
+        };
+        Ok(rows.iter().map(replacement).collect())
+    }
+
+    /// Written before the first byte is replaced; emptied by the rename's transaction, when the transaction that it is for
+    /// is committed, or after undoing.
+    pub async fn plan_replacements(&self, planned: &[Replacement]) -> Result<(), StateError> {
+        let keys: Vec<&str> = planned.iter().map(|r| r.key.as_str()).collect();
+        let old: Vec<&str> = planned.iter().map(|r| r.old_checksum.as_str()).collect();
+        let new: Vec<&str> = planned.iter().map(|r| r.new_checksum.as_str()).collect();
+        let lsns: Vec<&str> = planned.iter().map(|r| r.lsn.as_str()).collect();
+        let sql = "INSERT INTO replacement (key, old_checksum, new_checksum, lsn) \
+                   SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[])";
+        self.session()
+            .execute(
+                "journalling the replacements",
+                sql,
+                &[&keys, &old, &new, &lsns],
+            )
+            .await?;
+        Ok(())
+    }
+
+    pub async fn forget_replacements(&self) -> Result<(), StateError> {
+        self.session()
+            .batch(
+                "emptying the replacements' journal",
+                "DELETE FROM replacement",
+            )
+            .await?;
+        Ok(())
+    }
+
+    /// No stream goes on from here any more: what is visible stands at `lsn`, and the next copy is a whole one.
+    pub async fn leave_stream(&self, lsn: &str) -> Result<(), StateError> {
+        let sql = "UPDATE copied SET slot = '', transactions = '', lsn = $1";
+        self.session()
+            .execute("remembering that no slot is ours", sql, &[&lsn])
+            .await?;
+        Ok(())
+    }
+
+    /// Packages and artifacts that vanished within the window before now.
+    pub async fn vanished_lately(&self, window: Duration) -> Result<(u64, u64), StateError> {
+        let sql = "SELECT coalesce(sum(packages), 0)::int8, coalesce(sum(artifacts), 0)::int8 FROM vanished \
+                   WHERE time > now() - make_interval(secs => $1)";
+        let row = self
+            .session()
+            .query_one(
+                "reading what vanished lately",
+                sql,
+                &[&window.as_secs_f64()],
+            )
+            .await?;
+        Ok((
+            row.get::<_, i64>(0).unsigned_abs(),
+            row.get::<_, i64>(1).unsigned_abs(),
+        ))
+    }
+
+    /// Counted once, however often the transaction that ends at `lsn` is tried. What an operator approved is not counted,
+    /// nor what was before it.
+    pub async fn vanished(
+        &self,
+        packages: i64,
+        artifacts: i64,
+        lsn: &str,
+        approved: bool,
+    ) -> Result<(), StateError> {
+        if approved {
+            let forget = "DELETE FROM vanished";
+            self.session()
+                .batch("letting the fuse count anew", forget)
+                .await?;
+            return Ok(());
+        }
+        let sql = "INSERT INTO vanished (packages, artifacts, lsn) SELECT $1::int8, $2::int8, $3::text \
+                   WHERE NOT EXISTS (SELECT 1 FROM vanished WHERE lsn = $3)";
+        self.session()
+            .execute(
+                "remembering what vanished",
+                sql,
+                &[&packages, &artifacts, &lsn],
+            )
+            .await?;
+        Ok(())
+    }
+
+    /// Remembers artifacts whose rows go, with their checksums.
+    pub async fn retire(&self, gone: &[(String, &str)]) -> Result<(), StateError> {
+        let keys: Vec<&str> = gone.iter().map(|(key, _)| key.as_str()).collect();
+        let checksums: Vec<&str> = gone.iter().map(|(_, checksum)| *checksum).collect();
+        let sql = "INSERT INTO retirement (key, checksum) SELECT * FROM unnest($1::text[], $2::text[]) \
+                   ON CONFLICT (key, checksum) DO UPDATE SET since = now()";
+        self.session()
+            .execute("remembering artifacts that go", sql, &[&keys, &checksums])
+            .await?;
+        Ok(())
+    }
+
+    /// The same for what rows of `visible` name and no row of `wanted` does: working tables of this session.
+    pub async fn retire_vanished(&self) -> Result<(), StateError> {
+        let sql = "INSERT INTO retirement (key, checksum) SELECT v.key, v.checksum FROM visible v \
+                   WHERE NOT EXISTS (SELECT 1 FROM wanted w WHERE w.key = v.key AND w.checksum = v.checksum) \
+                   ON CONFLICT (key, checksum) DO UPDATE SET since = now()";
+        self.session()
+            .execute("remembering artifacts that go", sql, &[])
+            .await?;
+        Ok(())
+    }
+
+    /// Of an object that is deleted nothing is known any more.
+    pub async fn forget_artifact(&self, key: &str) -> Result<(), StateError> {
+        let sql = "DELETE FROM artifact WHERE key = $1";
+        self.session()
+            .execute("forgetting an artifact", sql, &[&key])
+            .await?;
+        Ok(())
+    }
+
+    /// Those that are older than `age`, the oldest first.
+    pub async fn retirements(
+        &self,
+        age: Duration,
+        limit: i64,
+    ) -> Result<Vec<Retirement>, StateError> {
+        let sql = "SELECT key, checksum FROM retirement WHERE since < now() - make_interval(secs => $1) \
+                   ORDER BY since LIMIT $2";
+        let rows = self
+            .session()
+            .query(
+                "reading artifacts that went",
+                sql,
+                &[&age.as_secs_f64(), &limit],
+            )
+            .await?;
+        let retirement = |row: &tokio_postgres::Row| Retirement {
+            key: row.get(0),
+            checksum: row.get(1),
+        };
+        Ok(rows.iter().map(retirement).collect())
+    }
+
+    pub async fn forget_retirement(&self, gone: &Retirement) -> Result<(), StateError> {
+        let sql = "DELETE FROM retirement WHERE key = $1 AND checksum = $2";
+        self.session()
+            .execute(
+                "forgetting an artifact that went",
+                sql,
+                &[&gone.key, &gone.checksum],
+            )
+            .await?;
+        Ok(())
+    }
+}

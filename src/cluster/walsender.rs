@@ -1,0 +1,509 @@
+//! A session in the replication protocol: slots with an exported snapshot, and the stream of a slot. No SQL client speaks
+//! it; the messages themselves are encoded by the library that our SQL client is made of.
+
+use super::datastore::{self, DatastoreError, DatastoreFault};
+use super::{Lsn, Side, Snapshot, quote_ident, quote_literal, tls};
+use crate::config::{Datastore, SslMode};
+use bytes::{Bytes, BytesMut};
+use fallible_iterator::FallibleIterator;
+use postgres_protocol::authentication::{md5_hash, sasl};
+use postgres_protocol::message::{backend, frontend};
+use rustls::pki_types::ServerName;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_postgres::error::SqlState;
+use tokio_rustls::TlsConnector;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
+const READ: usize = 64 * 1024;
+const COPY_BOTH: u8 = b'W';
+
+trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+/// Rows of a simple query, as text.
+pub type TextRows = Vec<Vec<Option<String>>>;
+
+/// A session of its own kind on the peer. It makes and drops slots; of rows it writes none.
+pub struct WalSession {
+    wire: Wire,
+    told: Told,
+}
+
+/// How errors of this session begin.
+#[derive(Clone)]
+struct Told {
+    address: String,
+}
+
+impl Told {
+    fn error(&self, doing: &str, trouble: Trouble) -> DatastoreError {
+        let (fault, text, sql_state) = match trouble {
+            Trouble::Wire(error) => match tls::explain(&error.to_string()) {
+                Some(person) => (DatastoreFault::Tls, person, None),
+                None => (DatastoreFault::Unreachable, error.to_string(), None),
+            },
+            Trouble::Refused { state, text } => {
+                (datastore::fault_of_state(&state), text, Some(state))
+            }
+            Trouble::Authentication(text) => (DatastoreFault::Authentication, text, None),
+            Trouble::Tls(text) => (DatastoreFault::Tls, text, None),
+        };
+        DatastoreError {
+            side: Side::Peer,
+            address: self.address.clone(),
+            doing: doing.to_string(),
+            fault,
+            text,
+            sql_state,
+        }
+    }
+
+    fn silent(&self, doing: &str, seconds: u64) -> DatastoreError {
+        let text = format!("no answer for {seconds} s");
+        self.error(
+            doing,
+            Trouble::Wire(io::Error::new(io::ErrorKind::TimedOut, text)),
+        )
+    }
+}
+
+enum Trouble {
+    Wire(io::Error),
+    /// The server's own words.
+    Refused {
+        state: SqlState,
+        text: String,
+    },
+    Authentication(String),
+    Tls(String),
+}
+
+impl From<io::Error> for Trouble {
+    fn from(error: io::Error) -> Self {
+        Trouble::Wire(error)
+    }
+}
+
+/// What a new slot stands for.
+#[derive(Debug, Clone)]
+pub struct NewSlot {
+    /// The snapshot sees every transaction that committed before it, the slot gives every one from it on.
+    pub consistent_point: Lsn,
+    pub snapshot: Snapshot,
+}
+
+impl WalSession {
+    pub async fn open(to: &Datastore) -> Result<WalSession, DatastoreError> {
+        let told = Told {
+            address: datastore::address(to),
+        };
+        let doing = format!(
+            "connecting to database {} as {} for replication",
+            to.database, to.user
+        );
+        let opening = Wire::open(to);
+        let wire = match tokio::time::timeout(CONNECT_TIMEOUT, opening).await {
+            Ok(opened) => opened.map_err(|trouble| told.error(&doing, trouble))?,
+            Err(_) => return Err(told.silent(&doing, CONNECT_TIMEOUT.as_secs())),
+        };
+        let mut session = WalSession { wire, told };
+        // As every session of ours; limits that this server does not know cannot be named at the start.
+        let sql = "SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name IN \
+                   ('statement_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout', \
+                    'idle_session_timeout', 'transaction_timeout')";
+        session.query("preparing the session", sql).await?;
+        Ok(session)
+    }
+
+    /// A simple query, or a command of the replication protocol.
+    pub async fn query(&mut self, doing: &str, sql: &str) -> Result<TextRows, DatastoreError> {
+        self.query_within(doing, sql, PATIENCE).await
+    }
+
+    pub async fn query_within(
+        &mut self,
+        doing: &str,
+        sql: &str,
+        patience: Duration,
+    ) -> Result<TextRows, DatastoreError> {
+        match tokio::time::timeout(patience, self.wire.query(sql)).await {
+            Ok(rows) => rows.map_err(|trouble| self.told.error(doing, trouble)),
+            Err(_) => Err(self.told.silent(doing, patience.as_secs())),
+        }
+    }
+
+    /// Makes a slot that ends with this session. The snapshot is there until the session's next command. The server waits
+    /// for every writing transaction under way first, so the wait is bounded.
+    pub async fn temporary_slot(
+        &mut self,
+        name: &str,
+        patience: Duration,
+    ) -> Result<NewSlot, DatastoreError> {
+        let doing = "making a temporary slot";
+        let sql = format!(
+            "CREATE_REPLICATION_SLOT {} TEMPORARY LOGICAL pgoutput EXPORT_SNAPSHOT",
+            quote_ident(name)
+        );
+        let rows = self.query_within(doing, &sql, patience).await?;
+        let text = |column: usize| rows.first()?.get(column)?.clone();
+        let (Some(point), Some(snapshot)) = (text(1).and_then(|t| t.parse().ok()), text(2)) else {
+            let error = io::Error::new(io::ErrorKind::InvalidData, "an answer without a snapshot");
+            return Err(self.told.error(doing, Trouble::Wire(error)));
+        };
+        Ok(NewSlot {
+            consistent_point: point,
+            snapshot: Snapshot::named(snapshot),
+        })
+    }
+
+    /// Begins the stream of a slot.
+    pub async fn start(
+        mut self,
+        slot: &str,
+        publication: &str,
+        from: Lsn,
+    ) -> Result<WalStream, DatastoreError> {
+        let doing = format!("starting the stream of slot {slot}");
+        let sql = format!(
+            "START_REPLICATION SLOT {} LOGICAL {from} (proto_version '1', publication_names {}, messages 'true')",
+            quote_ident(slot),
+            quote_literal(&quote_ident(publication)),
+        );
+        match tokio::time::timeout(PATIENCE, self.wire.start(&sql)).await {
+            Ok(Ok(())) => Ok(WalStream {
+                wire: self.wire,
+                told: self.told,
+            }),
+            Ok(Err(trouble)) => Err(self.told.error(&doing, trouble)),
+            Err(_) => Err(self.told.silent(&doing, PATIENCE.as_secs())),
+        }
+    }
+}
+
+/// A stream under way: what arrives, and what is answered.
+pub struct WalStream {
+    wire: Wire,
+    told: Told,
+}
+
+/// One message of the stream.
+pub enum Arrived {
+    /// A message of the output plugin; `end` is how far the server had read then.
+    Data { bytes: Bytes, end: Lsn },
+    /// Everything before `end` was sent. `reply`: the server wants an answer now.
+    Keepalive { end: Lsn, reply: bool },
+}
+
+impl WalStream {
+    /// Waits for the next message. May be dropped and called again at any time.
+    pub async fn next(&mut self) -> Result<Arrived, DatastoreError> {
+        let arrived = self.wire.arrived().await;
+        arrived.map_err(|trouble| self.told.error("reading the stream", trouble))
+    }
+
+    /// The next message, if it is here already.
+    pub fn ready(&mut self) -> Result<Option<Arrived>, DatastoreError> {
+        let ready = self.wire.take_arrived();
+        ready.map_err(|trouble| self.told.error("reading the stream", trouble))
+    }
+
+    /// A status update. A `flush` of 0 is none: then the server, when it shuts down, waits for `write` alone.
+    pub async fn answer(
+        &mut self,
+        write: Lsn,
+        flush: Lsn,
+        ask: bool,
+    ) -> Result<(), DatastoreError> {
+        let mut body = BytesMut::with_capacity(39);
+        body.extend_from_slice(b"d\0\0\0\x26r");
+        for position in [write, flush, flush] {
+            body.extend_from_slice(&position.0.to_be_bytes());
+        }
+        body.extend_from_slice(&microseconds_since_2000().to_be_bytes());
+        body.extend_from_slice(&[u8::from(ask)]);
+        match tokio::time::timeout(PATIENCE, self.wire.send(&body)).await {
+            Ok(sent) => sent.map_err(|error| {
+                self.told
+                    .error("answering the stream", Trouble::Wire(error))
+            }),
+            Err(_) => Err(self.told.silent("answering the stream", PATIENCE.as_secs())),
+        }
+    }
+
+    pub fn silent(&self, seconds: u64) -> DatastoreError {
+        self.told.silent("reading the stream", seconds)
+    }
+}
+
+fn microseconds_since_2000() -> i64 {
+    const Y2000: i64 = 946_684_800_000_000;
+    chrono::Utc::now().timestamp_micros() - Y2000
+}
+
+struct Wire {
+    io: Box<dyn Io>,
+    buffer: BytesMut,
+}
+
+impl Wire {
+    async fn open(to: &Datastore) -> Result<Wire, Trouble> {
+        let mut wire = Wire {
+            io: connect(to).await?,
+            buffer: BytesMut::with_capacity(READ),
+        };
+        let options = "-c DateStyle=ISO -c IntervalStyle=postgres -c TimeZone=UTC -c extra_float_digits=3 \
+                       -c bytea_output=hex -c default_transaction_read_only=off";
+        let parameters = [
+            ("user", to.user.as_str()),
+            ("database", to.database.as_str()),
+            ("replication", "database"),
+            ("application_name", "warm-spare"),
+            ("client_encoding", "UTF8"),
+            ("options", options),
+        ];
+        let mut out = BytesMut::new();
+        frontend::startup_message(parameters, &mut out)?;
+        wire.send(&out).await?;
+        wire.authenticate(to).await?;
+        loop {
+            match wire.message().await? {
+                backend::Message::ReadyForQuery(_) => return Ok(wire),
+                backend::Message::ErrorResponse(body) => return Err(refused(&body)),
+                _ => {}
+            }
+        }
+    }
+
+    async fn authenticate(&mut self, to: &Datastore) -> Result<(), Trouble> {
+        let password = || -> Result<Vec<u8>, Trouble> {
+            let Some(source) = &to.password else {
+                let text = "the server asks for a password and none is configured";
+                return Err(Trouble::Authentication(text.into()));
+            };
+            let secret = source
+                .read("peer.datastore.password")
+                .map_err(|e| Trouble::Authentication(e.to_string()))?;
+            Ok(secret.expose().as_bytes().to_vec())
+        };
+        let mut scram: Option<sasl::ScramSha256> = None;
+        let bad = |what: &str| Trouble::Authentication(format!("the server {what}"));
+        loop {
+            let mut out = BytesMut::new();
+            match self.message().await? {
+                backend::Message::AuthenticationOk => return Ok(()),
+                backend::Message::AuthenticationCleartextPassword => {
+                    frontend::password_message(&password()?, &mut out)?;
+                }
+                backend::Message::AuthenticationMd5Password(body) => {
+                    let hash = md5_hash(to.user.as_bytes(), &password()?, body.salt());
+                    frontend::password_message(hash.as_bytes(), &mut out)?;
+                }
+                backend::Message::AuthenticationSasl(body) => {
+                    let plain = body
+                        .mechanisms()
+                        .any(|mechanism| Ok(mechanism == sasl::SCRAM_SHA_256))?;
+                    if !plain {
+                        return Err(bad("offers no SCRAM-SHA-256"));
+                    }
+                    let begun =
+                        sasl::ScramSha256::new(&password()?, sasl::ChannelBinding::unsupported());
+                    frontend::sasl_initial_response(
+                        sasl::SCRAM_SHA_256,
+                        begun.message(),
+                        &mut out,
+                    )?;
+                    scram = Some(begun);
+                }
+                backend::Message::AuthenticationSaslContinue(body) => {
+                    let begun = scram.as_mut().ok_or_else(|| bad("goes on with no SCRAM"))?;
+                    begun.update(body.data())?;
+                    frontend::sasl_response(begun.message(), &mut out)?;
+                }
+                backend::Message::AuthenticationSaslFinal(body) => {
+                    let begun = scram.as_mut().ok_or_else(|| bad("ends no SCRAM"))?;
+                    begun.finish(body.data())?;
+                }
+                backend::Message::ErrorResponse(body) => return Err(refused(&body)),
+                backend::Message::NoticeResponse(_) => {}
+                _ => return Err(bad("asks for a way to authenticate that is not supported")),
+            }
+            self.send(&out).await?;
+        }
+    }
+
+    async fn query(&mut self, sql: &str) -> Result<TextRows, Trouble> {
+        let mut out = BytesMut::new();
+        frontend::query(sql, &mut out)?;
+        self.send(&out).await?;
+        let (mut rows, mut failed) = (Vec::new(), None);
+        loop {
+            match self.message().await? {
+                backend::Message::DataRow(body) => rows.push(text_row(&body)?),
+                backend::Message::ErrorResponse(body) => failed = Some(refused(&body)),
+                backend::Message::ReadyForQuery(_) => break,
+                _ => {}
+            }
+        }
+        failed.map_or(Ok(rows), Err)
+    }
+
+    async fn start(&mut self, sql: &str) -> Result<(), Trouble> {
+        let mut out = BytesMut::new();
+        frontend::query(sql, &mut out)?;
+        self.send(&out).await?;
+        loop {
+            // The one message that the library does not know.
+            if self.buffer.first() == Some(&COPY_BOTH) && self.whole()? {
+                let length = self.length();
+                drop(self.buffer.split_to(length));
+                return Ok(());
+            }
+            if self.buffer.first() == Some(&COPY_BOTH) || self.buffer.is_empty() {
+                self.read().await?;
+                continue;
+            }
+            match self.message().await? {
+                backend::Message::ErrorResponse(body) => return Err(refused(&body)),
+                backend::Message::ReadyForQuery(_) => {
+                    let error = io::Error::new(io::ErrorKind::InvalidData, "no stream was begun");
+                    return Err(error.into());
+                }
+                _ => {}
+            }
+        }
+    }
+
+    async fn arrived(&mut self) -> Result<Arrived, Trouble> {
+        loop {
+            if let Some(arrived) = self.take_arrived()? {
+                return Ok(arrived);
+            }
+            self.read().await?;
+        }
+    }
+
+    fn take_arrived(&mut self) -> Result<Option<Arrived>, Trouble> {
+        let odd = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_string());
+        loop {
+            let body = match backend::Message::parse(&mut self.buffer)? {
+                None => return Ok(None),
+                Some(backend::Message::CopyData(body)) => body.into_bytes(),
+                Some(backend::Message::ErrorResponse(body)) => return Err(refused(&body)),
+                Some(backend::Message::CopyDone) => {
+                    return Err(odd("the server ended the stream").into());
+                }
+                Some(_) => continue,
+            };
+            let position = |at: usize| {
+                let bytes = body.get(at..at + 8)?;
+                Some(Lsn(u64::from_be_bytes(bytes.try_into().ok()?)))
+            };
+            return match body.first() {
+                Some(b'w') if body.len() >= 25 => Ok(Some(Arrived::Data {
+                    end: position(9).unwrap_or_default(),
+                    bytes: body.slice(25..),
+                })),
+                Some(b'k') if body.len() >= 18 => Ok(Some(Arrived::Keepalive {
+                    end: position(1).unwrap_or_default(),
+                    reply: body[17] == 1,
+                })),
+                _ => Err(odd("the stream has a message of an unknown kind").into()),
+            };
+        }
+    }
+
+    async fn message(&mut self) -> Result<backend::Message, Trouble> {
+        loop {
+            if let Some(message) = backend::Message::parse(&mut self.buffer)? {
+                return Ok(message);
+            }
+            self.read().await?;
+        }
+    }
+
+    /// Only adds to the buffer, so that it may be dropped at any time.
+    async fn read(&mut self) -> Result<(), io::Error> {
+        self.buffer.reserve(READ);
+        if self.io.read_buf(&mut self.buffer).await? == 0 {
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the server closed the connection",
+            ));
+        }
+        Ok(())
+    }
+
+    fn length(&self) -> usize {
+        let bytes = self.buffer.get(1..5).and_then(|b| b.try_into().ok());
+        bytes.map_or(usize::MAX, |bytes| u32::from_be_bytes(bytes) as usize + 1)
+    }
+
+    fn whole(&self) -> Result<bool, io::Error> {
+        Ok(self.buffer.len() >= 5 && self.buffer.len() >= self.length())
+    }
+
+    async fn send(&mut self, bytes: &[u8]) -> Result<(), io::Error> {
+        self.io.write_all(bytes).await?;
+        self.io.flush().await
+    }
+}
+
+fn text_row(body: &backend::DataRowBody) -> Result<Vec<Option<String>>, io::Error> {
+    body.ranges()
+        .map(|range| {
+            Ok(range.map(|range| String::from_utf8_lossy(&body.buffer()[range]).into_owned()))
+        })
+        .collect()
+}
+
+fn refused(body: &backend::ErrorResponseBody) -> Trouble {
+    let (mut state, mut text, mut detail) = (String::new(), String::new(), None);
+    let mut fields = body.fields();
+    while let Ok(Some(field)) = fields.next() {
+        let value = String::from_utf8_lossy(field.value_bytes()).into_owned();
+        match field.type_() {
+            b'C' => state = value,
+            b'M' => text = value,
+            b'D' => detail = Some(value),
+            _ => {}
+        }
+    }
+    if let Some(detail) = detail {
+        text = format!("{text} ({detail})");
+    }
+    Trouble::Refused {
+        state: SqlState::from_code(&state),
+        text,
+    }
+}
+
+async fn connect(to: &Datastore) -> Result<Box<dyn Io>, Trouble> {
+    let mut tcp = TcpStream::connect((to.host.as_str(), to.port)).await?;
+    tcp.set_nodelay(true)?;
+    if to.ssl_mode == SslMode::Disable {
+        return Ok(Box::new(tcp));
+    }
+    let mut out = BytesMut::new();
+    frontend::ssl_request(&mut out);
+    tcp.write_all(&out).await?;
+    let accepted = tcp.read_u8().await? == b'S';
+    if !accepted && to.ssl_mode == SslMode::Prefer {
+        return Ok(Box::new(tcp));
+    }
+    if !accepted {
+        return Err(Trouble::Tls("server does not support TLS".into()));
+    }
+    let mut config =
+        tls::client_config(Side::Peer, to).map_err(|error| Trouble::Tls(error.text))?;
+    config.alpn_protocols = vec![b"postgresql".to_vec()];
+    let name = ServerName::try_from(to.host.clone()).map_err(|e| Trouble::Tls(e.to_string()))?;
+    let stream = TlsConnector::from(Arc::new(config))
+        .connect(name, tcp)
+        .await?;
+    Ok(Box::new(stream))
+}

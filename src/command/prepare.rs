@@ -1,0 +1,133 @@
+//! `prepare`: makes on the primary what the stream needs, or prints it for a database administrator.
+
+use super::{exit, show};
+use crate::cluster::preparation::{Plan, Step};
+use crate::config::{Config, Datastore};
+use crate::replication::{Because, Choice, Prepare, prepare};
+use serde_json::{Value, json};
+
+pub async fn run(config: &Config, print: bool, as_json: bool) -> u8 {
+    let told = |step: &Step| {
+        if as_json {
+            eprintln!("made: {}", step.what);
+        } else {
+            say!("Made: {}.", step.what);
+        }
+    };
+    match prepare(config, print, told).await {
+        Ok(found) => {
+            if as_json {
+                show::json(&document(&found, print));
+            } else if print {
+                say!(
+                    "{}",
+                    script(
+                        "prepare",
+                        &config.peer.datastore,
+                        &found.database,
+                        &found.plan
+                    )
+                );
+            } else {
+                tell(&found);
+            }
+            exit::DONE
+        }
+        Err(error) => show::failure(&error, as_json),
+    }
+}
+
+fn tell(found: &Prepare) {
+    if found.plan.steps.is_empty() {
+        say!("Nothing to do: all that prepare makes is in place.");
+    }
+    for note in &found.plan.notes {
+        say!("Note: {note}.");
+    }
+    match &found.choice {
+        Choice::Stream => say!("Stream: possible; the service follows by it."),
+        Choice::Snapshot(because) | Choice::NotPrepared(because) => {
+            say!(
+                "Stream: not yet. {}. To change it: {}.",
+                because.reason,
+                because.change
+            );
+        }
+    }
+}
+
+/// For psql. What cannot be mended by it, and what is to be known, stands in front as a comment.
+pub fn script(verb: &str, peer: &Datastore, database: &str, plan: &Plan) -> String {
+    let mut lines = vec![format!(
+        "-- warm-spare {verb}: with psql, as a superuser, in database {database} of {}:{}",
+        peer.host, peer.port
+    )];
+    for obstacle in &plan.obstacles {
+        lines.push(format!(
+            "-- IN THE WAY: {}. {}",
+            obstacle.text, obstacle.next_step
+        ));
+    }
+    for note in &plan.notes {
+        lines.push(format!("-- note: {note}"));
+    }
+    if plan.steps.is_empty() {
+        lines.push("-- nothing to do".into());
+        return lines.join("\n");
+    }
+    lines.push(
+        "-- a lock is waited for no longer than 200 ms: where one times out, run the rest again from there".into(),
+    );
+    lines.push("\\set ON_ERROR_STOP on".into());
+    lines.extend(
+        plan.steps
+            .iter()
+            .map(|step| format!("\n{}", step.script().trim_end())),
+    );
+    lines.join("\n")
+}
+
+pub fn steps(plan: &Plan) -> Value {
+    let steps = plan.steps.iter().map(|step| {
+        json!({
+            "what": step.what,
+            "reason": step.reason,
+            "sql": step.sql,
+        })
+    });
+    steps.collect()
+}
+
+pub fn obstacles(plan: &Plan) -> Value {
+    let obstacles = plan.obstacles.iter().map(|obstacle| {
+        json!({
+            "code": obstacle.check,
+            "text": obstacle.text,
+            "next_step": obstacle.next_step,
+        })
+    });
+    obstacles.collect()
+}
+
+fn document(found: &Prepare, print: bool) -> Value {
+    let (possible, because) = match &found.choice {
+        Choice::Stream => (true, None),
+        Choice::Snapshot(because) | Choice::NotPrepared(because) => (false, Some(because)),
+    };
+    let part = |part: fn(&Because) -> &String| because.map(part);
+    json!({
+        "format": 1,
+        "carried_out": !print,
+        "steps": steps(&found.plan),
+        "in_the_way": obstacles(&found.plan),
+        "notes": found.plan.notes,
+        "stream": {
+            "possible": possible,
+            "reason": part(|because| &because.reason),
+            "change": part(|because| &because.change),
+        },
+        "ours": found.prepared.ours(),
+        "orphans": found.prepared.orphans().iter()
+            .map(|(id, what)| json!({ "cluster_id": id, "what": what })).collect::<Vec<_>>(),
+    })
+}

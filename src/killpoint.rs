@@ -1,0 +1,50 @@
+//! Points at which a test may have the process killed, as if the machine had lost its power there.
+//!
+//! `WARM_SPARE_KILL_AT=apply.before_commit:3` kills a debug build when it reaches that point for the third time. In a
+//! release build there is nothing of it.
+
+/// Every point, in the order in which a baseline and the stream after it come by.
+pub const POINTS: &[&str] = &[
+    "baseline.snapshot",
+    "baseline.tables",
+    "slot.before_copy",
+    "slot.after_copy",
+    "catch_up.begin",
+    "swap.staging",
+    "swap.journalled",
+    "swap.half",
+    "switch.before_commit",
+    "switch.after_commit",
+    "gate.waiting",
+    "apply.before_flush",
+    "apply.before_commit",
+    "apply.after_commit",
+    "confirm.before_commit",
+    "retention.before_delete",
+];
+
+#[cfg(not(debug_assertions))]
+pub fn reach(_: &'static str) {}
+
+#[cfg(debug_assertions)]
+pub fn reach(point: &'static str) {
+    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static WANTED: OnceLock<Option<(String, u64)>> = OnceLock::new();
+    static SEEN: AtomicU64 = AtomicU64::new(0);
+    debug_assert!(POINTS.contains(&point), "{point} is not listed");
+    let wanted = WANTED.get_or_init(|| {
+        let text = std::env::var("WARM_SPARE_KILL_AT").ok()?;
+        let (name, count) = text.split_once(':').unwrap_or((&text, "1"));
+        Some((name.to_string(), count.parse().ok()?))
+    });
+    let Some((name, count)) = wanted else { return };
+    if name == point && SEEN.fetch_add(1, Ordering::Relaxed) + 1 == *count {
+        let _ =
+            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+        // The signal may take a moment, and nothing may happen in it.
+        loop {
+            std::thread::park();
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! How the spare follows: by the stream, or by a full copy whenever something has changed; which, why, and what would change it.
+
+use crate::cluster::preparation::{
+    AutoConf, CopiedTable, How, OLDEST_STREAM, Prepared, PublicationState, Wanted, extension,
+    plan_to_prepare,
+};
+use crate::config::Mode;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Choice {
+    Stream,
+    Snapshot(Because),
+    /// The stream is demanded, and not possible as things stand.
+    NotPrepared(Because),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Because {
+    pub reason: String,
+    /// What would change it.
+    pub change: String,
+}
+
+fn because(reason: impl Into<String>, change: impl Into<String>) -> Because {
+    Because {
+        reason: reason.into(),
+        change: change.into(),
+    }
+}
+
+const PREPARE: &str = "run `warm-spare prepare`";
+
+/// `may_apply`: whether our user on the spare may set `session_replication_role`.
+pub fn choose(mode: Mode, prepared: &Prepared, wanted: Wanted, may_apply: bool) -> Choice {
+    let lack = lack(prepared, wanted, may_apply);
+    match (mode, lack) {
+        (Mode::Snapshot, _) => Choice::Snapshot(because(
+            "replication.mode is snapshot",
+            "set replication.mode = \"auto\"",
+        )),
+        (_, None) => Choice::Stream,
+        (Mode::Auto, Some(lack)) => Choice::Snapshot(lack),
+        (Mode::Stream, Some(lack)) => Choice::NotPrepared(lack),
+    }
+}
+
+/// The first thing that keeps the stream from being followed, those that take the longest to change first.
+fn lack(prepared: &Prepared, wanted: Wanted, may_apply: bool) -> Option<Because> {
+    if prepared.major < OLDEST_STREAM {
+        return Some(because(
+            format!(
+                "the primary's PostgreSQL is {}, and the stream needs {OLDEST_STREAM} or newer",
+                prepared.major
+            ),
+            "upgrade the primary's datastore",
+        ));
+    }
+    if !may_apply {
+        return Some(because(
+            "our user on the spare may not set session_replication_role, and triggers and cascades would change rows on their own",
+            "use Builder's own user hab as local.datastore.user, or grant it (PostgreSQL 15: GRANT SET ON PARAMETER session_replication_role)",
+        ));
+    }
+    wal_level(prepared)
+        .or_else(|| bound(prepared, wanted))
+        .or_else(|| replication_right(prepared))
+        .or_else(|| obstacle(prepared, wanted))
+        .or_else(|| tables(prepared))
+}
+
+fn wal_level(prepared: &Prepared) -> Option<Because> {
+    let level = &prepared.wal_level;
+    if level.value != "logical" {
+        let written = matches!(&level.in_auto_conf, AutoConf::Holds(value) if value == "logical");
+        return Some(if written && level.source == "command line" {
+            because(
+                format!("wal_level is {} by the primary's command line", level.value),
+                "start the primary's datastore without that option",
+            )
+        } else if written || level.pending_restart {
+            because(
+                "wal_level = logical is set on the primary, and is in force only after a restart",
+                "restart the primary's datastore",
+            )
+        } else {
+            because(
+                format!("wal_level is {} on the primary, not logical", level.value),
+                format!("{PREPARE}, then restart the primary's datastore"),
+            )
+        });
+    }
+    if prepared.names.slot_is_premade {
+        return None;
+    }
+    match &level.in_auto_conf {
+        AutoConf::Holds(value) if value == "logical" => None,
+        AutoConf::Unknown => Some(because(
+            format!(
+                "whether every start of the primary's server has wal_level = logical cannot be seen by its user {}",
+                prepared.user
+            ),
+            format!(
+                "GRANT pg_read_all_settings TO {} on the primary",
+                prepared.user
+            ),
+        )),
+        _ => Some(because(
+            format!(
+                "wal_level = logical comes from the primary's {}, and an upgrade of builder-datastore starts the server without that: with a slot it would refuse to start",
+                level.file.as_deref().unwrap_or(&level.source)
+            ),
+            format!("{PREPARE}, which sets it in postgresql.auto.conf"),
+        )),
+    }
+}
+
+fn bound(prepared: &Prepared, wanted: Wanted) -> Option<Because> {
+    if prepared.bound_bytes().is_some() || wanted.wal_unbounded {
+        return None;
+    }
+    Some(because(
+        "max_slot_wal_keep_size is unlimited on the primary: WAL held for a spare that is gone would fill its disk",
+        format!("{PREPARE}, or accept it by replication.wal_unbounded = true"),
+    ))
+}
+
+fn replication_right(prepared: &Prepared) -> Option<Because> {
+    (!prepared.rights.replication).then(|| {
+        because(
+            format!("the peer's user {} may not replicate", prepared.user),
+            format!("ALTER ROLE {} REPLICATION on the primary", prepared.user),
+        )
+    })
+}
+
+/// What no preparation mends: pre-made things that do not fit, unlogged tables, no slot left.
+fn obstacle(prepared: &Prepared, wanted: Wanted) -> Option<Because> {
+    let plan = plan_to_prepare(prepared, wanted);
+    let mut found = plan.obstacles.into_iter();
+    let first = found.find(|obstacle| obstacle.check != "privilege")?;
+    Some(because(first.text, first.next_step))
+}
+
+fn tables(prepared: &Prepared) -> Option<Because> {
+    let name = &prepared.names.publication;
+    if prepared.publication_state() == PublicationState::Absent {
+        return Some(because(
+            format!("the primary has no publication {name}"),
+            PREPARE,
+        ));
+    }
+    if is_extendable(prepared) {
+        return None;
+    }
+    let unidentified: Vec<String> = prepared
+        .unidentified()
+        .map(CopiedTable::full_name)
+        .collect();
+    Some(match prepared.publication_state() {
+        PublicationState::Differs(how) => because(
+            format!(
+                "publication {name} is not what the tables need: {}",
+                how.join("; ")
+            ),
+            PREPARE,
+        ),
+        _ => because(
+            format!("no replica identity: {}", unidentified.join(", ")),
+            PREPARE,
+        ),
+    })
+}
+
+/// Whether what the publication lacks is only new or gone tables, and we may mend that ourselves: by
+/// [`extension`], before a slot is made.
+pub fn is_extendable(prepared: &Prepared) -> bool {
+    let steps = extension(prepared);
+    if steps.is_empty() {
+        return true;
+    }
+    let publication = prepared.publication.as_ref();
+    let may_change = !prepared.names.publication_is_premade
+        && publication.is_some_and(|there| there.owned && !there.all_tables);
+    let only_tables = steps
+        .iter()
+        .all(|step| matches!(step.how, How::Identity | How::Publication));
+    may_change && only_tables && prepared.tables.iter().all(|table| table.owned)
+}
+
+#[cfg(test)]
+mod tests;

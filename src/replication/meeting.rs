@@ -1,0 +1,208 @@
+//! Where the copy and the stream meet, without a gap and without overlap: the copy is made at the snapshot that a
+//! temporary slot begins with, a lasting slot is copied from that, and what it gives is applied into the incoming
+//! database until little is left.
+
+use super::artifacts::Round;
+use super::baseline::Baseline;
+use super::error::PassError;
+use super::fuse::Shrinkage;
+use super::mode;
+use super::stream::{self, Follow, Followed, Gap, Unheard};
+use crate::cluster::preparation::Names;
+use crate::cluster::{
+    CopiedPoint, DatastoreFault, LocalSession, Lsn, NewSlot, PeerSession, Snapshot, WalSession,
+    quote_literal,
+};
+use crate::killpoint;
+use crate::observe::{Clock, Phase};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Making a slot waits for every writing transaction that is under way; so long at most.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Caught up when a round takes no longer.
+const SHORT: Duration = Duration::from_secs(3);
+const ROUNDS: usize = 20;
+
+/// A slot that ends with its session, unless it is copied.
+pub struct BeginningSlot {
+    session: WalSession,
+    temporary: String,
+    new: NewSlot,
+    names: Names,
+}
+
+impl BeginningSlot {
+    pub fn snapshot(&self) -> &Snapshot {
+        &self.new.snapshot
+    }
+
+    pub fn from(&self) -> Lsn {
+        self.new.consistent_point
+    }
+
+    pub fn name(&self) -> &str {
+        &self.names.slot
+    }
+
+    /// Lasting from here on. Whatever slot of ours was there before cannot join what comes.
+    async fn keep(&mut self) -> Result<(), PassError> {
+        let slot = quote_literal(&self.names.slot);
+        killpoint::reach("slot.before_copy");
+        // Made by a database administrator: there already, and never dropped by us.
+        if self.names.slot_is_premade {
+            return Ok(());
+        }
+        let drop = format!(
+            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = {slot}"
+        );
+        self.session
+            .query("dropping our former slot", &drop)
+            .await?;
+        let copy = format!(
+            "SELECT pg_copy_logical_replication_slot({}, {slot}, false)",
+            quote_literal(&self.temporary)
+        );
+        self.session.query("copying the slot", &copy).await?;
+        killpoint::reach("slot.after_copy");
+        Ok(())
+    }
+}
+
+impl Baseline<'_> {
+    /// Some: the copy is made for the stream to go on from.
+    pub(super) async fn begin_slot(&self) -> Result<Option<BeginningSlot>, PassError> {
+        let Some(names) = self.facts.chosen.stream.clone() else {
+            return Ok(None);
+        };
+        self.work.progress.begin(Phase::Snapshot, 0);
+        let config = self.work.config;
+        let peer = &config.peer.datastore;
+        mode::extend(peer, &self.facts.chosen.extension).await?;
+        let mut session = WalSession::open(peer).await?;
+        let temporary = format!("{}_{}", names.slot, self.work.lock.token);
+        let made = session.temporary_slot(&temporary, PATIENCE).await;
+        let new = match made {
+            Err(error) if error.fault == DatastoreFault::Unreachable => {
+                // The session still waits on the server, and lets go when its line is cut.
+                drop(session);
+                return Err(self.busy().await.unwrap_or(error.into()));
+            }
+            made => made?,
+        };
+        Ok(Some(BeginningSlot {
+            session,
+            temporary,
+            new,
+            names,
+        }))
+    }
+
+    /// Whom the slot waited for, if it was that.
+    async fn busy(&self) -> Option<PassError> {
+        let session = PeerSession::open(&self.work.config.peer.datastore)
+            .await
+            .ok()?;
+        let sql = "SELECT format('it waits for a transaction of %s (process %s, application %L, since %s)', \
+                     usename, pid, application_name, xact_start) FROM pg_stat_activity \
+                   WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() ORDER BY xact_start LIMIT 1";
+        let rows = session.query("looking whom a slot waits for", sql, &[]);
+        let waits_for: String = rows.await.ok()?.first()?.get(0);
+        Some(PassError::Busy {
+            what: "a slot could not be made".into(),
+            seconds: PATIENCE.as_secs(),
+            waits_for,
+        })
+    }
+
+    /// Applies what was committed since the snapshot into the incoming database.
+    pub(super) async fn catch_up(
+        &self,
+        slot: &mut BeginningSlot,
+        incoming: &str,
+        point: &mut CopiedPoint,
+    ) -> Result<Followed, PassError> {
+        self.work.progress.begin(Phase::CatchUp, 0);
+        slot.keep().await?;
+        killpoint::reach("catch_up.begin");
+        let work = self.work;
+        let mut all: Option<Followed> = None;
+        for _ in 0..ROUNDS {
+            let begun = Instant::now();
+            let clock = Clock::real();
+            let names = &slot.names;
+            let seen = stream::ask(work.config, &names.slot, &names.publication, &clock).await?;
+            let follow = Follow {
+                config: work.config,
+                state: work.state,
+                lock: work.lock,
+                courier: work.courier,
+                names: names.clone(),
+                recorded: point.clone(),
+                database: incoming,
+                incoming: true,
+                until: Some(seen.wal),
+                told: Arc::new(Unheard),
+                spool: self.spool.clone(),
+                clock,
+            };
+            let mut followed = stream::follow(&follow).await.map_err(not_met)?;
+            if let Some(mut earlier) = all.take() {
+                followed.absorb(&mut earlier);
+            }
+            all = Some(followed);
+            if begun.elapsed() < SHORT {
+                break;
+            }
+        }
+        // The loop has run once at least.
+        let followed = all.ok_or_else(|| not_met(Gap::Decoding("nothing was followed".into())))?;
+        point.lsn = followed.point.lsn.to_string();
+        point.commit_time = followed.point.commit_time;
+        Ok(followed)
+    }
+
+    /// What changed since the rows were copied counts with the copy.
+    pub(super) async fn absorb(
+        &self,
+        mut caught: Followed,
+        inside: &LocalSession,
+        round: &mut Round,
+        shrinkage: &mut Shrinkage,
+    ) -> Result<(), PassError> {
+        let inventory = self.work.inventory;
+        inventory.load_wanted_from(inside).await?;
+        shrinkage.packages = inventory.vanishing().await?;
+        shrinkage.artifacts_before = inventory.wanted().await?;
+        shrinkage.artifacts.append(&mut caught.shrinkage.artifacts);
+        round
+            .staged
+            .retain(|swap| !caught.swaps.iter().any(|later| later.key == swap.key));
+        round.staged.append(&mut caught.swaps);
+        let wanted = inventory.named(&round.staged).await?;
+        round.staged.retain(|swap| wanted.contains(&swap.key));
+        Ok(())
+    }
+}
+
+impl Followed {
+    fn absorb(&mut self, earlier: &mut Followed) {
+        let later = std::mem::take(&mut self.swaps);
+        self.swaps = std::mem::take(&mut earlier.swaps);
+        self.swaps
+            .retain(|swap| !later.iter().any(|other| other.key == swap.key));
+        self.swaps.extend(later);
+        let earlier = &mut earlier.shrinkage.artifacts;
+        self.shrinkage.artifacts.append(earlier);
+    }
+}
+
+/// The copy was overtaken: the next one begins anew.
+fn not_met(gap: Gap) -> PassError {
+    match gap.failure() {
+        Ok(error) => error,
+        Err(gap) => PassError::NotMet {
+            text: gap.to_string(),
+        },
+    }
+}

@@ -1,0 +1,86 @@
+//! Artifacts whose packages were deleted go after a while. Whether a key is named is asked of every database that could
+//! become the visible one, just before it is deleted.
+
+use super::artifacts::RETIRED;
+use super::error::PassError;
+use crate::cluster::{LocalSession, LocalStore, Retirement, State};
+use crate::config::Config;
+use crate::killpoint;
+use crate::package::package_of_key;
+
+/// Deleted in one round at most.
+const ROUND: i64 = 500;
+
+/// What one round did.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Swept {
+    pub deleted: u64,
+    /// Named still, or again.
+    pub kept: u64,
+}
+
+/// Deletes what no row has named for `replication.artifact_retention`. `claim` keeps others off a key meanwhile; None: one
+/// of them is at it.
+pub async fn sweep<C>(
+    config: &Config,
+    state: &State,
+    store: &LocalStore,
+    claim: impl Fn(&str) -> Option<C>,
+) -> Result<Swept, PassError> {
+    let age = config.replication.artifact_retention;
+    let mut swept = Swept::default();
+    let due = state.retirements(age, ROUND).await?;
+    if due.is_empty() {
+        return Ok(swept);
+    }
+    let local = &config.local.datastore;
+    let mut databases = vec![LocalSession::open(local, &local.database).await?];
+    for generation in state.generations().await? {
+        databases.push(LocalSession::open(local, &generation.name).await?);
+    }
+    for gone in due {
+        let Some(_claim) = claim(&gone.key) else {
+            continue;
+        };
+        let names = named(&databases, &gone).await?;
+        if !names.iter().any(|checksum| *checksum == gone.checksum) {
+            // Where the old bytes were laid aside when others took their place.
+            store.delete(&format!("{RETIRED}{}", gone.checksum)).await?;
+        }
+        if names.is_empty() {
+            killpoint::reach("retention.before_delete");
+            store.delete(&gone.key).await?;
+            state.forget_artifact(&gone.key).await?;
+            swept.deleted += 1;
+        } else {
+            swept.kept += 1;
+            if names.iter().any(|checksum| *checksum == gone.checksum) {
+                // A generation names it. It is asked about again after another retention time.
+                state.retire(&[(gone.key.clone(), &gone.checksum)]).await?;
+                continue;
+            }
+        }
+        state.forget_retirement(&gone).await?;
+    }
+    Ok(swept)
+}
+
+/// The checksums that rows name under the key.
+async fn named(databases: &[LocalSession], gone: &Retirement) -> Result<Vec<String>, PassError> {
+    let Some((ident, target)) = package_of_key(&gone.key) else {
+        return Ok(Vec::new());
+    };
+    let (ident, target) = (ident.to_string(), target.to_string());
+    let sql = "SELECT checksum FROM public.origin_packages WHERE ident = $1 AND target = $2";
+    let mut checksums = Vec::new();
+    for database in databases {
+        let rows = database
+            .query("looking who names an artifact", sql, &[&ident, &target])
+            .await?;
+        checksums.extend(
+            rows.iter()
+                .filter_map(|row| row.get::<_, Option<String>>(0)),
+        );
+    }
+    Ok(checksums)
+}

@@ -1,0 +1,268 @@
+//! Looking ahead: what the transactions hold that are read but not yet applied, so that their artifacts are on their way
+//! long before the gate asks, and the applier knows what it may commit together.
+
+use super::changes::Named;
+use super::gate::{Gate, WantId};
+use super::pgoutput::{Message, Old, Relation, Value, decode};
+use crate::cluster::Lsn;
+use bytes::Bytes;
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard};
+use tokio::sync::Notify;
+
+/// A transaction of more bytes is applied while it arrives; smaller ones are waited for whole.
+const SMALL: usize = 4 << 20;
+/// Transactions that are listed; in a longer backlog the rest is looked at when its turn comes.
+const MOST_LISTED: usize = 50_000;
+
+/// What is known of a transaction before it is applied.
+#[derive(Debug, Clone, Default)]
+pub struct Info {
+    pub final_lsn: Lsn,
+    /// Its commit has arrived.
+    pub complete: bool,
+    pub wants: Vec<WantId>,
+    /// Package rows go, or every row of a table.
+    pub removes: bool,
+    /// Not all of its package rows were looked at.
+    pub blind: bool,
+    bytes: usize,
+}
+
+impl Info {
+    /// Applied while it arrives.
+    pub fn is_large(&self) -> bool {
+        self.bytes > SMALL
+    }
+}
+
+#[derive(Clone, Default)]
+pub struct Ahead(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    infos: Mutex<VecDeque<Info>>,
+    changed: Notify,
+}
+
+impl Ahead {
+    fn infos(&self) -> MutexGuard<'_, VecDeque<Info>> {
+        self.0.infos.lock().expect("no holder panics")
+    }
+
+    /// Transactions that have arrived whole and are not applied.
+    pub fn waiting(&self) -> u64 {
+        self.infos().iter().filter(|info| info.complete).count() as u64
+    }
+
+    /// The transaction that begins so, when all of it is known, or so much that the rest is not waited for.
+    pub async fn known(&self, final_lsn: Lsn) -> Info {
+        loop {
+            let changed = self.0.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            {
+                let mut infos = self.infos();
+                while infos.front().is_some_and(|info| info.final_lsn < final_lsn) {
+                    infos.pop_front();
+                }
+                match infos.front() {
+                    Some(info) if info.final_lsn == final_lsn => {
+                        if info.complete || info.bytes > SMALL {
+                            return info.clone();
+                        }
+                    }
+                    // It was listed before it was handed on, or never.
+                    _ => {
+                        return Info {
+                            final_lsn,
+                            blind: true,
+                            ..Info::default()
+                        };
+                    }
+                }
+            }
+            changed.await;
+        }
+    }
+
+    /// It is applied; what was added to it since it was asked for.
+    pub fn take(&self, final_lsn: Lsn) -> Option<Info> {
+        let mut infos = self.infos();
+        infos
+            .front()
+            .is_some_and(|info| info.final_lsn == final_lsn)
+            .then(|| infos.pop_front())?
+    }
+}
+
+/// The side that sees every message as it arrives.
+pub struct Lookahead {
+    gate: Gate,
+    ahead: Ahead,
+    packages: HashMap<u32, Columns>,
+    /// The transaction that is arriving stands in the list.
+    listed: bool,
+}
+
+#[derive(Clone)]
+struct Columns {
+    named: [usize; 3],
+    keys: Vec<usize>,
+}
+
+impl Lookahead {
+    pub fn new(gate: Gate, ahead: Ahead) -> Self {
+        Lookahead {
+            gate,
+            ahead,
+            packages: HashMap::new(),
+            listed: false,
+        }
+    }
+
+    /// What cannot be read here is an error where it is applied.
+    pub fn see(&mut self, frame: &Bytes) {
+        let Some(kind) = frame.first() else { return };
+        match kind {
+            b'B' | b'C' | b'R' | b'T' => {
+                if let Ok(message) = decode(frame.clone()) {
+                    self.structure(message, frame.len());
+                }
+            }
+            // Most rows are of other tables: their messages are not taken apart.
+            b'I' | b'D' if self.of_a_package(frame) => {
+                if let Ok(message) = decode(frame.clone()) {
+                    self.row(message, frame.len());
+                }
+            }
+            _ => self.count(frame.len()),
+        }
+    }
+
+    fn of_a_package(&self, frame: &Bytes) -> bool {
+        let id = frame.get(1..5).and_then(|bytes| bytes.try_into().ok());
+        id.is_some_and(|bytes| self.packages.contains_key(&u32::from_be_bytes(bytes)))
+    }
+
+    fn structure(&mut self, message: Message, bytes: usize) {
+        match message {
+            Message::Begin(begin) => {
+                let mut infos = self.ahead.infos();
+                self.listed = infos.len() < MOST_LISTED;
+                if self.listed {
+                    infos.push_back(Info {
+                        final_lsn: begin.final_lsn,
+                        bytes,
+                        ..Info::default()
+                    });
+                }
+            }
+            Message::Commit(_) => {
+                self.change(|info| info.complete = true);
+                self.listed = false;
+                self.ahead.0.changed.notify_waiters();
+            }
+            Message::Relation(relation) => self.relation(&relation),
+            Message::Truncate(truncate) => {
+                let packages = |id: &u32| self.packages.contains_key(id);
+                if truncate.relations.iter().any(packages) {
+                    self.change(|info| info.removes = true);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn relation(&mut self, relation: &Relation) {
+        if (relation.schema.as_str(), relation.name.as_str()) != ("public", "origin_packages") {
+            return;
+        }
+        let at = |name: &str| relation.columns.iter().position(|c| c.name == name);
+        let (Some(ident), Some(target), Some(checksum)) =
+            (at("ident"), at("target"), at("checksum"))
+        else {
+            return;
+        };
+        let columns = relation.columns.iter().enumerate();
+        let keys = columns.filter(|(_, c)| c.key).map(|(n, _)| n).collect();
+        self.packages.insert(
+            relation.id,
+            Columns {
+                named: [ident, target, checksum],
+                keys,
+            },
+        );
+    }
+
+    fn row(&mut self, message: Message, bytes: usize) {
+        match message {
+            Message::Insert(insert) => {
+                let Some(columns) = self.packages.get(&insert.relation) else {
+                    return;
+                };
+                if self.listed && self.gate.has_room() {
+                    let named = named(&insert.new, columns.named);
+                    let want = self.gate.want(&named, key(&insert.new, &columns.keys));
+                    self.change(|info| info.wants.push(want));
+                } else {
+                    self.change(|info| info.blind = true);
+                }
+            }
+            Message::Delete(delete) => {
+                let (Old::Key(old) | Old::Full(old)) = &delete.old;
+                if let Some(columns) = self.packages.get(&delete.relation) {
+                    self.gate.release(&key(old, &columns.keys));
+                }
+                self.change(|info| info.removes = true);
+            }
+            _ => {}
+        }
+        self.count(bytes);
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Info)) {
+        if self.listed
+            && let Some(info) = self.ahead.infos().back_mut()
+        {
+            change(info);
+        }
+    }
+
+    fn count(&mut self, bytes: usize) {
+        let mut large = false;
+        self.change(|info| {
+            large = info.bytes <= SMALL && info.bytes + bytes > SMALL;
+            info.bytes += bytes;
+        });
+        if large {
+            self.ahead.0.changed.notify_waiters();
+        }
+    }
+}
+
+/// What a new row names; a value that was not sent is none.
+pub fn named(row: &[Value], columns: [usize; 3]) -> Named {
+    let text = |column: usize| match row.get(column) {
+        Some(Value::Text(text)) => String::from_utf8_lossy(text).into_owned(),
+        _ => String::new(),
+    };
+    let [ident, target, checksum] = columns.map(text);
+    Named {
+        ident,
+        target,
+        checksum,
+    }
+}
+
+/// The values that a row is told by, in one.
+pub fn key(row: &[Value], columns: &[usize]) -> Vec<u8> {
+    let mut key = Vec::new();
+    for column in columns {
+        if let Some(Value::Text(text)) = row.get(*column) {
+            key.extend_from_slice(&(text.len() as u32).to_be_bytes());
+            key.extend_from_slice(text);
+        }
+    }
+    key
+}

@@ -1,0 +1,364 @@
+//! Applies transactions in the order of their commits: one of ours for one or several of the primary's, the recovery
+//! point in the same transaction.
+
+use super::super::artifacts::Swap;
+use super::ahead::{Ahead, Info, key, named};
+use super::changes::{Change, Changes, Effects, Named};
+use super::error::Gap;
+use super::gate::{Gate, Outcome, WantId, key_of};
+use super::pgoutput::{Begin, Commit, Message, decode};
+use super::settle::{Settling, Verdict};
+use super::spool::{Frame, Receiver};
+use super::{Applied, Told};
+use crate::cluster::{Lsn, StateError};
+use crate::killpoint;
+use chrono::{DateTime, Utc};
+use std::time::Instant;
+use tokio::sync::watch;
+
+/// Transactions of the primary in one of ours, and their bytes.
+const MOST_TOGETHER: u64 = 500;
+const MOST_BYTES: usize = 8 << 20;
+
+pub struct Applier<'a> {
+    pub changes: Changes,
+    pub gate: Gate,
+    pub ahead: Ahead,
+    pub spool: Receiver,
+    pub settling: Settling<'a>,
+    pub told: &'a dyn Told,
+    /// The recovery point as it is stored.
+    pub point: Point,
+    pub durable: watch::Sender<Lsn>,
+    /// Every transaction by itself.
+    pub careful: bool,
+    /// Everything before it was sent and is applied.
+    pub reached: Lsn,
+    pub token: i64,
+}
+
+/// Where the spare stands.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Point {
+    pub lsn: Lsn,
+    pub commit_time: DateTime<Utc>,
+}
+
+/// What the open transaction of ours holds.
+#[derive(Default)]
+struct Group {
+    transactions: u64,
+    bytes: usize,
+    wants: Vec<WantId>,
+    outcomes: Vec<Outcome>,
+    last: Option<Commit>,
+}
+
+impl Applier<'_> {
+    /// Applies until everything before `until` is applied; for ever, if that is none. `advance` asks for the recovery
+    /// point to be moved over what holds nothing of ours.
+    pub async fn run(
+        &mut self,
+        until: Option<Lsn>,
+        advance: &mut watch::Receiver<Lsn>,
+    ) -> Result<Point, Gap> {
+        let mut group = Group::default();
+        loop {
+            let open = group.transactions > 0;
+            if !open && until.is_some_and(|until| self.point.lsn.max(self.reached) >= until) {
+                self.advance().await?;
+                return Ok(self.point);
+            }
+            let frame = match open {
+                true => self.spool.try_recv()?,
+                false => tokio::select! {
+                    frame = self.spool.recv() => match frame? {
+                        Some(frame) => Some(frame),
+                        // Whoever reads the stream says why it ended.
+                        None => std::future::pending().await,
+                    },
+                    _ = advance.changed() => {
+                        advance.borrow_and_update();
+                        self.advance().await?;
+                        continue;
+                    }
+                },
+            };
+            match frame {
+                None => self.commit(std::mem::take(&mut group)).await?,
+                Some(Frame::Reached(lsn)) => {
+                    if open {
+                        self.commit(std::mem::take(&mut group)).await?;
+                    }
+                    self.reached = self.reached.max(lsn);
+                    if lsn >= *advance.borrow() && self.point.lsn < *advance.borrow() {
+                        self.advance().await?;
+                    }
+                }
+                Some(Frame::Data(bytes)) => match decode(bytes)? {
+                    Message::Begin(begin) => self.transaction(&begin, &mut group).await?,
+                    // One that is not transactional; nobody waits for one here.
+                    Message::Logical(_) => {}
+                    other => {
+                        return Err(Gap::Decoding(format!(
+                            "outside of a transaction: {other:?}"
+                        )));
+                    }
+                },
+            }
+        }
+    }
+
+    async fn transaction(&mut self, begin: &Begin, group: &mut Group) -> Result<(), Gap> {
+        let info = self.ahead.known(begin.final_lsn).await;
+        let alone = self.careful || info.removes || info.is_large();
+        if group.transactions > 0 && (alone || !self.passes(&info)) {
+            self.commit(std::mem::take(group)).await?;
+        }
+        if info.complete {
+            // Before a row is written: a transaction that waits for days must not be open here for days.
+            self.ahead.take(begin.final_lsn);
+            self.wait(&info.wants).await?;
+            group.wants.extend(&info.wants);
+        }
+        if group.transactions == 0 {
+            let session = self.changes.session();
+            session.batch("beginning to apply", "BEGIN").await?;
+        }
+        let commit = self.rows(&info, group).await?;
+        if !info.complete
+            && let Some(later) = self.ahead.take(begin.final_lsn)
+        {
+            group.wants.extend(&later.wants);
+        }
+        group.transactions += 1;
+        group.last = Some(commit);
+        if alone || group.transactions >= MOST_TOGETHER || group.bytes >= MOST_BYTES {
+            self.commit(std::mem::take(group)).await?;
+        }
+        Ok(())
+    }
+
+    /// Its artifacts are here already.
+    fn passes(&self, info: &Info) -> bool {
+        let settled = self.gate.settled(&info.wants);
+        settled.is_some_and(|all| all.iter().all(|outcome| matches!(outcome, Outcome::Here)))
+    }
+
+    async fn wait(&self, wants: &[WantId]) -> Result<Vec<Outcome>, Gap> {
+        if wants.is_empty() {
+            return Ok(Vec::new());
+        }
+        let begun = Instant::now();
+        killpoint::reach("gate.waiting");
+        self.told.waiting(self.ahead.waiting().max(1));
+        let told = self.told;
+        let outcomes = self.gate.wait(wants, |trouble| told.trouble(trouble)).await;
+        self.told.waited(begun.elapsed());
+        for outcome in &outcomes {
+            if let Outcome::Failed(error) = outcome {
+                return Err(Gap::Waited(error.clone()));
+            }
+        }
+        Ok(outcomes)
+    }
+
+    /// Takes the rows of one transaction, up to its commit.
+    async fn rows(&mut self, info: &Info, group: &mut Group) -> Result<Commit, Gap> {
+        loop {
+            let bytes = match self.spool.recv().await? {
+                Some(Frame::Data(bytes)) => bytes,
+                // In the middle of a transaction it says nothing new.
+                Some(Frame::Reached(_)) => continue,
+                None => std::future::pending().await,
+            };
+            let length = bytes.len();
+            group.bytes += length;
+            match decode(bytes)? {
+                Message::Commit(commit) => return Ok(commit),
+                Message::Insert(insert) => {
+                    if info.blind {
+                        self.want(insert.relation, &insert.new, group).await?;
+                    }
+                    let change = Change::Insert(insert.new);
+                    self.changes.add(insert.relation, change, length).await?;
+                }
+                Message::Update(update) => {
+                    let change = Change::Update {
+                        old: update.old,
+                        new: update.new,
+                    };
+                    self.changes.add(update.relation, change, length).await?;
+                }
+                Message::Delete(delete) => {
+                    let change = Change::Delete(delete.old);
+                    self.changes.add(delete.relation, change, length).await?;
+                }
+                Message::Truncate(truncate) => self.changes.truncate(&truncate).await?,
+                Message::Relation(relation) => self.changes.relation(&relation).await?,
+                Message::Type(named) => {
+                    self.changes.name_type(named.id, named.schema, named.name);
+                }
+                // Where it came from before does not matter here.
+                Message::Origin(_) | Message::Logical(_) => {}
+                Message::Begin(_) => {
+                    return Err(Gap::Decoding("a transaction within a transaction".into()));
+                }
+            }
+        }
+    }
+
+    /// A package row that nobody looked at ahead of time.
+    async fn want(
+        &self,
+        relation: u32,
+        row: &[super::pgoutput::Value],
+        group: &mut Group,
+    ) -> Result<(), Gap> {
+        let target = self.changes.target(relation)?;
+        let Some(columns) = target.package else {
+            return Ok(());
+        };
+        let named = named(row, columns);
+        group
+            .wants
+            .push(self.gate.want(&named, key(row, &target.keys)));
+        if !self.gate.has_room() {
+            let outcomes = self.wait(&group.wants).await?;
+            self.gate.forget(&group.wants);
+            group.wants.clear();
+            let lacking = outcomes.into_iter().filter(|o| !matches!(o, Outcome::Here));
+            group.outcomes.extend(lacking);
+        }
+        Ok(())
+    }
+
+    async fn commit(&mut self, mut group: Group) -> Result<(), Gap> {
+        let Some(last) = group.last.take() else {
+            return Ok(());
+        };
+        killpoint::reach("apply.before_flush");
+        self.changes.flush().await?;
+        let effects = std::mem::take(&mut self.changes.effects);
+        for renamed in &effects.renamed {
+            group.wants.push(self.gate.want(renamed, Vec::new()));
+        }
+        let mut outcomes = self.wait(&group.wants).await?;
+        outcomes.retain(|outcome| !matches!(outcome, Outcome::Here));
+        outcomes.append(&mut group.outcomes);
+        let swaps: Vec<Swap> = outcomes.iter().filter_map(swap_of).collect();
+        let removed = match effects.removed.is_empty() {
+            true => Vec::new(),
+            false => gone(&effects, &self.gate.names(&group.wants)),
+        };
+        let here = match self.settling.lacks() {
+            true => self.gate.keys_here(&group.wants),
+            false => Vec::new(),
+        };
+        let verdict = Verdict {
+            removed: &removed,
+            here: &here,
+            outcomes: &outcomes,
+            inserted: effects.inserted,
+            end: last.end,
+            several: group.transactions > 1,
+        };
+        self.settling.judge(self.changes.session(), verdict).await?;
+        if let Err(error) = self.settling.swap(&swaps, last.end).await {
+            self.settling.unswap().await?;
+            return Err(error.into());
+        }
+        let point = Point {
+            lsn: last.end,
+            commit_time: last.time,
+        };
+        self.store(point).await?;
+        if !swaps.is_empty() {
+            self.settling.swapped(&swaps).await?;
+        }
+        self.gate.forget(&group.wants);
+        self.reached = self.reached.max(last.end);
+        self.told.applied(Applied {
+            point,
+            transactions: group.transactions,
+            waiting: self.ahead.waiting(),
+            lacking: !outcomes.is_empty() || self.settling.lacks(),
+        });
+        Ok(())
+    }
+
+    /// With what is in the open transaction. Somebody else's point, or another holder's token, stops it.
+    async fn store(&mut self, point: Point) -> Result<(), Gap> {
+        let sql = "UPDATE warm_spare.recovery_point SET lsn = $1::text::pg_lsn, commit_time = $2 \
+                   WHERE lsn = $3::text::pg_lsn AND token = $4";
+        let (new, old) = (point.lsn.to_string(), self.point.lsn.to_string());
+        let session = self.changes.session();
+        let stored = session
+            .execute(
+                "storing the recovery point",
+                sql,
+                &[&new, &point.commit_time, &old, &self.token],
+            )
+            .await?;
+        if stored != 1 {
+            return Err(StateError::Superseded.into());
+        }
+        killpoint::reach("apply.before_commit");
+        session
+            .batch("committing what was applied", "COMMIT")
+            .await?;
+        killpoint::reach("apply.after_commit");
+        self.point = point;
+        let _ = self.durable.send(point.lsn);
+        Ok(())
+    }
+
+    /// Over what was read and holds nothing for us.
+    async fn advance(&mut self) -> Result<(), Gap> {
+        if self.reached <= self.point.lsn {
+            return Ok(());
+        }
+        let session = self.changes.session();
+        session.batch("beginning to apply", "BEGIN").await?;
+        killpoint::reach("confirm.before_commit");
+        let point = Point {
+            lsn: self.reached,
+            commit_time: self.point.commit_time,
+        };
+        self.store(point).await?;
+        self.told.applied(Applied {
+            point,
+            transactions: 0,
+            waiting: self.ahead.waiting(),
+            lacking: false,
+        });
+        Ok(())
+    }
+}
+
+fn swap_of(outcome: &Outcome) -> Option<Swap> {
+    match outcome {
+        Outcome::Staged(swap) => Some(swap.clone()),
+        _ => None,
+    }
+}
+
+/// Packages that are not there any more, under whatever checksum.
+fn gone(effects: &Effects, arrived: &[String]) -> Vec<Named> {
+    let there = |named: &&Named| {
+        let name = format!("{} {}", named.ident, named.target);
+        !arrived.contains(&name)
+    };
+    effects.removed.iter().filter(there).cloned().collect()
+}
+
+impl From<super::pgoutput::DecodeError> for Gap {
+    fn from(error: super::pgoutput::DecodeError) -> Self {
+        Gap::Decoding(error.to_string())
+    }
+}
+
+/// For `unavailable` and the stores.
+pub fn keys(named: &[Named]) -> Vec<String> {
+    named.iter().map(key_of).collect()
+}

@@ -1,0 +1,417 @@
+//! The row changes of the open transaction: gathered table by table, and sent many at a time.
+//!
+//! Tables do not wait for each other, for neither triggers nor foreign keys are at work here; within a table the order
+//! is kept.
+
+use super::super::error::PassError;
+use super::error::Gap;
+use super::pgoutput::{Identity, Old, Relation, Truncate, Value};
+use super::target::{Found, Target, Types};
+use crate::cluster::{Applying, TextValue};
+use bytes::Bytes;
+use futures_util::future::try_join_all;
+use std::collections::{BTreeMap, HashMap};
+use std::pin::Pin;
+use std::sync::Arc;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Row, Statement};
+
+/// Changes sent together at most, in number and in bytes.
+const MOST: usize = 2000;
+const MOST_BYTES: usize = 2 << 20;
+
+pub enum Change {
+    Insert(Vec<Value>),
+    Update { old: Option<Old>, new: Vec<Value> },
+    Delete(Old),
+}
+
+/// A package row by what it names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Named {
+    pub ident: String,
+    pub target: String,
+    pub checksum: String,
+}
+
+/// What became of package rows.
+#[derive(Debug, Default)]
+pub struct Effects {
+    pub removed: Vec<Named>,
+    /// Rows that name other bytes, or another package, than before.
+    pub renamed: Vec<Named>,
+    pub inserted: u64,
+}
+
+pub struct Changes {
+    session: Applying,
+    types: Types,
+    targets: HashMap<u32, Arc<Target>>,
+    statements: HashMap<String, Statement>,
+    queued: BTreeMap<u32, Vec<Change>>,
+    number: usize,
+    bytes: usize,
+    pub effects: Effects,
+}
+
+impl Changes {
+    pub fn new(session: Applying) -> Self {
+        Changes {
+            session,
+            types: Types::new(),
+            targets: HashMap::new(),
+            statements: HashMap::new(),
+            queued: BTreeMap::new(),
+            number: 0,
+            bytes: 0,
+            effects: Effects::default(),
+        }
+    }
+
+    pub fn session(&self) -> &Applying {
+        &self.session
+    }
+
+    pub fn name_type(&mut self, id: u32, schema: String, name: String) {
+        self.types.insert(id, (schema, name));
+    }
+
+    /// What the stream says of a table; it is compared with ours before a row of it is written.
+    pub async fn relation(&mut self, relation: &Relation) -> Result<(), Gap> {
+        let found = Target::find(&self.session, relation, &self.types).await?;
+        let target = found.map_err(Gap::Schema)?;
+        // Rows that are queued were sent under the old description, which was the same.
+        self.targets.insert(relation.id, Arc::new(target));
+        Ok(())
+    }
+
+    pub fn target(&self, relation: u32) -> Result<Arc<Target>, Gap> {
+        let known = self.targets.get(&relation).cloned();
+        known.ok_or_else(|| {
+            Gap::Decoding(format!(
+                "a row of relation {relation}, which was not described"
+            ))
+        })
+    }
+
+    pub async fn add(&mut self, relation: u32, change: Change, bytes: usize) -> Result<(), Gap> {
+        self.target(relation)?;
+        self.queued.entry(relation).or_default().push(change);
+        self.number += 1;
+        self.bytes += bytes;
+        if self.number >= MOST || self.bytes >= MOST_BYTES {
+            self.flush().await?;
+        }
+        Ok(())
+    }
+
+    pub async fn truncate(&mut self, truncate: &Truncate) -> Result<(), Gap> {
+        self.flush().await?;
+        let mut names = Vec::new();
+        for relation in &truncate.relations {
+            let target = self.target(*relation)?;
+            if let Some(sql) = target.packages() {
+                let rows = self.session.query("reading what goes", &sql, &[]).await?;
+                self.effects
+                    .removed
+                    .extend(rows.iter().map(|row| named(row, 0)));
+            }
+            names.push(target.quoted().to_string());
+        }
+        let options = [
+            (truncate.restart_identity, " RESTART IDENTITY"),
+            (truncate.cascade, " CASCADE"),
+        ];
+        let mut sql = format!("TRUNCATE {}", names.join(", "));
+        for (wanted, text) in options {
+            sql.push_str(if wanted { text } else { "" });
+        }
+        self.session.batch("emptying tables", &sql).await?;
+        Ok(())
+    }
+
+    /// Sends what is gathered.
+    pub async fn flush(&mut self) -> Result<(), Gap> {
+        let queued = std::mem::take(&mut self.queued);
+        (self.number, self.bytes) = (0, 0);
+        let mut calls = Vec::new();
+        for (relation, changes) in queued {
+            let target = self.target(relation)?;
+            for call in calls_for(&target, changes)? {
+                let statement = self.statement(&call.sql).await?;
+                calls.push((target.clone(), statement, call));
+            }
+        }
+        let sent = calls.iter().map(|(target, statement, call)| -> Sent<'_> {
+            Box::pin(send(&self.session, target, statement, call))
+        });
+        let done = try_join_all(sent).await?;
+        for ((target, _, call), rows) in calls.iter().zip(done) {
+            self.effects.note(target, call, &rows);
+        }
+        Ok(())
+    }
+
+    async fn statement(&mut self, sql: &str) -> Result<Statement, Gap> {
+        if let Some(known) = self.statements.get(sql) {
+            return Ok(known.clone());
+        }
+        let made = self.session.prepare("preparing a change", sql).await?;
+        self.statements.insert(sql.to_string(), made.clone());
+        Ok(made)
+    }
+}
+
+type Sent<'a> = Pin<Box<dyn Future<Output = Result<Vec<Row>, Gap>> + Send + 'a>>;
+
+/// One statement with its values, and how many rows it must change.
+struct Call {
+    sql: String,
+    kind: Kind,
+    values: Values,
+    rows: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Insert,
+    Update,
+    Delete,
+}
+
+enum Values {
+    Single(Vec<TextValue>),
+    /// One array for each column.
+    Arrays(Vec<Vec<Option<String>>>),
+}
+
+async fn send(
+    session: &Applying,
+    target: &Target,
+    statement: &Statement,
+    call: &Call,
+) -> Result<Vec<Row>, Gap> {
+    let values: Vec<&(dyn ToSql + Sync)> = match &call.values {
+        Values::Single(values) => values.iter().map(|v| v as &(dyn ToSql + Sync)).collect(),
+        Values::Arrays(arrays) => arrays.iter().map(|v| v as &(dyn ToSql + Sync)).collect(),
+    };
+    let doing = match call.kind {
+        Kind::Insert => "applying an insert",
+        Kind::Update => "applying an update",
+        Kind::Delete => "applying a delete",
+    };
+    let (changed, rows) = if target.package.is_some() && call.kind != Kind::Insert {
+        let rows = session.rows(doing, statement, &values).await;
+        let rows = rows.map_err(|error| Gap::statement(&target.name, error))?;
+        (rows.len() as u64, rows)
+    } else {
+        let changed = session.run(doing, statement, &values).await;
+        let changed = changed.map_err(|error| Gap::statement(&target.name, error))?;
+        (changed, Vec::new())
+    };
+    if changed != call.rows {
+        return Err(Gap::Row {
+            table: target.name.clone(),
+            doing,
+            changed,
+        });
+    }
+    Ok(rows)
+}
+
+impl Effects {
+    fn note(&mut self, target: &Target, call: &Call, rows: &[Row]) {
+        if target.package.is_none() {
+            return;
+        }
+        if call.kind == Kind::Insert {
+            self.inserted += call.rows;
+        }
+        for row in rows {
+            if call.kind == Kind::Delete {
+                self.removed.push(named(row, 0));
+                continue;
+            }
+            let (now, was) = (named(row, 0), named(row, 3));
+            if now != was {
+                self.removed.push(was);
+                self.renamed.push(now);
+                self.inserted += 1;
+            }
+        }
+    }
+}
+
+/// NULL is no name, and so none of a sound package.
+pub fn named(row: &Row, from: usize) -> Named {
+    let text = |n| row.get::<_, Option<String>>(from + n).unwrap_or_default();
+    Named {
+        ident: text(0),
+        target: text(1),
+        checksum: text(2),
+    }
+}
+
+fn calls_for(target: &Target, changes: Vec<Change>) -> Result<Vec<Call>, Gap> {
+    let mut calls = Vec::new();
+    let mut inserts: Vec<Vec<Value>> = Vec::new();
+    for change in changes {
+        match change {
+            Change::Insert(new) => {
+                inserts.push(sized(target, new)?);
+                continue;
+            }
+            Change::Update { old, new } => {
+                insert_all(target, &mut inserts, &mut calls)?;
+                calls.extend(update(target, old, sized(target, new)?)?);
+            }
+            Change::Delete(old) => {
+                insert_all(target, &mut inserts, &mut calls)?;
+                calls.push(delete(target, old)?);
+            }
+        }
+    }
+    insert_all(target, &mut inserts, &mut calls)?;
+    Ok(calls)
+}
+
+fn sized(target: &Target, values: Vec<Value>) -> Result<Vec<Value>, Gap> {
+    if values.len() == target.columns.len() {
+        return Ok(values);
+    }
+    Err(Gap::Decoding(format!(
+        "a row of {} with {} values for {} columns",
+        target.name,
+        values.len(),
+        target.columns.len()
+    )))
+}
+
+fn insert_all(
+    target: &Target,
+    inserts: &mut Vec<Vec<Value>>,
+    calls: &mut Vec<Call>,
+) -> Result<(), Gap> {
+    let rows = std::mem::take(inserts);
+    if target.columns.is_empty() {
+        calls.extend(rows.iter().map(|_| Call {
+            sql: target.insert(),
+            kind: Kind::Insert,
+            values: Values::Single(Vec::new()),
+            rows: 1,
+        }));
+        return Ok(());
+    }
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let number = rows.len() as u64;
+    let mut arrays: Vec<Vec<Option<String>>> =
+        vec![Vec::with_capacity(rows.len()); target.columns.len()];
+    for row in rows {
+        for (array, value) in arrays.iter_mut().zip(row) {
+            array.push(match value {
+                Value::Null => None,
+                Value::Text(text) => Some(utf8(target, &text)?),
+                Value::Unchanged => return Err(unsent(target)),
+            });
+        }
+    }
+    calls.push(Call {
+        sql: target.insert(),
+        kind: Kind::Insert,
+        values: Values::Arrays(arrays),
+        rows: number,
+    });
+    Ok(())
+}
+
+fn utf8(target: &Target, text: &Bytes) -> Result<String, Gap> {
+    let text = std::str::from_utf8(text)
+        .map_err(|_| Gap::Decoding(format!("a value of {} is not UTF-8", target.name)))?;
+    Ok(text.to_string())
+}
+
+fn unsent(target: &Target) -> Gap {
+    Gap::Decoding(format!(
+        "a row of {} lacks a value that it needs",
+        target.name
+    ))
+}
+
+/// None: nothing to be set.
+fn update(target: &Target, old: Option<Old>, new: Vec<Value>) -> Result<Option<Call>, Gap> {
+    let moved = matches!(old, Some(Old::Key(_)));
+    let by_row = matches!(target.identity, Identity::Full);
+    let set: Vec<usize> = (0..new.len())
+        .filter(|n| target.settable(*n) && new[*n] != Value::Unchanged)
+        .filter(|n| by_row || moved || !target.keys.contains(n))
+        .collect();
+    if set.is_empty() {
+        return Ok(None);
+    }
+    let mut values: Vec<TextValue> = Vec::new();
+    for column in &set {
+        values.push(text(target, &new[*column])?);
+    }
+    let old = match old {
+        Some(old) => old,
+        None => Old::Key(new),
+    };
+    let found = find(target, old, &mut values)?;
+    Ok(Some(Call {
+        sql: target.update(&set, &found),
+        kind: Kind::Update,
+        values: Values::Single(values),
+        rows: 1,
+    }))
+}
+
+fn delete(target: &Target, old: Old) -> Result<Call, Gap> {
+    let mut values = Vec::new();
+    let found = find(target, old, &mut values)?;
+    Ok(Call {
+        sql: target.delete(&found),
+        kind: Kind::Delete,
+        values: Values::Single(values),
+        rows: 1,
+    })
+}
+
+fn find(target: &Target, old: Old, values: &mut Vec<TextValue>) -> Result<Found, Gap> {
+    match old {
+        Old::Key(row) if !target.keys.is_empty() && !matches!(target.identity, Identity::Full) => {
+            let row = sized(target, row)?;
+            for column in &target.keys {
+                values.push(text(target, &row[*column])?);
+            }
+            Ok(Found::ByKey)
+        }
+        Old::Key(_) => Err(Gap::Decoding(format!(
+            "a change of {} names no row: the table has neither key nor REPLICA IDENTITY FULL on the primary",
+            target.name
+        ))),
+        Old::Full(row) => {
+            let row = sized(target, row)?;
+            let nulls: Vec<bool> = row.iter().map(|value| *value == Value::Null).collect();
+            for value in row.iter().filter(|value| **value != Value::Null) {
+                values.push(text(target, value)?);
+            }
+            Ok(Found::ByRow { nulls })
+        }
+    }
+}
+
+fn text(target: &Target, value: &Value) -> Result<TextValue, Gap> {
+    match value {
+        Value::Null => Ok(TextValue(None)),
+        Value::Text(text) => Ok(TextValue(Some(text.clone()))),
+        Value::Unchanged => Err(unsent(target)),
+    }
+}
+
+impl From<crate::cluster::DatastoreError> for Gap {
+    fn from(error: crate::cluster::DatastoreError) -> Self {
+        Gap::Failed(PassError::from(error))
+    }
+}

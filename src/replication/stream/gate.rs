@@ -1,0 +1,533 @@
+//! The gate of the stream: every package row that is read ahead of time wants its artifact, and its transaction passes
+//! when each of them is settled. One key is worked on by one job at a time, in the order of the stream.
+
+use super::super::artifacts::{Settled, Swap, settle};
+use super::super::courier::Courier;
+use super::super::error::{PassError, Policy};
+use super::super::inventory::{Todo, UNSOUND};
+use super::Told;
+use super::changes::{Named, named};
+use crate::cluster::{Artifact, DatastoreFault, LocalSession, STATE_DATABASE};
+use crate::config::Config;
+use crate::package::{Checksum, Ident, Target, object_key};
+use std::collections::{HashMap, VecDeque};
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+use tokio::sync::{Notify, Semaphore};
+use tokio::task::JoinSet;
+use tokio_postgres::types::ToSql;
+
+/// Wants that are looked after ahead of time; further rows are looked at when their turn comes.
+const MOST: usize = 4096;
+const LEAST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+pub type WantId = u64;
+
+/// The last handle takes the jobs with it.
+#[derive(Clone)]
+pub struct Gate {
+    shared: Arc<Shared>,
+    jobs: Arc<Mutex<JoinSet<()>>>,
+}
+
+struct Shared {
+    courier: Courier,
+    grace: Duration,
+    copies: Semaphore,
+    /// On the database that Builder sees, if there is one; on that whose rows are written; and on our state.
+    visible: Option<LocalSession>,
+    rows: LocalSession,
+    state: LocalSession,
+    told: Arc<dyn Told>,
+    table: Mutex<Table>,
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct Table {
+    next: WantId,
+    wants: HashMap<WantId, Want>,
+    /// Who waits for a key; the first is being worked on.
+    keys: HashMap<String, VecDeque<WantId>>,
+    rows: HashMap<Vec<u8>, Vec<WantId>>,
+    trouble: Option<Arc<PassError>>,
+}
+
+struct Want {
+    /// None: the row names no possible artifact.
+    item: Option<Item>,
+    name: String,
+    row: Vec<u8>,
+    /// The row's deletion stands further on in the stream.
+    released: bool,
+    settled: Option<Outcome>,
+}
+
+#[derive(Clone)]
+struct Item {
+    key: String,
+    checksum: Checksum,
+    ident: String,
+    target: String,
+}
+
+/// How a want ended.
+#[derive(Debug, Clone)]
+pub enum Outcome {
+    Here,
+    /// Other bytes are under the key; these wait beside.
+    Staged(Swap),
+    /// The row passes without its artifact; `quiet`: for it is deleted again at once.
+    Lacking {
+        key: String,
+        checksum: String,
+        reason: &'static str,
+        quiet: bool,
+    },
+    /// No passing fault: it must be told to somebody.
+    Failed(Arc<PassError>),
+}
+
+impl Gate {
+    pub async fn open(
+        config: &Config,
+        courier: Courier,
+        database: &str,
+        told: Arc<dyn Told>,
+    ) -> Result<Gate, PassError> {
+        let local = &config.local.datastore;
+        let state = LocalSession::open(local, STATE_DATABASE).await?;
+        // What is not remembered when the server is killed is read once more.
+        state
+            .batch("preparing the gate", "SET synchronous_commit = off")
+            .await?;
+        let visible = visible(config).await?;
+        let rows = LocalSession::open(local, database).await?;
+        let shared = Shared {
+            courier,
+            grace: config.replication.gate_grace,
+            copies: Semaphore::new(config.replication.copies),
+            visible,
+            rows,
+            state,
+            told,
+            table: Mutex::default(),
+            changed: Notify::new(),
+        };
+        Ok(Gate {
+            shared: Arc::new(shared),
+            jobs: Arc::default(),
+        })
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.shared.table()
+    }
+
+    pub fn has_room(&self) -> bool {
+        self.table().wants.len() < MOST
+    }
+
+    /// A row wants its artifact. `row` tells the row apart from all others, as its deletion will.
+    pub fn want(&self, named: &Named, row: Vec<u8>) -> WantId {
+        let item = item_of(named);
+        let mut table = self.table();
+        table.next += 1;
+        let id = table.next;
+        let first = match &item {
+            Some(item) => {
+                let queue = table.keys.entry(item.key.clone()).or_default();
+                queue.push_back(id);
+                queue.len() == 1
+            }
+            None => false,
+        };
+        let name = format!("{} {}", named.ident, named.target);
+        let settled = item.is_none().then(|| Outcome::Lacking {
+            key: name.clone(),
+            checksum: String::new(),
+            reason: UNSOUND,
+            quiet: false,
+        });
+        table.rows.entry(row.clone()).or_default().push(id);
+        table.wants.insert(
+            id,
+            Want {
+                item,
+                name,
+                row,
+                released: false,
+                settled,
+            },
+        );
+        drop(table);
+        if first {
+            self.begin(id);
+        }
+        id
+    }
+
+    /// The row is deleted further on: whoever waits for what it named need not wait for long.
+    pub fn release(&self, row: &[u8]) {
+        let mut table = self.table();
+        let ids = table.rows.get(row).cloned().unwrap_or_default();
+        for id in ids {
+            if let Some(want) = table.wants.get_mut(&id) {
+                want.released = true;
+            }
+        }
+        drop(table);
+        self.shared.changed.notify_waiters();
+    }
+
+    /// None: one of them is not settled yet.
+    pub fn settled(&self, ids: &[WantId]) -> Option<Vec<Outcome>> {
+        let table = self.table();
+        ids.iter()
+            .map(|id| table.wants.get(id)?.settled.clone())
+            .collect()
+    }
+
+    /// What the rows are called.
+    pub fn names(&self, ids: &[WantId]) -> Vec<String> {
+        let table = self.table();
+        let wants = ids.iter().filter_map(|id| table.wants.get(id));
+        wants.map(|want| want.name.clone()).collect()
+    }
+
+    /// The keys of those whose artifacts are here.
+    pub fn keys_here(&self, ids: &[WantId]) -> Vec<String> {
+        let table = self.table();
+        let wants = ids.iter().filter_map(|id| table.wants.get(id));
+        wants
+            .filter(|want| matches!(want.settled, Some(Outcome::Here)))
+            .filter_map(|want| Some(want.item.as_ref()?.key.clone()))
+            .collect()
+    }
+
+    /// Waits for all of them. `told` hears of a fault that keeps them waiting, and of its end.
+    pub async fn wait(
+        &self,
+        ids: &[WantId],
+        mut told: impl FnMut(Option<&Arc<PassError>>),
+    ) -> Vec<Outcome> {
+        let mut troubled = false;
+        loop {
+            let changed = self.shared.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if let Some(outcomes) = self.settled(ids) {
+                if troubled {
+                    told(None);
+                }
+                return outcomes;
+            }
+            let trouble = self.table().trouble.clone();
+            if let Some(trouble) = &trouble {
+                troubled = true;
+                told(Some(trouble));
+            }
+            changed.await;
+        }
+    }
+
+    /// Their transaction is committed here: whoever waits for the same keys has his turn.
+    pub fn forget(&self, ids: &[WantId]) {
+        let mut next = Vec::new();
+        let mut table = self.table();
+        for id in ids {
+            let Some(want) = table.wants.remove(id) else {
+                continue;
+            };
+            if let Some(rows) = table.rows.get_mut(&want.row) {
+                rows.retain(|other| other != id);
+                if rows.is_empty() {
+                    table.rows.remove(&want.row);
+                }
+            }
+            let Some(item) = want.item else { continue };
+            let Some(queue) = table.keys.get_mut(&item.key) else {
+                continue;
+            };
+            let was_first = queue.front() == Some(id);
+            queue.retain(|other| other != id);
+            match queue.front() {
+                Some(first) if was_first => next.push(*first),
+                Some(_) => {}
+                None => {
+                    table.keys.remove(&item.key);
+                }
+            }
+        }
+        drop(table);
+        next.into_iter().for_each(|id| self.begin(id));
+    }
+
+    /// Nobody in the stream names the key now; until the claim is dropped, whoever comes waits.
+    pub fn claim(&self, key: &str) -> Option<Claim> {
+        let mut table = self.table();
+        if table.keys.contains_key(key) {
+            return None;
+        }
+        table.next += 1;
+        let id = table.next;
+        table.keys.insert(key.to_string(), VecDeque::from([id]));
+        Some(Claim {
+            gate: self.clone(),
+            key: key.to_string(),
+        })
+    }
+
+    fn begin(&self, id: WantId) {
+        let item = self
+            .table()
+            .wants
+            .get(&id)
+            .and_then(|want| want.item.clone());
+        let Some(item) = item else { return };
+        let shared = self.shared.clone();
+        let mut jobs = self.jobs.lock().expect("no holder panics");
+        while jobs.try_join_next().is_some() {}
+        jobs.spawn(async move {
+            let outcome = shared.work(id, &item).await;
+            if let Some(want) = shared.table().wants.get_mut(&id) {
+                want.settled = Some(outcome);
+            }
+            shared.changed.notify_waiters();
+        });
+    }
+}
+
+impl Shared {
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().expect("no holder panics")
+    }
+
+    fn is_released(&self, id: WantId) -> bool {
+        self.table().wants.get(&id).is_none_or(|want| want.released)
+    }
+
+    fn trouble(&self, trouble: Option<Arc<PassError>>) {
+        let mut table = self.table();
+        let news = trouble.is_some() || table.trouble.is_some();
+        table.trouble = trouble;
+        drop(table);
+        if news {
+            self.changed.notify_waiters();
+        }
+    }
+
+    async fn work(&self, id: WantId, item: &Item) -> Outcome {
+        let mut lacking_since: Option<Instant> = None;
+        let mut pause = LEAST_PAUSE;
+        loop {
+            let tried = {
+                let _copying = self.copies.acquire().await;
+                self.try_once(item).await
+            };
+            let reason = match tried {
+                Ok(Tried::Here) => {
+                    self.trouble(None);
+                    return Outcome::Here;
+                }
+                Ok(Tried::Staged(swap)) => return Outcome::Staged(swap),
+                Ok(Tried::Lacking(reason)) => Some(reason),
+                Err(error) if error.policy() == Policy::Retry => {
+                    self.trouble(Some(Arc::new(error)));
+                    None
+                }
+                Err(error) => return Outcome::Failed(Arc::new(error)),
+            };
+            if let Some(reason) = reason {
+                let since = *lacking_since.get_or_insert_with(Instant::now);
+                let released = self.is_released(id);
+                let believed = match released || since.elapsed() < self.grace {
+                    true => Ok(()),
+                    false => self.believe().await,
+                };
+                match believed {
+                    Ok(()) if released || since.elapsed() >= self.grace => {
+                        return Outcome::Lacking {
+                            key: item.key.clone(),
+                            checksum: item.checksum.to_string(),
+                            reason,
+                            quiet: released,
+                        };
+                    }
+                    Ok(()) => {}
+                    Err(error) => self.trouble(Some(Arc::new(error))),
+                }
+            }
+            let changed = self.changed.notified();
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = changed => {}
+            }
+            pause = (pause * 2)
+                .min(LONGEST_PAUSE)
+                .min(self.grace.max(LEAST_PAUSE));
+        }
+    }
+
+    async fn try_once(&self, item: &Item) -> Result<Tried, PassError> {
+        let todo = self.look(item).await?;
+        let stored = match settle(&self.courier, &todo).await? {
+            Settled::Copied(stored) => {
+                self.told.copied(stored.bytes);
+                stored
+            }
+            Settled::Verified(stored) => stored,
+            Settled::Staged(swap) => return Ok(Tried::Staged(swap)),
+            Settled::Missing => return Ok(Tried::Lacking("missing")),
+            Settled::Damaged(_) => return Ok(Tried::Lacking("damaged")),
+        };
+        if todo.known != Some(item.checksum) || todo.present.as_ref() != Some(&stored) {
+            let artifact = Artifact {
+                key: item.key.clone(),
+                checksum: item.checksum.to_string(),
+                bytes: stored.bytes,
+                etag: stored.etag,
+            };
+            crate::cluster::record_artifacts(&self.state, &[artifact]).await?;
+        }
+        Ok(Tried::Here)
+    }
+
+    /// What is known of the key: in our bucket, in our records, and in the rows that Builder sees.
+    async fn look(&self, item: &Item) -> Result<Todo, PassError> {
+        let doing = "looking for an artifact";
+        let recorded =
+            "SELECT checksum, bytes, etag FROM artifact WHERE key = $1 AND state = 'good'";
+        let named = "SELECT checksum FROM public.origin_packages WHERE ident = $1 AND target = $2";
+        let (key, package): ([&(dyn ToSql + Sync); 1], [&(dyn ToSql + Sync); 2]) =
+            ([&item.key], [&item.ident, &item.target]);
+        let (present, recorded, named) = tokio::join!(
+            self.courier.local.reading().head(&item.key),
+            self.state.query(doing, recorded, &key),
+            async {
+                match &self.visible {
+                    Some(visible) => visible.query(doing, named, &package).await,
+                    None => Ok(Vec::new()),
+                }
+            },
+        );
+        let (present, recorded, named) = (present?, recorded?, named?);
+        let known = recorded.first().and_then(|row| {
+            let same = present.as_ref().is_some_and(|stored| {
+                stored.bytes as i64 == row.get::<_, i64>(1)
+                    && stored.etag == row.get::<_, String>(2)
+            });
+            same.then(|| Checksum::from_str(&row.get::<_, String>(0)).ok())?
+        });
+        let visible = named.first().and_then(|row| {
+            let checksum: Option<String> = row.get(0);
+            Checksum::from_str(&checksum?).ok()
+        });
+        Ok(Todo {
+            key: item.key.clone(),
+            checksum: item.checksum,
+            present,
+            known,
+            visible,
+        })
+    }
+
+    /// Before "no such key" is believed: the bucket still serves, and one of the artifacts that rows here name is in it.
+    async fn believe(&self) -> Result<(), PassError> {
+        let peer = &self.courier.peer;
+        peer.check_bucket().await?;
+        let doing = "choosing known artifacts";
+        let columns = "SELECT ident, target, checksum FROM public.origin_packages";
+        let some = format!("{columns} TABLESAMPLE SYSTEM (10) LIMIT 20");
+        let mut rows = self.rows.query(doing, &some, &[]).await?;
+        if rows.is_empty() {
+            let latest = format!("{columns} ORDER BY id DESC LIMIT 20");
+            rows = self.rows.query(doing, &latest, &[]).await?;
+        }
+        let keys: Vec<String> = rows
+            .iter()
+            .filter_map(|row| item_of(&named(row, 0)).map(|item| item.key))
+            .collect();
+        for key in &keys {
+            // Any single one may have been deleted since.
+            if peer.head(key).await?.is_some() {
+                return Ok(());
+            }
+        }
+        let Some(example) = keys.first() else {
+            return Ok(());
+        };
+        Err(PassError::Unfit {
+            check: "missing_artifacts",
+            text: format!(
+                "the peer's bucket {} lacks an artifact, and {} others too, which it served before (for example {example})",
+                peer.bucket(),
+                keys.len(),
+            ),
+            next_step: "check peer.s3.endpoint and peer.s3.bucket_name; if the primary really lost them, remove their rows there".into(),
+        })
+    }
+}
+
+/// A session on the database that Builder sees, if that is there and Builder's.
+async fn visible(config: &Config) -> Result<Option<LocalSession>, PassError> {
+    let local = &config.local.datastore;
+    let session = match LocalSession::open(local, &local.database).await {
+        Ok(session) => session,
+        Err(error) if error.fault == DatastoreFault::NoDatabase => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let sql = "SELECT to_regclass('public.origin_packages') IS NOT NULL";
+    let row = session.query_one("looking for packages", sql, &[]).await?;
+    Ok(row.get::<_, bool>(0).then_some(session))
+}
+
+enum Tried {
+    Here,
+    Staged(Swap),
+    Lacking(&'static str),
+}
+
+/// A key that is kept for whoever holds this.
+pub struct Claim {
+    gate: Gate,
+    key: String,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let mut table = self.gate.table();
+        let next = table.keys.get_mut(&self.key).and_then(|queue| {
+            queue.pop_front();
+            queue.front().copied()
+        });
+        if next.is_none() {
+            table.keys.remove(&self.key);
+        }
+        drop(table);
+        if let Some(id) = next {
+            self.gate.begin(id);
+        }
+    }
+}
+
+fn item_of(named: &Named) -> Option<Item> {
+    let ident = Ident::from_str(&named.ident).ok()?;
+    let target = Target::from_str(&named.target).ok()?;
+    Some(Item {
+        key: object_key(&ident, &target),
+        checksum: Checksum::from_str(&named.checksum).ok()?,
+        ident: named.ident.clone(),
+        target: named.target.clone(),
+    })
+}
+
+/// The key that a row names, or else the row's own name: what `unavailable` has it under.
+pub fn key_of(named: &Named) -> String {
+    match item_of(named) {
+        Some(item) => item.key,
+        None => format!("{} {}", named.ident, named.target),
+    }
+}

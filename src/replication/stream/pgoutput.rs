@@ -1,0 +1,455 @@
+//! What the primary sends: the messages of `pgoutput`, protocol version 1, values as text.
+//!
+//! Nothing unknown is let pass: a byte that is not understood may be a change that the spare would lack.
+
+use crate::cluster::Lsn;
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+
+/// 2000-01-01, from which the server counts its microseconds, in microseconds since 1970.
+const EPOCH: i64 = 946_684_800_000_000;
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Message {
+    Begin(Begin),
+    Commit(Commit),
+    Relation(Relation),
+    Type(TypeName),
+    Origin(Origin),
+    Logical(Logical),
+    Insert(Insert),
+    Update(Update),
+    Delete(Delete),
+    Truncate(Truncate),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Begin {
+    /// Where the commit record begins: [`Commit::lsn`].
+    pub final_lsn: Lsn,
+    pub time: DateTime<Utc>,
+    pub xid: u32,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Commit {
+    /// Where the commit record begins.
+    pub lsn: Lsn,
+    /// Where the transaction ends: whoever resumes here gets the next one.
+    pub end: Lsn,
+    pub time: DateTime<Utc>,
+}
+
+/// A table as it is when its rows are sent; sent again after every change of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Relation {
+    pub id: u32,
+    pub schema: String,
+    pub name: String,
+    pub identity: Identity,
+    pub columns: Vec<Column>,
+}
+
+/// What the old row is told by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Identity {
+    /// The primary key, if there is one.
+    Default,
+    Nothing,
+    /// The whole row.
+    Full,
+    /// A unique index that was named for it.
+    Index,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Column {
+    /// Part of what the old row is told by; with [`Identity::Full`] every column is.
+    pub key: bool,
+    pub name: String,
+    pub type_oid: u32,
+    pub modifier: i32,
+}
+
+/// A type that is not built in, sent before the relation that uses it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TypeName {
+    pub id: u32,
+    pub schema: String,
+    pub name: String,
+}
+
+/// The transaction came to the primary by replication from elsewhere.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Origin {
+    pub lsn: Lsn,
+    pub name: String,
+}
+
+/// What `pg_logical_emit_message` wrote. One that is not transactional comes outside of Begin and Commit.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Logical {
+    pub transactional: bool,
+    pub lsn: Lsn,
+    pub prefix: String,
+    pub content: Bytes,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Insert {
+    pub relation: u32,
+    pub new: Vec<Value>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Update {
+    pub relation: u32,
+    /// None: the key is the new row's.
+    pub old: Option<Old>,
+    pub new: Vec<Value>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Delete {
+    pub relation: u32,
+    pub old: Old,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Truncate {
+    pub relations: Vec<u32>,
+    pub cascade: bool,
+    pub restart_identity: bool,
+}
+
+/// The row before the change; one value for each column of the relation.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Old {
+    /// Only the key's columns count; the others are sent as Null.
+    Key(Vec<Value>),
+    Full(Vec<Value>),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Value {
+    Null,
+    /// A large value that the change left alone, and that the server therefore did not read.
+    Unchanged,
+    /// A slice of the frame.
+    Text(Bytes),
+}
+
+/// The primary sent what this program does not understand: the change in it is unknown.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("pgoutput message {message}, byte {offset}: {problem}")]
+pub struct DecodeError {
+    /// `Insert`, `Relation` …; `?` where not even that is known.
+    pub message: &'static str,
+    pub offset: usize,
+    pub problem: String,
+}
+
+/// Reads one message. The frame is what an XLogData message of the replication protocol carries.
+pub fn decode(frame: Bytes) -> Result<Message, DecodeError> {
+    let mut reader = Reader {
+        frame,
+        at: 0,
+        message: "?",
+    };
+    let kind = reader.u8()?;
+    reader.message = match kind {
+        b'B' => "Begin",
+        b'C' => "Commit",
+        b'R' => "Relation",
+        b'Y' => "Type",
+        b'O' => "Origin",
+        b'M' => "Logical",
+        b'I' => "Insert",
+        b'U' => "Update",
+        b'D' => "Delete",
+        b'T' => "Truncate",
+        _ => return Err(reader.unknown("kind of message", kind)),
+    };
+    let message = match kind {
+        b'B' => Message::Begin(begin(&mut reader)?),
+        b'C' => Message::Commit(commit(&mut reader)?),
+        b'R' => Message::Relation(relation(&mut reader)?),
+        b'Y' => Message::Type(type_name(&mut reader)?),
+        b'O' => Message::Origin(Origin {
+            lsn: reader.lsn()?,
+            name: reader.string()?,
+        }),
+        b'M' => Message::Logical(logical(&mut reader)?),
+        b'I' => Message::Insert(insert(&mut reader)?),
+        b'U' => Message::Update(update(&mut reader)?),
+        b'D' => Message::Delete(delete(&mut reader)?),
+        _ => Message::Truncate(truncate(&mut reader)?),
+    };
+    match reader.left() {
+        0 => Ok(message),
+        left => Err(reader.error(format!("{left} bytes more than the message has"))),
+    }
+}
+
+fn begin(reader: &mut Reader) -> Result<Begin, DecodeError> {
+    Ok(Begin {
+        final_lsn: reader.lsn()?,
+        time: reader.time()?,
+        xid: reader.u32()?,
+    })
+}
+
+fn commit(reader: &mut Reader) -> Result<Commit, DecodeError> {
+    reader.flags(0)?;
+    Ok(Commit {
+        lsn: reader.lsn()?,
+        end: reader.lsn()?,
+        time: reader.time()?,
+    })
+}
+
+fn relation(reader: &mut Reader) -> Result<Relation, DecodeError> {
+    let id = reader.u32()?;
+    let schema = reader.schema()?;
+    let name = reader.string()?;
+    let identity = match reader.u8()? {
+        b'd' => Identity::Default,
+        b'n' => Identity::Nothing,
+        b'f' => Identity::Full,
+        b'i' => Identity::Index,
+        other => return Err(reader.unknown("replica identity", other)),
+    };
+    // A flag, an empty name, two numbers.
+    let number = usize::from(reader.u16()?);
+    let mut columns = reader.room_for(number, 10)?;
+    for _ in 0..number {
+        columns.push(Column {
+            key: reader.flags(1)? == 1,
+            name: reader.string()?,
+            type_oid: reader.u32()?,
+            modifier: reader.u32()?.cast_signed(),
+        });
+    }
+    Ok(Relation {
+        id,
+        schema,
+        name,
+        identity,
+        columns,
+    })
+}
+
+fn type_name(reader: &mut Reader) -> Result<TypeName, DecodeError> {
+    Ok(TypeName {
+        id: reader.u32()?,
+        schema: reader.schema()?,
+        name: reader.string()?,
+    })
+}
+
+fn logical(reader: &mut Reader) -> Result<Logical, DecodeError> {
+    Ok(Logical {
+        transactional: reader.flags(1)? == 1,
+        lsn: reader.lsn()?,
+        prefix: reader.string()?,
+        content: reader.counted()?,
+    })
+}
+
+fn insert(reader: &mut Reader) -> Result<Insert, DecodeError> {
+    let relation = reader.u32()?;
+    match reader.u8()? {
+        b'N' => Ok(Insert {
+            relation,
+            new: reader.row()?,
+        }),
+        other => Err(reader.unknown("kind of row", other)),
+    }
+}
+
+fn update(reader: &mut Reader) -> Result<Update, DecodeError> {
+    let relation = reader.u32()?;
+    let mut kind = reader.u8()?;
+    let old = match kind {
+        b'K' => Some(Old::Key(reader.row()?)),
+        b'O' => Some(Old::Full(reader.row()?)),
+        _ => None,
+    };
+    if old.is_some() {
+        kind = reader.u8()?;
+    }
+    match kind {
+        b'N' => Ok(Update {
+            relation,
+            old,
+            new: reader.row()?,
+        }),
+        other => Err(reader.unknown("kind of row", other)),
+    }
+}
+
+fn delete(reader: &mut Reader) -> Result<Delete, DecodeError> {
+    let relation = reader.u32()?;
+    let old = match reader.u8()? {
+        b'K' => Old::Key(reader.row()?),
+        b'O' => Old::Full(reader.row()?),
+        other => return Err(reader.unknown("kind of row", other)),
+    };
+    Ok(Delete { relation, old })
+}
+
+fn truncate(reader: &mut Reader) -> Result<Truncate, DecodeError> {
+    let number = reader.u32()? as usize;
+    let options = reader.flags(3)?;
+    let mut relations = reader.room_for(number, 4)?;
+    for _ in 0..number {
+        relations.push(reader.u32()?);
+    }
+    Ok(Truncate {
+        relations,
+        cascade: options & 1 != 0,
+        restart_identity: options & 2 != 0,
+    })
+}
+
+struct Reader {
+    frame: Bytes,
+    at: usize,
+    message: &'static str,
+}
+
+impl Reader {
+    fn left(&self) -> usize {
+        self.frame.len() - self.at
+    }
+
+    fn error(&self, problem: String) -> DecodeError {
+        DecodeError {
+            message: self.message,
+            offset: self.at,
+            problem,
+        }
+    }
+
+    /// About the byte just read.
+    fn unknown(&self, what: &str, byte: u8) -> DecodeError {
+        DecodeError {
+            message: self.message,
+            offset: self.at - 1,
+            problem: format!("unknown {what} {:?}", char::from(byte)),
+        }
+    }
+
+    fn take(&mut self, length: usize) -> Result<&[u8], DecodeError> {
+        if length > self.left() {
+            let problem = format!("{length} bytes expected, {} left", self.left());
+            return Err(self.error(problem));
+        }
+        self.at += length;
+        Ok(&self.frame[self.at - length..self.at])
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
+        let mut bytes = [0; N];
+        bytes.copy_from_slice(self.take(N)?);
+        Ok(bytes)
+    }
+
+    fn u8(&mut self) -> Result<u8, DecodeError> {
+        self.array().map(u8::from_be_bytes)
+    }
+
+    fn u16(&mut self) -> Result<u16, DecodeError> {
+        self.array().map(u16::from_be_bytes)
+    }
+
+    fn u32(&mut self) -> Result<u32, DecodeError> {
+        self.array().map(u32::from_be_bytes)
+    }
+
+    fn lsn(&mut self) -> Result<Lsn, DecodeError> {
+        self.array().map(u64::from_be_bytes).map(Lsn)
+    }
+
+    fn time(&mut self) -> Result<DateTime<Utc>, DecodeError> {
+        let start = self.at;
+        let micros = self.array().map(i64::from_be_bytes)?;
+        micros
+            .checked_add(EPOCH)
+            .and_then(DateTime::from_timestamp_micros)
+            .ok_or_else(|| DecodeError {
+                message: self.message,
+                offset: start,
+                problem: format!("{micros} µs since 2000 is no time"),
+            })
+    }
+
+    /// A byte in which only the bits of `known` may be set.
+    fn flags(&mut self, known: u8) -> Result<u8, DecodeError> {
+        let flags = self.u8()?;
+        if flags & !known == 0 {
+            return Ok(flags);
+        }
+        let problem = format!("unknown flags {flags:#04x}");
+        self.at -= 1;
+        Err(self.error(problem))
+    }
+
+    fn string(&mut self) -> Result<String, DecodeError> {
+        let rest = &self.frame[self.at..];
+        let Some(length) = rest.iter().position(|byte| *byte == 0) else {
+            return Err(self.error("a text without an end".into()));
+        };
+        match std::str::from_utf8(&rest[..length]) {
+            Ok(text) => {
+                let text = text.to_string();
+                self.at += length + 1;
+                Ok(text)
+            }
+            Err(_) => Err(self.error("a text that is not UTF-8".into())),
+        }
+    }
+
+    /// The server leaves the name of its own schema out.
+    fn schema(&mut self) -> Result<String, DecodeError> {
+        let name = self.string()?;
+        Ok(if name.is_empty() {
+            "pg_catalog".into()
+        } else {
+            name
+        })
+    }
+
+    /// Bytes after their number.
+    fn counted(&mut self) -> Result<Bytes, DecodeError> {
+        let length = self.u32()? as usize;
+        self.take(length)?;
+        Ok(self.frame.slice(self.at - length..self.at))
+    }
+
+    /// A list for so many items, if the frame can hold them: a number alone must not cost memory.
+    fn room_for<T>(&self, number: usize, least_bytes: usize) -> Result<Vec<T>, DecodeError> {
+        if number > self.left() / least_bytes {
+            let left = self.left();
+            return Err(self.error(format!("{number} items expected, {left} bytes left")));
+        }
+        Ok(Vec::with_capacity(number))
+    }
+
+    fn row(&mut self) -> Result<Vec<Value>, DecodeError> {
+        let number = usize::from(self.u16()?);
+        let mut values = self.room_for(number, 1)?;
+        for _ in 0..number {
+            values.push(match self.u8()? {
+                b'n' => Value::Null,
+                b'u' => Value::Unchanged,
+                b't' => Value::Text(self.counted()?),
+                other => return Err(self.unknown("kind of value", other)),
+            });
+        }
+        Ok(values)
+    }
+}
+
+#[cfg(test)]
+mod tests;

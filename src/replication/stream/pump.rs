@@ -1,0 +1,98 @@
+//! Always reads the stream, and answers it: what arrives is looked at, and laid into the spool.
+//!
+//! A server that shuts down waits until what it sent is flushed here, or, where no flush is told, written. So while
+//! anything is not durable here, the last answer tells no flush: its shutdown does not wait, its slot does not move, and
+//! the transaction comes again. What is durable is told in an answer of its own just before.
+
+use super::ahead::Lookahead;
+use super::error::Gap;
+use super::spool::{Frame, Sender};
+use crate::cluster::{Arrived, Lsn, WalStream};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// The server is asked for a sign of life so often.
+const ASK: Duration = Duration::from_secs(2);
+const SILENCE: Duration = Duration::from_secs(20);
+/// Messages taken before the answers have their turn.
+const AT_ONCE: usize = 1000;
+
+pub struct Pump {
+    pub stream: WalStream,
+    pub spool: Sender,
+    pub lookahead: Lookahead,
+    /// Up to where everything is durable here.
+    pub durable: watch::Receiver<Lsn>,
+    pub received: Lsn,
+}
+
+impl Pump {
+    /// Runs until the stream ends, and says why.
+    pub async fn run(mut self) -> Gap {
+        match self.read().await {
+            Ok(()) => Gap::Decoding("the stream ended without a reason".into()),
+            Err(error) => error,
+        }
+    }
+
+    async fn read(&mut self) -> Result<(), Gap> {
+        let mut ask = tokio::time::interval(ASK);
+        let mut heard = Instant::now();
+        self.tell(false).await?;
+        loop {
+            tokio::select! {
+                arrived = self.stream.next() => {
+                    heard = Instant::now();
+                    let mut wanted = self.take(arrived?)?;
+                    for _ in 0..AT_ONCE {
+                        let Some(more) = self.stream.ready()? else { break };
+                        wanted |= self.take(more)?;
+                    }
+                    if wanted {
+                        self.tell(false).await?;
+                    }
+                }
+                changed = self.durable.changed() => match changed {
+                    Ok(()) => self.tell(false).await?,
+                    // The applier is gone, and takes us with it.
+                    Err(_) => std::future::pending().await,
+                },
+                _ = ask.tick() => {
+                    if heard.elapsed() > SILENCE {
+                        return Err(self.stream.silent(SILENCE.as_secs()).into());
+                    }
+                    self.tell(true).await?;
+                }
+            }
+        }
+    }
+
+    /// Whether the server wants an answer now.
+    fn take(&mut self, arrived: Arrived) -> Result<bool, Gap> {
+        match arrived {
+            Arrived::Data { bytes, end } => {
+                self.received = self.received.max(end);
+                self.lookahead.see(&bytes);
+                self.spool.send(Frame::Data(bytes))?;
+                Ok(false)
+            }
+            Arrived::Keepalive { end, reply } => {
+                self.received = self.received.max(end);
+                self.spool.send(Frame::Reached(end))?;
+                Ok(reply)
+            }
+        }
+    }
+
+    async fn tell(&mut self, ask: bool) -> Result<(), Gap> {
+        let durable = *self.durable.borrow_and_update();
+        let received = self.received.max(durable);
+        let level = received == durable;
+        self.stream.answer(received, durable, ask && level).await?;
+        if !level {
+            self.stream.answer(received, Lsn(0), ask).await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,216 @@
+//! What belongs to a transaction besides its rows: what the primary lacks, what goes, bytes that change under a key, and
+//! whether the fuse lets it pass.
+
+use super::super::artifacts::Swap;
+use super::super::courier::Courier;
+use super::super::error::PassError;
+use super::super::fuse::{self, Shrinkage};
+use super::super::replacements;
+use super::apply::keys;
+use super::changes::Named;
+use super::error::Gap;
+use super::gate::Outcome;
+use crate::cluster::{LocalSession, Lsn, State};
+use crate::config::Config;
+use std::collections::HashSet;
+
+pub struct Settling<'a> {
+    config: &'a Config,
+    state: &'a State,
+    courier: &'a Courier,
+    /// Keys recorded as unavailable, with the checksum of each.
+    lacking: HashSet<(String, String)>,
+    packages: u64,
+    /// The database is not the one that Builder sees: what changes under its keys waits for the switch.
+    incoming: bool,
+    /// Gathered for the switch.
+    pub swaps: Vec<Swap>,
+    /// What vanished, likewise.
+    pub shrinkage: Shrinkage,
+}
+
+/// What is to be judged, and written beside the rows.
+pub struct Verdict<'a> {
+    pub removed: &'a [Named],
+    /// Keys whose artifacts are here.
+    pub here: &'a [String],
+    pub outcomes: &'a [Outcome],
+    pub inserted: u64,
+    pub end: Lsn,
+    /// Of several transactions of the primary.
+    pub several: bool,
+}
+
+impl<'a> Settling<'a> {
+    pub async fn open(
+        config: &'a Config,
+        state: &'a State,
+        courier: &'a Courier,
+        session: &LocalSession,
+        incoming: bool,
+    ) -> Result<Settling<'a>, PassError> {
+        let sql = "SELECT key, checksum FROM warm_spare.unavailable";
+        let rows = session
+            .query("reading what the primary lacks", sql, &[])
+            .await?;
+        let counted = "SELECT count(*) FROM public.origin_packages";
+        let counted = session.query_one("counting packages", counted, &[]).await?;
+        Ok(Settling {
+            config,
+            state,
+            courier,
+            lacking: rows.iter().map(|row| (row.get(0), row.get(1))).collect(),
+            packages: counted.get::<_, i64>(0).unsigned_abs(),
+            incoming,
+            swaps: Vec::new(),
+            shrinkage: Shrinkage::default(),
+        })
+    }
+
+    /// Whether anything is known to be lacking.
+    pub fn lacks(&self) -> bool {
+        !self.lacking.is_empty()
+    }
+
+    /// Lets the open transaction pass, or not; writes what must stand beside its rows.
+    pub async fn judge(&mut self, session: &LocalSession, verdict: Verdict<'_>) -> Result<(), Gap> {
+        let before = self.packages;
+        let newly: Vec<String> = verdict
+            .outcomes
+            .iter()
+            .filter_map(|outcome| match outcome {
+                Outcome::Lacking {
+                    key,
+                    checksum,
+                    quiet: false,
+                    ..
+                } if !self.lacking.contains(&(key.clone(), checksum.clone())) => Some(key.clone()),
+                _ => None,
+            })
+            .collect();
+        let removed: Vec<String> = verdict
+            .removed
+            .iter()
+            .map(|named| format!("{} {}", named.ident, named.target))
+            .collect();
+        if !removed.is_empty() || !newly.is_empty() {
+            let change = Shrinkage {
+                packages: removed,
+                packages_before: before,
+                artifacts: newly,
+                artifacts_before: before,
+                ..Shrinkage::default()
+            };
+            self.ask_the_fuse(change, &verdict).await?;
+        }
+        self.note_lacking(session, &verdict).await?;
+        let removed = verdict.removed.len() as u64;
+        self.packages = (before + verdict.inserted).saturating_sub(removed);
+        Ok(())
+    }
+
+    async fn ask_the_fuse(&mut self, change: Shrinkage, verdict: &Verdict<'_>) -> Result<(), Gap> {
+        let removed: Vec<(String, &str)> = keys(verdict.removed)
+            .into_iter()
+            .zip(verdict.removed.iter().map(|named| named.checksum.as_str()))
+            .collect();
+        if self.incoming {
+            // The switch is judged as a whole, against what Builder sees.
+            self.shrinkage.artifacts.extend(change.artifacts);
+            self.state.retire(&removed).await?;
+            return Ok(());
+        }
+        let counted = (change.packages.len() as i64, change.artifacts.len() as i64);
+        let approved = match fuse::ask(self.config, self.state, change).await {
+            Ok(approved) => approved,
+            // Which transaction it is, is found one by one.
+            Err(PassError::Refused { .. }) if verdict.several => return Err(Gap::Careful),
+            Err(error) => return Err(error.into()),
+        };
+        self.state
+            .vanished(counted.0, counted.1, &verdict.end.to_string(), approved)
+            .await?;
+        // Recorded although the transaction may not come about: what a row still names is not deleted.
+        self.state.retire(&removed).await?;
+        Ok(())
+    }
+
+    async fn note_lacking(
+        &mut self,
+        session: &LocalSession,
+        verdict: &Verdict<'_>,
+    ) -> Result<(), PassError> {
+        let gone = keys(verdict.removed);
+        if self.lacks() && (!gone.is_empty() || !verdict.here.is_empty()) {
+            let sql = "DELETE FROM warm_spare.unavailable WHERE key = ANY ($1)";
+            let over: Vec<&str> = gone
+                .iter()
+                .chain(verdict.here)
+                .map(String::as_str)
+                .collect();
+            session
+                .execute("forgetting what is not lacking any more", sql, &[&over])
+                .await?;
+            self.lacking
+                .retain(|(key, _)| !over.contains(&key.as_str()));
+        }
+        let sql = "INSERT INTO warm_spare.unavailable (key, checksum, reason) VALUES ($1, $2, $3) \
+                   ON CONFLICT (key) DO UPDATE SET checksum = excluded.checksum, reason = excluded.reason";
+        for outcome in verdict.outcomes {
+            let Outcome::Lacking {
+                key,
+                checksum,
+                reason,
+                quiet,
+            } = outcome
+            else {
+                continue;
+            };
+            session
+                .execute(
+                    "recording what the primary lacks",
+                    sql,
+                    &[key, checksum, reason],
+                )
+                .await?;
+            self.lacking.insert((key.clone(), checksum.clone()));
+            if !quiet {
+                log::warn!("peer: {key} is {reason}; its row passes without it");
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes that change under a key: just before the transaction whose row names the new ones is committed, and after
+    /// the one that took the old row away was.
+    pub async fn swap(&mut self, swaps: &[Swap], end: Lsn) -> Result<(), PassError> {
+        if swaps.is_empty() {
+            return Ok(());
+        }
+        if self.incoming {
+            for swap in swaps {
+                self.swaps.retain(|other| other.key != swap.key);
+                self.swaps.push(swap.clone());
+            }
+            return Ok(());
+        }
+        replacements::carry_out(swaps, self.state, self.courier, Some(end), None).await
+    }
+
+    /// The transaction did not come about.
+    pub async fn unswap(&self) -> Result<(), PassError> {
+        if !self.incoming {
+            replacements::undo(self.state, self.courier, None).await?;
+        }
+        Ok(())
+    }
+
+    /// The transaction is committed.
+    pub async fn swapped(&self, swaps: &[Swap]) -> Result<(), PassError> {
+        if self.incoming {
+            return Ok(());
+        }
+        self.state.forget_replacements().await?;
+        replacements::clear_staged(self.courier, swaps).await
+    }
+}

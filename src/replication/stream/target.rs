@@ -1,0 +1,255 @@
+//! A table of the spare as the stream's changes meet it: the same columns, and the statements that change its rows.
+
+use super::pgoutput::{Column, Identity, Relation};
+use crate::cluster::{DatastoreError, LocalSession, quote_ident};
+use std::collections::HashMap;
+
+/// The first object id that is a database's own; smaller ones are the same on every server.
+const FIRST_OWN: u32 = 16_384;
+
+#[derive(Debug)]
+pub struct Target {
+    /// `public.origins`, for people.
+    pub name: String,
+    quoted: String,
+    pub columns: Vec<TargetColumn>,
+    pub identity: Identity,
+    /// Numbers of the columns that find a row.
+    pub keys: Vec<usize>,
+    /// Its rows are packages: the numbers of ident, target and checksum.
+    pub package: Option<[usize; 3]>,
+}
+
+#[derive(Debug)]
+pub struct TargetColumn {
+    quoted: String,
+    type_name: String,
+    has_equality: bool,
+    /// The server gives its value, and takes none in an update.
+    always: bool,
+}
+
+/// Types that the stream has named: those that are a database's own.
+pub type Types = HashMap<u32, (String, String)>;
+
+const COLUMNS: &str = "
+SELECT a.attname::text, format_type(a.atttypid, a.atttypmod), a.atttypid, a.atttypmod,
+       b.typname::text, n.nspname::text, a.attidentity = 'a',
+       b.typtype = 'e' OR EXISTS (SELECT 1 FROM pg_operator o
+         WHERE o.oprname = '=' AND o.oprleft = b.oid AND o.oprright = b.oid)
+FROM pg_attribute a
+JOIN pg_type t ON t.oid = a.atttypid
+JOIN pg_type b ON b.oid = coalesce(nullif(t.typbasetype, 0), t.oid)
+JOIN pg_namespace n ON n.oid = b.typnamespace
+WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+ORDER BY a.attnum";
+
+impl Target {
+    /// Err: why the spare's table is not the one that the primary speaks of.
+    pub async fn find(
+        session: &LocalSession,
+        relation: &Relation,
+        types: &Types,
+    ) -> Result<Result<Target, String>, DatastoreError> {
+        let quoted = format!(
+            "{}.{}",
+            quote_ident(&relation.schema),
+            quote_ident(&relation.name)
+        );
+        let name = format!("{}.{}", relation.schema, relation.name);
+        let rows = session
+            .query("reading a table's columns", COLUMNS, &[&quoted])
+            .await?;
+        let theirs: Vec<&str> = relation.columns.iter().map(|c| c.name.as_str()).collect();
+        let ours: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+        if ours != theirs {
+            return Ok(Err(format!(
+                "table {name} has the columns ({}) on the primary and ({}) here",
+                theirs.join(", "),
+                ours.join(", ")
+            )));
+        }
+        let mut columns = Vec::with_capacity(rows.len());
+        for (row, column) in rows.iter().zip(&relation.columns) {
+            let type_name: String = row.get(1);
+            let own = (row.get::<_, String>(5), row.get::<_, String>(4));
+            if !same_type(column, (row.get(2), row.get(3)), &own, types) {
+                return Ok(Err(format!(
+                    "column {} of table {name} has another type on the primary than here ({type_name})",
+                    column.name
+                )));
+            }
+            columns.push(TargetColumn {
+                quoted: quote_ident(&column.name),
+                type_name,
+                has_equality: row.get(7),
+                always: row.get(6),
+            });
+        }
+        let at = |wanted: &str| theirs.iter().position(|column| *column == wanted);
+        let package = (name == "public.origin_packages")
+            .then(|| Some([at("ident")?, at("target")?, at("checksum")?]))
+            .flatten();
+        let flagged = relation.columns.iter().enumerate();
+        let keys = flagged.filter(|(_, c)| c.key).map(|(n, _)| n).collect();
+        Ok(Ok(Target {
+            name,
+            quoted,
+            columns,
+            identity: relation.identity.clone(),
+            keys,
+            package,
+        }))
+    }
+
+    /// Any number of rows at once: one array of texts for each column.
+    pub fn insert(&self) -> String {
+        if self.columns.is_empty() {
+            return format!("INSERT INTO {} DEFAULT VALUES", self.quoted);
+        }
+        let listed = |each: &dyn Fn(usize, &TargetColumn) -> String| {
+            let columns = self.columns.iter().enumerate();
+            let texts: Vec<String> = columns.map(|(n, column)| each(n, column)).collect();
+            texts.join(", ")
+        };
+        format!(
+            "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM unnest({}) AS u ({})",
+            self.quoted,
+            listed(&|_, column| column.quoted.clone()),
+            listed(&|n, column| format!("u.c{n}::{}", column.type_name)),
+            listed(&|n, _| format!("${}::text[]", n + 1)),
+            listed(&|n, _| format!("c{n}")),
+        )
+    }
+
+    /// Columns that an update may set: those whose value was sent, and is not given by the server.
+    pub fn settable(&self, column: usize) -> bool {
+        !self.columns[column].always
+    }
+
+    /// `set` are the columns to be set, by the first parameters; the row is found by those that follow.
+    pub fn update(&self, set: &[usize], found: &Found) -> String {
+        let assignments: Vec<String> = set
+            .iter()
+            .enumerate()
+            .map(|(n, column)| {
+                let column = &self.columns[*column];
+                format!("{} = ${}::{}", column.quoted, n + 1, column.type_name)
+            })
+            .collect();
+        let condition = self.condition(found, set.len());
+        let table = &self.quoted;
+        let sql = format!(
+            "UPDATE {table} SET {} WHERE {condition}",
+            assignments.join(", ")
+        );
+        match self.package {
+            None => sql,
+            Some(named) => {
+                let [ident, target, checksum] = named.map(|column| &self.columns[column].quoted);
+                format!(
+                    "WITH was AS MATERIALIZED (SELECT {ident} AS i, {target} AS t, {checksum} AS c FROM {table} WHERE {condition}) \
+                     {sql} RETURNING {ident}, {target}, {checksum}, (SELECT i FROM was), (SELECT t FROM was), (SELECT c FROM was)"
+                )
+            }
+        }
+    }
+
+    pub fn delete(&self, found: &Found) -> String {
+        let sql = format!(
+            "DELETE FROM {} WHERE {}",
+            self.quoted,
+            self.condition(found, 0)
+        );
+        match self.package {
+            None => sql,
+            Some(named) => {
+                let names = named.map(|column| self.columns[column].quoted.as_str());
+                format!("{sql} RETURNING {}", names.join(", "))
+            }
+        }
+    }
+
+    /// Its packages, before all of them go.
+    pub fn packages(&self) -> Option<String> {
+        let names = self
+            .package?
+            .map(|column| self.columns[column].quoted.as_str());
+        Some(format!("SELECT {} FROM {}", names.join(", "), self.quoted))
+    }
+
+    pub fn quoted(&self) -> &str {
+        &self.quoted
+    }
+
+    fn condition(&self, found: &Found, before: usize) -> String {
+        let mut parameter = before;
+        let mut equal = |column: usize| {
+            parameter += 1;
+            let column = &self.columns[column];
+            let (name, kind) = (&column.quoted, &column.type_name);
+            let same_text = format!("{name}::text = ${parameter}::{kind}::text");
+            // Equal is not the same: 1.0 and 1.00 are, as numbers. By text alone no index would serve.
+            match (found, column.has_equality) {
+                (Found::ByKey, _) => format!("{name} = ${parameter}::{kind}"),
+                (Found::ByRow { .. }, true) => {
+                    format!("({name} = ${parameter}::{kind} AND {same_text})")
+                }
+                (Found::ByRow { .. }, false) => same_text,
+            }
+        };
+        match found {
+            Found::ByKey => {
+                let equals: Vec<String> = self.keys.iter().map(|column| equal(*column)).collect();
+                equals.join(" AND ")
+            }
+            // One of them, if there are several alike: exactly one row goes for each that went.
+            Found::ByRow { nulls } => {
+                let terms: Vec<String> = (0..self.columns.len())
+                    .map(|column| match nulls[column] {
+                        true => format!("{} IS NULL", self.columns[column].quoted),
+                        false => equal(column),
+                    })
+                    .collect();
+                let all = match terms.is_empty() {
+                    true => "true".to_string(),
+                    false => terms.join(" AND "),
+                };
+                format!(
+                    "ctid = (SELECT ctid FROM {} WHERE {all} LIMIT 1)",
+                    self.quoted
+                )
+            }
+        }
+    }
+}
+
+/// How a row is found.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Found {
+    ByKey,
+    /// By all its values, for its table has no key. Which of them are NULL.
+    ByRow {
+        nulls: Vec<bool>,
+    },
+}
+
+fn same_type(column: &Column, ours: (u32, i32), own: &(String, String), types: &Types) -> bool {
+    let (oid, modifier) = ours;
+    if column.modifier != modifier {
+        return false;
+    }
+    match types.get(&column.type_oid) {
+        _ if column.type_oid < FIRST_OWN => column.type_oid == oid,
+        // The stream names a domain by its base type.
+        Some((schema, name)) => {
+            let schema = if schema.is_empty() {
+                "pg_catalog"
+            } else {
+                schema
+            };
+            (schema, name.as_str()) == (own.0.as_str(), own.1.as_str())
+        }
+        None => false,
+    }
+}

@@ -1,0 +1,360 @@
+//! Following: the stream for as long as it goes, and beside it what else is due.
+
+use super::super::desk::Desk;
+use super::super::next;
+use super::super::plan::{Next, Rules};
+use super::Duties;
+use super::interrupts::another_stream;
+use super::verification::finished;
+use crate::cluster::preparation::Names;
+use crate::cluster::{
+    ByteBudget, Confirmation, LocalSession, LocalStore, Lsn, PeerSession, Side, State, Store,
+};
+use crate::config::{Config, Mode};
+use crate::observe::{Held, Mode as Shown};
+use crate::replication::stream::{self, Applied, Follow, Followed, Gap, Seen, Told};
+use crate::replication::{Chosen, Courier, PassError, decide};
+use chrono::TimeDelta;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{Notify, watch};
+
+/// What the stream tells is put into the state at once; what must be written down is left to the chores.
+struct Ear {
+    desk: Desk,
+    began: Notify,
+    lacking: Notify,
+    confirmed: watch::Sender<Option<Confirmation>>,
+}
+
+impl Told for Ear {
+    fn following(&self) {
+        self.desk.see_datastore(Side::Peer, None);
+        self.began.notify_one();
+    }
+
+    fn applied(&self, applied: Applied) {
+        let counter = &self.desk.counters.transactions_applied;
+        counter.inc_by(applied.transactions);
+        self.desk.update(|state| {
+            if let Some(point) = &mut state.point {
+                point.lsn = applied.point.lsn.to_string();
+                point.commit_time = applied.point.commit_time;
+            }
+            state.gate_waiting = Some(applied.waiting);
+            if applied.waiting == 0 {
+                state.waiting = Some(false);
+                state.lag_bytes = Some(0);
+            }
+        });
+        if applied.lacking {
+            self.lacking.notify_one();
+        }
+    }
+
+    fn waiting(&self, transactions: u64) {
+        self.desk.update(|state| {
+            state.gate_waiting = Some(transactions);
+            state.waiting = Some(true);
+        });
+    }
+
+    fn waited(&self, time: Duration) {
+        self.desk.counters.gate_wait.observe(time.as_secs_f64());
+    }
+
+    fn trouble(&self, trouble: Option<&Arc<PassError>>) {
+        match trouble {
+            Some(error) => {
+                self.desk.hold_for(error);
+            }
+            None => self.desk.release(|hold| hold.passing),
+        }
+    }
+
+    fn copied(&self, bytes: u64) {
+        self.desk.counters.artifacts_copied.inc();
+        self.desk.counters.artifact_bytes_copied.inc_by(bytes);
+    }
+
+    fn seen(&self, seen: &Seen) {
+        self.desk.see_datastore(Side::Peer, None);
+        self.desk.update(|state| {
+            state.peer.version = Some(seen.server.version.clone());
+            state.peer.tls = Some(seen.server.tls);
+            state.peer.fenced = Some(seen.fenced);
+            state.held = seen.slot.as_ref().map(|slot| Held {
+                bytes: slot.held_bytes,
+                bound: seen.wal_bound,
+            });
+            let reached = state.point.as_ref().and_then(|p| p.lsn.parse::<Lsn>().ok());
+            if state.waiting == Some(true) {
+                state.lag_bytes = reached.map(|lsn| seen.wal.0.saturating_sub(lsn.0));
+            }
+        });
+    }
+
+    fn confirmed(&self, confirmation: Confirmation) {
+        self.confirmed.send_replace(Some(confirmation));
+    }
+}
+
+enum Ended {
+    Stream(Result<Followed, Gap>),
+    Other(&'static str),
+}
+
+impl Duties<'_> {
+    /// Whether what is here was copied for a stream to go on from, and may go on now.
+    pub(super) fn follows(&self, config: &Config) -> bool {
+        let now = self.desk.now();
+        let slot = self
+            .desk
+            .read(|state| state.point.as_ref().is_some_and(|p| !p.slot.is_empty()));
+        slot && !self.plan.repair
+            && !self.rows_differ
+            && !Rules::of(config).is_paused(now)
+            && self.plan.not_before.is_none_or(|earliest| earliest <= now)
+    }
+
+    pub(super) async fn follow(&mut self, config: &Arc<Config>) -> Result<(), PassError> {
+        if config.replication.mode == Mode::Snapshot || !self.choose(config).await? {
+            return self.leave_stream(config).await;
+        }
+        let Some(recorded) = self.point() else {
+            return Ok(());
+        };
+        let tenure = self.tenure;
+        let state = State::open(&config.local.datastore).await?;
+        let courier = Courier {
+            peer: Store::open(Side::Peer, &config.peer.s3)?,
+            local: LocalStore::open(&config.local.s3)?,
+            budget: ByteBudget::new(config.replication.buffer),
+            throttle: self.desk.throttle.clone(),
+        };
+        let ear = Arc::new(Ear {
+            desk: self.desk.clone(),
+            began: Notify::new(),
+            lacking: Notify::new(),
+            confirmed: watch::Sender::new(None),
+        });
+        let cluster = state.cluster().await?;
+        let follow = Follow {
+            config,
+            state: &state,
+            lock: tenure.lock,
+            courier: &courier,
+            names: Names::of(&cluster.id, &config.replication),
+            recorded,
+            database: &config.local.datastore.database,
+            incoming: false,
+            until: None,
+            told: ear.clone(),
+            spool: tenure.data.clone(),
+            clock: self.desk.clock.clone(),
+        };
+        let ended = tokio::select! {
+            ended = stream::follow(&follow) => Ended::Stream(ended),
+            why = self.chores(config, &ear) => Ended::Other(why?),
+        };
+        self.desk.update(|state| {
+            state.gate_waiting = None;
+            state.waiting = None;
+        });
+        match ended {
+            Ended::Other(why) => {
+                log::info!("following begins again: {why}");
+                Ok(())
+            }
+            // It has no end that was asked for.
+            Ended::Stream(Ok(_)) => Ok(()),
+            Ended::Stream(Err(gap)) => self.followed(config, gap).await,
+        }
+    }
+
+    /// The stream ended: by a failure, or by what only a new baseline makes good.
+    async fn followed(&mut self, config: &Config, gap: Gap) -> Result<(), PassError> {
+        let held = matches!(gap, Gap::Held { .. });
+        match gap.failure() {
+            Ok(error) => Err(error),
+            Err(gap) => {
+                let text = format!("{gap}; a new baseline is made");
+                log::warn!("peer: {text}");
+                self.desk.note("gap", &text);
+                self.plan.repair = true;
+                self.rows_differ = true;
+                if held {
+                    self.drop_slot(config).await;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether the stream is the way to go, as both sides stand now.
+    pub(super) async fn choose(&self, config: &Config) -> Result<bool, PassError> {
+        let id = self.desk.read(|state| state.cluster_id.clone());
+        let local = LocalSession::open(&config.local.datastore, "postgres").await?;
+        let peer = PeerSession::open(&config.peer.datastore).await?;
+        let chosen = decide(config, &id.unwrap_or_default(), &local, &peer).await?;
+        self.show_mode(&chosen);
+        Ok(chosen.stream.is_some())
+    }
+
+    pub(super) fn show_mode(&self, chosen: &Chosen) {
+        self.desk.update(|state| {
+            state.mode = Some(Shown {
+                stream: chosen.stream.is_some(),
+                reason: chosen.reason.clone(),
+            });
+            state.ours = Some(chosen.ours.clone());
+            state.orphans = Some(chosen.orphans.clone());
+        });
+    }
+
+    /// From now on whole copies are made, and the primary need hold nothing for us.
+    pub(super) async fn leave_stream(&mut self, config: &Config) -> Result<(), PassError> {
+        self.drop_slot(config).await;
+        let lsn = self
+            .desk
+            .read(|state| Some(state.point.as_ref()?.lsn.clone()));
+        let lsn = lsn.unwrap_or_default();
+        self.tenure.state.leave_stream(&lsn).await?;
+        self.desk.note("mode", "whole copies are made from now on");
+        self.desk.update(|state| state.held = None);
+        super::super::tenure::recall(self.desk, config, &self.tenure.state).await
+    }
+
+    /// While nothing is followed, nobody else looks how much is held for us.
+    pub(super) async fn look_at_slot(&mut self, config: &Config) -> Result<(), PassError> {
+        let id = self.desk.read(|state| state.cluster_id.clone());
+        let names = Names::of(&id.unwrap_or_default(), &config.replication);
+        let clock = self.desk.clock.clone();
+        let seen = stream::ask(config, &names.slot, &names.publication, &clock).await?;
+        let held = seen.slot.as_ref().map(|slot| Held {
+            bytes: slot.held_bytes,
+            bound: seen.wal_bound,
+        });
+        self.desk.update(|state| state.held = held);
+        if held.is_some_and(|held| held.bytes > config.replication.wal_hold_limit) {
+            log::warn!(
+                "peer: our slot holds more than replication.wal_hold_limit; it is given up, and a new baseline follows"
+            );
+            self.drop_slot(config).await;
+        }
+        Ok(())
+    }
+
+    /// What nobody reads must hold nothing. Not being able to say so is no failure of ours: the server has its own bound.
+    pub(super) async fn drop_slot(&self, config: &Config) {
+        let Some(slot) = self
+            .desk
+            .read(|state| Some(state.point.as_ref()?.slot.clone()))
+        else {
+            return;
+        };
+        if slot.is_empty() || config.replication.slot.is_some() {
+            return;
+        }
+        match stream::drop_slot(&config.peer.datastore, &slot).await {
+            Ok(()) => self.desk.note("slot", &format!("slot {slot} was dropped")),
+            Err(error) => log::warn!("{error}; slot {slot} is left"),
+        }
+    }
+
+    /// What is due beside the stream. Ends when another configuration asks for another stream.
+    async fn chores(&mut self, config: &Arc<Config>, ear: &Ear) -> Result<&'static str, PassError> {
+        let mut confirmations = ear.confirmed.subscribe();
+        let mut rules = Rules::of(config);
+        loop {
+            let now = self.desk.now();
+            self.plan.mind_the_clock(now);
+            let until = match self.plan.beside(&rules, now) {
+                Next::Retry => {
+                    if let Err(error) = self.retry(config).await {
+                        log::warn!("{error}; it is tried again later");
+                    }
+                    continue;
+                }
+                Next::Verify => {
+                    self.begin_verification(config);
+                    continue;
+                }
+                Next::Sleep(until) => until,
+                Next::Look | Next::Pass | Next::Follow => now + TimeDelta::seconds(1),
+            };
+            let clock = self.desk.clock.clone();
+            let until = self.verify_again.map_or(until, |again| again.min(until));
+            tokio::select! {
+                () = clock.sleep_until(until) => {}
+                () = next(&mut self.configs) => {
+                    let new = self.config();
+                    if another_stream(&new, config) {
+                        return Ok("another configuration");
+                    }
+                    rules = Rules::of(&new);
+                }
+                ended = finished(&mut self.verification) => {
+                    self.verified(ended).await;
+                    if self.rows_differ || self.plan.repair {
+                        return Ok("a verification found differences");
+                    }
+                }
+                () = ear.began.notified() => self.began(),
+                () = ear.lacking.notified() => self.recount(config).await?,
+                changed = confirmations.changed() => {
+                    let confirmation = *confirmations.borrow_and_update();
+                    if let (Ok(()), Some(confirmation)) = (changed, confirmation) {
+                        self.confirm_at(confirmation).await?;
+                    }
+                }
+            }
+            if self
+                .verify_again
+                .is_some_and(|again| again <= self.desk.now())
+            {
+                self.verify_again = None;
+                self.plan.verified = chrono::DateTime::UNIX_EPOCH;
+            }
+        }
+    }
+
+    fn began(&mut self) {
+        log::info!("following the primary's transactions");
+        self.plan.not_before = None;
+        self.plan.waiting = None;
+        self.settled();
+    }
+
+    /// What the primary lacks, as it stands beside the rows.
+    async fn recount(&mut self, config: &Config) -> Result<(), PassError> {
+        super::super::tenure::recall(self.desk, config, &self.tenure.state).await?;
+        self.plan.lacking = self.desk.read(|state| {
+            state
+                .artifacts
+                .as_ref()
+                .is_some_and(|a| a.missing + a.damaged > 0)
+        });
+        Ok(())
+    }
+
+    async fn confirm_at(&mut self, confirmation: Confirmation) -> Result<(), PassError> {
+        let sound = self.desk.read(|state| {
+            let bucket = state
+                .local
+                .s3
+                .as_ref()
+                .is_none_or(|reach| reach.error.is_none());
+            bucket && state.local.fenced != Some(false)
+        });
+        if sound {
+            self.tenure.state.confirm(confirmation).await?;
+            self.clock_offset = confirmation.clock_offset_seconds;
+            self.desk.update(|state| {
+                state.confirmation = Some(confirmation);
+                state.confirmed = Some(Instant::now());
+            });
+        }
+        Ok(())
+    }
+}
