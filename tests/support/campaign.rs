@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rand::SeedableRng;
 use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -25,6 +25,8 @@ const PAUSE: Duration = Duration::from_millis(250);
 const LEVEL_EVERY: usize = 10;
 /// For coming level after faults: the service's own pauses after failures lie within.
 const LEVEL_LIMIT: Duration = Duration::from_secs(90);
+/// Before half of the faults, for the service to be at its work again.
+const MOVES_ON: Duration = Duration::from_secs(6);
 /// After a fault is undone, for the service to say something new.
 const NEWS: Duration = Duration::from_millis(1500);
 
@@ -203,6 +205,10 @@ async fn play(
         }
         // Each fault has numbers of its own, so that the next one does not depend on how far this one came.
         let mut own = StdRng::from_rng(&mut rng);
+        if own.random_bool(0.5) {
+            // Else most faults would strike a service that is still busy with the one before.
+            stage.moves_on(MOVES_ON).await;
+        }
         let started = Instant::now();
         let before = status(stage).await;
         let striking = in_time(stage.strike(fault, &mut own)).await;
@@ -212,7 +218,9 @@ async fn play(
             continue;
         }
         summary.faults += 1;
-        *summary.kinds.entry(fault.kind()).or_default() += 1;
+        let missed = matches!(fault, Fault::ServiceKilledAt(..)) && !stage.reached;
+        let kind = fault.kind() + if missed { " not reached" } else { "" };
+        *summary.kinds.entry(kind).or_default() += 1;
         if fault == Fault::RolledBack(Server::SpareDatastore) {
             oracle.spare_was_put_back(stage.site).await?;
         }
@@ -224,7 +232,11 @@ async fn play(
         undoing.map_err(|error| format!("{fault:?} could not be undone: {error}"))?;
         news(stage, before).await;
         let after = in_time(look(stage, oracle, summary)).await?;
-        let mut told = format!("{line}: {within}, then {after}, {:.1?}", started.elapsed());
+        let missed = if missed { " not reached" } else { "" };
+        let mut told = format!(
+            "{line}{missed}: {within}, then {after}, {:.1?}",
+            started.elapsed()
+        );
         if summary.faults.is_multiple_of(LEVEL_EVERY) {
             let took = come_level(stage, oracle, summary).await?;
             told.push_str(&format!(", level after {took:.1?}"));

@@ -18,6 +18,8 @@ use super::{Cluster, Postgres, Result, Service, Site, schema_changes, slots};
 
 /// After TERM the Supervisor kills what is not gone in this time.
 const SUPERVISOR_PATIENCE: Duration = Duration::from_secs(8);
+/// Points that a service comes by which has made its copy already.
+const FOLLOWING: [&str; 4] = ["gate.", "apply.", "confirm.", "retention."];
 /// How long the service may take to reach a point in which it is to be killed.
 const POINT_PATIENCE: Duration = Duration::from_secs(8);
 
@@ -38,6 +40,8 @@ pub struct Stage<'a> {
     kept: HashMap<Server, u32>,
     changes: u32,
     paused: bool,
+    /// Whether the point in which the service was to be killed last was ever reached.
+    pub reached: bool,
 }
 
 impl<'a> Stage<'a> {
@@ -61,6 +65,7 @@ impl<'a> Stage<'a> {
             kept: HashMap::new(),
             changes: 0,
             paused: false,
+            reached: false,
         }
     }
 
@@ -203,20 +208,23 @@ impl<'a> Stage<'a> {
 
     async fn kill_at(&mut self, point: &str, count: u32) {
         self.kill_service();
+        if !FOLLOWING.iter().any(|room| point.starts_with(room)) {
+            // Only a copy comes by there, and without its slot it must make one.
+            let _ = slots::drop_slot(&self.site.primary).await;
+        }
         let at = format!("{point}:{count}");
         self.start_service(&[("WARM_SPARE_KILL_AT", &at)]);
         let deadline = Instant::now() + POINT_PATIENCE;
         while self.service_lives() && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        self.said.push(format!(
-            "-- killed at {at}: {}",
-            if self.service_lives() {
-                "not reached"
-            } else {
-                "reached"
-            }
-        ));
+        self.reached = !self.service_lives();
+        let told = if self.reached {
+            "reached"
+        } else {
+            "not reached"
+        };
+        self.said.push(format!("-- killed at {at}: {told}"));
         self.kill_service();
     }
 
@@ -298,6 +306,24 @@ impl<'a> Stage<'a> {
             self.workload.note_harm(told.into());
         }
         Ok(true)
+    }
+
+    /// Until the service has brought something new, or the time is over.
+    pub async fn moves_on(&self, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        let mut stood = None;
+        while Instant::now() < deadline {
+            if let Some(service) = self.awake()
+                && let Ok(status) = service.status().await
+                && status["state"] == "following"
+            {
+                let point = status["recovery_point"]["lsn"].clone();
+                if *stood.get_or_insert(point.clone()) != point {
+                    return;
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(40)).await;
+        }
     }
 
     async fn follows(&self, limit: Duration) -> bool {
