@@ -103,7 +103,15 @@ impl Oracle {
             self.history.settle().await?;
         }
         let history = self.history.clone();
-        let moments = history.lock().await;
+        // A commit that a frozen primary does not answer holds the history as long.
+        let patience = match primary_away {
+            true => Duration::from_millis(500),
+            false => Duration::from_secs(60),
+        };
+        let Ok(moments) = tokio::time::timeout(patience, history.lock()).await else {
+            self.undecided.push(view);
+            return Ok(None);
+        };
         if moments.unsettled {
             // It may hold what was committed just before the primary went away.
             self.undecided.push(view);
