@@ -1,6 +1,6 @@
 //! A thousand faults and more: `scripts/campaign` builds the program and runs this.
 //!
-//! Arguments: how many faults, the first seed, the mode. One pair of clusters per `FAULTS_PER_SITE`, each with the next
+//! Arguments: how many faults, the first seed, the mode, and, to look into one kind of fault, how its name begins. One pair of clusters per `FAULTS_PER_SITE`, each with the next
 //! seed; it ends at the first violation, with everything that is needed to see it again.
 
 #[path = "../tests/support/mod.rs"]
@@ -23,11 +23,13 @@ async fn main() -> ExitCode {
     };
     let (faults, first) = (number(1000) as usize, number(1));
     let mode = arguments.next().unwrap_or_else(|| "auto".into());
+    let only = arguments.next().unwrap_or_default();
     let began = Instant::now();
     let (mut all, mut seeds) = (Summary::default(), Vec::new());
     let mut seed = first;
     while all.faults < faults {
         let mut plan = Plan::new(&mode, seed);
+        plan.only = only.clone();
         plan.faults = FAULTS_PER_SITE.min(faults - all.faults);
         seeds.push(seed);
         match trial(&plan).await {
@@ -39,7 +41,10 @@ async fn main() -> ExitCode {
                     all.faults,
                     error.to_string().lines().next().unwrap_or_default()
                 );
-                println!("again: scripts/campaign {} {seed} {mode}", plan.faults);
+                println!(
+                    "again: scripts/campaign {} {seed} {mode} {only}",
+                    plan.faults
+                );
                 return ExitCode::FAILURE;
             }
         }

@@ -1,21 +1,22 @@
 //! Faults, one after the other, on a pair of clusters that is at work; after every one the oracle looks.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rand::SeedableRng;
 use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::faults::{Fault, Stage};
+use super::faults::{Fault, Server};
 use super::history::History;
 use super::oracle::{self, Oracle};
 use super::proxy::Proxy;
+use super::stage::Stage;
 use super::weather::Weather;
 use super::workload::{self, Workload};
 use super::{Factory, Postgres, Result, Service, Site};
-use std::sync::Arc;
 
 const HANDS: usize = 3;
 /// Between two transactions of one hand, at most.
@@ -23,7 +24,9 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// So many faults, then the spare must come level.
 const LEVEL_EVERY: usize = 10;
 /// For coming level after faults: the service's own pauses after failures lie within.
-const LEVEL_LIMIT: Duration = Duration::from_secs(40);
+const LEVEL_LIMIT: Duration = Duration::from_secs(90);
+/// Before half of the faults, for the service to be at its work again.
+const MOVES_ON: Duration = Duration::from_secs(6);
 /// After a fault is undone, for the service to say something new.
 const NEWS: Duration = Duration::from_millis(1500);
 
@@ -37,6 +40,8 @@ pub struct Plan {
     pub time: Duration,
     /// Named points of the program, for kills there.
     pub points: Vec<&'static str>,
+    /// Faults of this kind alone (its name begins so).
+    pub only: String,
     /// A line per fault.
     pub talks: bool,
 }
@@ -48,14 +53,16 @@ impl Plan {
             seed,
             faults: usize::MAX,
             time: Duration::MAX,
-            points: POINTS.to_vec(),
+            points: match mode {
+                // Its copies have phases; the rest of the points lies in the stream.
+                "snapshot" => Vec::new(),
+                _ => warm_spare::killpoint::POINTS.to_vec(),
+            },
+            only: String::new(),
             talks: true,
         }
     }
 }
-
-/// The points at which a debug build kills itself when `WARM_SPARE_KILL_AT` says so.
-pub const POINTS: &[&str] = &[];
 
 /// What was seen in one trial, or in several.
 #[derive(Debug, Default)]
@@ -179,7 +186,6 @@ async fn run(
     for (deed, count) in stage.workload.done() {
         summary.deeds.insert(format!("{deed:?}"), count);
     }
-    stage.end().await?;
     Ok(summary)
 }
 
@@ -194,8 +200,15 @@ async fn play(
     let began = Instant::now();
     while summary.faults < plan.faults && began.elapsed() < plan.time {
         let fault = Fault::random(&mut rng, &plan.points);
+        if !fault.kind().starts_with(&plan.only) {
+            continue;
+        }
         // Each fault has numbers of its own, so that the next one does not depend on how far this one came.
         let mut own = StdRng::from_rng(&mut rng);
+        if own.random_bool(0.5) {
+            // Else most faults would strike a service that is still busy with the one before.
+            stage.moves_on(MOVES_ON).await;
+        }
         let started = Instant::now();
         let before = status(stage).await;
         let striking = in_time(stage.strike(fault, &mut own)).await;
@@ -205,8 +218,10 @@ async fn play(
             continue;
         }
         summary.faults += 1;
-        *summary.kinds.entry(fault.kind()).or_default() += 1;
-        if fault == Fault::RolledBack(super::faults::Server::SpareDatastore) {
+        let missed = matches!(fault, Fault::ServiceKilledAt(..)) && !stage.reached;
+        let kind = fault.kind() + if missed { " not reached" } else { "" };
+        *summary.kinds.entry(kind).or_default() += 1;
+        if fault == Fault::RolledBack(Server::SpareDatastore) {
             oracle.spare_was_put_back(stage.site).await?;
         }
         let line = format!("{:4} seed {} {fault:?}", summary.faults, plan.seed);
@@ -217,7 +232,11 @@ async fn play(
         undoing.map_err(|error| format!("{fault:?} could not be undone: {error}"))?;
         news(stage, before).await;
         let after = in_time(look(stage, oracle, summary)).await?;
-        let mut told = format!("{line}: {within}, then {after}, {:.1?}", started.elapsed());
+        let missed = if missed { " not reached" } else { "" };
+        let mut told = format!(
+            "{line}{missed}: {within}, then {after}, {:.1?}",
+            started.elapsed()
+        );
         if summary.faults.is_multiple_of(LEVEL_EVERY) {
             let took = come_level(stage, oracle, summary).await?;
             told.push_str(&format!(", level after {took:.1?}"));
@@ -248,14 +267,21 @@ async fn look(stage: &Stage<'_>, oracle: &mut Oracle, summary: &mut Summary) -> 
     if let Some(harm) = stage.workload.harm().first() {
         return Err(format!("INVARIANT 4: {harm}").into());
     }
+    if let Some(service) = stage.awake() {
+        for path in ["/health", "/status"] {
+            let answer = service.get(path).await;
+            answer.map_err(|error| format!("INVARIANT 5: {path} has no answer: {error}"))?;
+        }
+    }
     let stand = oracle.check(stage.site).await?;
     oracle::is_fenced(stage.site, &stage.weather).await?;
     Ok(match stand {
         None => "not seen".into(),
         Some(stand) => format!(
-            "state {} ({} behind{}{})",
+            "state {} ({} behind, {:.1?}{}{})",
             stand.moment,
             stand.behind,
+            stand.late,
             if stand.schema_behind { ", schema" } else { "" },
             if stand.artifacts_seen {
                 ""
@@ -267,7 +293,7 @@ async fn look(stage: &Stage<'_>, oracle: &mut Oracle, summary: &mut Summary) -> 
 }
 
 async fn status(stage: &Stage<'_>) -> Option<Value> {
-    stage.service.as_ref()?.status().await.ok()
+    stage.awake()?.status().await.ok()
 }
 
 /// Until the service says something new, or a short time.
@@ -294,10 +320,19 @@ async fn come_level(
 ) -> Result<Duration> {
     stage.workload.rest().await;
     stage.history.settle().await?;
-    let began = Instant::now();
+    let (began, rested) = (Instant::now(), chrono::Utc::now());
     loop {
         summary.looks += 1;
-        let behind = match oracle.is_level(stage.site).await {
+        let claims = status(stage)
+            .await
+            .is_some_and(|status| claims_level(&status, rested));
+        let level = oracle.is_level(stage.site).await;
+        if let Err(error) = &level
+            && claims
+        {
+            return Err(format!("INVARIANT 5: it says that nothing waits: {error}").into());
+        }
+        let behind = match level {
             Ok(()) => match status(stage).await {
                 Some(status) if status["state"] == "following" && status["hold"].is_null() => break,
                 Some(status) => format!("it says {status}"),
@@ -320,6 +355,16 @@ async fn come_level(
     Ok(took)
 }
 
+/// Whether it says that it knows, from a time when nothing changed any more, that nothing waits.
+fn claims_level(status: &Value, since: chrono::DateTime<chrono::Utc>) -> bool {
+    let confirmed = status["lag"]["confirmed"].as_str();
+    let confirmed = confirmed.and_then(|time| chrono::DateTime::parse_from_rfc3339(time).ok());
+    status["state"] == "following"
+        && status["hold"].is_null()
+        && status["lag"]["seconds"].is_number()
+        && confirmed.is_some_and(|time| time > since)
+}
+
 /// Nothing strikes and nothing changes any more.
 async fn in_the_end(stage: &mut Stage<'_>, oracle: &mut Oracle) -> Result<()> {
     stage.workload.stop().await;
@@ -331,10 +376,11 @@ async fn in_the_end(stage: &mut Stage<'_>, oracle: &mut Oracle) -> Result<()> {
             Ok(()) => {
                 let lacking = oracle::really_lacking(&site.primary).await?;
                 let view = oracle::view(&site.spare).await?.ok_or("no database")?;
-                if view.unavailable == lacking {
+                // What the primary has lost since may still be here: then the oracle has seen it.
+                if view.unavailable.is_subset(&lacking) {
                     break;
                 }
-                let (listed, lacking) = (view.unavailable, lacking);
+                let listed = view.unavailable;
                 format!("listed as unavailable: {listed:?}; the primary really lacks {lacking:?}")
             }
             Err(error) if error.to_string().contains("INVARIANT") => return Err(error),

@@ -39,8 +39,9 @@ pub struct View {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stand {
     pub moment: usize,
-    /// States of the primary between this one and its present.
+    /// Other states of the primary between this one and its present, and the age of the first of them.
     pub behind: usize,
+    pub late: Duration,
     /// Their rows are not all the same: only their columns' difference excuses it.
     pub schema_behind: bool,
     pub artifacts_seen: bool,
@@ -82,6 +83,8 @@ impl Oracle {
     pub async fn spare_was_put_back(&mut self, site: &Site) -> Result<()> {
         self.floor = 0;
         self.floor_lsn = 0;
+        // Of before: they would raise the floor again.
+        self.undecided.clear();
         let view = view(&site.spare).await?;
         self.put_back_to = view.map(|view| view.lsn);
         Ok(())
@@ -100,7 +103,15 @@ impl Oracle {
             self.history.settle().await?;
         }
         let history = self.history.clone();
-        let moments = history.lock().await;
+        // A commit that a frozen primary does not answer holds the history as long.
+        let patience = match primary_away {
+            true => Duration::from_millis(500),
+            false => Duration::from_secs(60),
+        };
+        let Ok(moments) = tokio::time::timeout(patience, history.lock()).await else {
+            self.undecided.push(view);
+            return Ok(None);
+        };
         if moments.unsettled {
             // It may hold what was committed just before the primary went away.
             self.undecided.push(view);
@@ -181,8 +192,7 @@ impl Oracle {
             )
             .into());
         }
-        let era = list[latest].era;
-        if era == self.floor_era && view.lsn < self.floor_lsn {
+        if list[latest].era == self.floor_era && view.lsn < self.floor_lsn {
             return Err(format!(
                 "INVARIANT 3: the recovery point went back from {} to {}",
                 lsn(self.floor_lsn),
@@ -192,14 +202,17 @@ impl Oracle {
         }
         self.floor = self.floor.max(first);
         self.floor_lsn = view.lsn;
-        self.floor_era = era;
-        let behind = list[latest + 1..]
-            .iter()
+        self.floor_era = list[first].era;
+        let waiting = list[latest + 1..].iter();
+        let waiting: Vec<_> = waiting
             .filter(|moment| *moment.content != view.content)
-            .count();
+            .collect();
         Ok(Stand {
             moment: latest,
-            behind,
+            behind: waiting.len(),
+            late: waiting
+                .first()
+                .map_or(Duration::ZERO, |moment| moment.at.elapsed()),
             schema_behind,
             artifacts_seen: false,
         })

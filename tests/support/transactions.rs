@@ -4,14 +4,12 @@
 
 use std::sync::Arc;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
-use rand::{Rng, RngCore, SeedableRng};
+use rand::{Rng, SeedableRng};
 use tokio_postgres::Client;
 
-use super::packages::{self, Names, account, blake2b, object_key, put};
+use super::packages::{self, Names, blake2b, object_key, put};
 use super::{Cluster, Factory, Result, Spec, history::History};
 
 /// The kinds, with how often each is done.
@@ -79,11 +77,11 @@ const ODD: [&str; 9] = [
 ];
 
 /// A package as its row stands.
-struct Row {
+pub(super) struct Row {
     id: i64,
     ident: String,
     target: String,
-    origin: String,
+    pub(super) origin: String,
     checksum: String,
 }
 
@@ -96,7 +94,7 @@ impl Row {
         }
     }
 
-    fn key(&self) -> String {
+    pub(super) fn key(&self) -> String {
         object_key(&self.ident, &self.target)
     }
 }
@@ -104,11 +102,11 @@ impl Row {
 /// One that does such transactions, one after the other.
 pub struct Hand {
     pub name: String,
-    cluster: Cluster,
+    pub(super) cluster: Cluster,
     history: Arc<History>,
-    factory: Factory,
-    rng: StdRng,
-    count: u64,
+    pub(super) factory: Factory,
+    pub(super) rng: StdRng,
+    pub(super) count: u64,
 }
 
 impl Hand {
@@ -120,7 +118,7 @@ impl Hand {
             cluster: cluster.clone(),
             history: history.clone(),
             factory: Factory::new(seed).with_keys_of(keys),
-            rng: StdRng::seed_from_u64(seed ^ 0x68_616e_64),
+            rng: StdRng::seed_from_u64(seed ^ 0x6861_6e64),
             count: 0,
         }
     }
@@ -165,16 +163,16 @@ impl Hand {
         }
     }
 
-    async fn commit(&self, client: &Client, what: &str) -> Result<()> {
+    pub(super) async fn commit(&self, client: &Client, what: &str) -> Result<()> {
         let what = format!("{}: {what}", self.name);
         self.history.commit(client, &what).await
     }
 
-    fn odd(&mut self) -> &'static str {
+    pub(super) fn odd(&mut self) -> &'static str {
         ODD.choose(&mut self.rng).expect("there are odd texts")
     }
 
-    async fn rows(&self, client: &Client) -> Result<Vec<Row>> {
+    pub(super) async fn rows(&self, client: &Client) -> Result<Vec<Row>> {
         let sql = "SELECT id, ident, target, origin, checksum FROM origin_packages WHERE name LIKE '%-' || $1 ORDER BY id";
         let rows = client.query(sql, &[&self.name]).await?;
         Ok(rows
@@ -199,7 +197,7 @@ impl Hand {
     }
 
     /// Of this hand, those that come and go included.
-    async fn some_origin(&mut self, client: &Client) -> Result<String> {
+    pub(super) async fn some_origin(&mut self, client: &Client) -> Result<String> {
         let sql = "SELECT name FROM origins WHERE name = $1 OR name LIKE $1 || '-t%' ORDER BY name";
         let rows = client.query(sql, &[&self.name]).await?;
         let row = rows.choose(&mut self.rng).ok_or("its origin is gone")?;
@@ -330,138 +328,6 @@ impl Hand {
             .await
     }
 
-    async fn create_origin(&mut self, client: &Client) -> Result<()> {
-        let name = format!("{}-t{}", self.name, self.count);
-        begin(client).await?;
-        let owner = account(client, &self.name).await?;
-        let member = account(client, &format!("{}-m0", self.name)).await?;
-        self.factory
-            .origin_rows(client, &name, owner, member)
-            .await?;
-        self.commit(client, &format!("origin {name}")).await
-    }
-
-    async fn transfer_origin(&mut self, client: &Client) -> Result<()> {
-        let origin = self.some_origin(client).await?;
-        begin(client).await?;
-        let to = account(
-            client,
-            &format!("{}-m{}", self.name, self.rng.random_range(0..4)),
-        )
-        .await?;
-        for statement in [
-            "UPDATE origins SET owner_id = $2, updated_at = now() WHERE name = $1",
-            "UPDATE origin_members SET member_role = 'maintainer', updated_at = now() WHERE origin = $1 AND member_role = 'owner' AND account_id <> $2",
-            "INSERT INTO origin_members (origin, account_id, member_role) VALUES ($1, $2, 'owner')
-             ON CONFLICT (origin, account_id) DO UPDATE SET member_role = 'owner', updated_at = now()",
-            "INSERT INTO audit_origin (operation, target_object, origin, requester_id, requester_name) VALUES ('owner_transfer', $1, $1, $2, $1)",
-        ] {
-            client.execute(statement, &[&origin, &to]).await?;
-        }
-        self.commit(client, &format!("transfer of {origin}")).await
-    }
-
-    /// With all its children, of every table, and their artifacts.
-    async fn delete_origin(&mut self, client: &Client) -> Result<()> {
-        let origin = self.some_origin(client).await?;
-        if origin == self.name {
-            return Ok(());
-        }
-        let keys: Vec<String> = self
-            .rows(client)
-            .await?
-            .iter()
-            .filter(|row| row.origin == origin)
-            .map(Row::key)
-            .collect();
-        begin(client).await?;
-        for statement in [
-            "DELETE FROM origin_channels WHERE origin = $1",
-            "DELETE FROM origin_packages WHERE origin = $1",
-            "DELETE FROM origin_members WHERE origin = $1",
-            "DELETE FROM origin_invitations WHERE origin = $1",
-            "DELETE FROM origin_package_settings WHERE origin = $1",
-            "DELETE FROM origin_projects WHERE origin = $1",
-            "DELETE FROM origin_integrations WHERE origin = $1",
-            "DELETE FROM origin_public_keys WHERE origin = $1",
-            "DELETE FROM origin_secret_keys WHERE origin = $1",
-            "DELETE FROM origin_public_encryption_keys WHERE origin = $1",
-            "DELETE FROM origin_private_encryption_keys WHERE origin = $1",
-            "DELETE FROM origin_secrets WHERE origin = $1",
-            "DELETE FROM origins WHERE name = $1",
-            "INSERT INTO audit_origin (operation, target_object, origin, requester_id, requester_name) VALUES ('origin_delete', $1, $1, 1, $1)",
-        ] {
-            client.execute(statement, &[&origin]).await?;
-        }
-        for key in keys {
-            self.cluster.delete(&key).await?;
-        }
-        self.commit(client, &format!("deletion of origin {origin}"))
-            .await
-    }
-
-    async fn members(&mut self, client: &Client, deed: Deed) -> Result<()> {
-        let origin = self.some_origin(client).await?;
-        begin(client).await?;
-        let name = format!("{}-m{}", self.name, self.rng.random_range(0..4));
-        let whom = account(client, &name).await?;
-        let statement = match deed {
-            Deed::MemberJoin => {
-                "INSERT INTO origin_members (origin, account_id) VALUES ($1, $2) ON CONFLICT DO NOTHING"
-            }
-            Deed::MemberRole => {
-                "UPDATE origin_members SET updated_at = now(), member_role =
-                 CASE member_role WHEN 'maintainer' THEN 'administrator'::origin_member_role ELSE 'maintainer' END
-                 WHERE origin = $1 AND account_id = $2"
-            }
-            _ => "DELETE FROM origin_members WHERE origin = $1 AND account_id = $2",
-        };
-        client.execute(statement, &[&origin, &whom]).await?;
-        self.commit(client, &format!("{deed:?} {name} in {origin}"))
-            .await
-    }
-
-    async fn settings(&mut self, client: &Client) -> Result<()> {
-        let origin = self.some_origin(client).await?;
-        let statement = match self.rng.random_ratio(1, 3) {
-            true => "DELETE FROM origin_package_settings WHERE origin = $1 AND name = $2",
-            false => {
-                "INSERT INTO origin_package_settings (origin, name, visibility, owner_id)
-                 SELECT $1, $2, 'private', owner_id FROM origins WHERE name = $1
-                 ON CONFLICT (origin, name) DO UPDATE SET hidden = NOT origin_package_settings.hidden, updated_at = now()"
-            }
-        };
-        let name = ["redis", "zlib"][self.rng.random_range(0..2)];
-        begin(client).await?;
-        client.execute(statement, &[&origin, &name]).await?;
-        let seen = "UPDATE origins SET default_package_visibility = 'private', updated_at = now() WHERE name = $1";
-        client.execute(seen, &[&origin]).await?;
-        self.commit(client, &format!("settings of {origin}")).await
-    }
-
-    async fn secrets(&mut self, client: &Client) -> Result<()> {
-        let origin = self.some_origin(client).await?;
-        let (value, full_name) = (self.odd(), format!("{origin}-{}", self.count));
-        begin(client).await?;
-        let statement = match self.rng.random_ratio(1, 3) {
-            true => "DELETE FROM origin_secrets WHERE origin = $1 AND value = $2",
-            false => {
-                "INSERT INTO origin_secrets (owner_id, name, value, origin)
-                      SELECT owner_id, 'secret ' || length($2::text), $2, name FROM origins WHERE name = $1
-                      ON CONFLICT (origin, name) DO UPDATE SET value = excluded.value, updated_at = now()"
-            }
-        };
-        client.execute(statement, &[&origin, &value]).await?;
-        let key =
-            "INSERT INTO origin_public_keys (owner_id, name, revision, full_name, body, origin)
-                   VALUES (NULL, $1, NULL, $2, $3, $1)";
-        let mut public = [0; 32];
-        self.rng.fill_bytes(&mut public);
-        let body = format!("SIG-PUB-1\n{full_name}\n\n{}", BASE64.encode(public));
-        client.execute(key, &[&origin, &full_name, &body]).await?;
-        self.commit(client, &format!("secrets of {origin}")).await
-    }
-
     async fn promote_batch(&mut self, client: &Client) -> Result<()> {
         let rows = self.rows(client).await?;
         begin(client).await?;
@@ -506,48 +372,6 @@ impl Hand {
         self.commit(client, &format!("job {id} is built")).await
     }
 
-    async fn odd_text(&mut self, client: &Client) -> Result<()> {
-        let origin = self.some_origin(client).await?;
-        let (odd, other) = (self.odd(), self.odd());
-        let name = format!("{} {}", self.name, self.count);
-        begin(client).await?;
-        let owner = account(client, &self.name).await?;
-        let address =
-            "UPDATE accounts SET email = $2, updated_at = clock_timestamp() WHERE id = $1";
-        client.execute(address, &[&owner, &odd]).await?;
-        let project = "INSERT INTO origin_projects (owner_id, origin, package_name, name, plan_path, vcs_type, vcs_data)
-                       VALUES ($1, $2, $3, $4, $5, NULL, $3) RETURNING id";
-        let project: i64 = client
-            .query_one(project, &[&owner, &origin, &odd, &name, &other])
-            .await?
-            .get(0);
-        let integration = "INSERT INTO origin_integrations (origin, integration, name, body) VALUES ($1, 'docker', $2, $3) RETURNING id";
-        let integration: i64 = client
-            .query_one(integration, &[&origin, &name, &other])
-            .await?
-            .get(0);
-        let both = "INSERT INTO origin_project_integrations (origin, body, project_id, integration_id) VALUES ($1, $2, $3, $4)";
-        client
-            .execute(both, &[&origin, &odd, &project, &integration])
-            .await?;
-        let token = "INSERT INTO account_tokens (account_id, token) VALUES ($1, $2)
-                     ON CONFLICT (account_id) DO UPDATE SET token = excluded.token";
-        client.execute(token, &[&owner, &name]).await?;
-        let invited = "INSERT INTO origin_invitations (origin, account_id, account_name, owner_id) VALUES ($1, $2, $3, NULL)
-                       ON CONFLICT (origin, account_id) DO UPDATE SET ignored = NOT origin_invitations.ignored";
-        client.execute(invited, &[&origin, &owner, &odd]).await?;
-        if self.rng.random_bool(0.5) {
-            let gone = "DELETE FROM origin_projects WHERE id = $1";
-            client.execute(gone, &[&project]).await?;
-        }
-        // Two rows that nothing tells apart, in a table without a key.
-        let twins =
-            "INSERT INTO audit_package (operation, trigger, requester_name, origin, package_ident)
-                     SELECT 'demote', 'unknown', $1, NULL, $2 FROM generate_series(1, 2)";
-        client.execute(twins, &[&odd, &other]).await?;
-        self.commit(client, "odd texts").await
-    }
-
     async fn given_up(&mut self, client: &Client) -> Result<()> {
         let Some(row) = self.some_row(client).await? else {
             return Ok(());
@@ -577,6 +401,6 @@ impl Hand {
     }
 }
 
-async fn begin(client: &Client) -> Result<()> {
+pub(super) async fn begin(client: &Client) -> Result<()> {
     Ok(client.batch_execute("BEGIN").await?)
 }

@@ -1,0 +1,431 @@
+//! A pair of clusters with everything on it that can be struck, and how each blow is dealt and undone.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rand::Rng;
+use rand::rngs::StdRng;
+
+use super::faults::Server::{self, PrimaryDatastore, PrimaryStore, SpareDatastore, SpareStore};
+use super::faults::{Blow, Fault, Line};
+use super::history::History;
+use super::process::alive;
+use super::proxy::{Mode, Proxy};
+use super::weather::Weather;
+use super::workload::Workload;
+use super::{Cluster, Postgres, Result, Service, Site, schema_changes, slots};
+
+/// After TERM the Supervisor kills what is not gone in this time.
+const SUPERVISOR_PATIENCE: Duration = Duration::from_secs(8);
+/// Points that a service comes by which has made its copy already.
+const FOLLOWING: [&str; 4] = ["gate.", "apply.", "confirm.", "retention."];
+/// How long the service may take to reach a point in which it is to be killed.
+const POINT_PATIENCE: Duration = Duration::from_secs(8);
+
+/// Everything that can be struck.
+pub struct Stage<'a> {
+    pub site: &'a Site,
+    /// None: it was killed, and not started again yet.
+    pub service: Option<Service<'a>>,
+    pub port: u16,
+    pub history: Arc<History>,
+    pub weather: Arc<Weather>,
+    pub workload: Workload,
+    pub datastore_line: Proxy,
+    pub store_line: Proxy,
+    /// What the services that are gone said last.
+    pub said: Vec<String>,
+    /// Datastores of which there is a copy, and how often that was used.
+    kept: HashMap<Server, u32>,
+    changes: u32,
+    paused: bool,
+    /// Whether the point in which the service was to be killed last was ever reached.
+    pub reached: bool,
+}
+
+impl<'a> Stage<'a> {
+    pub fn new(
+        service: Service<'a>,
+        history: Arc<History>,
+        weather: Arc<Weather>,
+        workload: Workload,
+        lines: (Proxy, Proxy),
+    ) -> Self {
+        Self {
+            site: service.site,
+            port: service.port,
+            service: Some(service),
+            history,
+            weather,
+            workload,
+            datastore_line: lines.0,
+            store_line: lines.1,
+            said: Vec::new(),
+            kept: HashMap::new(),
+            changes: 0,
+            paused: false,
+            reached: false,
+        }
+    }
+
+    fn cluster(&self, server: Server) -> &'a Cluster {
+        match server {
+            PrimaryDatastore | PrimaryStore => &self.site.primary,
+            SpareDatastore | SpareStore => &self.site.spare,
+        }
+    }
+
+    fn pg(&self, server: Server) -> Arc<Postgres> {
+        self.cluster(server).pg.clone()
+    }
+
+    fn line(&self, line: Line) -> &Proxy {
+        match line {
+            Line::Datastore => &self.datastore_line,
+            Line::Store => &self.store_line,
+        }
+    }
+
+    /// What every service said so far, the newest last.
+    pub fn log_tail(&self, lines: usize) -> Vec<String> {
+        let mut said = self.said.clone();
+        if let Some(service) = &self.service {
+            said.extend(service.running.stderr());
+        }
+        said.split_off(said.len().saturating_sub(lines))
+    }
+
+    /// False: nothing there that it could befall.
+    pub async fn strike(&mut self, fault: Fault, rng: &mut StdRng) -> Result<bool> {
+        match fault {
+            Fault::ServiceKilled => {
+                sleep(rng, 0, 800).await;
+                self.kill_service();
+            }
+            Fault::ServiceKilledIn(phase) => self.kill_in(phase).await,
+            Fault::ServiceKilledAt(point, count) => self.kill_at(point, count).await,
+            Fault::ServicePaused => {
+                self.running().sigstop();
+                self.paused = true;
+            }
+            Fault::ServiceRestarted => return self.end_service().await,
+            Fault::Struck(server, blow) => self.blow(server, blow).await?,
+            Fault::SmartShutdown => return self.smart_shutdown().await,
+            Fault::Cut(line) => self.line(line).cut(),
+            Fault::Stalled(line) => self.line(line).set(Mode::Hold).await,
+            Fault::Slow(line) => self.line(line).set(Mode::Slow).await,
+            Fault::SlotDropped => return slots::drop_slot(&self.site.primary).await,
+            Fault::SlotMadeAnew => return slots::make_anew(&self.site.primary).await,
+            Fault::SlotAdvanced => return slots::advance(&self.site.primary).await,
+            Fault::RolledBack(server) => return self.roll_back(server).await,
+            Fault::RolledBackAndOutgrown => self.roll_back_unseen(rng).await?,
+            Fault::Schema => self.change_schema(rng).await?,
+        }
+        Ok(true)
+    }
+
+    /// How long a fault lasts that lasts at all.
+    pub async fn last(&self, fault: Fault, rng: &mut StdRng) {
+        match fault {
+            Fault::Struck(_, Blow::Restart) | Fault::Cut(_) | Fault::Schema => {}
+            Fault::Stalled(_) | Fault::Slow(_) | Fault::ServicePaused => {
+                sleep(rng, 200, 2500).await;
+            }
+            _ => sleep(rng, 0, 700).await,
+        }
+    }
+
+    pub async fn undo(&mut self, fault: Fault) -> Result<()> {
+        match fault {
+            Fault::ServiceKilled
+            | Fault::ServiceKilledIn(_)
+            | Fault::ServiceKilledAt(..)
+            | Fault::RolledBackAndOutgrown
+            | Fault::ServiceRestarted => self.start_service(&[]),
+            Fault::ServicePaused => {
+                self.running().sigcont();
+                self.paused = false;
+            }
+            Fault::Struck(server, blow) => self.mend(server, blow).await?,
+            Fault::SmartShutdown => {
+                self.site.primary.pg.start_again().await?;
+                self.weather.end(PrimaryDatastore);
+                self.history.settle().await?;
+                self.workload.resume();
+            }
+            Fault::Stalled(line) | Fault::Slow(line) => self.line(line).set(Mode::Pass).await,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn running(&self) -> &super::Running {
+        &self.service.as_ref().expect("it was started").running
+    }
+
+    /// One that should answer: started, and not paused.
+    pub fn awake(&self) -> Option<&Service<'a>> {
+        self.service.as_ref().filter(|_| !self.paused)
+    }
+
+    pub fn service_lives(&self) -> bool {
+        self.service
+            .as_ref()
+            .is_none_or(|service| alive(service.running.pid()))
+    }
+
+    fn kill_service(&mut self) {
+        if let Some(service) = self.service.take() {
+            let output = service.running.kill9().expect("it ends");
+            self.remember(&output.stderr);
+        }
+    }
+
+    fn remember(&mut self, stderr: &str) {
+        self.said.extend(stderr.lines().map(String::from));
+        let much = self.said.len().saturating_sub(400);
+        self.said.drain(..much);
+    }
+
+    fn start_service(&mut self, environment: &[(&str, &str)]) {
+        let file = self.site.config_file();
+        self.service = Some(Service {
+            site: self.site,
+            port: self.port,
+            running: self.site.spawn_with(&file, &["run"], environment),
+        });
+    }
+
+    async fn kill_in(&mut self, phase: &str) {
+        let service = self.service.as_mut().expect("it was started");
+        service.running.forget();
+        let begins = |line: &str| line.split_once("] phase ").map(|(_, at)| at) == Some(phase);
+        // A phase that does not come, for want of anything to copy, is a kill at some other moment.
+        let _ = service.running.wait_for_line(begins, POINT_PATIENCE).await;
+        self.kill_service();
+    }
+
+    async fn kill_at(&mut self, point: &str, count: u32) {
+        self.kill_service();
+        if !FOLLOWING.iter().any(|room| point.starts_with(room)) {
+            // Only a copy comes by there, and without its slot it must make one.
+            let _ = slots::drop_slot(&self.site.primary).await;
+        }
+        let at = format!("{point}:{count}");
+        self.start_service(&[("WARM_SPARE_KILL_AT", &at)]);
+        let deadline = Instant::now() + POINT_PATIENCE;
+        while self.service_lives() && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        self.reached = !self.service_lives();
+        let told = if self.reached {
+            "reached"
+        } else {
+            "not reached"
+        };
+        self.said.push(format!("-- killed at {at}: {told}"));
+        self.kill_service();
+    }
+
+    async fn end_service(&mut self) -> Result<bool> {
+        let service = self.service.take().expect("it was started");
+        service.running.terminate();
+        let began = Instant::now();
+        let output = service.running.wait(Duration::from_secs(30)).await?;
+        self.remember(&output.stderr);
+        if began.elapsed() > SUPERVISOR_PATIENCE || output.code != Some(0) {
+            let told = format!(
+                "the service ended with {:?}, {:?} after TERM",
+                output.code,
+                began.elapsed()
+            );
+            self.workload.note_harm(told);
+        }
+        Ok(true)
+    }
+
+    async fn blow(&mut self, server: Server, blow: Blow) -> Result<()> {
+        self.weather.begin(server);
+        let cluster = self.cluster(server);
+        match (server, blow) {
+            (PrimaryDatastore | SpareDatastore, Blow::Kill) => cluster.pg.kill9(),
+            (PrimaryDatastore | SpareDatastore, Blow::Pause) => cluster.pg.sigstop(),
+            (PrimaryDatastore | SpareDatastore, Blow::Restart) => {
+                self.stop_fast(server).await?;
+                let uses = self.kept.entry(server).or_insert(1);
+                if *uses > 0 {
+                    *uses = 0;
+                    cluster.pg.keep_data().await?;
+                }
+            }
+            (_, Blow::Kill) => cluster.minio.kill9(),
+            (_, Blow::Pause) => cluster.minio.sigstop(),
+            (_, Blow::Restart) => cluster.minio.stop().await?,
+        }
+        Ok(())
+    }
+
+    async fn mend(&mut self, server: Server, blow: Blow) -> Result<()> {
+        let cluster = self.cluster(server);
+        match (server, blow) {
+            (PrimaryDatastore | SpareDatastore, Blow::Pause) => cluster.pg.sigcont(),
+            (PrimaryDatastore | SpareDatastore, _) => cluster.pg.start_again().await?,
+            (_, Blow::Pause) => cluster.minio.sigcont(),
+            _ => cluster.minio.start_again().await?,
+        }
+        self.weather.end(server);
+        Ok(())
+    }
+
+    /// A fast shutdown waits for nobody; if it waits for us, that is harm.
+    async fn stop_fast(&self, server: Server) -> Result<()> {
+        let began = Instant::now();
+        self.pg(server).stop_fast().await?;
+        let took = began.elapsed();
+        if server == PrimaryDatastore && took > SUPERVISOR_PATIENCE {
+            self.workload
+                .note_harm(format!("a fast shutdown of the primary took {took:?}"));
+        }
+        Ok(())
+    }
+
+    async fn smart_shutdown(&mut self) -> Result<bool> {
+        self.workload.rest().await;
+        self.history.settle().await?;
+        self.history.hang_up().await;
+        if !self.follows(Duration::from_secs(20)).await {
+            // A copy may hold it.
+            self.workload.resume();
+            return Ok(false);
+        }
+        self.weather.begin(PrimaryDatastore);
+        let pg = self.pg(PrimaryDatastore);
+        if pg.stop_smart(SUPERVISOR_PATIENCE).await?.is_none() {
+            let told = "a smart shutdown of the primary was not over after 8 s";
+            self.workload.note_harm(told.into());
+        }
+        Ok(true)
+    }
+
+    /// Until the service has brought something new, or the time is over.
+    pub async fn moves_on(&self, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        let mut stood = None;
+        while Instant::now() < deadline {
+            if let Some(service) = self.awake()
+                && let Ok(status) = service.status().await
+                && status["state"] == "following"
+            {
+                let point = status["recovery_point"]["lsn"].clone();
+                if *stood.get_or_insert(point.clone()) != point {
+                    return;
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(40)).await;
+        }
+    }
+
+    async fn follows(&self, limit: Duration) -> bool {
+        let Some(service) = &self.service else {
+            return false;
+        };
+        let deadline = Instant::now() + limit;
+        while Instant::now() < deadline {
+            if let Ok(status) = service.status().await
+                && status["state"] == "following"
+                && status["lag"]["bytes"] == 0
+            {
+                return true;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        false
+    }
+
+    async fn roll_back(&mut self, server: Server) -> Result<bool> {
+        let primary = server == PrimaryDatastore;
+        if primary {
+            self.workload.rest().await;
+            self.history.settle().await?;
+        }
+        self.weather.begin(server);
+        self.stop_fast(server).await?;
+        let pg = self.pg(server);
+        let first = !self.kept.contains_key(&server);
+        match first {
+            true => pg.keep_data().await?,
+            false => pg.restore_data().await?,
+        }
+        pg.start_again().await?;
+        self.weather.end(server);
+        *self.kept.entry(server).or_insert(0) += u32::from(!first);
+        if primary {
+            if !first {
+                self.history.begin_era("rolled back").await?;
+            }
+            self.workload.resume();
+        }
+        // The first time it was but a restart.
+        Ok(!first)
+    }
+
+    async fn roll_back_unseen(&mut self, rng: &mut StdRng) -> Result<()> {
+        let pg = self.pg(PrimaryDatastore);
+        self.rest_and_stop_primary().await?;
+        pg.keep_data().await?;
+        self.start_primary().await?;
+        self.history.settle().await?;
+        self.workload.resume();
+        // The spare may follow into what will not have been.
+        sleep(rng, 300, 2500).await;
+        self.kill_service();
+        self.rest_and_stop_primary().await?;
+        pg.restore_data().await?;
+        self.start_primary().await?;
+        self.kept.insert(PrimaryDatastore, 0);
+        self.history.begin_era("rolled back unseen").await?;
+        let client = self.site.primary.conn().await?;
+        // Each is 16 MiB of log.
+        client.batch_execute("SELECT pg_switch_wal()").await?;
+        self.workload.resume();
+        sleep(rng, 300, 1000).await;
+        Ok(())
+    }
+
+    async fn rest_and_stop_primary(&mut self) -> Result<()> {
+        self.workload.rest().await;
+        self.history.settle().await?;
+        self.weather.begin(PrimaryDatastore);
+        self.stop_fast(PrimaryDatastore).await
+    }
+
+    async fn start_primary(&self) -> Result<()> {
+        self.pg(PrimaryDatastore).start_again().await?;
+        self.weather.end(PrimaryDatastore);
+        Ok(())
+    }
+
+    async fn change_schema(&mut self, rng: &mut StdRng) -> Result<()> {
+        self.workload.rest().await;
+        self.history.settle().await?;
+        self.changes += 1;
+        let done = schema_changes::one(&self.site.primary, self.changes, rng).await;
+        match done {
+            Ok(what) => self.history.note(&what).await?,
+            Err(error) => {
+                self.history
+                    .note("a schema change that was not done")
+                    .await?;
+                self.workload
+                    .note_harm(format!("a schema change failed: {error}: {error:?}"));
+            }
+        }
+        self.workload.resume();
+        Ok(())
+    }
+}
+
+async fn sleep(rng: &mut StdRng, least: u64, most: u64) {
+    tokio::time::sleep(Duration::from_millis(rng.random_range(least..most))).await;
+}
