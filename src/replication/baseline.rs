@@ -186,6 +186,8 @@ impl Baseline<'_> {
         );
         self.work.progress.begin(Phase::Snapshot, 0);
         let holder = PeerSession::open(peer).await?;
+        // Asked before the snapshot: what it sees may be later, and never earlier.
+        let before = wal_position(&holder).await?;
         let snapshot = match slot {
             Some(slot) => {
                 holder.adopt(slot.snapshot()).await?;
@@ -194,7 +196,7 @@ impl Baseline<'_> {
             None => holder.export_snapshot().await?,
         };
         killpoint::reach("baseline.snapshot");
-        let mut point = self.point(&holder).await?;
+        let mut point = self.point(&holder, before).await?;
         if let Some(slot) = slot {
             point.lsn = slot.from().to_string();
             point.slot = slot.name().to_string();
@@ -261,17 +263,17 @@ impl Baseline<'_> {
     }
 
     /// What the snapshot stands for, in the primary's own terms and clock.
-    async fn point(&self, holder: &PeerSession) -> Result<CopiedPoint, PassError> {
-        let sql = "SELECT pg_current_wal_lsn()::text, now(), txid_current_snapshot()::text";
+    async fn point(&self, holder: &PeerSession, lsn: String) -> Result<CopiedPoint, PassError> {
+        let sql = "SELECT now(), txid_current_snapshot()::text";
         let row = holder
             .query_one("reading the snapshot's position", sql, &[])
             .await?;
         Ok(CopiedPoint {
-            lsn: row.get(0),
-            commit_time: row.get(1),
+            lsn,
+            commit_time: row.get(0),
             system_id: self.facts.system_id.clone(),
             timeline: self.facts.timeline,
-            transactions: row.get(2),
+            transactions: row.get(1),
             server_started: self.facts.server_started.clone(),
             sequences: String::new(),
             schema: String::new(),
@@ -415,6 +417,14 @@ impl Baseline<'_> {
         }
         dropped.unwrap_or_default()
     }
+}
+
+async fn wal_position(session: &PeerSession) -> Result<String, PassError> {
+    let sql = "SELECT pg_current_wal_lsn()::text";
+    let row = session
+        .query_one("asking how far it has written", sql, &[])
+        .await?;
+    Ok(row.get(0))
 }
 
 /// A database that is ready to become the visible one.
