@@ -55,7 +55,11 @@ impl Told for Ear {
     fn waiting(&self, transactions: u64) {
         self.desk.update(|state| {
             state.gate_waiting = Some(transactions);
-            state.waiting = Some(true);
+            if state.waiting != Some(true) {
+                state.waiting = Some(true);
+                // Until the primary is asked again.
+                state.lag_bytes = None;
+            }
         });
     }
 
