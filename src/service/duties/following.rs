@@ -98,6 +98,14 @@ impl Told for Ear {
         });
     }
 
+    fn compared(&self, server_started: &str) {
+        self.desk.update(|state| {
+            if let Some(point) = &mut state.point {
+                point.server_started = server_started.to_string();
+            }
+        });
+    }
+
     fn confirmed(&self, confirmation: Confirmation) {
         self.confirmed.send_replace(Some(confirmation));
     }
