@@ -466,7 +466,8 @@ CREATE TABLE warm_spare.recovery_point (
     commit_time timestamptz NOT NULL,
     system_id text NOT NULL,
     timeline int NOT NULL,
-    token bigint NOT NULL);
+    token bigint NOT NULL,
+    mark pg_lsn);
 CREATE TABLE warm_spare.unavailable (
     key text PRIMARY KEY,
     checksum text NOT NULL,

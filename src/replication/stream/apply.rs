@@ -29,12 +29,15 @@ pub struct Applier<'a> {
     pub told: &'a dyn Told,
     /// The recovery point as it is stored.
     pub point: Point,
+    /// What the primary may forget.
     pub durable: watch::Sender<Lsn>,
+    /// Everything before it was sent and is applied.
+    pub reached: watch::Sender<Lsn>,
     /// Every transaction by itself.
     pub careful: bool,
-    /// Everything before it was sent and is applied.
-    pub reached: Lsn,
     pub token: i64,
+    /// The transaction that the stream must begin with, for it is the last one that is here.
+    pub unproven: Option<Lsn>,
 }
 
 /// Where the spare stands.
@@ -42,6 +45,17 @@ pub struct Applier<'a> {
 pub struct Point {
     pub lsn: Lsn,
     pub commit_time: DateTime<Utc>,
+    /// Where the commit of the last transaction begins. The stream is asked for from there: the same commit at the same
+    /// place proves that the primary's history is the one that was followed. None: nothing was applied since the copy,
+    /// or since the point was moved over what held nothing.
+    pub mark: Option<Lsn>,
+}
+
+impl Point {
+    /// Where the stream begins again.
+    pub fn resume(&self) -> Lsn {
+        self.mark.unwrap_or(self.lsn)
+    }
 }
 
 /// What the open transaction of ours holds.
@@ -56,7 +70,7 @@ struct Group {
 
 impl Applier<'_> {
     /// Applies until everything before `until` is applied; for ever, if that is none. `advance` asks for the recovery
-    /// point to be moved over what holds nothing of ours.
+    /// point to be moved over what holds nothing of ours, so that the primary need not keep it.
     pub async fn run(
         &mut self,
         until: Option<Lsn>,
@@ -65,8 +79,7 @@ impl Applier<'_> {
         let mut group = Group::default();
         loop {
             let open = group.transactions > 0;
-            if !open && until.is_some_and(|until| self.point.lsn.max(self.reached) >= until) {
-                self.advance().await?;
+            if !open && until.is_some_and(|until| self.at() >= until) {
                 return Ok(self.point);
             }
             let frame = match open {
@@ -90,13 +103,16 @@ impl Applier<'_> {
                     if open {
                         self.commit(std::mem::take(&mut group)).await?;
                     }
-                    self.reached = self.reached.max(lsn);
-                    if lsn >= *advance.borrow() && self.point.lsn < *advance.borrow() {
-                        self.advance().await?;
+                    if self.unproven.is_some() && lsn > self.point.lsn {
+                        return Err(self.another_history());
                     }
+                    self.reach(lsn);
                 }
                 Some(Frame::Data(bytes)) => match decode(bytes)? {
-                    Message::Begin(begin) => self.transaction(&begin, &mut group).await?,
+                    Message::Begin(begin) => match self.unproven.take() {
+                        Some(mark) => self.prove(mark, &begin).await?,
+                        None => self.transaction(&begin, &mut group).await?,
+                    },
                     // One that is not transactional; nobody waits for one here.
                     Message::Logical(_) => {}
                     other => {
@@ -107,6 +123,53 @@ impl Applier<'_> {
                 },
             }
         }
+    }
+
+    fn at(&self) -> Lsn {
+        self.point.lsn.max(*self.reached.borrow())
+    }
+
+    fn reach(&self, lsn: Lsn) {
+        self.reached.send_if_modified(|reached| {
+            let further = lsn > *reached;
+            *reached = lsn.max(*reached);
+            further
+        });
+    }
+
+    fn another_history(&self) -> Gap {
+        Gap::Broken(format!(
+            "the primary has no longer the transaction of {} that the spare stands at: it was set back to an older copy, and written to since",
+            self.point.commit_time.format("%Y-%m-%d %H:%M:%S%.6f UTC")
+        ))
+    }
+
+    /// The last transaction that is here comes once more, and is not applied once more.
+    async fn prove(&mut self, mark: Lsn, begin: &Begin) -> Result<(), Gap> {
+        if begin.final_lsn != mark || begin.time != self.point.commit_time {
+            return Err(self.another_history());
+        }
+        loop {
+            let bytes = match self.spool.recv().await? {
+                Some(Frame::Data(bytes)) => bytes,
+                Some(Frame::Reached(_)) => continue,
+                None => std::future::pending().await,
+            };
+            match decode(bytes)? {
+                Message::Commit(commit) if commit.end == self.point.lsn => break,
+                Message::Commit(_) => return Err(self.another_history()),
+                Message::Relation(relation) => self.changes.relation(&relation).await?,
+                Message::Type(named) => {
+                    self.changes.name_type(named.id, named.schema, named.name);
+                }
+                _ => {}
+            }
+        }
+        if let Some(seen) = self.ahead.take(mark) {
+            self.gate.forget(&seen.wants);
+        }
+        self.reach(self.point.lsn);
+        Ok(())
     }
 
     async fn transaction(&mut self, begin: &Begin, group: &mut Group) -> Result<(), Gap> {
@@ -271,13 +334,14 @@ impl Applier<'_> {
         let point = Point {
             lsn: last.end,
             commit_time: last.time,
+            mark: Some(last.lsn),
         };
         self.store(point).await?;
         if !swaps.is_empty() {
             self.settling.swapped(&swaps).await?;
         }
         self.gate.forget(&group.wants);
-        self.reached = self.reached.max(last.end);
+        self.reach(last.end);
         self.told.applied(Applied {
             point,
             transactions: group.transactions,
@@ -289,15 +353,16 @@ impl Applier<'_> {
 
     /// With what is in the open transaction. Somebody else's point, or another holder's token, stops it.
     async fn store(&mut self, point: Point) -> Result<(), Gap> {
-        let sql = "UPDATE warm_spare.recovery_point SET lsn = $1::text::pg_lsn, commit_time = $2 \
-                   WHERE lsn = $3::text::pg_lsn AND token = $4";
+        let sql = "UPDATE warm_spare.recovery_point SET lsn = $1::text::pg_lsn, commit_time = $2, \
+                     mark = $5::text::pg_lsn WHERE lsn = $3::text::pg_lsn AND token = $4";
         let (new, old) = (point.lsn.to_string(), self.point.lsn.to_string());
+        let mark = point.mark.map(|mark| mark.to_string());
         let session = self.changes.session();
         let stored = session
             .execute(
                 "storing the recovery point",
                 sql,
-                &[&new, &point.commit_time, &old, &self.token],
+                &[&new, &point.commit_time, &old, &self.token, &mark],
             )
             .await?;
         if stored != 1 {
@@ -309,21 +374,23 @@ impl Applier<'_> {
             .await?;
         killpoint::reach("apply.after_commit");
         self.point = point;
-        let _ = self.durable.send(point.lsn);
+        let _ = self.durable.send(point.resume());
         Ok(())
     }
 
     /// Over what was read and holds nothing for us.
     async fn advance(&mut self) -> Result<(), Gap> {
-        if self.reached <= self.point.lsn {
+        let reached = self.at();
+        if reached <= self.point.lsn || self.unproven.is_some() {
             return Ok(());
         }
         let session = self.changes.session();
         session.batch("beginning to apply", "BEGIN").await?;
         killpoint::reach("confirm.before_commit");
         let point = Point {
-            lsn: self.reached,
+            lsn: reached,
             commit_time: self.point.commit_time,
+            mark: None,
         };
         self.store(point).await?;
         self.told.applied(Applied {

@@ -33,6 +33,8 @@ use tokio::task::JoinSet;
 const QUESTION: Duration = Duration::from_secs(10);
 /// The shortest and the longest pause between two looks for artifacts that may go.
 const SWEEP: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(600));
+/// An idle primary may hold so much for us before the recovery point is moved over it, and its proof given up.
+const IDLE_HOLD: u64 = 64 << 20;
 /// Answers that wait for the spare to come so far.
 const MOST_PENDING: usize = 360;
 
@@ -100,22 +102,23 @@ impl Follow<'_> {
         let stream = WalSession::open(&self.config.peer.datastore)
             .await
             .map_err(PassError::from)?
-            .start(&self.names.slot, &self.names.publication, point.lsn)
+            .start(&self.names.slot, &self.names.publication, point.resume())
             .await
             .map_err(PassError::from)?;
         self.told.following();
         let memory = usize::try_from(self.config.replication.buffer / 4).unwrap_or(usize::MAX);
         let disk = self.config.replication.wal_hold_limit;
         let (sender, receiver) = spool(memory, disk, &self.spool);
-        let (durable, durable_seen) = watch::channel(point.lsn);
+        let (durable, durable_seen) = watch::channel(point.resume());
+        let (reached, reached_seen) = watch::channel(Lsn(0));
         let (advance, mut advance_seen) = watch::channel(Lsn(0));
         let (ahead, sweeping) = (Ahead::default(), gate.clone());
         let pump = Pump {
             stream,
             spool: sender,
             lookahead: Lookahead::new(gate.clone(), ahead.clone()),
-            durable: durable_seen.clone(),
-            received: point.lsn,
+            durable: durable_seen,
+            received: point.resume(),
         };
         let mut applier = Applier {
             changes: Changes::new(session),
@@ -127,8 +130,9 @@ impl Follow<'_> {
             point,
             durable,
             careful,
-            reached: Lsn(0),
+            reached,
             token: self.lock.token,
+            unproven: point.mark,
         };
         // On another thread, so that the socket is read whatever the applier does. It ends with us.
         let mut reading = JoinSet::new();
@@ -140,7 +144,7 @@ impl Follow<'_> {
                 Some(Ok(gap)) => gap,
                 _ => Gap::Decoding("the task that reads the stream ended".into()),
             }),
-            gap = self.keep_asking(seen, advance, durable_seen) => Err(gap),
+            gap = self.keep_asking(seen, point, advance, reached_seen) => Err(gap),
             error = self.keep_sweeping(&sweeping) => Err(error.into()),
         };
         let point = ended?;
@@ -188,7 +192,7 @@ impl Follow<'_> {
     async fn take_over(&self, session: &LocalSession) -> Result<Point, Gap> {
         self.state.still_ours(self.lock).await?;
         let sql = "UPDATE warm_spare.recovery_point SET token = $1 WHERE token <= $1 \
-                   RETURNING lsn::text, commit_time";
+                   RETURNING lsn::text, commit_time, mark::text";
         let token = self.lock.token;
         let rows = session
             .query("taking the recovery point over", sql, &[&token])
@@ -202,14 +206,18 @@ impl Follow<'_> {
                 .parse()
                 .map_err(|_| Gap::Broken(format!("the recovery point is {lsn}")))?,
             commit_time: row.get(1),
+            mark: row
+                .get::<_, Option<String>>(2)
+                .and_then(|mark| mark.parse().ok()),
         })
     }
 
     async fn keep_asking(
         &self,
         first: Seen,
+        point: Point,
         advance: watch::Sender<Lsn>,
-        mut durable: watch::Receiver<Lsn>,
+        mut applied: watch::Receiver<Lsn>,
     ) -> Gap {
         let mut pending: VecDeque<(Lsn, Confirmation)> = VecDeque::new();
         let mut sequences = Vec::new();
@@ -222,9 +230,15 @@ impl Follow<'_> {
                 if let Err(gap) = self.look(&seen, &mut sequences).await {
                     return gap;
                 }
-                // What reaches so far may be told as complete; what began with another start of the server not yet.
-                let _ = advance.send(seen.wal);
-                match self.compare_after_restart(&seen, &mut started).await {
+                // An idle primary must not keep for us what holds nothing of ours.
+                if seen
+                    .slot
+                    .as_ref()
+                    .is_some_and(|slot| slot.held_bytes > IDLE_HOLD)
+                {
+                    let _ = advance.send(seen.wal);
+                }
+                match self.compare_after_restart(&seen, point, &mut started).await {
                     Ok(()) => {}
                     Err(gap) if gap.needs_baseline() => return gap,
                     Err(error) => {
@@ -243,7 +257,7 @@ impl Follow<'_> {
                 };
                 pending.push_back((seen.wal, confirmation));
             }
-            let reached = *durable.borrow_and_update();
+            let reached = *applied.borrow_and_update();
             let mut confirmed = None;
             while let Some((_, confirmation)) = pending.front().filter(|(lsn, _)| *lsn <= reached) {
                 confirmed = Some(*confirmation);
@@ -258,7 +272,7 @@ impl Follow<'_> {
                     // The stream itself may well go on; what is not confirmed makes the lag grow.
                     Err(error) => log::debug!("{error}"),
                 },
-                changed = durable.changed() => if changed.is_err() {
+                changed = applied.changed() => if changed.is_err() {
                     std::future::pending::<()>().await;
                 },
             }
@@ -267,11 +281,17 @@ impl Follow<'_> {
 
     /// A server that was set back to an older copy, and has written past our recovery point since, shows nothing of it
     /// in its log's positions. It was started anew for that, so then the rows are compared.
-    async fn compare_after_restart(&self, seen: &Seen, started: &mut String) -> Result<(), Gap> {
+    async fn compare_after_restart(
+        &self,
+        seen: &Seen,
+        point: Point,
+        started: &mut String,
+    ) -> Result<(), Gap> {
         if seen.server_started == *started {
             return Ok(());
         }
-        if !self.incoming {
+        // Where there is a mark, nothing is applied or told as complete before the history is proven by it.
+        if point.mark.is_none() && !self.incoming {
             log::info!("peer: its server was started anew; the rows of both sides are compared");
             let compared = compare_both(self.config, None).await?;
             if let Some((table, rows)) = compared.differing.first() {
@@ -279,6 +299,8 @@ impl Follow<'_> {
                     "since the primary's server was started anew, {rows} rows of {table} are on one side only: it was set back to an older copy"
                 )));
             }
+        }
+        if !self.incoming {
             self.state.server_started(&seen.server_started).await?;
         }
         self.told.compared(&seen.server_started);
