@@ -107,6 +107,12 @@ impl Told for Ear {
     }
 
     fn confirmed(&self, confirmation: Confirmation) {
+        self.desk.update(|state| {
+            if state.gate_waiting.unwrap_or_default() == 0 {
+                state.waiting = Some(false);
+                state.lag_bytes = Some(0);
+            }
+        });
         self.confirmed.send_replace(Some(confirmation));
     }
 }
