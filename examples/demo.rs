@@ -5,9 +5,11 @@
 mod support;
 
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use support::service::SOON;
 use support::{Factory, Package, Result, Service, Site, Spec, packages, postgres::Postgres};
+use tokio_postgres::Client;
 
 const PACKAGES: usize = 300;
 
@@ -49,57 +51,125 @@ async fn demo() -> Result<()> {
     say("Is the configuration right, and does every server answer?");
     operator(&site, &["check-config", "--connect"]).await?;
 
-    say("The first pass copies everything.");
-    operator(&site, &["sync"]).await?;
+    say(
+        "The primary is prepared: what logical decoding needs there, and nothing that harms Builder.",
+    );
+    operator(&site, &["prepare"]).await?;
+
+    say("The service is started (on a real node the Supervisor does that): `warm-spare run`.");
+    let service = Service::start(&site, "site = \"demo\"");
+    streaming(&service).await;
+    println!("    It has copied everything once, and follows from there.");
     compare(&site, &made).await?;
+    operator(&site, &["status"]).await?;
+
+    let eye = Eye::open(&site).await?;
+    live(&site, &eye, &mut factory, &mut made).await?;
+    let service = killed(&site, &eye, &mut factory, &mut made, service).await?;
+    primary_down(&site, &eye, &mut factory, &mut made, &service).await?;
 
     say("Are both sides the same, down to the bytes of every artifact?");
-    operator(&site, &["verify", "--deep"]).await?;
-
-    say("On the primary, 5 packages are uploaded and 1 is deleted.");
-    for number in 0..5 {
-        let spec = Spec::new("core", "news", &format!("1.0.{number}")).size(20_000);
-        made.push(factory.package(&site.primary, spec).await?);
-    }
-    let gone = made.remove(0);
-    packages::delete_package(&site.primary, &gone).await?;
-    println!("    deleted: {}", gone.ident);
-
-    say("The second pass copies what is missing, and nothing else.");
-    operator(&site, &["sync"]).await?;
     compare(&site, &made).await?;
     operator(&site, &["verify", "--deep"]).await?;
 
-    always_on(&site, &mut factory, &mut made).await?;
-
+    say("The service is told to stop (SIGTERM).");
+    let ended = service.stop().await;
+    println!("    exit {}", shown(ended.code));
+    println!("    Its log since it was killed, without the debug lines:");
+    for line in ended.stderr.lines().filter(|line| !line.contains("DEBUG")) {
+        println!("    {line}");
+    }
     say("Done. The servers are stopped and their files removed.");
     Ok(())
 }
 
-/// The service follows by itself; nobody types anything while packages come and a store is killed.
-async fn always_on(site: &Site, factory: &mut Factory, made: &mut Vec<Package>) -> Result<()> {
-    say(
-        "From now on the service does it (the Supervisor starts it on a real node): `warm-spare run`.",
-    );
-    let service = Service::start(site, "site = \"demo\"");
-    service.until_level().await;
-    operator(site, &["status"]).await?;
-
-    say("20 packages are uploaded to the primary, one after the other.");
-    for number in 0..20 {
-        let spec = Spec::new("core", "stream", &format!("2.0.{number}")).size(50_000);
-        made.push(factory.package(&site.primary, spec).await?);
+/// What is committed on the primary is on the spare while you watch.
+async fn live(
+    site: &Site,
+    eye: &Eye<'_>,
+    factory: &mut Factory,
+    made: &mut Vec<Package>,
+) -> Result<()> {
+    say("Packages are uploaded to the primary. From each COMMIT there to its row here:");
+    for number in 0..10 {
+        let spec = Spec::new("core", "live", &format!("1.0.{number}")).size(50_000 << (number / 2));
+        let package = factory.package(&site.primary, spec).await?;
+        eye.sees(&package, Instant::now()).await?;
+        made.push(package);
     }
-    let wanted = made.len() as i64;
-    service
-        .until("they are here", |status| {
-            status["state"] == "following" && status["lag"]["bytes"] == 0
-        })
-        .await;
-    caught_up(site, wanted).await?;
-    operator(site, &["status"]).await?;
-    compare(site, made).await?;
 
+    say("One of them is promoted to stable, another one is deleted.");
+    packages::promote(&site.primary, &made[PACKAGES], "stable").await?;
+    let committed = Instant::now();
+    eye.until(&made[PACKAGES], "stable", true).await?;
+    println!(
+        "    {:<40} in channel stable here after {} ms",
+        made[PACKAGES].ident,
+        committed.elapsed().as_millis()
+    );
+    let gone = made.remove(PACKAGES + 1);
+    packages::delete_package(&site.primary, &gone).await?;
+    let committed = Instant::now();
+    eye.until(&gone, "unstable", false).await?;
+    println!(
+        "    {:<40} gone here after {} ms",
+        gone.ident,
+        committed.elapsed().as_millis()
+    );
+    compare(site, made).await
+}
+
+/// The service is killed between two uploads, and begun again after more of them.
+async fn killed<'a>(
+    site: &'a Site,
+    eye: &Eye<'_>,
+    factory: &mut Factory,
+    made: &mut Vec<Package>,
+    service: Service<'a>,
+) -> Result<Service<'a>> {
+    say("The service is killed (kill -9) in the middle of 20 uploads.");
+    let Service { port, running, .. } = service;
+    let mut running = Some(running);
+    let first = made.len();
+    for number in 0..20 {
+        let spec = Spec::new("core", "killed", &format!("2.0.{number}")).size(50_000);
+        made.push(factory.package(&site.primary, spec).await?);
+        if number == 7
+            && let Some(running) = running.take()
+        {
+            running.kill9()?;
+        }
+    }
+    let here = eye.count().await?;
+    println!(
+        "    {here} of {} packages are here. It is started again.",
+        made.len()
+    );
+    let started = Instant::now();
+    let service = Service {
+        site,
+        port,
+        running: site.spawn(&["run"]),
+    };
+    for package in &made[first..] {
+        eye.until(package, "unstable", true).await?;
+    }
+    println!(
+        "    All are here {} ms after that: it went on where it was, without a copy.",
+        started.elapsed().as_millis()
+    );
+    streaming(&service).await;
+    compare(site, made).await?;
+    Ok(service)
+}
+
+async fn primary_down(
+    site: &Site,
+    eye: &Eye<'_>,
+    factory: &mut Factory,
+    made: &mut Vec<Package>,
+    service: &Service<'_>,
+) -> Result<()> {
     say("The primary's datastore is killed (kill -9).");
     site.primary.pg.kill9();
     service.until_hold("peer_unreachable").await;
@@ -109,36 +179,76 @@ async fn always_on(site: &Site, factory: &mut Factory, made: &mut Vec<Package>) 
     say("It comes back, and a package is uploaded.");
     site.primary.pg.start_again().await?;
     let spec = Spec::new("core", "again", "3.0.0").size(50_000);
-    made.push(factory.package(&site.primary, spec).await?);
-    caught_up(site, wanted + 1).await?;
-    service.until_level().await;
+    let package = factory.package(&site.primary, spec).await?;
+    eye.sees(&package, Instant::now()).await?;
+    made.push(package);
+    streaming(service).await;
     operator(site, &["status"]).await?;
-    operator(site, &["health"]).await?;
-    compare(site, made).await?;
-
-    say("The service is told to stop (SIGTERM).");
-    let ended = service.stop().await;
-    println!("    exit {}", shown(ended.code));
-    println!("    Its log, without the debug lines:");
-    for line in ended.stderr.lines().filter(|line| !line.contains("DEBUG")) {
-        println!("    {line}");
-    }
-    Ok(())
+    operator(site, &["health"]).await
 }
 
-/// Waits until the spare's database has so many packages.
-async fn caught_up(site: &Site, packages: i64) -> Result<()> {
-    support::wait_until("the packages are here", support::service::SOON, || async {
-        let client = site.spare.conn().await?;
-        let sql = "SELECT count(*) FROM origin_packages";
-        let found: i64 = client.query_one(sql, &[]).await?.get(0);
-        match found == packages {
-            true => Ok(()),
-            false => Err(format!("{found} of {packages}").into()),
+/// Waits until the service follows by the stream, and nothing waits.
+async fn streaming(service: &Service<'_>) {
+    service
+        .until("following by the stream", |status| {
+            status["state"] == "following"
+                && status["replication"]["mode"] == "stream"
+                && status["lag"]["bytes"] == 0
+        })
+        .await;
+}
+
+/// Looks at the spare all the time.
+struct Eye<'a> {
+    site: &'a Site,
+    rows: Client,
+}
+
+impl<'a> Eye<'a> {
+    async fn open(site: &'a Site) -> Result<Self> {
+        let rows = site.spare.conn().await?;
+        Ok(Eye { site, rows })
+    }
+
+    /// Until the package is in the channel here, or is not any more.
+    async fn until(&self, package: &Package, channel: &str, there: bool) -> Result<()> {
+        let sql = "SELECT EXISTS (SELECT 1 FROM origin_packages p
+                   JOIN origin_channel_packages e ON e.package_id = p.id JOIN origin_channels c ON c.id = e.channel_id
+                   WHERE p.ident = $1 AND p.target = $2 AND c.name = $3)";
+        let began = Instant::now();
+        loop {
+            let values: [&(dyn tokio_postgres::types::ToSql + Sync); 3] =
+                [&package.ident, &package.target, &channel];
+            if self.rows.query_one(sql, &values).await?.get::<_, bool>(0) == there {
+                return Ok(());
+            }
+            if began.elapsed() > SOON {
+                return Err(format!("{} does not come", package.ident).into());
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
         }
-    })
-    .await;
-    Ok(())
+    }
+
+    /// Waits for the row, and then looks whether its artifact came before it.
+    async fn sees(&self, package: &Package, committed: Instant) -> Result<()> {
+        self.until(package, "unstable", true).await?;
+        let after = committed.elapsed().as_millis();
+        let spare = &self.site.spare;
+        let stored = spare.s3().head(&spare.bucket, &package.key).await?;
+        if stored.is_none_or(|head| head.size != package.size) {
+            return Err(format!("{} came before its artifact", package.ident).into());
+        }
+        println!(
+            "    {:<40} {:>9} bytes: artifact and row here after {after} ms",
+            package.ident, package.size
+        );
+        Ok(())
+    }
+
+    async fn count(&self) -> Result<i64> {
+        let sql = "SELECT count(*) FROM origin_packages";
+        Ok(self.rows.query_one(sql, &[]).await?.get(0))
+    }
 }
 
 fn say(text: &str) {

@@ -16,8 +16,8 @@ use warm_spare::cluster::{
 use warm_spare::command::Arguments;
 use warm_spare::config::Config;
 use warm_spare::observe::{
-    Artifacts, Baseline, Clock, Counters, HEALTH_CODES, Hold, HoldReason, Listener, Meter, Phase,
-    Reach, Sighting, State, StateName, Verified, Watched, Work,
+    Artifacts, Baseline, Clock, Counters, HEALTH_CODES, Held, Hold, HoldReason, Listener, Meter,
+    Mode, Phase, Reach, Sighting, State, StateName, Verified, Watched, Work,
 };
 
 /// Cells of a row of the keys' tables: key, type, default, meaning.
@@ -238,7 +238,20 @@ fn full() -> State {
         transactions: "1:1:".into(),
         server_started: "then".into(),
         sequences: String::new(),
+        schema: "form".into(),
+        slot: "warm_spare_4f0c91aa".into(),
     });
+    state.mode = Some(Mode {
+        stream: true,
+        reason: "the primary is prepared".into(),
+    });
+    state.gate_waiting = Some(1);
+    state.held = Some(Held {
+        bytes: 1,
+        bound: Some(2),
+    });
+    state.ours = Some(vec!["slot warm_spare_4f0c91aa".into()]);
+    state.orphans = Some(vec!["89abcdef: slot warm_spare_89abcdef".into()]);
     state.confirmation = Some(Confirmation {
         time: now,
         clock_offset_seconds: 0.5,
