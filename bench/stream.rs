@@ -8,6 +8,8 @@ mod common;
 mod support;
 
 use common::{Plan, median, memory, ticks};
+use futures_util::{StreamExt, TryStreamExt};
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use support::{Factory, Postgres, Result, Service, Site, Spec, packages, wait_until};
@@ -15,6 +17,7 @@ use tokio_postgres::Client;
 
 /// Uploads a second, and the bytes of each.
 const RATE: u64 = 50;
+const HANDS: usize = 8;
 const ARTIFACT: u64 = 100 * 1024;
 
 #[tokio::main]
@@ -88,15 +91,20 @@ async fn latency(site: &Site, factory: &mut Factory, uploads: u64) -> Result<()>
     factory.origin(&site.primary, "bench").await?;
     let (seen_to, mut seen) = tokio::sync::mpsc::unbounded_channel();
     let watching = tokio::spawn(watch(site.spare.conn().await?, uploads, seen_to));
-    let mut committed = std::collections::HashMap::new();
-    let mut pace = tokio::time::interval(Duration::from_micros(1_000_000 / RATE));
+    let pace = tokio::time::interval(Duration::from_micros(1_000_000 / RATE));
     let began = Instant::now();
-    for package in &made {
+    // One after the other would wait for the stores, and be slower than the rate.
+    let begun = futures_util::stream::unfold((made.iter(), pace), async |(mut rest, mut pace)| {
         pace.tick().await;
+        Some((rest.next()?, (rest, pace)))
+    });
+    let uploads_done = begun.map(|package| async move {
         packages::put(&site.primary, package).await?;
         packages::insert(&site.primary, package).await?;
-        committed.insert(package.ident.clone(), Instant::now());
-    }
+        Ok::<_, support::Error>((package.ident.clone(), Instant::now()))
+    });
+    let committed: HashMap<String, Instant> =
+        uploads_done.buffer_unordered(HANDS).try_collect().await?;
     let rate = uploads as f64 / began.elapsed().as_secs_f64();
     let mut took = Vec::new();
     while let Some((ident, at)) = seen.recv().await {
@@ -121,16 +129,17 @@ async fn watch(
     uploads: u64,
     seen: tokio::sync::mpsc::UnboundedSender<(String, Instant)>,
 ) -> Result<()> {
-    let sql = "SELECT id, ident FROM origin_packages WHERE origin = 'bench' AND name = 'upload' AND id > $1 ORDER BY id";
+    let sql = "SELECT ident FROM origin_packages WHERE origin = 'bench' AND name = 'upload'";
     let statement = spare.prepare(sql).await?;
-    let (mut last, mut count) = (0_i64, 0);
-    while count < uploads {
-        let rows = spare.query(&statement, &[&last]).await?;
+    let mut known = std::collections::HashSet::new();
+    while (known.len() as u64) < uploads {
+        let rows = spare.query(&statement, &[]).await?;
         let at = Instant::now();
         for row in &rows {
-            last = row.get(0);
-            count += 1;
-            seen.send((row.get(1), at))?;
+            let ident: String = row.get(0);
+            if known.insert(ident.clone()) {
+                seen.send((ident, at))?;
+            }
         }
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
