@@ -8,25 +8,44 @@ use support::follow::{
     until_following,
 };
 use support::packages::{insert, put};
-use support::{Factory, Result, Service, Site, Spec};
+use support::service::SOON;
+use support::{Factory, Result, Service, Site, Spec, wait_until};
 
 /// After so long the Supervisor kills.
 const GRACE: Duration = Duration::from_secs(8);
 
-/// A smart and a fast shutdown of the primary, with something committed before each.
-async fn shutdowns(site: &Site, when: &str) -> Result<()> {
-    audit(site, &format!("{when} smart")).await?;
-    let took = site.primary.pg.stop_smart(GRACE).await?;
-    println!("{when}: smart shutdown in {took:?}");
-    assert!(took.is_some(), "{when}: a smart shutdown waits");
-    site.primary.pg.start_again().await?;
-    audit(site, &format!("{when} fast")).await?;
+#[derive(Clone, Copy, Debug)]
+enum How {
+    Smart,
+    Fast,
+}
+
+/// Commits something, shuts the primary down and starts it again.
+async fn shutdown(site: &Site, how: How, when: &str) -> Result<()> {
+    audit(site, &format!("{when} {how:?}")).await?;
     let began = Instant::now();
-    site.primary.pg.stop_fast().await?;
-    println!("{when}: fast shutdown in {:?}", began.elapsed());
-    assert!(began.elapsed() < GRACE, "{when}: {:?}", began.elapsed());
+    match how {
+        How::Smart => {
+            let took = site.primary.pg.stop_smart(GRACE).await?;
+            assert!(took.is_some(), "{when}: a smart shutdown waits");
+        }
+        How::Fast => site.primary.pg.stop_fast().await?,
+    }
+    let took = began.elapsed();
+    println!("{when}: {how:?} shutdown in {took:?}");
+    assert!(took < GRACE, "{when}: {how:?} shutdown in {took:?}");
     site.primary.pg.start_again().await?;
     assert_slot_exists(site, when).await
+}
+
+/// Somebody reads the slot, so that a shutdown has something to wait for.
+async fn until_read(site: &Site) {
+    wait_until("the stream is read", SOON, async || {
+        let sql = "SELECT FROM pg_replication_slots WHERE active AND NOT temporary";
+        let rows = site.primary.conn().await?.query(sql, &[]).await?;
+        (!rows.is_empty()).then_some(()).ok_or("nobody reads".into())
+    })
+    .await;
 }
 
 async fn assert_slot_exists(site: &Site, when: &str) -> Result<()> {
@@ -45,7 +64,10 @@ async fn shutdowns_do_not_wait_for_us_while_nothing_happens_or_the_gate_waits() 
     until_following(&service).await;
     let before = copies(&service).await?;
 
-    shutdowns(&site, "idle").await?;
+    for how in [How::Smart, How::Fast] {
+        until_read(&site).await;
+        shutdown(&site, how, "idle").await?;
+    }
     until_equal(&site).await?;
     until_following(&service).await;
 
@@ -58,8 +80,11 @@ async fn shutdowns_do_not_wait_for_us_while_nothing_happens_or_the_gate_waits() 
             status["replication"]["gate_waiting"].as_u64() >= Some(1)
         })
         .await;
-    assert_slot_is_not_ahead(&site).await?;
-    shutdowns(&site, "the gate waits").await?;
+    for how in [How::Smart, How::Fast] {
+        until_read(&site).await;
+        assert_slot_is_not_ahead(&site).await?;
+        shutdown(&site, how, "the gate waits").await?;
+    }
     assert_slot_is_not_ahead(&site).await?;
     site.primary.minio.sigcont();
     until_equal(&site).await?;
@@ -79,15 +104,21 @@ async fn shutdowns_do_not_wait_for_us_while_the_spare_is_frozen_or_down() -> Res
     until_following(&service).await;
     let before = copies(&service).await?;
 
-    site.spare.pg.sigstop();
-    shutdowns(&site, "the spare is frozen").await?;
-    site.spare.pg.sigcont();
-    until_equal(&site).await?;
-    until_following(&service).await;
-    assert_slot_is_not_ahead(&site).await?;
+    for how in [How::Smart, How::Fast] {
+        until_read(&site).await;
+        site.spare.pg.sigstop();
+        shutdown(&site, how, "the spare is frozen").await?;
+        site.spare.pg.sigcont();
+        until_equal(&site).await?;
+        until_following(&service).await;
+        assert_slot_is_not_ahead(&site).await?;
+    }
 
+    until_read(&site).await;
     site.spare.pg.kill9();
-    shutdowns(&site, "the spare is down").await?;
+    for how in [How::Smart, How::Fast] {
+        shutdown(&site, how, "the spare is down").await?;
+    }
     site.spare.pg.start_again().await?;
     until_equal(&site).await?;
     until_following(&service).await;
