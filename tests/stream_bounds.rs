@@ -96,6 +96,7 @@ async fn the_bandwidth_limit_is_kept_and_changed_while_an_artifact_comes() -> Re
     const MOST: f64 = 60e6;
     let site = prepared("bandwidth").await?;
     let mut factory = Factory::seeded();
+    factory.fill(&site.primary, 1).await?;
     let line = Proxy::start(site.primary.minio.port()).await?;
     let through = format!("[peer.s3]\nendpoint = \"http://127.0.0.1:{}\"\n", line.port());
     let service = Service::start(&site, &through);
