@@ -5,11 +5,10 @@ mod support;
 use std::time::{Duration, Instant};
 use support::follow::{
     KEYLESS, assert_slot_is_not_ahead, audit, copies, logical, prepare, prepared, slot, until_equal,
-    until_following,
+    until_following, until_read,
 };
 use support::packages::{insert, put};
-use support::service::SOON;
-use support::{Factory, Result, Service, Site, Spec, wait_until};
+use support::{Factory, Result, Service, Site, Spec};
 
 /// After so long the Supervisor kills.
 const GRACE: Duration = Duration::from_secs(8);
@@ -36,16 +35,6 @@ async fn shutdown(site: &Site, how: How, when: &str) -> Result<()> {
     assert!(took < GRACE, "{when}: {how:?} shutdown in {took:?}");
     site.primary.pg.start_again().await?;
     assert_slot_exists(site, when).await
-}
-
-/// Somebody reads the slot, so that a shutdown has something to wait for.
-async fn until_read(site: &Site) {
-    wait_until("the stream is read", SOON, async || {
-        let sql = "SELECT FROM pg_replication_slots WHERE active AND NOT temporary";
-        let rows = site.primary.conn().await?.query(sql, &[]).await?;
-        (!rows.is_empty()).then_some(()).ok_or("nobody reads".into())
-    })
-    .await;
 }
 
 async fn assert_slot_exists(site: &Site, when: &str) -> Result<()> {

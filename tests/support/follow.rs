@@ -5,7 +5,6 @@ use serde_json::Value;
 use super::service::SOON;
 use super::{Postgres, Result, Service, Site, content, postgres, wait_until};
 
-pub const GATE: &str = "warm_spare_gate_waiting_transactions";
 const DONE: &str = "warm_spare_baselines_total{result=\"done\"}";
 
 /// A primary that can be followed, as `prepare` and a restart leave it.
@@ -28,13 +27,26 @@ pub async fn prepared(name: &str) -> Result<Site> {
 }
 
 pub async fn until_following(service: &Service<'_>) -> Value {
-    service
+    let status = service
         .until("following by the stream", |status| {
             status["state"] == "following"
                 && status["replication"]["mode"] == "stream"
                 && status["lag"]["bytes"] == 0
         })
-        .await
+        .await;
+    until_read(service.site).await;
+    status
+}
+
+/// Somebody reads our slot.
+pub async fn until_read(site: &Site) {
+    wait_until("the stream is read", SOON, || async {
+        let sql = "SELECT FROM pg_replication_slots WHERE active AND NOT temporary";
+        let rows = site.primary.conn().await?.query(sql, &[]).await?;
+        let nobody = || "nobody reads".into();
+        (!rows.is_empty()).then_some(()).ok_or_else(nobody)
+    })
+    .await;
 }
 
 /// Baselines that this process of the service brought to their end.
