@@ -66,6 +66,15 @@ impl State {
         Ok(())
     }
 
+    /// The rows were found to be the primary's since its server was started then.
+    pub async fn server_started(&self, server_started: &str) -> Result<(), StateError> {
+        let sql = "UPDATE copied SET server_started = $1";
+        self.session()
+            .execute("remembering the server's start", sql, &[&server_started])
+            .await?;
+        Ok(())
+    }
+
     /// No stream goes on from here any more: what is visible stands at `lsn`, and the next copy is a whole one.
     pub async fn leave_stream(&self, lsn: &str) -> Result<(), StateError> {
         let sql = "UPDATE copied SET slot = '', transactions = '', lsn = $1";

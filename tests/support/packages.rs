@@ -812,7 +812,7 @@ pub async fn content(cluster: &Cluster) -> Result<Vec<String>> {
     let mut lines = Vec::new();
     for table in client.query(sql, &[]).await? {
         let name: String = table.get(0);
-        let rows = format!("SELECT t::text FROM {name} t ORDER BY 1");
+        let rows = format!("SELECT whole_row::text FROM {name} whole_row ORDER BY 1");
         let rows = client.query(&rows, &[]).await?;
         lines.extend(
             rows.iter()

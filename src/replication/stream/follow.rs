@@ -2,6 +2,7 @@
 //! every ten seconds.
 
 use super::super::artifacts::Swap;
+use super::super::both_sides::compare_both;
 use super::super::courier::Courier;
 use super::super::error::{PassError, Policy};
 use super::super::fuse::Shrinkage;
@@ -212,6 +213,7 @@ impl Follow<'_> {
     ) -> Gap {
         let mut pending: VecDeque<(Lsn, Confirmation)> = VecDeque::new();
         let mut sequences = Vec::new();
+        let mut started = self.recorded.server_started.clone();
         let mut next = Some(first);
         let mut timer = tokio::time::interval(QUESTION);
         timer.tick().await;
@@ -219,6 +221,18 @@ impl Follow<'_> {
             if let Some(seen) = next.take() {
                 if let Err(gap) = self.look(&seen, &mut sequences).await {
                     return gap;
+                }
+                // What reaches so far may be told as complete; what began with another start of the server not yet.
+                let _ = advance.send(seen.wal);
+                match self.compare_after_restart(&seen, &mut started).await {
+                    Ok(()) => {}
+                    Err(gap) if gap.needs_baseline() => return gap,
+                    Err(error) => {
+                        log::debug!("{error}");
+                        timer.tick().await;
+                        next = self.ask().await.ok();
+                        continue;
+                    }
                 }
                 if pending.len() == MOST_PENDING {
                     pending.pop_front();
@@ -228,7 +242,6 @@ impl Follow<'_> {
                     clock_offset_seconds: seen.clock_offset_seconds,
                 };
                 pending.push_back((seen.wal, confirmation));
-                let _ = advance.send(seen.wal);
             }
             let reached = *durable.borrow_and_update();
             let mut confirmed = None;
@@ -250,6 +263,27 @@ impl Follow<'_> {
                 },
             }
         }
+    }
+
+    /// A server that was set back to an older copy, and has written past our recovery point since, shows nothing of it
+    /// in its log's positions. It was started anew for that, so then the rows are compared.
+    async fn compare_after_restart(&self, seen: &Seen, started: &mut String) -> Result<(), Gap> {
+        if seen.server_started == *started {
+            return Ok(());
+        }
+        if !self.incoming {
+            log::info!("peer: its server was started anew; the rows of both sides are compared");
+            let compared = compare_both(self.config, None).await?;
+            if let Some((table, rows)) = compared.differing.first() {
+                return Err(Gap::Broken(format!(
+                    "since the primary's server was started anew, {rows} rows of {table} are on one side only: it was set back to an older copy"
+                )));
+            }
+            self.state.server_started(&seen.server_started).await?;
+        }
+        self.told.compared(&seen.server_started);
+        started.clone_from(&seen.server_started);
+        Ok(())
     }
 
     async fn look(&self, seen: &Seen, sequences: &mut Vec<String>) -> Result<(), Gap> {

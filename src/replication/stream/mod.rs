@@ -77,6 +77,8 @@ pub trait Told: Send + Sync {
     fn trouble(&self, _: Option<&Arc<PassError>>) {}
     fn copied(&self, _bytes: u64) {}
     fn seen(&self, _: &Seen) {}
+    /// The rows are the primary's also since its server was started then.
+    fn compared(&self, _server_started: &str) {}
     /// Complete as of then.
     fn confirmed(&self, _: Confirmation) {}
 }

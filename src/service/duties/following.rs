@@ -55,7 +55,11 @@ impl Told for Ear {
     fn waiting(&self, transactions: u64) {
         self.desk.update(|state| {
             state.gate_waiting = Some(transactions);
-            state.waiting = Some(true);
+            if state.waiting != Some(true) {
+                state.waiting = Some(true);
+                // Until the primary is asked again.
+                state.lag_bytes = None;
+            }
         });
     }
 
@@ -90,6 +94,14 @@ impl Told for Ear {
             let reached = state.point.as_ref().and_then(|p| p.lsn.parse::<Lsn>().ok());
             if state.waiting == Some(true) {
                 state.lag_bytes = reached.map(|lsn| seen.wal.0.saturating_sub(lsn.0));
+            }
+        });
+    }
+
+    fn compared(&self, server_started: &str) {
+        self.desk.update(|state| {
+            if let Some(point) = &mut state.point {
+                point.server_started = server_started.to_string();
             }
         });
     }
