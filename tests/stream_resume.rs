@@ -120,9 +120,17 @@ async fn a_primary_set_back_to_an_older_copy_is_noticed() -> Result<()> {
     pg.stop_fast().await?;
     pg.restore_data().await?;
     pg.start_again().await?;
-    until_closed(&service, "set back to an older copy", before).await?;
+    until_closed(&service, "set back to an older copy", before).await
+}
 
-    // The older copy has outgrown the spare before anybody looks: no position tells it from the right one.
+/// The older copy has outgrown the spare before anybody looks: no position tells it from the right one.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_copy_that_has_outgrown_the_spare_is_noticed() -> Result<()> {
+    let site = prepared("outgrown").await?;
+    Factory::seeded().fill(&site.primary, 1).await?;
+    let service = Service::start(&site, "");
+    until_following(&service).await;
+    let pg = &site.primary.pg;
     pg.stop_fast().await?;
     pg.keep_data().await?;
     pg.start_again().await?;
