@@ -98,7 +98,10 @@ async fn the_bandwidth_limit_is_kept_and_changed_while_an_artifact_comes() -> Re
     let mut factory = Factory::seeded();
     factory.fill(&site.primary, 1).await?;
     let line = Proxy::start(site.primary.minio.port()).await?;
-    let through = format!("[peer.s3]\nendpoint = \"http://127.0.0.1:{}\"\n", line.port());
+    let through = format!(
+        "[peer.s3]\nendpoint = \"http://127.0.0.1:{}\"\n",
+        line.port()
+    );
     let service = Service::start(&site, &through);
     until_following(&service).await;
     let limited = format!("{through}[replication]\nbandwidth_limit = \"4MB/s\"\n");
@@ -166,7 +169,11 @@ async fn a_migration_during_the_copy_is_not_held_up() -> Result<()> {
         .batch_execute("ALTER TABLE audit_package ADD COLUMN extra text DEFAULT 'was'")
         .await?;
     println!("the migration waited {:?}", began.elapsed());
-    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        began.elapsed()
+    );
     service.reconfigure("");
     until_following(&service).await;
     until_equal(&site).await?;

@@ -4,8 +4,8 @@ mod support;
 
 use std::time::{Duration, Instant};
 use support::follow::{
-    KEYLESS, assert_slot_is_not_ahead, audit, copies, logical, prepare, prepared, slot, until_equal,
-    until_following, until_read,
+    KEYLESS, assert_slot_is_not_ahead, audit, copies, logical, prepare, prepared, slot,
+    until_equal, until_following, until_read,
 };
 use support::packages::{insert, put};
 use support::{Factory, Result, Service, Site, Spec};

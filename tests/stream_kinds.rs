@@ -97,9 +97,17 @@ async fn every_kind_of_change_and_value_arrives_as_it_was() -> Result<()> {
         client.batch_execute(change).await?;
         arrived(&site).await?;
     }
-    assert_eq!(baselines(&service).await?, before, "none of it took a new baseline");
+    assert_eq!(
+        baselines(&service).await?,
+        before,
+        "none of it took a new baseline"
+    );
     let verified = site.warm_spare(&["verify", "--json"]).await.ok().json();
-    assert_eq!(verified["differences"].as_array().map(Vec::len), Some(0), "{verified:#}");
+    assert_eq!(
+        verified["differences"].as_array().map(Vec::len),
+        Some(0),
+        "{verified:#}"
+    );
     service.stop().await.ok();
     Ok(())
 }

@@ -120,7 +120,12 @@ pub async fn assert_slot_is_not_ahead(site: &Site) -> Result<()> {
         panic!("there is no slot");
     };
     let sql = "SELECT lsn >= $1::text::pg_lsn, lsn::text FROM warm_spare.recovery_point";
-    let row = site.spare.conn().await?.query_one(sql, &[&confirmed]).await?;
+    let row = site
+        .spare
+        .conn()
+        .await?
+        .query_one(sql, &[&confirmed])
+        .await?;
     let (safe, point): (bool, String) = (row.get(0), row.get(1));
     assert!(safe, "the slot is at {confirmed}, the spare at {point}");
     Ok(())
