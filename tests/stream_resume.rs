@@ -186,7 +186,7 @@ async fn a_spare_set_back_to_an_older_copy_is_noticed() -> Result<()> {
     until_closed(&service, "past the spare", before).await
 }
 
-/// The one that was asleep has the same transaction in its hands, and must not write it after another has.
+/// The one that was asleep gives up when it wakes, and what it had in its hands comes once.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_holder_that_wakes_up_writes_nothing() -> Result<()> {
     let primary = logical().setting("wal_sender_timeout", "3s");
@@ -226,6 +226,25 @@ async fn a_holder_that_wakes_up_writes_nothing() -> Result<()> {
     until_equal(&site).await?;
     assert_eq!(copies(&waking).await?, 0, "no new baseline");
     Ok(())
+}
+
+/// Another holder's token stands beside the recovery point: what is about to be committed is not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_under_another_holders_token_fails() -> Result<()> {
+    let site = prepared("token").await?;
+    Factory::seeded().fill(&site.primary, 1).await?;
+    let mut service = Service::start(&site, "");
+    until_following(&service).await;
+    let sql =
+        "SET transaction_read_only = off; UPDATE warm_spare.recovery_point SET token = token + 1";
+    service.running.forget();
+    site.spare.conn().await?.batch_execute(sql).await?;
+    audit(&site, "once").await?;
+    service
+        .running
+        .wait_for_line(|line| line.contains("another warm-spare has taken o"), SOON)
+        .await?;
+    until_equal(&site).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
