@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Making a slot waits for every writing transaction that is under way; so long at most.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Caught up when a round takes no longer.
 const SHORT: Duration = Duration::from_secs(3);
 const ROUNDS: usize = 20;

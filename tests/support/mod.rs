@@ -5,6 +5,7 @@
 
 pub mod campaign;
 pub mod faults;
+pub mod follow;
 pub mod history;
 pub mod http_fault;
 pub mod minio;

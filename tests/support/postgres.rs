@@ -277,6 +277,10 @@ impl Postgres {
 
     /// On the same port and data; after `stop_fast` or `kill9`.
     pub async fn start_again(&self) -> Result<()> {
+        self.start_with(&self.settings).await
+    }
+
+    async fn start_with(&self, settings: &[(String, String)]) -> Result<()> {
         let log = self.dir.path().join("log");
         let out = File::options().create(true).append(true).open(&log)?;
         let mut command = bound(self.programs.join("postgres"));
@@ -286,7 +290,7 @@ impl Postgres {
             .args(["-c", &format!("port={}", self.port)])
             .stdout(Stdio::null())
             .stderr(out);
-        for (name, value) in &self.settings {
+        for (name, value) in settings {
             command.args(["-c", &format!("{name}={value}")]);
         }
         unprivileged(&mut command);
@@ -307,6 +311,21 @@ impl Postgres {
         }
         *self.server.lock().expect("the server's lock") = Some(server);
         Ok(())
+    }
+
+    /// As builder-datastore's upgrade hook starts the old server: without Builder's configuration file, so that only
+    /// `postgresql.auto.conf` counts.
+    pub async fn start_without_configuration(&self) -> Result<()> {
+        let file = self.data_dir().join("postgresql.conf");
+        fs::write(&file, "")?;
+        let sockets = self.dir.path().to_string_lossy().into_owned();
+        let needed = [
+            ("listen_addresses", "127.0.0.1"),
+            ("unix_socket_directories", sockets.as_str()),
+            ("fsync", "off"),
+        ];
+        let needed = needed.map(|(name, value)| (name.to_string(), value.to_string()));
+        self.start_with(&needed).await
     }
 
     /// Freezes the server with all its sessions: nothing answers, nothing is closed.

@@ -295,7 +295,7 @@ pub(super) fn merge(into: &mut Table, from: Table) {
     }
 }
 
-pub(super) fn write_secret(file: &Path, text: &str) -> std::io::Result<()> {
+pub fn write_secret(file: &Path, text: &str) -> std::io::Result<()> {
     fs::write(file, text)?;
     fs::set_permissions(file, fs::Permissions::from_mode(0o600))
 }

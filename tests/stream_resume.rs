@@ -1,0 +1,294 @@
+//! Whatever makes following impossible is noticed, and a new baseline closes the gap: nothing is lost without a word.
+
+mod support;
+
+use support::follow::{
+    audit, copies, logical, prepare, prepared, slot, until_closed, until_equal, until_following,
+};
+use support::packages::{insert, put};
+use support::service::SOON;
+use support::{Factory, Result, Service, Site, Spec, slots, wait_until};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_was_dropped_made_anew_or_moved_is_noticed() -> Result<()> {
+    let site = prepared("slots").await?;
+    Factory::seeded().fill(&site.primary, 1).await?;
+    let service = Service::start(&site, "");
+    until_following(&service).await;
+
+    let before = copies(&service).await?;
+    assert!(slots::drop_slot(&site.primary).await?);
+    audit(&site, "without a slot").await?;
+    until_closed(&service, "is gone", before).await?;
+
+    // Made anew while nobody looks: its start is past what the spare has, and what lies between is in neither.
+    let again = stopped(service).await;
+    audit(&site, "between").await?;
+    assert!(slots::make_anew(&site.primary).await?);
+    let service = again();
+    until_closed(&service, "made anew or moved by hand", 0).await?;
+
+    let again = stopped(service).await;
+    audit(&site, "skipped").await?;
+    assert!(slots::advance(&site.primary).await?);
+    let service = again();
+    until_closed(&service, "made anew or moved by hand", 0).await?;
+    audit(&site, "after").await?;
+    until_equal(&site).await?;
+    assert_eq!(copies(&service).await?, 1);
+    Ok(())
+}
+
+/// How to start it again.
+async fn stopped<'a>(service: Service<'a>) -> impl FnOnce() -> Service<'a> {
+    let Service {
+        site,
+        port,
+        running,
+    } = service;
+    running.terminate();
+    running.wait(SOON).await.expect("it ends").ok();
+    move || Service {
+        site,
+        port,
+        running: site.spawn(&["run"]),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_published_any_more_is_noticed() -> Result<()> {
+    let site = prepared("published").await?;
+    Factory::seeded().fill(&site.primary, 1).await?;
+    let service = Service::start(&site, "");
+    until_following(&service).await;
+    let client = site.primary.conn().await?;
+    let name: String = client
+        .query_one("SELECT pubname::text FROM pg_publication", &[])
+        .await?
+        .get(0);
+    let before = copies(&service).await?;
+    client
+        .batch_execute(&format!(
+            "ALTER PUBLICATION {name} DROP TABLE audit_package"
+        ))
+        .await?;
+    audit(&site, "not published").await?;
+    until_closed(&service, "audit_package is not in the publication", before).await?;
+
+    // Whole copies go on without one, and say what would change it.
+    let before = copies(&service).await?;
+    client
+        .batch_execute(&format!("DROP PUBLICATION {name}"))
+        .await?;
+    audit(&site, "no publication").await?;
+    let status = service
+        .until("whole copies", |status| {
+            status["replication"]["mode"] == "snapshot"
+        })
+        .await;
+    let reason = status["replication"]["reason"].as_str().unwrap_or_default();
+    assert!(
+        reason.contains("no publication") && reason.contains("warm-spare prepare"),
+        "{reason}"
+    );
+    until_equal(&site).await?;
+    assert!(copies(&service).await? > before);
+    assert_eq!(slot(&site).await?, None, "what nobody reads holds nothing");
+    site.warm_spare(&["prepare"]).await.ok();
+    until_following(&service).await;
+    audit(&site, "published again").await?;
+    until_equal(&site).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_primary_set_back_to_an_older_copy_is_noticed() -> Result<()> {
+    let site = prepared("primary_back").await?;
+    let mut factory = Factory::seeded();
+    factory.fill(&site.primary, 1).await?;
+    let service = Service::start(&site, "");
+    until_following(&service).await;
+    let pg = &site.primary.pg;
+    pg.stop_fast().await?;
+    pg.keep_data().await?;
+    pg.start_again().await?;
+    until_following(&service).await;
+    audit(&site, "lost with the primary").await?;
+    factory
+        .package(&site.primary, Spec::new("core", "lost", "1"))
+        .await?;
+    until_equal(&site).await?;
+
+    let before = copies(&service).await?;
+    pg.stop_fast().await?;
+    pg.restore_data().await?;
+    pg.start_again().await?;
+    until_closed(&service, "set back to an older copy", before).await
+}
+
+/// The older copy has outgrown the spare before anybody looks: no position tells it from the right one.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_copy_that_has_outgrown_the_spare_is_noticed() -> Result<()> {
+    let site = prepared("outgrown").await?;
+    Factory::seeded().fill(&site.primary, 1).await?;
+    let service = Service::start(&site, "");
+    until_following(&service).await;
+    let pg = &site.primary.pg;
+    pg.stop_fast().await?;
+    pg.keep_data().await?;
+    pg.start_again().await?;
+    until_following(&service).await;
+    audit(&site, "lost too").await?;
+    until_equal(&site).await?;
+    let before = copies(&service).await?;
+    service.running.sigstop();
+    pg.stop_fast().await?;
+    pg.restore_data().await?;
+    pg.start_again().await?;
+    site.primary
+        .conn()
+        .await?
+        .batch_execute("SELECT pg_switch_wal()")
+        .await?;
+    audit(&site, "another history").await?;
+    service.running.sigcont();
+    until_closed(&service, "set back to an older copy", before).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spare_set_back_to_an_older_copy_is_noticed() -> Result<()> {
+    let site = prepared("spare_back").await?;
+    Factory::seeded().fill(&site.primary, 1).await?;
+    let service = Service::start(&site, "");
+    until_following(&service).await;
+    let again = stopped(service).await;
+    let pg = &site.spare.pg;
+    pg.stop_fast().await?;
+    pg.keep_data().await?;
+    pg.start_again().await?;
+    let service = again();
+    until_following(&service).await;
+    audit(&site, "lost with the spare").await?;
+    until_equal(&site).await?;
+    // Until the slot is past the older copy, nothing is lost by it.
+    let reached = site.spare.conn().await?;
+    let sql = "SELECT lsn::text FROM warm_spare.recovery_point";
+    let point: String = reached.query_one(sql, &[]).await?.get(0);
+    wait_until("the slot moves", SOON, || async {
+        let sql = "SELECT confirmed_flush_lsn >= $1::text::pg_lsn FROM pg_replication_slots";
+        let row = site.primary.conn().await?.query_one(sql, &[&point]).await?;
+        row.get::<_, bool>(0).then_some(()).ok_or("not yet".into())
+    })
+    .await;
+    let before = copies(&service).await?;
+    pg.stop_fast().await?;
+    pg.restore_data().await?;
+    pg.start_again().await?;
+    until_closed(&service, "past the spare", before).await
+}
+
+/// The one that was asleep gives up when it wakes, and what it had in its hands comes once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_holder_that_wakes_up_writes_nothing() -> Result<()> {
+    let primary = logical().setting("wal_sender_timeout", "3s");
+    let site = Site::builder("asleep").primary(primary).own_stores();
+    let site = site.start().await?;
+    prepare(&site).await;
+    let mut factory = Factory::seeded();
+    factory.fill(&site.primary, 1).await?;
+    let asleep = Service::start(&site, "");
+    until_following(&asleep).await;
+    let waking = asleep.beside("");
+    waking.until_state("standby").await;
+
+    let late = factory.make(Spec::new("core", "late", "1"));
+    put(&site.primary, &late).await?;
+    site.primary.minio.sigstop();
+    insert(&site.primary, &late).await?;
+    audit(&site, "once").await?;
+    asleep
+        .until("the gate waits", |status| {
+            status["replication"]["gate_waiting"].as_u64() >= Some(1)
+        })
+        .await;
+    asleep.running.sigstop();
+    // Its lock goes with its session; the one that applies stays.
+    let admin = site.spare.pg.conn("warm_spare").await?;
+    let end =
+        "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted
+                 AND database = (SELECT oid FROM pg_database WHERE datname = 'warm_spare')";
+    admin.batch_execute(end).await?;
+    site.primary.minio.sigcont();
+    until_equal(&site).await?;
+    until_following(&waking).await;
+    asleep.running.sigcont();
+    asleep.until_state("standby").await;
+    audit(&site, "after").await?;
+    until_equal(&site).await?;
+    assert_eq!(copies(&waking).await?, 0, "no new baseline");
+    Ok(())
+}
+
+/// Another holder's token stands beside the recovery point: what is about to be committed is not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_under_another_holders_token_fails() -> Result<()> {
+    let site = prepared("token").await?;
+    Factory::seeded().fill(&site.primary, 1).await?;
+    let mut service = Service::start(&site, "");
+    until_following(&service).await;
+    let sql =
+        "SET transaction_read_only = off; UPDATE warm_spare.recovery_point SET token = token + 1";
+    service.running.forget();
+    site.spare.conn().await?.batch_execute(sql).await?;
+    audit(&site, "once").await?;
+    service
+        .running
+        .wait_for_line(|line| line.contains("another warm-spare has taken o"), SOON)
+        .await?;
+    until_equal(&site).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_at_its_most_delicate_points_it_applies_everything_once() -> Result<()> {
+    let mut site = prepared("killed").await?;
+    let mut factory = Factory::seeded();
+    factory.fill(&site.primary, 1).await?;
+    for point in ["slot.after_copy", "switch.before_commit"] {
+        killed_at(&mut site, point, "").await?;
+    }
+    let service = Service::start(&site, "");
+    until_following(&service).await;
+    service.stop().await.ok();
+    for point in [
+        "apply.before_flush",
+        "apply.before_commit",
+        "apply.after_commit",
+        "confirm.before_commit",
+    ] {
+        factory
+            .package(&site.primary, Spec::new("core", "killed", point))
+            .await?;
+        killed_at(&mut site, point, point).await?;
+    }
+    let service = Service::start(&site, "");
+    until_equal(&site).await?;
+    until_following(&service).await;
+    assert_eq!(copies(&service).await?, 0, "no new baseline");
+    let sql = "SELECT count(*) FROM pg_replication_slots";
+    let slots: i64 = site.primary.conn().await?.query_one(sql, &[]).await?.get(0);
+    assert_eq!(slots, 1, "a killed baseline leaves none behind");
+    Ok(())
+}
+
+/// Runs until it dies there, with something to apply.
+async fn killed_at(site: &mut Site, point: &str, line: &str) -> Result<()> {
+    if !line.is_empty() {
+        audit(site, line).await?;
+    }
+    let kill = ("WARM_SPARE_KILL_AT".to_string(), point.to_string());
+    site.environment.push(kill);
+    let ended = Service::start(site, "").running.wait(SOON).await;
+    let ended = ended.map_err(|error| format!("{point}: {error}"))?;
+    assert_eq!(ended.code, None, "{point}: {ended}");
+    site.environment.pop();
+    Ok(())
+}

@@ -1,0 +1,151 @@
+//! A prepared primary, a service that follows it, and what the two are asked.
+
+use serde_json::Value;
+
+use super::service::SOON;
+use super::{Postgres, Result, Service, Site, content, postgres, wait_until};
+
+const DONE: &str = "warm_spare_baselines_total{result=\"done\"}";
+
+/// A primary that can be followed, as `prepare` and a restart leave it.
+pub fn logical() -> postgres::Builder {
+    Postgres::builder().logical()
+}
+
+/// What an operator's `warm-spare prepare` makes.
+pub async fn prepare(site: &Site) {
+    if !site.config_file().exists() {
+        site.write_config("");
+    }
+    site.warm_spare(&["prepare"]).await.ok();
+}
+
+pub async fn prepared(name: &str) -> Result<Site> {
+    let site = Site::builder(name).primary(logical()).start().await?;
+    prepare(&site).await;
+    Ok(site)
+}
+
+pub async fn until_following(service: &Service<'_>) -> Value {
+    let status = service
+        .until("following by the stream", |status| {
+            status["state"] == "following"
+                && status["replication"]["mode"] == "stream"
+                && status["lag"]["bytes"] == 0
+        })
+        .await;
+    until_read(service.site).await;
+    status
+}
+
+/// Somebody reads our slot.
+pub async fn until_read(site: &Site) {
+    wait_until("the stream is read", SOON, || async {
+        let sql = "SELECT FROM pg_replication_slots WHERE active AND NOT temporary";
+        let rows = site.primary.conn().await?.query(sql, &[]).await?;
+        let nobody = || "nobody reads".into();
+        (!rows.is_empty()).then_some(()).ok_or_else(nobody)
+    })
+    .await;
+}
+
+/// Baselines that this process of the service brought to their end.
+pub async fn copies(service: &Service<'_>) -> Result<u64> {
+    Ok(service.metric(DONE).await?.unwrap_or_default() as u64)
+}
+
+/// Waits until the spare has what the primary has now, each row as often.
+pub async fn until_equal(site: &Site) -> Result<()> {
+    let expected = content(&site.primary).await?;
+    wait_until("the spare has the primary's rows", SOON, || async {
+        let found = content(&site.spare).await?;
+        if found == expected {
+            return Ok(());
+        }
+        let only = |one: &[String], other: &[String]| {
+            let lines = one.iter().filter(|line| !other.contains(line));
+            lines.take(3).cloned().collect::<Vec<_>>()
+        };
+        let (primary, spare) = (only(&expected, &found), only(&found, &expected));
+        Err(format!("the primary alone: {primary:#?}\nthe spare alone: {spare:#?}").into())
+    })
+    .await;
+    Ok(())
+}
+
+/// Why a new baseline became necessary, oldest first.
+pub fn gaps(status: &Value) -> Vec<String> {
+    events(status, "gap")
+}
+
+pub fn events(status: &Value, kind: &str) -> Vec<String> {
+    let all = status["events"].as_array().cloned().unwrap_or_default();
+    let wanted = all.iter().filter(|event| event["kind"] == kind);
+    wanted
+        .map(|event| event["text"].as_str().unwrap_or_default().to_string())
+        .collect()
+}
+
+/// Waits until a gap with these words was noticed and a new baseline has closed it.
+pub async fn until_closed(service: &Service<'_>, words: &str, copies_before: u64) -> Result<()> {
+    let status = service
+        .until(&format!("a gap: {words}"), |status| {
+            gaps(status).iter().any(|text| text.contains(words))
+        })
+        .await;
+    drop(status);
+    wait_until("a new baseline", SOON, || async {
+        match copies(service).await? {
+            done if done > copies_before => Ok(()),
+            done => Err(format!("{done} copies").into()),
+        }
+    })
+    .await;
+    until_following(service).await;
+    until_equal(service.site).await
+}
+
+/// Our slot on the primary: its position, and its `wal_status`.
+pub async fn slot(site: &Site) -> Result<Option<(String, String)>> {
+    let sql = "SELECT coalesce(confirmed_flush_lsn::text, ''), coalesce(wal_status, '') FROM pg_replication_slots
+               WHERE slot_name LIKE 'warm\\_spare\\_%' AND NOT temporary";
+    let row = site.primary.conn().await?.query_opt(sql, &[]).await?;
+    Ok(row.map(|row| (row.get(0), row.get(1))))
+}
+
+/// The slot never says that more is safe than what is stored here.
+pub async fn assert_slot_is_not_ahead(site: &Site) -> Result<()> {
+    // In this order: the slot may move on meanwhile, and the spare then was there before it.
+    let Some((confirmed, _)) = slot(site).await? else {
+        panic!("there is no slot");
+    };
+    let sql = "SELECT lsn >= $1::text::pg_lsn, lsn::text FROM warm_spare.recovery_point";
+    let row = site
+        .spare
+        .conn()
+        .await?
+        .query_one(sql, &[&confirmed])
+        .await?;
+    let (safe, point): (bool, String) = (row.get(0), row.get(1));
+    assert!(safe, "the slot is at {confirmed}, the spare at {point}");
+    Ok(())
+}
+
+/// A line in a table without a key, where a change that comes twice is seen.
+pub async fn audit(site: &Site, ident: &str) -> Result<()> {
+    let sql = "INSERT INTO audit_package (operation, trigger, requester_id, requester_name, origin, channel, package_ident)
+               VALUES ('promote', 'hab_client', 1, 'me', 'core', 'stable', $1)";
+    site.primary.conn().await?.execute(sql, &[&ident]).await?;
+    Ok(())
+}
+
+/// Changes of every kind in tables without a key, as Builder makes them; they must work at any time.
+pub const KEYLESS: &str = "
+    UPDATE origin_members SET member_role = 'owner' WHERE origin = 'core';
+    INSERT INTO audit_package (operation, trigger, requester_id, requester_name, origin, channel, package_ident)
+        VALUES ('promote', 'hab_client', 1, 'me', 'core', 'stable', 'core/a/1/2');
+    INSERT INTO origin_members (origin, account_id) SELECT 'core', id FROM accounts
+        WHERE id NOT IN (SELECT account_id FROM origin_members WHERE origin = 'core') LIMIT 1;
+    UPDATE audit_package SET channel = 'unstable' WHERE package_ident = 'core/a/1/2';
+    DELETE FROM audit_package WHERE package_ident = 'core/a/1/2';
+    DELETE FROM origin_members WHERE origin = 'core' AND member_role <> 'owner';";
