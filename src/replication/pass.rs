@@ -412,9 +412,13 @@ impl Pass<'_> {
         if !options.baseline
             && let Some(point) = self.followed(&visible).await?
         {
-            return self
-                .report(Outcome::Followed(point), Round::default())
-                .await;
+            // What the stream does not come by again: artifacts lost here, and those that the primary lacked.
+            inventory.load_present(&self.work.courier.local).await?;
+            if let Some(session) = visible.session_of_ours() {
+                inventory.load_visible(session).await?;
+            }
+            let round = self.mend(&visible).await?;
+            return self.report(Outcome::Followed(point), round).await;
         }
         inventory.load_present(&self.work.courier.local).await?;
         if !options.baseline

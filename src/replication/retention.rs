@@ -43,7 +43,7 @@ pub async fn sweep<C>(
             continue;
         };
         let names = named(&databases, &gone).await?;
-        if !names.iter().any(|checksum| *checksum == gone.checksum) {
+        if !names.contains(&gone.checksum) {
             // Where the old bytes were laid aside when others took their place.
             store.delete(&format!("{RETIRED}{}", gone.checksum)).await?;
         }
@@ -54,7 +54,7 @@ pub async fn sweep<C>(
             swept.deleted += 1;
         } else {
             swept.kept += 1;
-            if names.iter().any(|checksum| *checksum == gone.checksum) {
+            if names.contains(&gone.checksum) {
                 // A generation names it. It is asked about again after another retention time.
                 state.retire(&[(gone.key.clone(), &gone.checksum)]).await?;
                 continue;

@@ -9,11 +9,12 @@ use super::guard::ask_store;
 use super::plan::{Next, Plan, Rules};
 use super::tenure::{Tenure, recall};
 use super::{Configs, Desk, next};
-use crate::cluster::{Confirmation, CopiedPoint, Side, StateError, Store};
+use crate::cluster::{Confirmation, CopiedPoint, LocalStore, Side, StateError, Store};
 use crate::config::Config;
 use crate::observe::{Baseline, HoldReason};
 use crate::replication::{
-    Look, Options, Outcome, PassError, RETIRED, Report, STAGED, look, mend, retry_unavailable, sync,
+    Look, Options, Outcome, PassError, RETIRED, Report, STAGED, look, mend, retry_unavailable,
+    sweep, sync,
 };
 use crate::verify::Verification;
 use chrono::TimeDelta;
@@ -399,8 +400,22 @@ impl<'a> Duties<'a> {
             self.desk.update(|state| state.confirmed = Some(begun));
         }
         recall(self.desk, config, &self.tenure.state).await?;
+        if report.chosen.stream.is_none() {
+            self.sweep(config).await;
+        }
         self.count_aside(config).await;
         Ok(())
+    }
+
+    /// Between two passes nobody else is at a key. Deleting is never urgent.
+    async fn sweep(&self, config: &Config) {
+        let swept = async {
+            let store = LocalStore::open(&config.local.s3)?;
+            sweep(config, &self.tenure.state, &store, |_| Some(())).await
+        };
+        if let Err(error) = swept.await {
+            log::warn!("{error}; artifacts whose packages went are deleted later");
+        }
     }
 
     /// Objects of ours beside the artifacts. Not knowing their number is no failure.

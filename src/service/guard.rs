@@ -19,6 +19,7 @@ const LOOKS_PER_PROOF: u32 = 12;
 /// A local server that does not answer for so long holds nobody else's lock either.
 const PATIENCE: Duration = Duration::from_secs(15);
 const STORE_LOOK: Duration = Duration::from_secs(10);
+const LOOKS_PER_MINUTE: u32 = 6;
 const STORE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why a tenure ended.
@@ -135,8 +136,13 @@ async fn look_once(desk: &Desk, tenure: &Tenure, proving: bool) -> Result<Found,
 /// Our own bucket always; the peer's two stores only while a pass may not notice for a while that one is gone. Between
 /// passes they are asked when it is looked for changes.
 async fn keep_seeing(desk: &Desk, config: &Config) -> Infallible {
-    loop {
+    for look in 0_u32.. {
         desk.see_store(Side::Local, ask_store(Side::Local, &config.local.s3).await);
+        let followed = desk.read(|state| state.mode.as_ref().is_some_and(|mode| mode.stream));
+        if followed && look % LOOKS_PER_MINUTE == 0 {
+            // Nobody else asks it while nothing is uploaded.
+            desk.see_store(Side::Peer, ask_store(Side::Peer, &config.peer.s3).await);
+        }
         if desk.read(|state| state.baseline.is_some()) {
             let (store, datastore) = tokio::join!(
                 ask_store(Side::Peer, &config.peer.s3),
@@ -147,6 +153,7 @@ async fn keep_seeing(desk: &Desk, config: &Config) -> Infallible {
         }
         tokio::time::sleep(STORE_LOOK).await;
     }
+    unreachable!("the loop has no end")
 }
 
 /// What is wrong with a store. A client is made each time: keys and certificates may have been changed.

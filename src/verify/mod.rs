@@ -135,10 +135,16 @@ async fn look(
         progress,
     )
     .await?;
+    let same_rows = tables.differences.is_empty();
     differences.extend(tables.differences);
     differences.extend(artifacts.differences);
+    // Those that were compared are the primary's own.
+    let newer = match following {
+        true => same_rows.then_some(false),
+        false => newer(config, point).await,
+    };
     Ok(Verification {
-        newer: newer(config, point).await,
+        newer,
         tables: tables.tables,
         rows: tables.rows,
         artifacts: artifacts.checked,
@@ -206,14 +212,6 @@ async fn recovery_point(
 
 async fn newer(config: &Config, point: &CopiedPoint) -> Option<bool> {
     let peer = PeerSession::open(&config.peer.datastore).await.ok()?;
-    if !point.slot.is_empty() {
-        let sql = "SELECT pg_current_wal_lsn() > $1::text::pg_lsn";
-        let row = peer
-            .query_one("asking for newer changes", sql, &[&point.lsn])
-            .await
-            .ok()?;
-        return row.get(0);
-    }
     let sql = "SELECT txid_current_snapshot()::text, pg_postmaster_start_time()::text";
     let row = peer
         .query_one("asking for newer changes", sql, &[])

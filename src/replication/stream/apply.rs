@@ -13,12 +13,14 @@ use super::{Applied, Told};
 use crate::cluster::{Lsn, StateError};
 use crate::killpoint;
 use chrono::{DateTime, Utc};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// Transactions of the primary in one of ours, and their bytes.
 const MOST_TOGETHER: u64 = 500;
 const MOST_BYTES: usize = 8 << 20;
+/// While the gate waits, how much waits is told so often.
+const TELL: Duration = Duration::from_secs(1);
 
 pub struct Applier<'a> {
     pub changes: Changes,
@@ -214,9 +216,19 @@ impl Applier<'_> {
         }
         let begun = Instant::now();
         killpoint::reach("gate.waiting");
-        self.told.waiting(self.ahead.waiting().max(1));
         let told = self.told;
-        let outcomes = self.gate.wait(wants, |trouble| told.trouble(trouble)).await;
+        let waiting = self.gate.wait(wants, |trouble| told.trouble(trouble));
+        tokio::pin!(waiting);
+        let outcomes = loop {
+            if self.gate.settled(wants).is_none() {
+                // This one, which is taken from the list already, and those behind it.
+                told.waiting(self.ahead.waiting() + 1);
+            }
+            tokio::select! {
+                outcomes = &mut waiting => break outcomes,
+                () = tokio::time::sleep(TELL) => {}
+            }
+        };
         self.told.waited(begun.elapsed());
         for outcome in &outcomes {
             if let Outcome::Failed(error) = outcome {
@@ -306,7 +318,10 @@ impl Applier<'_> {
         for renamed in &effects.renamed {
             group.wants.push(self.gate.want(renamed, Vec::new()));
         }
-        let mut outcomes = self.wait(&group.wants).await?;
+        let mut outcomes = match self.gate.settled(&group.wants) {
+            Some(outcomes) => outcomes,
+            None => self.wait(&group.wants).await?,
+        };
         outcomes.retain(|outcome| !matches!(outcome, Outcome::Here));
         outcomes.append(&mut group.outcomes);
         let swaps: Vec<Swap> = outcomes.iter().filter_map(swap_of).collect();
@@ -346,7 +361,7 @@ impl Applier<'_> {
             point,
             transactions: group.transactions,
             waiting: self.ahead.waiting(),
-            lacking: !outcomes.is_empty() || self.settling.lacks(),
+            lacking: self.settling.take_changed(),
         });
         Ok(())
     }

@@ -31,7 +31,7 @@ pub enum Gap {
     #[error("the spare's table {table} refuses a change that the primary made: {error}")]
     Refused {
         table: String,
-        error: DatastoreError,
+        error: Box<DatastoreError>,
     },
     #[error("the stream cannot be read: {0}")]
     Decoding(String),
@@ -72,7 +72,7 @@ impl Gap {
         if error.fault == DatastoreFault::Statement {
             return Gap::Refused {
                 table: table.to_string(),
-                error,
+                error: Box::new(error),
             };
         }
         Gap::Failed(error.into())

@@ -318,7 +318,8 @@ impl Follow<'_> {
         })?;
         let held = seen.slot.as_ref().map_or(0, |slot| slot.held_bytes);
         let limit = self.config.replication.wal_hold_limit;
-        if held > limit {
+        // One that was made by hand is not ours to give up.
+        if held > limit && !self.names.slot_is_premade {
             return Err(Gap::Held { held, limit });
         }
         self.told.seen(seen);

@@ -213,22 +213,24 @@ impl Gate {
         ids: &[WantId],
         mut told: impl FnMut(Option<&Arc<PassError>>),
     ) -> Vec<Outcome> {
-        let mut troubled = false;
+        let mut told_of: Option<Arc<PassError>> = None;
         loop {
             let changed = self.shared.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
             if let Some(outcomes) = self.settled(ids) {
-                if troubled {
+                if told_of.is_some() {
                     told(None);
                 }
                 return outcomes;
             }
             let trouble = self.table().trouble.clone();
-            if let Some(trouble) = &trouble {
-                troubled = true;
-                told(Some(trouble));
+            match (&trouble, &told_of) {
+                (Some(new), Some(old)) if Arc::ptr_eq(new, old) => {}
+                (None, None) => {}
+                _ => told(trouble.as_ref()),
             }
+            told_of = trouble;
             changed.await;
         }
     }
@@ -332,8 +334,14 @@ impl Shared {
                     self.trouble(None);
                     return Outcome::Here;
                 }
-                Ok(Tried::Staged(swap)) => return Outcome::Staged(swap),
-                Ok(Tried::Lacking(reason)) => Some(reason),
+                Ok(Tried::Staged(swap)) => {
+                    self.trouble(None);
+                    return Outcome::Staged(swap);
+                }
+                Ok(Tried::Lacking(reason)) => {
+                    self.trouble(None);
+                    Some(reason)
+                }
                 Err(error) if error.policy() == Policy::Retry => {
                     self.trouble(Some(Arc::new(error)));
                     None

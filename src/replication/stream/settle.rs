@@ -21,6 +21,8 @@ pub struct Settling<'a> {
     /// Keys recorded as unavailable, with the checksum of each.
     lacking: HashSet<(String, String)>,
     packages: u64,
+    /// The list of what is lacking is another one since it was last asked.
+    changed: bool,
     /// The database is not the one that Builder sees: what changes under its keys waits for the switch.
     incoming: bool,
     /// Gathered for the switch.
@@ -61,6 +63,7 @@ impl<'a> Settling<'a> {
             courier,
             lacking: rows.iter().map(|row| (row.get(0), row.get(1))).collect(),
             packages: counted.get::<_, i64>(0).unsigned_abs(),
+            changed: false,
             incoming,
             swaps: Vec::new(),
             shrinkage: Shrinkage::default(),
@@ -70,6 +73,10 @@ impl<'a> Settling<'a> {
     /// Whether anything is known to be lacking.
     pub fn lacks(&self) -> bool {
         !self.lacking.is_empty()
+    }
+
+    pub fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
     }
 
     /// Lets the open transaction pass, or not; writes what must stand beside its rows.
@@ -148,9 +155,10 @@ impl<'a> Settling<'a> {
                 .chain(verdict.here)
                 .map(String::as_str)
                 .collect();
-            session
+            let forgotten = session
                 .execute("forgetting what is not lacking any more", sql, &[&over])
                 .await?;
+            self.changed |= forgotten > 0;
             self.lacking
                 .retain(|(key, _)| !over.contains(&key.as_str()));
         }
@@ -173,6 +181,7 @@ impl<'a> Settling<'a> {
                     &[key, checksum, reason],
                 )
                 .await?;
+            self.changed = true;
             self.lacking.insert((key.clone(), checksum.clone()));
             if !quiet {
                 log::warn!("peer: {key} is {reason}; its row passes without it");

@@ -96,7 +96,7 @@ impl Target {
             name,
             quoted,
             columns,
-            identity: relation.identity.clone(),
+            identity: relation.identity,
             keys,
             package,
         }))

@@ -11,7 +11,7 @@ use crate::cluster::{
     ByteBudget, Confirmation, LocalSession, LocalStore, Lsn, PeerSession, Side, State, Store,
 };
 use crate::config::{Config, Mode};
-use crate::observe::{Held, Mode as Shown};
+use crate::observe::{Held, HoldReason, Mode as Shown};
 use crate::replication::stream::{self, Applied, Follow, Followed, Gap, Seen, Told};
 use crate::replication::{Chosen, Courier, PassError, decide};
 use chrono::TimeDelta;
@@ -72,7 +72,9 @@ impl Told for Ear {
             Some(error) => {
                 self.desk.hold_for(error);
             }
-            None => self.desk.release(|hold| hold.passing),
+            None => self
+                .desk
+                .release(|hold| !matches!(hold.reason, HoldReason::Config | HoldReason::Paused)),
         }
     }
 
@@ -157,12 +159,30 @@ impl Duties<'_> {
             confirmed: watch::Sender::new(None),
         });
         let cluster = state.cluster().await?;
+        let names = Names::of(&cluster.id, &config.replication);
+        if names.slot != recorded.slot {
+            let text = format!(
+                "slot {} is to be followed instead of {}; a new baseline is made",
+                names.slot, recorded.slot
+            );
+            log::info!("peer: {text}");
+            self.desk.note("gap", &text);
+            self.drop_slot(config).await;
+            self.plan.repair = true;
+            self.rows_differ = true;
+            return Ok(());
+        }
+        self.desk.update(|state| {
+            state.gate_waiting = None;
+            state.waiting = None;
+            state.lag_bytes = None;
+        });
         let follow = Follow {
             config,
             state: &state,
             lock: tenure.lock,
             courier: &courier,
-            names: Names::of(&cluster.id, &config.replication),
+            names,
             recorded,
             database: &config.local.datastore.database,
             incoming: false,
@@ -192,7 +212,6 @@ impl Duties<'_> {
 
     /// The stream ended: by a failure, or by what only a new baseline makes good.
     async fn followed(&mut self, config: &Config, gap: Gap) -> Result<(), PassError> {
-        let held = matches!(gap, Gap::Held { .. });
         match gap.failure() {
             Ok(error) => Err(error),
             Err(gap) => {
@@ -201,9 +220,8 @@ impl Duties<'_> {
                 self.desk.note("gap", &text);
                 self.plan.repair = true;
                 self.rows_differ = true;
-                if held {
-                    self.drop_slot(config).await;
-                }
+                // It joins nothing any more, and would hold log until the next copy is made.
+                self.drop_slot(config).await;
                 Ok(())
             }
         }
@@ -259,7 +277,8 @@ impl Duties<'_> {
             bound: seen.wal_bound,
         });
         self.desk.update(|state| state.held = held);
-        if held.is_some_and(|held| held.bytes > config.replication.wal_hold_limit) {
+        let limit = config.replication.wal_hold_limit;
+        if !names.slot_is_premade && held.is_some_and(|held| held.bytes > limit) {
             log::warn!(
                 "peer: our slot holds more than replication.wal_hold_limit; it is given up, and a new baseline follows"
             );
@@ -276,7 +295,9 @@ impl Duties<'_> {
         else {
             return;
         };
-        if slot.is_empty() || config.replication.slot.is_some() {
+        let id = self.desk.read(|state| state.cluster_id.clone());
+        // Whoever made another one by hand decides about it.
+        if id.is_none_or(|id| slot != Names::of_cluster(&id).slot) {
             return;
         }
         match stream::drop_slot(&config.peer.datastore, &slot).await {
