@@ -311,7 +311,7 @@ async fn time_outs_of_the_servers_do_not_end_the_copy() -> Result<()> {
             "idle_session_timeout",
         ] {
             admin
-                .batch_execute(&format!("ALTER ROLE hab SET {name} = '20ms'"))
+                .batch_execute(&format!("ALTER ROLE hab SET {name} = '100ms'"))
                 .await?;
         }
     }

@@ -277,6 +277,13 @@ pub(super) fn fault_of_state(state: &SqlState) -> DatastoreFault {
         s if *s == SqlState::QUERY_CANCELED || *s == SqlState::ADMIN_SHUTDOWN => {
             DatastoreFault::Cancelled
         }
+        // A deadlock, a lock, memory, a slot whose reader has not quite gone: another time it may well do.
+        _ if ["40", "53"].iter().any(|class| code.starts_with(class))
+            && *state != SqlState::TOO_MANY_CONNECTIONS
+            || matches!(code, "55006" | "55P03") =>
+        {
+            DatastoreFault::Cancelled
+        }
         _ if code.starts_with("28") => DatastoreFault::Authentication,
         _ if code.starts_with("08")
             || code.starts_with("57P0")

@@ -45,7 +45,8 @@ impl State {
         let new: Vec<&str> = planned.iter().map(|r| r.new_checksum.as_str()).collect();
         let lsns: Vec<&str> = planned.iter().map(|r| r.lsn.as_str()).collect();
         let sql = "INSERT INTO replacement (key, old_checksum, new_checksum, lsn) \
-                   SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[])";
+                   SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) ON CONFLICT (key) DO UPDATE SET \
+                     old_checksum = excluded.old_checksum, new_checksum = excluded.new_checksum, lsn = excluded.lsn";
         self.session()
             .execute(
                 "journalling the replacements",
@@ -84,16 +85,20 @@ impl State {
         Ok(())
     }
 
-    /// Packages and artifacts that vanished within the window before now.
-    pub async fn vanished_lately(&self, window: Duration) -> Result<(u64, u64), StateError> {
+    /// Packages and artifacts that vanished within the window before now, but for the transaction that ends at `but`.
+    pub async fn vanished_lately(
+        &self,
+        window: Duration,
+        but: &str,
+    ) -> Result<(u64, u64), StateError> {
         let sql = "SELECT coalesce(sum(packages), 0)::int8, coalesce(sum(artifacts), 0)::int8 FROM vanished \
-                   WHERE time > now() - make_interval(secs => $1)";
+                   WHERE time > now() - make_interval(secs => $1) AND (lsn = '' OR lsn <> $2)";
         let row = self
             .session()
             .query_one(
                 "reading what vanished lately",
                 sql,
-                &[&window.as_secs_f64()],
+                &[&window.as_secs_f64(), &but],
             )
             .await?;
         Ok((

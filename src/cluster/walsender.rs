@@ -19,6 +19,7 @@ use tokio_rustls::TlsConnector;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 const PATIENCE: Duration = Duration::from_secs(60);
+const KEEPALIVE: Duration = Duration::from_secs(30);
 const READ: usize = 64 * 1024;
 const COPY_BOTH: u8 = b'W';
 
@@ -485,6 +486,9 @@ fn refused(body: &backend::ErrorResponseBody) -> Trouble {
 async fn connect(to: &Datastore) -> Result<Box<dyn Io>, Trouble> {
     let mut tcp = TcpStream::connect((to.host.as_str(), to.port)).await?;
     tcp.set_nodelay(true)?;
+    // It is silent for as long as a copy takes, and what lies between may forget silent connections.
+    rustix::net::sockopt::set_socket_keepalive(&tcp, true).map_err(io::Error::from)?;
+    rustix::net::sockopt::set_tcp_keepidle(&tcp, KEEPALIVE).map_err(io::Error::from)?;
     if to.ssl_mode == SslMode::Disable {
         return Ok(Box::new(tcp));
     }

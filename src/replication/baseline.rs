@@ -23,6 +23,7 @@ use crate::observe::Phase;
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use tempfile::TempDir;
 use tokio_postgres::error::SqlState;
 
@@ -33,6 +34,8 @@ pub struct Baseline<'a> {
     pub visible_rows: u64,
     /// Bytes (key and checksum) that are recorded as unavailable in it.
     pub known_unavailable: HashSet<(String, String)>,
+    /// Our slot lasts since then, and is of no use but to this copy.
+    pub kept: AtomicBool,
     /// Where the stream is laid down that does not fit into memory.
     pub spool: Arc<Path>,
 }
@@ -117,6 +120,7 @@ impl Baseline<'_> {
         let copied = self.fill_and_switch(&incoming).await;
         if copied.is_err() {
             incoming.give_up(self.work).await;
+            self.give_up_slot().await;
         }
         copied
     }

@@ -81,7 +81,17 @@ pub fn judge(fuse: &Fuse, shrinkage: &Shrinkage) -> Verdict {
 
 /// Lets the change through, or stops and asks. True: an operator approved it, so it is not held against later ones.
 pub async fn ask(config: &Config, state: &State, change: Shrinkage) -> Result<bool, PassError> {
-    let (packages, artifacts) = state.vanished_lately(config.fuse.window).await?;
+    ask_again(config, state, change, "").await
+}
+
+/// The same for a transaction that may have been tried, and counted, before: `lsn` is its end.
+pub async fn ask_again(
+    config: &Config,
+    state: &State,
+    change: Shrinkage,
+    lsn: &str,
+) -> Result<bool, PassError> {
+    let (packages, artifacts) = state.vanished_lately(config.fuse.window, lsn).await?;
     let shrinkage = Shrinkage {
         earlier_packages: packages,
         earlier_artifacts: artifacts,

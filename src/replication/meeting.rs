@@ -16,6 +16,7 @@ use crate::cluster::{
 use crate::killpoint;
 use crate::observe::{Clock, Phase};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// Making a slot waits for every writing transaction that is under way; so long at most.
@@ -102,6 +103,19 @@ impl Baseline<'_> {
         }))
     }
 
+    /// A copy that came to nothing leaves no slot, as far as its end can be told.
+    pub(super) async fn give_up_slot(&self) {
+        let Some(names) = &self.facts.chosen.stream else {
+            return;
+        };
+        let peer = &self.work.config.peer.datastore;
+        if self.kept.load(Ordering::Relaxed)
+            && let Err(error) = stream::drop_slot(peer, &names.slot).await
+        {
+            log::debug!("{error}");
+        }
+    }
+
     /// Whom the slot waited for, if it was that.
     async fn busy(&self) -> Option<PassError> {
         let session = PeerSession::open(&self.work.config.peer.datastore)
@@ -128,6 +142,8 @@ impl Baseline<'_> {
     ) -> Result<Followed, PassError> {
         self.work.progress.begin(Phase::CatchUp, 0);
         slot.keep().await?;
+        self.kept
+            .store(!slot.names.slot_is_premade, Ordering::Relaxed);
         killpoint::reach("catch_up.begin");
         let work = self.work;
         let mut all: Option<Followed> = None;

@@ -12,6 +12,7 @@ use super::inventory::{Inventory, InventoryError, UNSOUND};
 use super::mode::Chosen;
 use super::stream::{self, Follow, Unheard};
 use super::{look, mode, replacements, switch};
+use crate::cluster::preparation::Names;
 use crate::cluster::{
     ByteBudget, CopiedPoint, DatastoreFault, LocalSession, LocalStore, Lock, Lsn, PeerSession,
     Side, State, Store, Throttle, is_fenced, prove_fence, raise_fence,
@@ -21,6 +22,7 @@ use crate::observe::{Clock, Phase, Progress};
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// Below this many artifacts left, the snapshot is taken; the rest is copied while it stands.
 const SMALL_REST: u64 = 50;
@@ -342,9 +344,16 @@ pub async fn unavailable_here(config: &Config) -> Result<Option<Vec<(String, Str
 async fn reached(config: &Config) -> Result<Option<Lsn>, PassError> {
     let local = &config.local.datastore;
     match LocalSession::open(local, &local.database).await {
-        Ok(session) => Ok(recovery_point(&session)
-            .await?
-            .and_then(|lsn| lsn.parse().ok())),
+        Ok(session) => {
+            if recovery_point(&session).await?.is_none() {
+                return Ok(None);
+            }
+            // A commit of a session that we have left may still be on its way.
+            let sql = "SELECT lsn::text FROM warm_spare.recovery_point FOR UPDATE";
+            let doing = "reading the recovery point";
+            let row = session.query_one(doing, sql, &[]).await?;
+            Ok(row.get::<_, String>(0).parse().ok())
+        }
         Err(error) if error.fault == DatastoreFault::NoDatabase => Ok(None),
         Err(error) => Err(error.into()),
     }
@@ -401,6 +410,7 @@ struct Pass<'a> {
 impl Pass<'_> {
     async fn run(&self, options: Options, first: bool) -> Result<Report, PassError> {
         let (config, inventory) = (self.work.config, self.work.inventory);
+        self.leave_no_slot().await;
         let visible = Visible::open(config, self.facts).await?;
         let visible_rows = match &visible.rows {
             Some(session) => inventory.load_visible(session).await?.rows,
@@ -443,6 +453,7 @@ impl Pass<'_> {
             facts: self.facts,
             visible_rows,
             known_unavailable,
+            kept: AtomicBool::new(false),
             spool: self.spool.clone(),
         }
         .run(incoming)
@@ -453,6 +464,25 @@ impl Pass<'_> {
         round.copied_bytes += copied.artifacts.copied_bytes;
         round.verified += copied.artifacts.verified;
         self.report(Outcome::Copied(Box::new(copied)), round).await
+    }
+
+    /// Where whole copies are made, a slot of ours would only hold log.
+    async fn leave_no_slot(&self) {
+        let Ok(cluster) = self.work.state.cluster().await else {
+            return;
+        };
+        let slot = Names::of_cluster(&cluster.id).slot;
+        if self.facts.chosen.stream.is_none()
+            && self
+                .facts
+                .chosen
+                .ours
+                .iter()
+                .any(|ours| ours.contains(&slot) && ours.contains("slot"))
+            && let Err(error) = stream::drop_slot(&self.work.config.peer.datastore, &slot).await
+        {
+            log::warn!("{error}; slot {slot} is left");
+        }
     }
 
     /// The rows as the primary has them now. The reading holds a lock like any other, so it gives way like any other.

@@ -46,6 +46,8 @@ pub struct Duties<'a> {
     rows_differ: bool,
     /// The verification to come, or under way, follows a repair.
     rechecking: bool,
+    /// When the stream was found not to join, lately.
+    gaps: Vec<Instant>,
     /// When a failed verification is tried again.
     verify_again: Option<chrono::DateTime<chrono::Utc>>,
 }
@@ -72,6 +74,7 @@ impl<'a> Duties<'a> {
             complaint: Complaint::new("replication works"),
             verification: None,
             verify_again: None,
+            gaps: Vec::new(),
             rows_differ: false,
             rechecking: false,
             failed_in_pass: false,

@@ -86,6 +86,13 @@ impl Ahead {
         }
     }
 
+    /// How many of its package rows were looked at; none that has arrived is still to be.
+    pub fn looked_at(&self, final_lsn: Lsn) -> usize {
+        let infos = self.infos();
+        let info = infos.iter().find(|info| info.final_lsn == final_lsn);
+        info.map_or(0, |info| info.wants.len())
+    }
+
     /// It is applied; what was added to it since it was asked for.
     pub fn take(&self, final_lsn: Lsn) -> Option<Info> {
         let mut infos = self.infos();
@@ -201,12 +208,19 @@ impl Lookahead {
                 let Some(columns) = self.packages.get(&insert.relation) else {
                     return;
                 };
-                if self.listed && self.gate.has_room() {
-                    let named = named(&insert.new, columns.named);
-                    let want = self.gate.want(&named, key(&insert.new, &columns.keys));
-                    self.change(|info| info.wants.push(want));
-                } else {
-                    self.change(|info| info.blind = true);
+                let last = self.listed.then(|| {
+                    let infos = self.ahead.infos();
+                    infos.back().map(|info| (info.final_lsn, info.blind))
+                });
+                // The first rows of a transaction are looked at, and none after one that was not: so they are counted.
+                match last.flatten() {
+                    Some((tx, false)) if self.gate.has_room() => {
+                        let named = named(&insert.new, columns.named);
+                        let row = key(&insert.new, &columns.keys);
+                        let want = self.gate.want(&named, row, Some(tx));
+                        self.change(|info| info.wants.push(want));
+                    }
+                    _ => self.change(|info| info.blind = true),
                 }
             }
             Message::Delete(delete) => {

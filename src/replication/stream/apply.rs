@@ -66,6 +66,8 @@ struct Group {
     transactions: u64,
     bytes: usize,
     wants: Vec<WantId>,
+    /// Of rows that nobody looked at ahead of time.
+    late: Vec<WantId>,
     outcomes: Vec<Outcome>,
     last: Option<Commit>,
 }
@@ -176,6 +178,7 @@ impl Applier<'_> {
 
     async fn transaction(&mut self, begin: &Begin, group: &mut Group) -> Result<(), Gap> {
         let info = self.ahead.known(begin.final_lsn).await;
+        let mut looked_at = info.wants.len();
         let alone = self.careful || info.removes || info.is_large();
         if group.transactions > 0 && (alone || !self.passes(&info)) {
             self.commit(std::mem::take(group)).await?;
@@ -185,12 +188,14 @@ impl Applier<'_> {
             self.ahead.take(begin.final_lsn);
             self.wait(&info.wants).await?;
             group.wants.extend(&info.wants);
+        } else {
+            looked_at = 0;
         }
         if group.transactions == 0 {
             let session = self.changes.session();
             session.batch("beginning to apply", "BEGIN").await?;
         }
-        let commit = self.rows(&info, group).await?;
+        let commit = self.rows(&info, looked_at, group).await?;
         if !info.complete
             && let Some(later) = self.ahead.take(begin.final_lsn)
         {
@@ -239,7 +244,13 @@ impl Applier<'_> {
     }
 
     /// Takes the rows of one transaction, up to its commit.
-    async fn rows(&mut self, info: &Info, group: &mut Group) -> Result<Commit, Gap> {
+    async fn rows(
+        &mut self,
+        info: &Info,
+        looked_at: usize,
+        group: &mut Group,
+    ) -> Result<Commit, Gap> {
+        let mut packages = 0;
         loop {
             let bytes = match self.spool.recv().await? {
                 Some(Frame::Data(bytes)) => bytes,
@@ -252,8 +263,16 @@ impl Applier<'_> {
             match decode(bytes)? {
                 Message::Commit(commit) => return Ok(commit),
                 Message::Insert(insert) => {
-                    if info.blind {
-                        self.want(insert.relation, &insert.new, group).await?;
+                    if self.changes.target(insert.relation)?.package.is_some() {
+                        // What has arrived by now was looked at, or never will be.
+                        let looked_at = looked_at.max(match info.complete {
+                            true => 0,
+                            false => self.ahead.looked_at(info.final_lsn),
+                        });
+                        if packages >= looked_at {
+                            self.want(insert.relation, &insert.new, group).await?;
+                        }
+                        packages += 1;
                     }
                     let change = Change::Insert(insert.new);
                     self.changes.add(insert.relation, change, length).await?;
@@ -295,13 +314,13 @@ impl Applier<'_> {
             return Ok(());
         };
         let named = named(row, columns);
-        group
-            .wants
-            .push(self.gate.want(&named, key(row, &target.keys)));
+        let want = self.gate.want(&named, key(row, &target.keys), None);
+        group.late.push(want);
         if !self.gate.has_room() {
-            let outcomes = self.wait(&group.wants).await?;
-            self.gate.forget(&group.wants);
-            group.wants.clear();
+            let outcomes = self.wait(&group.late).await?;
+            // Their keys stay named until the commit.
+            self.gate.shrink(&group.late);
+            group.late.clear();
             let lacking = outcomes.into_iter().filter(|o| !matches!(o, Outcome::Here));
             group.outcomes.extend(lacking);
         }
@@ -315,8 +334,9 @@ impl Applier<'_> {
         killpoint::reach("apply.before_flush");
         self.changes.flush().await?;
         let effects = std::mem::take(&mut self.changes.effects);
+        group.wants.append(&mut group.late);
         for renamed in &effects.renamed {
-            group.wants.push(self.gate.want(renamed, Vec::new()));
+            group.wants.push(self.gate.want(renamed, Vec::new(), None));
         }
         let mut outcomes = match self.gate.settled(&group.wants) {
             Some(outcomes) => outcomes,
@@ -343,7 +363,7 @@ impl Applier<'_> {
         };
         self.settling.judge(self.changes.session(), verdict).await?;
         if let Err(error) = self.settling.swap(&swaps, last.end).await {
-            self.settling.unswap().await?;
+            self.settling.unswap(self.point.lsn).await?;
             return Err(error.into());
         }
         let point = Point {
@@ -356,6 +376,7 @@ impl Applier<'_> {
             self.settling.swapped(&swaps).await?;
         }
         self.gate.forget(&group.wants);
+        self.gate.forget_shrunk();
         self.reach(last.end);
         self.told.applied(Applied {
             point,

@@ -35,6 +35,8 @@ const QUESTION: Duration = Duration::from_secs(10);
 const SWEEP: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(600));
 /// An idle primary may hold so much for us before the recovery point is moved over it, and its proof given up.
 const IDLE_HOLD: u64 = 64 << 20;
+/// When the stream has ended, what has arrived may take so long to be applied.
+const DRAIN: Duration = Duration::from_secs(60);
 /// Answers that wait for the spare to come so far.
 const MOST_PENDING: usize = 360;
 
@@ -137,16 +139,26 @@ impl Follow<'_> {
         // On another thread, so that the socket is read whatever the applier does. It ends with us.
         let mut reading = JoinSet::new();
         reading.spawn(pump.run());
+        let mut applying = Box::pin(applier.run(self.until, &mut advance_seen));
         let ended = tokio::select! {
             biased;
-            applied = applier.run(self.until, &mut advance_seen) => applied,
-            why = reading.join_next() => Err(match why {
-                Some(Ok(gap)) => gap,
-                _ => Gap::Decoding("the task that reads the stream ended".into()),
-            }),
+            applied = &mut applying => applied,
+            why = reading.join_next() => {
+                let why = match why {
+                    Some(Ok(gap)) => gap,
+                    _ => Gap::Decoding("the task that reads the stream ended".into()),
+                };
+                // A primary that is gone for good has sent this before; what it still has to bring it cannot.
+                match tokio::time::timeout(DRAIN, &mut applying).await {
+                    Ok(Ok(point)) => Ok(point),
+                    Ok(Err(gap)) if gap.needs_baseline() => Err(gap),
+                    _ => Err(why),
+                }
+            }
             gap = self.keep_asking(seen, point, advance, reached_seen) => Err(gap),
             error = self.keep_sweeping(&sweeping) => Err(error.into()),
         };
+        drop(applying);
         let point = ended?;
         Ok(Followed {
             point,

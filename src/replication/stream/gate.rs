@@ -7,10 +7,10 @@ use super::super::error::{PassError, Policy};
 use super::super::inventory::{Todo, UNSOUND};
 use super::Told;
 use super::changes::{Named, named};
-use crate::cluster::{Artifact, DatastoreFault, LocalSession, STATE_DATABASE};
+use crate::cluster::{Artifact, DatastoreFault, LocalSession, Lsn, STATE_DATABASE};
 use crate::config::Config;
 use crate::package::{Checksum, Ident, Target, object_key};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -43,6 +43,8 @@ struct Shared {
     told: Arc<dyn Told>,
     table: Mutex<Table>,
     changed: Notify,
+    /// Some job's row is deleted further on.
+    released: Notify,
 }
 
 #[derive(Default)]
@@ -52,6 +54,8 @@ struct Table {
     /// Who waits for a key; the first is being worked on.
     keys: HashMap<String, VecDeque<WantId>>,
     rows: HashMap<Vec<u8>, Vec<WantId>>,
+    /// Keys of the open transaction whose wants are settled and forgotten.
+    named: HashSet<String>,
     trouble: Option<Arc<PassError>>,
 }
 
@@ -60,6 +64,9 @@ struct Want {
     item: Option<Item>,
     name: String,
     row: Vec<u8>,
+    /// The commit of its transaction.
+    tx: Option<Lsn>,
+    begun: bool,
     /// The row's deletion stands further on in the stream.
     released: bool,
     settled: Option<Outcome>,
@@ -115,6 +122,7 @@ impl Gate {
             told,
             table: Mutex::default(),
             changed: Notify::new(),
+            released: Notify::new(),
         };
         Ok(Gate {
             shared: Arc::new(shared),
@@ -130,8 +138,9 @@ impl Gate {
         self.table().wants.len() < MOST
     }
 
-    /// A row wants its artifact. `row` tells the row apart from all others, as its deletion will.
-    pub fn want(&self, named: &Named, row: Vec<u8>) -> WantId {
+    /// A row wants its artifact. `row` tells the row apart from all others, as its deletion will. `tx` is the place of its
+    /// transaction's commit; None: it is of the transaction that is being applied, and goes before all others.
+    pub fn want(&self, named: &Named, row: Vec<u8>, tx: Option<Lsn>) -> WantId {
         let item = item_of(named);
         let mut table = self.table();
         table.next += 1;
@@ -139,8 +148,11 @@ impl Gate {
         let first = match &item {
             Some(item) => {
                 let queue = table.keys.entry(item.key.clone()).or_default();
-                queue.push_back(id);
-                queue.len() == 1
+                match tx {
+                    Some(_) => queue.push_back(id),
+                    None => queue.push_front(id),
+                }
+                queue.front() == Some(&id)
             }
             None => false,
         };
@@ -158,6 +170,8 @@ impl Gate {
                 item,
                 name,
                 row,
+                tx,
+                begun: false,
                 released: false,
                 settled,
             },
@@ -179,7 +193,7 @@ impl Gate {
             }
         }
         drop(table);
-        self.shared.changed.notify_waiters();
+        self.shared.released.notify_waiters();
     }
 
     /// None: one of them is not settled yet.
@@ -267,10 +281,26 @@ impl Gate {
         next.into_iter().for_each(|id| self.begin(id));
     }
 
+    /// Their transaction is not committed yet, but they are settled: their keys stay named, and nothing else of them.
+    pub fn shrink(&self, ids: &[WantId]) {
+        let mut table = self.table();
+        for id in ids {
+            let item = table.wants.get(id).and_then(|want| want.item.clone());
+            table.named.extend(item.map(|item| item.key));
+        }
+        drop(table);
+        self.forget(ids);
+    }
+
+    /// That transaction is committed.
+    pub fn forget_shrunk(&self) {
+        self.table().named.clear();
+    }
+
     /// Nobody in the stream names the key now; until the claim is dropped, whoever comes waits.
     pub fn claim(&self, key: &str) -> Option<Claim> {
         let mut table = self.table();
-        if table.keys.contains_key(key) {
+        if table.keys.contains_key(key) || table.named.contains(key) {
             return None;
         }
         table.next += 1;
@@ -283,21 +313,24 @@ impl Gate {
     }
 
     fn begin(&self, id: WantId) {
-        let item = self
-            .table()
-            .wants
-            .get(&id)
-            .and_then(|want| want.item.clone());
+        let item = self.table().wants.get_mut(&id).and_then(|want| {
+            let first = !std::mem::replace(&mut want.begun, true);
+            want.item.clone().filter(|_| first)
+        });
         let Some(item) = item else { return };
         let shared = self.shared.clone();
         let mut jobs = self.jobs.lock().expect("no holder panics");
         while jobs.try_join_next().is_some() {}
         jobs.spawn(async move {
             let outcome = shared.work(id, &item).await;
-            if let Some(want) = shared.table().wants.get_mut(&id) {
-                want.settled = Some(outcome);
-            }
+            let next = shared.settle(id, outcome);
             shared.changed.notify_waiters();
+            if let Some((id, item)) = next {
+                // The same transaction names the key once more, and waits for both.
+                let outcome = shared.work(id, &item).await;
+                shared.settle(id, outcome);
+                shared.changed.notify_waiters();
+            }
         });
     }
 }
@@ -305,6 +338,22 @@ impl Gate {
 impl Shared {
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().expect("no holder panics")
+    }
+
+    /// Returns the next one of the same key in the same transaction, which waits for no commit.
+    fn settle(&self, id: WantId, outcome: Outcome) -> Option<(WantId, Item)> {
+        let mut table = self.table();
+        let want = table.wants.get_mut(&id)?;
+        want.settled = Some(outcome);
+        let (tx, key) = (want.tx, want.item.as_ref()?.key.clone());
+        let queue = table.keys.get(&key)?;
+        let at = queue.iter().position(|other| *other == id)?;
+        let next = *queue.get(at + 1)?;
+        let next_want = table.wants.get_mut(&next)?;
+        if next_want.tx != tx || std::mem::replace(&mut next_want.begun, true) {
+            return None;
+        }
+        Some((next, next_want.item.clone()?))
     }
 
     fn is_released(&self, id: WantId) -> bool {
@@ -368,10 +417,10 @@ impl Shared {
                     Err(error) => self.trouble(Some(Arc::new(error))),
                 }
             }
-            let changed = self.changed.notified();
+            let released = self.released.notified();
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
-                () = changed => {}
+                () = released => {}
             }
             pause = (pause * 2)
                 .min(LONGEST_PAUSE)

@@ -30,10 +30,13 @@ pub struct Pump {
 impl Pump {
     /// Runs until the stream ends, and says why.
     pub async fn run(mut self) -> Gap {
-        match self.read().await {
+        let why = match self.read().await {
             Ok(()) => Gap::Decoding("the stream ended without a reason".into()),
             Err(error) => error,
-        }
+        };
+        // What has arrived is still applied.
+        self.spool.fail(why.to_string());
+        why
     }
 
     async fn read(&mut self) -> Result<(), Gap> {

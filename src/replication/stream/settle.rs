@@ -128,7 +128,8 @@ impl<'a> Settling<'a> {
             return Ok(());
         }
         let counted = (change.packages.len() as i64, change.artifacts.len() as i64);
-        let approved = match fuse::ask(self.config, self.state, change).await {
+        let end = verdict.end.to_string();
+        let approved = match fuse::ask_again(self.config, self.state, change, &end).await {
             Ok(approved) => approved,
             // Which transaction it is, is found one by one.
             Err(PassError::Refused { .. }) if verdict.several => return Err(Gap::Careful),
@@ -207,9 +208,9 @@ impl<'a> Settling<'a> {
     }
 
     /// The transaction did not come about.
-    pub async fn unswap(&self) -> Result<(), PassError> {
+    pub async fn unswap(&self, reached: Lsn) -> Result<(), PassError> {
         if !self.incoming {
-            replacements::undo(self.state, self.courier, None).await?;
+            replacements::undo(self.state, self.courier, Some(reached)).await?;
         }
         Ok(())
     }

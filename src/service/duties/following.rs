@@ -19,6 +19,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 
+/// So many gaps within so long are closed at once.
+const GAPS_AT_ONCE: usize = 5;
+const GAPS_KEPT: Duration = Duration::from_secs(600);
+
 /// What the stream tells is put into the state at once; what must be written down is left to the chores.
 struct Ear {
     desk: Desk,
@@ -191,6 +195,8 @@ impl Duties<'_> {
             spool: tenure.data.clone(),
             clock: self.desk.clock.clone(),
         };
+        // Bytes may be half replaced when it ends.
+        self.unsettled = true;
         let ended = tokio::select! {
             ended = stream::follow(&follow) => Ended::Stream(ended),
             why = self.chores(config, &ear) => Ended::Other(why?),
@@ -220,10 +226,26 @@ impl Duties<'_> {
                 self.desk.note("gap", &text);
                 self.plan.repair = true;
                 self.rows_differ = true;
+                self.pace_gaps();
                 // It joins nothing any more, and would hold log until the next copy is made.
                 self.drop_slot(config).await;
                 Ok(())
             }
+        }
+    }
+
+    /// One gap is closed at once. Gaps that come again and again would be copies without end.
+    fn pace_gaps(&mut self) {
+        self.gaps.retain(|gap| gap.elapsed() < GAPS_KEPT);
+        self.gaps.push(Instant::now());
+        let times = self.gaps.len().saturating_sub(GAPS_AT_ONCE);
+        if times > 0 {
+            let seconds = 1_i64 << times.min(8);
+            log::warn!(
+                "peer: {} gaps lately; the next copy waits {seconds} s",
+                self.gaps.len()
+            );
+            self.plan.not_before = Some(self.desk.now() + TimeDelta::seconds(seconds));
         }
     }
 
