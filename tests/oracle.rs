@@ -170,13 +170,19 @@ async fn the_workload_feels_what_is_done_to_it() -> Result<()> {
         .batch_execute("ALTER TABLE audit_package ADD CHECK (channel <> 'dev') NOT VALID")
         .await?;
     felt("a statement that fails", "check constraint").await;
-    stranger
-        .batch_execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-             WHERE pid <> pg_backend_pid() AND application_name = 'warm-spare-tests'",
-        )
-        .await?;
-    felt("an ended session", "terminat").await;
+    // Again and again: a hand that has no statement under way hears of it in other words, or not at all.
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+               WHERE pid <> pg_backend_pid() AND application_name = 'warm-spare-tests'";
+    wait_until("an ended session", minute, async || {
+        stranger.batch_execute(end).await?;
+        let all = workload.harm();
+        let ended = |text: &String| text.contains("terminat") || text.contains("closed");
+        match all.iter().any(ended) {
+            true => Ok(()),
+            false => Err(format!("{all:?}").into()),
+        }
+    })
+    .await;
     workload.stop().await;
     Ok(())
 }
