@@ -171,7 +171,7 @@ async fn a_spare_set_back_to_an_older_copy_is_noticed() -> Result<()> {
     until_equal(&site).await?;
     // Until the slot is past the older copy, nothing is lost by it.
     let reached = site.spare.conn().await?;
-    let sql = "SELECT lsn::text FROM warm_spare.recovery_point";
+    let sql = "SELECT coalesce(mark, lsn)::text FROM warm_spare.recovery_point";
     let point: String = reached.query_one(sql, &[]).await?.get(0);
     wait_until("the slot moves", SOON, || async {
         let sql = "SELECT confirmed_flush_lsn >= $1::text::pg_lsn FROM pg_replication_slots";
