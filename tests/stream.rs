@@ -2,9 +2,9 @@
 
 mod support;
 
+use support::packages::arrived;
 use support::packages::{delete_package, promote};
-use support::service::SOON;
-use support::{Factory, Postgres, Result, Service, Site, Spec, content, wait_until};
+use support::{Factory, Postgres, Result, Service, Site, Spec, content};
 
 async fn streaming(name: &str) -> Result<Site> {
     let site = Site::builder(name)
@@ -65,18 +65,5 @@ async fn a_running_service_follows_every_commit() -> Result<()> {
     println!("{status:#}");
     println!("{}", service.running.stderr().join("\n"));
     service.stop().await.ok();
-    Ok(())
-}
-
-/// Waits until the spare has all that the primary has.
-async fn arrived(site: &Site) -> Result<()> {
-    let expected = content(&site.primary).await?;
-    wait_until("the rows arrive", SOON, || async {
-        match content(&site.spare).await? == expected {
-            true => Ok(()),
-            false => Err("other rows".into()),
-        }
-    })
-    .await;
     Ok(())
 }

@@ -3,9 +3,10 @@
 
 mod support;
 
+use support::packages::arrived;
 use support::packages::{self, delete_package};
 use support::service::SOON;
-use support::{Factory, Postgres, Result, Service, Site, Spec, content, wait_until};
+use support::{Factory, Postgres, Result, Service, Site, Spec, wait_until};
 
 async fn followed<'a>(site: &'a Site, extra: &str) -> Result<Service<'a>> {
     site.write_config("");
@@ -22,19 +23,6 @@ async fn followed<'a>(site: &'a Site, extra: &str) -> Result<Service<'a>> {
 async fn streaming(name: &str) -> Result<Site> {
     let primary = Postgres::builder().logical();
     Site::builder(name).primary(primary).start().await
-}
-
-/// Waits until the spare has the rows that the primary has.
-async fn arrived(site: &Site) -> Result<()> {
-    let expected = content(&site.primary).await?;
-    wait_until("the rows arrive", SOON, || async {
-        match content(&site.spare).await? == expected {
-            true => Ok(()),
-            false => Err("other rows".into()),
-        }
-    })
-    .await;
-    Ok(())
 }
 
 async fn has_row(site: &Site, ident: &str) -> Result<bool> {

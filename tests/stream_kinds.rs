@@ -2,8 +2,9 @@
 
 mod support;
 
+use support::packages::arrived;
 use support::service::SOON;
-use support::{Factory, Postgres, Result, Service, Site, content, wait_until};
+use support::{Factory, Postgres, Result, Service, Site, wait_until};
 
 async fn followed(name: &str) -> Result<Site> {
     let site = Site::builder(name)
@@ -30,18 +31,6 @@ async fn baselines(service: &Service<'_>) -> Result<Option<f64>> {
     service
         .metric("warm_spare_baselines_total{result=\"done\"}")
         .await
-}
-
-async fn arrived(site: &Site) -> Result<()> {
-    let expected = content(&site.primary).await?;
-    wait_until("the rows arrive", SOON, || async {
-        match content(&site.spare).await? == expected {
-            true => Ok(()),
-            false => Err("other rows".into()),
-        }
-    })
-    .await;
-    Ok(())
 }
 
 const ODD_TABLES: &str = r#"

@@ -821,3 +821,16 @@ pub async fn content(cluster: &Cluster) -> Result<Vec<String>> {
     }
     Ok(lines)
 }
+
+/// Waits until the spare has the rows that the primary has now.
+pub async fn arrived(site: &super::Site) -> Result<()> {
+    let expected = content(&site.primary).await?;
+    super::wait_until("the rows arrive", super::service::SOON, || async {
+        match content(&site.spare).await? == expected {
+            true => Ok(()),
+            false => Err("other rows".into()),
+        }
+    })
+    .await;
+    Ok(())
+}
