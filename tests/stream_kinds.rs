@@ -36,11 +36,12 @@ async fn baselines(service: &Service<'_>) -> Result<Option<f64>> {
 const ODD_TABLES: &str = r#"
 CREATE TYPE mood AS ENUM ('sad', 'so "so"', 'happy');
 CREATE DOMAIN short AS varchar(5);
+CREATE DOMAIN shorter AS short CHECK (length(VALUE) < 5);
 CREATE TYPE pair AS (a int, b text);
 CREATE TABLE "Odd Names" ("Key With Space" int PRIMARY KEY, "quo""ted" text);
 CREATE TABLE kinds (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    a_mood mood, moods mood[], a_short short, a_pair pair, n numeric(12, 4), f float8, r real, b bytea, j json,
+    a_mood mood, moods mood[], a_short shorter, a_pair pair, n numeric(12, 4), f float8, r real, b bytea, j json,
     jb jsonb, x xml, t time, tz timestamptz, d date, i interval, u uuid, net inet, bits bit varying(8), "c" "char",
     ch char(4), p point, rng int4range, ts tsvector, l pg_lsn, arr int[][], big text,
     made int GENERATED ALWAYS AS (2) STORED);

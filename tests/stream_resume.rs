@@ -228,6 +228,25 @@ async fn a_holder_that_wakes_up_writes_nothing() -> Result<()> {
     Ok(())
 }
 
+/// A holder that was frozen in the middle of a commit keeps its lock on the recovery point. Nobody waits for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_sleeps_over_the_recovery_point_is_ended() -> Result<()> {
+    let site = prepared("over_it").await?;
+    Factory::seeded().fill(&site.primary, 1).await?;
+    let service = Service::start(&site, "");
+    until_following(&service).await;
+    let again = stopped(service).await;
+    let asleep = site.spare.conn().await?;
+    let sql = "BEGIN READ WRITE; UPDATE warm_spare.recovery_point SET token = token";
+    asleep.batch_execute(sql).await?;
+    audit(&site, "past it").await?;
+    let service = again();
+    until_following(&service).await;
+    until_equal(&site).await?;
+    assert!(asleep.batch_execute("COMMIT").await.is_err());
+    Ok(())
+}
+
 /// Another holder's token stands beside the recovery point: what is about to be committed is not.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_under_another_holders_token_fails() -> Result<()> {
@@ -262,13 +281,14 @@ async fn killed_at_its_most_delicate_points_it_applies_everything_once() -> Resu
         "apply.before_flush",
         "apply.before_commit",
         "apply.after_commit",
-        "confirm.before_commit",
     ] {
         factory
             .package(&site.primary, Spec::new("core", "killed", point))
             .await?;
         killed_at(&mut site, point, point).await?;
     }
+    much_log_of_nothing(&site).await?;
+    killed_at(&mut site, "confirm.before_commit", "").await?;
     let service = Service::start(&site, "");
     until_equal(&site).await?;
     until_following(&service).await;
@@ -276,6 +296,17 @@ async fn killed_at_its_most_delicate_points_it_applies_everything_once() -> Resu
     let sql = "SELECT count(*) FROM pg_replication_slots";
     let slots: i64 = site.primary.conn().await?.query_one(sql, &[]).await?.get(0);
     assert_eq!(slots, 1, "a killed baseline leaves none behind");
+    Ok(())
+}
+
+/// More than an idle primary is left to hold for us.
+async fn much_log_of_nothing(site: &Site) -> Result<()> {
+    let client = site.primary.conn().await?;
+    for _ in 0..6 {
+        let message = "SELECT pg_logical_emit_message(false, 'test', 'a new segment is begun')";
+        client.batch_execute(message).await?;
+        client.batch_execute("SELECT pg_switch_wal()").await?;
+    }
     Ok(())
 }
 

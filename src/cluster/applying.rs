@@ -36,6 +36,18 @@ impl ToSql for TextValue {
     to_sql_checked!();
 }
 
+/// Ends sessions of ours that hold the recovery point: whoever holds the working lock is the only one who may write it, so
+/// they are of a process that lost the lock, or of a run that is over. One that is asleep would keep its row for ever.
+pub async fn end_former_writers(session: &LocalSession) -> Result<(), DatastoreError> {
+    let sql = "SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_stat_activity a USING (pid)
+               WHERE relation = 'warm_spare.recovery_point'::regclass AND a.datname = current_database()
+                 AND mode IN ('RowShareLock', 'RowExclusiveLock') AND a.usename = current_user
+                 AND pid <> pg_backend_pid()";
+    session
+        .batch("ending a former holder's sessions", sql)
+        .await
+}
+
 /// Triggers and foreign keys have done their work on the primary; here they would do it again.
 pub struct Applying(LocalSession);
 

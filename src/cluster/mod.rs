@@ -20,7 +20,7 @@ mod tls;
 mod upkeep;
 mod walsender;
 
-pub use applying::{Applying, TextValue};
+pub use applying::{Applying, TextValue, end_former_writers};
 pub use clients::{ClientPrograms, ProgramError, find_clients};
 pub use datastore::{DatastoreError, DatastoreFault};
 pub use fence::{FenceError, end_sessions, is_fenced, prove_fence, raise_fence, set_fence};

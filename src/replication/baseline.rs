@@ -117,7 +117,7 @@ impl Incoming {
 
 impl Baseline<'_> {
     pub async fn run(&self, incoming: Incoming) -> Result<Copied, PassError> {
-        let copied = self.fill_and_switch(&incoming).await;
+        let copied = Box::pin(self.fill_and_switch(&incoming)).await;
         if copied.is_err() {
             incoming.give_up(self.work).await;
             self.give_up_slot().await;

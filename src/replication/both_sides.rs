@@ -108,10 +108,10 @@ async fn read<T>(
         LocalSession::open(&config.local.datastore, &config.local.datastore.database).await?;
     let ours = rows(&local, table, step, empty(), &add);
     // Its reading holds a lock like any other, so it gives way like any other.
-    let theirs = guarded(&config.peer.datastore, async {
+    let theirs = Box::pin(guarded(&config.peer.datastore, async {
         let peer = PeerSession::open(&config.peer.datastore).await?;
         rows(&peer, table, None, empty(), &add).await
-    });
+    }));
     tokio::try_join!(ours, theirs)
 }
 

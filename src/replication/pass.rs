@@ -15,7 +15,7 @@ use super::{look, mode, replacements, switch};
 use crate::cluster::preparation::Names;
 use crate::cluster::{
     ByteBudget, CopiedPoint, DatastoreFault, LocalSession, LocalStore, Lock, Lsn, PeerSession,
-    Side, State, Store, Throttle, is_fenced, prove_fence, raise_fence,
+    Side, State, Store, Throttle, end_former_writers, is_fenced, prove_fence, raise_fence,
 };
 use crate::config::{Config, Role};
 use crate::observe::{Clock, Phase, Progress};
@@ -133,7 +133,7 @@ pub async fn sync(
         inventory: &inventory,
         progress,
     };
-    Pass {
+    let pass = Pass {
         work: &work,
         facts: &facts,
         mended,
@@ -141,9 +141,8 @@ pub async fn sync(
             .spool
             .clone()
             .unwrap_or_else(|| Arc::from(std::env::temp_dir())),
-    }
-    .run(options, !recorded)
-    .await
+    };
+    Box::pin(pass.run(options, !recorded)).await
 }
 
 /// The cluster's id, if it has one already.
@@ -348,7 +347,9 @@ async fn reached(config: &Config) -> Result<Option<Lsn>, PassError> {
             if recovery_point(&session).await?.is_none() {
                 return Ok(None);
             }
-            // A commit of a session that we have left may still be on its way.
+            // A commit of a session that we have left may still be on its way: it is waited for, and one that only
+            // might come is not.
+            end_former_writers(&session).await?;
             let sql = "SELECT lsn::text FROM warm_spare.recovery_point FOR UPDATE";
             let doing = "reading the recovery point";
             let row = session.query_one(doing, sql, &[]).await?;

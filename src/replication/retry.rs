@@ -10,11 +10,13 @@ use crate::cluster::{
 use crate::config::Config;
 use crate::package::Checksum;
 
-/// Returns how many are there now. The visible database names these bytes under these keys, so they go in place.
-pub async fn retry_unavailable(
+/// Returns how many are there now. The visible database names these bytes under these keys, so they go in place. `claim`
+/// keeps others off a key meanwhile; None: one of them is at it.
+pub async fn retry_unavailable<C>(
     config: &Config,
     lock: Lock,
     throttle: &Throttle,
+    claim: impl Fn(&str) -> Option<C>,
 ) -> Result<usize, PassError> {
     let local = &config.local.datastore;
     let state = State::open(local).await?;
@@ -26,7 +28,14 @@ pub async fn retry_unavailable(
         throttle: throttle.clone(),
     };
     let mut brought = 0;
-    for item in recorded(&session).await? {
+    for item in recorded(&session, None).await? {
+        let Some(_claim) = claim(&item.key) else {
+            continue;
+        };
+        // Before the key was ours its row may have gone, or come to name other bytes.
+        if !recorded(&session, Some(&item.key)).await?.contains(&item) {
+            continue;
+        }
         state.still_ours(lock).await?;
         let fetched = courier.fetch(&item.key, &item.key, &item.checksum).await?;
         let Delivery::Done(stored) = fetched else {
@@ -51,10 +60,15 @@ pub async fn retry_unavailable(
     Ok(brought)
 }
 
-async fn recorded(session: &LocalSession) -> Result<Vec<Unavailable>, PassError> {
-    let sql = "SELECT key, checksum FROM warm_spare.unavailable WHERE reason <> $1 ORDER BY key";
+/// All of them, or the one of that key.
+async fn recorded(
+    session: &LocalSession,
+    key: Option<&str>,
+) -> Result<Vec<Unavailable>, PassError> {
+    let sql = "SELECT key, checksum FROM warm_spare.unavailable \
+               WHERE reason <> $1 AND ($2::text IS NULL OR key = $2) ORDER BY key";
     let rows = session
-        .query("reading what the primary lacks", sql, &[&UNSOUND])
+        .query("reading what the primary lacks", sql, &[&UNSOUND, &key])
         .await?;
     // A row whose checksum is none is unsound, and says so.
     let items = rows.iter().filter_map(|row| {

@@ -121,9 +121,9 @@ impl<'a> Duties<'a> {
             };
             let configs = self.configs.clone();
             let done = match due {
-                Next::Follow => self.follow(&config).await,
+                Next::Follow => Box::pin(self.follow(&config)).await,
                 Next::Look => unless_other(configs, self.look(&config)).await,
-                Next::Pass => self.pass(&config).await,
+                Next::Pass => Box::pin(self.pass(&config)).await,
                 Next::Retry => unless_other(configs, self.retry(&config)).await,
                 Next::Verify => {
                     self.begin_verification(&config);
@@ -237,7 +237,7 @@ impl<'a> Duties<'a> {
         self.clock_offset = found.clock_offset_seconds;
         self.show_look(&found);
         if found.changed.is_none() {
-            self.confirm(&found).await?;
+            self.confirm(found.confirmation()).await?;
             self.settled();
         } else {
             self.give_up_verification_if_late(config);
@@ -295,19 +295,17 @@ impl<'a> Duties<'a> {
     }
 
     /// Nothing waits: complete as of now, if our own side stands as it should.
-    async fn confirm(&self, found: &Look) -> Result<(), PassError> {
+    async fn confirm(&mut self, confirmation: Confirmation) -> Result<(), PassError> {
+        self.clock_offset = confirmation.clock_offset_seconds;
         let sound = self.desk.read(|state| {
-            let bucket = state
-                .local
-                .s3
-                .as_ref()
-                .is_some_and(|reach| reach.error.is_none());
-            bucket && state.local.fenced != Some(false)
+            let bucket = state.local.s3.as_ref();
+            // Before anybody has asked it, the gate has.
+            bucket.is_none_or(|reach| reach.error.is_none()) && state.local.fenced != Some(false)
         });
         if sound {
-            self.tenure.state.confirm(found.confirmation()).await?;
+            self.tenure.state.confirm(confirmation).await?;
             self.desk.update(|state| {
-                state.confirmation = Some(found.confirmation());
+                state.confirmation = Some(confirmation);
                 state.confirmed = Some(Instant::now());
             });
         }
@@ -447,11 +445,11 @@ impl<'a> Duties<'a> {
 
     async fn retry(&mut self, config: &Config) -> Result<(), PassError> {
         self.plan.retried = self.desk.now();
-        let brought = retry_unavailable(config, self.tenure.lock, &self.desk.throttle).await?;
+        // Between two passes nobody else is at a key.
+        let throttle = &self.desk.throttle;
+        let brought = retry_unavailable(config, self.tenure.lock, throttle, |_| Some(())).await?;
         if brought > 0 {
-            log::info!("peer: {brought} artifacts that it lacked are there now, and here");
-            let text = format!("{brought} artifacts that the primary lacked were brought");
-            self.desk.note("artifacts", &text);
+            note_brought(self.desk, brought);
             recall(self.desk, config, &self.tenure.state).await?;
         }
         self.plan.lacking = self.desk.read(|state| {
@@ -462,6 +460,12 @@ impl<'a> Duties<'a> {
         });
         Ok(())
     }
+}
+
+fn note_brought(desk: &Desk, brought: usize) {
+    log::info!("peer: {brought} artifacts that it lacked are there now, and here");
+    let text = format!("{brought} artifacts that the primary lacked were brought");
+    desk.note("artifacts", &text);
 }
 
 /// Another process works here now, or our own session is gone: the lock must be taken anew.

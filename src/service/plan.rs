@@ -107,13 +107,9 @@ impl Plan {
         Self::first(&due, rules, now)
     }
 
-    /// What is due beside a stream, which looks and copies by itself.
+    /// What is due beside a stream, which looks, copies and tries again by itself.
     pub fn beside(&self, rules: &Rules, now: DateTime<Utc>) -> Next {
-        let due = [
-            (self.retry_at(rules, now), Next::Retry),
-            (self.verify_at(rules), Next::Verify),
-        ];
-        Self::first(&due, rules, now)
+        Self::first(&[(self.verify_at(rules), Next::Verify)], rules, now)
     }
 
     fn first(due: &[(Option<DateTime<Utc>>, Next)], rules: &Rules, now: DateTime<Utc>) -> Next {

@@ -101,7 +101,7 @@ async fn tenures(
             }
             Ok(Begun::Working(tenure)) => {
                 complaint.over(desk.now());
-                let end = serve(desk, &tenure, &configs).await;
+                let end = Box::pin(serve(desk, &tenure, &configs)).await;
                 desk.update(forget_work);
                 match end {
                     End::RoleChanged => {

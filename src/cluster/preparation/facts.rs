@@ -185,6 +185,11 @@ impl Slot {
         format!("slot {}{held}", self.name)
     }
 
+    /// The server has thrown away what it would need.
+    pub fn is_lost(&self) -> bool {
+        self.wal_status.as_deref() == Some("lost")
+    }
+
     /// Why it cannot give us the stream of this database.
     pub fn flaw(&self, database: &str) -> Option<String> {
         if !self.logical {

@@ -73,7 +73,8 @@ pub fn plan_to_prepare(prepared: &Prepared, wanted: Wanted) -> Plan {
         );
     }
     if let Some(slot) = &prepared.slot
-        && slot.wal_status.as_deref() == Some("lost")
+        && slot.is_lost()
+        && !prepared.names.slot_is_premade
     {
         plan.notes.push(format!(
             "slot {} has lost its WAL: the service makes a new copy, and a new slot with it",
@@ -288,6 +289,14 @@ pub(super) fn slot(prepared: &Prepared) -> Option<Obstacle> {
     let name = &prepared.names.slot;
     let premade = prepared.names.slot_is_premade;
     match &prepared.slot {
+        // Ours is made anew with the next copy; this one is not ours to make.
+        Some(slot) if premade && slot.is_lost() => Some(Obstacle::new(
+            "slot",
+            format!(
+                "slot {name}, made for us, has lost its WAL: it held more than max_slot_wal_keep_size"
+            ),
+            "drop it on the primary and make it anew (SELECT pg_create_logical_replication_slot(…, 'pgoutput')), or clear replication.slot",
+        )),
         Some(slot) => slot.flaw(&prepared.database).map(|flaw| {
             Obstacle::new(
                 "slot",

@@ -232,6 +232,26 @@ fn a_table_leaves_a_publication_of_everything_after_it() {
     assert!(plan.steps[0].sql[1].starts_with("CREATE PUBLICATION"));
 }
 
+/// One of ours is made anew with the next copy. One that was made for us would be copied for again and again.
+#[test]
+fn a_slot_that_lost_its_log_is_an_obstacle_only_if_it_is_not_ours_to_make() {
+    let mut lost = ready();
+    let mut there = slot("warm_spare_0123abcd");
+    there.wal_status = Some("lost".into());
+    lost.slot = Some(there);
+    let plan = plan_to_prepare(&lost, WANTED);
+    assert!(plan.obstacles.is_empty(), "{plan:?}");
+    assert!(plan.notes[0].contains("makes a new copy"), "{plan:?}");
+
+    lost.names.slot_is_premade = true;
+    let plan = plan_to_prepare(&lost, WANTED);
+    assert!(
+        texts(&plan)[0].contains("made for us, has lost its WAL"),
+        "{plan:?}"
+    );
+    assert!(plan.notes.is_empty(), "{plan:?}");
+}
+
 #[test]
 fn names_tell_their_cluster() {
     assert_eq!(id_of("warm_spare_0123abcd"), Some("0123abcd"));

@@ -110,6 +110,8 @@ pub struct Lookahead {
     packages: HashMap<u32, Columns>,
     /// The transaction that is arriving stands in the list.
     listed: bool,
+    /// The commit of a transaction that is here already.
+    known: Option<Lsn>,
 }
 
 #[derive(Clone)]
@@ -119,12 +121,13 @@ struct Columns {
 }
 
 impl Lookahead {
-    pub fn new(gate: Gate, ahead: Ahead) -> Self {
+    pub fn new(gate: Gate, ahead: Ahead, known: Option<Lsn>) -> Self {
         Lookahead {
             gate,
             ahead,
             packages: HashMap::new(),
             listed: false,
+            known,
         }
     }
 
@@ -156,7 +159,7 @@ impl Lookahead {
         match message {
             Message::Begin(begin) => {
                 let mut infos = self.ahead.infos();
-                self.listed = infos.len() < MOST_LISTED;
+                self.listed = infos.len() < MOST_LISTED && self.known != Some(begin.final_lsn);
                 if self.listed {
                     infos.push_back(Info {
                         final_lsn: begin.final_lsn,

@@ -13,6 +13,7 @@ use super::{Applied, Told};
 use crate::cluster::{Lsn, StateError};
 use crate::killpoint;
 use chrono::{DateTime, Utc};
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
@@ -73,17 +74,20 @@ struct Group {
 }
 
 impl Applier<'_> {
-    /// Applies until everything before `until` is applied; for ever, if that is none. `advance` asks for the recovery
+    /// Applies until everything before `until` is applied; for ever, while that is none. `advance` asks for the recovery
     /// point to be moved over what holds nothing of ours, so that the primary need not keep it.
     pub async fn run(
         &mut self,
-        until: Option<Lsn>,
+        until: &mut watch::Receiver<Option<Lsn>>,
         advance: &mut watch::Receiver<Lsn>,
     ) -> Result<Point, Gap> {
         let mut group = Group::default();
         loop {
             let open = group.transactions > 0;
-            if !open && until.is_some_and(|until| self.at() >= until) {
+            let ends = until
+                .borrow_and_update()
+                .is_some_and(|end| self.at() >= end);
+            if !open && ends && self.unproven.is_none() {
                 return Ok(self.point);
             }
             let frame = match open {
@@ -94,6 +98,7 @@ impl Applier<'_> {
                         // Whoever reads the stream says why it ended.
                         None => std::future::pending().await,
                     },
+                    _ = until.changed() => continue,
                     _ = advance.changed() => {
                         advance.borrow_and_update();
                         self.advance().await?;
@@ -107,7 +112,7 @@ impl Applier<'_> {
                     if open {
                         self.commit(std::mem::take(&mut group)).await?;
                     }
-                    if self.unproven.is_some() && lsn > self.point.lsn {
+                    if self.unproven.is_some() && lsn >= self.point.lsn {
                         return Err(self.another_history());
                     }
                     self.reach(lsn);
@@ -168,9 +173,6 @@ impl Applier<'_> {
                 }
                 _ => {}
             }
-        }
-        if let Some(seen) = self.ahead.take(mark) {
-            self.gate.forget(&seen.wants);
         }
         self.reach(self.point.lsn);
         Ok(())
@@ -345,10 +347,7 @@ impl Applier<'_> {
         outcomes.retain(|outcome| !matches!(outcome, Outcome::Here));
         outcomes.append(&mut group.outcomes);
         let swaps: Vec<Swap> = outcomes.iter().filter_map(swap_of).collect();
-        let removed = match effects.removed.is_empty() {
-            true => Vec::new(),
-            false => gone(&effects, &self.gate.names(&group.wants)),
-        };
+        let removed = self.gone(&effects).await?;
         let here = match self.settling.lacks() {
             true => self.gate.keys_here(&group.wants),
             false => Vec::new(),
@@ -358,6 +357,7 @@ impl Applier<'_> {
             here: &here,
             outcomes: &outcomes,
             inserted: effects.inserted,
+            deleted: effects.removed.len() as u64,
             end: last.end,
             several: group.transactions > 1,
         };
@@ -385,6 +385,25 @@ impl Applier<'_> {
             lacking: self.settling.take_changed(),
         });
         Ok(())
+    }
+
+    /// Packages that are not there any more, under whatever checksum. Of those that were taken away and put there in the
+    /// same transaction, only the table knows which came last.
+    async fn gone(&self, effects: &Effects) -> Result<Vec<Named>, Gap> {
+        if effects.removed.is_empty() {
+            return Ok(Vec::new());
+        }
+        let package = |named: &Named| (named.ident.clone(), named.target.clone());
+        let removed: (Vec<String>, Vec<String>) = effects.removed.iter().map(package).unzip();
+        let sql = "SELECT DISTINCT ident, target FROM public.origin_packages \
+                   WHERE (ident, target) IN (SELECT * FROM unnest($1::text[], $2::text[]))";
+        let doing = "looking which packages are there again";
+        let session = self.changes.session();
+        let rows = session.query(doing, sql, &[&removed.0, &removed.1]).await?;
+        let mut there: HashSet<_> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+        let mut gone = effects.removed.clone();
+        gone.retain(|named| there.insert(package(named)));
+        Ok(gone)
     }
 
     /// With what is in the open transaction. Somebody else's point, or another holder's token, stops it.
@@ -444,15 +463,6 @@ fn swap_of(outcome: &Outcome) -> Option<Swap> {
         Outcome::Staged(swap) => Some(swap.clone()),
         _ => None,
     }
-}
-
-/// Packages that are not there any more, under whatever checksum.
-fn gone(effects: &Effects, arrived: &[String]) -> Vec<Named> {
-    let there = |named: &&Named| {
-        let name = format!("{} {}", named.ident, named.target);
-        !arrived.contains(&name)
-    };
-    effects.removed.iter().filter(there).cloned().collect()
 }
 
 impl From<super::pgoutput::DecodeError> for Gap {

@@ -19,6 +19,10 @@ use tokio_postgres::{Row, Statement};
 /// Changes sent together at most, in number and in bytes.
 const MOST: usize = 2000;
 const MOST_BYTES: usize = 2 << 20;
+/// A row that is found by its values may be looked for through its whole table: it counts as so many.
+const BY_ROW: usize = 40;
+/// Prepared statements that are kept: there is one for each set of columns, and of NULLs.
+const MOST_STATEMENTS: usize = 1000;
 
 pub enum Change {
     Insert(Vec<Value>),
@@ -95,9 +99,11 @@ impl Changes {
     }
 
     pub async fn add(&mut self, relation: u32, change: Change, bytes: usize) -> Result<(), Gap> {
-        self.target(relation)?;
+        let target = self.target(relation)?;
+        let by_row =
+            matches!(target.identity, Identity::Full) && !matches!(change, Change::Insert(_));
         self.queued.entry(relation).or_default().push(change);
-        self.number += 1;
+        self.number += if by_row { BY_ROW } else { 1 };
         self.bytes += bytes;
         if self.number >= MOST || self.bytes >= MOST_BYTES {
             self.flush().await?;
@@ -155,6 +161,9 @@ impl Changes {
     async fn statement(&mut self, sql: &str) -> Result<Statement, Gap> {
         if let Some(known) = self.statements.get(sql) {
             return Ok(known.clone());
+        }
+        if self.statements.len() >= MOST_STATEMENTS {
+            self.statements.clear();
         }
         let made = self.session.prepare("preparing a change", sql).await?;
         self.statements.insert(sql.to_string(), made.clone());

@@ -7,6 +7,7 @@ use super::super::courier::Courier;
 use super::super::error::{PassError, Policy};
 use super::super::fuse::Shrinkage;
 use super::super::retention::{Swept, sweep};
+use super::super::retry::retry_unavailable;
 use super::Told;
 use super::ahead::{Ahead, Lookahead};
 use super::apply::{Applier, Point};
@@ -20,6 +21,7 @@ use super::spool::spool;
 use crate::cluster::preparation::Names;
 use crate::cluster::{
     Applying, Confirmation, CopiedPoint, LocalSession, Lock, Lsn, State, StateError, WalSession,
+    end_former_writers,
 };
 use crate::config::Config;
 use crate::observe::Clock;
@@ -68,9 +70,9 @@ pub struct Followed {
 
 /// Follows until the end that is wanted, or until it cannot go on.
 pub async fn follow(follow: &Follow<'_>) -> Result<Followed, Gap> {
-    match follow.run(false).await {
+    match Box::pin(follow.run(false)).await {
         // Which transaction the fuse means is found by taking them one by one.
-        Err(Gap::Careful) => follow.run(true).await,
+        Err(Gap::Careful) => Box::pin(follow.run(true)).await,
         ended => ended,
     }
 }
@@ -79,6 +81,9 @@ impl Follow<'_> {
     async fn run(&self, careful: bool) -> Result<Followed, Gap> {
         let local = &self.config.local.datastore;
         let session = Applying::open(local, self.database)
+            .await
+            .map_err(PassError::from)?;
+        end_former_writers(&session)
             .await
             .map_err(PassError::from)?;
         let point = self.take_over(&session).await?;
@@ -114,11 +119,13 @@ impl Follow<'_> {
         let (durable, durable_seen) = watch::channel(point.resume());
         let (reached, reached_seen) = watch::channel(Lsn(0));
         let (advance, mut advance_seen) = watch::channel(Lsn(0));
-        let (ahead, sweeping) = (Ahead::default(), gate.clone());
+        // Known only when nothing is left to be compared.
+        let (until, mut until_seen) = watch::channel(None);
+        let (ahead, keys) = (Ahead::default(), gate.clone());
         let pump = Pump {
             stream,
             spool: sender,
-            lookahead: Lookahead::new(gate.clone(), ahead.clone()),
+            lookahead: Lookahead::new(gate.clone(), ahead.clone(), point.mark),
             durable: durable_seen,
             received: point.resume(),
         };
@@ -139,7 +146,7 @@ impl Follow<'_> {
         // On another thread, so that the socket is read whatever the applier does. It ends with us.
         let mut reading = JoinSet::new();
         reading.spawn(pump.run());
-        let mut applying = Box::pin(applier.run(self.until, &mut advance_seen));
+        let mut applying = Box::pin(applier.run(&mut until_seen, &mut advance_seen));
         let ended = tokio::select! {
             biased;
             applied = &mut applying => applied,
@@ -155,8 +162,9 @@ impl Follow<'_> {
                     _ => Err(why),
                 }
             }
-            gap = self.keep_asking(seen, point, advance, reached_seen) => Err(gap),
-            error = self.keep_sweeping(&sweeping) => Err(error.into()),
+            gap = self.keep_asking(seen, point, (&until, &advance), reached_seen) => Err(gap),
+            error = self.keep_sweeping(&keys) => Err(error.into()),
+            error = self.keep_retrying(&keys) => Err(error.into()),
         };
         drop(applying);
         let point = ended?;
@@ -185,6 +193,26 @@ impl Follow<'_> {
                 ),
                 // Deleting is never urgent.
                 Err(error) if error.policy() == Policy::Retry => log::debug!("{error}"),
+                Err(error) => return error,
+            }
+        }
+    }
+
+    /// What the primary lacked may be there again. It is brought under a key that nobody in the stream is at.
+    async fn keep_retrying(&self, gate: &Gate) -> PassError {
+        if self.incoming {
+            return std::future::pending().await;
+        }
+        loop {
+            tokio::time::sleep(self.config.replication.retry_missing).await;
+            let throttle = &self.courier.throttle;
+            let claim = |key: &str| gate.claim(key);
+            match retry_unavailable(self.config, self.lock, throttle, claim).await {
+                Ok(0) => {}
+                Ok(brought) => self.told.brought(brought),
+                Err(error) if error.policy() == Policy::Retry => {
+                    log::warn!("{error}; it is tried again later");
+                }
                 Err(error) => return error,
             }
         }
@@ -228,7 +256,7 @@ impl Follow<'_> {
         &self,
         first: Seen,
         point: Point,
-        advance: watch::Sender<Lsn>,
+        (until, advance): (&watch::Sender<Option<Lsn>>, &watch::Sender<Lsn>),
         mut applied: watch::Receiver<Lsn>,
     ) -> Gap {
         let mut pending: VecDeque<(Lsn, Confirmation)> = VecDeque::new();
@@ -251,7 +279,9 @@ impl Follow<'_> {
                     let _ = advance.send(seen.wal);
                 }
                 match self.compare_after_restart(&seen, point, &mut started).await {
-                    Ok(()) => {}
+                    Ok(()) => {
+                        until.send_replace(self.until);
+                    }
                     Err(gap) if gap.needs_baseline() => return gap,
                     Err(error) => {
                         log::debug!("{error}");

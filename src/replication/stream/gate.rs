@@ -62,7 +62,6 @@ struct Table {
 struct Want {
     /// None: the row names no possible artifact.
     item: Option<Item>,
-    name: String,
     row: Vec<u8>,
     /// The commit of its transaction.
     tx: Option<Lsn>,
@@ -156,9 +155,8 @@ impl Gate {
             }
             None => false,
         };
-        let name = format!("{} {}", named.ident, named.target);
         let settled = item.is_none().then(|| Outcome::Lacking {
-            key: name.clone(),
+            key: key_of(named),
             checksum: String::new(),
             reason: UNSOUND,
             quiet: false,
@@ -168,7 +166,6 @@ impl Gate {
             id,
             Want {
                 item,
-                name,
                 row,
                 tx,
                 begun: false,
@@ -202,13 +199,6 @@ impl Gate {
         ids.iter()
             .map(|id| table.wants.get(id)?.settled.clone())
             .collect()
-    }
-
-    /// What the rows are called.
-    pub fn names(&self, ids: &[WantId]) -> Vec<String> {
-        let table = self.table();
-        let wants = ids.iter().filter_map(|id| table.wants.get(id));
-        wants.map(|want| want.name.clone()).collect()
     }
 
     /// The keys of those whose artifacts are here.

@@ -76,6 +76,8 @@ pub trait Told: Send + Sync {
     /// A fault that keeps the gate waiting, and its end.
     fn trouble(&self, _: Option<&Arc<PassError>>) {}
     fn copied(&self, _bytes: u64) {}
+    /// So many artifacts that the primary lacked are here now.
+    fn brought(&self, _: usize) {}
     fn seen(&self, _: &Seen) {}
     /// The rows are the primary's also since its server was started then.
     fn compared(&self, _server_started: &str) {}

@@ -38,6 +38,8 @@ pub struct Verdict<'a> {
     pub here: &'a [String],
     pub outcomes: &'a [Outcome],
     pub inserted: u64,
+    /// Rows that went, whether their package is there again or not.
+    pub deleted: u64,
     pub end: Lsn,
     /// Of several transactions of the primary.
     pub several: bool,
@@ -111,8 +113,7 @@ impl<'a> Settling<'a> {
             self.ask_the_fuse(change, &verdict).await?;
         }
         self.note_lacking(session, &verdict).await?;
-        let removed = verdict.removed.len() as u64;
-        self.packages = (before + verdict.inserted).saturating_sub(removed);
+        self.packages = (before + verdict.inserted).saturating_sub(verdict.deleted);
         Ok(())
     }
 
@@ -175,6 +176,10 @@ impl<'a> Settling<'a> {
             else {
                 continue;
             };
+            // Gone again in the same transaction.
+            if gone.contains(key) {
+                continue;
+            }
             session
                 .execute(
                     "recording what the primary lacks",

@@ -38,8 +38,12 @@ SELECT a.attname::text, format_type(a.atttypid, a.atttypmod), a.atttypid, a.attt
        b.typtype = 'e' OR EXISTS (SELECT 1 FROM pg_operator o
          WHERE o.oprname = '=' AND o.oprleft = b.oid AND o.oprright = b.oid)
 FROM pg_attribute a
-JOIN pg_type t ON t.oid = a.atttypid
-JOIN pg_type b ON b.oid = coalesce(nullif(t.typbasetype, 0), t.oid)
+JOIN LATERAL (
+    WITH RECURSIVE below AS (
+        SELECT oid, typbasetype FROM pg_type WHERE oid = a.atttypid
+        UNION ALL SELECT t.oid, t.typbasetype FROM below JOIN pg_type t ON t.oid = below.typbasetype)
+    SELECT oid FROM below WHERE typbasetype = 0) base ON true
+JOIN pg_type b ON b.oid = base.oid
 JOIN pg_namespace n ON n.oid = b.typnamespace
 WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
 ORDER BY a.attnum";

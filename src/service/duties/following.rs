@@ -3,9 +3,9 @@
 use super::super::desk::Desk;
 use super::super::next;
 use super::super::plan::{Next, Rules};
-use super::Duties;
 use super::interrupts::another_stream;
 use super::verification::finished;
+use super::{Duties, note_brought};
 use crate::cluster::preparation::Names;
 use crate::cluster::{
     ByteBudget, Confirmation, LocalSession, LocalStore, Lsn, PeerSession, Side, State, Store,
@@ -87,6 +87,11 @@ impl Told for Ear {
         self.desk.counters.artifact_bytes_copied.inc_by(bytes);
     }
 
+    fn brought(&self, artifacts: usize) {
+        note_brought(&self.desk, artifacts);
+        self.lacking.notify_one();
+    }
+
     fn seen(&self, seen: &Seen) {
         self.desk.see_datastore(Side::Peer, None);
         self.desk.update(|state| {
@@ -125,7 +130,7 @@ impl Told for Ear {
 
 enum Ended {
     Stream(Result<Followed, Gap>),
-    Other(&'static str),
+    Other(Result<&'static str, PassError>),
 }
 
 impl Duties<'_> {
@@ -142,7 +147,7 @@ impl Duties<'_> {
     }
 
     pub(super) async fn follow(&mut self, config: &Arc<Config>) -> Result<(), PassError> {
-        if config.replication.mode == Mode::Snapshot || !self.choose(config).await? {
+        if config.replication.mode == Mode::Snapshot || !self.chosen_or_bounded(config).await? {
             return self.leave_stream(config).await;
         }
         let Some(recorded) = self.point() else {
@@ -199,7 +204,7 @@ impl Duties<'_> {
         self.unsettled = true;
         let ended = tokio::select! {
             ended = stream::follow(&follow) => Ended::Stream(ended),
-            why = self.chores(config, &ear) => Ended::Other(why?),
+            why = self.chores(config, &ear) => Ended::Other(why),
         };
         self.desk.update(|state| {
             state.gate_waiting = None;
@@ -207,7 +212,7 @@ impl Duties<'_> {
         });
         match ended {
             Ended::Other(why) => {
-                log::info!("following begins again: {why}");
+                log::info!("following begins again: {}", why?);
                 Ok(())
             }
             // It has no end that was asked for.
@@ -247,6 +252,17 @@ impl Duties<'_> {
             );
             self.plan.not_before = Some(self.desk.now() + TimeDelta::seconds(seconds));
         }
+    }
+
+    /// While it cannot be chosen nobody follows either, and what is held for us grows.
+    async fn chosen_or_bounded(&mut self, config: &Config) -> Result<bool, PassError> {
+        let chosen = self.choose(config).await;
+        if chosen.is_err()
+            && let Err(error) = self.look_at_slot(config).await
+        {
+            log::debug!("{error}");
+        }
+        chosen
     }
 
     /// Whether the stream is the way to go, as both sides stand now.
@@ -336,18 +352,13 @@ impl Duties<'_> {
             let now = self.desk.now();
             self.plan.mind_the_clock(now);
             let until = match self.plan.beside(&rules, now) {
-                Next::Retry => {
-                    if let Err(error) = self.retry(config).await {
-                        log::warn!("{error}; it is tried again later");
-                    }
-                    continue;
-                }
                 Next::Verify => {
                     self.begin_verification(config);
                     continue;
                 }
                 Next::Sleep(until) => until,
-                Next::Look | Next::Pass | Next::Follow => now + TimeDelta::seconds(1),
+                // What else there is, the stream does.
+                _ => now + TimeDelta::seconds(1),
             };
             let clock = self.desk.clock.clone();
             let until = self.verify_again.map_or(until, |again| again.min(until));
@@ -371,7 +382,7 @@ impl Duties<'_> {
                 changed = confirmations.changed() => {
                     let confirmation = *confirmations.borrow_and_update();
                     if let (Ok(()), Some(confirmation)) = (changed, confirmation) {
-                        self.confirm_at(confirmation).await?;
+                        self.confirm(confirmation).await?;
                     }
                 }
             }
@@ -401,26 +412,6 @@ impl Duties<'_> {
                 .as_ref()
                 .is_some_and(|a| a.missing + a.damaged > 0)
         });
-        Ok(())
-    }
-
-    async fn confirm_at(&mut self, confirmation: Confirmation) -> Result<(), PassError> {
-        let sound = self.desk.read(|state| {
-            let bucket = state
-                .local
-                .s3
-                .as_ref()
-                .is_none_or(|reach| reach.error.is_none());
-            bucket && state.local.fenced != Some(false)
-        });
-        if sound {
-            self.tenure.state.confirm(confirmation).await?;
-            self.clock_offset = confirmation.clock_offset_seconds;
-            self.desk.update(|state| {
-                state.confirmation = Some(confirmation);
-                state.confirmed = Some(Instant::now());
-            });
-        }
         Ok(())
     }
 }

@@ -80,7 +80,6 @@ pub(super) fn another_stream(a: &Config, b: &Config) -> bool {
             schedule: None,
             lag_warn: Duration::ZERO,
             rpo: Duration::ZERO,
-            retry_missing: Duration::ZERO,
             keep_generations: 0,
             ..config.replication.clone()
         },
