@@ -268,11 +268,11 @@ async fn a_commit_under_another_holders_token_fails() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_at_its_most_delicate_points_it_applies_everything_once() -> Result<()> {
-    let mut site = prepared("killed").await?;
+    let site = prepared("killed").await?;
     let mut factory = Factory::seeded();
     factory.fill(&site.primary, 1).await?;
     for point in ["slot.after_copy", "switch.before_commit"] {
-        killed_at(&mut site, point, "").await?;
+        killed_at(&site, point, "").await?;
     }
     let service = Service::start(&site, "");
     until_following(&service).await;
@@ -285,7 +285,7 @@ async fn killed_at_its_most_delicate_points_it_applies_everything_once() -> Resu
         factory
             .package(&site.primary, Spec::new("core", "killed", point))
             .await?;
-        killed_at(&mut site, point, point).await?;
+        killed_at(&site, point, point).await?;
     }
     much_log_of_nothing(&site).await?;
     killed_at(&mut site, "confirm.before_commit", "").await?;
@@ -311,15 +311,10 @@ async fn much_log_of_nothing(site: &Site) -> Result<()> {
 }
 
 /// Runs until it dies there, with something to apply.
-async fn killed_at(site: &mut Site, point: &str, line: &str) -> Result<()> {
+async fn killed_at(site: &Site, point: &str, line: &str) -> Result<()> {
     if !line.is_empty() {
         audit(site, line).await?;
     }
-    let kill = ("WARM_SPARE_KILL_AT".to_string(), point.to_string());
-    site.environment.push(kill);
-    let ended = Service::start(site, "").running.wait(SOON).await;
-    let ended = ended.map_err(|error| format!("{point}: {error}"))?;
-    assert_eq!(ended.code, None, "{point}: {ended}");
-    site.environment.pop();
-    Ok(())
+    let dead = Service::doomed(site, "", point).dead().await;
+    Ok(dead.map_err(|error| format!("{point}: {error}"))?)
 }

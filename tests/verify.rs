@@ -2,6 +2,7 @@
 
 mod support;
 
+use support::follow::tamper;
 use support::{Factory, Package, Result, Site, Spec, site};
 
 async fn copied(name: &str) -> Result<(Site, Factory, Vec<Package>)> {
@@ -10,16 +11,6 @@ async fn copied(name: &str) -> Result<(Site, Factory, Vec<Package>)> {
     let packages = factory.fill(&site.primary, 8).await?;
     site.warm_spare(&["sync"]).await.ok();
     Ok((site, factory, packages))
-}
-
-/// In the spare's database, past the fence, as nobody should.
-async fn tamper(site: &Site, sql: &str) -> Result<()> {
-    let client = site.spare.conn().await?;
-    client
-        .batch_execute("SET default_transaction_read_only = off")
-        .await?;
-    client.batch_execute(sql).await?;
-    Ok(())
 }
 
 async fn differences(site: &Site, arguments: &[&str]) -> Result<Vec<(String, String, String)>> {

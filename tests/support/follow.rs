@@ -26,6 +26,13 @@ pub async fn prepared(name: &str) -> Result<Site> {
     Ok(site)
 }
 
+/// A service that follows a prepared primary.
+pub async fn followed<'a>(site: &'a Site, extra: &str) -> Result<Service<'a>> {
+    let service = Service::start(site, extra);
+    until_following(&service).await;
+    Ok(service)
+}
+
 pub async fn until_following(service: &Service<'_>) -> Value {
     let status = service
         .until("following by the stream", |status| {
@@ -129,6 +136,34 @@ pub async fn assert_slot_is_not_ahead(site: &Site) -> Result<()> {
     let (safe, point): (bool, String) = (row.get(0), row.get(1));
     assert!(safe, "the slot is at {confirmed}, the spare at {point}");
     Ok(())
+}
+
+/// All slots on the primary that last.
+pub async fn lasting_slots(site: &Site) -> Result<Vec<String>> {
+    let sql = "SELECT slot_name::text FROM pg_replication_slots WHERE NOT temporary ORDER BY 1";
+    let rows = site.primary.conn().await?.query(sql, &[]).await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// In the spare's database, past the fence, as nobody should.
+pub async fn tamper(site: &Site, sql: &str) -> Result<()> {
+    let client = site.spare.conn().await?;
+    client
+        .batch_execute("SET default_transaction_read_only = off")
+        .await?;
+    Ok(client.batch_execute(sql).await?)
+}
+
+/// What the spare has recorded as lacking on the primary.
+pub async fn unavailable(site: &Site) -> Result<Vec<String>> {
+    let sql = "SELECT key FROM warm_spare.unavailable ORDER BY key";
+    let rows = site.spare.conn().await?.query(sql, &[]).await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// Of what lies in the spare's bucket under the key.
+pub async fn bytes_of(site: &Site, key: &str) -> Result<Option<String>> {
+    site.spare.s3().checksum(&site.spare.bucket, key).await
 }
 
 /// A line in a table without a key, where a change that comes twice is seen.

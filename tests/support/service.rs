@@ -37,12 +37,30 @@ impl Answer {
 impl<'a> Service<'a> {
     /// Starts it with looks every second and phases in its log; `extra` is merged into the configuration.
     pub fn start(site: &'a Site, extra: &str) -> Self {
+        Self::start_with(site, extra, &[])
+    }
+
+    /// It is killed when it comes to this point of the program, `name` or `name:count`.
+    pub fn doomed(site: &'a Site, extra: &str, point: &str) -> Self {
+        Self::start_with(site, extra, &[("WARM_SPARE_KILL_AT", point)])
+    }
+
+    fn start_with(site: &'a Site, extra: &str, environment: &[(&str, &str)]) -> Self {
         let port = free_port().expect("a port");
-        site.write_config(&configuration(port, extra));
+        let file = site.write_config(&configuration(port, extra));
         Self {
             site,
             port,
-            running: site.spawn(&["run"]),
+            running: site.spawn_with(&file, &["run"], environment),
+        }
+    }
+
+    /// Waits until the doomed one is dead.
+    pub async fn dead(self) -> Result<()> {
+        let ended = self.running.wait(SOON).await?;
+        match ended.code {
+            None => Ok(()),
+            Some(_) => Err(format!("it was to be killed: {ended}").into()),
         }
     }
 

@@ -312,13 +312,11 @@ impl Gate {
         let mut jobs = self.jobs.lock().expect("no holder panics");
         while jobs.try_join_next().is_some() {}
         jobs.spawn(async move {
-            let outcome = shared.work(id, &item).await;
-            let next = shared.settle(id, outcome);
-            shared.changed.notify_waiters();
-            if let Some((id, item)) = next {
-                // The same transaction names the key once more, and waits for both.
+            let mut turn = Some((id, item));
+            // The same transaction may name the key again and again, and waits for all of them.
+            while let Some((id, item)) = turn {
                 let outcome = shared.work(id, &item).await;
-                shared.settle(id, outcome);
+                turn = shared.settle(id, outcome);
                 shared.changed.notify_waiters();
             }
         });

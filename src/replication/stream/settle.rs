@@ -12,6 +12,7 @@ use super::error::Gap;
 use super::gate::Outcome;
 use crate::cluster::{LocalSession, Lsn, State};
 use crate::config::Config;
+use crate::package::package_of_key;
 use std::collections::HashSet;
 
 pub struct Settling<'a> {
@@ -164,7 +165,10 @@ impl<'a> Settling<'a> {
             self.lacking
                 .retain(|(key, _)| !over.contains(&key.as_str()));
         }
-        let sql = "INSERT INTO warm_spare.unavailable (key, checksum, reason) VALUES ($1, $2, $3) \
+        // A row that is deleted or named anew in the same transaction lacks nothing. One of no possible artifact has no checksum.
+        let sql = "INSERT INTO warm_spare.unavailable (key, checksum, reason) SELECT $1, $2::text, $3 \
+                   WHERE EXISTS (SELECT FROM public.origin_packages \
+                     WHERE ident = $4 AND target = $5 AND $2::text IN ('', checksum)) \
                    ON CONFLICT (key) DO UPDATE SET checksum = excluded.checksum, reason = excluded.reason";
         for outcome in verdict.outcomes {
             let Outcome::Lacking {
@@ -176,17 +180,17 @@ impl<'a> Settling<'a> {
             else {
                 continue;
             };
-            // Gone again in the same transaction.
-            if gone.contains(key) {
-                continue;
-            }
-            session
+            let (ident, target) = package_named(key);
+            let recorded = session
                 .execute(
                     "recording what the primary lacks",
                     sql,
-                    &[key, checksum, reason],
+                    &[key, checksum, reason, &ident, &target],
                 )
                 .await?;
+            if recorded == 0 {
+                continue;
+            }
             self.changed = true;
             self.lacking.insert((key.clone(), checksum.clone()));
             if !quiet {
@@ -227,5 +231,16 @@ impl<'a> Settling<'a> {
         }
         self.state.forget_replacements().await?;
         replacements::clear_staged(self.courier, swaps).await
+    }
+}
+
+/// Whose key it is; a row of no possible artifact is known by its own name.
+fn package_named(key: &str) -> (String, String) {
+    match package_of_key(key) {
+        Some((ident, target)) => (ident.to_string(), target.to_string()),
+        None => {
+            let (ident, target) = key.rsplit_once(' ').unwrap_or((key, ""));
+            (ident.to_string(), target.to_string())
+        }
     }
 }

@@ -1,0 +1,171 @@
+//! Whose artifact a row names is found out for every row: past what is looked at ahead of time, named several times in one
+//! transaction, and for as long as the row is read and not committed.
+
+mod support;
+
+use support::follow::{bytes_of, copies, followed, gaps, prepared, unavailable, until_equal};
+use support::packages::{self, delete_rows, insert_rows};
+use support::service::SOON;
+use support::{Factory, Package, Result, Service, Site, Spec, wait_until};
+
+/// More rows than the gate looks after ahead of time. They name no possible artifact, so nobody looks for any.
+const MANY: &str = "
+    INSERT INTO origin_packages (owner_id, name, ident, ident_array, checksum, target, origin)
+    SELECT 1, 'many', 'core/many/1/' || n, ARRAY['core', 'many', '1', n::text], 'none', 'x86_64-linux', 'core'
+    FROM generate_series(1, 4200) n";
+/// So many rows without artifacts are no reason to stop.
+const LENIENT: &str = "[fuse]\nmin_count = 100000\n";
+
+/// What is done in one transaction of the primary.
+#[derive(Clone, Copy)]
+enum Deed<'a> {
+    Many,
+    Insert(&'a Package),
+    Delete(&'a Package),
+}
+use Deed::{Delete, Insert, Many};
+
+async fn at_once(site: &Site, deeds: &[Deed<'_>]) -> Result<()> {
+    let client = site.primary.conn().await?;
+    client.batch_execute("BEGIN").await?;
+    for deed in deeds {
+        match deed {
+            Many => client.batch_execute(MANY).await?,
+            Insert(package) => insert_rows(&client, package).await?,
+            Delete(package) => delete_rows(&client, package.names()).await?,
+        }
+    }
+    Ok(client.batch_execute("COMMIT").await?)
+}
+
+/// Two packages of one ident and target, with other bytes.
+fn twins(factory: &mut Factory, name: &str) -> (Package, Package) {
+    let spec = || Spec::new("core", name, "1").release("20240101000001");
+    let (old, new) = (spec().size(3000), spec().size(5000));
+    (factory.make(old), factory.make(new))
+}
+
+/// The bytes that the package's row names lie in the spare's bucket.
+async fn assert_here(site: &Site, package: &Package, case: &str) -> Result<()> {
+    let found = bytes_of(site, &package.key).await?;
+    assert_eq!(found.as_ref(), Some(&package.checksum), "{case}");
+    Ok(())
+}
+
+/// No copy of everything hid that a transaction could not be applied.
+async fn assert_followed(service: &Service<'_>) -> Result<()> {
+    assert_eq!(gaps(&service.status().await?), Vec::<String>::new());
+    assert_eq!(copies(service).await?, 1, "no new baseline");
+    Ok(())
+}
+
+async fn until_held(service: &Service<'_>) {
+    service
+        .until("the gate holds it", |status| {
+            status["replication"]["gate_waiting"].as_u64() >= Some(1)
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_past_what_is_looked_at_ahead_have_their_artifacts_too() -> Result<()> {
+    let site = prepared("keys_many").await?;
+    let mut factory = Factory::seeded();
+    factory.fill(&site.primary, 3).await?;
+    let service = followed(&site, LENIENT).await?;
+    let there = factory.make(Spec::new("core", "there", "1"));
+    packages::put(&site.primary, &there).await?;
+    let lost = factory.make(Spec::new("core", "lost", "1"));
+    let (old, new) = twins(&mut factory, "twice");
+    packages::put(&site.primary, &new).await?;
+    let deeds = [
+        Many,
+        Insert(&there),
+        Insert(&lost),
+        Insert(&old),
+        Delete(&old),
+        Insert(&new),
+    ];
+    at_once(&site, &deeds).await?;
+    until_equal(&site).await?;
+    assert_here(&site, &there, "past the look-ahead").await?;
+    assert_here(&site, &new, "named twice past the look-ahead").await?;
+    let lacking = unavailable(&site).await?;
+    assert_eq!(lacking.len(), 4201, "those of no artifact, and the lost");
+    assert!(lacking.contains(&lost.key), "its row passes, and is told");
+    assert_followed(&service).await
+}
+
+/// With a grace that no test outlives: what is deleted in the same transaction waits for nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_named_more_than_once_in_a_transaction_ends_with_the_right_bytes() -> Result<()> {
+    let site = prepared("keys_twice").await?;
+    let mut factory = Factory::seeded();
+    let made = factory.fill(&site.primary, 3).await?;
+    let (visible, replaced) = twins(&mut factory, "visible");
+    packages::upload(&site.primary, &visible).await?;
+    let service = followed(&site, "[replication]\ngate_grace = \"1h\"").await?;
+
+    let same = factory.make(Spec::new("core", "same", "1"));
+    packages::put(&site.primary, &same).await?;
+    at_once(&site, &[Insert(&same), Delete(&same), Insert(&same)]).await?;
+    until_equal(&site).await?;
+    assert_here(&site, &same, "the same bytes again").await?;
+
+    let (old, new) = twins(&mut factory, "other");
+    packages::put(&site.primary, &new).await?;
+    at_once(&site, &[Insert(&old), Delete(&old), Insert(&new)]).await?;
+    until_equal(&site).await?;
+    assert_here(&site, &new, "other bytes").await?;
+
+    let (old, new) = twins(&mut factory, "thrice");
+    packages::put(&site.primary, &new).await?;
+    let twice = [Insert(&old), Delete(&old), Insert(&old), Delete(&old)];
+    at_once(&site, &[&twice[..], &[Insert(&new)]].concat()).await?;
+    until_equal(&site).await?;
+    assert_here(&site, &new, "three times").await?;
+
+    packages::put(&site.primary, &replaced).await?;
+    at_once(&site, &[Delete(&visible), Insert(&replaced)]).await?;
+    until_equal(&site).await?;
+    assert_here(&site, &replaced, "in place of what was visible").await?;
+
+    let (brief, _) = twins(&mut factory, "brief");
+    at_once(&site, &[Insert(&brief), Delete(&brief)]).await?;
+    let gone = &made[0];
+    at_once(&site, &[Delete(gone), Insert(gone), Delete(gone)]).await?;
+    until_equal(&site).await?;
+    assert_eq!(unavailable(&site).await?, Vec::<String>::new());
+    let verified = site.warm_spare(&["verify", "--deep"]).await.ok();
+    println!("{verified}");
+    assert_followed(&service).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_artifact_is_not_deleted_while_its_row_is_read_and_not_committed() -> Result<()> {
+    let site = prepared("keys_open").await?;
+    let mut factory = Factory::seeded();
+    let made = factory.fill(&site.primary, 6).await?;
+    let brief = "[replication]\nartifact_retention = \"3s\"\ngate_grace = \"1h\"\n";
+    let service = followed(&site, &format!("{brief}{LENIENT}")).await?;
+    for (round, before) in [&[][..], &[Many]].into_iter().enumerate() {
+        let (again, gone) = (&made[2 * round], &made[2 * round + 1]);
+        // In this order they are looked at, too.
+        at_once(&site, &[Delete(again)]).await?;
+        at_once(&site, &[Delete(gone)]).await?;
+        let lost = factory.make(Spec::new("core", "lost", &round.to_string()));
+        let deeds = [before, &[Insert(again), Insert(&lost)]].concat();
+        at_once(&site, &deeds).await?;
+        until_held(&service).await;
+        wait_until("one that nobody names is deleted", SOON, || async {
+            let there = site.spare.keys().await?.contains(&gone.key);
+            (!there).then_some(()).ok_or("it is there".into())
+        })
+        .await;
+        assert_here(&site, again, "its row is read").await?;
+        packages::put(&site.primary, &lost).await?;
+        until_equal(&site).await?;
+        assert_here(&site, again, "its row is committed").await?;
+    }
+    assert_followed(&service).await
+}
