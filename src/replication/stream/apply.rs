@@ -18,8 +18,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// Transactions of the primary in one of ours, and their bytes.
-const MOST_TOGETHER: u64 = 500;
+const MOST_TOGETHER: u64 = 1000;
 const MOST_BYTES: usize = 8 << 20;
+/// With so many in it, a group is of a spare that catches up, and waits a moment for what is on its way.
+const CATCHING_UP: u64 = 20;
+const LINGER: Duration = Duration::from_millis(3);
 /// While the gate waits, how much waits is told so often.
 const TELL: Duration = Duration::from_secs(1);
 
@@ -91,7 +94,10 @@ impl Applier<'_> {
                 return Ok(self.point);
             }
             let frame = match open {
-                true => self.spool.try_recv()?,
+                true => match self.spool.try_recv()? {
+                    None if group.transactions >= CATCHING_UP => self.linger().await,
+                    frame => frame,
+                },
                 false => tokio::select! {
                     frame = self.spool.recv() => match frame? {
                         Some(frame) => Some(frame),
@@ -131,6 +137,14 @@ impl Applier<'_> {
                     }
                 },
             }
+        }
+    }
+
+    /// An end of the stream is heard of again, when what is open is committed.
+    async fn linger(&mut self) -> Option<Frame> {
+        match tokio::time::timeout(LINGER, self.spool.recv()).await {
+            Ok(Ok(frame)) => frame,
+            _ => None,
         }
     }
 

@@ -17,6 +17,9 @@ const ASK: Duration = Duration::from_secs(2);
 const SILENCE: Duration = Duration::from_secs(20);
 /// Messages taken before the answers have their turn.
 const AT_ONCE: usize = 1000;
+/// A server that is behind sends each message by itself, many in a millisecond. It is faster when it need not wake us for each.
+const MANY: usize = 100;
+const GATHER: Duration = Duration::from_millis(1);
 
 pub struct Pump {
     pub stream: WalStream,
@@ -42,18 +45,26 @@ impl Pump {
     async fn read(&mut self) -> Result<(), Gap> {
         let mut ask = tokio::time::interval(ASK);
         let mut heard = Instant::now();
+        let (mut lately, mut since) = (0, heard);
         self.tell(false).await?;
         loop {
             tokio::select! {
                 arrived = self.stream.next() => {
                     heard = Instant::now();
+                    if heard - since > 4 * GATHER {
+                        (lately, since) = (0, heard);
+                    }
                     let mut wanted = self.take(arrived?)?;
                     for _ in 0..AT_ONCE {
+                        lately += 1;
                         let Some(more) = self.stream.ready()? else { break };
                         wanted |= self.take(more)?;
                     }
                     if wanted {
                         self.tell(false).await?;
+                    }
+                    if lately >= MANY {
+                        tokio::time::sleep(GATHER).await;
                     }
                 }
                 changed = self.durable.changed() => match changed {
