@@ -114,6 +114,7 @@ async fn bytes_half_replaced_when_the_stream_is_left_are_put_back_at_once() -> R
     let (open, held) = watch::channel(false);
     let second = format!("/{}/{}", site.spare.bucket, pairs.new[1].key);
     let aimed = second.clone();
+    store.forget();
     store.set(move |request| {
         let hit = request.method == "PUT" && request.uri.path() == aimed;
         match hit {
