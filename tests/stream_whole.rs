@@ -3,6 +3,7 @@
 
 mod support;
 
+use hyper::http::request::Parts;
 use support::follow::{
     bytes_of, copies, followed, gaps, prepared, tamper, until_equal, until_following,
 };
@@ -10,7 +11,6 @@ use support::http_fault::{Fault, HttpFault};
 use support::packages::{self, delete_rows, insert_rows};
 use support::service::SOON;
 use support::{Factory, Package, Result, Service, Site, Spec, wait_until};
-use tokio::sync::watch;
 
 /// Two packages, so that one can be replaced and the other not yet; each before and after.
 struct Pairs {
@@ -111,16 +111,11 @@ async fn bytes_half_replaced_when_the_stream_is_left_are_put_back_at_once() -> R
     let store = HttpFault::start(site.spare.minio.port()).await?;
     let through = format!("[local.s3]\nendpoint = \"{}\"\n", store.endpoint());
     let service = followed(&site, &through).await?;
-    let (open, held) = watch::channel(false);
     let second = format!("/{}/{}", site.spare.bucket, pairs.new[1].key);
     let aimed = second.clone();
-    store.set(move |request| {
-        let hit = request.method == "PUT" && request.uri.path() == aimed;
-        match hit {
-            true => Fault::Until(held.clone()),
-            false => Fault::Forward,
-        }
-    });
+    store.forget();
+    let put = move |request: &Parts| request.method == "PUT" && request.uri.path() == aimed;
+    store.times(1, put, Fault::Hang);
     pairs.replace(&site).await?;
     wait_until("the second is being replaced", SOON, || async {
         let begun = store.count("PUT", &second) > 0;
@@ -130,7 +125,6 @@ async fn bytes_half_replaced_when_the_stream_is_left_are_put_back_at_once() -> R
     assert_eq!(are_there(&site, &pairs.new).await?, 1);
     service.reconfigure(&format!("paused = true\n{through}"));
     service.until_hold("paused").await;
-    open.send_replace(true);
     until_there(&site, &pairs.old, "what the visible rows name").await;
     service.reconfigure(&through);
     until_equal(&site).await?;
@@ -171,12 +165,11 @@ async fn an_artifact_lost_here_is_found_and_brought_again_while_following() -> R
     state.batch_execute(missed).await?;
     let service = followed(&site, "[verify]\nschedule = \"0 3 * * *\"").await?;
     until_there(&site, &made, "it is brought again").await;
-    let status = service
+    service
         .until("looked at again, and whole", |status| {
             status["verification"]["differences"] == 0 && status["state"] == "following"
         })
         .await;
-    println!("{status:#}");
     assert_eq!(copies(&service).await?, 0, "no new baseline");
     Ok(())
 }

@@ -1,0 +1,176 @@
+//! What passes is waited for, and what was read is applied once: no refusal of a moment, and no primary that goes for good,
+//! costs a row or a new copy.
+
+mod support;
+
+use rustix::process::{Pid, Signal, kill_process};
+use support::follow::{
+    audit, copies, followed, gaps, logical, prepare, prepared, tamper, until_equal, until_following,
+};
+use support::packages::delete_rows;
+use support::service::SOON;
+use support::{Factory, Result, Service, Site, content, wait_until};
+
+async fn assert_no_new_copy(service: &Service<'_>, before: u64) -> Result<()> {
+    assert_eq!(gaps(&service.status().await?), Vec::<String>::new());
+    assert_eq!(copies(service).await?, before, "no new baseline");
+    Ok(())
+}
+
+/// Everything that the primary has written has arrived at whoever reads our slot.
+async fn until_arrived(site: &Site) -> Result<()> {
+    let client = site.primary.conn().await?;
+    let lsn = "SELECT pg_current_wal_lsn()::text";
+    let lsn: String = client.query_one(lsn, &[]).await?.get(0);
+    wait_until("it has arrived", SOON, || async {
+        let sql = "SELECT FROM pg_stat_replication WHERE write_lsn >= $1::text::pg_lsn";
+        let rows = client.query(sql, &[&lsn]).await?;
+        (!rows.is_empty()).then_some(()).ok_or("not yet".into())
+    })
+    .await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_had_arrived_when_the_primary_went_for_good_is_applied() -> Result<()> {
+    let site = prepared("refusals_gone").await?;
+    Factory::seeded().fill(&site.primary, 2).await?;
+    let service = followed(&site, "").await?;
+    let spare = site.spare.conn().await?;
+    let hold = "BEGIN READ WRITE; LOCK TABLE audit_package IN SHARE MODE";
+    spare.batch_execute(hold).await?;
+    for number in 0..5 {
+        audit(&site, &format!("before the end {number}")).await?;
+    }
+    let expected = content(&site.primary).await?;
+    until_arrived(&site).await?;
+    site.primary.pg.kill9();
+    spare.batch_execute("ROLLBACK").await?;
+    wait_until("what had arrived", SOON, || async {
+        let same = content(&site.spare).await? == expected;
+        same.then_some(()).ok_or("other rows".into())
+    })
+    .await;
+    service.until_hold("peer_unreachable").await;
+    assert_no_new_copy(&service, 1).await
+}
+
+/// Twice it is judged and not committed.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_fuse_counts_a_transaction_once_however_often_it_is_tried() -> Result<()> {
+    let site = prepared("refusals_fuse").await?;
+    let made = Factory::seeded().fill(&site.primary, 20).await?;
+    let fuse = "[fuse]\nmax_percent = 20\nmin_count = 5\n";
+    followed(&site, fuse).await?.stop().await.ok();
+    let client = site.primary.conn().await?;
+    client.batch_execute("BEGIN").await?;
+    for package in &made[..3] {
+        delete_rows(&client, package.names()).await?;
+    }
+    client.batch_execute("COMMIT").await?;
+    for _ in 0..2 {
+        let doomed = Service::doomed(&site, fuse, "apply.before_commit");
+        doomed.dead().await?;
+    }
+    let service = followed(&site, fuse).await?;
+    until_equal(&site).await?;
+    assert_no_new_copy(&service, 0).await?;
+    let state = site.spare.pg.conn("warm_spare").await?;
+    let sql = "SELECT coalesce(sum(packages), 0)::int8 FROM vanished";
+    let counted: i64 = state.query_one(sql, &[]).await?.get(0);
+    assert_eq!(counted, 3);
+    // The next one is judged together with it.
+    for package in &made[3..5] {
+        delete_rows(&client, package.names()).await?;
+    }
+    service.until_hold("fuse").await;
+    Ok(())
+}
+
+/// Each is raised once, whatever is tried again in between.
+const REFUSE: &str = "
+    CREATE SEQUENCE refusals;
+    CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+    DECLARE
+        codes text[] := ARRAY['40001', '40P01', '53000', '53200', '55006', '55P03'];
+        code text := codes[nextval('refusals')];
+    BEGIN
+        IF code IS NOT NULL THEN
+            RAISE EXCEPTION 'refused by a test' USING ERRCODE = code;
+        END IF;
+        RETURN NEW;
+    END $$;
+    CREATE TRIGGER refuse BEFORE INSERT ON audit_package FOR EACH ROW EXECUTE FUNCTION refuse();
+    ALTER TABLE audit_package ENABLE ALWAYS TRIGGER refuse";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_spare_refuses_for_a_moment_is_tried_again() -> Result<()> {
+    let site = prepared("refusals_spare").await?;
+    Factory::seeded().fill(&site.primary, 1).await?;
+    let service = followed(&site, "").await?;
+    tamper(&site, REFUSE).await?;
+    audit(&site, "refused six times").await?;
+    until_equal(&site).await?;
+    assert_no_new_copy(&service, 1).await?;
+    let sql = "SELECT last_value FROM refusals";
+    let asked: i64 = site.spare.conn().await?.query_one(sql, &[]).await?.get(0);
+    assert_eq!(asked, 7, "each refusal was met");
+    Ok(())
+}
+
+/// The one that read it is gone, and its process on the primary has not noticed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_is_still_active_is_waited_for() -> Result<()> {
+    let site = prepared("refusals_active").await?;
+    Factory::seeded().fill(&site.primary, 1).await?;
+    let service = followed(&site, "").await?;
+    let client = site.primary.conn().await?;
+    let sql = "SELECT active_pid FROM pg_replication_slots WHERE active AND NOT temporary";
+    let reader = Pid::from_raw(client.query_one(sql, &[]).await?.get(0)).ok_or("a process")?;
+    kill_process(reader, Signal::STOP)?;
+    service.running.kill9()?;
+    audit(&site, "meanwhile").await?;
+    let mut service = Service::start(&site, "");
+    let active = |line: &str| line.contains("is active for PID");
+    let told = service.running.wait_for_line(active, SOON).await;
+    let held = service.status().await?;
+    kill_process(reader, Signal::CONT)?;
+    println!("{}", told?);
+    assert_eq!(held["hold"]["reason"], "peer_unreachable", "{held:#}");
+    until_equal(&site).await?;
+    until_following(&service).await;
+    assert_no_new_copy(&service, 0).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_primary_with_no_connection_left_is_waited_for() -> Result<()> {
+    let primary = logical().setting("max_connections", "15");
+    let site = Site::builder("refusals_full").primary(primary).start();
+    let site = site.await?;
+    prepare(&site).await;
+    Factory::seeded().fill(&site.primary, 1).await?;
+    let service = followed(&site, "").await?;
+    audit(&site, "before").await?;
+    until_equal(&site).await?;
+    let client = site.primary.conn().await?;
+    let mut crowd = Vec::new();
+    while let Ok(one) = site.primary.conn().await {
+        crowd.push(one);
+    }
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_replication";
+    client.batch_execute(end).await?;
+    audit_by(&client).await?;
+    let held = service.until_hold("peer_unreachable").await;
+    let detail = held["hold"]["detail"].as_str().unwrap_or_default();
+    assert!(detail.contains("clients already"), "{held:#}");
+    crowd.clear();
+    until_equal(&site).await?;
+    until_following(&service).await;
+    assert_no_new_copy(&service, 1).await
+}
+
+/// On a session that is there already.
+async fn audit_by(client: &tokio_postgres::Client) -> Result<()> {
+    let sql = "UPDATE accounts SET email = 'while nobody comes in'";
+    Ok(client.batch_execute(sql).await?)
+}
