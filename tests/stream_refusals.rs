@@ -4,10 +4,12 @@
 mod support;
 
 use rustix::process::{Pid, Signal, kill_process};
+use std::time::Duration;
 use support::follow::{
     audit, copies, followed, gaps, logical, prepare, prepared, tamper, until_equal, until_following,
 };
 use support::packages::delete_rows;
+use support::proxy::{Mode, Proxy};
 use support::service::SOON;
 use support::{Factory, Result, Service, Site, content, wait_until};
 
@@ -173,4 +175,41 @@ async fn a_primary_with_no_connection_left_is_waited_for() -> Result<()> {
 async fn audit_by(client: &tokio_postgres::Client) -> Result<()> {
     let sql = "UPDATE accounts SET email = 'while nobody comes in'";
     Ok(client.batch_execute(sql).await?)
+}
+
+/// What has arrived of a transaction is of no use without the rest, and the rest comes on another line.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_line_cut_within_a_transaction_is_left_at_once() -> Result<()> {
+    let site = prepared("refusals_cut").await?;
+    Factory::seeded().fill(&site.primary, 1).await?;
+    let line = Proxy::start(site.primary.pg.port()).await?;
+    let through = format!("peer.datastore.port = {}\n", line.port());
+    let service = followed(&site, &through).await?;
+    audit(&site, "before").await?;
+    until_equal(&site).await?;
+    line.set(Mode::Slow).await;
+    let (_, before) = line.bytes();
+    let many = "INSERT INTO audit_package (operation, trigger, requester_id, requester_name, origin, channel, package_ident)
+        SELECT 'promote', 'unknown', 1, repeat('x', 1000), 'core', 'stable', n::text FROM generate_series(1, 2500) n";
+    site.primary.conn().await?.batch_execute(many).await?;
+    wait_until("a part of it has arrived", SOON, || async {
+        let (_, now) = line.bytes();
+        (now > before + (300 << 10))
+            .then_some(())
+            .ok_or("not yet".into())
+    })
+    .await;
+    assert!(line.bytes().1 < before + (2 << 20), "and not all of it");
+    line.set(Mode::Pass).await;
+    let connections = line.connections();
+    line.cut();
+    // What was applied before is waited for, up to a minute; this is not.
+    wait_until("it reads anew", Duration::from_secs(40), || async {
+        let read = line.connections() > connections;
+        read.then_some(()).ok_or("not yet".into())
+    })
+    .await;
+    until_equal(&site).await?;
+    until_following(&service).await;
+    assert_no_new_copy(&service, 1).await
 }

@@ -7,6 +7,7 @@ use super::pgoutput::{Message, Old, Relation, Value, decode};
 use crate::cluster::Lsn;
 use bytes::Bytes;
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::Notify;
 
@@ -26,6 +27,8 @@ pub struct Info {
     pub removes: bool,
     /// Not all of its package rows were looked at.
     pub blind: bool,
+    /// The stream ended within it: its commit will not come.
+    pub cut: bool,
     bytes: usize,
 }
 
@@ -43,6 +46,7 @@ pub struct Ahead(Arc<Shared>);
 struct Shared {
     infos: Mutex<VecDeque<Info>>,
     changed: Notify,
+    ended: AtomicBool,
 }
 
 impl Ahead {
@@ -68,8 +72,12 @@ impl Ahead {
                 }
                 match infos.front() {
                     Some(info) if info.final_lsn == final_lsn => {
-                        if info.complete || info.bytes > SMALL {
-                            return info.clone();
+                        let cut = !info.complete && self.0.ended.load(Ordering::Acquire);
+                        if info.complete || info.bytes > SMALL || cut {
+                            return Info {
+                                cut,
+                                ..info.clone()
+                            };
                         }
                     }
                     // It was listed before it was handed on, or never.
@@ -255,6 +263,13 @@ impl Lookahead {
         if large {
             self.ahead.0.changed.notify_waiters();
         }
+    }
+}
+
+impl Drop for Lookahead {
+    fn drop(&mut self) {
+        self.ahead.0.ended.store(true, Ordering::Release);
+        self.ahead.0.changed.notify_waiters();
     }
 }
 

@@ -195,7 +195,7 @@ impl Applier<'_> {
     async fn transaction(&mut self, begin: &Begin, group: &mut Group) -> Result<(), Gap> {
         let info = self.ahead.known(begin.final_lsn).await;
         let mut looked_at = info.wants.len();
-        let alone = self.careful || info.removes || info.is_large();
+        let alone = self.careful || info.removes || info.is_large() || info.cut;
         if group.transactions > 0 && (alone || !self.passes(&info)) {
             self.commit(std::mem::take(group)).await?;
         }

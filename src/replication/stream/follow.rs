@@ -17,7 +17,7 @@ use super::gate::Gate;
 use super::pump::Pump;
 use super::question::{self, Seen};
 use super::settle::Settling;
-use super::spool::spool;
+use super::spool::{SpoolError, spool};
 use crate::cluster::preparation::Names;
 use crate::cluster::{
     Applying, Confirmation, CopiedPoint, LocalSession, Lock, Lsn, State, StateError, WalSession,
@@ -30,7 +30,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 
 const QUESTION: Duration = Duration::from_secs(10);
 /// The shortest and the longest pause between two looks for artifacts that may go.
@@ -74,6 +74,13 @@ pub async fn follow(follow: &Follow<'_>) -> Result<Followed, Gap> {
         // Which transaction the fuse means is found by taking them one by one.
         Err(Gap::Careful) => Box::pin(follow.run(true)).await,
         ended => ended,
+    }
+}
+
+fn why(ended: Option<Result<Gap, JoinError>>) -> Gap {
+    match ended {
+        Some(Ok(gap)) => gap,
+        _ => Gap::Decoding("the task that reads the stream ended".into()),
     }
 }
 
@@ -149,12 +156,13 @@ impl Follow<'_> {
         let mut applying = Box::pin(applier.run(&mut until_seen, &mut advance_seen));
         let ended = tokio::select! {
             biased;
-            applied = &mut applying => applied,
-            why = reading.join_next() => {
-                let why = match why {
-                    Some(Ok(gap)) => gap,
-                    _ => Gap::Decoding("the task that reads the stream ended".into()),
-                };
+            applied = &mut applying => match applied {
+                // It came to the end before we heard of it.
+                Err(Gap::Spool(SpoolError::Failed(_))) => Err(why(reading.join_next().await)),
+                applied => applied,
+            },
+            ended = reading.join_next() => {
+                let why = why(ended);
                 // A primary that is gone for good has sent this before; what it still has to bring it cannot.
                 match tokio::time::timeout(DRAIN, &mut applying).await {
                     Ok(Ok(point)) => Ok(point),
