@@ -162,9 +162,14 @@ async fn a_primary_with_no_connection_left_is_waited_for() -> Result<()> {
     let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_replication";
     client.batch_execute(end).await?;
     audit_by(&client).await?;
-    let held = service.until_hold("peer_unreachable").await;
-    let detail = held["hold"]["detail"].as_str().unwrap_or_default();
-    assert!(detail.contains("clients already"), "{held:#}");
+    // First it hears that its session was ended.
+    let held = service
+        .until("no way in", |status| {
+            let detail = status["hold"]["detail"].as_str().unwrap_or_default();
+            detail.contains("clients already")
+        })
+        .await;
+    assert_eq!(held["hold"]["reason"], "peer_unreachable", "{held:#}");
     crowd.clear();
     until_equal(&site).await?;
     until_following(&service).await;
