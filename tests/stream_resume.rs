@@ -288,7 +288,7 @@ async fn killed_at_its_most_delicate_points_it_applies_everything_once() -> Resu
         killed_at(&site, point, point).await?;
     }
     much_log_of_nothing(&site).await?;
-    killed_at(&mut site, "confirm.before_commit", "").await?;
+    killed_at(&site, "confirm.before_commit", "").await?;
     let service = Service::start(&site, "");
     until_equal(&site).await?;
     until_following(&service).await;
