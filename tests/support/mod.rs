@@ -6,6 +6,7 @@
 pub mod campaign;
 pub mod faults;
 pub mod follow;
+pub mod habitat;
 pub mod history;
 pub mod http_fault;
 pub mod minio;
