@@ -3,6 +3,7 @@
 mod support;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -182,7 +183,8 @@ async fn health_has_an_end_even_if_the_program_has_none() {
         rendered.write();
         let place = rendered.package.join("bin/warm-spare");
         fs::remove_file(&place).expect("the link");
-        support::stage::write_program(&place, &format!("#!/bin/sh\n{program}\n"));
+        fs::write(&place, format!("#!/bin/sh\n{program}\n")).expect("it is written");
+        fs::set_permissions(&place, fs::Permissions::from_mode(0o755)).expect("its mode");
         let asked = Instant::now();
         let ended = rendered.run_hook("health-check").await;
         assert_eq!(ended.code, Some(3), "{ended}");

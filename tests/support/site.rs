@@ -286,7 +286,7 @@ fn default_program() -> PathBuf {
         .unwrap_or_else(|| "warm-spare".into())
 }
 
-pub(super) fn merge(into: &mut Table, from: Table) {
+pub fn merge(into: &mut Table, from: Table) {
     for (key, value) in from {
         match (into.get_mut(&key), value) {
             (Some(Value::Table(old)), Value::Table(new)) => merge(old, new),
