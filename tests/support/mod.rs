@@ -24,6 +24,7 @@ pub mod service;
 pub mod site;
 pub mod slots;
 pub mod stage;
+pub mod supervisor;
 pub mod tls;
 pub mod transactions;
 pub mod weather;

@@ -279,7 +279,7 @@ impl Site {
 }
 
 /// Cargo's in a test, `WARM_SPARE_BIN` elsewhere.
-fn default_program() -> PathBuf {
+pub fn default_program() -> PathBuf {
     option_env!("CARGO_BIN_EXE_warm-spare")
         .map(PathBuf::from)
         .or_else(|| std::env::var_os("WARM_SPARE_BIN").map(PathBuf::from))
