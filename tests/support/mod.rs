@@ -14,6 +14,7 @@ pub mod oracle;
 pub mod origins;
 pub mod packages;
 pub mod postgres;
+pub mod plan_build;
 pub mod process;
 pub mod proxy;
 pub mod running;
@@ -39,6 +40,7 @@ pub use running::{Output, Running};
 pub use s3::S3;
 pub use servers::{Servers, servers};
 pub use service::Service;
+pub use supervisor::Supervisor;
 pub use site::{Cluster, Site, site};
 
 pub type Error = Box<dyn std::error::Error + Send + Sync>;

@@ -39,6 +39,7 @@ impl Programs {
         };
         let sup = beside("hab-sup", "HAB_SUP_BINARY")?;
         let launch = beside("hab-launch", "HAB_LAUNCH_BINARY")?;
+        find_program(on_path("busybox")).ok_or("there is no busybox, which hab wants")?;
         let users = fs::read_to_string("/etc/passwd").unwrap_or_default();
         if !users.lines().any(|line| line.starts_with("hab:")) {
             return Err("there is no user hab here, as which the services run".into());
@@ -74,6 +75,14 @@ impl Supervisor {
         };
         supervisor.lay_out_busybox()?;
         Ok(supervisor)
+    }
+
+    pub fn root(&self) -> &Path {
+        self.root.path()
+    }
+
+    pub fn hab_program(&self) -> &Path {
+        &self.programs.hab
     }
 
     pub fn packages(&self) -> PathBuf {
@@ -231,14 +240,27 @@ impl Supervisor {
 
     /// What the Supervisor wants to be installed before it starts anything.
     fn lay_out_busybox(&self) -> Result<()> {
-        let ident = format!("core/busybox-static/1.36.0/{RELEASE}");
+        let folder = self.lay_out_empty("core/busybox-static")?;
+        let busybox = find_program(on_path("busybox")).ok_or("there is no busybox here")?;
+        fs::copy(busybox, folder.join("bin/busybox"))?;
+        Ok(())
+    }
+
+    /// A package with nothing in it.
+    pub fn lay_out_empty(&self, name: &str) -> Result<PathBuf> {
+        let ident = format!("{name}/1.0.0/{RELEASE}");
         let folder = self.packages().join(&ident);
         fs::create_dir_all(folder.join("bin"))?;
-        let busybox = find_program(on_path("busybox")).ok_or("there is no busybox for hab here")?;
-        fs::copy(busybox, folder.join("bin/busybox"))?;
-        fs::write(folder.join("IDENT"), &ident)?;
-        fs::write(folder.join("TARGET"), "x86_64-linux")?;
-        Ok(fs::write(folder.join("PATH"), format!("/hab/pkgs/{ident}/bin"))?)
+        let path = folder.join("bin").display().to_string();
+        for (file, text) in [
+            ("IDENT", ident.as_str()),
+            ("TARGET", "x86_64-linux"),
+            ("PATH", &path),
+            ("RUNTIME_PATH", &path),
+        ] {
+            fs::write(folder.join(file), text)?;
+        }
+        Ok(folder)
     }
 
     /// Ours, by `scripts/package`.
