@@ -403,10 +403,13 @@ async fn it_goes_on_after_every_kind_of_end() -> Result<()> {
     say("kill -9 of the service, to following", began.elapsed());
     world.one_more("killed").await?;
 
-    // The Supervisor alone dies; what was changed meanwhile comes into force, in the same process.
-    world.ours.kill_the_supervisor_alone()?;
+    // The Supervisor alone is restarted; the Launcher keeps our process, and the new one takes it over.
+    world.ours.hab(&["sup", "restart"]).await.ok();
     wait_until("the Launcher starts it again", SOON, || async {
-        world.ours.ask("/services").await.map(drop)
+        let again = world.ours.said("Starting http-gateway") > 1;
+        let pid = world.ours.pid("warm-spare")?;
+        world.ours.ask("/services").await?;
+        (again && pid == next).then_some(()).ok_or("not yet".into())
     })
     .await;
     world.apply("site = \"again\"").await;

@@ -193,18 +193,6 @@ impl Supervisor {
         Ok(file.display().to_string())
     }
 
-    /// The Supervisor's own process, not the Launcher's.
-    pub fn kill_the_supervisor_alone(&self) -> Result<()> {
-        let launcher = self.running.as_ref().expect("it runs").pid();
-        let name = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/comm"));
-        let sup = tree(launcher)
-            .into_iter()
-            .find(|pid| name(pid).is_ok_and(|name| name.trim() == "hab-sup"))
-            .ok_or("no hab-sup")?;
-        send(sup, Signal::KILL);
-        Ok(())
-    }
-
     /// As `systemctl stop` does: the Launcher ends everything, and kills after 8 s.
     pub async fn stop(&mut self) -> Result<Output> {
         let running = self.running.take().expect("it runs");
