@@ -66,10 +66,17 @@ async fn the_service_knows_no_secret_of_the_supervisors_environment_and_has_a_ho
     let running = started(&rendered, port).await;
     let environ = fs::read(format!("/proc/{}/environ", running.pid())).expect("its environment");
     let environ = String::from_utf8_lossy(&environ).replace('\0', "\n");
-    assert!(!environ.contains("hunter2") && !environ.contains("HAB_"), "{environ}");
-    let home = format!("HOME={}\n", rendered.svc().join("data").display());
-    let scratch = format!("TMPDIR={}\n", rendered.svc().join("var").display());
-    assert!(environ.contains(&home) && environ.contains(&scratch), "{environ}");
+    let environ = format!("\n{environ}");
+    assert!(
+        !environ.contains("hunter2") && !environ.contains("HAB_"),
+        "{environ}"
+    );
+    let home = format!("\nHOME={}\n", rendered.svc().join("data").display());
+    let scratch = format!("\nTMPDIR={}\n", rendered.svc().join("var").display());
+    assert!(
+        environ.contains(&home) && environ.contains(&scratch),
+        "{environ}"
+    );
     // The pid that the Launcher knows is the service's own: signals reach it.
     let name = fs::read_to_string(format!("/proc/{}/comm", running.pid())).expect("its name");
     assert_eq!(name.trim(), "warm-spare");
@@ -90,7 +97,9 @@ async fn a_changed_configuration_is_in_force_by_the_reconfigure_hook_and_a_bad_o
         wait_until(site, SOON, || async {
             let status = status(port).await?;
             let there = status["site"] == site && status["config"]["valid"] == valid;
-            there.then_some(()).ok_or_else(|| format!("{status:#}").into())
+            there
+                .then_some(())
+                .ok_or_else(|| format!("{status:#}").into())
         })
         .await;
         let took = asked.elapsed();
@@ -99,7 +108,9 @@ async fn a_changed_configuration_is_in_force_by_the_reconfigure_hook_and_a_bad_o
     rendered.set("site = \"one\"").write();
     rendered.run_hook("reconfigure").await.ok();
     until("one", true).await;
-    rendered.set("site = \"two\"\nfuse.window = \"soon\"").write();
+    rendered
+        .set("site = \"two\"\nfuse.window = \"soon\"")
+        .write();
     rendered.run_hook("reconfigure").await.ok();
     until("one", false).await;
     rendered.set("fuse.window = \"2h\"").write();
@@ -127,6 +138,25 @@ async fn a_reconfigure_in_the_first_moment_does_no_harm_and_is_not_lost() {
         })
         .await;
     }
+}
+
+/// Until it catches the signal itself, which the test above meets only now and then.
+#[tokio::test]
+async fn the_program_is_started_with_the_signal_ignored() {
+    let rendered = rendered(1);
+    rendered.write();
+    replace_program(&rendered, "#!/bin/sh\ngrep SigIgn /proc/$$/status\n", 0o755);
+    let ended = rendered.run_hook("run").await.ok();
+    let mask = one_line(&ended).rsplit('\t').next().expect("a mask");
+    let mask = u64::from_str_radix(mask, 16).expect("hexadecimal");
+    assert_eq!(mask & 1, 1, "{ended}");
+}
+
+fn replace_program(rendered: &Rendered, text: &str, mode: u32) {
+    let place = rendered.package.join("bin/warm-spare");
+    fs::remove_file(&place).expect("the link");
+    fs::write(&place, text).expect("it is written");
+    fs::set_permissions(&place, fs::Permissions::from_mode(mode)).expect("its mode");
 }
 
 #[tokio::test]
@@ -157,13 +187,22 @@ async fn health_is_one_line_and_its_code() {
     let rendered = rendered(port);
     rendered.write();
     let ended = rendered.run_hook("health-check").await;
-    assert!(one_line(&ended).starts_with("UNKNOWN: no warm-spare service"), "{ended}");
+    assert!(
+        one_line(&ended).starts_with("UNKNOWN: no warm-spare service"),
+        "{ended}"
+    );
     assert_eq!(ended.code, Some(3));
 
     let running = started(&rendered, port).await;
-    let said = support::service::get(port, "/health").await.expect("health").json();
+    let said = support::service::get(port, "/health")
+        .await
+        .expect("health")
+        .json();
     let ended = rendered.run_hook("health-check").await;
-    assert!(one_line(&ended).starts_with(said["status"].as_str().expect("a word")), "{ended}");
+    assert!(
+        one_line(&ended).starts_with(said["status"].as_str().expect("a word")),
+        "{ended}"
+    );
     assert_eq!(ended.code.map(i64::from), said["level"].as_i64(), "{ended}");
 
     running.signal(rustix::process::Signal::STOP);
@@ -171,7 +210,11 @@ async fn health_is_one_line_and_its_code() {
     let ended = rendered.run_hook("health-check").await;
     assert!(one_line(&ended).contains("nothing within 5s"), "{ended}");
     assert_eq!(ended.code, Some(3));
-    assert!(asked.elapsed() < Duration::from_secs(8), "{:?}", asked.elapsed());
+    assert!(
+        asked.elapsed() < Duration::from_secs(8),
+        "{:?}",
+        asked.elapsed()
+    );
     running.signal(rustix::process::Signal::CONT);
 }
 
@@ -181,14 +224,16 @@ async fn health_has_an_end_even_if_the_program_has_none() {
     for (program, why) in [("trap '' TERM; sleep 60", "137"), ("exit 101", "101")] {
         let rendered = rendered(1);
         rendered.write();
-        let place = rendered.package.join("bin/warm-spare");
-        fs::remove_file(&place).expect("the link");
-        fs::write(&place, format!("#!/bin/sh\n{program}\n")).expect("it is written");
-        fs::set_permissions(&place, fs::Permissions::from_mode(0o755)).expect("its mode");
+        replace_program(&rendered, &format!("#!/bin/sh\n{program}\n"), 0o755);
         let asked = Instant::now();
         let ended = rendered.run_hook("health-check").await;
         assert_eq!(ended.code, Some(3), "{ended}");
-        assert!(ended.stdout.ends_with(&format!("UNKNOWN: the question for health ended with {why}\n")), "{ended}");
+        assert!(
+            ended.stdout.ends_with(&format!(
+                "UNKNOWN: the question for health ended with {why}\n"
+            )),
+            "{ended}"
+        );
         assert!(asked.elapsed() < Duration::from_secs(15));
     }
 }
@@ -204,12 +249,17 @@ async fn init_makes_its_directories_and_fails_only_if_the_program_cannot_run() {
     assert!(one_line(&ended).starts_with("warm-spare 0"), "{ended}");
     assert!(rendered.svc().join("data").is_dir());
 
-    let place = rendered.package.join("bin/warm-spare");
-    fs::remove_file(&place).expect("the link");
-    fs::write(&place, "no program").expect("it is written");
+    replace_program(&rendered, "no program", 0o644);
     let ended = rendered.run_hook("init").await;
-    assert_eq!((ended.code, ended.stderr.as_str()), (Some(1), ""), "{ended}");
-    assert!(ended.stdout.contains("does not run on this machine"), "{ended}");
+    assert_eq!(
+        (ended.code, ended.stderr.as_str()),
+        (Some(1), ""),
+        "{ended}"
+    );
+    assert!(
+        ended.stdout.contains("does not run on this machine"),
+        "{ended}"
+    );
 }
 
 #[tokio::test]
@@ -226,7 +276,9 @@ async fn with_no_good_configuration_it_stays_up_and_says_so() {
         let port = address.trim().rsplit(':').next().unwrap_or("").parse()?;
         let status = status(port).await?;
         let holds = status["hold"]["reason"] == "config";
-        holds.then_some(()).ok_or_else(|| format!("{status:#}").into())
+        holds
+            .then_some(())
+            .ok_or_else(|| format!("{status:#}").into())
     })
     .await;
     let ended = rendered.run_hook("health-check").await;

@@ -32,7 +32,11 @@ fn with_plan(script: &str, folder: &Path) -> String {
         .arg(folder)
         .output()
         .expect("bash runs");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     String::from_utf8(output.stdout).expect("it is text")
 }
 
@@ -44,12 +48,20 @@ fn the_plans_callbacks_build_and_install_the_one_program() -> Result<()> {
         folder.path(),
     );
     let lines: Vec<&str> = said.lines().collect();
-    assert!(lines[0].starts_with("cargo build --release --locked --bin warm-spare --manifest-path "), "{said}");
+    assert!(
+        lines[0].starts_with("cargo build --release --locked --bin warm-spare --manifest-path "),
+        "{said}"
+    );
     assert_eq!(lines.last(), Some(&env!("CARGO_PKG_VERSION")), "{said}");
     let installed = folder.path().join("pkg/bin/warm-spare");
     assert_eq!(fs::metadata(installed)?.permissions().mode() & 0o777, 0o755);
     // Nothing is written among the sources.
-    assert!(folder.path().join("src/warm-spare-0/target/release/warm-spare").exists());
+    assert!(
+        folder
+            .path()
+            .join("src/warm-spare-0/target/release/warm-spare")
+            .exists()
+    );
     Ok(())
 }
 
@@ -88,7 +100,11 @@ fn package(root: &Path) -> Result<PathBuf> {
         .env("WARM_SPARE_BIN", PROGRAM)
         .env_remove("HAB_ORIGIN")
         .output()?;
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    assert!(
+        made.status.success(),
+        "{}",
+        String::from_utf8_lossy(&made.stderr)
+    );
     Ok(PathBuf::from(String::from_utf8(made.stdout)?.trim()))
 }
 
@@ -117,20 +133,30 @@ fn scripts_package_lays_out_what_the_supervisor_reads() -> Result<()> {
     let folder = server_dir("package-")?;
     let made = package(folder.path())?;
     let ident = made.strip_prefix(folder.path())?.display().to_string();
-    assert!(ident.starts_with(&format!("site/warm-spare/{}/", env!("CARGO_PKG_VERSION"))), "{ident}");
+    assert!(
+        ident.starts_with(&format!("site/warm-spare/{}/", env!("CARGO_PKG_VERSION"))),
+        "{ident}"
+    );
     let found = contents(&made)?;
     assert_eq!(found["IDENT"], ident);
     assert_eq!(found["EXPORTS"], "port=http.port");
     assert_eq!(found["EXPOSES"], "9640");
     assert_eq!(found["PATH"], format!("/hab/pkgs/{ident}/bin"));
     assert!(found["BINDS_OPTIONAL"].contains("peer-minio=port bucket-name"));
-    let hooks: Vec<&str> = found.keys().filter_map(|name| name.strip_prefix("hooks/")).collect();
+    let hooks: Vec<&str> = found
+        .keys()
+        .filter_map(|name| name.strip_prefix("hooks/"))
+        .collect();
     assert_eq!(hooks.len(), HOOKS.len(), "{hooks:?}");
     for hook in HOOKS {
-        let mode = fs::metadata(made.join("hooks").join(hook))?.permissions().mode();
+        let mode = fs::metadata(made.join("hooks").join(hook))?
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o755, "{hook}");
     }
-    let ran = Command::new(made.join("bin/warm-spare")).arg("--version").output()?;
+    let ran = Command::new(made.join("bin/warm-spare"))
+        .arg("--version")
+        .output()?;
     assert!(ran.status.success());
     // A second one of the same release is refused, and leaves nothing behind.
     let again = Command::new(Path::new(ROOT).join("scripts/package"))
@@ -166,11 +192,19 @@ async fn the_real_build_comes_to_the_same_and_is_loaded() -> Result<()> {
         }
     }
     let manifest = &built_files["MANIFEST"];
-    for word in ["License", "Upstream URL", "core/postgresql17-client", "core/rust"] {
+    for word in [
+        "License",
+        "Upstream URL",
+        "core/postgresql17-client",
+        "core/rust",
+    ] {
         assert!(manifest.contains(word), "{word}: {manifest}");
     }
     supervisor.start(&[]).await?;
-    supervisor.hab(&["svc", "load", "site/warm-spare"]).await.ok();
+    supervisor
+        .hab(&["svc", "load", "site/warm-spare"])
+        .await
+        .ok();
     wait_until("the Supervisor's health", SOON, || async {
         let (_, body) = supervisor.health("warm-spare", "default").await?;
         let held = body["stdout"].to_string().contains("holding; config");
@@ -180,6 +214,9 @@ async fn the_real_build_comes_to_the_same_and_is_loaded() -> Result<()> {
     // The hooks take bash from the dependency, and so does nothing of this machine's.
     let hook = fs::read_to_string(supervisor.svc("warm-spare").join("hooks/run"))?;
     let bash = supervisor.packages().join("core/bash");
-    assert!(hook.starts_with(&format!("#!{}/", bash.display())), "{hook}");
+    assert!(
+        hook.starts_with(&format!("#!{}/", bash.display())),
+        "{hook}"
+    );
     Ok(())
 }

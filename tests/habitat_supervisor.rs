@@ -65,6 +65,35 @@ async fn world(name: &str) -> Result<Option<World>> {
     Ok(Some(world))
 }
 
+/// builder-api's rendered configuration, as it is on a node with Builder's own services.
+fn write_builder_api(world: &World) -> Result<String> {
+    let spare = &world.site.spare;
+    world.ours.write_secret(
+        "builder-api.toml",
+        &format!(
+            r#"
+            [datastore]
+            host = "127.0.0.1"
+            port = {}
+            user = "hab"
+            password = "{}"
+            database = "builder"
+            [s3]
+            backend = "minio"
+            endpoint = "{}"
+            bucket_name = "{}"
+            key_id = "{}"
+            secret_key = "{}""#,
+            spare.pg.port(),
+            spare.pg.password(),
+            spare.minio.endpoint(),
+            spare.bucket,
+            spare.minio.access_key(),
+            spare.minio.secret_key(),
+        ),
+    )
+}
+
 /// What lasts, and so stands in user.toml: where secrets are, and nothing that has an address but our own port.
 fn prepare_node(world: &World, node: &Supervisor, port: u16) -> Result<()> {
     let (spare, primary) = (&world.site.spare, &world.site.primary);
@@ -168,7 +197,9 @@ impl World {
 
     async fn baselines(&self) -> Result<String> {
         let page = get(self.port, "/metrics").await?.text;
-        let lines = page.lines().filter(|l| l.starts_with("warm_spare_baselines_total"));
+        let lines = page
+            .lines()
+            .filter(|l| l.starts_with("warm_spare_baselines_total"));
         Ok(lines.collect::<Vec<_>>().join("\n"))
     }
 }
@@ -196,7 +227,10 @@ async fn following(name: &str) -> Result<Option<World>> {
     say("role = spare by gossip, to following", told.elapsed());
     for side in ["local", "peer"] {
         for store in ["datastore", "s3"] {
-            assert_eq!(status[side][store]["source"], "bind", "{side} {store}: {status:#}");
+            assert_eq!(
+                status[side][store]["source"], "bind",
+                "{side} {store}: {status:#}"
+            );
         }
     }
     Ok(Some(world))
@@ -215,7 +249,8 @@ async fn gossip_steers_it_without_a_restart_and_a_dropped_key_hurts_nothing() ->
     wait_until("the Supervisor's health", SOON, || async {
         let (code, body) = world.ours.health("warm-spare", "dc2").await?;
         let good = code == 200 && body["status"] == "OK";
-        good.then_some(()).ok_or_else(|| format!("{code} {body}").into())
+        good.then_some(())
+            .ok_or_else(|| format!("{code} {body}").into())
     })
     .await;
 
@@ -230,14 +265,24 @@ async fn gossip_steers_it_without_a_restart_and_a_dropped_key_hurts_nothing() ->
     world.one_more("second").await?;
 
     // Bad: refused by name, and what was in force stays.
-    let told = world.apply("site = \"two\"\nreplication.rop = \"1h\"").await;
-    let status = world.until("refused", |status| status["config"]["valid"] == false).await;
+    let told = world
+        .apply("site = \"two\"\nreplication.rop = \"1h\"")
+        .await;
+    let status = world
+        .until("refused", |status| status["config"]["valid"] == false)
+        .await;
     say("a bad apply, refused", told.elapsed());
     assert_eq!(status["site"], "one", "{status:#}");
-    assert!(status["config"]["errors"][0].to_string().contains("replication.rop"), "{status:#}");
+    assert!(
+        status["config"]["errors"][0]
+            .to_string()
+            .contains("replication.rop"),
+        "{status:#}"
+    );
     wait_until("the Supervisor says what is wrong", SOON, || async {
         let (_, body) = world.ours.health("warm-spare", "dc2").await?;
-        let said = body["status"] == "WARNING" && body["stdout"].to_string().contains("replication.rop");
+        let said =
+            body["status"] == "WARNING" && body["stdout"].to_string().contains("replication.rop");
         said.then_some(()).ok_or_else(|| body.to_string().into())
     })
     .await;
@@ -245,7 +290,9 @@ async fn gossip_steers_it_without_a_restart_and_a_dropped_key_hurts_nothing() ->
 
     // Paused; rows meanwhile; the next apply drops the pause, and nothing was lost.
     world.apply("paused = true").await;
-    world.until("paused", |status| status["hold"]["reason"] == "paused").await;
+    world
+        .until("paused", |status| status["hold"]["reason"] == "paused")
+        .await;
     let before = content(&world.site.spare).await?;
     let mut factory = Factory::seeded();
     for name in ["fourth", "fifth"] {
@@ -253,9 +300,15 @@ async fn gossip_steers_it_without_a_restart_and_a_dropped_key_hurts_nothing() ->
             .package(&world.site.primary, Spec::new("core", name, "1"))
             .await?;
     }
-    assert_eq!(content(&world.site.spare).await?, before, "applied while paused");
+    assert_eq!(
+        content(&world.site.spare).await?,
+        before,
+        "applied while paused"
+    );
     let told = world.apply("site = \"three\"").await;
-    world.until("it follows again", |s| follows(s) && s["site"] == "three").await;
+    world
+        .until("it follows again", |s| follows(s) && s["site"] == "three")
+        .await;
     world.equal().await?;
     say("the pause dropped, and caught up", told.elapsed());
 
@@ -278,17 +331,41 @@ async fn every_key_may_be_applied_and_dropped() -> Result<()> {
     let pid = world.ours.pid("warm-spare")?;
     let copies = world.baselines().await?;
     let texts = [
-        "force_epoch = 7", "quiet_until = \"2030-01-01T00:00:00Z\"", "paused_until = \"2020-01-01T00:00:00Z\"",
-        "change = \"CHG-1\"", "log_format = \"json\"", "replication.interval = \"2s\"", "replication.lag_warn = \"2m\"",
-        "replication.rpo = \"1h\"", "replication.schedule = \"* * * * *\"", "replication.jobs = 3",
-        "replication.copies = 4", "replication.buffer = \"128MiB\"", "replication.bandwidth_limit = \"50MB/s\"",
-        "replication.gate_grace = \"2s\"", "replication.retry_missing = \"1m\"", "replication.artifact_retention = \"30d\"",
-        "replication.wal_hold_limit = \"5GB\"", "replication.wal_unbounded = true", "replication.keep_generations = 9",
-        "fuse.max_percent = 50", "fuse.min_count = 1", "fuse.window = \"2h\"", "fuse.approve = \"f-1\"",
-        "verify.schedule = \"0 4 * * *\"", "verify.deep = true", "http.port = 1", "http.listen = \"::1\"",
-        "local.datastore.ssl_mode = \"disable\"", "peer.datastore.user = \"hab\"", "peer.datastore.host = \"127.0.0.1\"",
+        "force_epoch = 7",
+        "quiet_until = \"2030-01-01T00:00:00Z\"",
+        "paused_until = \"2020-01-01T00:00:00Z\"",
+        "change = \"CHG-1\"",
+        "log_format = \"json\"",
+        "replication.interval = \"2s\"",
+        "replication.lag_warn = \"2m\"",
+        "replication.rpo = \"1h\"",
+        "replication.schedule = \"* * * * *\"",
+        "replication.jobs = 3",
+        "replication.copies = 4",
+        "replication.buffer = \"128MiB\"",
+        "replication.bandwidth_limit = \"50MB/s\"",
+        "replication.gate_grace = \"2s\"",
+        "replication.retry_missing = \"1m\"",
+        "replication.artifact_retention = \"30d\"",
+        "replication.wal_hold_limit = \"5GB\"",
+        "replication.wal_unbounded = true",
+        "replication.keep_generations = 9",
+        "fuse.max_percent = 50",
+        "fuse.min_count = 1",
+        "fuse.window = \"2h\"",
+        "fuse.approve = \"f-1\"",
+        "verify.schedule = \"0 4 * * *\"",
+        "verify.deep = true",
+        "http.port = 1",
+        "http.listen = \"::1\"",
+        "local.datastore.ssl_mode = \"disable\"",
+        "peer.datastore.user = \"hab\"",
+        "peer.datastore.host = \"127.0.0.1\"",
         // Bad ones, which are refused: another kind of value, a table's place, nobody's key.
-        "peer = 1", "local.s3.endpoint = \"minio\"", "[replication]\nmode = [1]", "x = { y = 1 }",
+        "peer = 1",
+        "local.s3.endpoint = \"minio\"",
+        "[replication]\nmode = [1]",
+        "x = { y = 1 }",
     ];
     for (number, text) in texts.iter().enumerate() {
         let site = format!("apply {number}");
@@ -296,7 +373,8 @@ async fn every_key_may_be_applied_and_dropped() -> Result<()> {
         wait_until("it is seen", SOON, || async {
             let status = status_at(world.port).await?;
             let seen = status["site"] == site || status["config"]["valid"] == false;
-            seen.then_some(()).ok_or_else(|| format!("{text}: {status:#}").into())
+            seen.then_some(())
+                .ok_or_else(|| format!("{text}: {status:#}").into())
         })
         .await;
         // Dropped.
@@ -311,6 +389,33 @@ async fn every_key_may_be_applied_and_dropped() -> Result<()> {
     assert_eq!(world.ours.pid("warm-spare")?, pid, "it was restarted");
     assert_eq!(world.baselines().await?, copies, "it copied anew");
     Ok(())
+}
+
+/// Builder's own word goes before the binds, and nothing of the local side is configured.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stock_node_needs_nothing_of_the_local_side() -> Result<()> {
+    let Some(mut world) = world("stock").await? else {
+        return Ok(());
+    };
+    let api = write_builder_api(&world)?;
+    let mut user: toml::Table = world.ours.user_toml("warm-spare")?.parse()?;
+    // In its usual place it would not even be named; this Supervisor's root is another.
+    let local = toml::Table::from_iter([("builder_api_config".into(), api.into())]);
+    user.insert("local".into(), local.into());
+    user.insert("role".into(), "spare".into());
+    world
+        .ours
+        .write_user_toml("warm-spare", &user.to_string())?;
+    load(&world.ours, "standalone").await;
+    let status = world.until("it follows", follows).await;
+    assert_eq!(status["local"]["datastore"]["source"], "builder-api");
+    assert_eq!(status["local"]["s3"]["source"], "builder-api");
+    assert_eq!(status["peer"]["datastore"]["source"], "bind");
+    world.apply("role = \"keep\"").await;
+    world
+        .until("keep", |s| follows(s) && s["role"]["wanted"] == "keep")
+        .await;
+    world.one_more("stock").await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -330,22 +435,38 @@ async fn a_bind_that_vanishes_and_returns_is_no_restart_and_no_other_server() ->
     // Its node goes down, servers and all.
     let began = Instant::now();
     world.stores.stop().await?;
-    wait_until("the binds are gone from the configuration", SOON, || async {
-        let gone = !bound("datastore")? && !bound("minio")?;
-        gone.then_some(()).ok_or("still there".into())
-    })
+    wait_until(
+        "the binds are gone from the configuration",
+        SOON,
+        || async {
+            let gone = !bound("datastore")? && !bound("minio")?;
+            gone.then_some(()).ok_or("still there".into())
+        },
+    )
     .await;
     say("a node stopped, to its binds gone", began.elapsed());
     let status = world
-        .until("it holds", |status| status["hold"]["reason"] == "local_unreachable")
+        .until("it holds", |status| {
+            status["hold"]["reason"] == "local_unreachable"
+        })
         .await;
     let address = format!("127.0.0.1:{}", world.site.spare.pg.port());
-    assert!(status["local"]["datastore"]["address"].to_string().contains(&address), "{status:#}");
+    assert!(
+        status["local"]["datastore"]["address"]
+            .to_string()
+            .contains(&address),
+        "{status:#}"
+    );
     assert_eq!(status["config"]["valid"], true, "{status:#}");
     assert_eq!(world.ours.pid("warm-spare")?, pid);
 
     let began = Instant::now();
-    let World { stores, primary, ours, .. } = &mut world;
+    let World {
+        stores,
+        primary,
+        ours,
+        ..
+    } = &mut world;
     stores.start(&[primary, ours]).await?;
     wait_until("the binds are back", SOON, || async {
         let back = bound("datastore")? && bound("minio")?;
@@ -369,31 +490,57 @@ async fn it_goes_on_after_every_kind_of_end() -> Result<()> {
     let pid = world.ours.pid("warm-spare")?;
 
     // A secret by file upload: no restart; and the configuration may name it.
-    let secret = world.ours.write_secret("uploaded", world.site.primary.pg.password())?;
-    world.ours.hab(&["file", "upload", GROUP, "1", &secret]).await.ok();
+    let secret = world
+        .ours
+        .write_secret("uploaded", world.site.primary.pg.password())?;
+    world
+        .ours
+        .hab(&["file", "upload", GROUP, "1", &secret])
+        .await
+        .ok();
     let file = world.ours.svc("warm-spare").join("files/uploaded");
-    wait_until("the file is there", SOON, || async { Ok(fs::metadata(&file).map(drop)?) }).await;
-    let text = format!("site = \"file\"\npeer.datastore.password_file = \"{}\"", file.display());
+    wait_until("the file is there", SOON, || async {
+        Ok(fs::metadata(&file).map(drop)?)
+    })
+    .await;
+    let text = format!(
+        "site = \"file\"\npeer.datastore.password_file = \"{}\"",
+        file.display()
+    );
     world.apply(&text).await;
-    world.until("it follows by the uploaded secret", |s| follows(s) && s["site"] == "file").await;
+    world
+        .until("it follows by the uploaded secret", |s| {
+            follows(s) && s["site"] == "file"
+        })
+        .await;
     assert_eq!(world.ours.pid("warm-spare")?, pid, "an upload restarted it");
 
     // A service restart.
     let began = Instant::now();
-    world.ours.hab(&["svc", "stop", "site/warm-spare"]).await.ok();
+    world
+        .ours
+        .hab(&["svc", "stop", "site/warm-spare"])
+        .await
+        .ok();
     wait_until("it ends", SOON, || async {
         (!alive(pid)).then_some(()).ok_or("alive".into())
     })
     .await;
     say("hab svc stop, to its end", began.elapsed());
-    world.ours.hab(&["svc", "start", "site/warm-spare"]).await.ok();
+    world
+        .ours
+        .hab(&["svc", "start", "site/warm-spare"])
+        .await
+        .ok();
     world.until("it follows", follows).await;
     world.one_more("restarted").await?;
 
     // Killed.
     let began = Instant::now();
     let pid = world.ours.pid("warm-spare")?;
-    std::process::Command::new("kill").args(["-9", &pid.to_string()]).status()?;
+    std::process::Command::new("kill")
+        .args(["-9", &pid.to_string()])
+        .status()?;
     let next = wait_until("the Supervisor starts it again", SOON, || async {
         let next = world.ours.pid("warm-spare")?;
         (next != pid).then_some(next).ok_or("the same".into())
@@ -403,8 +550,22 @@ async fn it_goes_on_after_every_kind_of_end() -> Result<()> {
     say("kill -9 of the service, to following", began.elapsed());
     world.one_more("killed").await?;
 
+    world.apply("").await;
+    world
+        .until("no site", |s| follows(s) && s["site"] == "")
+        .await;
     // The Supervisor alone is restarted; the Launcher keeps our process, and the new one takes it over.
     world.ours.hab(&["sup", "restart"]).await.ok();
+    wait_until("it is down", SOON, || async {
+        let up = world.ours.ask("/services").await.is_ok();
+        (!up).then_some(()).ok_or("still up".into())
+    })
+    .await;
+    // Nobody watches this file now.
+    let lasting = world.ours.user_toml("warm-spare")?;
+    world
+        .ours
+        .write_user_toml("warm-spare", &format!("site = \"while down\"\n{lasting}"))?;
     wait_until("the Launcher starts it again", SOON, || async {
         let again = world.ours.said("Starting http-gateway") > 1;
         let pid = world.ours.pid("warm-spare")?;
@@ -412,8 +573,15 @@ async fn it_goes_on_after_every_kind_of_end() -> Result<()> {
         (again && pid == next).then_some(()).ok_or("not yet".into())
     })
     .await;
+    world
+        .until("what was changed meanwhile is in force", |s| {
+            s["site"] == "while down"
+        })
+        .await;
     world.apply("site = \"again\"").await;
-    world.until("gossip arrives", |s| follows(s) && s["site"] == "again").await;
+    world
+        .until("gossip arrives", |s| follows(s) && s["site"] == "again")
+        .await;
     assert_eq!(world.ours.pid("warm-spare")?, next, "it was not reattached");
 
     // All of it is stopped and started, as a reboot does.
@@ -421,14 +589,23 @@ async fn it_goes_on_after_every_kind_of_end() -> Result<()> {
     world.ours.stop().await?;
     say("the Supervisor stopped, services and all", began.elapsed());
     assert!(!alive(next));
-    let World { ours, primary, stores, .. } = &mut world;
+    let World {
+        ours,
+        primary,
+        stores,
+        ..
+    } = &mut world;
     ours.start(&[primary, stores]).await?;
     world.until("it follows", follows).await;
     say("and started, to following", began.elapsed());
     world.one_more("rebooted").await?;
 
     let pid = world.ours.pid("warm-spare")?;
-    world.ours.hab(&["svc", "unload", "site/warm-spare"]).await.ok();
+    world
+        .ours
+        .hab(&["svc", "unload", "site/warm-spare"])
+        .await
+        .ok();
     wait_until("it is gone", SOON, || async {
         let listed = world.ours.ask("/services").await?.text;
         let gone = !alive(pid) && !listed.contains("warm-spare");
@@ -454,8 +631,13 @@ async fn one_works(topology: &str) -> Result<()> {
     load(&world.ours, topology).await;
     load(&second, topology).await;
     world.apply("role = \"spare\"").await;
-    world.until("the first answers", |s| s["role"]["wanted"] == "spare").await;
-    until_at(port, "the second answers", |s| s["role"]["wanted"] == "spare").await;
+    world
+        .until("the first answers", |s| s["role"]["wanted"] == "spare")
+        .await;
+    until_at(port, "the second answers", |s| {
+        s["role"]["wanted"] == "spare"
+    })
+    .await;
     let (working, waiting) = wait_until("one works and one waits", SOON, || async {
         let (one, two) = (status_at(world.port).await?, status_at(port).await?);
         match (follows(&one), follows(&two)) {
@@ -472,10 +654,17 @@ async fn one_works(topology: &str) -> Result<()> {
     world.one_more("by-one").await?;
 
     let began = Instant::now();
-    let loser = if working == port { &second } else { &world.ours };
+    let loser = if working == port {
+        &second
+    } else {
+        &world.ours
+    };
     loser.hab(&["svc", "stop", "site/warm-spare"]).await.ok();
     until_at(waiting, "the other takes over", follows).await;
-    say(&format!("{topology}: the working node stopped, to the other following"), began.elapsed());
+    say(
+        &format!("{topology}: the working node stopped, to the other following"),
+        began.elapsed(),
+    );
     world.one_more("by-the-other").await?;
     let status = status_at(waiting).await?;
     assert!(events(&status, "gap").is_empty(), "{status:#}");

@@ -83,7 +83,10 @@ async fn addresses(rendered: &Rendered) -> Vec<String> {
 async fn refusal(rendered: &Rendered) -> String {
     let ended = check(rendered).await;
     assert_eq!(ended.code, Some(2), "{ended}");
-    let text = ended.json()["error"]["text"].as_str().unwrap_or("").to_string();
+    let text = ended.json()["error"]["text"]
+        .as_str()
+        .unwrap_or("")
+        .to_string();
     assert!(!ended.to_string().contains("hunter2"), "{ended}");
     text
 }
@@ -111,14 +114,23 @@ async fn each_local_bind_gives_its_store_and_leaves_the_other_alone() {
     let mut datastore = rendered(&[PEER, endpoint]);
     datastore.bind("datastore", "10.2.0.5", json!({"port": 6432}));
     let found = addresses(&datastore).await;
-    assert_eq!(found[0], "hab@10.2.0.5:6432/builder (ssl_mode prefer) from bind");
+    assert_eq!(
+        found[0],
+        "hab@10.2.0.5:6432/builder (ssl_mode prefer) from bind"
+    );
     assert_eq!(found[1], "https://minio.dc2 bucket here from configuration");
 
     let mut store = rendered(&[PEER, r#"local.datastore.host = "db.dc2""#]);
     store.bind("minio", "10.2.0.6", minio());
     let found = addresses(&store).await;
-    assert_eq!(found[0], "hab@db.dc2:5432/builder (ssl_mode prefer) from configuration");
-    assert_eq!(found[1], "http://10.2.0.6:9001 bucket of-the-bind from bind");
+    assert_eq!(
+        found[0],
+        "hab@db.dc2:5432/builder (ssl_mode prefer) from configuration"
+    );
+    assert_eq!(
+        found[1],
+        "http://10.2.0.6:9001 bucket of-the-bind from bind"
+    );
 }
 
 #[tokio::test]
@@ -127,7 +139,11 @@ async fn all_four_binds_give_every_address() {
     all.bind("datastore", "10.2.0.5", json!({"port": 6432}))
         .bind("minio", "10.2.0.6", minio())
         .bind("peer-datastore", "10.1.0.5", json!({"port": 7432}))
-        .bind("peer-minio", "fd00::6", json!({"port": 9002, "bucket-name": "there"}));
+        .bind(
+            "peer-minio",
+            "fd00::6",
+            json!({"port": 9002, "bucket-name": "there"}),
+        );
     assert_eq!(
         addresses(&all).await,
         [
@@ -151,9 +167,18 @@ async fn what_is_configured_goes_before_the_binds() {
         both.bind(name, "10.9.9.9", exports);
     }
     let found = addresses(&both).await;
-    assert!(found.iter().all(|line| line.ends_with("from configuration")), "{found:?}");
+    assert!(
+        found
+            .iter()
+            .all(|line| line.ends_with("from configuration")),
+        "{found:?}"
+    );
     // The exported secrets are not believed, and not even rendered.
-    assert!(!both.config().contains("minio-secret-key"), "{}", both.config());
+    assert!(
+        !both.config().contains("minio-secret-key"),
+        "{}",
+        both.config()
+    );
 }
 
 /// Mapped but not satisfied: the key is absent. Satisfied in a moment: a group without members, a member without exports.
@@ -162,7 +187,9 @@ async fn a_bind_without_a_member_is_as_none() {
     for members in [
         None,
         Some(json!({"members": [], "first": null, "leader": null})),
-        Some(json!({"members": [{"member_id": "0a", "alive": true, "sys": {"ip": "10.2.0.5"}, "cfg": {}}]})),
+        Some(
+            json!({"members": [{"member_id": "0a", "alive": true, "sys": {"ip": "10.2.0.5"}, "cfg": {}}]}),
+        ),
     ] {
         let mut unsatisfied = rendered(&[LOCAL, PEER]);
         if let Some(members) = members {
@@ -199,8 +226,14 @@ async fn a_bind_that_vanishes_under_the_service_keeps_its_address() {
 async fn what_the_program_does_not_know_reaches_it_and_is_refused_by_name() {
     for (gossip, problem) in [
         ("rple = \"spare\"", "rple: unknown key; did you mean role?"),
-        ("peer.datastore.prot = 1", "peer.datastore.prot: unknown key; did you mean"),
-        ("role = \"boss\"", "role: expected one of keep, spare, primary"),
+        (
+            "peer.datastore.prot = 1",
+            "peer.datastore.prot: unknown key; did you mean",
+        ),
+        (
+            "role = \"boss\"",
+            "role: expected one of keep, spare, primary",
+        ),
         ("peer = \"db\"", "peer: expected a table"),
         ("role = [\"spare\"]", "role: expected one of"),
         ("[[hosts]]\nname = \"x\"", "hosts: unknown key"),
@@ -234,7 +267,12 @@ async fn a_second_apply_that_drops_a_key_leaves_what_was_before_it() {
     for key in Config::known_keys().iter().filter(|key| !is_bind(key.name)) {
         let mut with = rendered(&[LOCAL, PEER]);
         with.set(&format!("{} = 4711", key.name));
-        assert_ne!(with.config(), before, "{} does not reach the program", key.name);
+        assert_ne!(
+            with.config(),
+            before,
+            "{} does not reach the program",
+            key.name
+        );
     }
     assert_eq!(rendered(&[LOCAL, PEER]).config(), before);
 }
@@ -268,7 +306,11 @@ fn default_toml_has_every_key_with_the_programs_default() {
     for (key, default) in &known {
         assert_eq!(found.get(key), Some(default), "{key}");
     }
-    assert_eq!(found.len(), known.len(), "a key that the program does not know");
+    assert_eq!(
+        found.len(),
+        known.len(),
+        "a key that the program does not know"
+    );
 }
 
 /// A key may share the comment of the one above it, and no group of keys is without.
@@ -299,7 +341,13 @@ fn hooks_are_the_same_whatever_is_configured_or_bound() {
     for name in HOOKS {
         let hook = text(name, &other);
         assert_eq!(hook, text(name, &rendered(&[])), "{name}");
-        assert!(!hook.contains("{{") && !hook.contains("hunter2"), "{name}: {hook}");
-        assert!(hook.starts_with("#!/bin/bash\n") && hook.contains("exec 2>&1"), "{name}");
+        assert!(
+            !hook.contains("{{") && !hook.contains("hunter2"),
+            "{name}: {hook}"
+        );
+        assert!(
+            hook.starts_with("#!/bin/bash\n") && hook.contains("exec 2>&1"),
+            "{name}"
+        );
     }
 }

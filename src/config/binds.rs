@@ -66,10 +66,7 @@ impl Binds {
     }
 
     fn is_open(&self, values: &Values, name: &str) -> bool {
-        matches!(
-            values.source(&self.key(name)),
-            None | Some(Source::Default)
-        )
+        matches!(values.source(&self.key(name)), None | Some(Source::Default))
     }
 
     fn put(&self, values: &mut Values, name: &str, checked: Checked) {

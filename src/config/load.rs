@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use humantime::format_duration;
 
-use super::builder::{self, BuilderApi, Places};
 use super::binds;
+use super::builder::{self, BuilderApi, Places};
 use super::kept::{Accepted, data_dir, kept_table};
 use super::values::Values;
 use super::{

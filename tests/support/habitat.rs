@@ -124,7 +124,11 @@ impl Rendered {
     pub fn write(&self) {
         write(&self.config_file(), &self.config(), 0o740);
         for name in HOOKS {
-            write(&self.svc().join("hooks").join(name), &self.hook(name), 0o755);
+            write(
+                &self.svc().join("hooks").join(name),
+                &self.hook(name),
+                0o755,
+            );
         }
     }
 

@@ -61,11 +61,9 @@ pub fn build(script: &Path, supervisor: &Supervisor) -> Result<PathBuf> {
     }
     fs::create_dir_all(&tools)?;
     write_program(&tools.join("toml"), TOML)?;
-    let path = std::env::join_paths(
-        [tools.clone()]
-            .into_iter()
-            .chain(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())),
-    )?;
+    let path = std::env::join_paths([tools.clone()].into_iter().chain(std::env::split_paths(
+        &std::env::var_os("PATH").unwrap_or_default(),
+    )))?;
     let environment = |command: &mut Command| {
         command
             .env("PATH", &path)
@@ -87,7 +85,10 @@ pub fn build(script: &Path, supervisor: &Supervisor) -> Result<PathBuf> {
     let mut build = Command::new("bash");
     environment(build.arg(script).arg(ROOT));
     let said = run(&mut build)?;
-    assert!(said.contains("cargo build --release --locked --bin warm-spare"), "{said}");
+    assert!(
+        said.contains("cargo build --release --locked --bin warm-spare"),
+        "{said}"
+    );
     let built = tools.join("results/last_build.env");
     let built = fs::read_to_string(built)?;
     let ident = built
@@ -99,12 +100,18 @@ pub fn build(script: &Path, supervisor: &Supervisor) -> Result<PathBuf> {
 
 fn link(program: &str, package: &Path) -> Result<()> {
     let found = find_program(on_path(program)).ok_or("no such program")?;
-    Ok(std::os::unix::fs::symlink(found, package.join("bin").join(program))?)
+    Ok(std::os::unix::fs::symlink(
+        found,
+        package.join("bin").join(program),
+    )?)
 }
 
 fn write_program(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text)?;
-    Ok(fs::set_permissions(path, fs::Permissions::from_mode(0o755))?)
+    Ok(fs::set_permissions(
+        path,
+        fs::Permissions::from_mode(0o755),
+    )?)
 }
 
 fn run(command: &mut Command) -> Result<String> {

@@ -34,8 +34,9 @@ impl Programs {
         let beside = |name: &str, variable: &str| {
             let named = std::env::var_os(variable).map(PathBuf::from);
             let place = named.into_iter().chain([hab.with_file_name(name)]);
-            find_program(place.chain(on_path(name)))
-                .ok_or(format!("there is no {name} beside hab: name it by {variable}"))
+            find_program(place.chain(on_path(name))).ok_or(format!(
+                "there is no {name} beside hab: name it by {variable}"
+            ))
         };
         let sup = beside("hab-sup", "HAB_SUP_BINARY")?;
         let launch = beside("hab-launch", "HAB_LAUNCH_BINARY")?;
@@ -178,9 +179,19 @@ impl Supervisor {
 
     /// `user.toml` of a service.
     pub fn write_user_toml(&self, service: &str, text: &str) -> Result<()> {
-        let folder = self.root.path().join("hab/user").join(service).join("config");
+        let folder = self
+            .root
+            .path()
+            .join("hab/user")
+            .join(service)
+            .join("config");
         fs::create_dir_all(&folder)?;
         Ok(fs::write(folder.join("user.toml"), text)?)
+    }
+
+    pub fn user_toml(&self, service: &str) -> Result<String> {
+        let folder = self.root.path().join("hab/user").join(service);
+        Ok(fs::read_to_string(folder.join("config/user.toml"))?)
     }
 
     /// A secret that the services' user can read, and nobody else.
@@ -223,7 +234,9 @@ impl Supervisor {
     }
 
     fn family(&self) -> Vec<u32> {
-        self.running.as_ref().map_or_else(Vec::new, |running| tree(running.pid()))
+        self.running
+            .as_ref()
+            .map_or_else(Vec::new, |running| tree(running.pid()))
     }
 
     /// What the Supervisor wants to be installed before it starts anything.
@@ -258,7 +271,11 @@ impl Supervisor {
             .env("WARM_SPARE_BIN", super::site::default_program())
             .env("WARM_SPARE_RELEASE", RELEASE)
             .output()?;
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        assert!(
+            made.status.success(),
+            "{}",
+            String::from_utf8_lossy(&made.stderr)
+        );
         Ok(())
     }
 
@@ -287,7 +304,12 @@ impl Supervisor {
     pub async fn load_datastore(&self, server: &Postgres, group: &str) -> Result<()> {
         server.stop_fast().await?;
         let default = format!("port = {}\n", server.port());
-        self.lay_out("builder-datastore", &server.shell_line(), &default, "port=port\n")?;
+        self.lay_out(
+            "builder-datastore",
+            &server.shell_line(),
+            &default,
+            "port=port\n",
+        )?;
         self.hab(&["svc", "load", "habitat/builder-datastore", "--group", group])
             .await
             .ok();
