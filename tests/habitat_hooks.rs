@@ -119,6 +119,33 @@ async fn a_changed_configuration_is_in_force_by_the_reconfigure_hook_and_a_bad_o
     assert!(alive(running.pid()));
 }
 
+/// After `hab sup restart` nobody calls the reconfigure hook for what was changed meanwhile.
+#[tokio::test]
+async fn the_health_check_notices_a_configuration_that_nobody_spoke_of() {
+    let port = free_port().expect("a port");
+    let mut rendered = rendered(port);
+    let _running = started(&rendered, port).await;
+    rendered.set("site = \"unspoken\"").write();
+    rendered.run_hook("health-check").await;
+    wait_until("it is in force", SOON, || async {
+        let there = status(port).await?["site"] == "unspoken";
+        there.then_some(()).ok_or("not yet".into())
+    })
+    .await;
+    // And does not ask for it again and again.
+    let read = rendered.svc().join("var/config-read");
+    let before = fs::metadata(&read)
+        .expect("a time")
+        .modified()
+        .expect("a time");
+    rendered.run_hook("health-check").await;
+    let after = fs::metadata(&read)
+        .expect("a time")
+        .modified()
+        .expect("a time");
+    assert_eq!(before, after);
+}
+
 /// The Supervisor calls it while the process is still a shell, while it begins, and again and again.
 #[tokio::test]
 async fn a_reconfigure_in_the_first_moment_does_no_harm_and_is_not_lost() {

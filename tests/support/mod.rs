@@ -30,6 +30,7 @@ pub mod tls;
 pub mod transactions;
 pub mod weather;
 pub mod workload;
+pub mod world;
 
 use std::time::Duration;
 
