@@ -163,7 +163,11 @@ pub fn default_toml() -> String {
     fs::read_to_string(Path::new(ROOT).join("habitat/default.toml")).expect("default.toml")
 }
 
+/// As the Supervisor does: nothing where nothing changed, so no hook is written while it is being started.
 fn write(path: &Path, text: &str, mode: u32) {
+    if fs::read_to_string(path).is_ok_and(|there| there == text) {
+        return;
+    }
     fs::write(path, text).expect("it is written");
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("its mode");
 }
