@@ -551,7 +551,6 @@ fn links_lead_somewhere() {
         "docs/reference.md",
         "docs/troubleshoot.md",
         "habitat/README.md",
-        "hooks/README.md",
     ];
     for document in documents {
         let text = read(document);

@@ -29,10 +29,12 @@ const LAST_LINE: &str = "# This line is the last one.\n";
 pub struct Accepted {
     table: Table,
     secrets: Vec<(&'static str, Secret)>,
+    /// Binds that are not there at present, and count on as they last were.
+    pub remembered: Vec<String>,
 }
 
 impl Accepted {
-    pub(super) fn new(mut table: Table, values: &Values) -> Self {
+    pub(super) fn new(mut table: Table, values: &Values, remembered: Vec<String>) -> Self {
         let mut secrets = Vec::new();
         for key in values.inline_secrets() {
             if let Some((inner, name)) = table_of(&mut table, key)
@@ -41,7 +43,11 @@ impl Accepted {
                 secrets.push((key, Secret::new(text)));
             }
         }
-        Self { table, secrets }
+        Self {
+            table,
+            secrets,
+            remembered,
+        }
     }
 
     /// Keeps it in the directory `data`, which is made if need be. What is there already is not written again.
@@ -98,7 +104,13 @@ pub(super) fn load_kept_at(data: &Path, places: &Places) -> Result<Option<Config
     if !text.ends_with(LAST_LINE) {
         return Err(broken(&path, "is not whole: its last line is missing"));
     }
-    accept(&path, &text, mode, places).map(|(config, _)| Some(config))
+    accept(&path, &text, mode, places, None).map(|(config, _)| Some(config))
+}
+
+/// The kept configuration as it was written, if it is whole.
+pub(super) fn kept_table(data: &Path) -> Option<Table> {
+    let (text, _) = read(&data.join(FILE)).ok()?;
+    text.ends_with(LAST_LINE).then(|| text.parse().ok())?
 }
 
 /// Not [`ConfigError::Unreadable`]: nobody gives the path of this file.

@@ -174,6 +174,17 @@ pub(super) const KEYS: &[Key] = &[
     key("verify.deep", Kind::Bool, "false"),
     key("http.listen", Kind::Ip, "127.0.0.1"),
     key("http.port", PORT, "9640"),
+    // Of the package's template; see `binds`.
+    key("bind.datastore.host", Kind::Host, ""),
+    key("bind.datastore.port", PORT, ""),
+    key("bind.minio.host", Kind::Host, ""),
+    key("bind.minio.port", PORT, ""),
+    key("bind.minio.bucket_name", Kind::Bucket, ""),
+    key("bind.peer-datastore.host", Kind::Host, ""),
+    key("bind.peer-datastore.port", PORT, ""),
+    key("bind.peer-minio.host", Kind::Host, ""),
+    key("bind.peer-minio.port", PORT, ""),
+    key("bind.peer-minio.bucket_name", Kind::Bucket, ""),
 ];
 
 /// Of the local side, where neither the configuration nor Builder's files say anything: as Builder itself has them.

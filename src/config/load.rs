@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use humantime::format_duration;
 
+use super::binds;
 use super::builder::{self, BuilderApi, Places};
-use super::kept::Accepted;
+use super::kept::{Accepted, data_dir, kept_table};
 use super::values::Values;
 use super::{
     Config, ConfigError, Fuse, Http, LogFormat, Mode, Replication, Role, VerifyPlan, sides, syntax,
@@ -40,30 +41,34 @@ pub(super) fn load_text_at(
         path: path.to_path_buf(),
         source,
     })?;
-    accept(path, &text, mode, places)
+    let kept = kept_table(&data_dir(path));
+    accept(path, &text, mode, places, kept.as_ref())
 }
 
-/// Checks a configuration of which text and mode were read at `path`.
+/// Checks a configuration of which text and mode were read at `path`. Of the `kept` one, binds that have vanished count on.
 pub(super) fn accept(
     path: &Path,
     text: &str,
     mode: u32,
     places: &Places,
+    kept: Option<&toml::Table>,
 ) -> Result<(Config, Accepted), ConfigError> {
-    let table = text
+    let mut table = text
         .parse::<toml::Table>()
         .map_err(|error| ConfigError::Syntax {
             path: path.to_path_buf(),
             message: syntax(text, &error),
         })?;
+    let remembered = kept.map_or_else(Vec::new, |kept| binds::remember(&mut table, kept));
     let mut values = Values::read(&table)?;
     check_together(&values)?;
     values.refuse_not_built()?;
     check_mode(path, mode, &values)?;
-    let accepted = Accepted::new(table, &values);
+    let accepted = Accepted::new(table, &values, remembered);
 
     let builder = builder_api(&values, places)?;
     values.complete_local(builder.as_ref())?;
+    binds::PEER.complete(&mut values);
     let local = sides::local(&values, builder.as_ref(), &places.datastore_password)?;
     let peer = sides::peer(&values, &local)?;
     Ok((assemble(&values, local, peer)?, accepted))

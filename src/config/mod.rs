@@ -2,6 +2,7 @@
 //!
 //! Reading it has no side effects; [`Accepted::keep`] alone writes. What a key means and may hold stands in `docs/reference.md`.
 
+mod binds;
 mod builder;
 mod endpoint;
 mod kept;
@@ -93,7 +94,7 @@ pub struct Datastore {
     pub ssl_root_cert: Option<PathBuf>,
     pub ssl_cert: Option<PathBuf>,
     pub ssl_key: Option<PathBuf>,
-    /// Where the host came from, for people: `configuration`, `builder-api`, `builder-datastore pwfile` (the usual host, and
+    /// Where the host came from, for people: `configuration`, `builder-api`, `bind`, `builder-datastore pwfile` (the usual host, and
     /// the password from there) or `default`.
     pub source: &'static str,
 }

@@ -8,6 +8,7 @@ use chrono::{DateTime, Utc};
 use toml::{Table, Value};
 
 use super::ConfigError;
+use super::binds;
 use super::builder::{self, BuilderApi};
 use super::keys::{KEYS, Key, LOCAL_DEFAULTS, NOT_BUILT};
 use super::kind::{Checked, Kind};
@@ -19,6 +20,7 @@ use super::suggest::nearest;
 pub(super) enum Source {
     Configuration,
     BuilderApi,
+    Bind,
     Default,
 }
 
@@ -28,6 +30,7 @@ impl Source {
         match self {
             Self::Configuration => "configuration",
             Self::BuilderApi => "builder-api",
+            Self::Bind => "bind",
             Self::Default => "default",
         }
     }
@@ -114,7 +117,8 @@ impl Values {
         Ok(())
     }
 
-    /// Gives the local side what builder-api's file says and our own does not, then what is left to be assumed.
+    /// Gives the local side what builder-api's file says and our own does not, then what its binds say, then what is left
+    /// to be assumed.
     pub fn complete_local(&mut self, builder: Option<&BuilderApi>) -> Result<(), ConfigError> {
         if let Some(builder) = builder {
             for key in KEYS {
@@ -125,6 +129,7 @@ impl Values {
                 }
             }
         }
+        binds::LOCAL.complete(self);
         for (name, default) in LOCAL_DEFAULTS {
             if let Some(key) = Key::find(name) {
                 self.0
@@ -181,6 +186,10 @@ impl Values {
             self.0.insert(key.name, (checked, Source::BuilderApi));
         }
         Ok(())
+    }
+
+    pub fn put(&mut self, key: &'static Key, checked: Checked, source: Source) {
+        self.0.insert(key.name, (checked, source));
     }
 
     pub fn source(&self, key: &str) -> Option<Source> {

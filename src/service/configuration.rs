@@ -4,7 +4,7 @@
 use super::{Configs, Desk};
 use crate::config::{self, Accepted, Config, ConfigError};
 use crate::observe::{HoldReason, Settings};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,6 +23,8 @@ pub struct Configuration {
     in_force: watch::Sender<Option<Arc<Config>>>,
     /// Whether the last one could be kept: told once.
     kept: Cell<bool>,
+    /// Binds that are not there at present: told once.
+    remembered: RefCell<Vec<String>>,
 }
 
 impl Configuration {
@@ -34,6 +36,7 @@ impl Configuration {
             data,
             in_force,
             kept: Cell::new(true),
+            remembered: RefCell::default(),
         };
         configuration.read(desk);
         if configuration.in_force.borrow().is_none() {
@@ -74,11 +77,24 @@ impl Configuration {
                 self.data.display()
             );
         }
+        self.tell_of_binds(&accepted.remembered);
         let was_bad = desk.read(|state| state.config.error.is_some());
         self.put_in_force(config, None, desk);
         if was_bad {
             log::info!("configuration: {} is good again", self.path.display());
             desk.note("config", "the configuration is good again");
+        }
+    }
+
+    fn tell_of_binds(&self, remembered: &[String]) {
+        let before = self.remembered.replace(remembered.to_vec());
+        for bind in remembered.iter().filter(|bind| !before.contains(bind)) {
+            log::warn!(
+                "configuration: nobody is there for the bind {bind}; its last known address stays in force"
+            );
+        }
+        for bind in before.iter().filter(|bind| !remembered.contains(bind)) {
+            log::info!("configuration: the bind {bind} is there again");
         }
     }
 

@@ -121,6 +121,22 @@ impl Minio {
         self.take().kill9().expect("MinIO ends");
     }
 
+    /// How the run hook of a package starts it, after `stop`: one line of shell that ends in the server.
+    pub fn shell_line(&self) -> String {
+        format!(
+            "cd / && HOME={dir} MINIO_ROOT_USER={} MINIO_ROOT_PASSWORD={} MINIO_BROWSER=off MINIO_UPDATE=off \
+             MINIO_CI_CD=on CI=true exec {} server --address 127.0.0.1:{} --console-address 127.0.0.1:{} \
+             --certs-dir {dir}/certs {}",
+            self.access_key,
+            self.secret_key,
+            self.program.display(),
+            self.port,
+            self.console_port,
+            self.data_dir().display(),
+            dir = self.dir.path().display(),
+        )
+    }
+
     /// On the same ports and data; after `stop` or `kill9`.
     pub async fn start_again(&self) -> Result<()> {
         let log = self.dir.path().join("log");

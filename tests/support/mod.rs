@@ -6,12 +6,14 @@
 pub mod campaign;
 pub mod faults;
 pub mod follow;
+pub mod habitat;
 pub mod history;
 pub mod http_fault;
 pub mod minio;
 pub mod oracle;
 pub mod origins;
 pub mod packages;
+pub mod plan_build;
 pub mod postgres;
 pub mod process;
 pub mod proxy;
@@ -23,10 +25,12 @@ pub mod service;
 pub mod site;
 pub mod slots;
 pub mod stage;
+pub mod supervisor;
 pub mod tls;
 pub mod transactions;
 pub mod weather;
 pub mod workload;
+pub mod world;
 
 use std::time::Duration;
 
@@ -38,6 +42,7 @@ pub use s3::S3;
 pub use servers::{Servers, servers};
 pub use service::Service;
 pub use site::{Cluster, Site, site};
+pub use supervisor::Supervisor;
 
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
 pub type Result<T, E = Error> = std::result::Result<T, E>;

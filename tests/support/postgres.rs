@@ -280,6 +280,24 @@ impl Postgres {
         self.start_with(&self.settings).await
     }
 
+    /// How the run hook of a package starts it, after `stop_fast`: one line of shell that ends in the server.
+    pub fn shell_line(&self) -> String {
+        let user = match server_user() {
+            Some((user, group)) => {
+                format!("setpriv --reuid {user} --regid {group} --clear-groups -- ")
+            }
+            None => String::new(),
+        };
+        let settings = self.settings.iter();
+        let settings: String = settings.map(|(n, v)| format!(" -c '{n}={v}'")).collect();
+        format!(
+            "cd / && exec {user}{} -D {} -c port={}{settings}",
+            self.programs.join("postgres").display(),
+            self.data_dir().display(),
+            self.port,
+        )
+    }
+
     async fn start_with(&self, settings: &[(String, String)]) -> Result<()> {
         let log = self.dir.path().join("log");
         let out = File::options().create(true).append(true).open(&log)?;

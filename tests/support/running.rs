@@ -134,6 +134,12 @@ impl Running {
         self.lines.borrow().clone()
     }
 
+    /// Everything on stdout so far.
+    pub fn stdout(&self) -> String {
+        let stdout = self.stdout.lock().expect("stdout's lock");
+        String::from_utf8_lossy(&stdout).into_owned()
+    }
+
     /// As the Supervisor stops a service.
     pub fn terminate(&self) {
         self.signal(Signal::TERM);

@@ -279,14 +279,14 @@ impl Site {
 }
 
 /// Cargo's in a test, `WARM_SPARE_BIN` elsewhere.
-fn default_program() -> PathBuf {
+pub fn default_program() -> PathBuf {
     option_env!("CARGO_BIN_EXE_warm-spare")
         .map(PathBuf::from)
         .or_else(|| std::env::var_os("WARM_SPARE_BIN").map(PathBuf::from))
         .unwrap_or_else(|| "warm-spare".into())
 }
 
-pub(super) fn merge(into: &mut Table, from: Table) {
+pub fn merge(into: &mut Table, from: Table) {
     for (key, value) in from {
         match (into.get_mut(&key), value) {
             (Some(Value::Table(old)), Value::Table(new)) => merge(old, new),

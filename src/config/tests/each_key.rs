@@ -166,6 +166,16 @@ const KEYS: &[(&str, &str, &[&str])] = &[
     ("verify.deep", "true", &[r#""deep""#, "1"]),
     ("http.listen", r#""0.0.0.0""#, &[r#""localhost""#, "1"]),
     ("http.port", "9641", &["0", "70000", r#""9641""#]),
+    ("bind.datastore.host", r#""10.0.0.5""#, &[r#""a b""#, "1"]),
+    ("bind.datastore.port", "5432", &["0", r#""x""#]),
+    ("bind.minio.host", r#""10.0.0.5""#, &[r#""a/b""#]),
+    ("bind.minio.port", "9000", &["65536"]),
+    ("bind.minio.bucket_name", r#""bucket""#, &[r#""Bucket""#]),
+    ("bind.peer-datastore.host", r#""10.0.0.5""#, &[r#""a b""#]),
+    ("bind.peer-datastore.port", "5432", &["0"]),
+    ("bind.peer-minio.host", r#""10.0.0.5""#, &["true"]),
+    ("bind.peer-minio.port", "9000", &["1.5"]),
+    ("bind.peer-minio.bucket_name", r#""bucket""#, &[r#""ab""#]),
 ];
 
 /// The keys of the table, both sides' written out.

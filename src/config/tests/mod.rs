@@ -1,5 +1,6 @@
 //! The configuration as a whole: files in, configuration or the one right error out.
 
+mod binds;
 mod each_key;
 mod kept;
 mod secrets;

@@ -1,0 +1,108 @@
+//! What the Supervisor knows of the services that this one is bound to: tables `[bind.NAME]`, which the package's template
+//! writes and nobody else.
+//!
+//! They count for less than builder-api's own configuration, in which stands what really works there.
+
+use std::net::Ipv6Addr;
+
+use toml::{Table, Value};
+
+use super::keys::Key;
+use super::kind::Checked;
+use super::values::{Source, Values};
+
+const TABLE: &str = "bind";
+
+/// A side, and the binds of its datastore and its artifact store.
+pub(super) const LOCAL: Binds = Binds {
+    side: "local",
+    datastore: "datastore",
+    minio: "minio",
+};
+pub(super) const PEER: Binds = Binds {
+    side: "peer",
+    datastore: "peer-datastore",
+    minio: "peer-minio",
+};
+
+pub(super) struct Binds {
+    side: &'static str,
+    datastore: &'static str,
+    minio: &'static str,
+}
+
+impl Binds {
+    /// Gives the side what its binds say and nothing better does.
+    pub fn complete(&self, values: &mut Values) {
+        if let Some((host, port)) = address(values, self.datastore)
+            && self.is_open(values, "datastore.host")
+        {
+            // The one without the other is no address: the port of a default is not the one of that host.
+            self.put(values, "datastore.host", Checked::Text(host));
+            self.put(values, "datastore.port", Checked::Int(port.into()));
+        }
+        let aws = values.text(&self.key("s3.backend")) == Some("aws");
+        if let Some((host, port)) = address(values, self.minio)
+            && self.is_open(values, "s3.endpoint")
+            && !aws
+        {
+            let host = match host.parse::<Ipv6Addr>() {
+                Ok(_) => format!("[{host}]"),
+                Err(_) => host,
+            };
+            let url = format!("http://{host}:{port}");
+            self.put(values, "s3.endpoint", Checked::Text(url));
+        }
+        let bucket = values.text(&bind_key(self.minio, "bucket_name"));
+        if let Some(bucket) = bucket.map(String::from)
+            && self.is_open(values, "s3.bucket_name")
+        {
+            self.put(values, "s3.bucket_name", Checked::Text(bucket));
+        }
+    }
+
+    fn key(&self, name: &str) -> String {
+        format!("{}.{name}", self.side)
+    }
+
+    fn is_open(&self, values: &Values, name: &str) -> bool {
+        matches!(values.source(&self.key(name)), None | Some(Source::Default))
+    }
+
+    fn put(&self, values: &mut Values, name: &str, checked: Checked) {
+        if let Some(key) = Key::find(&self.key(name)) {
+            values.put(key, checked, Source::Bind);
+        }
+    }
+}
+
+fn bind_key(bind: &str, name: &str) -> String {
+    format!("{TABLE}.{bind}.{name}")
+}
+
+fn address(values: &Values, bind: &str) -> Option<(String, u16)> {
+    let host = values.text(&bind_key(bind, "host"))?;
+    let port = values.int(&bind_key(bind, "port")).ok()?;
+    Some((host.to_string(), port))
+}
+
+/// Adds the binds that are in `kept` and not in `table`, and returns their names.
+///
+/// A bind vanishes when the Supervisor there is gone for a moment, and nothing says whether it will return. Its last known
+/// address is better than a default, which would be another server.
+pub(super) fn remember(table: &mut Table, kept: &Table) -> Vec<String> {
+    let Some(Value::Table(kept)) = kept.get(TABLE) else {
+        return Vec::new();
+    };
+    let now = table
+        .entry(TABLE)
+        .or_insert_with(|| Value::Table(Table::new()));
+    let Value::Table(now) = now else {
+        return Vec::new();
+    };
+    let gone = kept.iter().filter(|(name, _)| !now.contains_key(*name));
+    let gone: Vec<(String, Value)> = gone.map(|(n, v)| (n.clone(), v.clone())).collect();
+    let names = gone.iter().map(|(name, _)| name.clone()).collect();
+    now.extend(gone);
+    names
+}

@@ -1,0 +1,313 @@
+//! The hooks as the Supervisor renders them, run under bash with the real program.
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use support::habitat::Rendered;
+use support::process::{alive, free_port};
+use support::service::SOON;
+use support::{Output, Running, wait_until};
+
+/// Two sides of which none answers: the service stays up and says so.
+fn rendered(port: u16) -> Rendered {
+    let mut rendered = Rendered::new(Path::new(env!("CARGO_BIN_EXE_warm-spare")));
+    rendered.set(&format!(
+        r#"
+        role = "spare"
+        http.port = {port}
+        local.builder_api_config = ""
+        [local.datastore]
+        host = "127.0.0.1"
+        port = 1
+        [local.s3]
+        endpoint = "http://127.0.0.1:1"
+        bucket_name = "here"
+        key_id = "x"
+        secret_key = "hunter2"
+        [peer.datastore]
+        host = "127.0.0.1"
+        port = 1
+        [peer.s3]
+        endpoint = "http://127.0.0.1:1"
+        key_id = "x"
+        secret_key = "hunter2""#
+    ));
+    rendered
+}
+
+async fn status(port: u16) -> support::Result<serde_json::Value> {
+    Ok(support::service::get(port, "/status").await?.json())
+}
+
+async fn started(rendered: &Rendered, port: u16) -> Running {
+    rendered.write();
+    rendered.run_hook("init").await.ok();
+    let running = rendered.start();
+    wait_until("it answers", SOON, || status(port)).await;
+    running
+}
+
+fn one_line(ended: &Output) -> &str {
+    assert_eq!(ended.stderr, "", "{ended}");
+    let mut lines = ended.stdout.lines();
+    let line = lines.next().expect("a line");
+    assert_eq!(lines.next(), None, "{ended}");
+    line
+}
+
+#[tokio::test]
+async fn the_service_knows_no_secret_of_the_supervisors_environment_and_has_a_home() {
+    let port = free_port().expect("a port");
+    let rendered = rendered(port);
+    let running = started(&rendered, port).await;
+    let environ = fs::read(format!("/proc/{}/environ", running.pid())).expect("its environment");
+    let environ = String::from_utf8_lossy(&environ).replace('\0', "\n");
+    let environ = format!("\n{environ}");
+    assert!(
+        !environ.contains("hunter2") && !environ.contains("HAB_"),
+        "{environ}"
+    );
+    let home = format!("\nHOME={}\n", rendered.svc().join("data").display());
+    let scratch = format!("\nTMPDIR={}\n", rendered.svc().join("var").display());
+    assert!(
+        environ.contains(&home) && environ.contains(&scratch),
+        "{environ}"
+    );
+    // The pid that the Launcher knows is the service's own: signals reach it.
+    let name = fs::read_to_string(format!("/proc/{}/comm", running.pid())).expect("its name");
+    assert_eq!(name.trim(), "warm-spare");
+    running.terminate();
+    let ended = running.wait(Duration::from_secs(8)).await.expect("it ends");
+    assert_eq!(ended.code, Some(0), "{ended}");
+    assert_eq!(ended.stderr, "", "everything goes to the one stream");
+    assert!(ended.stdout.contains("stopped"), "{ended}");
+}
+
+#[tokio::test]
+async fn a_changed_configuration_is_in_force_by_the_reconfigure_hook_and_a_bad_one_is_refused() {
+    let port = free_port().expect("a port");
+    let mut rendered = rendered(port);
+    let running = started(&rendered, port).await;
+    let until = async |site: &str, valid: bool| {
+        let asked = Instant::now();
+        wait_until(site, SOON, || async {
+            let status = status(port).await?;
+            let there = status["site"] == site && status["config"]["valid"] == valid;
+            there
+                .then_some(())
+                .ok_or_else(|| format!("{status:#}").into())
+        })
+        .await;
+        let took = asked.elapsed();
+        assert!(took < Duration::from_secs(2), "{site}: {took:?}");
+    };
+    rendered.set("site = \"one\"").write();
+    rendered.run_hook("reconfigure").await.ok();
+    until("one", true).await;
+    rendered
+        .set("site = \"two\"\nfuse.window = \"soon\"")
+        .write();
+    rendered.run_hook("reconfigure").await.ok();
+    until("one", false).await;
+    rendered.set("fuse.window = \"2h\"").write();
+    rendered.run_hook("reconfigure").await.ok();
+    until("two", true).await;
+    assert!(alive(running.pid()));
+}
+
+/// After `hab sup restart` nobody calls the reconfigure hook for what was changed meanwhile.
+#[tokio::test]
+async fn the_health_check_notices_a_configuration_that_nobody_spoke_of() {
+    let port = free_port().expect("a port");
+    let mut rendered = rendered(port);
+    let _running = started(&rendered, port).await;
+    rendered.set("site = \"unspoken\"").write();
+    rendered.run_hook("health-check").await;
+    wait_until("it is in force", SOON, || async {
+        let there = status(port).await?["site"] == "unspoken";
+        there.then_some(()).ok_or("not yet".into())
+    })
+    .await;
+    // And does not ask for it again and again.
+    let read = rendered.svc().join("var/config-read");
+    let before = fs::metadata(&read)
+        .expect("a time")
+        .modified()
+        .expect("a time");
+    rendered.run_hook("health-check").await;
+    let after = fs::metadata(&read)
+        .expect("a time")
+        .modified()
+        .expect("a time");
+    assert_eq!(before, after);
+}
+
+/// The Supervisor calls it while the process is still a shell, while it begins, and again and again.
+#[tokio::test]
+async fn a_reconfigure_in_the_first_moment_does_no_harm_and_is_not_lost() {
+    for round in 0..10 {
+        let port = free_port().expect("a port");
+        let mut rendered = rendered(port);
+        rendered.write();
+        let running = rendered.start();
+        rendered.set(&format!("site = \"round {round}\"")).write();
+        wait_until("the last one is in force", SOON, || async {
+            let ended = rendered.run_hook("reconfigure").await.ok();
+            assert_eq!((ended.stdout.as_str(), ended.stderr.as_str()), ("", ""));
+            assert!(alive(running.pid()), "it was ended");
+            let status = status(port).await?;
+            let there = status["site"] == format!("round {round}");
+            there.then_some(()).ok_or_else(|| "not yet".into())
+        })
+        .await;
+    }
+}
+
+/// Until it catches the signal itself, which the test above meets only now and then.
+#[tokio::test]
+async fn the_program_is_started_with_the_signal_ignored() {
+    let rendered = rendered(1);
+    rendered.write();
+    replace_program(&rendered, "#!/bin/sh\ngrep SigIgn /proc/$$/status\n", 0o755);
+    let ended = rendered.run_hook("run").await.ok();
+    let mask = one_line(&ended).rsplit('\t').next().expect("a mask");
+    let mask = u64::from_str_radix(mask, 16).expect("hexadecimal");
+    assert_eq!(mask & 1, 1, "{ended}");
+}
+
+fn replace_program(rendered: &Rendered, text: &str, mode: u32) {
+    let place = rendered.package.join("bin/warm-spare");
+    fs::remove_file(&place).expect("the link");
+    fs::write(&place, text).expect("it is written");
+    fs::set_permissions(&place, fs::Permissions::from_mode(mode)).expect("its mode");
+}
+
+#[tokio::test]
+async fn a_reconfigure_without_a_service_touches_nobody() {
+    let rendered = rendered(1);
+    rendered.write();
+    let quiet = async || {
+        let ended = rendered.run_hook("reconfigure").await.ok();
+        assert_eq!((ended.stdout.as_str(), ended.stderr.as_str()), ("", ""));
+    };
+    quiet().await;
+    for pid in ["", "none", "999999999"] {
+        fs::write(rendered.pid_file(), pid).expect("it is written");
+        quiet().await;
+    }
+    // The number is another's by now, which SIGHUP would end.
+    let mut command = support::process::bound("sleep");
+    command.arg("600");
+    let other = Running::start(command).expect("it starts");
+    fs::write(rendered.pid_file(), other.pid().to_string()).expect("it is written");
+    quiet().await;
+    assert!(alive(other.pid()));
+}
+
+#[tokio::test]
+async fn health_is_one_line_and_its_code() {
+    let port = free_port().expect("a port");
+    let rendered = rendered(port);
+    rendered.write();
+    let ended = rendered.run_hook("health-check").await;
+    assert!(
+        one_line(&ended).starts_with("UNKNOWN: no warm-spare service"),
+        "{ended}"
+    );
+    assert_eq!(ended.code, Some(3));
+
+    let running = started(&rendered, port).await;
+    let said = support::service::get(port, "/health")
+        .await
+        .expect("health")
+        .json();
+    let ended = rendered.run_hook("health-check").await;
+    assert!(
+        one_line(&ended).starts_with(said["status"].as_str().expect("a word")),
+        "{ended}"
+    );
+    assert_eq!(ended.code.map(i64::from), said["level"].as_i64(), "{ended}");
+
+    running.signal(rustix::process::Signal::STOP);
+    let asked = Instant::now();
+    let ended = rendered.run_hook("health-check").await;
+    assert!(one_line(&ended).contains("nothing within 5s"), "{ended}");
+    assert_eq!(ended.code, Some(3));
+    assert!(
+        asked.elapsed() < Duration::from_secs(8),
+        "{:?}",
+        asked.elapsed()
+    );
+    running.signal(rustix::process::Signal::CONT);
+}
+
+/// A program that hangs before it could mind its own limit, and one that dies.
+#[tokio::test]
+async fn health_has_an_end_even_if_the_program_has_none() {
+    for (program, why) in [("trap '' TERM; sleep 60", "137"), ("exit 101", "101")] {
+        let rendered = rendered(1);
+        rendered.write();
+        replace_program(&rendered, &format!("#!/bin/sh\n{program}\n"), 0o755);
+        let asked = Instant::now();
+        let ended = rendered.run_hook("health-check").await;
+        assert_eq!(ended.code, Some(3), "{ended}");
+        assert!(
+            ended.stdout.ends_with(&format!(
+                "UNKNOWN: the question for health ended with {why}\n"
+            )),
+            "{ended}"
+        );
+        assert!(asked.elapsed() < Duration::from_secs(15));
+    }
+}
+
+#[tokio::test]
+async fn init_makes_its_directories_and_fails_only_if_the_program_cannot_run() {
+    let rendered = rendered(1);
+    rendered.write();
+    fs::remove_dir(rendered.svc().join("data")).expect("it is empty");
+    // No configuration at all: the service holds, and says what lacks.
+    fs::remove_file(rendered.config_file()).expect("the configuration");
+    let ended = rendered.run_hook("init").await.ok();
+    assert!(one_line(&ended).starts_with("warm-spare 0"), "{ended}");
+    assert!(rendered.svc().join("data").is_dir());
+
+    replace_program(&rendered, "no program", 0o644);
+    let ended = rendered.run_hook("init").await;
+    assert_eq!(
+        (ended.code, ended.stderr.as_str()),
+        (Some(1), ""),
+        "{ended}"
+    );
+    assert!(
+        ended.stdout.contains("does not run on this machine"),
+        "{ended}"
+    );
+}
+
+#[tokio::test]
+async fn with_no_good_configuration_it_stays_up_and_says_so() {
+    let rendered = rendered(free_port().expect("a port"));
+    rendered.write();
+    fs::write(rendered.config_file(), "role = \"boss\"").expect("it is written");
+    let running = rendered.start();
+    // Without any configuration it answers where the defaults say; that port may be another's here.
+    let told = rendered.svc().join("data/http");
+    wait_until("it holds", SOON, || async {
+        assert!(alive(running.pid()), "it ended");
+        let address = fs::read_to_string(&told)?;
+        let port = address.trim().rsplit(':').next().unwrap_or("").parse()?;
+        let status = status(port).await?;
+        let holds = status["hold"]["reason"] == "config";
+        holds
+            .then_some(())
+            .ok_or_else(|| format!("{status:#}").into())
+    })
+    .await;
+    let ended = rendered.run_hook("health-check").await;
+    assert_eq!(ended.code, Some(2), "{ended}");
+}
