@@ -15,8 +15,8 @@ use crate::cluster::{
 };
 use crate::killpoint;
 use crate::observe::{Clock, Phase};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// Making a slot waits for every writing transaction that is under way; so long at most.
@@ -165,6 +165,7 @@ impl Baseline<'_> {
                 told: Arc::new(Unheard),
                 spool: self.spool.clone(),
                 clock,
+                retried: Arc::new(Mutex::new(Instant::now())),
             };
             let mut followed = stream::follow(&follow).await.map_err(not_met)?;
             if let Some(mut earlier) = all.take() {

@@ -21,8 +21,9 @@ use crate::config::{Config, Role};
 use crate::observe::{Clock, Phase, Progress};
 use std::collections::HashSet;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 /// Below this many artifacts left, the snapshot is taken; the rest is copied while it stands.
 const SMALL_REST: u64 = 50;
@@ -544,6 +545,7 @@ impl Pass<'_> {
             told: Arc::new(Unheard),
             spool: self.spool.clone(),
             clock,
+            retried: Arc::new(Mutex::new(Instant::now())),
         };
         match stream::follow(&follow).await {
             Ok(end) => Ok(Some(CopiedPoint {

@@ -4,9 +4,7 @@ use super::artifacts::Unavailable;
 use super::courier::{Courier, Delivery};
 use super::error::PassError;
 use super::inventory::UNSOUND;
-use crate::cluster::{
-    Artifact, ByteBudget, LocalSession, LocalStore, Lock, Side, State, Store, Throttle,
-};
+use crate::cluster::{Artifact, LocalSession, Lock, State};
 use crate::config::Config;
 use crate::package::Checksum;
 
@@ -15,19 +13,13 @@ use crate::package::Checksum;
 pub async fn retry_unavailable<C>(
     config: &Config,
     lock: Lock,
-    throttle: &Throttle,
+    courier: &Courier,
     claim: impl Fn(&str) -> Option<C>,
 ) -> Result<usize, PassError> {
     let local = &config.local.datastore;
     let state = State::open(local).await?;
     let session = LocalSession::open(local, &local.database).await?;
-    let courier = Courier {
-        peer: Store::open(Side::Peer, &config.peer.s3)?,
-        local: LocalStore::open(&config.local.s3)?,
-        budget: ByteBudget::new(config.replication.buffer),
-        throttle: throttle.clone(),
-    };
-    let mut brought = 0;
+    let (mut brought, mut failed) = (0, None);
     for item in recorded(&session, None).await? {
         let Some(_claim) = claim(&item.key) else {
             continue;
@@ -37,9 +29,14 @@ pub async fn retry_unavailable<C>(
             continue;
         }
         state.still_ours(lock).await?;
-        let fetched = courier.fetch(&item.key, &item.key, &item.checksum).await?;
-        let Delivery::Done(stored) = fetched else {
-            continue;
+        let stored = match courier.fetch(&item.key, &item.key, &item.checksum).await {
+            Ok(Delivery::Done(stored)) => stored,
+            Ok(_) => continue,
+            // One that always fails keeps no other one waiting.
+            Err(error) => {
+                failed.get_or_insert(error);
+                continue;
+            }
         };
         state.still_ours(lock).await?;
         state
@@ -57,7 +54,14 @@ pub async fn retry_unavailable<C>(
             .await?;
         brought += 1;
     }
-    Ok(brought)
+    match failed {
+        Some(error) if brought == 0 => Err(error.into()),
+        Some(error) => {
+            log::warn!("{error}; it is tried again later");
+            Ok(brought)
+        }
+        None => Ok(brought),
+    }
 }
 
 /// All of them, or the one of that key.

@@ -9,18 +9,18 @@ use super::guard::ask_store;
 use super::plan::{Next, Plan, Rules};
 use super::tenure::{Tenure, recall};
 use super::{Configs, Desk, next};
-use crate::cluster::{Confirmation, CopiedPoint, LocalStore, Side, StateError, Store};
+use crate::cluster::{ByteBudget, Confirmation, CopiedPoint, LocalStore, Side, StateError, Store};
 use crate::config::Config;
 use crate::observe::{Baseline, HoldReason};
 use crate::replication::{
-    Look, Options, Outcome, PassError, RETIRED, Report, STAGED, look, mend, retry_unavailable,
-    sweep, sync,
+    Courier, Look, Options, Outcome, PassError, RETIRED, Report, STAGED, look, mend,
+    retry_unavailable, sweep, sync,
 };
 use crate::verify::Verification;
 use chrono::TimeDelta;
 use interrupts::{given_up, release_when_moving, unless_other};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use verification::finished;
 
@@ -48,6 +48,8 @@ pub struct Duties<'a> {
     rechecking: bool,
     /// When the stream was found not to join, lately.
     gaps: Vec<Instant>,
+    /// When what the primary lacked was last tried again beside a stream.
+    retried: Arc<Mutex<Instant>>,
     /// When a failed verification is tried again.
     verify_again: Option<chrono::DateTime<chrono::Utc>>,
 }
@@ -75,6 +77,7 @@ impl<'a> Duties<'a> {
             verification: None,
             verify_again: None,
             gaps: Vec::new(),
+            retried: Arc::new(Mutex::new(Instant::now())),
             rows_differ: false,
             rechecking: false,
             failed_in_pass: false,
@@ -443,11 +446,20 @@ impl<'a> Duties<'a> {
         });
     }
 
+    fn courier(&self, config: &Config) -> Result<Courier, PassError> {
+        Ok(Courier {
+            peer: Store::open(Side::Peer, &config.peer.s3)?,
+            local: LocalStore::open(&config.local.s3)?,
+            budget: ByteBudget::new(config.replication.buffer),
+            throttle: self.desk.throttle.clone(),
+        })
+    }
+
     async fn retry(&mut self, config: &Config) -> Result<(), PassError> {
         self.plan.retried = self.desk.now();
         // Between two passes nobody else is at a key.
-        let throttle = &self.desk.throttle;
-        let brought = retry_unavailable(config, self.tenure.lock, throttle, |_| Some(())).await?;
+        let courier = self.courier(config)?;
+        let brought = retry_unavailable(config, self.tenure.lock, &courier, |_| Some(())).await?;
         if brought > 0 {
             note_brought(self.desk, brought);
             recall(self.desk, config, &self.tenure.state).await?;

@@ -59,6 +59,10 @@ impl Ahead {
         self.infos().iter().filter(|info| info.complete).count() as u64
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.infos().is_empty()
+    }
+
     /// The transaction that begins so, when all of it is known, or so much that the rest is not waited for.
     pub async fn known(&self, final_lsn: Lsn) -> Info {
         loop {
@@ -231,7 +235,10 @@ impl Lookahead {
                         let want = self.gate.want(&named, row, Some(tx));
                         self.change(|info| info.wants.push(want));
                     }
-                    _ => self.change(|info| info.blind = true),
+                    _ => {
+                        self.change(|info| info.blind = true);
+                        self.gate.overlooked();
+                    }
                 }
             }
             Message::Delete(delete) => {

@@ -23,6 +23,10 @@ const MOST_BYTES: usize = 8 << 20;
 /// With so many in it, a group is of a spare that catches up, and waits a moment for what is on its way.
 const CATCHING_UP: u64 = 20;
 const LINGER: Duration = Duration::from_millis(3);
+/// The lock stops nobody. By it `end_former_writers` finds us, should we fall asleep.
+const BEGIN: &str = "BEGIN; LOCK TABLE warm_spare.recovery_point IN ROW SHARE MODE";
+/// Rows that nobody looked at ahead of time are waited for so many at once.
+const LATE_AT_ONCE: usize = 512;
 /// While the gate waits, how much waits is told so often.
 const TELL: Duration = Duration::from_secs(1);
 
@@ -208,8 +212,10 @@ impl Applier<'_> {
             looked_at = 0;
         }
         if group.transactions == 0 {
-            let session = self.changes.session();
-            session.batch("beginning to apply", "BEGIN").await?;
+            self.changes
+                .session()
+                .batch("beginning to apply", BEGIN)
+                .await?;
         }
         let commit = self.rows(&info, looked_at, group).await?;
         if !info.complete
@@ -251,12 +257,7 @@ impl Applier<'_> {
             }
         };
         self.told.waited(begun.elapsed());
-        for outcome in &outcomes {
-            if let Outcome::Failed(error) = outcome {
-                return Err(Gap::Waited(error.clone()));
-            }
-        }
-        Ok(outcomes)
+        none_failed(outcomes)
     }
 
     /// Takes the rows of one transaction, up to its commit.
@@ -332,7 +333,7 @@ impl Applier<'_> {
         let named = named(row, columns);
         let want = self.gate.want(&named, key(row, &target.keys), None);
         group.late.push(want);
-        if !self.gate.has_room() {
+        if group.late.len() >= LATE_AT_ONCE {
             let outcomes = self.wait(&group.late).await?;
             // Their keys stay named until the commit.
             self.gate.shrink(&group.late);
@@ -355,7 +356,7 @@ impl Applier<'_> {
             group.wants.push(self.gate.want(renamed, Vec::new(), None));
         }
         let mut outcomes = match self.gate.settled(&group.wants) {
-            Some(outcomes) => outcomes,
+            Some(outcomes) => none_failed(outcomes)?,
             None => self.wait(&group.wants).await?,
         };
         outcomes.retain(|outcome| !matches!(outcome, Outcome::Here));
@@ -391,6 +392,9 @@ impl Applier<'_> {
         }
         self.gate.forget(&group.wants);
         self.gate.forget_shrunk();
+        if self.ahead.is_empty() {
+            self.gate.forget_deletions();
+        }
         self.reach(last.end);
         self.told.applied(Applied {
             point,
@@ -453,8 +457,10 @@ impl Applier<'_> {
         if reached <= self.point.lsn || self.unproven.is_some() {
             return Ok(());
         }
-        let session = self.changes.session();
-        session.batch("beginning to apply", "BEGIN").await?;
+        self.changes
+            .session()
+            .batch("beginning to apply", BEGIN)
+            .await?;
         killpoint::reach("confirm.before_commit");
         let point = Point {
             lsn: reached,
@@ -470,6 +476,16 @@ impl Applier<'_> {
         });
         Ok(())
     }
+}
+
+/// No row passes because it could not be found out whether its artifact is here.
+fn none_failed(outcomes: Vec<Outcome>) -> Result<Vec<Outcome>, Gap> {
+    for outcome in &outcomes {
+        if let Outcome::Failed(error) = outcome {
+            return Err(Gap::Waited(error.clone()));
+        }
+    }
+    Ok(outcomes)
 }
 
 fn swap_of(outcome: &Outcome) -> Option<Swap> {

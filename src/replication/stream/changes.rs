@@ -84,7 +84,11 @@ impl Changes {
     pub async fn relation(&mut self, relation: &Relation) -> Result<(), Gap> {
         let found = Target::find(&self.session, relation, &self.types).await?;
         let target = found.map_err(Gap::Schema)?;
-        // Rows that are queued were sent under the old description, which was the same.
+        // Rows that are queued were sent under the old description.
+        let same = |old: &Arc<Target>| old.identity == target.identity && old.keys == target.keys;
+        if self.targets.get(&relation.id).is_some_and(|old| !same(old)) {
+            self.flush().await?;
+        }
         self.targets.insert(relation.id, Arc::new(target));
         Ok(())
     }

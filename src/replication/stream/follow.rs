@@ -27,8 +27,8 @@ use crate::config::Config;
 use crate::observe::Clock;
 use std::collections::VecDeque;
 use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 
@@ -58,6 +58,8 @@ pub struct Follow<'a> {
     pub told: Arc<dyn Told>,
     pub spool: Arc<Path>,
     pub clock: Clock,
+    /// When the primary was last asked again for what it lacked.
+    pub retried: Arc<Mutex<Instant>>,
 }
 
 /// Where it ended, and what waits for the switch.
@@ -167,7 +169,11 @@ impl Follow<'_> {
                 match tokio::time::timeout(DRAIN, &mut applying).await {
                     Ok(Ok(point)) => Ok(point),
                     Ok(Err(gap)) if gap.needs_baseline() => Err(gap),
-                    _ => Err(why),
+                    Ok(Err(Gap::Spool(SpoolError::Failed(_)))) | Err(_) => Err(why),
+                    Ok(Err(gap)) => {
+                        log::warn!("what had arrived before the stream ended is not all applied: {gap}");
+                        Err(why)
+                    }
                 }
             }
             gap = self.keep_asking(seen, point, (&until, &advance), reached_seen) => Err(gap),
@@ -211,17 +217,18 @@ impl Follow<'_> {
         if self.incoming {
             return std::future::pending().await;
         }
+        let pause = self.config.replication.retry_missing;
         loop {
-            tokio::time::sleep(self.config.replication.retry_missing).await;
-            let throttle = &self.courier.throttle;
+            // A stream that begins again does not begin the wait again.
+            let since = *self.retried.lock().expect("no holder panics");
+            tokio::time::sleep_until((since + pause).into()).await;
+            *self.retried.lock().expect("no holder panics") = Instant::now();
             let claim = |key: &str| gate.claim(key);
-            match retry_unavailable(self.config, self.lock, throttle, claim).await {
+            match retry_unavailable(self.config, self.lock, self.courier, claim).await {
                 Ok(0) => {}
                 Ok(brought) => self.told.brought(brought),
-                Err(error) if error.policy() == Policy::Retry => {
-                    log::warn!("{error}; it is tried again later");
-                }
-                Err(error) => return error,
+                Err(error @ PassError::State(StateError::Superseded)) => return error,
+                Err(error) => log::warn!("{error}; it is tried again later"),
             }
         }
     }

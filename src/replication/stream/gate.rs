@@ -20,6 +20,8 @@ use tokio_postgres::types::ToSql;
 
 /// Wants that are looked after ahead of time; further rows are looked at when their turn comes.
 const MOST: usize = 4096;
+/// Deletions that are remembered for rows that nobody looked at.
+const MOST_DELETIONS: usize = 100_000;
 const LEAST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
@@ -56,6 +58,9 @@ struct Table {
     rows: HashMap<Vec<u8>, Vec<WantId>>,
     /// Keys of the open transaction whose wants are settled and forgotten.
     named: HashSet<String>,
+    /// A row that waits was not looked at; and rows whose deletion was seen since, that may be such.
+    overlooked: bool,
+    deleted: HashSet<Vec<u8>>,
     trouble: Option<Arc<PassError>>,
 }
 
@@ -146,10 +151,12 @@ impl Gate {
         let id = table.next;
         let first = match &item {
             Some(item) => {
+                let front = table.keys.get(&item.key).and_then(|queue| queue.front());
+                let claimed = front.is_some_and(|front| !table.wants.contains_key(front));
                 let queue = table.keys.entry(item.key.clone()).or_default();
                 match tx {
                     Some(_) => queue.push_back(id),
-                    None => queue.push_front(id),
+                    None => queue.insert(usize::from(claimed), id),
                 }
                 queue.front() == Some(&id)
             }
@@ -161,6 +168,7 @@ impl Gate {
             reason: UNSOUND,
             quiet: false,
         });
+        let released = tx.is_none() && table.deleted.remove(&row);
         table.rows.entry(row.clone()).or_default().push(id);
         table.wants.insert(
             id,
@@ -169,7 +177,7 @@ impl Gate {
                 row,
                 tx,
                 begun: false,
-                released: false,
+                released,
                 settled,
             },
         );
@@ -184,6 +192,9 @@ impl Gate {
     pub fn release(&self, row: &[u8]) {
         let mut table = self.table();
         let ids = table.rows.get(row).cloned().unwrap_or_default();
+        if ids.is_empty() && table.overlooked && table.deleted.len() < MOST_DELETIONS {
+            table.deleted.insert(row.to_vec());
+        }
         for id in ids {
             if let Some(want) = table.wants.get_mut(&id) {
                 want.released = true;
@@ -191,6 +202,18 @@ impl Gate {
         }
         drop(table);
         self.shared.released.notify_waiters();
+    }
+
+    /// A row has arrived that is not looked at before its turn.
+    pub fn overlooked(&self) {
+        self.table().overlooked = true;
+    }
+
+    /// Nothing waits any more.
+    pub fn forget_deletions(&self) {
+        let mut table = self.table();
+        table.overlooked = false;
+        table.deleted.clear();
     }
 
     /// None: one of them is not settled yet.
@@ -299,6 +322,7 @@ impl Gate {
         Some(Claim {
             gate: self.clone(),
             key: key.to_string(),
+            id,
         })
     }
 
@@ -539,13 +563,14 @@ enum Tried {
 pub struct Claim {
     gate: Gate,
     key: String,
+    id: WantId,
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
         let mut table = self.gate.table();
         let next = table.keys.get_mut(&self.key).and_then(|queue| {
-            queue.pop_front();
+            queue.retain(|other| *other != self.id);
             queue.front().copied()
         });
         if next.is_none() {

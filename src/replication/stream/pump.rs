@@ -8,6 +8,7 @@ use super::ahead::Lookahead;
 use super::error::Gap;
 use super::spool::{Frame, Sender};
 use crate::cluster::{Arrived, Lsn, WalStream};
+use futures_util::FutureExt;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -60,11 +61,11 @@ impl Pump {
                         let Some(more) = self.stream.ready()? else { break };
                         wanted |= self.take(more)?;
                     }
+                    if lately >= MANY {
+                        wanted |= self.gather().await?;
+                    }
                     if wanted {
                         self.tell(false).await?;
-                    }
-                    if lately >= MANY {
-                        tokio::time::sleep(GATHER).await;
                     }
                 }
                 changed = self.durable.changed() => match changed {
@@ -80,6 +81,19 @@ impl Pump {
                 }
             }
         }
+    }
+
+    /// What has come in a moment. Over TLS each message is a record, and is read by itself.
+    async fn gather(&mut self) -> Result<bool, Gap> {
+        tokio::time::sleep(GATHER).await;
+        let mut wanted = false;
+        for _ in 0..AT_ONCE {
+            let Some(arrived) = self.stream.next().now_or_never() else {
+                break;
+            };
+            wanted |= self.take(arrived?)?;
+        }
+        Ok(wanted)
     }
 
     /// Whether the server wants an answer now.

@@ -168,7 +168,7 @@ impl<'a> Settling<'a> {
         // A row that is deleted or named anew in the same transaction lacks nothing. One of no possible artifact has no checksum.
         let sql = "INSERT INTO warm_spare.unavailable (key, checksum, reason) SELECT $1, $2::text, $3 \
                    WHERE EXISTS (SELECT FROM public.origin_packages \
-                     WHERE ident = $4 AND target = $5 AND $2::text IN ('', checksum)) \
+                     WHERE ident = $4 AND target = $5 AND $2::text IN ('', lower(checksum))) \
                    ON CONFLICT (key) DO UPDATE SET checksum = excluded.checksum, reason = excluded.reason";
         for outcome in verdict.outcomes {
             let Outcome::Lacking {

@@ -7,15 +7,14 @@ use super::interrupts::another_stream;
 use super::verification::finished;
 use super::{Duties, note_brought};
 use crate::cluster::preparation::Names;
-use crate::cluster::{
-    ByteBudget, Confirmation, LocalSession, LocalStore, Lsn, PeerSession, Side, State, Store,
-};
+use crate::cluster::{Confirmation, LocalSession, Lsn, PeerSession, Side, State};
 use crate::config::{Config, Mode};
 use crate::observe::{Held, HoldReason, Mode as Shown};
 use crate::replication::stream::{self, Applied, Follow, Followed, Gap, Seen, Told};
-use crate::replication::{Chosen, Courier, PassError, decide};
+use crate::replication::{Chosen, PassError, decide};
 use chrono::TimeDelta;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 
@@ -26,18 +25,29 @@ const GAPS_KEPT: Duration = Duration::from_secs(600);
 /// What the stream tells is put into the state at once; what must be written down is left to the chores.
 struct Ear {
     desk: Desk,
-    began: Notify,
+    /// It gets on: something was applied, or nothing waits.
+    gets_on: Notify,
+    told_so: AtomicBool,
     lacking: Notify,
     confirmed: watch::Sender<Option<Confirmation>>,
+}
+
+impl Ear {
+    /// Not when the server merely begins to send: what failed before would end and begin at every try.
+    fn gets_on(&self) {
+        if !self.told_so.swap(true, Ordering::Relaxed) {
+            self.gets_on.notify_one();
+        }
+    }
 }
 
 impl Told for Ear {
     fn following(&self) {
         self.desk.see_datastore(Side::Peer, None);
-        self.began.notify_one();
     }
 
     fn applied(&self, applied: Applied) {
+        self.gets_on();
         let counter = &self.desk.counters.transactions_applied;
         counter.inc_by(applied.transactions);
         self.desk.update(|state| {
@@ -118,6 +128,7 @@ impl Told for Ear {
     }
 
     fn confirmed(&self, confirmation: Confirmation) {
+        self.gets_on();
         self.desk.update(|state| {
             if state.gate_waiting.unwrap_or_default() == 0 {
                 state.waiting = Some(false);
@@ -155,15 +166,11 @@ impl Duties<'_> {
         };
         let tenure = self.tenure;
         let state = State::open(&config.local.datastore).await?;
-        let courier = Courier {
-            peer: Store::open(Side::Peer, &config.peer.s3)?,
-            local: LocalStore::open(&config.local.s3)?,
-            budget: ByteBudget::new(config.replication.buffer),
-            throttle: self.desk.throttle.clone(),
-        };
+        let courier = self.courier(config)?;
         let ear = Arc::new(Ear {
             desk: self.desk.clone(),
-            began: Notify::new(),
+            gets_on: Notify::new(),
+            told_so: AtomicBool::new(false),
             lacking: Notify::new(),
             confirmed: watch::Sender::new(None),
         });
@@ -199,6 +206,7 @@ impl Duties<'_> {
             told: ear.clone(),
             spool: tenure.data.clone(),
             clock: self.desk.clock.clone(),
+            retried: self.retried.clone(),
         };
         // Bytes may be half replaced when it ends.
         self.unsettled = true;
@@ -377,7 +385,7 @@ impl Duties<'_> {
                         return Ok("a verification found differences");
                     }
                 }
-                () = ear.began.notified() => self.began(),
+                () = ear.gets_on.notified() => self.gets_on(),
                 () = ear.lacking.notified() => self.recount(config).await?,
                 changed = confirmations.changed() => {
                     let confirmation = *confirmations.borrow_and_update();
@@ -396,7 +404,7 @@ impl Duties<'_> {
         }
     }
 
-    fn began(&mut self) {
+    fn gets_on(&mut self) {
         log::info!("following the primary's transactions");
         self.plan.not_before = None;
         self.plan.waiting = None;
