@@ -3,7 +3,11 @@
 
 mod support;
 
-use support::follow::{bytes_of, copies, followed, gaps, prepared, unavailable, until_equal};
+use hyper::http::request::Parts;
+use support::follow::{
+    audit, bytes_of, copies, followed, gaps, prepared, unavailable, until_equal,
+};
+use support::http_fault::{Fault, HttpFault};
 use support::packages::{self, delete_rows, insert_rows};
 use support::service::SOON;
 use support::{Factory, Package, Result, Service, Site, Spec, wait_until};
@@ -166,5 +170,114 @@ async fn an_artifact_is_not_deleted_while_its_row_is_read_and_not_committed() ->
         until_equal(&site).await?;
         assert_here(&site, again, "its row is committed").await?;
     }
+    assert_followed(&service).await
+}
+
+/// More than is waited for whole: it is applied while it arrives, and its artifacts are settled by its commit.
+const LARGE: &str = "
+    INSERT INTO audit_package (operation, trigger, requester_id, requester_name, origin, channel, package_ident)
+    SELECT 'promote', 'unknown', 1, repeat('x', 1000), 'core', 'stable', n::text FROM generate_series(1, 8000) n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_found_out_lets_no_row_pass() -> Result<()> {
+    let site = prepared("keys_denied").await?;
+    let mut factory = Factory::seeded();
+    factory.fill(&site.primary, 2).await?;
+    let store = HttpFault::start(site.primary.minio.port()).await?;
+    let through = format!("peer.s3.endpoint = \"{}\"\n", store.endpoint());
+    let service = followed(&site, &through).await?;
+    let late = factory.make(Spec::new("core", "late", "1"));
+    packages::put(&site.primary, &late).await?;
+    store.set(|_| Fault::s3(403, "AccessDenied"));
+    let client = site.primary.conn().await?;
+    client.batch_execute("BEGIN").await?;
+    insert_rows(&client, &late).await?;
+    client.batch_execute(LARGE).await?;
+    client.batch_execute("COMMIT").await?;
+    service
+        .until("it is told", |status| !status["hold"].is_null())
+        .await;
+    let sql = "SELECT FROM origin_packages WHERE ident = $1";
+    let rows = site.spare.conn().await?.query(sql, &[&late.ident]).await?;
+    assert!(rows.is_empty(), "a row without its artifact");
+    assert_eq!(unavailable(&site).await?, Vec::<String>::new());
+    store.set(|_| Fault::Forward);
+    until_equal(&site).await?;
+    assert_here(&site, &late, "when it is allowed again").await?;
+    assert_followed(&service).await
+}
+
+/// With a grace that no test outlives.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_past_the_look_ahead_that_is_deleted_further_on_waits_for_nothing() -> Result<()> {
+    let site = prepared("keys_deleted").await?;
+    let mut factory = Factory::seeded();
+    factory.fill(&site.primary, 2).await?;
+    let patient = format!("[replication]\ngate_grace = \"1h\"\n{LENIENT}");
+    let service = followed(&site, &patient).await?;
+    let (first, second) = (
+        factory.make(Spec::new("core", "first", "1")),
+        factory.make(Spec::new("core", "second", "1")),
+    );
+    let deeds = [Many, Insert(&first), Delete(&first), Insert(&second)];
+    // The second is held by nothing but this, until its deletion is seen too.
+    service.running.sigstop();
+    at_once(&site, &deeds).await?;
+    at_once(&site, &[Delete(&second)]).await?;
+    service.running.sigcont();
+    until_equal(&site).await?;
+    assert_eq!(unavailable(&site).await?.len(), 4200, "no other is lacking");
+    assert_followed(&service).await
+}
+
+/// The retry of an artifact that the primary lacked is at its key when the stream comes to a row that names it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_row_waits_for_whoever_is_at_its_key() -> Result<()> {
+    let site = prepared("keys_claimed").await?;
+    let mut factory = Factory::seeded();
+    factory.fill(&site.primary, 2).await?;
+    let store = HttpFault::start(site.primary.minio.port()).await?;
+    let eager = "gate_grace = \"1s\"\nretry_missing = \"1s\"\n";
+    let extra = format!(
+        "peer.s3.endpoint = \"{}\"\n[replication]\n{eager}{LENIENT}",
+        store.endpoint()
+    );
+    let service = followed(&site, &extra).await?;
+    let (old, new) = twins(&mut factory, "claimed");
+    packages::insert(&site.primary, &old).await?;
+    wait_until("it passes without", SOON, || async {
+        let lacking = unavailable(&site).await?;
+        lacking
+            .contains(&old.key)
+            .then_some(())
+            .ok_or("not yet".into())
+    })
+    .await;
+    let (let_go, wait) = tokio::sync::watch::channel(false);
+    store.forget();
+    let path = format!("/{}/{}", site.primary.bucket, old.key);
+    let aimed = path.clone();
+    let get = move |request: &Parts| request.method == "GET" && request.uri.path() == aimed;
+    store.times(1, get, Fault::Until(wait));
+    packages::put(&site.primary, &old).await?;
+    wait_until("it is asked for again", SOON, || async {
+        let asked = store.count("GET", &path) > 0;
+        asked.then_some(()).ok_or("not yet".into())
+    })
+    .await;
+    packages::put(&site.primary, &new).await?;
+    at_once(&site, &[Many, Delete(&old), Insert(&new)]).await?;
+    until_held(&service).await;
+    let_go.send(true)?;
+    until_equal(&site).await?;
+    assert_here(&site, &new, "its row came while the key was taken").await?;
+
+    // And whoever comes after has his turn.
+    at_once(&site, &[Delete(&new)]).await?;
+    packages::put(&site.primary, &old).await?;
+    at_once(&site, &[Insert(&old)]).await?;
+    audit(&site, "after").await?;
+    until_equal(&site).await?;
+    assert_here(&site, &old, "afterwards").await?;
     assert_followed(&service).await
 }
