@@ -74,6 +74,7 @@ fn the_plan_names_what_the_reference_names() -> Result<()> {
         echo "binds ${#pkg_binds[@]}"
         for export in "${!pkg_exports[@]}"; do echo "export $export=${pkg_exports[$export]}"; done
         echo "exposes ${pkg_exposes[*]}"
+        echo "built by ${pkg_build_deps[*]}"
         HAB_ORIGIN=ours; . "$PLAN_CONTEXT/plan.sh"; echo "$pkg_origin""#,
         folder.path(),
     );
@@ -88,6 +89,10 @@ fn the_plan_names_what_the_reference_names() -> Result<()> {
             "binds 0",
             "export port=http.port",
             "exposes port",
+            &format!(
+                "built by core/gcc core/rust/{}.0",
+                env!("CARGO_PKG_RUST_VERSION")
+            ),
             "ours",
         ]
     );
@@ -196,7 +201,7 @@ async fn the_real_build_comes_to_the_same_and_is_loaded() -> Result<()> {
         "License",
         "Upstream URL",
         "core/postgresql17-client",
-        "core/rust",
+        "core/rust/1.95.0",
     ] {
         assert!(manifest.contains(word), "{word}: {manifest}");
     }
