@@ -30,6 +30,7 @@ fn with_plan(script: &str, folder: &Path) -> String {
     let output = Command::new("bash")
         .args(["-c", &format!("{prelude}\n{script}"), "plan", ROOT])
         .arg(folder)
+        .env_remove("HAB_ORIGIN")
         .output()
         .expect("bash runs");
     assert!(
@@ -167,6 +168,7 @@ fn scripts_package_lays_out_what_the_supervisor_reads() -> Result<()> {
     let again = Command::new(Path::new(ROOT).join("scripts/package"))
         .arg(folder.path())
         .env("WARM_SPARE_BIN", PROGRAM)
+        .env_remove("HAB_ORIGIN")
         .env("WARM_SPARE_RELEASE", made.file_name().expect("a release"))
         .output()?;
     assert_eq!(again.status.code(), Some(1));

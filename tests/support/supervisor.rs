@@ -273,6 +273,7 @@ impl Supervisor {
             .arg(self.packages())
             .env("WARM_SPARE_BIN", super::site::default_program())
             .env("WARM_SPARE_RELEASE", RELEASE)
+            .env_remove("HAB_ORIGIN")
             .output()?;
         assert!(
             made.status.success(),
