@@ -21,9 +21,10 @@ pkg_deps=(
   core/glibc
   core/postgresql17-client
 )
+# Cargo.toml's rust-version: an older compiler of a depot would fail far into the build, this one fails by its name.
 pkg_build_deps=(
   core/gcc
-  core/rust
+  core/rust/1.95.0
 )
 
 pkg_bin_dirs=(bin)

@@ -146,6 +146,90 @@ async fn the_health_check_notices_a_configuration_that_nobody_spoke_of() {
     assert_eq!(before, after);
 }
 
+/// Takes the service's place: SIGHUP ends it.
+fn decoy(rendered: &Rendered) -> Running {
+    let program = rendered.dir.path().join("warm-spare");
+    fs::copy("/bin/sleep", &program).expect("a copy");
+    let mut command = support::process::bound(&program);
+    command.arg("600");
+    let running = Running::start(command).expect("it starts");
+    fs::write(rendered.pid_file(), running.pid().to_string()).expect("it is written");
+    running
+}
+
+async fn signalled(rendered: &Rendered) -> bool {
+    let decoy = decoy(rendered);
+    let named = || fs::read_to_string(format!("/proc/{}/comm", decoy.pid()));
+    wait_until("its name", SOON, || async {
+        let there = named()?.trim() == "warm-spare";
+        there.then_some(()).ok_or("not yet".into())
+    })
+    .await;
+    let ended = rendered.run_hook("health-check").await;
+    assert!(one_line(&ended).starts_with("UNKNOWN: "), "{ended}");
+    let ended = decoy.wait(Duration::from_millis(300)).await;
+    ended.is_ok()
+}
+
+/// Neither a wrong clock nor a stamp that cannot be written makes every check a wish to read the configuration again.
+#[tokio::test]
+async fn the_health_check_has_a_configuration_read_once() {
+    let rendered = rendered(1);
+    rendered.write();
+    let config = fs::File::options()
+        .write(true)
+        .open(rendered.config_file())
+        .expect("the configuration");
+    let hour = Duration::from_secs(3600);
+    let now = std::time::SystemTime::now();
+    for time in [now, now + 1000 * hour, now - 1000 * hour] {
+        config.set_modified(time).expect("its time");
+        assert!(signalled(&rendered).await, "{time:?}");
+        assert!(!signalled(&rendered).await, "{time:?}: again");
+    }
+    // Left by an operator.
+    let stamp = rendered.svc().join("var/config-read");
+    fs::remove_file(&stamp).expect("the stamp");
+    fs::write(&stamp, "").expect("another");
+    fs::set_permissions(&stamp, fs::Permissions::from_mode(0o400)).expect("its mode");
+    assert!(signalled(&rendered).await);
+    assert!(!signalled(&rendered).await);
+
+    config.set_modified(now).expect("its time");
+    fs::remove_dir_all(rendered.svc().join("var")).expect("the directory");
+    for _ in 0..2 {
+        assert!(!signalled(&rendered).await, "it cannot be noted");
+    }
+}
+
+/// A configuration was refused for want of a secret, which is uploaded then.
+#[tokio::test]
+async fn an_uploaded_file_has_a_refused_configuration_read_again() {
+    let port = free_port().expect("a port");
+    let mut rendered = rendered(port);
+    let running = started(&rendered, port).await;
+    let secret = rendered.svc().join("files/peer");
+    let valid = async |wanted: bool| {
+        wait_until("the configuration", SOON, || async {
+            let status = status(port).await?;
+            let there = status["config"]["valid"] == wanted;
+            there
+                .then_some(())
+                .ok_or_else(|| format!("{status:#}").into())
+        })
+        .await;
+    };
+    let set = format!("peer.datastore.password_file = \"{}\"", secret.display());
+    rendered.set(&set).write();
+    rendered.run_hook("reconfigure").await.ok();
+    valid(false).await;
+    support::site::write_secret(&secret, "hunter2").expect("it is written");
+    let ended = rendered.run_hook("file-updated").await.ok();
+    assert_eq!((ended.stdout.as_str(), ended.stderr.as_str()), ("", ""));
+    valid(true).await;
+    assert!(alive(running.pid()));
+}
+
 /// The Supervisor calls it while the process is still a shell, while it begins, and again and again.
 #[tokio::test]
 async fn a_reconfigure_in_the_first_moment_does_no_harm_and_is_not_lost() {
@@ -291,16 +375,13 @@ async fn init_makes_its_directories_and_fails_only_if_the_program_cannot_run() {
 
 #[tokio::test]
 async fn with_no_good_configuration_it_stays_up_and_says_so() {
-    let rendered = rendered(free_port().expect("a port"));
-    rendered.write();
-    fs::write(rendered.config_file(), "role = \"boss\"").expect("it is written");
+    let port = free_port().expect("a port");
+    let mut rendered = rendered(port);
+    rendered.set("role = \"boss\"").write();
     let running = rendered.start();
-    // Without any configuration it answers where the defaults say; that port may be another's here.
-    let told = rendered.svc().join("data/http");
+    // Where it is to answer is good, whatever else is not.
     wait_until("it holds", SOON, || async {
         assert!(alive(running.pid()), "it ended");
-        let address = fs::read_to_string(&told)?;
-        let port = address.trim().rsplit(':').next().unwrap_or("").parse()?;
         let status = status(port).await?;
         let holds = status["hold"]["reason"] == "config";
         holds

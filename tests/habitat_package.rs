@@ -30,6 +30,7 @@ fn with_plan(script: &str, folder: &Path) -> String {
     let output = Command::new("bash")
         .args(["-c", &format!("{prelude}\n{script}"), "plan", ROOT])
         .arg(folder)
+        .env_remove("HAB_ORIGIN")
         .output()
         .expect("bash runs");
     assert!(
@@ -74,6 +75,7 @@ fn the_plan_names_what_the_reference_names() -> Result<()> {
         echo "binds ${#pkg_binds[@]}"
         for export in "${!pkg_exports[@]}"; do echo "export $export=${pkg_exports[$export]}"; done
         echo "exposes ${pkg_exposes[*]}"
+        echo "built by ${pkg_build_deps[*]}"
         HAB_ORIGIN=ours; . "$PLAN_CONTEXT/plan.sh"; echo "$pkg_origin""#,
         folder.path(),
     );
@@ -88,6 +90,10 @@ fn the_plan_names_what_the_reference_names() -> Result<()> {
             "binds 0",
             "export port=http.port",
             "exposes port",
+            &format!(
+                "built by core/gcc core/rust/{}.0",
+                env!("CARGO_PKG_RUST_VERSION")
+            ),
             "ours",
         ]
     );
@@ -162,6 +168,7 @@ fn scripts_package_lays_out_what_the_supervisor_reads() -> Result<()> {
     let again = Command::new(Path::new(ROOT).join("scripts/package"))
         .arg(folder.path())
         .env("WARM_SPARE_BIN", PROGRAM)
+        .env_remove("HAB_ORIGIN")
         .env("WARM_SPARE_RELEASE", made.file_name().expect("a release"))
         .output()?;
     assert_eq!(again.status.code(), Some(1));
@@ -196,7 +203,7 @@ async fn the_real_build_comes_to_the_same_and_is_loaded() -> Result<()> {
         "License",
         "Upstream URL",
         "core/postgresql17-client",
-        "core/rust",
+        "core/rust/1.95.0",
     ] {
         assert!(manifest.contains(word), "{word}: {manifest}");
     }

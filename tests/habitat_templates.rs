@@ -198,7 +198,8 @@ async fn a_bind_without_a_member_is_as_none() {
             }
         }
         let text = unsatisfied.config();
-        assert!(!text.contains("[bind"), "{text}");
+        let text: toml::Table = text.parse().expect("it is TOML");
+        assert_eq!(text["bind"], toml::Value::Table(toml::Table::new()));
         assert!(addresses(&unsatisfied).await[0].ends_with("from configuration"));
     }
     let nothing = refusal(&rendered(&[PEER])).await;
@@ -242,11 +243,98 @@ async fn what_the_program_does_not_know_reaches_it_and_is_refused_by_name() {
         let found = refusal(&rendered(&[LOCAL, PEER, gossip])).await;
         assert!(found.starts_with(problem), "{gossip}: {found}");
     }
-    // By hand, and the same table from a bind: neither wins.
-    let mut twice = rendered(&[LOCAL, PEER, "bind.datastore = { host = \"x\", port = 1 }"]);
-    twice.bind("datastore", "10.2.0.5", json!({"port": 6432}));
-    let found = refusal(&twice).await;
-    assert!(found.contains("duplicate key"), "{found}");
+}
+
+/// They are the Supervisor's: whoever may gossip a configuration could name another server by them.
+#[tokio::test]
+async fn binds_cannot_be_configured_whether_there_are_real_ones_or_not() {
+    for bind in [
+        "bind.datastore = { host = \"x\", port = 1 }",
+        "bind.peer-minio.bucket_name = \"x\"",
+        "bind.else = 1",
+        "bind = 1",
+        "bind = \"x\"",
+        "bind = [1]",
+        "bind = []",
+        "bind = \"\"",
+    ] {
+        for real in [false, true] {
+            let mut configured = rendered(&[LOCAL, PEER, bind]);
+            if real {
+                configured.bind("datastore", "10.2.0.5", json!({"port": 6432}));
+            }
+            let found = refusal(&configured).await;
+            assert!(
+                found.contains("bind") || found.contains("duplicate key"),
+                "{bind}: {found}"
+            );
+        }
+    }
+    let found = refusal(&rendered(&[LOCAL, PEER, "bind.minio.port = 1"])).await;
+    assert!(found.contains("nothing to be configured"), "{found}");
+}
+
+/// The leader before others, then the first that is alive, then the first that is suspected; and each must export a port.
+#[tokio::test]
+async fn of_a_group_with_several_members_one_is_taken() {
+    let port = || json!({"port": 6432, "bucket-name": "of-the-bind"});
+    let member = |ip: &str| Rendered::member(ip, port());
+    let suspect = |ip: &str| {
+        let mut member = member(ip);
+        member["alive"] = false.into();
+        member["suspect"] = true.into();
+        member
+    };
+    let mute = |ip: &str| Rendered::member(ip, json!({}));
+    let leader = || Some(member("10.2.0.3"));
+    for (members, leader, taken) in [
+        (
+            vec![member("10.2.0.1"), member("10.2.0.2")],
+            None,
+            "10.2.0.1",
+        ),
+        (vec![mute("10.2.0.1"), member("10.2.0.2")], None, "10.2.0.2"),
+        (
+            vec![suspect("10.2.0.1"), member("10.2.0.2")],
+            None,
+            "10.2.0.2",
+        ),
+        (
+            vec![suspect("10.2.0.1"), suspect("10.2.0.2")],
+            None,
+            "10.2.0.1",
+        ),
+        (vec![suspect("10.2.0.1")], None, "10.2.0.1"),
+        (
+            vec![member("10.2.0.1"), member("10.2.0.3")],
+            leader(),
+            "10.2.0.3",
+        ),
+        (
+            vec![member("10.2.0.1")],
+            Some(suspect("10.2.0.3")),
+            "10.2.0.1",
+        ),
+        (vec![member("10.2.0.1")], Some(mute("10.2.0.3")), "10.2.0.1"),
+    ] {
+        let mut several = rendered(&[PEER]);
+        for name in ["datastore", "minio"] {
+            several.bind_members(name, members.clone(), leader.clone());
+        }
+        let found = addresses(&several).await;
+        let (datastore, store) = (
+            format!("hab@{taken}:6432/builder (ssl_mode prefer) from bind"),
+            format!("http://{taken}:6432 bucket of-the-bind from bind"),
+        );
+        assert_eq!(found[..2], [datastore, store], "{}", several.config());
+    }
+    // That one is suspected for a moment changes no text, so nothing runs.
+    let text = |member| {
+        let mut one = rendered(&[PEER]);
+        one.bind_members("datastore", vec![member], None);
+        one.config()
+    };
+    assert_eq!(text(member("10.2.0.1")), text(suspect("10.2.0.1")));
 }
 
 #[tokio::test]

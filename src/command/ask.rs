@@ -49,7 +49,7 @@ fn address(path: &Path) -> SocketAddr {
         .ok()
         .or_else(kept)
         .map(|config| config.http);
-    let http = http.unwrap_or_default();
+    let http = http.unwrap_or_else(|| config::http_of(path));
     SocketAddr::new(http.listen, http.port)
 }
 

@@ -37,9 +37,11 @@ impl Binds {
         if let Some((host, port)) = address(values, self.datastore)
             && self.is_open(values, "datastore.host")
         {
-            // The one without the other is no address: the port of a default is not the one of that host.
             self.put(values, "datastore.host", Checked::Text(host));
-            self.put(values, "datastore.port", Checked::Int(port.into()));
+            // The port of a default is not the one of that host.
+            if !self.is_configured(values, "datastore.port") {
+                self.put(values, "datastore.port", Checked::Int(port.into()));
+            }
         }
         let aws = values.text(&self.key("s3.backend")) == Some("aws");
         if let Some((host, port)) = address(values, self.minio)
@@ -52,12 +54,13 @@ impl Binds {
             };
             let url = format!("http://{host}:{port}");
             self.put(values, "s3.endpoint", Checked::Text(url));
-        }
-        let bucket = values.text(&bind_key(self.minio, "bucket_name"));
-        if let Some(bucket) = bucket.map(String::from)
-            && self.is_open(values, "s3.bucket_name")
-        {
-            self.put(values, "s3.bucket_name", Checked::Text(bucket));
+            // The name of that server's bucket, and of no other's.
+            let bucket = values.text(&bind_key(self.minio, "bucket_name"));
+            if let Some(bucket) = bucket.map(String::from)
+                && self.is_open(values, "s3.bucket_name")
+            {
+                self.put(values, "s3.bucket_name", Checked::Text(bucket));
+            }
         }
     }
 
@@ -67,6 +70,14 @@ impl Binds {
 
     fn is_open(&self, values: &Values, name: &str) -> bool {
         matches!(values.source(&self.key(name)), None | Some(Source::Default))
+    }
+
+    /// The package writes out every default, and so that counts as none.
+    fn is_configured(&self, values: &Values, name: &str) -> bool {
+        let key = self.key(name);
+        let default = Key::find(&key).and_then(|key| key.default_value().ok().flatten());
+        values.source(&key) == Some(Source::Configuration)
+            && values.checked(&key) != default.as_ref()
     }
 
     fn put(&self, values: &mut Values, name: &str, checked: Checked) {
@@ -91,7 +102,7 @@ fn address(values: &Values, bind: &str) -> Option<(String, u16)> {
 /// A bind vanishes when the Supervisor there is gone for a moment, and nothing says whether it will return. Its last known
 /// address is better than a default, which would be another server.
 pub(super) fn remember(table: &mut Table, kept: &Table) -> Vec<String> {
-    let Some(Value::Table(kept)) = kept.get(TABLE) else {
+    let Some(kept) = binds(kept) else {
         return Vec::new();
     };
     let now = table
@@ -105,4 +116,30 @@ pub(super) fn remember(table: &mut Table, kept: &Table) -> Vec<String> {
     let names = gone.iter().map(|(name, _)| name.clone()).collect();
     now.extend(gone);
     names
+}
+
+/// What `kept` and `table` say differently of the same bind, for people.
+pub(super) fn moved(table: &Table, kept: &Table) -> Vec<String> {
+    let (Some(now), Some(before)) = (binds(table), binds(kept)) else {
+        return Vec::new();
+    };
+    let both = now
+        .iter()
+        .filter_map(|(name, now)| Some((name, spoken(now)?, spoken(before.get(name)?)?)));
+    both.filter(|(_, now, before)| now != before)
+        .map(|(name, now, before)| format!("{name}: from {before} to {now}"))
+        .collect()
+}
+
+fn binds(table: &Table) -> Option<&Table> {
+    table.get(TABLE)?.as_table()
+}
+
+fn spoken(bind: &Value) -> Option<String> {
+    let host = bind.get("host")?.as_str()?;
+    let port = bind.get("port")?.as_integer()?;
+    Some(match host.parse::<Ipv6Addr>() {
+        Ok(_) => format!("[{host}]:{port}"),
+        Err(_) => format!("{host}:{port}"),
+    })
 }

@@ -31,10 +31,17 @@ pub struct Accepted {
     secrets: Vec<(&'static str, Secret)>,
     /// Binds that are not there at present, and count on as they last were.
     pub remembered: Vec<String>,
+    /// Binds with another address than before, and both.
+    pub moved: Vec<String>,
 }
 
 impl Accepted {
-    pub(super) fn new(mut table: Table, values: &Values, remembered: Vec<String>) -> Self {
+    pub(super) fn new(
+        mut table: Table,
+        values: &Values,
+        remembered: Vec<String>,
+        moved: Vec<String>,
+    ) -> Self {
         let mut secrets = Vec::new();
         for key in values.inline_secrets() {
             if let Some((inner, name)) = table_of(&mut table, key)
@@ -47,6 +54,7 @@ impl Accepted {
             table,
             secrets,
             remembered,
+            moved,
         }
     }
 

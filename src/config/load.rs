@@ -11,6 +11,8 @@ use humantime::format_duration;
 use super::binds;
 use super::builder::{self, BuilderApi, Places};
 use super::kept::{Accepted, data_dir, kept_table};
+use super::keys::Key;
+use super::kind::Checked;
 use super::values::Values;
 use super::{
     Config, ConfigError, Fuse, Http, LogFormat, Mode, Replication, Role, VerifyPlan, sides, syntax,
@@ -59,12 +61,13 @@ pub(super) fn accept(
             path: path.to_path_buf(),
             message: syntax(text, &error),
         })?;
+    let moved = kept.map_or_else(Vec::new, |kept| binds::moved(&table, kept));
     let remembered = kept.map_or_else(Vec::new, |kept| binds::remember(&mut table, kept));
     let mut values = Values::read(&table)?;
     check_together(&values)?;
     values.refuse_not_built()?;
     check_mode(path, mode, &values)?;
-    let accepted = Accepted::new(table, &values, remembered);
+    let accepted = Accepted::new(table, &values, remembered, moved);
 
     let builder = builder_api(&values, places)?;
     values.complete_local(builder.as_ref())?;
@@ -81,6 +84,29 @@ pub(super) fn read(path: &Path) -> std::io::Result<(String, u32)> {
     let mut text = String::new();
     file.read_to_string(&mut text)?;
     Ok((text, mode))
+}
+
+/// Where to answer with a configuration that was refused: what of it is good there, else the default.
+pub fn http_of(path: &Path) -> Http {
+    let default = Http::default();
+    let table = read(path)
+        .ok()
+        .and_then(|(text, _)| text.parse::<toml::Table>().ok());
+    let checked = |name: &str| {
+        let value = table.as_ref()?.get("http")?.get(name)?;
+        let key = Key::find(&format!("http.{name}"))?;
+        key.kind.check(value).ok()?
+    };
+    Http {
+        listen: match checked("listen") {
+            Some(Checked::Ip(address)) => address,
+            _ => default.listen,
+        },
+        port: match checked("port") {
+            Some(Checked::Int(port)) => port.try_into().unwrap_or(default.port),
+            _ => default.port,
+        },
+    }
 }
 
 /// What no key can be asked alone.

@@ -20,7 +20,7 @@ mod values;
 
 pub use kept::{Accepted, data_dir, load_kept};
 pub use keys::Key;
-pub use load::{load, load_text};
+pub use load::{http_of, load, load_text};
 pub use schedule::Schedule;
 pub use secret::{Secret, SecretSource};
 pub use units::{parse_duration, parse_rate, parse_size};

@@ -196,6 +196,10 @@ impl Values {
         self.0.get(key).map(|(_, source)| *source)
     }
 
+    pub fn checked(&self, key: &str) -> Option<&Checked> {
+        self.0.get(key).map(|(checked, _)| checked)
+    }
+
     /// The keys of our own file that hold a secret.
     pub fn inline_secrets(&self) -> impl Iterator<Item = &'static str> {
         KEYS.iter()

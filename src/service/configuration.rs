@@ -78,6 +78,9 @@ impl Configuration {
             );
         }
         self.tell_of_binds(&accepted.remembered);
+        for bind in &accepted.moved {
+            log::warn!("configuration: the bind has another address: {bind}");
+        }
         let was_bad = desk.read(|state| state.config.error.is_some());
         self.put_in_force(config, None, desk);
         if was_bad {

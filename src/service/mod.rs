@@ -46,8 +46,9 @@ async fn next(configs: &mut Configs) {
 /// Works until it is dropped.
 pub async fn run(start: Start) -> Infallible {
     let desk = Desk::new(start.clock);
-    let (configuration, configs) = Configuration::begin(start.config, start.data.clone(), &desk);
-    let web = web::keep_open(&desk, configs.clone(), &start.data);
+    let (configuration, configs) =
+        Configuration::begin(start.config.clone(), start.data.clone(), &desk);
+    let web = web::keep_open(&desk, configs.clone(), &start.config, &start.data);
     let reloading = configuration.keep_reading(start.reload, &desk);
     let data = Arc::from(start.data.as_path());
     let working = tenure::work(&desk, configs, &data);

@@ -3,7 +3,7 @@
 use super::complaint::{Complaint, Pace};
 use super::configuration::address_file;
 use super::{Configs, Desk, next};
-use crate::config::Http;
+use crate::config::{Http, http_of};
 use crate::observe::serve;
 use std::convert::Infallible;
 use std::io::Write;
@@ -14,15 +14,15 @@ use tokio::net::TcpListener;
 
 const AGAIN: Duration = Duration::from_secs(2);
 
-pub async fn keep_open(desk: &Desk, mut configs: Configs, data: &Path) -> Infallible {
+pub async fn keep_open(desk: &Desk, mut configs: Configs, path: &Path, data: &Path) -> Infallible {
     let first = configs
         .borrow_and_update()
         .as_ref()
         .map(|config| config.http);
     let Some(http) = first else {
-        // Without a configuration we answer where we are looked for, until there is one.
+        // Without a good configuration we answer where we are looked for, until there is one.
         tokio::select! {
-            never = open(desk, Http::default(), data) => match never {},
+            never = open(desk, http_of(path), data) => match never {},
             http = first_of(&mut configs) => return open(desk, http, data).await,
         }
     };

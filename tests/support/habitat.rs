@@ -17,7 +17,7 @@ use super::{Output as Ended, Result, Running};
 
 pub const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
-pub const HOOKS: [&str; 4] = ["run", "init", "health-check", "reconfigure"];
+pub const HOOKS: [&str; 5] = ["run", "init", "health-check", "reconfigure", "file-updated"];
 
 /// A service directory as the Supervisor keeps it, for one installed package.
 pub struct Rendered {
@@ -60,17 +60,30 @@ impl Rendered {
         self.svc().join("PID")
     }
 
-    /// A member of a group that `name` is bound to, with what it exports.
+    /// The one member of a group that `name` is bound to, with what it exports.
     pub fn bind(&mut self, name: &str, ip: &str, exports: Value) -> &mut Self {
-        let member = json!({
+        self.bind_members(name, vec![Self::member(ip, exports)], None)
+    }
+
+    pub fn bind_members(
+        &mut self,
+        name: &str,
+        members: Vec<Value>,
+        leader: Option<Value>,
+    ) -> &mut Self {
+        let group = json!({"first": members.first(), "members": members, "leader": leader});
+        self.binds.insert(name.into(), group);
+        self
+    }
+
+    /// An alive one.
+    pub fn member(ip: &str, exports: Value) -> Value {
+        json!({
             "member_id": "0a", "alive": true, "suspect": false, "confirmed": false, "departed": false,
-            "leader": false, "follower": false, "service": name, "group": "dc2",
+            "leader": false, "follower": false, "service": "other", "group": "dc2",
             "sys": {"ip": ip, "hostname": "node", "gossip_port": 9638},
             "cfg": exports,
-        });
-        let members = json!({"members": [member.clone()], "first": member, "leader": null});
-        self.binds.insert(name.into(), members);
-        self
+        })
     }
 
     pub fn set(&mut self, toml: &str) -> &mut Self {
@@ -152,6 +165,9 @@ impl Rendered {
         command
             .env("HAB_AUTH_TOKEN", "hunter2-token")
             .env("HAB_SUP_GATEWAY_AUTH_TOKEN", "hunter2-gateway")
+            // And what an operator's shell may have.
+            .env("HAB_LICENSE", "accept-no-persist")
+            .env("HAB_ORIGIN", "ours")
             .env("HAB_WARM_SPARE", "peer.datastore.password = 'hunter2'")
             .env_remove("HOME")
             .current_dir("/");

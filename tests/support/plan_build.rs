@@ -20,7 +20,7 @@ const DEPENDENCIES: [&str; 7] = [
     "glibc",
     "postgresql17-client",
     "gcc",
-    "rust",
+    "rust/1.95.0",
 ];
 
 /// Builds the whole program in a real one.
@@ -54,8 +54,12 @@ pub fn build(script: &Path, supervisor: &Supervisor) -> Result<PathBuf> {
         let folder = supervisor.lay_out_empty(&format!("core/{name}"))?;
         match name {
             "bash" => link(name, &folder)?,
-            "coreutils" => link("timeout", &folder)?,
-            "rust" => write_program(&folder.join("bin/cargo"), CARGO)?,
+            "coreutils" => {
+                for program in ["timeout", "touch", "rm"] {
+                    link(program, &folder)?;
+                }
+            }
+            "rust/1.95.0" => write_program(&folder.join("bin/cargo"), CARGO)?,
             _ => {}
         }
     }

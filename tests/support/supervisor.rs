@@ -247,9 +247,12 @@ impl Supervisor {
         Ok(())
     }
 
-    /// A package with nothing in it.
+    /// A package with nothing in it. `name`: origin and name, and the version where it matters.
     pub fn lay_out_empty(&self, name: &str) -> Result<PathBuf> {
-        let ident = format!("{name}/1.0.0/{RELEASE}");
+        let ident = match name.matches('/').count() {
+            1 => format!("{name}/1.0.0/{RELEASE}"),
+            _ => format!("{name}/{RELEASE}"),
+        };
         let folder = self.packages().join(&ident);
         fs::create_dir_all(folder.join("bin"))?;
         let path = folder.join("bin").display().to_string();
@@ -270,6 +273,7 @@ impl Supervisor {
             .arg(self.packages())
             .env("WARM_SPARE_BIN", super::site::default_program())
             .env("WARM_SPARE_RELEASE", RELEASE)
+            .env_remove("HAB_ORIGIN")
             .output()?;
         assert!(
             made.status.success(),

@@ -72,17 +72,48 @@ fn the_configuration_comes_first_and_then_builder_api() {
     let mut site = bound();
     site.set("local.datastore.host", r#""db""#)
         .set("local.s3.endpoint", r#""https://minio""#)
+        .set("local.s3.bucket_name", r#""here""#)
         .set("peer.datastore.host", r#""peer-db""#)
         .set("peer.s3.bucket_name", r#""named""#);
     assert_eq!(
         addresses(&site.load().unwrap()),
         [
             "db:5432 configuration",
-            "https://minio of-the-bind configuration",
+            "https://minio here configuration",
             "peer-db:5432 configuration",
             "http://10.1.0.6:9002 named bind",
         ]
     );
+}
+
+/// Another server has other buckets.
+#[test]
+fn a_binds_bucket_is_taken_with_its_endpoint_only() {
+    let mut site = bound();
+    site.set("local.s3.endpoint", r#""https://minio""#);
+    let error = site.load().unwrap_err();
+    assert!(
+        error.starts_with("local.s3.bucket_name: not set"),
+        "{error}"
+    );
+
+    let mut site = bound();
+    site.set("peer.s3.endpoint", r#""https://minio""#);
+    assert_eq!(
+        addresses(&site.load().unwrap())[3],
+        "https://minio of-the-bind configuration",
+        "the local bucket's name"
+    );
+}
+
+#[test]
+fn a_configured_port_stays_and_one_that_is_the_default_does_not() {
+    let mut site = bound();
+    site.set("local.datastore.port", "5432")
+        .set("peer.datastore.port", "6000");
+    let found = addresses(&site.load().unwrap());
+    assert_eq!(found[0], "10.2.0.5:5432 bind");
+    assert_eq!(found[2], "10.1.0.5:6000 bind");
 }
 
 #[test]
@@ -114,8 +145,15 @@ fn a_bind_that_vanishes_keeps_its_last_address() {
 
     site.set("bind.datastore.host", r#""10.2.0.9""#)
         .set("bind.datastore.port", "6432");
-    let moved = site.load().unwrap();
+    let (moved, accepted) = site.load_text(0o640).unwrap();
     assert_eq!(addresses(&moved)[0], "10.2.0.9:6432 bind");
+    assert_eq!(
+        accepted.moved,
+        ["datastore: from 10.2.0.5:6432 to 10.2.0.9:6432"]
+    );
+    accepted.keep(&site.path("data")).unwrap();
+    let (_, accepted) = site.load_text(0o640).unwrap();
+    assert!(accepted.moved.is_empty(), "told once");
 }
 
 #[test]

@@ -143,3 +143,26 @@ fn without_a_configuration_http_is_where_it_is_by_default() {
         super::Http::default()
     );
 }
+
+#[test]
+fn of_a_refused_configuration_http_is_taken_where_it_is_good() {
+    let site = Site::new(MINIMAL);
+    let default = super::Http::default();
+    for (text, listen, port) in [
+        ("role = \"boss\"\nhttp.port = 7000", "127.0.0.1", 7000),
+        ("http = { listen = \"::1\", port = 0 }", "::1", 9640),
+        ("http = { listen = \"x\", port = 7000 }", "127.0.0.1", 7000),
+        ("http = 1", "127.0.0.1", 9640),
+        ("http.port = \"\"", "127.0.0.1", 9640),
+        ("no TOML", "127.0.0.1", 9640),
+    ] {
+        let path = site.file("config.toml", text, 0o640);
+        let found = super::http_of(&path);
+        assert_eq!(
+            (found.listen.to_string().as_str(), found.port),
+            (listen, port),
+            "{text}"
+        );
+    }
+    assert_eq!(super::http_of(&site.path("absent.toml")), default);
+}
