@@ -92,7 +92,12 @@ async fn what_is_not_published_any_more_is_noticed() -> Result<()> {
         "{reason}"
     );
     until_equal(&site).await?;
-    assert!(copies(&service).await? > before);
+    // The rows are there a moment before it is counted.
+    wait_until("it came by a copy", SOON, || async {
+        let counted = copies(&service).await? > before;
+        counted.then_some(()).ok_or("not counted".into())
+    })
+    .await;
     assert_eq!(slot(&site).await?, None, "what nobody reads holds nothing");
     site.warm_spare(&["prepare"]).await.ok();
     until_following(&service).await;
