@@ -3,7 +3,8 @@
 mod support;
 
 use support::follow::{
-    audit, copies, events, logical, prepare, prepared, slot, until_equal, until_following,
+    audit, copies, events, logical, prepare, prepared, slot, until_copied, until_equal,
+    until_following,
 };
 use support::tls::certificates;
 use support::{Factory, Result, Service, Site};
@@ -27,7 +28,7 @@ async fn the_mode_is_changed_at_run_time_and_back() -> Result<()> {
     assert_eq!(slot(&site).await?, None, "what nobody reads holds nothing");
     audit(&site, "by a copy").await?;
     until_equal(&site).await?;
-    assert!(copies(&service).await? > 1);
+    until_copied(&service, 1).await;
 
     service.reconfigure("");
     until_following(&service).await;

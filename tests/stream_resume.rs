@@ -3,7 +3,8 @@
 mod support;
 
 use support::follow::{
-    audit, copies, logical, prepare, prepared, slot, until_closed, until_equal, until_following,
+    audit, copies, logical, prepare, prepared, slot, until_closed, until_copied, until_equal,
+    until_following,
 };
 use support::packages::{insert, put};
 use support::service::SOON;
@@ -92,12 +93,7 @@ async fn what_is_not_published_any_more_is_noticed() -> Result<()> {
         "{reason}"
     );
     until_equal(&site).await?;
-    // The rows are there a moment before it is counted.
-    wait_until("it came by a copy", SOON, || async {
-        let counted = copies(&service).await? > before;
-        counted.then_some(()).ok_or("not counted".into())
-    })
-    .await;
+    until_copied(&service, before).await;
     assert_eq!(slot(&site).await?, None, "what nobody reads holds nothing");
     site.warm_spare(&["prepare"]).await.ok();
     until_following(&service).await;

@@ -2,7 +2,7 @@
 
 mod support;
 
-use support::follow::{audit, copies, prepared, until_equal, until_following};
+use support::follow::{audit, copies, prepared, until_copied, until_equal, until_following};
 use support::service::SOON;
 use support::{Factory, Result, Service, Site, wait_until};
 
@@ -81,7 +81,7 @@ async fn a_migration_arrives_without_an_operator() -> Result<()> {
         until_same_form(&site).await?;
         until_equal(&site).await?;
         until_following(&service).await;
-        assert!(copies(&service).await? > before, "{what}");
+        until_copied(&service, before).await;
     }
     // A value that the type has not had, used at once.
     client

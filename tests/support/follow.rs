@@ -80,6 +80,17 @@ pub async fn until_equal(site: &Site) -> Result<()> {
     Ok(())
 }
 
+/// Waits until a further copy is counted: its rows are there a moment before.
+pub async fn until_copied(service: &Service<'_>, before: u64) {
+    wait_until("a new baseline", SOON, || async {
+        match copies(service).await? {
+            done if done > before => Ok(()),
+            done => Err(format!("{done} copies").into()),
+        }
+    })
+    .await;
+}
+
 /// Why a new baseline became necessary, oldest first.
 pub fn gaps(status: &Value) -> Vec<String> {
     events(status, "gap")
@@ -101,13 +112,7 @@ pub async fn until_closed(service: &Service<'_>, words: &str, copies_before: u64
         })
         .await;
     drop(status);
-    wait_until("a new baseline", SOON, || async {
-        match copies(service).await? {
-            done if done > copies_before => Ok(()),
-            done => Err(format!("{done} copies").into()),
-        }
-    })
-    .await;
+    until_copied(service, copies_before).await;
     until_following(service).await;
     until_equal(service.site).await
 }
