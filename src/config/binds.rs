@@ -48,11 +48,7 @@ impl Binds {
             && self.is_open(values, "s3.endpoint")
             && !aws
         {
-            let host = match host.parse::<Ipv6Addr>() {
-                Ok(_) => format!("[{host}]"),
-                Err(_) => host,
-            };
-            let url = format!("http://{host}:{port}");
+            let url = format!("http://{}", authority(&host, port.into()));
             self.put(values, "s3.endpoint", Checked::Text(url));
             // The name of that server's bucket, and of no other's.
             let bucket = values.text(&bind_key(self.minio, "bucket_name"));
@@ -138,8 +134,12 @@ fn binds(table: &Table) -> Option<&Table> {
 fn spoken(bind: &Value) -> Option<String> {
     let host = bind.get("host")?.as_str()?;
     let port = bind.get("port")?.as_integer()?;
-    Some(match host.parse::<Ipv6Addr>() {
+    Some(authority(host, port))
+}
+
+fn authority(host: &str, port: i64) -> String {
+    match host.parse::<Ipv6Addr>() {
         Ok(_) => format!("[{host}]:{port}"),
         Err(_) => format!("{host}:{port}"),
-    })
+    }
 }
