@@ -77,16 +77,20 @@ pub async fn end_sessions(session: &LocalSession, database: &str) -> Result<(), 
     Ok(())
 }
 
-/// Sessions on the database, and those just starting: a backend on its way in holds a lock on the database object
-/// before it shows in `pg_stat_activity`.
+/// Sessions on the database, and those just starting. A backend on its way in holds a lock on the database object until it
+/// shows in `pg_stat_activity`: the locks are read first, or it could pass between the two.
 async fn sessions(session: &LocalSession, database: &str) -> Result<i64, DatastoreError> {
-    let sql = "SELECT count(*) FROM ( \
-                 SELECT pid FROM pg_stat_activity WHERE datname = $1 \
-                 UNION SELECT l.pid FROM pg_locks l JOIN pg_database d ON d.oid = l.objid \
-                   WHERE l.locktype = 'object' AND l.classid = 'pg_database'::regclass AND d.datname = $1) s \
-               WHERE pid <> pg_backend_pid()";
+    let sql = "SELECT array_agg(l.pid) FROM pg_locks l JOIN pg_database d ON d.oid = l.objid \
+               WHERE l.locktype = 'object' AND l.classid = 'pg_database'::regclass AND d.datname = $1 \
+                 AND l.pid <> pg_backend_pid()";
     let row = session
-        .query_one("counting sessions", sql, &[&database])
+        .query_one("looking for sessions that start", sql, &[&database])
+        .await?;
+    let starting: Vec<i32> = row.get::<_, Option<Vec<i32>>>(0).unwrap_or_default();
+    let sql = "SELECT cardinality($2::int4[]) + count(*) FROM pg_stat_activity \
+               WHERE datname = $1 AND pid <> pg_backend_pid() AND pid <> ALL ($2)";
+    let row = session
+        .query_one("counting sessions", sql, &[&database, &starting])
         .await?;
     Ok(row.get(0))
 }
