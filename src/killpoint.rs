@@ -21,6 +21,8 @@ pub const POINTS: &[&str] = &[
     "apply.after_commit",
     "confirm.before_commit",
     "retention.before_delete",
+    "promote.before_commit",
+    "promote.after_commit",
 ];
 
 #[cfg(not(debug_assertions))]

@@ -16,6 +16,8 @@ pub mod observe;
 pub mod package;
 /// The baseline: artifacts before rows, at one snapshot, behind a fuse, made visible in one transaction.
 pub mod replication;
+/// What a cluster is, and how it becomes another: epoch, handover, failback, preflight, divergence, drill.
+pub mod role;
 /// The service: role and lock, what is due when, the guard of the fence, the configuration in force.
 pub mod service;
 /// Compares what the spare has with what the primary sent.

@@ -240,6 +240,7 @@ fn full() -> State {
         sequences: String::new(),
         schema: "form".into(),
         slot: "warm_spare_4f0c91aa".into(),
+        peer_cluster: String::new(),
     });
     state.mode = Some(Mode {
         stream: true,

@@ -1,30 +1,53 @@
-//! The fence: the spare's database is read-only for everybody but us, until it is promoted.
+//! The fence: a database is read-only for everybody but us, on a spare until it is promoted, on an old primary for good.
 //!
 //! A read-only default holds every client that does not set the transaction mode itself, as Builder's do not.
 
 use super::Side;
-use super::datastore::DatastoreError;
+use super::datastore::{self, DatastoreError};
 use super::session::{LocalSession, quote_ident};
 use crate::config::Datastore;
+use chrono::{DateTime, Utc};
 use std::time::Duration;
+use tokio::time::Instant;
 use tokio_postgres::error::SqlState;
 
-const LEAVING_TRIES: usize = 100;
-const LEAVING_STEP: Duration = Duration::from_millis(100);
+/// For sessions to leave. Those that connect for ever come again, but read-only.
+const LEAVING: Duration = Duration::from_secs(10);
+const LEAVING_STEP: Duration = Duration::from_millis(20);
 
 #[derive(Debug, thiserror::Error)]
 pub enum FenceError {
     #[error(transparent)]
     Datastore(#[from] DatastoreError),
     #[error(
-        "the local database {database} is not fenced: user {user} can write in it, \
+        "the {side} database {database} is not fenced: user {user} can write in it, \
          although its default_transaction_read_only is on. Look for a setting of that role: \
          ALTER ROLE {user} RESET default_transaction_read_only, or \
          ALTER ROLE {user} IN DATABASE {database} RESET default_transaction_read_only"
     )]
-    Open { database: String, user: String },
-    #[error("sessions on the local database {database} do not end: {left} are left after 10 s")]
-    Staying { database: String, left: i64 },
+    Open {
+        side: Side,
+        database: String,
+        user: String,
+    },
+    #[error(
+        "sessions on the {side} database {database} that may still write do not end: {left} are left after {} s",
+        LEAVING.as_secs()
+    )]
+    Staying {
+        side: Side,
+        database: String,
+        left: i64,
+    },
+}
+
+impl FenceError {
+    pub fn side(&self) -> Side {
+        match self {
+            FenceError::Datastore(error) => error.side,
+            FenceError::Open { side, .. } | FenceError::Staying { side, .. } => *side,
+        }
+    }
 }
 
 /// Whether the fence's setting stands on `database`.
@@ -39,11 +62,23 @@ pub async fn is_fenced(session: &LocalSession, database: &str) -> Result<bool, D
 
 /// Sets the fence's setting; sessions that are there already keep their own.
 pub async fn set_fence(session: &LocalSession, database: &str) -> Result<(), DatastoreError> {
-    let sql = format!(
+    session
+        .batch("setting the fence", &fence_statement(database))
+        .await
+}
+
+pub(super) fn fence_statement(database: &str) -> String {
+    format!(
         "ALTER DATABASE {} SET default_transaction_read_only = 'on'",
         quote_ident(database)
-    );
-    session.batch("setting the fence", &sql).await
+    )
+}
+
+pub(super) fn lift_statement(database: &str) -> String {
+    format!(
+        "ALTER DATABASE {} RESET default_transaction_read_only",
+        quote_ident(database)
+    )
 }
 
 /// Sets the fence on a database that clients may be using, ends their sessions, and proves that none can write.
@@ -53,56 +88,116 @@ pub async fn raise_fence(
     database: &str,
 ) -> Result<(), FenceError> {
     set_fence(session, database).await?;
-    for _ in 0..LEAVING_TRIES {
-        end_sessions(session, database).await?;
-        if sessions(session, database).await? == 0 {
-            return prove_fence(session, local, database).await;
+    clear_out(session, database).await?;
+    prove_fence(session, local, database).await
+}
+
+/// Ends every session from before the fence, and waits until none is left: only the new ones are held by it.
+pub(super) async fn clear_out(session: &LocalSession, database: &str) -> Result<(), FenceError> {
+    let sql = "SELECT clock_timestamp()";
+    let since = session.query_one("asking for the time", sql, &[]).await?;
+    let former = Former {
+        session,
+        database,
+        since: since.get(0),
+        // Whoever begins later reads the fence's setting.
+        starting: starting(session, database).await?,
+    };
+    let deadline = Instant::now() + LEAVING;
+    loop {
+        former.end().await?;
+        let left = former.left().await?;
+        if left == 0 {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            return Err(FenceError::Staying {
+                side: session.side(),
+                database: database.to_string(),
+                left,
+            });
         }
         tokio::time::sleep(LEAVING_STEP).await;
     }
-    Err(FenceError::Staying {
-        database: database.to_string(),
-        left: sessions(session, database).await?,
-    })
 }
 
 /// Ends those sessions that we may end: only a superuser may end another one's, or the server's own workers, which
 /// leave by themselves.
 pub async fn end_sessions(session: &LocalSession, database: &str) -> Result<(), DatastoreError> {
-    let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity a \
-               WHERE datname = $1 AND pid <> pg_backend_pid() \
-                 AND ((SELECT rolsuper FROM pg_roles WHERE rolname = current_user) \
-                   OR EXISTS (SELECT 1 FROM pg_roles r WHERE r.oid = a.usesysid AND NOT r.rolsuper))";
-    session.query("ending sessions", sql, &[&database]).await?;
+    let sql = format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity a WHERE {ENDABLE}");
+    session
+        .query("ending other sessions", &sql, &[&database])
+        .await?;
     Ok(())
 }
 
-/// Sessions on the database, and those just starting. A backend on its way in holds a lock on the database object until it
-/// shows in `pg_stat_activity`: the locks are read first, or it could pass between the two.
-async fn sessions(session: &LocalSession, database: &str) -> Result<i64, DatastoreError> {
+const ENDABLE: &str = "datname = $1 AND pid <> pg_backend_pid() \
+     AND ((SELECT rolsuper FROM pg_roles WHERE rolname = current_user) \
+       OR EXISTS (SELECT 1 FROM pg_roles r WHERE r.oid = a.usesysid AND NOT r.rolsuper))";
+
+/// A session that began after the fence reads its setting, and so cannot write: clients that connect for ever do not keep
+/// the fence from standing. A walsender writes nothing, and one of ours is to bring what was written last.
+const FORMER: &str =
+    "backend_start <= $2 AND backend_type NOT IN ('walsender', 'autovacuum worker')";
+
+struct Former<'a> {
+    session: &'a LocalSession,
+    database: &'a str,
+    since: DateTime<Utc>,
+    starting: Vec<i32>,
+}
+
+impl Former<'_> {
+    async fn end(&self) -> Result<(), DatastoreError> {
+        let sql = format!(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity a WHERE {ENDABLE} AND {FORMER}"
+        );
+        let doing = "ending other sessions";
+        self.session
+            .query(doing, &sql, &[&self.database, &self.since])
+            .await?;
+        Ok(())
+    }
+
+    /// Those that are seen, those that are still about to be, and prepared transactions: whoever commits one later writes.
+    /// What starts is looked at first, or it could pass between the two.
+    async fn left(&self) -> Result<i64, DatastoreError> {
+        let mut starting = starting(self.session, self.database).await?;
+        starting.retain(|pid| self.starting.contains(pid));
+        let sql = format!(
+            "SELECT cardinality($3::int4[]) + (SELECT count(*) FROM pg_prepared_xacts WHERE database = $1) + count(*) \
+             FROM pg_stat_activity WHERE datname = $1 AND pid <> pg_backend_pid() AND pid <> ALL ($3) AND {FORMER}"
+        );
+        let doing = "counting sessions";
+        let row = self
+            .session
+            .query_one(doing, &sql, &[&self.database, &self.since, &starting])
+            .await?;
+        Ok(row.get(0))
+    }
+}
+
+/// A backend on its way in holds a lock on the database object until it shows in `pg_stat_activity`; it may have read the
+/// database's settings by then.
+async fn starting(session: &LocalSession, database: &str) -> Result<Vec<i32>, DatastoreError> {
     let sql = "SELECT array_agg(l.pid) FROM pg_locks l JOIN pg_database d ON d.oid = l.objid \
                WHERE l.locktype = 'object' AND l.classid = 'pg_database'::regclass AND d.datname = $1 \
                  AND l.pid <> pg_backend_pid()";
-    let row = session
-        .query_one("looking for sessions that start", sql, &[&database])
-        .await?;
-    let starting: Vec<i32> = row.get::<_, Option<Vec<i32>>>(0).unwrap_or_default();
-    let sql = "SELECT cardinality($2::int4[]) + count(*) FROM pg_stat_activity \
-               WHERE datname = $1 AND pid <> pg_backend_pid() AND pid <> ALL ($2)";
-    let row = session
-        .query_one("counting sessions", sql, &[&database, &starting])
-        .await?;
-    Ok(row.get(0))
+    let doing = "looking for sessions that start";
+    let row = session.query_one(doing, sql, &[&database]).await?;
+    Ok(row.get::<_, Option<Vec<i32>>>(0).unwrap_or_default())
 }
 
 /// Connects as a plain client does and tries to write; being refused is the proof. It covers our own user; of others it
 /// is enough that none has a setting that goes before the database's.
 pub async fn prove_fence(
     session: &LocalSession,
-    local: &Datastore,
+    to: &Datastore,
     database: &str,
 ) -> Result<(), FenceError> {
+    let side = session.side();
     let open = |user: &str| FenceError::Open {
+        side,
         database: database.to_string(),
         user: user.to_string(),
     };
@@ -119,17 +214,13 @@ pub async fn prove_fence(
     if let Some(row) = exempt.first() {
         return Err(open(row.get(0)));
     }
-    let (plain, _wire) = super::datastore::connect_plainly(Side::Local, local, database).await?;
+    let (plain, _wire) = datastore::connect_plainly(side, to, database).await?;
     let sql = "BEGIN; CREATE TABLE warm_spare_fence_probe (); ROLLBACK";
     match plain.batch_execute(sql).await {
         Err(e) if e.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION) => Ok(()),
-        Err(e) => Err(DatastoreError::of(
-            Side::Local,
-            &super::datastore::address(local),
-            "proving the fence",
-            &e,
-        )
-        .into()),
-        Ok(()) => Err(open(&local.user)),
+        Err(e) => {
+            Err(DatastoreError::of(side, &datastore::address(to), "proving the fence", &e).into())
+        }
+        Ok(()) => Err(open(&to.user)),
     }
 }

@@ -32,7 +32,42 @@ pub struct VerificationRecord {
     pub lsn: String,
 }
 
+/// How long a takeover would have taken, on a clone.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DrillRecord {
+    pub time: DateTime<Utc>,
+    pub ok: bool,
+    pub text: String,
+    /// Seconds to the first SQL write, and to the first answer of the command.
+    pub write_seconds: Option<f64>,
+    pub answer_seconds: Option<f64>,
+}
+
 impl State {
+    pub async fn record_drill(&self, drill: &DrillRecord) -> Result<(), StateError> {
+        let sql = "INSERT INTO drill (time, ok, text, write_seconds, answer_seconds) VALUES ($1, $2, $3, $4, $5)";
+        let d = drill;
+        let values: [&(dyn tokio_postgres::types::ToSql + Sync); 5] =
+            [&d.time, &d.ok, &d.text, &d.write_seconds, &d.answer_seconds];
+        self.session()
+            .execute("recording the drill", sql, &values)
+            .await?;
+        Ok(())
+    }
+
+    pub async fn last_drill(&self) -> Result<Option<DrillRecord>, StateError> {
+        let sql = "SELECT time, ok, text, write_seconds, answer_seconds FROM drill ORDER BY id DESC LIMIT 1";
+        let doing = "reading the last drill";
+        let rows = self.session().query(doing, sql, &[]).await?;
+        Ok(rows.first().map(|row| DrillRecord {
+            time: row.get(0),
+            ok: row.get(1),
+            text: row.get(2),
+            write_seconds: row.get(3),
+            answer_seconds: row.get(4),
+        }))
+    }
+
     pub async fn event(&self, kind: &str, text: &str, change: &str) -> Result<(), StateError> {
         self.record_event(&Event {
             time: Utc::now(),

@@ -10,7 +10,9 @@ mod fence;
 mod history;
 mod identity;
 mod lsn;
+mod peer_fence;
 pub mod preparation;
+mod roles;
 mod session;
 mod state;
 mod store;
@@ -24,9 +26,11 @@ pub use applying::{Applying, TextValue, end_former_writers};
 pub use clients::{ClientPrograms, ProgramError, find_clients};
 pub use datastore::{DatastoreError, DatastoreFault};
 pub use fence::{FenceError, end_sessions, is_fenced, prove_fence, raise_fence, set_fence};
-pub use history::{Confirmation, Event, VerificationRecord};
+pub use history::{Confirmation, DrillRecord, Event, VerificationRecord};
 pub use identity::{IdentityError, differ_in_bucket, differ_in_server};
 pub use lsn::{Lsn, NoLsn};
+pub use peer_fence::{PeerFence, RaiseError};
+pub use roles::{FenceRecord, Promotion, Record, Transition, peers_record};
 pub(crate) use session::pipe;
 pub use session::{
     CopyIn, CopyRows, LocalSession, PeerSession, Session, Snapshot, quote_ident, quote_literal,

@@ -56,6 +56,10 @@ impl Session {
         }
     }
 
+    pub fn side(&self) -> Side {
+        self.side
+    }
+
     pub(super) fn client(&self) -> &Client {
         &self.client
     }
@@ -135,8 +139,13 @@ impl Deref for PeerSession {
 
 impl PeerSession {
     pub async fn open(to: &Datastore) -> Result<Self, DatastoreError> {
+        PeerSession::open_in(to, &to.database).await
+    }
+
+    /// In another database of the peer's server.
+    pub(super) async fn open_in(to: &Datastore, database: &str) -> Result<Self, DatastoreError> {
         Ok(PeerSession(
-            Session::open(Side::Peer, to, &to.database, true).await?,
+            Session::open(Side::Peer, to, database, true).await?,
         ))
     }
 
@@ -207,8 +216,17 @@ impl Deref for LocalSession {
 
 impl LocalSession {
     pub async fn open(to: &Datastore, database: &str) -> Result<Self, DatastoreError> {
+        LocalSession::open_on(Side::Local, to, database).await
+    }
+
+    /// For the two that may write on the peer: preparing it, and fencing it.
+    pub(super) async fn open_on(
+        side: Side,
+        to: &Datastore,
+        database: &str,
+    ) -> Result<Self, DatastoreError> {
         Ok(LocalSession(
-            Session::open(Side::Local, to, database, false).await?,
+            Session::open(side, to, database, false).await?,
         ))
     }
 

@@ -3,6 +3,7 @@
 //! It is a database of its own because `builder` gets renamed and dumped. Whatever must change together with the
 //! rename (facts of the copied point, replaced generation, bytes put in place) is written in the same transaction.
 
+use super::Side;
 use super::datastore::DatastoreError;
 use super::session::{LocalSession, quote_ident};
 use crate::config::Datastore;
@@ -10,7 +11,7 @@ use chrono::{DateTime, Utc};
 
 pub const DATABASE: &str = "warm_spare";
 /// Of the tables below; a newer one is refused.
-const FORMAT: i32 = 2;
+const FORMAT: i32 = 3;
 /// Key of the advisory lock: "warm" in ASCII.
 const LOCK_KEY: i64 = 0x7761_726d;
 const LOCK_TRIES: u32 = 15;
@@ -59,6 +60,8 @@ pub struct CopiedPoint {
     pub schema: String,
     /// The slot that goes on from here; empty: none does.
     pub slot: String,
+    /// The peer's own cluster id; empty: it keeps no state of ours.
+    pub peer_cluster: String,
 }
 
 /// Rows and content hash of one table, as the primary sent them.
@@ -80,14 +83,16 @@ pub struct Generation {
 #[derive(Debug, Clone)]
 pub struct ClusterRecord {
     pub id: String,
-    /// `spare`; None: this cluster was never told its role.
+    /// `spare` or `primary`; None: this cluster was never told its role.
     pub role: Option<String>,
     pub epoch: i64,
     pub since: DateTime<Utc>,
+    /// A spare that was a primary, before its first copy: what it has and its peer lacks is on record, and may go.
+    pub coming_back: bool,
 }
 
 pub struct State {
-    session: LocalSession,
+    pub(super) session: LocalSession,
 }
 
 /// Proof that this process is the one at work.
@@ -99,10 +104,15 @@ pub struct Lock {
 impl State {
     /// Opens the database, or makes it.
     pub async fn open(to: &Datastore) -> Result<State, StateError> {
-        if let Some(state) = State::open_existing(to).await? {
+        State::open_on(Side::Local, to).await
+    }
+
+    /// The same on either side: a peer that is fenced keeps the record of it there.
+    pub(super) async fn open_on(side: Side, to: &Datastore) -> Result<State, StateError> {
+        if let Some(state) = State::existing_on(side, to).await? {
             return Ok(state);
         }
-        let maintenance = LocalSession::open(to, "postgres").await?;
+        let maintenance = LocalSession::open_on(side, to, "postgres").await?;
         let sql = format!(
             "CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8'",
             quote_ident(DATABASE)
@@ -116,7 +126,7 @@ impl State {
             other => other?,
         }
         let state = State {
-            session: LocalSession::open(to, DATABASE).await?,
+            session: LocalSession::open_on(side, to, DATABASE).await?,
         };
         state.session.batch("making our tables", TABLES).await?;
         Ok(state)
@@ -124,7 +134,14 @@ impl State {
 
     /// Opens the database if it is there and complete.
     pub async fn open_existing(to: &Datastore) -> Result<Option<State>, StateError> {
-        let maintenance = LocalSession::open(to, "postgres").await?;
+        State::existing_on(Side::Local, to).await
+    }
+
+    pub(super) async fn existing_on(
+        side: Side,
+        to: &Datastore,
+    ) -> Result<Option<State>, StateError> {
+        let maintenance = LocalSession::open_on(side, to, "postgres").await?;
         let sql = "SELECT 1 FROM pg_catalog.pg_database WHERE datname = $1";
         let there = maintenance
             .query("looking for database warm_spare", sql, &[&DATABASE])
@@ -132,11 +149,11 @@ impl State {
         if there.is_empty() {
             return Ok(None);
         }
-        let session = LocalSession::open(to, DATABASE).await?;
+        let session = LocalSession::open_on(side, to, DATABASE).await?;
         let made = session
             .query_one(
                 "looking for our tables",
-                "SELECT to_regclass('public.retirement') IS NOT NULL",
+                "SELECT to_regclass('public.promotion') IS NOT NULL",
                 &[],
             )
             .await?;
@@ -212,18 +229,19 @@ impl State {
     }
 
     pub async fn cluster(&self) -> Result<ClusterRecord, StateError> {
-        let sql = "SELECT id, role, epoch, since FROM cluster";
+        let sql = "SELECT id, role, epoch, since, coming_back FROM cluster";
         let row = self.session.query_one("reading our role", sql, &[]).await?;
         Ok(ClusterRecord {
             id: row.get(0),
             role: row.get(1),
             epoch: row.get(2),
             since: row.get(3),
+            coming_back: row.get(4),
         })
     }
 
     pub async fn copied_point(&self) -> Result<Option<CopiedPoint>, StateError> {
-        let sql = "SELECT lsn, commit_time, system_id, timeline, transactions, server_started, sequences, schema, slot FROM copied";
+        let sql = "SELECT lsn, commit_time, system_id, timeline, transactions, server_started, sequences, schema, slot, peer_cluster FROM copied";
         let rows = self
             .session
             .query("reading the recovery point", sql, &[])
@@ -238,6 +256,7 @@ impl State {
             sequences: row.get(6),
             schema: row.get(7),
             slot: row.get(8),
+            peer_cluster: row.get(9),
         }))
     }
 
@@ -387,7 +406,7 @@ CREATE TABLE IF NOT EXISTS verification (
 INSERT INTO cluster (id, epoch, since)
     SELECT substr(md5(random()::text || clock_timestamp()::text), 1, 8), 0, now()
     WHERE NOT EXISTS (SELECT 1 FROM cluster);
-INSERT INTO meta (format, token) SELECT 2, 0 WHERE NOT EXISTS (SELECT 1 FROM meta);
+INSERT INTO meta (format, token) SELECT 3, 0 WHERE NOT EXISTS (SELECT 1 FROM meta);
 -- Of format 1, which knew no stream.
 ALTER TABLE replacement ADD COLUMN IF NOT EXISTS lsn text NOT NULL DEFAULT '';
 ALTER TABLE vanished ADD COLUMN IF NOT EXISTS lsn text NOT NULL DEFAULT '';
@@ -398,6 +417,63 @@ CREATE TABLE IF NOT EXISTS retirement (
     checksum text NOT NULL,
     since timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (key, checksum));
-UPDATE meta SET format = 2 WHERE format < 2;
+-- Of format 2, which knew no promotion.
+ALTER TABLE cluster ADD COLUMN IF NOT EXISTS coming_back boolean NOT NULL DEFAULT false;
+ALTER TABLE copied ADD COLUMN IF NOT EXISTS peer_cluster text NOT NULL DEFAULT '';
+ALTER TABLE transition
+    ADD COLUMN IF NOT EXISTS epoch bigint NOT NULL DEFAULT 0,
+    ADD COLUMN IF NOT EXISTS asked text NOT NULL DEFAULT '',
+    ADD COLUMN IF NOT EXISTS undone text;
+CREATE TABLE IF NOT EXISTS promotion (
+    epoch bigint PRIMARY KEY,
+    kind text NOT NULL,
+    time timestamptz NOT NULL DEFAULT now(),
+    lsn text NOT NULL,
+    commit_time timestamptz,
+    system_id text NOT NULL,
+    timeline int NOT NULL,
+    peer_cluster text NOT NULL,
+    slot text NOT NULL,
+    publication text NOT NULL,
+    peer_fenced boolean NOT NULL,
+    settled boolean NOT NULL);
+CREATE TABLE IF NOT EXISTS fence (
+    epoch bigint NOT NULL,
+    by_cluster text NOT NULL,
+    since timestamptz NOT NULL DEFAULT now(),
+    settled boolean NOT NULL);
+CREATE TABLE IF NOT EXISTS divergence (
+    epoch bigint PRIMARY KEY,
+    found timestamptz NOT NULL DEFAULT now(),
+    exact boolean NOT NULL,
+    reason text NOT NULL,
+    from_lsn text NOT NULL,
+    to_lsn text NOT NULL,
+    transactions bigint NOT NULL);
+CREATE TABLE IF NOT EXISTS diverged_row (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    epoch bigint NOT NULL,
+    table_name text NOT NULL,
+    change text NOT NULL,
+    old jsonb,
+    new jsonb);
+CREATE TABLE IF NOT EXISTS diverged_package (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    epoch bigint NOT NULL,
+    ident text NOT NULL,
+    target text NOT NULL,
+    checksum text NOT NULL,
+    class text NOT NULL,
+    key text NOT NULL,
+    their_checksum text);
+CREATE TABLE IF NOT EXISTS drill (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    time timestamptz NOT NULL DEFAULT now(),
+    ok boolean NOT NULL,
+    text text NOT NULL,
+    write_seconds float8,
+    answer_seconds float8);
+GRANT SELECT ON cluster, copied, confirmation, fence, promotion TO PUBLIC;
+UPDATE meta SET format = 3 WHERE format < 3;
 COMMIT;
 ";

@@ -27,7 +27,7 @@ pub async fn run(config: &Config, path: &Path, connect: bool, as_json: bool) -> 
 async fn look(config: &Config) -> Result<Facts, PassError> {
     may_work(config).await?;
     let id = existing_id(config).await?.unwrap_or_default();
-    check(config, &Ends::open(config).await?, &id).await
+    check(config, &Ends::open(config).await?, &id, false).await
 }
 
 fn print(config: &Config, path: &Path, facts: Option<&Facts>) {

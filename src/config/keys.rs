@@ -202,14 +202,10 @@ pub(super) const LOCAL_DEFAULTS: &[(&str, &str)] = &[
 /// Whoever builds a part deletes its lines here, and the mark in the reference. Until then such a key is refused, for
 /// a setting that is taken and does nothing is a promise broken in silence.
 pub(super) const NOT_BUILT: &[(&str, &[&str])] = &[
-    ("role", &["primary"]),
-    ("local.builder_keys_dir", ALL),
     ("local.s3.proxy", ALL),
     ("peer.s3.proxy", ALL),
     ("artifacts.mode", &["shared", "external"]),
     ("replication.direction", &["push"]),
-    ("takeover.drain_timeout", ALL),
-    ("takeover.fence_retry", ALL),
 ];
 
 const ALL: &[&str] = &[];

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use humantime::format_duration;
@@ -15,7 +15,8 @@ use super::keys::Key;
 use super::kind::Checked;
 use super::values::Values;
 use super::{
-    Config, ConfigError, Fuse, Http, LogFormat, Mode, Replication, Role, VerifyPlan, sides, syntax,
+    Config, ConfigError, Fuse, Http, LogFormat, Mode, Replication, Role, Takeover, VerifyPlan,
+    sides, syntax,
 };
 
 /// S3 takes no smaller part of an upload in parts (but for the last), and a copy holds one at a time.
@@ -207,6 +208,10 @@ fn assemble(values: &Values, local: super::Side, peer: super::Side) -> Result<Co
         quiet_until: values.time("quiet_until"),
         change: text("change"),
         site: text("site"),
+        builder_keys_dir: values
+            .text("local.builder_keys_dir")
+            .filter(|path| !path.is_empty())
+            .map(PathBuf::from),
         log_level: values
             .required("log_level")?
             .parse()
@@ -223,6 +228,10 @@ fn assemble(values: &Values, local: super::Side, peer: super::Side) -> Result<Co
             min_count: values.int("fuse.min_count")?,
             window: values.duration("fuse.window")?,
             approve: text("fuse.approve"),
+        },
+        takeover: Takeover {
+            drain_timeout: values.duration("takeover.drain_timeout")?,
+            fence_retry: values.duration("takeover.fence_retry")?,
         },
         verify: VerifyPlan {
             schedule: values.schedule("verify.schedule").cloned(),

@@ -44,12 +44,15 @@ pub struct Config {
     pub quiet_until: Option<DateTime<Utc>>,
     pub change: String,
     pub site: String,
+    /// Where the builder keys lie; None: not on this node.
+    pub builder_keys_dir: Option<PathBuf>,
     pub log_level: log::LevelFilter,
     pub log_format: LogFormat,
     pub local: Side,
     pub peer: Side,
     pub replication: Replication,
     pub fuse: Fuse,
+    pub takeover: Takeover,
     pub verify: VerifyPlan,
     pub http: Http,
 }
@@ -198,6 +201,15 @@ pub struct Fuse {
     pub window: Duration,
     /// Id of the one change let through.
     pub approve: String,
+}
+
+/// A change of roles.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Takeover {
+    /// For the fenced primary's last transactions to be applied.
+    pub drain_timeout: Duration,
+    /// Between two looks of a primary for its peer.
+    pub fence_retry: Duration,
 }
 
 /// When the spare is compared with what the primary sent.

@@ -1,7 +1,7 @@
 //! Health is freshness: green only when what should be so was seen lately. One function decides.
 
 use super::meter::Meter;
-use super::state::{HoldReason, State, Work};
+use super::state::{HoldReason, Standing, State, Work};
 use chrono::{DateTime, TimeDelta, Utc};
 use std::fmt;
 
@@ -81,7 +81,7 @@ impl Health {
 }
 
 /// Every code that a reason may bear, besides those of a hold.
-pub const CODES: [&str; 15] = [
+pub const CODES: [&str; 18] = [
     "starting",
     "first_baseline",
     "baseline_stalled",
@@ -96,7 +96,10 @@ pub const CODES: [&str; 15] = [
     "database_astray",
     "verify_differences",
     "verify_failed",
-    "primary",
+    "no_spare",
+    "old_primary_open",
+    "fenced",
+    "handover_undone",
 ];
 
 pub fn health(state: &State, meter: &Meter, now: DateTime<Utc>) -> Health {
@@ -117,18 +120,19 @@ pub fn health(state: &State, meter: &Meter, now: DateTime<Utc>) -> Health {
             of_verification(state, &mut found);
         }
         // Also while the first question to the primary has no answer yet.
+        Work::Fenced | Work::Primary => of_role(state, &mut found),
         _ if state.hold.is_none() && state.point.is_none() && state.baseline.is_none() => found
             .add(
                 Level::Unknown,
                 "starting",
                 "nothing is known yet".to_string(),
             ),
-        Work::Primary => found.add(
-            Level::Warning,
-            "primary",
-            "this cluster is the primary; whether a spare follows it is not known here".into(),
-        ),
-        _ => of_the_spare(state, meter, now, &mut found),
+        _ => {
+            of_the_spare(state, meter, now, &mut found);
+            if let Some(text) = &state.undone {
+                found.add(Level::Warning, "handover_undone", text.clone());
+            }
+        }
     }
     of_stores(state, &mut found);
     found.judge(state.settings.quiet_until.is_some_and(|until| now < until))
@@ -166,7 +170,16 @@ fn next_step(code: &str) -> &'static str {
             "rows and artifacts are copied again and verified once more by themselves; `warm-spare verify --deep --json` lists what stays"
         }
         "verify_failed" => "read what it says; it is tried again within the hour",
-        "primary" => "nothing, if it is meant to be the primary",
+        "no_spare" => "let the peer follow: set role = \"spare\" there, as docs/failback.md says",
+        "old_primary_open" => {
+            "make the old primary reachable from here, or stop Builder there; it is fenced as soon as it answers"
+        }
+        "fenced" => {
+            "set role = \"spare\" here to come back as the spare: docs/failback.md; Builder here is read-only until then"
+        }
+        "handover_undone" => {
+            "see what stood in the way, mend it, and apply role = \"primary\" with another change number: docs/failover.md"
+        }
         _ => "nothing",
     }
 }
@@ -278,6 +291,34 @@ fn of_the_spare(state: &State, meter: &Meter, now: DateTime<Utc>, found: &mut Fi
         }
     }
     of_verification(state, found);
+}
+
+fn of_role(state: &State, found: &mut Findings) {
+    if state.work == Work::Fenced {
+        let by = state.fenced_by.as_ref();
+        let by = by.map_or(String::new(), |(epoch, cluster)| {
+            format!(" by cluster {cluster} under epoch {epoch}")
+        });
+        let text = format!("this old primary is fenced{by}: its database is read-only");
+        found.add(Level::Critical, "fenced", text);
+        return;
+    }
+    match &state.standing {
+        Standing::Unknown => found.add(
+            Level::Unknown,
+            "starting",
+            "whether a spare follows is not known yet".into(),
+        ),
+        Standing::Followed => {}
+        Standing::Alone(why) => {
+            let text = format!("nobody could take over from this primary: {why}");
+            found.add(Level::Warning, "no_spare", text);
+        }
+        Standing::PeerOpen(why) => {
+            let text = format!("the old primary is not known to be fenced: {why}");
+            found.add(Level::Warning, "old_primary_open", text);
+        }
+    }
 }
 
 fn of_lag(state: &State, seconds: f64, found: &mut Findings) {
@@ -398,6 +439,7 @@ mod tests {
             sequences: String::new(),
             schema: String::new(),
             slot: String::new(),
+            peer_cluster: String::new(),
         });
         state
     }

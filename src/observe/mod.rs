@@ -17,8 +17,8 @@ pub use meter::Meter;
 pub use metrics::Counters;
 pub use progress::{Listener, Phase, Progress, Silent, Step};
 pub use state::{
-    Artifacts, Baseline, ConfigState, Held, Hold, HoldReason, Lag, Mode, Reach, Settings, Sighting,
-    State, StateName, Verified, Work,
+    Artifacts, Baseline, Check, ConfigState, Held, Hold, HoldReason, Lag, Mode, Preflight, Reach,
+    Settings, Sighting, Standing, State, StateName, Transition, Verdict, Verified, Work,
 };
 pub use status::Watched;
 pub use text::describe;

@@ -1,7 +1,9 @@
 //! The state of a service: plain facts, written by the service alone. What follows from them at some time (lag, health)
 //! is computed where it is asked for, so that it is true also when nothing happens.
 
-use crate::cluster::{Confirmation, CopiedPoint, Event, Generation, VerificationRecord};
+use crate::cluster::{
+    Confirmation, CopiedPoint, DrillRecord, Event, Generation, VerificationRecord,
+};
 use crate::config::{Config, Role};
 use chrono::{DateTime, TimeDelta, Utc};
 use std::collections::VecDeque;
@@ -51,6 +53,21 @@ pub struct State {
     pub verifying: bool,
     /// Why the verification that was due could not be finished.
     pub verification_error: Option<String>,
+    /// A change of role under way.
+    pub transition: Option<Transition>,
+    /// Why the last handover was undone, or refused.
+    pub undone: Option<String>,
+    /// A primary's place beside its peer.
+    pub standing: Standing,
+    /// What the peer says of itself.
+    pub peer_role: Option<String>,
+    pub peer_epoch: Option<i64>,
+    /// Under which epoch, and by which cluster, this one is fenced although it was no spare.
+    pub fenced_by: Option<(i64, String)>,
+    pub preflight: Option<Preflight>,
+    pub drill: Option<DrillRecord>,
+    /// Revisions of the builder keys in `local.builder_keys_dir`, the newest last.
+    pub builder_keys: Option<Vec<String>>,
     pub events: VecDeque<Event>,
 }
 
@@ -116,6 +133,68 @@ pub enum Work {
     Following,
     /// A recorded primary: nothing is copied to it.
     Primary,
+    /// An old primary whose place another cluster has taken: read-only.
+    Fenced,
+}
+
+/// A change of role under way, as its journal has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transition {
+    pub kind: String,
+    pub step: String,
+    /// Of the step, from 1, and how many there are.
+    pub number: usize,
+    pub of: usize,
+    pub started: DateTime<Utc>,
+}
+
+/// A primary's place beside its peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Standing {
+    /// Not asked yet.
+    Unknown,
+    /// The peer is its spare, and was complete lately.
+    Followed,
+    /// Nobody could take over; why.
+    Alone(String),
+    /// The old primary may still be written to; why it could not be fenced.
+    PeerOpen(String),
+}
+
+/// What a promotion would meet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Preflight {
+    pub time: DateTime<Utc>,
+    pub planned: Verdict,
+    pub unplanned: Verdict,
+    pub checks: Vec<Check>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verdict {
+    Ok,
+    Warn,
+    Refuse,
+}
+
+impl Verdict {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Verdict::Ok => "ok",
+            Verdict::Warn => "warn",
+            Verdict::Refuse => "refuse",
+        }
+    }
+}
+
+/// One thing that a promotion looks at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Check {
+    pub name: &'static str,
+    pub result: Verdict,
+    pub reason: String,
+    /// What an operator can do about it; empty, where nothing is to be done.
+    pub next_step: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,17 +204,21 @@ pub enum StateName {
     Baselining,
     Following,
     Holding,
+    Promoting,
     Primary,
+    Fenced,
 }
 
 impl StateName {
-    pub const ALL: [StateName; 6] = [
+    pub const ALL: [StateName; 8] = [
         StateName::Starting,
         StateName::Standby,
         StateName::Baselining,
         StateName::Following,
         StateName::Holding,
+        StateName::Promoting,
         StateName::Primary,
+        StateName::Fenced,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -145,7 +228,9 @@ impl StateName {
             StateName::Baselining => "baselining",
             StateName::Following => "following",
             StateName::Holding => "holding",
+            StateName::Promoting => "promoting",
             StateName::Primary => "primary",
+            StateName::Fenced => "fenced",
         }
     }
 }
@@ -178,12 +263,16 @@ pub enum HoldReason {
     SameServer,
     SameBucket,
     UnsupportedStore,
+    /// The peer is out of reach, or a check refuses: only force_epoch goes on.
+    ForceNeeded,
+    /// Both clusters are the primary.
+    TwoPrimaries,
     /// Anything else that a pass may end with; the detail says what.
     Failed,
 }
 
 impl HoldReason {
-    pub const ALL: [HoldReason; 15] = [
+    pub const ALL: [HoldReason; 17] = [
         HoldReason::RoleUnset,
         HoldReason::Config,
         HoldReason::LocalUnreachable,
@@ -198,6 +287,8 @@ impl HoldReason {
         HoldReason::SameServer,
         HoldReason::SameBucket,
         HoldReason::UnsupportedStore,
+        HoldReason::ForceNeeded,
+        HoldReason::TwoPrimaries,
         HoldReason::Failed,
     ];
 
@@ -217,6 +308,8 @@ impl HoldReason {
             HoldReason::SameServer => "same_server",
             HoldReason::SameBucket => "same_bucket",
             HoldReason::UnsupportedStore => "unsupported_store",
+            HoldReason::ForceNeeded => "force_needed",
+            HoldReason::TwoPrimaries => "two_primaries",
             HoldReason::Failed => "failed",
         }
     }
@@ -332,12 +425,25 @@ impl State {
             astray: false,
             verifying: false,
             verification_error: None,
+            transition: None,
+            undone: None,
+            standing: Standing::Unknown,
+            peer_role: None,
+            peer_epoch: None,
+            fenced_by: None,
+            preflight: None,
+            drill: None,
+            builder_keys: None,
             events: VecDeque::new(),
         }
     }
 
     pub fn name(&self) -> StateName {
         match self.work {
+            // It serves, or is read-only, whatever is asked of it besides.
+            Work::Fenced => StateName::Fenced,
+            _ if self.transition.is_some() => StateName::Promoting,
+            Work::Primary if !self.holds(HoldReason::TwoPrimaries) => StateName::Primary,
             _ if self.hold.is_some() => StateName::Holding,
             Work::Standby => StateName::Standby,
             Work::Primary => StateName::Primary,
@@ -345,6 +451,21 @@ impl State {
             Work::Following if self.point.is_some() => StateName::Following,
             _ => StateName::Starting,
         }
+    }
+
+    fn holds(&self, reason: HoldReason) -> bool {
+        self.hold.as_ref().is_some_and(|hold| hold.reason == reason)
+    }
+
+    /// The epoch that the next promotion here would take.
+    pub fn next_epoch(&self) -> Option<i64> {
+        let fenced = self.fenced_by.as_ref().map(|(epoch, _)| *epoch);
+        let known = [self.epoch, self.peer_epoch, fenced];
+        known
+            .into_iter()
+            .flatten()
+            .max()
+            .map(|epoch| epoch.max(1) + 1)
     }
 
     /// Now, minus the time at which the spare was last known to be complete, both by the primary's clock. It grows
@@ -402,6 +523,7 @@ mod tests {
             sequences: String::new(),
             schema: String::new(),
             slot: String::new(),
+            peer_cluster: String::new(),
         });
         state
     }

@@ -87,6 +87,8 @@ fn document(state: &State, meter: &Meter, now: DateTime<Utc>) -> Value {
             "wanted": wanted,
             "actual": state.role,
             "epoch": state.epoch,
+            // What force_epoch has to be for a promotion that a check refuses.
+            "next_epoch": state.next_epoch(),
             "since": state.role_since.map(time),
         },
         "state": state.name().as_str(),
@@ -123,10 +125,21 @@ fn document(state: &State, meter: &Meter, now: DateTime<Utc>) -> Value {
         "artifacts": artifacts(state),
         "local": local(state),
         "peer": peer(state),
-        "transition": null,
-        "preflight": null,
+        "transition": state.transition.as_ref().map(|transition| json!({
+            "kind": transition.kind,
+            "step": transition.step,
+            "number": transition.number,
+            "of": transition.of,
+            "started": time(transition.started),
+        })),
+        "preflight": preflight(state),
         "verification": verification(state),
-        "drill": null,
+        "drill": state.drill.as_ref().map(|drill| json!({
+            "time": time(drill.time),
+            "ok": drill.ok,
+            "rto_seconds": drill.answer_seconds.or(drill.write_seconds),
+            "text": drill.text,
+        })),
         "config": {
             "valid": state.config.error.is_none(),
             "errors": state.config.error.iter().collect::<Vec<_>>(),
@@ -174,7 +187,7 @@ fn artifacts(state: &State) -> Value {
 
 fn local(state: &State) -> Value {
     let mut document = side(&state.local, &state.settings.local);
-    document["builder_keys"] = Value::Null;
+    document["builder_keys"] = json!(state.builder_keys);
     document["generations"] = json!(state.generations.as_ref().map(|generations| {
         let generation = |g: &crate::cluster::Generation| {
             json!({ "name": g.name, "created": time(g.created), "pinned": g.pinned })
@@ -186,9 +199,8 @@ fn local(state: &State) -> Value {
 
 fn peer(state: &State) -> Value {
     let mut document = side(&state.peer, &state.settings.peer);
-    for unknown in ["role", "epoch"] {
-        document[unknown] = Value::Null;
-    }
+    document["role"] = json!(state.peer_role);
+    document["epoch"] = json!(state.peer_epoch);
     document["ours"] = json!(state.ours);
     document["orphans"] = json!(state.orphans);
     document["wal_held_bytes"] = json!(state.held.map(|held| held.bytes));
@@ -228,6 +240,23 @@ fn side(seen: &Sighting, addresses: &Addresses) -> Value {
             "source": known(addresses.s3_source),
         },
         "fenced": seen.fenced,
+    })
+}
+
+fn preflight(state: &State) -> Value {
+    let Some(found) = &state.preflight else {
+        return Value::Null;
+    };
+    json!({
+        "time": time(found.time),
+        "planned": found.planned.as_str(),
+        "unplanned": found.unplanned.as_str(),
+        "checks": found.checks.iter().map(|check| json!({
+            "name": check.name,
+            "result": check.result.as_str(),
+            "reason": check.reason,
+            "next_step": check.next_step,
+        })).collect::<Vec<_>>(),
     })
 }
 

@@ -282,6 +282,7 @@ impl Baseline<'_> {
             sequences: String::new(),
             schema: String::new(),
             slot: String::new(),
+            peer_cluster: self.facts.peer_cluster.clone(),
         })
     }
 

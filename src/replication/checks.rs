@@ -6,7 +6,7 @@ use super::mode::{self, Chosen};
 use super::pass::Ends;
 use crate::cluster::{
     ClientPrograms, LocalSession, PeerSession, Session, differ_in_bucket, differ_in_server,
-    find_clients,
+    find_clients, peers_record,
 };
 use crate::config::Config;
 use std::path::Path;
@@ -28,6 +28,9 @@ pub struct Facts {
     /// `CREATE DATABASE`'s options for the primary's encoding and locale.
     pub locale: String,
     pub system_id: String,
+    /// The peer's own cluster id, and its epoch; empty and 0, if it keeps no state of ours.
+    pub peer_cluster: String,
+    pub peer_epoch: i64,
     pub timeline: i32,
     pub server_started: String,
     pub database_bytes: i64,
@@ -36,12 +39,21 @@ pub struct Facts {
 }
 
 /// Looks at everything, the cheap and the telling first.
-pub async fn check(config: &Config, ends: &Ends, cluster_id: &str) -> Result<Facts, PassError> {
+/// `fenced_by_us`: the peer is read-only because of us, and is read to its end.
+pub async fn check(
+    config: &Config,
+    ends: &Ends,
+    cluster_id: &str,
+    fenced_by_us: bool,
+) -> Result<Facts, PassError> {
     let (local, peer) = (&ends.local, &ends.peer);
     let visible = has_database(local, &config.local.datastore.database).await?;
     two_ends(config, ends).await?;
     is_builder(peer).await?;
-    is_primary(peer).await?;
+    is_primary(peer, fenced_by_us).await?;
+    let record = peers_record(&config.peer.datastore)
+        .await?
+        .unwrap_or_default();
     let (local_major, peer_major) = (major(local).await?, major(peer).await?);
     versions_fit(peer_major, local_major)?;
     let clients = find_clients(peer_major, local_major).await?;
@@ -81,6 +93,8 @@ pub async fn check(config: &Config, ends: &Ends, cluster_id: &str) -> Result<Fac
             local_major,
         ),
         system_id: row.get(1),
+        peer_cluster: record.cluster_id,
+        peer_epoch: record.epoch,
         timeline: row.get(2),
         server_started: row.get(3),
         database_bytes,
@@ -115,7 +129,7 @@ async fn two_ends(config: &Config, ends: &Ends) -> Result<(), PassError> {
 }
 
 /// Before anything is asked of the peer.
-pub(super) async fn two_servers(
+pub async fn two_servers(
     config: &Config,
     local: &LocalSession,
     peer: &PeerSession,
@@ -178,7 +192,7 @@ fn versions_fit(primary: u32, spare: u32) -> Result<(), PassError> {
 }
 
 /// A spare's database is fenced; a copy of a copy, or of an old primary, is what exchanged ends would make.
-pub(super) async fn is_primary(peer: &PeerSession) -> Result<(), PassError> {
+pub(super) async fn is_primary(peer: &PeerSession, fenced_by_us: bool) -> Result<(), PassError> {
     let sql = "SELECT pg_is_in_recovery(), EXISTS (SELECT 1 FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase \
                WHERE d.datname = current_database() AND 'default_transaction_read_only=on' = ANY (s.setconfig))";
     let row = peer
@@ -191,7 +205,7 @@ pub(super) async fn is_primary(peer: &PeerSession) -> Result<(), PassError> {
             "let peer.datastore name the server that it follows".into(),
         ));
     }
-    if row.get(1) {
+    if row.get(1) && !fenced_by_us {
         return Err(PassError::Refused {
             rule: "peer_is_fenced",
             text: "the peer's database is read-only, as a spare's is: local and peer may be exchanged".into(),

@@ -2,9 +2,18 @@
 
 use super::stream::spool::SpoolError;
 use crate::cluster::{
-    DatastoreError, DatastoreFault, FenceError, IdentityError, ProgramError, Side, StateError,
-    StoreError, StoreFault,
+    DatastoreError, DatastoreFault, FenceError, IdentityError, ProgramError, RaiseError, Side,
+    StateError, StoreError, StoreFault,
 };
+
+impl From<RaiseError> for PassError {
+    fn from(error: RaiseError) -> Self {
+        match error {
+            RaiseError::State(error) => error.into(),
+            RaiseError::Fence(error) => error.into(),
+        }
+    }
+}
 
 #[derive(Debug, thiserror::Error)]
 pub enum PassError {
@@ -177,9 +186,9 @@ impl PassError {
             }
             PassError::Program(_)
             | PassError::State(_)
-            | PassError::Fence(_)
             | PassError::Scratch { .. }
             | PassError::Spool(_) => Some(Side::Local),
+            PassError::Fence(error) => Some(error.side()),
             PassError::Rewritten { .. }
             | PassError::InTheWay { .. }
             | PassError::Busy { .. }

@@ -28,7 +28,7 @@ mod traces;
 pub use artifacts::{RETIRED, Round, STAGED, Unavailable};
 pub use baseline::Copied;
 pub use both_sides::compare_both;
-pub use checks::{Facts, check, has_database};
+pub use checks::{Facts, check, has_database, two_servers};
 pub use choice::{Because, Choice, choose, is_extendable};
 pub use content::ContentHash;
 pub use courier::{Courier, Delivery};

@@ -40,6 +40,8 @@ pub struct Options {
     pub throttle: Option<Throttle>,
     /// Where the stream is laid down that does not fit into memory; None: among the temporary files.
     pub spool: Option<Arc<Path>>,
+    /// The peer is read-only because of us: this is the last pass before its spare is promoted.
+    pub fenced_by_us: bool,
 }
 
 #[derive(Debug)]
@@ -102,7 +104,7 @@ pub async fn sync(
         Some(held) => held.state.cluster().await?.id,
         None => existing_id(config).await?.unwrap_or_default(),
     };
-    let mut facts = checks::check(config, &ends, &cluster_id).await?;
+    let mut facts = checks::check(config, &ends, &cluster_id, options.fenced_by_us).await?;
     let Held {
         state,
         lock,
@@ -234,7 +236,8 @@ pub async fn may_work(config: &Config) -> Result<bool, PassError> {
     };
     match (config.role, recorded.as_deref()) {
         (Role::Spare, None) => Ok(false),
-        (Role::Spare | Role::Keep, Some("spare")) => Ok(true),
+        // Until it is promoted, a spare goes on as one.
+        (_, Some("spare")) => Ok(true),
         (Role::Keep, None) => Err(PassError::Refused {
             rule: "role_unset",
             text: "this cluster was never told its role, so nothing is done".into(),

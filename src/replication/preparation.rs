@@ -44,7 +44,7 @@ pub async fn prepare(
     may_work(config).await?;
     let (local, peer) = two_servers(config).await?;
     checks::is_builder(&peer).await?;
-    checks::is_primary(&peer).await?;
+    checks::is_primary(&peer, false).await?;
     let may_apply = may_apply(&local).await?;
     let state = State::open(&config.local.datastore).await?;
     let names = Names::of(&state.cluster().await?.id, &config.replication);

@@ -196,6 +196,11 @@ async fn rename(
         return Err(StateError::Superseded.into());
     }
     if let Some(generation) = &arrival.generation {
+        // What a spare that came back replaces is what it had as a primary.
+        let pinned = session
+            .query_one("reading our role", "SELECT coming_back FROM cluster", &[])
+            .await?
+            .get::<_, bool>(0);
         let sql = format!(
             "ALTER DATABASE {visible} RENAME TO {}",
             quote_ident(generation)
@@ -203,9 +208,9 @@ async fn rename(
         session
             .batch("renaming the replaced database", &sql)
             .await?;
-        let sql = "INSERT INTO generation (name) VALUES ($1)";
+        let sql = "INSERT INTO generation (name, pinned) VALUES ($1, $2)";
         session
-            .execute("remembering the generation", sql, &[generation])
+            .execute("remembering the generation", sql, &[generation, &pinned])
             .await?;
     }
     let sql = format!(
@@ -234,8 +239,8 @@ async fn remember(
         )
         .await?;
     let p = arrival.point;
-    let sql = "INSERT INTO copied (lsn, commit_time, system_id, timeline, transactions, server_started, sequences, schema, slot) \
-               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
+    let sql = "INSERT INTO copied (lsn, commit_time, system_id, timeline, transactions, server_started, sequences, schema, slot, peer_cluster) \
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)";
     session
         .execute(
             "remembering the recovery point",
@@ -250,6 +255,7 @@ async fn remember(
                 &p.sequences,
                 &p.schema,
                 &p.slot,
+                &p.peer_cluster,
             ],
         )
         .await?;
@@ -283,7 +289,7 @@ async fn remember(
             .await?;
     }
     // Somebody may have made this cluster the primary while we copied.
-    let sql = "UPDATE cluster SET role = 'spare', epoch = greatest(epoch, 1), \
+    let sql = "UPDATE cluster SET role = 'spare', epoch = greatest(epoch, 1), coming_back = false, \
                  since = CASE WHEN role = 'spare' THEN since ELSE now() END \
                WHERE coalesce(role, 'spare') = 'spare'";
     if session.execute("remembering our role", sql, &[]).await? != 1 {

@@ -324,6 +324,7 @@ impl<'a> Duties<'a> {
             throttle: Some(self.desk.throttle.clone()),
             baseline: self.rows_differ,
             spool: Some(self.tenure.data.clone()),
+            fenced_by_us: false,
         };
         let progress = self.desk.progress();
         let report = tokio::select! {

@@ -1,0 +1,80 @@
+//! The capability to fence the peer, and to take that back: the one way, beside preparing it, to write there.
+
+use super::fence::{clear_out, is_fenced, prove_fence};
+use super::session::{LocalSession, quote_ident, quote_literal};
+use super::state::State;
+use super::{DatastoreError, FenceError, Lsn, Side, StateError};
+use crate::config::Datastore;
+
+/// A session in the peer's own database `warm_spare`, which is made if it is not there.
+pub struct PeerFence {
+    state: State,
+    to: Datastore,
+}
+
+impl PeerFence {
+    pub async fn open(to: &Datastore) -> Result<PeerFence, StateError> {
+        Ok(PeerFence {
+            state: State::open_on(Side::Peer, to).await?,
+            to: to.clone(),
+        })
+    }
+
+    pub async fn cluster_id(&self) -> Result<String, StateError> {
+        Ok(self.state.cluster().await?.id)
+    }
+
+    /// Setting and record in one transaction; then every session from before is ended, and a plain one must fail to write.
+    pub async fn raise(&self, epoch: i64, by: &str, settled: bool) -> Result<(), RaiseError> {
+        let database = &self.to.database;
+        self.state
+            .record_fence(database, epoch, by, settled)
+            .await?;
+        let session = &self.state.session;
+        clear_out(session, database).await?;
+        Ok(prove_fence(session, &self.to, database).await?)
+    }
+
+    /// Whether our fence of that epoch stands there.
+    pub async fn stands(&self, epoch: i64, by: &str) -> Result<bool, StateError> {
+        let record = self.state.fence_record().await?;
+        let ours = record.is_some_and(|fence| fence.epoch == epoch && fence.by_cluster == by);
+        Ok(ours && is_fenced(&self.state.session, &self.to.database).await?)
+    }
+
+    /// False: no such fence of ours was there.
+    pub async fn withdraw(&self, epoch: i64, by: &str) -> Result<bool, StateError> {
+        self.state
+            .withdraw_fence(&self.to.database, epoch, by)
+            .await
+    }
+
+    /// A transaction of ours in the fenced database, the last that is to be followed: it has arrived when everything
+    /// before it has.
+    pub async fn mark(&self, epoch: i64) -> Result<Lsn, DatastoreError> {
+        let session = LocalSession::open_on(Side::Peer, &self.to, &self.to.database).await?;
+        let text = quote_literal(&format!("epoch {epoch}"));
+        let sql = format!("SELECT pg_logical_emit_message(true, 'warm_spare', {text})");
+        session.batch("writing the last message", &sql).await?;
+        let sql = "SELECT pg_current_wal_lsn()::text";
+        let row = session
+            .query_one("asking for the position", sql, &[])
+            .await?;
+        Ok(row.get::<_, String>(0).parse().unwrap_or_default())
+    }
+
+    pub async fn drop_publication(&self, name: &str) -> Result<(), DatastoreError> {
+        let session = LocalSession::open_on(Side::Peer, &self.to, &self.to.database).await?;
+        let sql = format!("DROP PUBLICATION IF EXISTS {}", quote_ident(name));
+        session.batch("dropping our publication", &sql).await
+    }
+}
+
+/// Raising it has both kinds of failure.
+#[derive(Debug, thiserror::Error)]
+pub enum RaiseError {
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error(transparent)]
+    Fence(#[from] FenceError),
+}

@@ -1,0 +1,401 @@
+//! The role on record: what this cluster is, since which epoch, and how it came to be so. What must be true together is
+//! written together: a promotion, its epoch and the lifted fence are one transaction.
+
+use super::fence::{fence_statement, lift_statement};
+use super::session::{LocalSession, PeerSession};
+use super::state::{DATABASE, Lock, State, StateError};
+use super::{DatastoreError, DatastoreFault};
+use crate::config::Datastore;
+use crate::killpoint;
+use chrono::{DateTime, Utc};
+
+/// How a cluster became a primary.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Promotion {
+    pub epoch: i64,
+    /// `switchover`: nothing was lost. `failover`: at the recovery point. `declared`: it was the primary all along.
+    /// `taken_back`: a fenced primary, by force.
+    pub kind: String,
+    pub time: DateTime<Utc>,
+    /// The recovery point at which it was promoted, and of which server; empty, where none was followed.
+    pub lsn: String,
+    pub commit_time: Option<DateTime<Utc>>,
+    pub system_id: String,
+    pub timeline: i32,
+    /// The old primary's own cluster id; empty: it keeps no state of ours.
+    pub peer_cluster: String,
+    /// Ours on the old primary.
+    pub slot: String,
+    pub publication: String,
+    /// The old primary was seen fenced under this epoch.
+    pub peer_fenced: bool,
+    /// Nothing is left to be done there.
+    pub settled: bool,
+}
+
+/// Why this cluster is fenced although it was no spare.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FenceRecord {
+    pub epoch: i64,
+    /// The cluster that took the epoch.
+    pub by_cluster: String,
+    pub since: DateTime<Utc>,
+    /// That cluster is the primary now; until then it may withdraw.
+    pub settled: bool,
+}
+
+/// A transition under way, as it stands in the journal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transition {
+    pub kind: String,
+    pub epoch: i64,
+    pub step: String,
+    pub started: DateTime<Utc>,
+    /// What of the configuration asked for it.
+    pub asked: String,
+    /// Why it was, or is to be, undone.
+    pub undone: Option<String>,
+}
+
+/// What a cluster says of itself, on its own server.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Record {
+    pub cluster_id: String,
+    pub role: Option<String>,
+    pub epoch: i64,
+    pub fence: Option<FenceRecord>,
+    /// The latest.
+    pub promotion: Option<Promotion>,
+    /// The server that its copy is from, and when that copy was last known to be complete.
+    pub copied_from: Option<String>,
+    pub confirmed: Option<DateTime<Utc>>,
+}
+
+const PROMOTION: &str = "SELECT epoch, kind, time, lsn, commit_time, system_id, timeline, peer_cluster, slot, publication, \
+     peer_fenced, settled FROM promotion ORDER BY epoch DESC LIMIT 1";
+const FENCE: &str =
+    "SELECT epoch, by_cluster, since, settled FROM fence ORDER BY epoch DESC LIMIT 1";
+
+fn promotion(row: &tokio_postgres::Row) -> Promotion {
+    Promotion {
+        epoch: row.get(0),
+        kind: row.get(1),
+        time: row.get(2),
+        lsn: row.get(3),
+        commit_time: row.get(4),
+        system_id: row.get(5),
+        timeline: row.get(6),
+        peer_cluster: row.get(7),
+        slot: row.get(8),
+        publication: row.get(9),
+        peer_fenced: row.get(10),
+        settled: row.get(11),
+    }
+}
+
+fn fence(row: &tokio_postgres::Row) -> FenceRecord {
+    FenceRecord {
+        epoch: row.get(0),
+        by_cluster: row.get(1),
+        since: row.get(2),
+        settled: row.get(3),
+    }
+}
+
+/// What the peer says of itself; None: it keeps no state of ours, or one of an older program.
+pub async fn peers_record(to: &Datastore) -> Result<Option<Record>, DatastoreError> {
+    let session = match PeerSession::open_in(to, DATABASE).await {
+        Ok(session) => session,
+        Err(error) if error.fault == DatastoreFault::NoDatabase => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let doing = "reading what the peer says of itself";
+    let sql = "SELECT to_regclass('public.promotion') IS NOT NULL";
+    if !session.query_one(doing, sql, &[]).await?.get::<_, bool>(0) {
+        return Ok(None);
+    }
+    let sql = "SELECT id, role, epoch, (SELECT system_id FROM copied), (SELECT time FROM confirmation) FROM cluster";
+    let row = session.query_one(doing, sql, &[]).await?;
+    Ok(Some(Record {
+        cluster_id: row.get(0),
+        role: row.get(1),
+        epoch: row.get(2),
+        fence: session.query(doing, FENCE, &[]).await?.first().map(fence),
+        promotion: session
+            .query(doing, PROMOTION, &[])
+            .await?
+            .first()
+            .map(promotion),
+        copied_from: row.get(3),
+        confirmed: row.get(4),
+    }))
+}
+
+impl State {
+    pub async fn fence_record(&self) -> Result<Option<FenceRecord>, StateError> {
+        let rows = self.session.query("reading the fence", FENCE, &[]).await?;
+        Ok(rows.first().map(fence))
+    }
+
+    /// The latest.
+    pub async fn promotion(&self) -> Result<Option<Promotion>, StateError> {
+        let doing = "reading the last promotion";
+        let rows = self.session.query(doing, PROMOTION, &[]).await?;
+        Ok(rows.first().map(promotion))
+    }
+
+    pub async fn transition(&self) -> Result<Option<Transition>, StateError> {
+        let sql = "SELECT kind, epoch, step, started, asked, undone FROM transition";
+        let rows = self.session.query("reading the journal", sql, &[]).await?;
+        Ok(rows.first().map(|row| Transition {
+            kind: row.get(0),
+            epoch: row.get(1),
+            step: row.get(2),
+            started: row.get(3),
+            asked: row.get(4),
+            undone: row.get(5),
+        }))
+    }
+
+    /// Durable before the step begins; only by whoever holds the lock.
+    pub async fn journal(&self, lock: Lock, entry: &Transition) -> Result<(), StateError> {
+        let sql = "WITH ours AS (SELECT 1 FROM meta WHERE token = $7), old AS (DELETE FROM transition) \
+                   INSERT INTO transition (kind, epoch, step, started, asked, undone) \
+                   SELECT $1, $2, $3, $4, $5, $6 FROM ours";
+        let written = self
+            .session
+            .execute(
+                "writing the journal",
+                sql,
+                &[
+                    &entry.kind,
+                    &entry.epoch,
+                    &entry.step,
+                    &entry.started,
+                    &entry.asked,
+                    &entry.undone,
+                    &lock.token,
+                ],
+            )
+            .await?;
+        match written {
+            1 => Ok(()),
+            _ => Err(StateError::Superseded),
+        }
+    }
+
+    pub async fn close_journal(&self) -> Result<(), StateError> {
+        let sql = "DELETE FROM transition";
+        Ok(self.session.batch("closing the journal", sql).await?)
+    }
+
+    /// The commit that makes this cluster the primary: role, epoch, history and the lifted fence of `database`. The
+    /// replaced database of before is kept for good: it is the last from before the promotion.
+    pub async fn promote(
+        &self,
+        lock: Lock,
+        database: &str,
+        by: &Promotion,
+        from_role: Option<&str>,
+    ) -> Result<(), StateError> {
+        let promoted = self.promote_within(lock, database, by, from_role).await;
+        if promoted.is_err() {
+            let _ = self
+                .session
+                .batch("giving the promotion up", "ROLLBACK")
+                .await;
+        }
+        promoted
+    }
+
+    async fn promote_within(
+        &self,
+        lock: Lock,
+        database: &str,
+        by: &Promotion,
+        from_role: Option<&str>,
+    ) -> Result<(), StateError> {
+        let session = &self.session;
+        begin_as_holder(session, lock).await?;
+        let sql = "UPDATE cluster SET role = 'primary', epoch = $1, since = now(), coming_back = false \
+                   WHERE role IS NOT DISTINCT FROM $2 AND epoch < $1";
+        let changed = session
+            .execute("recording the promotion", sql, &[&by.epoch, &from_role])
+            .await?;
+        if changed != 1 {
+            return Err(StateError::Superseded);
+        }
+        let sql = "INSERT INTO promotion (epoch, kind, lsn, commit_time, system_id, timeline, peer_cluster, slot, publication, \
+                     peer_fenced, settled) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)";
+        session
+            .execute(
+                "recording the promotion",
+                sql,
+                &[
+                    &by.epoch,
+                    &by.kind,
+                    &by.lsn,
+                    &by.commit_time,
+                    &by.system_id,
+                    &by.timeline,
+                    &by.peer_cluster,
+                    &by.slot,
+                    &by.publication,
+                    &by.peer_fenced,
+                    &by.settled,
+                ],
+            )
+            .await?;
+        let keep = "UPDATE generation SET pinned = true WHERE name = \
+                    (SELECT name FROM generation ORDER BY created DESC, name DESC LIMIT 1); DELETE FROM fence";
+        session.batch("recording the promotion", keep).await?;
+        let lift = lift_statement(database);
+        session.batch("lifting the fence", &lift).await?;
+        killpoint::reach("promote.before_commit");
+        session.batch("committing the promotion", "COMMIT").await?;
+        killpoint::reach("promote.after_commit");
+        Ok(())
+    }
+
+    /// A cluster that was the primary before anybody was told: nothing changes but that it is on record.
+    pub async fn declare_primary(&self, lock: Lock, epoch: i64) -> Result<(), StateError> {
+        let sql = "UPDATE cluster SET role = 'primary', epoch = $1, since = now() \
+                   WHERE role IS NULL AND EXISTS (SELECT 1 FROM meta WHERE token = $2)";
+        let changed = self
+            .session
+            .execute("recording our role", sql, &[&epoch, &lock.token])
+            .await?;
+        match changed {
+            1 => Ok(()),
+            _ => Err(StateError::Superseded),
+        }
+    }
+
+    /// A fenced primary becomes a spare; it stays fenced, and copies when its peer may be copied from.
+    pub async fn return_as_spare(&self, lock: Lock, epoch: i64) -> Result<(), StateError> {
+        let sql = "WITH ours AS (SELECT 1 FROM meta WHERE token = $2), gone AS (DELETE FROM fence), old AS (DELETE FROM copied) \
+                   UPDATE cluster SET role = 'spare', epoch = greatest(epoch, $1), since = now(), coming_back = true \
+                   WHERE EXISTS (SELECT 1 FROM ours)";
+        let changed = self
+            .session
+            .execute("recording our role", sql, &[&epoch, &lock.token])
+            .await?;
+        match changed {
+            1 => Ok(()),
+            _ => Err(StateError::Superseded),
+        }
+    }
+
+    pub async fn peer_was_fenced(&self, epoch: i64, settled: bool) -> Result<(), StateError> {
+        let sql =
+            "UPDATE promotion SET peer_fenced = true, settled = settled OR $2 WHERE epoch = $1";
+        self.session
+            .execute("recording the peer's fence", sql, &[&epoch, &settled])
+            .await?;
+        Ok(())
+    }
+
+    /// A spare knows the epoch of the primary that it follows, so that the next one is higher than both.
+    pub async fn heard_of_epoch(&self, epoch: i64) -> Result<(), StateError> {
+        let sql =
+            "UPDATE cluster SET epoch = greatest(epoch, $1) WHERE role = 'spare' AND epoch < $1";
+        self.session
+            .execute("recording the primary's epoch", sql, &[&epoch])
+            .await?;
+        Ok(())
+    }
+
+    /// The setting and the record of why, in one transaction.
+    pub async fn record_fence(
+        &self,
+        database: &str,
+        epoch: i64,
+        by_cluster: &str,
+        settled: bool,
+    ) -> Result<(), StateError> {
+        let recorded = async {
+            let session = &self.session;
+            session.batch("beginning the fence", "BEGIN").await?;
+            // A lower epoch does not take the place of a higher one.
+            let sql = "SELECT coalesce(max(epoch), 0) FROM fence";
+            let stands: i64 = session
+                .query_one("reading the fence", sql, &[])
+                .await?
+                .get(0);
+            if stands <= epoch {
+                let sql = "WITH old AS (DELETE FROM fence RETURNING *) \
+                           INSERT INTO fence (epoch, by_cluster, since, settled) \
+                           SELECT $1, $2, coalesce((SELECT min(since) FROM old WHERE epoch = $1), now()), \
+                             $3 OR coalesce((SELECT bool_or(settled) FROM old WHERE epoch = $1 AND by_cluster = $2), false)";
+                session
+                    .execute("recording the fence", sql, &[&epoch, &by_cluster, &settled])
+                    .await?;
+            }
+            let set = fence_statement(database);
+            session.batch("setting the fence", &set).await?;
+            session.batch("committing the fence", "COMMIT").await
+        };
+        self.or_roll_back(recorded.await).await
+    }
+
+    /// Takes back a fence that nobody was promoted under. One of another cluster, or of another epoch, stays.
+    pub async fn withdraw_fence(
+        &self,
+        database: &str,
+        epoch: i64,
+        by_cluster: &str,
+    ) -> Result<bool, StateError> {
+        let withdrawn = async {
+            let session = &self.session;
+            session.batch("beginning to withdraw", "BEGIN").await?;
+            let sql = "DELETE FROM fence WHERE epoch = $1 AND by_cluster = $2 AND NOT settled";
+            let found = session
+                .execute("withdrawing the fence", sql, &[&epoch, &by_cluster])
+                .await?;
+            if found > 0 {
+                let lift = lift_statement(database);
+                session.batch("lifting the fence", &lift).await?;
+            }
+            session.batch("committing the withdrawal", "COMMIT").await?;
+            Ok(found > 0)
+        };
+        self.or_roll_back(withdrawn.await).await
+    }
+
+    async fn or_roll_back<T>(&self, done: Result<T, DatastoreError>) -> Result<T, StateError> {
+        if done.is_err() {
+            let _ = self.session.batch("giving it up", "ROLLBACK").await;
+        }
+        Ok(done?)
+    }
+
+    /// Sets a spare's fence again, unless it has stopped being a spare: a promotion may be on its way.
+    pub async fn fence_if_spare(&self, database: &str) -> Result<bool, StateError> {
+        let fenced = async {
+            let session = &self.session;
+            session.batch("beginning the fence", "BEGIN").await?;
+            let sql = "SELECT role = 'spare' FROM cluster FOR SHARE";
+            let spare: Option<bool> = session
+                .query_one("reading our role", sql, &[])
+                .await?
+                .get(0);
+            if spare == Some(true) {
+                let set = fence_statement(database);
+                session.batch("setting the fence", &set).await?;
+            }
+            session.batch("committing the fence", "COMMIT").await?;
+            Ok(spare == Some(true))
+        };
+        self.or_roll_back(fenced.await).await
+    }
+}
+
+async fn begin_as_holder(session: &LocalSession, lock: Lock) -> Result<(), StateError> {
+    session.batch("beginning the promotion", "BEGIN").await?;
+    let sql = "SELECT token FROM meta FOR UPDATE";
+    let held = session.query_one("checking our token", sql, &[]).await?;
+    match held.get::<_, i64>(0) == lock.token {
+        true => Ok(()),
+        false => Err(StateError::Superseded),
+    }
+}

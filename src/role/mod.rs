@@ -1,0 +1,3 @@
+//! What a cluster is, and how it becomes another.
+//!
+//! Declared by configuration, converged on in steps that are journalled, and reversible until the new epoch is committed.
