@@ -21,9 +21,34 @@ pub const POINTS: &[&str] = &[
     "apply.after_commit",
     "confirm.before_commit",
     "retention.before_delete",
+    "switchover.preflight",
+    "switchover.fence",
+    "switchover.drain",
+    "switchover.compare",
+    "switchover.sequences",
+    "switchover.promote",
+    "failover.preflight",
+    "failover.fence",
+    "failover.drain",
+    "failover.sequences",
+    "failover.promote",
+    "failback.peer",
+    "failback.fence",
+    "failback.divergence",
+    "failback.release",
+    "failback.role",
+    "undo.begin",
     "promote.before_commit",
     "promote.after_commit",
 ];
+
+/// The point at which a step of a transition begins.
+pub fn step(kind: &str, step: &str) {
+    let name = format!("{kind}.{step}");
+    if let Some(point) = POINTS.iter().find(|point| **point == name) {
+        reach(point);
+    }
+}
 
 #[cfg(not(debug_assertions))]
 pub fn reach(_: &'static str) {}

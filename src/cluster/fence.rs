@@ -88,12 +88,21 @@ pub async fn raise_fence(
     database: &str,
 ) -> Result<(), FenceError> {
     set_fence(session, database).await?;
+    enforce_fence(session, local, database).await
+}
+
+/// The same, where the setting stands: sessions from before it may still be there, and may still write.
+pub async fn enforce_fence(
+    session: &LocalSession,
+    local: &Datastore,
+    database: &str,
+) -> Result<(), FenceError> {
     clear_out(session, database).await?;
     prove_fence(session, local, database).await
 }
 
 /// Ends every session from before the fence, and waits until none is left: only the new ones are held by it.
-pub(super) async fn clear_out(session: &LocalSession, database: &str) -> Result<(), FenceError> {
+async fn clear_out(session: &LocalSession, database: &str) -> Result<(), FenceError> {
     let sql = "SELECT clock_timestamp()";
     let since = session.query_one("asking for the time", sql, &[]).await?;
     let former = Former {

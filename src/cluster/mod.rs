@@ -25,7 +25,9 @@ mod walsender;
 pub use applying::{Applying, TextValue, end_former_writers};
 pub use clients::{ClientPrograms, ProgramError, find_clients};
 pub use datastore::{DatastoreError, DatastoreFault};
-pub use fence::{FenceError, end_sessions, is_fenced, prove_fence, raise_fence, set_fence};
+pub use fence::{
+    FenceError, end_sessions, enforce_fence, is_fenced, prove_fence, raise_fence, set_fence,
+};
 pub use history::{Confirmation, DrillRecord, Event, VerificationRecord};
 pub use identity::{IdentityError, differ_in_bucket, differ_in_server};
 pub use lsn::{Lsn, NoLsn};

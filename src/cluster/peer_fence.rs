@@ -1,6 +1,6 @@
 //! The capability to fence the peer, and to take that back: the one way, beside preparing it, to write there.
 
-use super::fence::{clear_out, is_fenced, prove_fence};
+use super::fence::{enforce_fence, is_fenced};
 use super::session::{LocalSession, quote_ident, quote_literal};
 use super::state::State;
 use super::{DatastoreError, FenceError, Lsn, Side, StateError};
@@ -31,8 +31,7 @@ impl PeerFence {
             .record_fence(database, epoch, by, settled)
             .await?;
         let session = &self.state.session;
-        clear_out(session, database).await?;
-        Ok(prove_fence(session, &self.to, database).await?)
+        Ok(enforce_fence(session, &self.to, database).await?)
     }
 
     /// Whether our fence of that epoch stands there.

@@ -2,7 +2,7 @@
 //! written together: a promotion, its epoch and the lifted fence are one transaction.
 
 use super::fence::{fence_statement, lift_statement};
-use super::session::{LocalSession, PeerSession};
+use super::session::{LocalSession, PeerSession, quote_literal};
 use super::state::{DATABASE, Lock, State, StateError};
 use super::{DatastoreError, DatastoreFault};
 use crate::config::Datastore;
@@ -369,24 +369,16 @@ impl State {
         Ok(done?)
     }
 
-    /// Sets a spare's fence again, unless it has stopped being a spare: a promotion may be on its way.
-    pub async fn fence_if_spare(&self, database: &str) -> Result<bool, StateError> {
-        let fenced = async {
-            let session = &self.session;
-            session.batch("beginning the fence", "BEGIN").await?;
-            let sql = "SELECT role = 'spare' FROM cluster FOR SHARE";
-            let spare: Option<bool> = session
-                .query_one("reading our role", sql, &[])
-                .await?
-                .get(0);
-            if spare == Some(true) {
-                let set = fence_statement(database);
-                session.batch("setting the fence", &set).await?;
-            }
-            session.batch("committing the fence", "COMMIT").await?;
-            Ok(spare == Some(true))
-        };
-        self.or_roll_back(fenced.await).await
+    /// Sets a spare's fence again, unless it has stopped being a spare: a promotion may be on its way. One statement, for
+    /// the session has other users.
+    pub async fn fence_if_spare(&self, database: &str) -> Result<(), StateError> {
+        let sql = format!(
+            "DO $$ BEGIN \
+               IF (SELECT role FROM cluster FOR SHARE) = 'spare' THEN EXECUTE {}; END IF; \
+             END $$",
+            quote_literal(&fence_statement(database))
+        );
+        Ok(self.session.batch("setting the fence", &sql).await?)
     }
 }
 

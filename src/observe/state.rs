@@ -292,6 +292,14 @@ impl HoldReason {
         HoldReason::Failed,
     ];
 
+    /// Not over because replication gets on.
+    pub fn stays(self) -> bool {
+        matches!(
+            self,
+            HoldReason::Config | HoldReason::Paused | HoldReason::ForceNeeded
+        )
+    }
+
     pub fn as_str(self) -> &'static str {
         match self {
             HoldReason::RoleUnset => "role_unset",

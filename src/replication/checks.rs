@@ -31,6 +31,8 @@ pub struct Facts {
     /// The peer's own cluster id, and its epoch; empty and 0, if it keeps no state of ours.
     pub peer_cluster: String,
     pub peer_epoch: i64,
+    /// The peer was promoted over this very server.
+    pub was_primary: bool,
     pub timeline: i32,
     pub server_started: String,
     pub database_bytes: i64,
@@ -95,6 +97,10 @@ pub async fn check(
         system_id: row.get(1),
         peer_cluster: record.cluster_id,
         peer_epoch: record.epoch,
+        was_primary: match record.promotion {
+            Some(promotion) => promotion.system_id == system_id(local).await?,
+            None => false,
+        },
         timeline: row.get(2),
         server_started: row.get(3),
         database_bytes,
@@ -213,6 +219,12 @@ pub(super) async fn is_primary(peer: &PeerSession, fenced_by_us: bool) -> Result
         });
     }
     Ok(())
+}
+
+pub async fn system_id(server: &Session) -> Result<String, PassError> {
+    let sql = "SELECT system_identifier::text FROM pg_control_system()";
+    let row = server.query_one("reading the system id", sql, &[]).await?;
+    Ok(row.get(0))
 }
 
 async fn major(server: &Session) -> Result<u32, PassError> {

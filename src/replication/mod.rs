@@ -28,7 +28,7 @@ mod traces;
 pub use artifacts::{RETIRED, Round, STAGED, Unavailable};
 pub use baseline::Copied;
 pub use both_sides::compare_both;
-pub use checks::{Facts, check, has_database, two_servers};
+pub use checks::{Facts, check, has_database, system_id, two_servers};
 pub use choice::{Because, Choice, choose, is_extendable};
 pub use content::ContentHash;
 pub use courier::{Courier, Delivery};
@@ -37,11 +37,11 @@ pub use inventory::{Inventory, InventoryError, UNSOUND};
 pub use look::{Look, Server, look};
 pub use mode::{Chosen, decide};
 pub use pass::{
-    Ends, Options, Outcome, Report, existing_id, may_work, mend, recovery_point, stands_at, sync,
-    unavailable, unavailable_here,
+    Ends, Options, Outcome, Report, WAS_PRIMARY, existing_id, may_work, mend, recovery_point,
+    stands_at, sync, unavailable, unavailable_here,
 };
 pub use preparation::{PATIENCE, Prepare, Release, prepare, release};
 pub use retention::{Swept, sweep};
 pub use retry::retry_unavailable;
-pub use tables::{Table, tables};
+pub use tables::{Table, newest_id, next_sequences, tables};
 pub use traces::{Traces, lift_the_fence, remove_traces, script as traces_script};

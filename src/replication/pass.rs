@@ -27,6 +27,8 @@ use std::time::Instant;
 
 /// Below this many artifacts left, the snapshot is taken; the rest is copied while it stands.
 const SMALL_REST: u64 = 50;
+/// The rule by which an old primary does not simply become a spare.
+pub const WAS_PRIMARY: &str = "was_primary";
 /// A primary that is uploaded to faster than we copy is not waited for without end.
 const ROUNDS_BEFORE: usize = 5;
 
@@ -105,6 +107,13 @@ pub async fn sync(
         None => existing_id(config).await?.unwrap_or_default(),
     };
     let mut facts = checks::check(config, &ends, &cluster_id, options.fenced_by_us).await?;
+    if !recorded && facts.was_primary {
+        return Err(PassError::Refused {
+            rule: WAS_PRIMARY,
+            text: "the peer was promoted over this very cluster: what only this one has is put on record before it is copied over".into(),
+            next_step: "let the service do it: load it here with role = \"spare\"".into(),
+        });
+    }
     let Held {
         state,
         lock,

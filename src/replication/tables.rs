@@ -8,6 +8,7 @@ use crate::cluster::{
 };
 use crate::config::Config;
 use crate::observe::Step;
+use chrono::{DateTime, Utc};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
@@ -298,6 +299,37 @@ pub async fn sequence_values(
         .await
         .map_err(|error| changed_in_form(error.into(), "its sequences"))?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// So much further than was last heard of: a failover does not know how far they went.
+const AHEAD: i64 = 1024;
+
+/// Moves every sequence of the local database ahead of what the primary may have given out unseen.
+pub async fn next_sequences(config: &Config) -> Result<(), PassError> {
+    let local = &config.local.datastore;
+    let inside = LocalSession::open(local, &local.database).await?;
+    let sql = "SELECT setval(format('%I.%I', schemaname, sequencename)::regclass, \
+                 least(coalesce(last_value, start_value) + $1 * increment_by, max_value)) \
+               FROM pg_sequences WHERE schemaname NOT IN ('information_schema', 'warm_spare') AND schemaname !~ '^pg_'";
+    inside
+        .query("moving the sequences ahead", sql, &[&AHEAD])
+        .await?;
+    Ok(())
+}
+
+/// Builder's ids are milliseconds since then, and some bits of a sequence.
+const IDS_BEGIN: i64 = 1_409_266_191_000;
+
+/// The time in the newest package's id; None: there is no package.
+pub async fn newest_id(config: &Config) -> Result<Option<DateTime<Utc>>, PassError> {
+    let local = &config.local.datastore;
+    let inside = LocalSession::open(local, &local.database).await?;
+    let sql = "SELECT max(id) FROM public.origin_packages";
+    let row = inside
+        .query_one("reading the newest package's id", sql, &[])
+        .await?;
+    let newest: Option<i64> = row.get(0);
+    Ok(newest.and_then(|id| DateTime::from_timestamp_millis((id >> 23) + IDS_BEGIN)))
 }
 
 #[cfg(test)]

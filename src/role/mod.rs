@@ -1,3 +1,17 @@
 //! What a cluster is, and how it becomes another.
 //!
 //! Declared by configuration, converged on in steps that are journalled, and reversible until the new epoch is committed.
+
+mod divergence;
+mod epoch;
+mod failback;
+mod handover;
+mod preflight;
+mod steps;
+mod watch;
+
+pub use epoch::{Ours, Stand, Theirs, decide};
+pub use failback::{come_back, fence_here};
+pub use handover::{Handover, Outcome, asked, is_asked_for, may_have_fenced};
+pub use steps::Told;
+pub use watch::{PeerSeen, look_at_peer, settle};

@@ -117,6 +117,17 @@ impl Desk {
 
     /// Shows why nothing is applied; an equal reason keeps its beginning.
     pub fn hold(&self, reason: HoldReason, detail: &str, next_step: &str, passing: bool) {
+        // What an operator asked for, and waits for an answer to, is not hidden by what passes.
+        if passing
+            && self.read(|state| {
+                state
+                    .hold
+                    .as_ref()
+                    .is_some_and(|hold| hold.reason == HoldReason::ForceNeeded)
+            })
+        {
+            return;
+        }
         let now = self.now();
         let mut begins = false;
         self.update(|state| {

@@ -2,10 +2,11 @@
 
 mod following;
 mod interrupts;
+mod takeover;
 mod verification;
 
 use super::complaint::Complaint;
-use super::guard::ask_store;
+use super::guard::{End, ask_store};
 use super::plan::{Next, Plan, Rules};
 use super::tenure::{Tenure, recall};
 use super::{Configs, Desk, next};
@@ -13,7 +14,7 @@ use crate::cluster::{ByteBudget, Confirmation, CopiedPoint, LocalStore, Side, St
 use crate::config::Config;
 use crate::observe::{Baseline, HoldReason};
 use crate::replication::{
-    Courier, Look, Options, Outcome, PassError, RETIRED, Report, STAGED, look, mend,
+    Courier, Look, Options, Outcome, PassError, RETIRED, Report, STAGED, WAS_PRIMARY, look, mend,
     retry_unavailable, sweep, sync,
 };
 use crate::verify::Verification;
@@ -52,6 +53,8 @@ pub struct Duties<'a> {
     retried: Arc<Mutex<Instant>>,
     /// When a failed verification is tried again.
     verify_again: Option<chrono::DateTime<chrono::Utc>>,
+    /// When a handover that was held, or could not be undone, is tried again.
+    handover_at: Option<chrono::DateTime<chrono::Utc>>,
 }
 
 impl<'a> Duties<'a> {
@@ -76,6 +79,7 @@ impl<'a> Duties<'a> {
             complaint: Complaint::new("replication works"),
             verification: None,
             verify_again: None,
+            handover_at: None,
             gaps: Vec::new(),
             retried: Arc::new(Mutex::new(Instant::now())),
             rows_differ: false,
@@ -95,7 +99,7 @@ impl<'a> Duties<'a> {
     }
 
     /// Works until the tenure must end, and says why.
-    pub async fn perform(mut self) -> PassError {
+    pub async fn perform(mut self) -> End {
         loop {
             let config = self.config();
             let same = self
@@ -105,14 +109,21 @@ impl<'a> Duties<'a> {
             if !same {
                 // What was refused may be allowed now; also when it came while something was being done.
                 self.plan.not_before = None;
+                self.handover_at = None;
                 self.complaint.begin_anew();
             }
             self.in_force = Some(config.clone());
             if let Err(error) = self.mend(&config).await {
                 if ends_tenure(&error) {
-                    return error;
+                    return End::Failed(error);
                 }
                 self.fail(&error);
+            }
+            match Box::pin(self.take_over(&config)).await {
+                Ok(true) => return End::RoleChanged,
+                Ok(false) => {}
+                Err(error) if ends_tenure(&error) => return End::Failed(error),
+                Err(error) => self.fail(&error),
             }
             let rules = Rules::of(&config);
             self.show_pause(&config, &rules);
@@ -139,7 +150,8 @@ impl<'a> Duties<'a> {
             };
             match done {
                 Ok(()) => {}
-                Err(error) if ends_tenure(&error) => return error,
+                Err(error) if ends_tenure(&error) => return End::Failed(error),
+                Err(error) if error.code() == WAS_PRIMARY => return End::WasPrimary,
                 Err(error) => {
                     self.failed_in_pass = due != Next::Look;
                     self.fail(&error);
@@ -162,7 +174,7 @@ impl<'a> Duties<'a> {
     }
 
     async fn rest(&mut self, until: chrono::DateTime<chrono::Utc>) {
-        let until = self.verify_again.map_or(until, |again| again.min(until));
+        let until = self.soonest(until);
         let clock = self.desk.clock.clone();
         tokio::select! {
             () = clock.sleep_until(until) => {}
@@ -176,6 +188,15 @@ impl<'a> Duties<'a> {
             self.verify_again = None;
             self.plan.verified = chrono::DateTime::UNIX_EPOCH;
         }
+    }
+
+    /// What is tried again by itself goes before what is due.
+    fn soonest(&self, until: chrono::DateTime<chrono::Utc>) -> chrono::DateTime<chrono::Utc> {
+        let again = [self.verify_again, self.handover_at];
+        again
+            .into_iter()
+            .flatten()
+            .fold(until, chrono::DateTime::min)
     }
 
     fn show_pause(&self, config: &Config, rules: &Rules) {
@@ -281,8 +302,7 @@ impl<'a> Duties<'a> {
     /// Nothing is wrong with replication any more.
     fn settled(&mut self) {
         self.complaint.over(self.desk.now());
-        self.desk
-            .release(|hold| !matches!(hold.reason, HoldReason::Config | HoldReason::Paused));
+        self.desk.release(|hold| !hold.reason.stays());
     }
 
     fn show_look(&self, found: &Look) {

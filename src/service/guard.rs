@@ -5,8 +5,8 @@ use super::Desk;
 use super::complaint::{Complaint, Pace};
 use super::tenure::Tenure;
 use crate::cluster::{
-    self, DatastoreError, DatastoreFault, PeerSession, Side, Store, StoreError, is_fenced,
-    prove_fence, raise_fence,
+    self, DatastoreError, DatastoreFault, PeerSession, Side, Store, StoreError, enforce_fence,
+    is_fenced, prove_fence,
 };
 use crate::config::{Config, S3};
 use crate::replication::{PassError, has_database};
@@ -25,6 +25,8 @@ const STORE_PATIENCE: Duration = Duration::from_secs(10);
 /// Why a tenure ended.
 pub enum End {
     RoleChanged,
+    /// It was to be copied over for the first time, and was the primary before its peer: it comes back.
+    WasPrimary,
     Failed(PassError),
 }
 
@@ -103,12 +105,17 @@ async fn look_once(desk: &Desk, tenure: &Tenure, proving: bool) -> Result<Found,
         match before {
             Some(true) if !proving => Ok(()),
             // Sessions from before the setting may still be there, and may still write.
-            Some(false) => raise_fence(session, local, &local.database).await,
+            Some(false) => enforce_fence(session, local, &local.database).await,
             _ => prove_fence(session, local, &local.database).await,
         }
     } else {
         desk.update(|state| state.local.fenced = Some(false));
-        let raised = raise_fence(session, local, &local.database).await;
+        // Unless it is the primary by now, at this very moment.
+        tenure.state.fence_if_spare(&local.database).await?;
+        if !is_fenced(session, &local.database).await? {
+            return Ok(Found { role, open: None });
+        }
+        let raised = enforce_fence(session, local, &local.database).await;
         if raised.is_ok() {
             let text = format!(
                 "the fence on {} had been lifted; it was set again",
@@ -135,7 +142,7 @@ async fn look_once(desk: &Desk, tenure: &Tenure, proving: bool) -> Result<Found,
 
 /// Our own bucket always; the peer's two stores only while a pass may not notice for a while that one is gone. Between
 /// passes they are asked when it is looked for changes.
-async fn keep_seeing(desk: &Desk, config: &Config) -> Infallible {
+pub async fn keep_seeing(desk: &Desk, config: &Config) -> Infallible {
     for look in 0_u32.. {
         desk.see_store(Side::Local, ask_store(Side::Local, &config.local.s3).await);
         let followed = desk.read(|state| state.mode.as_ref().is_some_and(|mode| mode.stream));

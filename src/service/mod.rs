@@ -9,6 +9,7 @@ mod desk;
 mod duties;
 mod guard;
 mod plan;
+mod primary;
 mod tenure;
 mod web;
 

@@ -3,10 +3,11 @@
 use super::complaint::Complaint;
 use super::duties::Duties;
 use super::guard::{self, End};
+use super::primary::Primary;
 use super::{Configs, Desk, next};
 use crate::cluster::{self, Lock, StateError};
 use crate::config::{Config, Role};
-use crate::observe::{Artifacts, HoldReason, Sighting, State, Verified, Work};
+use crate::observe::{Artifacts, HoldReason, Sighting, Standing, State, Verified, Work};
 use crate::replication::{PassError, stands_at, unavailable_here};
 use std::convert::Infallible;
 use std::path::Path;
@@ -26,9 +27,18 @@ pub struct Tenure {
 }
 
 enum Begun {
-    Working(Box<Tenure>),
+    Working(Box<Tenure>, Kind),
     /// Nothing may be done now; what that is called stands in the state.
     Idle,
+}
+
+/// What there is to be done on a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// It is a spare, or becomes one by its first copy.
+    Spare,
+    /// It is a primary, or was one.
+    Primary,
 }
 
 /// Works by the configuration in force; begins anew when it names another role or other servers.
@@ -64,20 +74,23 @@ fn forget_work(state: &mut State) {
     state.local.fenced = None;
     state.local.s3 = None;
     state.peer = Sighting::default();
+    state.transition = None;
+    state.undone = None;
+    state.standing = Standing::Unknown;
+    state.peer_role = None;
+    state.peer_epoch = None;
 }
 
-/// Waits for a configuration by which the tenure's own connections would be other ones.
+/// Waits for a configuration by which the tenure's own connections, or its kind, would be other ones.
 async fn other_ends(desk: &Desk, configs: &mut Configs, config: &Config) {
     loop {
         next(configs).await;
-        let spare = desk.read(|state| state.role.as_deref() == Some("spare"));
-        // To keep what is on record is no change: every later change of anything else drops the role again.
-        let role = |config: &Config| match config.role {
-            Role::Keep if spare => Role::Spare,
-            role => role,
-        };
+        let recorded = desk.read(|state| state.role.clone());
         let same = configs.borrow_and_update().as_ref().is_some_and(|new| {
-            role(new) == role(config) && new.local == config.local && new.peer == config.peer
+            // What is on record goes on as it is until it is converged on another role; whoever is at work sees to that.
+            (recorded.is_some() || new.role == config.role)
+                && new.local == config.local
+                && new.peer == config.peer
         });
         if !same {
             return;
@@ -92,18 +105,26 @@ async fn tenures(
     data: &Arc<Path>,
 ) -> Infallible {
     let mut complaint = Complaint::new("local: works");
+    let mut was_primary = false;
     loop {
-        let error = match begin(desk, &config, data).await {
+        // What is on record outlasts changes of the configuration that end nothing here.
+        let config = configs.borrow().clone().unwrap_or_else(|| config.clone());
+        let error = match begin(desk, &config, data, was_primary).await {
             Ok(Begun::Idle) => {
                 complaint.over(desk.now());
                 tokio::time::sleep(STANDBY_LOOK).await;
                 continue;
             }
-            Ok(Begun::Working(tenure)) => {
+            Ok(Begun::Working(tenure, kind)) => {
                 complaint.over(desk.now());
-                let end = Box::pin(serve(desk, &tenure, &configs)).await;
+                let end = Box::pin(serve(desk, &tenure, &configs, kind)).await;
                 desk.update(forget_work);
+                was_primary = matches!(end, End::WasPrimary);
                 match end {
+                    End::WasPrimary => {
+                        log::info!("local: the peer was promoted over this cluster; it comes back");
+                        continue;
+                    }
                     End::RoleChanged => {
                         log::info!("local: the role on record was changed");
                         continue;
@@ -124,61 +145,64 @@ async fn tenures(
     }
 }
 
-async fn serve(desk: &Desk, tenure: &Tenure, configs: &Configs) -> End {
+async fn serve(desk: &Desk, tenure: &Tenure, configs: &Configs, kind: Kind) -> End {
     desk.update(|state| {
         state.active = true;
-        state.work = Work::Following;
+        state.work = match kind {
+            Kind::Spare => Work::Following,
+            // Known when it has looked.
+            Kind::Primary => Work::Starting,
+        };
     });
     desk.see_datastore(cluster::Side::Local, None);
     desk.release(|hold| hold.passing || hold.reason == HoldReason::RoleUnset);
-    tokio::select! {
-        end = guard::keep(desk, tenure) => end,
-        error = Duties::new(desk, tenure, configs.clone()).perform() => End::Failed(error),
+    match kind {
+        Kind::Primary => Primary::new(desk, tenure, configs.clone()).perform().await,
+        Kind::Spare => tokio::select! {
+            end = guard::keep(desk, tenure) => end,
+            end = Duties::new(desk, tenure, configs.clone()).perform() => end,
+        },
+    }
+}
+
+/// What is to be done, by the wanted role and what is on record; None: nothing, for nobody ever said what this cluster is.
+fn kind(wanted: Role, recorded: Option<&str>, once_primary: bool) -> Option<Kind> {
+    match (wanted, recorded) {
+        (_, Some("spare")) => Some(Kind::Spare),
+        (_, Some(_)) | (Role::Primary, None) => Some(Kind::Primary),
+        (_, None) if once_primary => Some(Kind::Primary),
+        (Role::Spare, None) => Some(Kind::Spare),
+        (Role::Keep, None) => None,
     }
 }
 
 /// Reads what is on record, and takes the lock if there is something to be done.
-async fn begin(desk: &Desk, config: &Arc<Config>, data: &Arc<Path>) -> Result<Begun, PassError> {
+async fn begin(
+    desk: &Desk,
+    config: &Arc<Config>,
+    data: &Arc<Path>,
+    was_primary: bool,
+) -> Result<Begun, PassError> {
     let local = &config.local.datastore;
     let found = cluster::State::open_existing(local).await?;
-    let role = match &found {
+    let (role, fenced) = match &found {
         Some(state) => {
             recall(desk, config, state).await?;
-            desk.read(|state| state.role.clone())
+            let role = desk.read(|state| state.role.clone());
+            (role, state.fence_record().await?.is_some())
         }
-        None => None,
+        None => (None, false),
     };
     desk.see_datastore(cluster::Side::Local, None);
-    match (config.role, role.as_deref()) {
-        (Role::Spare, None) | (Role::Spare | Role::Keep, Some("spare")) => {}
-        (Role::Keep, None) => {
-            desk.hold(
-                HoldReason::RoleUnset,
-                "this cluster was never told its role, so nothing is done",
-                "set role = \"spare\" on the cluster that is to be the copy",
-                false,
-            );
-            return Ok(Begun::Idle);
-        }
-        (Role::Keep, Some("primary")) => {
-            desk.release(|hold| hold.reason != HoldReason::Config);
-            desk.update(|state| state.work = Work::Primary);
-            return Ok(Begun::Idle);
-        }
-        (_, recorded) => {
-            let detail = format!(
-                "this cluster is recorded as {}",
-                recorded.unwrap_or("nothing")
-            );
-            desk.hold(
-                HoldReason::Conflict,
-                &detail,
-                "only a spare is copied to: set role = \"keep\" here",
-                false,
-            );
-            return Ok(Begun::Idle);
-        }
-    }
+    let Some(kind) = kind(config.role, role.as_deref(), fenced || was_primary) else {
+        desk.hold(
+            HoldReason::RoleUnset,
+            "this cluster was never told its role, so nothing is done",
+            "set role = \"spare\" on the cluster that is to be the copy",
+            false,
+        );
+        return Ok(Begun::Idle);
+    };
     let state = match found {
         Some(state) => state,
         None => cluster::State::open(local).await?,
@@ -195,12 +219,13 @@ async fn begin(desk: &Desk, config: &Arc<Config>, data: &Arc<Path>) -> Result<Be
         log::info!("local: the working lock is free now; this warm-spare works");
     }
     recall(desk, config, &state).await?;
-    Ok(Begun::Working(Box::new(Tenure {
+    let tenure = Tenure {
         data: data.clone(),
         config: config.clone(),
         state,
         lock,
-    })))
+    };
+    Ok(Begun::Working(Box::new(tenure), kind))
 }
 
 fn standby(desk: &Desk) {
@@ -218,14 +243,18 @@ pub async fn recall(
     database: &cluster::State,
 ) -> Result<(), PassError> {
     let cluster = database.cluster().await?;
+    let fence = database.fence_record().await?;
+    let spare = cluster.role.as_deref() == Some("spare");
     let point = match database.copied_point().await? {
-        Some(copied) => Some(stands_at(config, copied).await?),
-        None => None,
+        // What a primary was once copied from is not where it stands.
+        Some(copied) if spare => Some(stands_at(config, copied).await?),
+        _ => None,
     };
     let confirmation = database.confirmation().await?;
     let generations = database.generations().await?;
     let bytes = database.generations_bytes().await?;
     let verified = database.last_verification().await?;
+    let drill = database.last_drill().await?;
     let (version, tls) = database.server().await?;
     let lacking = match &point {
         Some(_) => unavailable_here(config).await?,
@@ -237,7 +266,12 @@ pub async fn recall(
         state.epoch = Some(cluster.epoch);
         state.role_since = Some(cluster.since);
         state.point = point;
-        state.confirmation = confirmation.or(state.confirmation);
+        state.fenced_by = fence.map(|fence| (fence.epoch, fence.by_cluster));
+        state.drill = drill;
+        state.confirmation = match spare {
+            true => confirmation.or(state.confirmation),
+            false => None,
+        };
         state.generations = Some(generations);
         state.generations_bytes = Some(bytes);
         state.local.version = Some(version);

@@ -17,7 +17,7 @@ pub mod spool;
 mod target;
 
 use super::error::PassError;
-use crate::cluster::{Confirmation, WalSession, quote_literal};
+use crate::cluster::{Confirmation, LocalSession, WalSession, quote_literal};
 use crate::config::Datastore;
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,6 +48,18 @@ pub async fn drop_slot(peer: &Datastore, slot: &str) -> Result<(), PassError> {
         text: format!("slot {slot} on the primary is being read by another session"),
         next_step: "stop whoever reads it".into(),
     })
+}
+
+/// The same on our own server, for a slot by which the peer followed. `session` is one on the slot's database.
+pub async fn drop_slot_here(session: &LocalSession, slot: &str) -> Result<(), PassError> {
+    let doing = "dropping the peer's slot";
+    let sql = "SELECT pg_terminate_backend(active_pid, 5000) FROM pg_replication_slots \
+               WHERE slot_name = $1 AND active_pid IS NOT NULL";
+    session.query(doing, sql, &[&slot]).await?;
+    let sql =
+        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1";
+    session.query(doing, sql, &[&slot]).await?;
+    Ok(())
 }
 
 const DROP_TRIES: u32 = 50;

@@ -9,7 +9,7 @@ use super::{Duties, note_brought};
 use crate::cluster::preparation::Names;
 use crate::cluster::{Confirmation, LocalSession, Lsn, PeerSession, Side, State};
 use crate::config::{Config, Mode};
-use crate::observe::{Held, HoldReason, Mode as Shown};
+use crate::observe::{Held, Mode as Shown};
 use crate::replication::stream::{self, Applied, Follow, Followed, Gap, Seen, Told};
 use crate::replication::{Chosen, PassError, decide};
 use chrono::TimeDelta;
@@ -23,7 +23,7 @@ const GAPS_AT_ONCE: usize = 5;
 const GAPS_KEPT: Duration = Duration::from_secs(600);
 
 /// What the stream tells is put into the state at once; what must be written down is left to the chores.
-struct Ear {
+pub(super) struct Ear {
     desk: Desk,
     /// It gets on: something was applied, or nothing waits.
     gets_on: Notify,
@@ -33,6 +33,16 @@ struct Ear {
 }
 
 impl Ear {
+    pub(super) fn of(desk: &Desk) -> Arc<Ear> {
+        Arc::new(Ear {
+            desk: desk.clone(),
+            gets_on: Notify::new(),
+            told_so: AtomicBool::new(false),
+            lacking: Notify::new(),
+            confirmed: watch::Sender::new(None),
+        })
+    }
+
     /// Not when the server merely begins to send: what failed before would end and begin at every try.
     fn gets_on(&self) {
         if !self.told_so.swap(true, Ordering::Relaxed) {
@@ -86,9 +96,7 @@ impl Told for Ear {
             Some(error) => {
                 self.desk.hold_for(error);
             }
-            None => self
-                .desk
-                .release(|hold| !matches!(hold.reason, HoldReason::Config | HoldReason::Paused)),
+            None => self.desk.release(|hold| !hold.reason.stays()),
         }
     }
 
@@ -167,13 +175,7 @@ impl Duties<'_> {
         let tenure = self.tenure;
         let state = State::open(&config.local.datastore).await?;
         let courier = self.courier(config)?;
-        let ear = Arc::new(Ear {
-            desk: self.desk.clone(),
-            gets_on: Notify::new(),
-            told_so: AtomicBool::new(false),
-            lacking: Notify::new(),
-            confirmed: watch::Sender::new(None),
-        });
+        let ear = Ear::of(self.desk);
         let cluster = state.cluster().await?;
         let names = Names::of(&cluster.id, &config.replication);
         if names.slot != recorded.slot {
@@ -280,6 +282,7 @@ impl Duties<'_> {
         let peer = PeerSession::open(&config.peer.datastore).await?;
         let chosen = decide(config, &id.unwrap_or_default(), &local, &peer).await?;
         self.show_mode(&chosen);
+        self.hear_of_peer(config).await?;
         Ok(chosen.stream.is_some())
     }
 
@@ -369,7 +372,7 @@ impl Duties<'_> {
                 _ => now + TimeDelta::seconds(1),
             };
             let clock = self.desk.clock.clone();
-            let until = self.verify_again.map_or(until, |again| again.min(until));
+            let until = self.soonest(until);
             tokio::select! {
                 () = clock.sleep_until(until) => {}
                 () = next(&mut self.configs) => {
@@ -400,6 +403,9 @@ impl Duties<'_> {
             {
                 self.verify_again = None;
                 self.plan.verified = chrono::DateTime::UNIX_EPOCH;
+            }
+            if self.handover_at.is_some_and(|at| at <= self.desk.now()) {
+                return Ok("a handover is tried again");
             }
         }
     }

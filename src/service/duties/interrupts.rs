@@ -5,6 +5,7 @@ use super::super::{Configs, Desk, next};
 use crate::config::{Config, Replication};
 use crate::observe::Phase;
 use crate::replication::PassError;
+use crate::role::{asked, is_asked_for};
 use std::convert::Infallible;
 use std::time::Duration;
 
@@ -54,6 +55,9 @@ pub(super) async fn given_up(desk: &Desk, mut configs: Configs, begun: &Config) 
             Some(Phase::Replacements | Phase::Switch)
         );
         if let Some(current) = current.filter(|_| !late) {
+            if another_wish(&current, begun) {
+                return "another role is asked for";
+            }
             if Rules::of(&current).is_paused(desk.now()) {
                 return "paused";
             }
@@ -88,8 +92,15 @@ pub(super) fn another_stream(a: &Config, b: &Config) -> bool {
     let (a, b) = (settings(a), settings(b));
     a.replication != b.replication
         || a.fuse != b.fuse
+        || another_wish(&a, &b)
         || a.force_epoch != b.force_epoch
         || (a.paused, a.paused_until) != (b.paused, b.paused_until)
+}
+
+/// Whether a handover is asked for by one of them, and not, or otherwise, by the other.
+fn another_wish(a: &Config, b: &Config) -> bool {
+    let wish = |config: &Config| is_asked_for(config).then(|| asked(config));
+    wish(a) != wish(b)
 }
 
 fn same_for_a_pass(a: &Config, b: &Config) -> bool {

@@ -1,0 +1,121 @@
+//! The old primary comes back as the spare: fenced first, then what it has and its peer lacks is put on record, and only
+//! then is what would hold log for the peer removed, and the role changed. The copy itself is an ordinary one.
+
+use super::divergence;
+use super::steps::{Told, Walk};
+use super::watch::look_at_peer;
+use crate::cluster::{LocalSession, Lock, Promotion, Record, State, quote_ident, raise_fence};
+use crate::config::Config;
+use crate::replication::{PassError, has_database, stream};
+
+/// Each step may be done again, so after a kill all of it is; but what was read from a slot is not read again once the
+/// slot may be gone.
+pub async fn come_back(
+    config: &Config,
+    state: &State,
+    lock: Lock,
+    told: Told<'_>,
+) -> Result<(), PassError> {
+    let before = state.transition().await?;
+    let cluster = state.cluster().await?;
+    let peer = newer_primary(config, cluster.epoch, cluster.role.as_deref()).await?;
+    let promotion = peer.promotion.clone();
+    let mut walk = Walk::new(state, lock, told, "failback", (peer.epoch, ""));
+    let recorded = walk.was_at(before.as_ref(), "release");
+    if !recorded {
+        walk.step("peer").await?;
+        walk.step("fence").await?;
+        fence_here(config, state, peer.epoch, &peer.cluster_id).await?;
+        walk.step("divergence").await?;
+        if let Some(promotion) = &promotion {
+            let found = divergence::record(config, state, promotion).await?;
+            let text = format!(
+                "{} transactions of this cluster are not on the new primary ({} rows, {} packages): `warm-spare divergence`",
+                found.transactions, found.rows, found.packages
+            );
+            log::warn!("local: {text}");
+            state.event("divergence", &text, &config.change).await?;
+        }
+    }
+    walk.step("release").await?;
+    if let Some(promotion) = &promotion {
+        release(config, state, promotion, &peer.cluster_id).await?;
+    }
+    walk.step("role").await?;
+    state.return_as_spare(lock, peer.epoch).await?;
+    let text = format!("came back as the spare of epoch {}", peer.epoch);
+    state.event("failback", &text, &config.change).await?;
+    Ok(state.close_journal().await?)
+}
+
+/// A primary becomes a spare only of a newer one.
+async fn newer_primary(
+    config: &Config,
+    epoch: i64,
+    role: Option<&str>,
+) -> Result<Record, PassError> {
+    let seen = look_at_peer(config).await?;
+    let record = seen.theirs.record.unwrap_or_default();
+    let newer = record.role.as_deref() == Some("primary") && record.epoch > epoch;
+    if newer && !seen.theirs.fenced {
+        return Ok(record);
+    }
+    let is = match record.role.as_deref() {
+        Some(role) => format!("{role} of epoch {}", record.epoch),
+        None => "nothing on record".into(),
+    };
+    Err(PassError::Refused {
+        rule: "no_newer_primary",
+        text: format!(
+            "this cluster is {} of epoch {epoch}, and the peer is {is}{}: a primary becomes the spare only of a newer primary",
+            role.unwrap_or("nothing on record"),
+            if seen.theirs.fenced { ", read-only" } else { "" },
+        ),
+        next_step: "promote the peer first (role = \"primary\" there), or set role = \"keep\" here; to copy this cluster over although it is not older, see docs/failback.md".into(),
+    })
+}
+
+/// The setting and its record, every older session ended, and the proof.
+pub async fn fence_here(
+    config: &Config,
+    state: &State,
+    epoch: i64,
+    by: &str,
+) -> Result<(), PassError> {
+    let local = &config.local.datastore;
+    let session = state.session();
+    if !has_database(session, &local.database).await? {
+        return Ok(());
+    }
+    state.record_fence(&local.database, epoch, by, true).await?;
+    // Also where it stands: whoever set it may have been killed before older sessions were ended.
+    Ok(raise_fence(session, local, &local.database).await?)
+}
+
+/// What the new primary had made here while it followed. Of another name: made by hand, and left.
+async fn release(
+    config: &Config,
+    state: &State,
+    promotion: &Promotion,
+    peer_id: &str,
+) -> Result<(), PassError> {
+    let ours = format!("warm_spare_{peer_id}");
+    let local = &config.local.datastore;
+    if !has_database(state.session(), &local.database).await? {
+        return Ok(());
+    }
+    let inside = LocalSession::open(local, &local.database).await?;
+    if promotion.slot == ours {
+        stream::drop_slot_here(&inside, &promotion.slot).await?;
+    }
+    if promotion.publication == ours {
+        let sql = format!(
+            "DROP PUBLICATION IF EXISTS {}",
+            quote_ident(&promotion.publication)
+        );
+        inside
+            .batch("dropping the peer's publication", &sql)
+            .await?;
+    }
+    Ok(())
+}

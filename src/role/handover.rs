@@ -1,0 +1,513 @@
+//! A spare becomes the primary: planned (a switchover, nothing is lost) or not (a failover, at the recovery point).
+//!
+//! Both go the same way. What a switchover must have, a failover tries, for as long as an unplanned moment allows.
+
+use super::epoch::is_recorded;
+use super::preflight::{Purpose, preflight};
+use super::steps::Walk;
+use super::watch::{PeerSeen, another_server, look_at_peer};
+use crate::cluster::preparation::Names;
+use crate::cluster::{
+    CopiedPoint, LocalSession, Lock, Lsn, PeerFence, Promotion, State, Transition, end_sessions,
+};
+use crate::config::{Config, Role};
+use crate::killpoint;
+use crate::observe::{self, Check, Clock, Progress, Silent, Verdict};
+use crate::replication::stream::{self, Follow, Told as Heard};
+use crate::replication::{
+    Courier, Options, PassError, newest_id, next_sequences, stands_at, sync, unavailable_here,
+};
+use chrono::{DateTime, Utc};
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// For the peer of a failover to answer: when it is gone it may not even refuse.
+const UNPLANNED_PATIENCE: Duration = Duration::from_millis(400);
+/// For one that answers then to be fenced.
+const UNPLANNED_FENCE: Duration = Duration::from_secs(15);
+const PLANNED_PATIENCE: Duration = Duration::from_secs(10);
+/// A local clock that is behind by no more is waited for.
+const CLOCK_WAIT: Duration = Duration::from_secs(5);
+
+/// How a handover ended.
+#[derive(Debug)]
+pub enum Outcome {
+    Promoted,
+    /// Nothing was done: what stands in the way.
+    Held(PassError),
+    /// The primary is as it was; why it was not finished.
+    Undone(String),
+    /// The same, but its fence could not be withdrawn yet.
+    Undoing(String, PassError),
+}
+
+/// What of the configuration asks for a handover: another one is another wish.
+pub fn asked(config: &Config) -> String {
+    format!(
+        "force_epoch {} change {:?}",
+        config.force_epoch, config.change
+    )
+}
+
+pub struct Handover<'a> {
+    pub config: &'a Config,
+    pub state: &'a State,
+    pub lock: Lock,
+    pub courier: Courier,
+    pub spool: Arc<Path>,
+    pub clock: Clock,
+    pub told: Box<dyn Fn(observe::Transition) + Send + Sync>,
+    /// Hears of the stream while it is drained.
+    pub heard: Arc<dyn Heard>,
+    /// The one that is to be taken.
+    pub epoch: i64,
+}
+
+/// What was reached on the way.
+#[derive(Debug, Default, Clone, Copy)]
+struct Reached {
+    fenced: bool,
+    /// Everything that the primary had committed is here, and its sequences' values.
+    complete: bool,
+}
+
+impl Handover<'_> {
+    fn forced(&self) -> bool {
+        i64::try_from(self.config.force_epoch) == Ok(self.epoch)
+    }
+
+    pub async fn run(&self) -> Result<Outcome, PassError> {
+        let before = self.state.transition().await?;
+        let kind = match self.forced() {
+            true => "failover",
+            false => "switchover",
+        };
+        let asked = asked(self.config);
+        let mut walk = Walk::new(
+            self.state,
+            self.lock,
+            &*self.told,
+            kind,
+            (self.epoch, &asked),
+        );
+        // Of whatever kind: the process before may have been told otherwise.
+        let fenced_before = before.as_ref().is_some_and(may_have_fenced);
+        if let Some(before) = before.filter(|entry| entry.undone.is_none()) {
+            walk.entry.started = before.started;
+        }
+        // A fence that may stand stays on the journal until it is known not to.
+        if !fenced_before {
+            walk.step("preflight").await?;
+        }
+        let point = match self.ready().await {
+            Ok(point) => point,
+            Err(error) if fenced_before => return self.undo(walk, error.to_string()).await,
+            Err(error) => {
+                self.state.close_journal().await?;
+                return Ok(Outcome::Held(error));
+            }
+        };
+        let reached = match self.forced() {
+            true => self.unplanned(&mut walk, &point).await,
+            false => self.planned(&mut walk, &point).await,
+        };
+        let reached = match reached {
+            Ok(reached) => reached,
+            Err(error @ PassError::State(_))
+                if error.side() == Some(crate::cluster::Side::Local) =>
+            {
+                return Err(error);
+            }
+            Err(error) => {
+                let why = format!("{}: {error}", walk.entry.step);
+                return self.undo(walk, why).await;
+            }
+        };
+        walk.step("promote").await?;
+        self.promote(&point, reached).await?;
+        self.state.close_journal().await?;
+        Ok(Outcome::Promoted)
+    }
+
+    /// The promotion's checks, the same that `preflight` runs on any day.
+    async fn ready(&self) -> Result<CopiedPoint, PassError> {
+        let (purpose, patience) = match self.forced() {
+            true => (Purpose::Unplanned, UNPLANNED_PATIENCE),
+            false => (Purpose::Planned, PLANNED_PATIENCE),
+        };
+        let checks = preflight(self.config, purpose, patience).await;
+        let refused: Vec<&Check> = checks
+            .iter()
+            .filter(|check| check.result == Verdict::Refuse)
+            .collect();
+        if let Some(first) = refused.first() {
+            let all: Vec<String> = refused
+                .iter()
+                .map(|check| format!("{}: {}", check.name, check.reason))
+                .collect();
+            return Err(self.refusal(&all.join("; "), &first.next_step));
+        }
+        match self.state.copied_point().await? {
+            Some(copied) => stands_at(self.config, copied).await,
+            None => Err(self.refusal("nothing was copied yet", "wait for the first copy")),
+        }
+    }
+
+    fn refusal(&self, text: &str, next_step: &str) -> PassError {
+        let force = match self.forced() {
+            true => String::new(),
+            false => format!(
+                "; if the primary is lost, or this must be overridden, set force_epoch = {}",
+                self.epoch
+            ),
+        };
+        PassError::Refused {
+            rule: "force_needed",
+            text: format!("not promoted: {text}"),
+            next_step: format!("{next_step}{force}"),
+        }
+    }
+
+    /// Every step must succeed, or all of it is undone.
+    async fn planned(
+        &self,
+        walk: &mut Walk<'_>,
+        point: &CopiedPoint,
+    ) -> Result<Reached, PassError> {
+        let lacked = self.lacking().await?;
+        let seen = self.known_peer(point).await?;
+        walk.step("fence").await?;
+        let fence = self.raise().await?;
+        walk.step("drain").await?;
+        let limit = self.config.takeover.drain_timeout;
+        self.drain(&fence, point, limit).await?;
+        walk.step("compare").await?;
+        self.compare(point, &lacked).await?;
+        walk.step("sequences").await?;
+        self.exact_sequences(point).await?;
+        self.wait_for_clock().await?;
+        log::debug!("the peer was at PostgreSQL {}", seen.version);
+        Ok(Reached {
+            fenced: true,
+            complete: true,
+        })
+    }
+
+    /// What can be had is taken; what cannot be had does not stop it.
+    async fn unplanned(
+        &self,
+        walk: &mut Walk<'_>,
+        point: &CopiedPoint,
+    ) -> Result<Reached, PassError> {
+        let mut reached = Reached::default();
+        walk.step("fence").await?;
+        let fence = match self.fence_if_it_answers(point).await {
+            Ok(fence) => Some(fence),
+            Err(why) => {
+                log::warn!("the old primary is not fenced: {why}; it is as soon as it answers");
+                None
+            }
+        };
+        if let Some(fence) = fence {
+            reached.fenced = true;
+            walk.step("drain").await?;
+            let limit = self.config.takeover.drain_timeout;
+            let drained = async {
+                self.drain(&fence, point, limit).await?;
+                self.exact_sequences(point).await
+            };
+            match drained.await {
+                Ok(()) => reached.complete = true,
+                Err(error) => {
+                    log::warn!("not everything that the old primary has could be brought: {error}")
+                }
+            }
+        }
+        walk.step("sequences").await?;
+        if !reached.complete {
+            next_sequences(self.config).await?;
+        }
+        if let Err(error) = self.wait_for_clock().await {
+            log::warn!("{error}");
+        }
+        Ok(reached)
+    }
+
+    async fn fence_if_it_answers(&self, point: &CopiedPoint) -> Result<PeerFence, String> {
+        let seen = tokio::time::timeout(UNPLANNED_PATIENCE, self.known_peer(point));
+        let seen = seen.await.map_err(|_| "it does not answer".to_string())?;
+        seen.map_err(|error| error.to_string())?;
+        let raised = tokio::time::timeout(UNPLANNED_FENCE, self.raise());
+        let raised = raised.await.map_err(|_| "it takes too long".to_string())?;
+        raised.map_err(|error| error.to_string())
+    }
+
+    /// Only the server that was followed is ever fenced.
+    async fn known_peer(&self, point: &CopiedPoint) -> Result<PeerSeen, PassError> {
+        let seen = look_at_peer(self.config).await?;
+        let record = seen.theirs.record.clone().unwrap_or_default();
+        let followed = Promotion {
+            system_id: point.system_id.clone(),
+            peer_cluster: point.peer_cluster.clone(),
+            ..self.promotion(point, Reached::default())
+        };
+        if record.role.as_deref() == Some("spare") || !is_recorded(&followed, &seen.theirs, &record)
+        {
+            return Err(another_server());
+        }
+        Ok(seen)
+    }
+
+    async fn raise(&self) -> Result<PeerFence, PassError> {
+        let id = self.state.cluster().await?.id;
+        let fence = PeerFence::open(&self.config.peer.datastore).await?;
+        fence.raise(self.epoch, &id, false).await?;
+        Ok(fence)
+    }
+
+    /// Until a message that was written behind the fence has arrived, and with it everything before.
+    async fn drain(
+        &self,
+        fence: &PeerFence,
+        point: &CopiedPoint,
+        limit: Duration,
+    ) -> Result<(), PassError> {
+        if point.slot.is_empty() {
+            return self.last_copy().await;
+        }
+        let mark = fence.mark(self.epoch).await?;
+        let draining = Box::pin(self.follow_to(mark, point));
+        match tokio::time::timeout(limit, draining).await {
+            Ok(drained) => drained,
+            Err(_) => Err(PassError::Unfit {
+                check: "drain",
+                text: format!(
+                    "the last transactions of the primary were not applied within takeover.drain_timeout = {}",
+                    humantime::format_duration(limit)
+                ),
+                next_step: "see what the gate waits for, or raise takeover.drain_timeout".into(),
+            }),
+        }
+    }
+
+    async fn follow_to(&self, mark: Lsn, point: &CopiedPoint) -> Result<(), PassError> {
+        let id = self.state.cluster().await?.id;
+        let follow = Follow {
+            config: self.config,
+            state: self.state,
+            lock: self.lock,
+            courier: &self.courier,
+            names: Names::of(&id, &self.config.replication),
+            recorded: point.clone(),
+            database: &self.config.local.datastore.database,
+            incoming: false,
+            until: Some(mark),
+            told: self.heard.clone(),
+            spool: self.spool.clone(),
+            clock: self.clock.clone(),
+            retried: Arc::new(Mutex::new(Instant::now())),
+        };
+        match stream::follow(&follow).await {
+            Ok(_) => Ok(()),
+            Err(gap) => Err(gap.failure().unwrap_or_else(|gap| PassError::NotMet {
+                text: gap.to_string(),
+            })),
+        }
+    }
+
+    /// In snapshot mode: one more copy, of a primary that nobody writes to.
+    async fn last_copy(&self) -> Result<(), PassError> {
+        let options = Options {
+            lock: Some(self.lock),
+            throttle: Some(self.courier.throttle.clone()),
+            spool: Some(self.spool.clone()),
+            fenced_by_us: true,
+            ..Options::default()
+        };
+        let progress = Progress::new(Arc::new(Silent));
+        Box::pin(sync(self.config, options, &progress)).await?;
+        Ok(())
+    }
+
+    async fn lacking(&self) -> Result<HashSet<String>, PassError> {
+        let lacking = unavailable_here(self.config).await?.unwrap_or_default();
+        Ok(lacking.into_iter().map(|(key, _)| key).collect())
+    }
+
+    /// The tables have the form that was followed, and no row passed without its artifact just now.
+    async fn compare(
+        &self,
+        point: &CopiedPoint,
+        lacked: &HashSet<String>,
+    ) -> Result<(), PassError> {
+        let unfit = |text: String| PassError::Unfit {
+            check: "compare",
+            text,
+            next_step: "let the spare follow again, and hand over when it is complete".into(),
+        };
+        if !point.slot.is_empty() {
+            let seen = self.ask(point).await?;
+            if seen.schema != point.schema {
+                return Err(unfit("the form of the primary's tables has changed".into()));
+            }
+            if let Some(table) = seen.unpublished {
+                return Err(unfit(format!("table {table} is not in the publication")));
+            }
+            if !seen.fenced {
+                return Err(unfit("somebody lifted the primary's fence".into()));
+            }
+        }
+        let now = self.lacking().await?;
+        match now.difference(lacked).next() {
+            None => Ok(()),
+            Some(key) => Err(unfit(format!(
+                "{} artifacts could not be brought, for example {key}",
+                now.difference(lacked).count()
+            ))),
+        }
+    }
+
+    async fn ask(&self, point: &CopiedPoint) -> Result<stream::Seen, PassError> {
+        let id = self.state.cluster().await?.id;
+        let names = Names::of(&id, &self.config.replication);
+        stream::ask(self.config, &point.slot, &names.publication, &self.clock).await
+    }
+
+    /// A copy has them from its snapshot; the stream carries none.
+    async fn exact_sequences(&self, point: &CopiedPoint) -> Result<(), PassError> {
+        if point.slot.is_empty() {
+            return Ok(());
+        }
+        let seen = self.ask(point).await?;
+        let local = &self.config.local.datastore;
+        let inside = LocalSession::open(local, &local.database).await?;
+        for statement in &seen.sequences {
+            inside.batch("setting a sequence", statement).await?;
+        }
+        Ok(())
+    }
+
+    /// Ids are made of time: none may be given twice.
+    async fn wait_for_clock(&self) -> Result<(), PassError> {
+        let Some(newest) = newest_id(self.config).await? else {
+            return Ok(());
+        };
+        let ahead = |now: DateTime<Utc>| (newest - now).to_std().unwrap_or_default();
+        let wait = ahead(Utc::now());
+        if wait > CLOCK_WAIT {
+            return Err(PassError::Unfit {
+                check: "clocks",
+                text: format!(
+                    "this node's clock is {} behind the newest package id: ids are made of time, and would be given twice",
+                    humantime::format_duration(Duration::from_secs(wait.as_secs()))
+                ),
+                next_step: "set this node's clock".into(),
+            });
+        }
+        tokio::time::sleep(wait).await;
+        Ok(())
+    }
+
+    fn promotion(&self, point: &CopiedPoint, reached: Reached) -> Promotion {
+        let complete = reached.fenced && reached.complete;
+        Promotion {
+            epoch: self.epoch,
+            kind: if complete { "switchover" } else { "failover" }.into(),
+            time: self.clock.now(),
+            lsn: point.lsn.clone(),
+            commit_time: Some(point.commit_time),
+            system_id: point.system_id.clone(),
+            timeline: point.timeline,
+            peer_cluster: point.peer_cluster.clone(),
+            slot: point.slot.clone(),
+            publication: String::new(),
+            peer_fenced: reached.fenced,
+            settled: false,
+        }
+    }
+
+    /// The commit after which there is no way back but another promotion.
+    async fn promote(&self, before: &CopiedPoint, reached: Reached) -> Result<(), PassError> {
+        // Where it stands now, the last copy or transactions included.
+        let copied = self.state.copied_point().await?;
+        let point = match copied {
+            Some(copied) => stands_at(self.config, copied).await?,
+            None => before.clone(),
+        };
+        let id = self.state.cluster().await?.id;
+        let mut promotion = self.promotion(&point, reached);
+        if !point.slot.is_empty() {
+            promotion.publication = Names::of(&id, &self.config.replication).publication;
+        }
+        let database = &self.config.local.datastore.database;
+        self.state
+            .promote(self.lock, database, &promotion, Some("spare"))
+            .await?;
+        let text = format!(
+            "promoted by {} to epoch {} at {}, commit time {}",
+            promotion.kind, self.epoch, point.lsn, point.commit_time
+        );
+        log::warn!("local: {text}");
+        // Sessions from before stay read-only for as long as they live; whoever pools them connects anew.
+        if let Err(error) = end_sessions(self.state.session(), database).await {
+            log::warn!("{error}");
+        }
+        Ok(self
+            .state
+            .event("promotion", &text, &self.config.change)
+            .await?)
+    }
+
+    /// The primary may write again, and the spare follows as before.
+    async fn undo(&self, mut walk: Walk<'_>, why: String) -> Result<Outcome, PassError> {
+        walk.entry.undone = Some(why.clone());
+        walk.step("undo").await?;
+        self.undo_now(walk.entry).await
+    }
+
+    /// Also for what an earlier process had to leave.
+    pub async fn undo_now(&self, mut entry: Transition) -> Result<Outcome, PassError> {
+        killpoint::reach("undo.begin");
+        let why = entry.undone.clone().unwrap_or_else(|| {
+            "the process was ended, and the configuration does not ask for it any more".into()
+        });
+        entry.undone = Some(why.clone());
+        entry.step = "undo".into();
+        self.state.journal(self.lock, &entry).await?;
+        let id = self.state.cluster().await?.id;
+        let withdrawn = async {
+            let seen = look_at_peer(self.config).await?;
+            // Where no state of ours is, no fence of ours is.
+            if seen.theirs.record.is_none() {
+                return Ok(false);
+            }
+            let fence = PeerFence::open(&self.config.peer.datastore).await?;
+            Ok::<bool, PassError>(fence.withdraw(entry.epoch, &id).await?)
+        };
+        match withdrawn.await {
+            Ok(_) => {
+                entry.step = "undone".into();
+                self.state.journal(self.lock, &entry).await?;
+                let text = format!("{} undone: {why}", entry.kind);
+                log::warn!("{text}; the primary is as it was");
+                self.state
+                    .event("handover_undone", &text, &self.config.change)
+                    .await?;
+                Ok(Outcome::Undone(why))
+            }
+            Err(error) => Ok(Outcome::Undoing(why, error)),
+        }
+    }
+}
+
+/// Whether whoever left this entry may have fenced the peer by then.
+pub fn may_have_fenced(entry: &Transition) -> bool {
+    !matches!(entry.step.as_str(), "" | "preflight" | "undone") && entry.kind != "failback"
+}
+
+/// Whether the configuration asks for this cluster's promotion.
+pub fn is_asked_for(config: &Config) -> bool {
+    config.role == Role::Primary
+}

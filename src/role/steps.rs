@@ -1,0 +1,90 @@
+//! The steps of a transition: each is in the journal before it begins, shown, logged, and may be the last before a kill.
+
+use crate::cluster::{Lock, State, Transition};
+use crate::killpoint;
+use crate::observe;
+use crate::replication::PassError;
+use chrono::Utc;
+
+/// Hears of every step.
+pub type Told<'a> = &'a (dyn Fn(observe::Transition) + Send + Sync);
+
+pub const HANDOVER: &[&str] = &[
+    "preflight",
+    "fence",
+    "drain",
+    "compare",
+    "sequences",
+    "promote",
+    "settle",
+];
+pub const FAILBACK: &[&str] = &["peer", "fence", "divergence", "release", "role"];
+
+pub struct Walk<'a> {
+    pub state: &'a State,
+    pub lock: Lock,
+    pub told: Told<'a>,
+    pub entry: Transition,
+    pub steps: &'static [&'static str],
+}
+
+impl<'a> Walk<'a> {
+    pub fn new(
+        state: &'a State,
+        lock: Lock,
+        told: Told<'a>,
+        kind: &str,
+        (epoch, asked): (i64, &str),
+    ) -> Self {
+        Walk {
+            state,
+            lock,
+            told,
+            entry: Transition {
+                kind: kind.to_string(),
+                epoch,
+                step: String::new(),
+                started: Utc::now(),
+                asked: asked.to_string(),
+                undone: None,
+            },
+            steps: match kind {
+                "failback" => FAILBACK,
+                _ => HANDOVER,
+            },
+        }
+    }
+
+    pub async fn step(&mut self, name: &'static str) -> Result<(), PassError> {
+        self.entry.step = name.to_string();
+        self.state.journal(self.lock, &self.entry).await?;
+        let number = self.steps.iter().position(|step| *step == name);
+        let shown = observe::Transition {
+            kind: self.entry.kind.clone(),
+            step: name.to_string(),
+            number: number.map_or(0, |at| at + 1),
+            of: self.steps.len(),
+            started: self.entry.started,
+        };
+        log::info!(
+            "{}: step {} of {}: {name} (epoch {})",
+            shown.kind,
+            shown.number,
+            shown.of,
+            self.entry.epoch
+        );
+        (self.told)(shown);
+        killpoint::step(&self.entry.kind, name);
+        Ok(())
+    }
+
+    /// Whether the journal was left at that step or a later one.
+    pub fn was_at(&self, entry: Option<&Transition>, name: &str) -> bool {
+        let place = |step: &str| self.steps.iter().position(|known| *known == step);
+        entry.is_some_and(|entry| {
+            entry.kind == self.entry.kind
+                && entry.epoch == self.entry.epoch
+                && place(&entry.step) >= place(name)
+        })
+    }
+}

@@ -1,0 +1,79 @@
+//! A primary's look at its peer, and what is still to be done there after a promotion.
+
+use super::epoch::{Theirs, is_recorded};
+use crate::cluster::{LocalSession, PeerFence, PeerSession, Promotion, State, peers_record};
+use crate::config::Config;
+use crate::replication::{PassError, stream, two_servers};
+use chrono::{DateTime, Utc};
+
+/// The peer, and what its server says.
+#[derive(Debug, Clone)]
+pub struct PeerSeen {
+    pub theirs: Theirs,
+    pub version: String,
+    pub tls: bool,
+    /// By its own clock.
+    pub time: DateTime<Utc>,
+}
+
+/// Reads, and nothing else. An address that was moved to this very cluster is an error.
+pub async fn look_at_peer(config: &Config) -> Result<PeerSeen, PassError> {
+    let local = LocalSession::open(&config.local.datastore, "postgres").await?;
+    let peer = PeerSession::open(&config.peer.datastore).await?;
+    two_servers(config, &local, &peer).await?;
+    let sql = "SELECT (SELECT system_identifier::text FROM pg_control_system()), \
+                 EXISTS (SELECT 1 FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase \
+                   WHERE d.datname = current_database() AND s.setrole = 0 \
+                     AND 'default_transaction_read_only=on' = ANY (s.setconfig)), \
+                 current_setting('server_version'), \
+                 coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false), now()";
+    let row = peer.query_one("asking what the peer is", sql, &[]).await?;
+    Ok(PeerSeen {
+        theirs: Theirs {
+            system_id: row.get(0),
+            fenced: row.get(1),
+            record: peers_record(&config.peer.datastore).await?,
+        },
+        version: row.get(2),
+        tls: row.get(3),
+        time: row.get(4),
+    })
+}
+
+/// Fences the old primary for good. After a switchover nothing of it is missing here, so what is ours there is removed;
+/// after a failover its slot is the list of what was lost, and stays until it comes back.
+pub async fn settle(
+    config: &Config,
+    state: &State,
+    promotion: &Promotion,
+    seen: &PeerSeen,
+) -> Result<(), PassError> {
+    let record = seen.theirs.record.clone().unwrap_or_default();
+    if !is_recorded(promotion, &seen.theirs, &record) {
+        return Err(another_server());
+    }
+    let id = state.cluster().await?.id;
+    let peer = &config.peer.datastore;
+    let fence = PeerFence::open(peer).await?;
+    fence.raise(promotion.epoch, &id, true).await?;
+    state.peer_was_fenced(promotion.epoch, false).await?;
+    if promotion.kind == "switchover" {
+        // Of another name: made by hand, and not ours to remove.
+        let ours = format!("warm_spare_{id}");
+        if promotion.slot == ours {
+            stream::drop_slot(peer, &promotion.slot).await?;
+        }
+        if promotion.publication == ours {
+            fence.drop_publication(&promotion.publication).await?;
+        }
+    }
+    Ok(state.peer_was_fenced(promotion.epoch, true).await?)
+}
+
+pub fn another_server() -> PassError {
+    PassError::Refused {
+        rule: "another_server",
+        text: "the peer is not the server that was followed: only that one is ever fenced".into(),
+        next_step: "let peer.datastore name the old primary, or stop Builder there by hand".into(),
+    }
+}

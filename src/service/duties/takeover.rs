@@ -1,0 +1,161 @@
+//! What the configuration asks of a spare beyond following: to become the primary. And what an earlier process began.
+
+use super::Duties;
+use super::following::Ear;
+use crate::cluster::{State, Transition, peers_record};
+use crate::config::Config;
+use crate::observe::HoldReason;
+use crate::replication::PassError;
+use crate::role::{Handover, Outcome, asked, is_asked_for, may_have_fenced};
+use chrono::TimeDelta;
+use std::sync::Arc;
+
+/// What was held is tried again: what stood in the way may be over.
+const AGAIN: TimeDelta = TimeDelta::seconds(30);
+
+impl Duties<'_> {
+    /// True: this cluster is the primary now.
+    pub(super) async fn take_over(&mut self, config: &Arc<Config>) -> Result<bool, PassError> {
+        let spare = self
+            .desk
+            .read(|state| state.role.as_deref() == Some("spare"));
+        // Half replaced bytes come first.
+        if !spare || self.unsettled {
+            return Ok(false);
+        }
+        let entry = self.tenure.state.transition().await?;
+        let due = self.handover_at.is_none_or(|at| at <= self.desk.now());
+        if !is_asked_for(config) {
+            match entry {
+                Some(entry) if may_have_fenced(&entry) && due => self.undo(config, entry).await?,
+                Some(entry) if !may_have_fenced(&entry) => {
+                    self.tenure.state.close_journal().await?;
+                    self.nothing_asked();
+                }
+                _ => self.nothing_asked(),
+            }
+            return Ok(false);
+        }
+        // What was asked once, and undone, is not begun again by itself: it cost the primary its writers for a while.
+        if let Some(entry) = entry
+            .as_ref()
+            .filter(|entry| entry.undone.is_some() && entry.asked == asked(config))
+        {
+            let why = entry.undone.clone();
+            self.desk.update(|state| state.undone = why);
+            if may_have_fenced(entry) && due {
+                self.undo(config, entry.clone()).await?;
+            }
+            return Ok(false);
+        }
+        if !due {
+            return Ok(false);
+        }
+        self.hand_over(config).await
+    }
+
+    fn nothing_asked(&mut self) {
+        self.handover_at = None;
+        if self.desk.read(|state| state.undone.is_some()) {
+            self.desk.update(|state| state.undone = None);
+        }
+        self.desk
+            .release(|hold| hold.reason == HoldReason::ForceNeeded);
+    }
+
+    async fn hand_over(&mut self, config: &Arc<Config>) -> Result<bool, PassError> {
+        // The tenure's own session has other users, and this has transactions.
+        let state = State::open(&config.local.datastore).await?;
+        let outcome = match self.begin_handover(config, &state).await {
+            Ok(handover) => Box::pin(handover.run()).await,
+            Err(error) => Err(error),
+        };
+        self.ended(config, outcome?).await
+    }
+
+    async fn undo(&mut self, config: &Arc<Config>, entry: Transition) -> Result<(), PassError> {
+        let state = State::open(&config.local.datastore).await?;
+        let handover = self.begin_handover(config, &state).await?;
+        let outcome = Box::pin(handover.undo_now(entry)).await?;
+        drop(handover);
+        self.ended(config, outcome).await?;
+        Ok(())
+    }
+
+    async fn begin_handover<'s>(
+        &self,
+        config: &'s Arc<Config>,
+        state: &'s State,
+    ) -> Result<Handover<'s>, PassError> {
+        let desk = self.desk.clone();
+        let epoch = state.cluster().await?.epoch.max(1) + 1;
+        Ok(Handover {
+            config,
+            state,
+            lock: self.tenure.lock,
+            courier: self.courier(config)?,
+            spool: self.tenure.data.clone(),
+            clock: self.desk.clock.clone(),
+            told: Box::new(move |shown| desk.update(|state| state.transition = Some(shown))),
+            heard: Ear::of(self.desk),
+            epoch,
+        })
+    }
+
+    async fn ended(&mut self, config: &Arc<Config>, outcome: Outcome) -> Result<bool, PassError> {
+        self.desk.update(|state| state.transition = None);
+        let now = self.desk.now();
+        match outcome {
+            Outcome::Promoted => {
+                self.desk.update(|state| state.undone = None);
+                self.desk.release(|hold| hold.reason != HoldReason::Config);
+                return Ok(true);
+            }
+            Outcome::Held(error) => {
+                self.handover_at = Some(now + AGAIN);
+                let (text, next_step) = (error.to_string(), error.next_step());
+                let text = text.strip_prefix("force_needed: ").unwrap_or(&text);
+                log::warn!("{text}; next step: {next_step}");
+                self.desk
+                    .hold(HoldReason::ForceNeeded, text, &next_step, false);
+            }
+            Outcome::Undone(why) => {
+                self.handover_at = None;
+                self.desk.update(|state| state.undone = Some(why));
+                self.desk
+                    .release(|hold| hold.reason == HoldReason::ForceNeeded);
+            }
+            Outcome::Undoing(why, error) => {
+                let retry = TimeDelta::from_std(config.takeover.fence_retry);
+                self.handover_at = Some(now + retry.unwrap_or(AGAIN));
+                let text = format!(
+                    "the handover was given up ({why}), and the primary's fence cannot be withdrawn yet: {error}"
+                );
+                log::warn!("{text}");
+                let next_step = format!(
+                    "make the primary's datastore reachable: it is read-only until then; or, if it is lost, set force_epoch = {}",
+                    self.desk.read(|state| state.next_epoch()).unwrap_or(2)
+                );
+                self.desk
+                    .hold(HoldReason::ForceNeeded, &text, &next_step, false);
+                self.desk.update(|state| state.undone = Some(why));
+            }
+        }
+        self.desk.settle_events(&self.tenure.state).await;
+        Ok(false)
+    }
+
+    /// What the primary says of itself: its epoch is what the next one must be higher than.
+    pub(super) async fn hear_of_peer(&self, config: &Config) -> Result<(), PassError> {
+        let record = peers_record(&config.peer.datastore).await?;
+        let record = record.unwrap_or_default();
+        self.tenure.state.heard_of_epoch(record.epoch).await?;
+        let epoch = self.tenure.state.cluster().await?.epoch;
+        self.desk.update(|state| {
+            state.epoch = Some(epoch);
+            state.peer_role = record.role;
+            state.peer_epoch = (!record.cluster_id.is_empty()).then_some(record.epoch);
+        });
+        Ok(())
+    }
+}
