@@ -41,6 +41,13 @@ impl PeerFence {
         Ok(ours && is_fenced(&self.state.session, &self.to.database).await?)
     }
 
+    /// It stands, and its epoch is committed: there is nothing to withdraw any more.
+    pub async fn settle(&self, epoch: i64, by: &str) -> Result<(), StateError> {
+        self.state
+            .record_fence(&self.to.database, epoch, by, true)
+            .await
+    }
+
     /// False: no such fence of ours was there.
     pub async fn withdraw(&self, epoch: i64, by: &str) -> Result<bool, StateError> {
         self.state

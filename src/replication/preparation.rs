@@ -9,7 +9,7 @@ use crate::cluster::preparation::{
     plan_to_prepare, plan_to_release,
 };
 use crate::cluster::{LocalSession, PeerSession, State};
-use crate::config::Config;
+use crate::config::{Config, Role};
 use std::time::Duration;
 
 /// How long locks on Builder's tables are tried for.
@@ -41,7 +41,10 @@ pub async fn prepare(
     only_ask: bool,
     mut done: impl FnMut(&Step),
 ) -> Result<Prepare, PassError> {
-    may_work(config).await?;
+    // Declared is enough: an old primary has the new one prepared before it comes back.
+    if config.role != Role::Spare {
+        may_work(config).await?;
+    }
     let (local, peer) = two_servers(config).await?;
     checks::is_builder(&peer).await?;
     checks::is_primary(&peer, false).await?;

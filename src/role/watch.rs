@@ -55,7 +55,12 @@ pub async fn settle(
     let id = state.cluster().await?.id;
     let peer = &config.peer.datastore;
     let fence = PeerFence::open(peer).await?;
-    fence.raise(promotion.epoch, &id, true).await?;
+    // Raised to its end before: what is there now is read-only, and may stay.
+    if promotion.peer_fenced && fence.stands(promotion.epoch, &id).await? {
+        fence.settle(promotion.epoch, &id).await?;
+    } else {
+        fence.raise(promotion.epoch, &id, true).await?;
+    }
     state.peer_was_fenced(promotion.epoch, false).await?;
     if promotion.kind == "switchover" {
         // Of another name: made by hand, and not ours to remove.

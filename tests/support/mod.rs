@@ -13,6 +13,7 @@ pub mod minio;
 pub mod oracle;
 pub mod origins;
 pub mod packages;
+pub mod pair;
 pub mod plan_build;
 pub mod postgres;
 pub mod process;

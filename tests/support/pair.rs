@@ -1,0 +1,181 @@
+//! Two clusters of which either may be the primary, a service for each, and clients that follow whoever accepts writes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::sync::Mutex;
+use tokio::task::JoinSet;
+use tokio_postgres::Client;
+
+use super::follow::{logical, prepare, until_following};
+use super::process::server_dir;
+use super::service::SOON;
+use super::{Cluster, Factory, Postgres, Result, Service, Site, postgres, wait_until};
+
+/// `there`: A is the primary and B its spare. `back`: the other way round.
+pub struct Pair {
+    pub there: Site,
+    pub back: Site,
+}
+
+impl Pair {
+    /// Either can be followed; A is prepared, and holds some packages.
+    pub async fn start(name: &str) -> Result<Pair> {
+        Pair::with(name, logical()).await
+    }
+
+    pub async fn with(name: &str, primary: postgres::Builder) -> Result<Pair> {
+        let site = Site::builder(name).primary(primary).spare(logical());
+        let there = site.start().await?;
+        Factory::seeded().fill(&there.primary, 8).await?;
+        prepare(&there).await;
+        Pair::of(there)
+    }
+
+    pub fn of(there: Site) -> Result<Pair> {
+        let back = Site {
+            primary: there.spare.clone(),
+            spare: there.primary.clone(),
+            dir: server_dir("site-")?,
+            program: there.program.clone(),
+            environment: there.environment.clone(),
+        };
+        Ok(Pair { there, back })
+    }
+}
+
+pub const PROMOTE: &str = "role = \"primary\"";
+
+/// What an operator applies to have this one promoted although its peer is gone.
+pub fn forced(epoch: i64) -> String {
+    format!("role = \"primary\"\nforce_epoch = {epoch}")
+}
+
+/// Waits until it is the primary of that epoch.
+pub async fn until_primary(service: &Service<'_>, epoch: i64) -> Value {
+    service
+        .until(&format!("the primary of epoch {epoch}"), |status| {
+            status["state"] == "primary" && status["role"]["epoch"] == epoch
+        })
+        .await
+}
+
+/// Waits until a primary is known to be the only one, and its old one fenced.
+pub async fn until_settled(service: &Service<'_>) -> Value {
+    service
+        .until("the old primary is fenced", |status| {
+            status["peer"]["fenced"] == true
+        })
+        .await
+}
+
+/// The old primary's own service: comes back, and follows.
+pub async fn returned<'a>(back: &'a Site, extra: &str) -> Result<Service<'a>> {
+    back.write_config("");
+    prepare(back).await;
+    let service = Service::start(back, extra);
+    until_following(&service).await;
+    Ok(service)
+}
+
+/// A plain client's attempt.
+pub async fn write(cluster: &Cluster, name: &str) -> Result<()> {
+    insert(&cluster.conn().await?, name).await
+}
+
+async fn insert(client: &Client, name: &str) -> Result<()> {
+    let sql = "INSERT INTO accounts (name, email) VALUES ($1, $1)";
+    client.execute(sql, &[&name]).await?;
+    Ok(())
+}
+
+pub async fn is_writable(cluster: &Cluster) -> bool {
+    let Ok(client) = cluster.conn().await else {
+        return false;
+    };
+    let sql = "BEGIN; CREATE TABLE may_i (); ROLLBACK";
+    client.batch_execute(sql).await.is_ok()
+}
+
+/// Clients that write one row after the other, each acknowledged or not, and connect anew for ever: to the one, and when
+/// that refuses, to the other.
+pub struct Writers {
+    stop: Arc<AtomicBool>,
+    tasks: JoinSet<()>,
+    /// Which side acknowledged which row.
+    acknowledged: Arc<Mutex<BTreeMap<String, usize>>>,
+}
+
+impl Writers {
+    pub fn start(sides: [&Cluster; 2], number: usize) -> Writers {
+        let stop = Arc::new(AtomicBool::new(false));
+        let acknowledged = Arc::new(Mutex::new(BTreeMap::new()));
+        let mut tasks = JoinSet::new();
+        for writer in 0..number {
+            let sides = sides.map(Clone::clone);
+            let (stop, acknowledged) = (stop.clone(), acknowledged.clone());
+            tasks.spawn(async move {
+                let (mut side, mut row) = (0, 0);
+                while !stop.load(Ordering::Relaxed) {
+                    let Ok(client) = sides[side].conn().await else {
+                        side = 1 - side;
+                        tokio::time::sleep(Duration::from_millis(2)).await;
+                        continue;
+                    };
+                    loop {
+                        row += 1;
+                        let name = format!("writer-{writer}-{row}");
+                        if stop.load(Ordering::Relaxed) || insert(&client, &name).await.is_err() {
+                            break;
+                        }
+                        acknowledged.lock().await.insert(name, side);
+                        tokio::time::sleep(Duration::from_millis(1)).await;
+                    }
+                    side = 1 - side;
+                }
+            });
+        }
+        Writers {
+            stop,
+            tasks,
+            acknowledged,
+        }
+    }
+
+    /// Waits until that side has acknowledged so many more.
+    pub async fn until_written(&self, side: usize, more: usize) {
+        let count = async || {
+            let acknowledged = self.acknowledged.lock().await;
+            acknowledged.values().filter(|by| **by == side).count()
+        };
+        let before = count().await;
+        wait_until("writes are acknowledged", SOON, || async {
+            match count().await {
+                found if found >= before + more => Ok(()),
+                found => Err(format!("{found} of side {side}").into()),
+            }
+        })
+        .await;
+    }
+
+    /// Every row with the side that acknowledged it.
+    pub async fn stop(mut self) -> BTreeMap<String, usize> {
+        self.stop.store(true, Ordering::Relaxed);
+        while self.tasks.join_next().await.is_some() {}
+        std::mem::take(&mut *self.acknowledged.lock().await)
+    }
+}
+
+/// The acknowledged rows that a cluster lacks.
+pub async fn lost(
+    cluster: &Cluster,
+    acknowledged: &BTreeMap<String, usize>,
+) -> Result<Vec<String>> {
+    let names: Vec<&str> = acknowledged.keys().map(String::as_str).collect();
+    let sql = "SELECT n FROM unnest($1::text[]) n WHERE NOT EXISTS (SELECT FROM accounts WHERE name = n)";
+    let rows = cluster.conn().await?.query(sql, &[&names]).await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
