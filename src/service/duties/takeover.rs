@@ -26,15 +26,7 @@ impl Duties<'_> {
         let entry = self.tenure.state.transition().await?;
         let due = self.handover_at.is_none_or(|at| at <= self.desk.now());
         if !is_asked_for(config) {
-            match entry {
-                Some(entry) if may_have_fenced(&entry) && due => self.undo(config, entry).await?,
-                Some(entry) if !may_have_fenced(&entry) => {
-                    self.tenure.state.close_journal().await?;
-                    self.nothing_asked();
-                }
-                _ => self.nothing_asked(),
-            }
-            return Ok(false);
+            return self.not_asked(config, entry, due).await;
         }
         // What was asked once, and undone, is not begun again by itself: it cost the primary its writers for a while.
         if let Some(entry) = entry
@@ -52,6 +44,28 @@ impl Duties<'_> {
             return Ok(false);
         }
         self.hand_over(config).await
+    }
+
+    /// Undoes what was begun, and forgets it: asked for once more, it is a new wish.
+    async fn not_asked(
+        &mut self,
+        config: &Arc<Config>,
+        entry: Option<Transition>,
+        due: bool,
+    ) -> Result<bool, PassError> {
+        if let Some(entry) = entry {
+            if may_have_fenced(&entry) {
+                if due {
+                    self.undo(config, entry).await?;
+                }
+                if self.handover_at.is_some() {
+                    return Ok(false);
+                }
+            }
+            self.tenure.state.close_journal().await?;
+        }
+        self.nothing_asked();
+        Ok(false)
     }
 
     fn nothing_asked(&mut self) {
