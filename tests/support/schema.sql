@@ -34,7 +34,7 @@ CREATE SEQUENCE origin_secrets_id_seq;
 
 -- Ids are made of time: milliseconds since August 2014, then ten bits of a sequence, then thirteen bits of nothing.
 CREATE FUNCTION milliseconds_of_builder_v1() RETURNS int8 LANGUAGE sql VOLATILE AS
-$$ SELECT floor(extract(epoch FROM clock_timestamp() - timestamptz '2014-08-28 00:00:00+00') * 1000)::int8 $$;
+$$ SELECT floor(extract(epoch FROM clock_timestamp() - timestamptz '2014-08-28 22:49:51+00') * 1000)::int8 $$;
 
 CREATE FUNCTION next_id_v1(counter regclass) RETURNS int8 LANGUAGE plpgsql VOLATILE AS $$
 BEGIN
