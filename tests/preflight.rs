@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 use support::builder_keys::BuilderKey;
-use support::follow::prepared;
+use support::follow::{prepared, tamper};
 use support::{Factory, Output, Result, Site, site};
 
 const USED: &str = "20240101000000";
@@ -97,6 +97,12 @@ async fn a_good_spare_may_be_promoted_and_each_key_that_is_wrong_is_named() -> R
         "{text}"
     );
 
+    let mut took = Vec::new();
+    for _ in 0..5 {
+        took.push(ask(&site, "planned").await.took);
+    }
+    println!("preflight took {took:?}");
+
     let other = BuilderKey::new(NEWER);
     other.write(&keys_dir(&site))?;
     let found = preflight(&site, "unplanned").await;
@@ -173,8 +179,64 @@ async fn a_lowered_fence_a_lost_bucket_and_a_silent_peer_are_each_named() -> Res
     Ok(())
 }
 
+/// As our own database on the spare would have it.
+async fn remember(site: &Site, sql: &str) -> Result<()> {
+    let state = site.spare.pg.conn("warm_spare").await?;
+    Ok(state.batch_execute(sql).await?)
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_never_copied_may_not_be_promoted() -> Result<()> {
+async fn what_is_old_different_or_lacking_is_told_with_its_figure() -> Result<()> {
+    let (site, _) = spare("preflight_figures").await?;
+    let verified = |age: &str, differences: u32| {
+        format!(
+            "INSERT INTO verification (time, deep, differences, lsn) VALUES (now() - interval '{age}', false, {differences}, '')"
+        )
+    };
+    remember(&site, &verified("3 days", 0)).await?;
+    let found = preflight(&site, "planned").await;
+    assert_check(&found, "verification", "warn", "3 d 0 h ago");
+    remember(&site, &verified("1 hour", 2)).await?;
+    let lack = "INSERT INTO warm_spare.unavailable (key, checksum, reason) VALUES ('core/a', '', 'missing')";
+    tamper(&site, lack).await?;
+    let late =
+        "INSERT INTO confirmation (time, clock_offset) VALUES (now() - interval '1 hour', 0)";
+    remember(&site, late).await?;
+    // An id of a year to come.
+    tamper(
+        &site,
+        "INSERT INTO accounts (id, name) VALUES ((900000000000::int8 << 23), 'later')",
+    )
+    .await?;
+    let found = preflight(&site, "planned").await;
+    assert_eq!(
+        refused(&found),
+        ["lag", "verification", "clocks"],
+        "{found:#}"
+    );
+    assert_check(&found, "verification", "refuse", "2 differences");
+    assert_check(&found, "lag", "refuse", "over rpo");
+    assert_check(
+        &found,
+        "artifacts",
+        "warn",
+        "1 are missing or damaged on the primary, such as core/a",
+    );
+    assert_check(&found, "clocks", "refuse", "behind Builder's newest id");
+    assert_check(&found, "read_only_time", "warn", "60 min");
+
+    site.primary.pg.sigstop();
+    let begun = std::time::Instant::now();
+    let found = preflight(&site, "unplanned").await;
+    site.primary.pg.sigcont();
+    assert!(begun.elapsed().as_secs() < 8, "{:?}", begun.elapsed());
+    assert_eq!(refused(&found), [""; 0], "{found:#}");
+    assert_check(&found, "peer_reachable", "warn", "no answer within 5s");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_never_copied_may_not_be_promoted_and_a_whole_copy_may() -> Result<()> {
     let site = site("preflight_nothing").await;
     BuilderKey::new(USED).write(&keys_dir(&site))?;
     configure(&site, "");

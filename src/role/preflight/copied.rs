@@ -119,7 +119,7 @@ pub fn verification(facts: &Facts) -> Check {
         Ok(state) => state.as_ref(),
         Err(error) => return unknown(NAME, error),
     };
-    let step = "run `warm-spare verify`";
+    let step = "set verify.schedule, by which the service verifies; `warm-spare verify` does it now, and keeps no record";
     let Some(found) = state.and_then(|state| state.verification.as_ref()) else {
         return warn(NAME, "the spare was never verified", step);
     };

@@ -14,7 +14,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 /// For our own side, which is near.
-const LOCAL_PATIENCE: Duration = Duration::from_secs(10);
+const LOCAL_PATIENCE: Duration = Duration::from_secs(5);
 
 pub struct Facts<'a> {
     pub config: &'a Config,
@@ -30,54 +30,70 @@ pub struct Facts<'a> {
     pub supervisor: String,
 }
 
+/// What the two datastores answered.
+struct Datastores {
+    remembered: Result<Option<Remembered>, PassError>,
+    server: Result<Server, PassError>,
+    there: Result<There, PassError>,
+    clients: Option<Result<ClientPrograms, ProgramError>>,
+}
+
+/// What is asked of the peer depends on what is remembered here; all else is asked at once.
+async fn datastores(config: &Config, patience: Duration) -> Datastores {
+    let (local, peer) = (&config.local.datastore, &config.peer.datastore);
+    let remembering = Box::pin(here::remember(config));
+    let remembered = within(LOCAL_PATIENCE, Side::Local, local, remembering).await;
+    let asked = Asked::of(config, remembered.as_ref().ok().and_then(Option::as_ref));
+    let (server, there) = tokio::join!(
+        within(
+            LOCAL_PATIENCE,
+            Side::Local,
+            local,
+            Box::pin(here::server(config))
+        ),
+        within(
+            patience,
+            Side::Peer,
+            peer,
+            Box::pin(there::look(config, &asked))
+        ),
+    );
+    let clients = match &server {
+        Ok(ours) => {
+            let theirs = there
+                .as_ref()
+                .map_or(ours.major, |there| there.server.major);
+            // Whichever is the newer: data go from the older one to it.
+            Some(find_clients(theirs.min(ours.major), ours.major.max(theirs)).await)
+        }
+        Err(_) => None,
+    };
+    Datastores {
+        remembered,
+        server,
+        there,
+        clients,
+    }
+}
+
 impl<'a> Facts<'a> {
     pub async fn gather(config: &'a Config, purpose: Purpose, patience: Duration) -> Facts<'a> {
-        let local = &config.local.datastore;
-        let datastores = async {
-            let remembering = Box::pin(here::remember(config));
-            let remembered = within(LOCAL_PATIENCE, Side::Local, local, remembering).await;
-            let asked = Asked::of(config, remembered.as_ref().ok().and_then(Option::as_ref));
-            let (server, there) = tokio::join!(
-                within(
-                    LOCAL_PATIENCE,
-                    Side::Local,
-                    local,
-                    Box::pin(here::server(config))
-                ),
-                within(
-                    patience,
-                    Side::Peer,
-                    &config.peer.datastore,
-                    Box::pin(there::look(config, &asked))
-                ),
-            );
-            (remembered, server, there)
-        };
-        let ((remembered, server, there), bucket, peer_bucket, supervisor) = tokio::join!(
-            Box::pin(datastores),
+        let (datastores, bucket, peer_bucket, supervisor) = tokio::join!(
+            Box::pin(datastores(config, patience)),
             here::bucket(config, LOCAL_PATIENCE),
             there::bucket(config, patience),
             supervisor::look(),
         );
-        let clients = match &server {
-            Ok(server) => {
-                let primary = there
-                    .as_ref()
-                    .map_or(server.major, |there| there.server.major);
-                Some(find_clients(primary.min(server.major), server.major.max(primary)).await)
-            }
-            Err(_) => None,
-        };
         Facts {
             config,
             purpose,
             now: Utc::now(),
-            remembered,
-            server,
+            remembered: datastores.remembered,
+            server: datastores.server,
+            there: datastores.there,
+            clients: datastores.clients,
             bucket,
-            there,
             peer_bucket,
-            clients,
             supervisor,
         }
     }

@@ -147,6 +147,12 @@ mod tests {
         }
     }
 
+    /// The service asks in a task of its own.
+    #[allow(dead_code)]
+    fn it_may_be_a_task(config: &Config) -> impl Send {
+        preflight(config, Purpose::Planned, Duration::ZERO)
+    }
+
     #[test]
     fn the_worst_counts() {
         assert_eq!(worst(&[]), Verdict::Ok);
