@@ -21,8 +21,14 @@ async fn what_the_primary_acknowledged_is_on_the_new_primary() -> Result<()> {
     let status = until_settled(&service).await;
     let acknowledged = writers.stop().await;
     let old = acknowledged.values().filter(|side| **side == 0).count();
-    println!("{} rows, {old} of them by the old primary", acknowledged.len());
-    assert_eq!(lost(&site.spare, &acknowledged).await?, Vec::<String>::new());
+    println!(
+        "{} rows, {old} of them by the old primary",
+        acknowledged.len()
+    );
+    assert_eq!(
+        lost(&site.spare, &acknowledged).await?,
+        Vec::<String>::new()
+    );
     assert!(!is_writable(&site.primary).await);
     assert!(write(&site.primary, "late").await.is_err());
     assert_eq!(events(&status, "promotion").len(), 1, "{status:#}");

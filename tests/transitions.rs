@@ -54,12 +54,16 @@ async fn a_switchover_killed_at_each_step_is_undone_when_it_is_not_asked_for_any
     for point in SWITCHOVER {
         Service::doomed(site, PROMOTE, point).dead().await?;
         let service = Service::start(site, "");
-        wait_until("the primary may be written to again", support::service::SOON, || async {
-            match is_writable(&site.primary).await {
-                true => Ok(()),
-                false => Err("it is read-only".into()),
-            }
-        })
+        wait_until(
+            "the primary may be written to again",
+            support::service::SOON,
+            || async {
+                match is_writable(&site.primary).await {
+                    true => Ok(()),
+                    false => Err("it is read-only".into()),
+                }
+            },
+        )
         .await;
         assert!(!is_writable(&site.spare).await, "{point}");
         write(&site.primary, point).await?;
@@ -68,7 +72,9 @@ async fn a_switchover_killed_at_each_step_is_undone_when_it_is_not_asked_for_any
         service.stop().await.ok();
     }
     // Killed while it is undone.
-    Service::doomed(site, PROMOTE, "switchover.drain").dead().await?;
+    Service::doomed(site, PROMOTE, "switchover.drain")
+        .dead()
+        .await?;
     Service::doomed(site, "", "undo.begin").dead().await?;
     let service = Service::start(site, "");
     until_following(&service).await;

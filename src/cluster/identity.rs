@@ -77,13 +77,7 @@ pub async fn differ_in_server(
 
 /// A random object in our own bucket: whoever sees it too looks into the same one.
 pub async fn differ_in_bucket(local: &LocalStore, peer: &Store) -> Result<(), IdentityError> {
-    let key = format!(".warm-spare/probe-{:016x}", unpredictable());
-    local
-        .put(
-            &key,
-            Bytes::from_static(b"warm-spare looks whether its peer's bucket is its own\n"),
-        )
-        .await?;
+    let key = put_probe(local).await?;
     let seen = peer.head(&key).await;
     local.delete(&key).await?;
     match seen? {
@@ -92,6 +86,20 @@ pub async fn differ_in_bucket(local: &LocalStore, peer: &Store) -> Result<(), Id
             bucket: peer.bucket().to_string(),
         }),
     }
+}
+
+/// Whether our own bucket takes an object, and lets it go again.
+pub async fn prove_writable(local: &LocalStore) -> Result<(), StoreError> {
+    let key = put_probe(local).await?;
+    local.delete(&key).await
+}
+
+async fn put_probe(local: &LocalStore) -> Result<String, StoreError> {
+    let key = format!(".warm-spare/probe-{:016x}", unpredictable());
+    let body =
+        b"warm-spare looks whether it can write here, and whether its peer's bucket is its own\n";
+    local.put(&key, Bytes::from_static(body)).await?;
+    Ok(key)
 }
 
 /// Random enough for a name that nobody else uses: the standard library seeds its hash tables from the system.

@@ -4,6 +4,7 @@
 //! [`PeerSession`] has no way to write, and its transactions are read-only for the server too.
 
 mod applying;
+mod builder_keys;
 mod clients;
 mod datastore;
 mod fence;
@@ -23,13 +24,14 @@ mod upkeep;
 mod walsender;
 
 pub use applying::{Applying, TextValue, end_former_writers};
+pub use builder_keys::{BuilderKeyError, BuilderKeys, sealed_by};
 pub use clients::{ClientPrograms, ProgramError, find_clients};
 pub use datastore::{DatastoreError, DatastoreFault};
 pub use fence::{
     FenceError, end_sessions, enforce_fence, is_fenced, prove_fence, raise_fence, set_fence,
 };
 pub use history::{Confirmation, DrillRecord, Event, VerificationRecord};
-pub use identity::{IdentityError, differ_in_bucket, differ_in_server};
+pub use identity::{IdentityError, differ_in_bucket, differ_in_server, prove_writable};
 pub use lsn::{Lsn, NoLsn};
 pub use peer_fence::{PeerFence, RaiseError};
 pub use roles::{FenceRecord, Promotion, Record, Transition, peers_record};

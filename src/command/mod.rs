@@ -12,6 +12,7 @@ mod ask;
 mod check_config;
 mod health;
 mod log_lines;
+mod preflight;
 mod prepare;
 mod release;
 mod run;
@@ -95,6 +96,12 @@ enum Once {
         #[arg(long)]
         local: bool,
     },
+    /// Asks whether a promotion of this cluster would work today, and why not; changes nothing.
+    Preflight {
+        /// Which promotion: with the primary's help, or without it.
+        #[arg(long = "for", value_name = "PURPOSE", default_value = "planned")]
+        purpose: preflight::For,
+    },
     /// Compares the spare with what the primary sent, and lists every difference.
     Verify {
         /// Also read every artifact: its checksum and its signature.
@@ -158,6 +165,7 @@ async fn run_once(verb: Once, path: &Path, json: bool) -> u8 {
             release::run(&config, cluster.as_deref(), print, json).await
         }
         Once::Sync { baseline } => sync::run(&config, baseline, json).await,
+        Once::Preflight { purpose } => preflight::run(&config, purpose.into(), json).await,
         Once::Verify { deep } => verify::run(&config, deep, json).await,
     }
 }

@@ -1,6 +1,7 @@
 //! What is known of a running service: one state, which everything that shows it only reads.
 
 mod clock;
+mod get;
 mod health;
 mod http;
 mod meter;
@@ -11,6 +12,7 @@ mod status;
 mod text;
 
 pub use clock::{Clock, Simulation};
+pub use get::get;
 pub use health::{CODES as HEALTH_CODES, Health, Level, health};
 pub use http::serve;
 pub use meter::Meter;
@@ -21,4 +23,4 @@ pub use state::{
     Settings, Sighting, Standing, State, StateName, Transition, Verdict, Verified, Work,
 };
 pub use status::Watched;
-pub use text::describe;
+pub use text::{describe, span};

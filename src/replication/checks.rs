@@ -4,6 +4,7 @@
 use super::error::PassError;
 use super::mode::{self, Chosen};
 use super::pass::Ends;
+use super::rights::rights;
 use crate::cluster::{
     ClientPrograms, LocalSession, PeerSession, Session, differ_in_bucket, differ_in_server,
     find_clients, peers_record,
@@ -60,7 +61,7 @@ pub async fn check(
     versions_fit(peer_major, local_major)?;
     let clients = find_clients(peer_major, local_major).await?;
     extensions(local, peer).await?;
-    local_privileges(config, local, visible).await?;
+    local_privileges(config, local).await?;
     peer_privileges(peer).await?;
     nothing_uncopied(peer).await?;
     let row = peer
@@ -227,29 +228,17 @@ pub async fn system_id(server: &Session) -> Result<String, PassError> {
     Ok(row.get(0))
 }
 
-async fn major(server: &Session) -> Result<u32, PassError> {
+pub async fn major(server: &Session) -> Result<u32, PassError> {
     let sql = "SELECT current_setting('server_version_num')::int4 / 10000";
     let row = server.query_one("reading the version", sql, &[]).await?;
     Ok(row.get::<_, i32>(0) as u32)
 }
 
 async fn extensions(local: &LocalSession, peer: &PeerSession) -> Result<(), PassError> {
-    let theirs = peer
-        .query(
-            "reading the extensions",
-            "SELECT extname::text FROM pg_extension ORDER BY 1",
-            &[],
-        )
-        .await?;
-    let wanted: Vec<String> = theirs.iter().map(|row| row.get(0)).collect();
-    let sql = "SELECT w FROM unnest($1::text[]) w WHERE w NOT IN (SELECT name FROM pg_available_extensions) ORDER BY 1";
-    let lacking = local
-        .query("looking for the extensions", sql, &[&wanted])
-        .await?;
-    if lacking.is_empty() {
+    let names = lacking_extensions(local, peer).await?;
+    if names.is_empty() {
         return Ok(());
     }
-    let names: Vec<String> = lacking.iter().map(|row| row.get(0)).collect();
     Err(unfit(
         "extension",
         format!(
@@ -260,30 +249,26 @@ async fn extensions(local: &LocalSession, peer: &PeerSession) -> Result<(), Pass
     ))
 }
 
-async fn local_privileges(
-    config: &Config,
-    local: &LocalSession,
-    visible: bool,
-) -> Result<(), PassError> {
-    let sql = "SELECT rolsuper, rolcreatedb, pg_has_role(current_user, 'pg_signal_backend', 'MEMBER'), \
-                 coalesce((SELECT pg_has_role(current_user, datdba, 'MEMBER') FROM pg_database WHERE datname = $1), true) \
-               FROM pg_roles WHERE rolname = current_user";
-    let database = &config.local.datastore.database;
-    let row = local
-        .query_one("reading our privileges", sql, &[database])
+/// Those of the database of `of` that the server of `on` has no files for.
+pub async fn lacking_extensions(on: &Session, of: &Session) -> Result<Vec<String>, PassError> {
+    let used = of
+        .query(
+            "reading the extensions",
+            "SELECT extname::text FROM pg_extension ORDER BY 1",
+            &[],
+        )
         .await?;
-    let (superuser, create, signal, owner): (bool, bool, bool, bool) =
-        (row.get(0), row.get(1), row.get(2), row.get(3));
-    let mut lacking = Vec::new();
-    if !superuser && !create {
-        lacking.push("may not create databases".to_string());
-    }
-    if !superuser && !signal {
-        lacking.push("may not end other sessions (pg_signal_backend)".into());
-    }
-    if !superuser && visible && !owner {
-        lacking.push(format!("does not own database {database}"));
-    }
+    let wanted: Vec<String> = used.iter().map(|row| row.get(0)).collect();
+    let sql = "SELECT w FROM unnest($1::text[]) w WHERE w NOT IN (SELECT name FROM pg_available_extensions) ORDER BY 1";
+    let lacking = on
+        .query("looking for the extensions", sql, &[&wanted])
+        .await?;
+    Ok(lacking.iter().map(|row| row.get(0)).collect())
+}
+
+async fn local_privileges(config: &Config, local: &LocalSession) -> Result<(), PassError> {
+    let database = &config.local.datastore.database;
+    let lacking = rights(local, database).await?.lacking(database, true);
     if lacking.is_empty() {
         return Ok(());
     }
@@ -345,24 +330,11 @@ async fn enough_disk(
     local: &LocalSession,
     database_bytes: i64,
 ) -> Result<(), PassError> {
-    let sql = "SELECT current_setting('data_directory', true)";
-    // Only a superuser is told where the data are; and only on the server's own machine can one look.
-    let Ok(row) = local.query_one("asking where the data are", sql, &[]).await else {
-        return Ok(());
-    };
-    let directory: Option<String> = row.get(0);
-    let here = matches!(
-        config.local.datastore.host.as_str(),
-        "127.0.0.1" | "localhost" | "::1"
-    );
-    let Some(directory) = directory.filter(|path| here && Path::new(path).is_dir()) else {
+    let Some(disk) = disk(config, local).await else {
         log::debug!("the local datastore is on another machine: its free disk space is not known");
         return Ok(());
     };
-    let Ok(disk) = rustix::fs::statvfs(Path::new(&directory)) else {
-        return Ok(());
-    };
-    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+    let (directory, free) = (disk.directory, disk.free);
     let needed = (database_bytes as f64 * DISK_FACTOR) as u64;
     if free >= needed {
         return Ok(());
@@ -378,6 +350,32 @@ async fn enough_disk(
         ),
         "make room, or lower replication.keep_generations".into(),
     ))
+}
+
+/// Where the local data lie.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disk {
+    pub directory: String,
+    pub free: u64,
+    pub total: u64,
+}
+
+/// Only a superuser is told where the data are; and only on the server's own machine can one look.
+pub async fn disk(config: &Config, local: &Session) -> Option<Disk> {
+    let sql = "SELECT current_setting('data_directory', true)";
+    let asked = local.query_one("asking where the data are", sql, &[]).await;
+    let directory: Option<String> = asked.ok()?.get(0);
+    let here = matches!(
+        config.local.datastore.host.as_str(),
+        "127.0.0.1" | "localhost" | "::1"
+    );
+    let directory = directory.filter(|path| here && Path::new(path).is_dir())?;
+    let disk = rustix::fs::statvfs(Path::new(&directory)).ok()?;
+    Some(Disk {
+        free: disk.f_bavail.saturating_mul(disk.f_frsize),
+        total: disk.f_blocks.saturating_mul(disk.f_frsize),
+        directory,
+    })
 }
 
 async fn lz4(local: &LocalSession) -> Result<bool, PassError> {

@@ -20,6 +20,7 @@ mod preparation;
 mod replacements;
 mod retention;
 mod retry;
+mod rights;
 pub mod stream;
 mod switch;
 mod tables;
@@ -28,20 +29,23 @@ mod traces;
 pub use artifacts::{RETIRED, Round, STAGED, Unavailable};
 pub use baseline::Copied;
 pub use both_sides::compare_both;
-pub use checks::{Facts, check, has_database, system_id, two_servers};
+pub use checks::{
+    Disk, Facts, check, disk, has_database, lacking_extensions, major, system_id, two_servers,
+};
 pub use choice::{Because, Choice, choose, is_extendable};
 pub use content::ContentHash;
 pub use courier::{Courier, Delivery};
 pub use error::{PassError, Policy};
 pub use inventory::{Inventory, InventoryError, UNSOUND};
 pub use look::{Look, Server, look};
-pub use mode::{Chosen, decide};
+pub use mode::{Chosen, decide, may_apply};
 pub use pass::{
-    Ends, Options, Outcome, Report, WAS_PRIMARY, existing_id, may_work, mend, recovery_point,
-    stands_at, sync, unavailable, unavailable_here,
+    Ends, Options, Outcome, Report, WAS_PRIMARY, existing_id, is_ours, may_work, mend,
+    recovery_point, stands_at, sync, unavailable, unavailable_here,
 };
 pub use preparation::{PATIENCE, Prepare, Release, prepare, release};
 pub use retention::{Swept, sweep};
 pub use retry::retry_unavailable;
+pub use rights::{Rights, rights};
 pub use tables::{Table, newest_id, next_sequences, tables};
 pub use traces::{Traces, lift_the_fence, remove_traces, script as traces_script};

@@ -70,7 +70,7 @@ fn orphans(prepared: &Prepared) -> Vec<String> {
 }
 
 /// Triggers and cascades have done their work on the primary; here they must not.
-async fn may_apply(local: &LocalSession) -> Result<bool, PassError> {
+pub async fn may_apply(local: &LocalSession) -> Result<bool, PassError> {
     let sql = "SELECT rolsuper, current_setting('server_version_num')::int4 >= 150000 \
                FROM pg_roles WHERE rolname = current_user";
     let doing = "asking whether we may apply changes";

@@ -398,6 +398,14 @@ pub async fn stands_at(config: &Config, copied: CopiedPoint) -> Result<CopiedPoi
     })
 }
 
+/// Whether a database that says it stands at `found` is the one that was copied here: a followed one goes on from there.
+pub fn is_ours(point: &CopiedPoint, found: Option<&String>) -> bool {
+    match point.slot.is_empty() {
+        false => found.is_some(),
+        true => found == Some(&point.lsn),
+    }
+}
+
 /// The LSN that a database says it stands at; None: it is none of ours.
 pub async fn recovery_point(session: &LocalSession) -> Result<Option<String>, PassError> {
     let sql = "SELECT to_regclass('warm_spare.recovery_point') IS NOT NULL";

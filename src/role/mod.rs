@@ -13,5 +13,6 @@ mod watch;
 pub use epoch::{Ours, Stand, Theirs, decide};
 pub use failback::{come_back, fence_here};
 pub use handover::{Handover, Outcome, asked, is_asked_for, may_have_fenced};
+pub use preflight::{CHECKS, Purpose, preflight, unplanned, worst};
 pub use steps::Told;
 pub use watch::{PeerSeen, look_at_peer, settle};

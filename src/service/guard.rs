@@ -5,11 +5,13 @@ use super::Desk;
 use super::complaint::{Complaint, Pace};
 use super::tenure::Tenure;
 use crate::cluster::{
-    self, DatastoreError, DatastoreFault, PeerSession, Side, Store, StoreError, enforce_fence,
-    is_fenced, prove_fence,
+    self, BuilderKeys, DatastoreError, DatastoreFault, PeerSession, Side, Store, StoreError,
+    enforce_fence, is_fenced, prove_fence,
 };
 use crate::config::{Config, S3};
+use crate::observe::Preflight;
 use crate::replication::{PassError, has_database};
+use crate::role::{Purpose, preflight, unplanned, worst};
 use std::convert::Infallible;
 use std::time::Duration;
 
@@ -21,6 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(15);
 const STORE_LOOK: Duration = Duration::from_secs(10);
 const LOOKS_PER_MINUTE: u32 = 6;
 const STORE_PATIENCE: Duration = Duration::from_secs(10);
+const PREFLIGHT_LOOK: Duration = Duration::from_secs(300);
+const SETTLED: Duration = Duration::from_secs(15);
 
 /// Why a tenure ended.
 pub enum End {
@@ -35,6 +39,30 @@ pub async fn keep(desk: &Desk, tenure: &Tenure) -> End {
     tokio::select! {
         end = keep_fence(desk, tenure) => end,
         never = keep_seeing(desk, &tenure.config) => match never {},
+        never = keep_checking(desk, &tenure.config) => match never {},
+    }
+}
+
+/// Whether a promotion would work is known before it is needed.
+async fn keep_checking(desk: &Desk, config: &Config) -> Infallible {
+    loop {
+        desk.wait_for(|state| state.point.is_some() && state.baseline.is_none())
+            .await;
+        // A copy that has just ended is about to be followed.
+        tokio::time::sleep(SETTLED).await;
+        let checks = Box::pin(preflight(config, Purpose::Planned, STORE_PATIENCE)).await;
+        let keys = config.builder_keys_dir.as_deref().map(BuilderKeys::read);
+        let now = desk.now();
+        desk.update(|state| {
+            state.builder_keys = keys.and_then(Result::ok).map(|keys| keys.revisions());
+            state.preflight = Some(Preflight {
+                time: now,
+                planned: worst(&checks),
+                unplanned: unplanned(&checks),
+                checks,
+            });
+        });
+        tokio::time::sleep(PREFLIGHT_LOOK).await;
     }
 }
 

@@ -77,6 +77,7 @@ fn forget_work(state: &mut State) {
     state.transition = None;
     state.undone = None;
     state.standing = Standing::Unknown;
+    state.preflight = None;
     state.peer_role = None;
     state.peer_epoch = None;
 }

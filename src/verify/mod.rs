@@ -106,7 +106,7 @@ async fn look(
     let database = &config.local.datastore.database;
     let session = LocalSession::open(&config.local.datastore, database).await?;
     let following = !point.slot.is_empty();
-    let mut differences = recovery_point(&session, database, point, following).await?;
+    let mut differences = recovery_point(&session, database, point).await?;
     if !differences.is_empty() {
         // Another database altogether: comparing its tables would only bury that.
         return Ok(Verification {
@@ -190,14 +190,9 @@ async fn recovery_point(
     session: &LocalSession,
     database: &str,
     point: &CopiedPoint,
-    following: bool,
 ) -> Result<Vec<Difference>, PassError> {
     let found = replication::recovery_point(session).await?;
-    let same = match following {
-        true => found.is_some(),
-        false => found.as_ref() == Some(&point.lsn),
-    };
-    if same {
+    if replication::is_ours(point, found.as_ref()) {
         return Ok(Vec::new());
     }
     Ok(vec![Difference {

@@ -175,7 +175,8 @@ pub async fn lost(
     acknowledged: &BTreeMap<String, usize>,
 ) -> Result<Vec<String>> {
     let names: Vec<&str> = acknowledged.keys().map(String::as_str).collect();
-    let sql = "SELECT n FROM unnest($1::text[]) n WHERE NOT EXISTS (SELECT FROM accounts WHERE name = n)";
+    let sql =
+        "SELECT n FROM unnest($1::text[]) n WHERE NOT EXISTS (SELECT FROM accounts WHERE name = n)";
     let rows = cluster.conn().await?.query(sql, &[&names]).await?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }

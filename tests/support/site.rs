@@ -226,6 +226,7 @@ impl Site {
             role = "spare"
             [local]
             builder_api_config = ""
+            builder_keys_dir = ""
             [peer]
             [replication]
             gate_grace = "1s""#

@@ -1,0 +1,95 @@
+//! `preflight`: 0 a promotion would work, 1 it would be refused, 3 could not find out.
+
+use super::{exit, show};
+use crate::cluster::LocalSession;
+use crate::config::Config;
+use crate::observe::{Check, Verdict};
+use crate::role::{CHECKS, Purpose, preflight, worst};
+use clap::ValueEnum;
+use serde_json::json;
+use std::time::Duration;
+
+/// An operator waits; a peer that takes longer will not be drained either.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum For {
+    /// A handover with the primary's help.
+    Planned,
+    /// The primary is gone.
+    Unplanned,
+}
+
+impl From<For> for Purpose {
+    fn from(wanted: For) -> Self {
+        match wanted {
+            For::Planned => Purpose::Planned,
+            For::Unplanned => Purpose::Unplanned,
+        }
+    }
+}
+
+pub async fn run(config: &Config, purpose: Purpose, as_json: bool) -> u8 {
+    let checks = preflight(config, purpose, PATIENCE).await;
+    let result = worst(&checks);
+    if result == Verdict::Refuse {
+        // With our own datastore away every check would say the same, and nothing was found out.
+        let asked = LocalSession::open(&config.local.datastore, "postgres").await;
+        if let Err(error) = asked {
+            return show::failure(&error.into(), as_json);
+        }
+    }
+    if as_json {
+        show::json(&document(purpose, &checks));
+    } else {
+        print(purpose, &checks);
+    }
+    match result {
+        Verdict::Refuse => exit::NO,
+        Verdict::Ok | Verdict::Warn => exit::DONE,
+    }
+}
+
+fn print(purpose: Purpose, checks: &[Check]) {
+    let width = CHECKS.iter().map(|name| name.len()).max().unwrap_or(0);
+    for check in checks {
+        let (result, name) = (check.result.as_str(), check.name);
+        say!("{result:<6}  {name:<width$}  {}", check.reason);
+        if !check.next_step.is_empty() {
+            say!("{:<6}  {:<width$}  → {}", "", "", check.next_step);
+        }
+    }
+    say!("{}", summary(purpose, checks));
+}
+
+/// `planned: refuse (1 refusal, 2 warnings)`
+fn summary(purpose: Purpose, checks: &[Check]) -> String {
+    let count = |wanted: Verdict, noun: &str| {
+        let number = checks.iter().filter(|check| check.result == wanted).count();
+        (number > 0).then(|| show::count(number as u64, noun))
+    };
+    let counts = [
+        count(Verdict::Refuse, "refusal"),
+        count(Verdict::Warn, "warning"),
+    ];
+    let counts: Vec<String> = counts.into_iter().flatten().collect();
+    let result = worst(checks).as_str();
+    match counts.is_empty() {
+        true => format!("{}: {result}", purpose.as_str()),
+        false => format!("{}: {result} ({})", purpose.as_str(), counts.join(", ")),
+    }
+}
+
+fn document(purpose: Purpose, checks: &[Check]) -> serde_json::Value {
+    json!({
+        "format": 1,
+        "for": purpose.as_str(),
+        "result": worst(checks).as_str(),
+        "checks": checks.iter().map(|check| json!({
+            "name": check.name,
+            "result": check.result.as_str(),
+            "reason": check.reason,
+            "next_step": check.next_step,
+        })).collect::<Vec<_>>(),
+    })
+}

@@ -1,0 +1,185 @@
+//! Checks of what would be promoted: the point, how old it is, what it lacks, and how it comes here.
+
+use super::facts::Facts;
+use super::here::Remembered;
+use super::{ok, refuse, unknown, warn};
+use crate::cluster::CopiedPoint;
+use crate::config::Mode;
+use crate::observe::{Check, Lag, State, span};
+use crate::replication::is_ours;
+use bytesize::ByteSize;
+use chrono::{DateTime, TimeDelta, Utc};
+
+/// By the schedule a spare is verified every day; twice missed is noticed.
+const VERIFIED_WITHIN: TimeDelta = TimeDelta::days(2);
+/// Longer than this, people notice that nothing can be uploaded.
+const SHORT: f64 = 60.0;
+/// Bytes of database that a copy brings in a second, as a careful guess.
+const COPY_RATE: f64 = 50e6;
+
+pub fn recovery_point(facts: &Facts) -> Check {
+    const NAME: &str = "recovery_point";
+    let remembered = match &facts.remembered {
+        Ok(remembered) => remembered.as_ref(),
+        Err(error) => return unknown(NAME, error),
+    };
+    if let Some(state) = remembered.filter(|s| s.cluster.role.as_deref() == Some("primary")) {
+        let epoch = state.cluster.epoch;
+        let text = format!("this cluster is the primary already, since epoch {epoch}");
+        return refuse(NAME, text, "ask its spare instead");
+    }
+    let Some(point) = facts.point() else {
+        let text = "nothing has been copied to this cluster yet";
+        return refuse(
+            NAME,
+            text,
+            "let the service make its first copy, or run `warm-spare sync`",
+        );
+    };
+    let found = match &facts.server {
+        Ok(server) => server.stands.as_ref(),
+        Err(error) => return unknown(NAME, error),
+    };
+    if !is_ours(point, found) {
+        let database = &facts.config.local.datastore.database;
+        let text = format!("database {database} is not the one that was copied here");
+        return refuse(
+            NAME,
+            text,
+            "let the service copy again, or run `warm-spare sync`",
+        );
+    }
+    ok(
+        NAME,
+        format!("{} of {}", point.lsn, time(point.commit_time)),
+    )
+}
+
+/// As status has it.
+fn lag_of(facts: &Facts, state: &Remembered, point: &CopiedPoint) -> Option<Lag> {
+    let mut shown = State::new(facts.now);
+    shown.point = Some(point.clone());
+    shown.confirmation = state.confirmation;
+    shown.lag(facts.now)
+}
+
+fn current_lag(facts: &Facts) -> Option<Lag> {
+    let state = facts.remembered.as_ref().ok()?.as_ref()?;
+    lag_of(facts, state, state.point.as_ref()?)
+}
+
+pub fn lag(facts: &Facts) -> Check {
+    const NAME: &str = "lag";
+    let Some(lag) = current_lag(facts) else {
+        return refuse(NAME, "not known: there is no recovery point", "");
+    };
+    let (warning, limit) = (
+        facts.config.replication.lag_warn.as_secs_f64(),
+        facts.config.replication.rpo.as_secs_f64(),
+    );
+    let text = format!(
+        "{}, complete as of {}",
+        span(lag.seconds),
+        time(lag.complete_at)
+    );
+    let step = "let the service follow, and see why it is behind: `warm-spare status`";
+    if lag.seconds > limit {
+        return refuse(NAME, format!("{text}: over rpo ({})", span(limit)), step);
+    }
+    if lag.seconds > warning {
+        return warn(
+            NAME,
+            format!("{text}: over lag_warn ({})", span(warning)),
+            step,
+        );
+    }
+    ok(NAME, text)
+}
+
+pub fn artifacts(facts: &Facts) -> Check {
+    const NAME: &str = "artifacts";
+    let lacking = match &facts.remembered {
+        Ok(state) => state.as_ref().and_then(|state| state.lacking.as_ref()),
+        Err(error) => return unknown(NAME, error),
+    };
+    match lacking.map(|lacking| (lacking.len(), lacking.first())) {
+        None => warn(NAME, "not known: the visible database is none of ours", ""),
+        Some((_, None)) => ok(NAME, "every package row has its artifact here"),
+        Some((number, Some((key, reason)))) => warn(
+            NAME,
+            format!("{number} are missing or damaged on the primary, such as {key} ({reason})"),
+            "upload these packages again on the primary",
+        ),
+    }
+}
+
+pub fn verification(facts: &Facts) -> Check {
+    const NAME: &str = "verification";
+    let state = match &facts.remembered {
+        Ok(state) => state.as_ref(),
+        Err(error) => return unknown(NAME, error),
+    };
+    let step = "set verify.schedule, by which the service verifies; `warm-spare verify` does it now, and keeps no record";
+    let Some(found) = state.and_then(|state| state.verification.as_ref()) else {
+        return warn(NAME, "the spare was never verified", step);
+    };
+    let when = time(found.time);
+    if found.differences > 0 {
+        let text = format!("{} differences were found at {when}", found.differences);
+        return refuse(NAME, text, "run `warm-spare verify`, which lists them");
+    }
+    let age = facts.now - found.time;
+    if age > VERIFIED_WITHIN {
+        let text = format!("the last was {} ago", span(age.as_seconds_f64()));
+        return warn(NAME, text, step);
+    }
+    ok(NAME, format!("no differences at {when}"))
+}
+
+/// How long nothing can be written while a planned handover drains.
+pub fn read_only_time(facts: &Facts) -> Check {
+    const NAME: &str = "read_only_time";
+    let (Some(lag), Ok(server)) = (current_lag(facts), &facts.server) else {
+        return warn(NAME, "not known: there is no recovery point", "");
+    };
+    let (seconds, how) = if facts.streams() {
+        (lag.seconds + 1.0, "what waits, and a second".to_string())
+    } else {
+        let size = ByteSize(server.bytes);
+        let how = format!(
+            "a last copy of {size} at {}/s, an estimate",
+            ByteSize(COPY_RATE as u64)
+        );
+        (1.0 + server.bytes as f64 / COPY_RATE, how)
+    };
+    let text = format!("about {} ({how})", span(seconds));
+    if seconds > SHORT {
+        return warn(
+            NAME,
+            text,
+            "announce it; the stream makes it short: `warm-spare prepare`",
+        );
+    }
+    ok(NAME, text)
+}
+
+pub fn mode(facts: &Facts) -> Check {
+    const NAME: &str = "mode";
+    let Some(point) = facts.point() else {
+        return warn(NAME, "not known: nothing was copied yet", "");
+    };
+    if facts.streams() {
+        return ok(NAME, format!("stream, by slot {}", point.slot));
+    }
+    let told = facts.there.as_ref().ok();
+    let why = match told.and_then(|there| there.server.why_snapshots.as_deref()) {
+        Some(why) => why,
+        None if facts.config.replication.mode == Mode::Snapshot => "replication.mode is snapshot",
+        None => "no slot goes on from the last copy",
+    };
+    ok(NAME, format!("snapshot: {why}"))
+}
+
+fn time(time: DateTime<Utc>) -> String {
+    time.format("%Y-%m-%dT%H:%M:%SZ").to_string()
+}

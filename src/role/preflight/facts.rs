@@ -1,0 +1,134 @@
+//! All that the checks judge, gathered once.
+
+use super::Purpose;
+use super::here::{self, Remembered, Server};
+use super::supervisor;
+use super::there::{self, Asked, There};
+use crate::cluster::{
+    ClientPrograms, CopiedPoint, DatastoreError, DatastoreFault, ProgramError, Side, find_clients,
+};
+use crate::config::{Config, Datastore};
+use crate::replication::PassError;
+use chrono::{DateTime, Utc};
+use std::pin::Pin;
+use std::time::Duration;
+
+/// For our own side, which is near.
+const LOCAL_PATIENCE: Duration = Duration::from_secs(5);
+
+pub struct Facts<'a> {
+    pub config: &'a Config,
+    pub purpose: Purpose,
+    pub now: DateTime<Utc>,
+    /// None: there is no state of ours, so nothing was ever copied.
+    pub remembered: Result<Option<Remembered>, PassError>,
+    pub server: Result<Server, PassError>,
+    pub bucket: Result<(), PassError>,
+    pub there: Result<There, PassError>,
+    pub peer_bucket: Result<(), PassError>,
+    pub clients: Option<Result<ClientPrograms, ProgramError>>,
+    pub supervisor: String,
+}
+
+/// What the two datastores answered.
+struct Datastores {
+    remembered: Result<Option<Remembered>, PassError>,
+    server: Result<Server, PassError>,
+    there: Result<There, PassError>,
+    clients: Option<Result<ClientPrograms, ProgramError>>,
+}
+
+/// What is asked of the peer depends on what is remembered here; all else is asked at once.
+async fn datastores(config: &Config, patience: Duration) -> Datastores {
+    let (local, peer) = (&config.local.datastore, &config.peer.datastore);
+    let remembering = Box::pin(here::remember(config));
+    let remembered = within(LOCAL_PATIENCE, Side::Local, local, remembering).await;
+    let asked = Asked::of(config, remembered.as_ref().ok().and_then(Option::as_ref));
+    let (server, there) = tokio::join!(
+        within(
+            LOCAL_PATIENCE,
+            Side::Local,
+            local,
+            Box::pin(here::server(config))
+        ),
+        within(
+            patience,
+            Side::Peer,
+            peer,
+            Box::pin(there::look(config, &asked))
+        ),
+    );
+    let clients = match &server {
+        Ok(ours) => {
+            let theirs = there
+                .as_ref()
+                .map_or(ours.major, |there| there.server.major);
+            // Whichever is the newer: data go from the older one to it.
+            Some(find_clients(theirs.min(ours.major), ours.major.max(theirs)).await)
+        }
+        Err(_) => None,
+    };
+    Datastores {
+        remembered,
+        server,
+        there,
+        clients,
+    }
+}
+
+impl<'a> Facts<'a> {
+    pub async fn gather(config: &'a Config, purpose: Purpose, patience: Duration) -> Facts<'a> {
+        let (datastores, bucket, peer_bucket, supervisor) = tokio::join!(
+            Box::pin(datastores(config, patience)),
+            here::bucket(config, LOCAL_PATIENCE),
+            there::bucket(config, patience),
+            supervisor::look(),
+        );
+        Facts {
+            config,
+            purpose,
+            now: Utc::now(),
+            remembered: datastores.remembered,
+            server: datastores.server,
+            there: datastores.there,
+            clients: datastores.clients,
+            bucket,
+            peer_bucket,
+            supervisor,
+        }
+    }
+
+    pub fn point(&self) -> Option<&CopiedPoint> {
+        let remembered = self.remembered.as_ref().ok()?.as_ref()?;
+        remembered.point.as_ref()
+    }
+
+    /// Whether single transactions are followed.
+    pub fn streams(&self) -> bool {
+        self.point().is_some_and(|point| !point.slot.is_empty())
+    }
+
+    pub fn is_planned(&self) -> bool {
+        self.purpose == Purpose::Planned
+    }
+}
+
+/// Whoever does not answer in time counts as one who does not answer.
+async fn within<T>(
+    limit: Duration,
+    side: Side,
+    to: &Datastore,
+    asking: Pin<Box<impl Future<Output = Result<T, PassError>>>>,
+) -> Result<T, PassError> {
+    match tokio::time::timeout(limit, asking).await {
+        Ok(answer) => answer,
+        Err(_) => Err(PassError::Datastore(DatastoreError {
+            side,
+            address: format!("{}:{}", to.host, to.port),
+            doing: "asking whether a promotion would work".into(),
+            fault: DatastoreFault::Unreachable,
+            text: format!("no answer within {}", humantime::format_duration(limit)),
+            sql_state: None,
+        })),
+    }
+}

@@ -1,0 +1,162 @@
+//! Facts of our own side.
+
+use crate::cluster::{
+    ClusterRecord, Confirmation, CopiedPoint, LocalSession, LocalStore, State, VerificationRecord,
+    is_fenced, prove_fence, prove_writable,
+};
+use crate::config::Config;
+use crate::replication::{
+    Disk, PassError, Rights, disk, lacking_extensions, major, may_apply, recovery_point, rights,
+    stands_at, unavailable_here,
+};
+use chrono::{DateTime, Utc};
+use std::time::Duration;
+
+/// How often our own bucket is asked: an operator waits for the answer.
+const TRIES: usize = 2;
+
+/// What our state database knows.
+pub struct Remembered {
+    pub cluster: ClusterRecord,
+    /// As the visible database stands.
+    pub point: Option<CopiedPoint>,
+    pub confirmation: Option<Confirmation>,
+    pub verification: Option<VerificationRecord>,
+    /// Artifacts that the primary lacks, with the reason; None: the visible database is none of ours.
+    pub lacking: Option<Vec<(String, String)>>,
+    /// Why the fence does not hold.
+    pub open: Option<String>,
+}
+
+pub async fn remember(config: &Config) -> Result<Option<Remembered>, PassError> {
+    let Some(state) = State::open_existing(&config.local.datastore).await? else {
+        return Ok(None);
+    };
+    let cluster = state.cluster().await?;
+    let copied = state.copied_point().await?;
+    let confirmation = state.confirmation().await?;
+    let verification = state.last_verification().await?;
+    let point = async {
+        match copied {
+            Some(copied) => stands_at(config, copied).await.map(Some),
+            None => Ok(None),
+        }
+    };
+    let (point, lacking, open) =
+        tokio::try_join!(point, unavailable_here(config), open_fence(config, &state))?;
+    Ok(Some(Remembered {
+        cluster,
+        point,
+        confirmation,
+        verification,
+        lacking,
+        open,
+    }))
+}
+
+/// Why the fence does not hold; None: it does.
+async fn open_fence(config: &Config, state: &State) -> Result<Option<String>, PassError> {
+    let to = &config.local.datastore;
+    if !is_fenced(state.session(), &to.database).await? {
+        return Ok(Some(format!(
+            "database {} is open to every client: its fence is down",
+            to.database
+        )));
+    }
+    let proven = prove_fence(state.session(), to, &to.database).await;
+    Ok(proven.err().map(|error| error.to_string()))
+}
+
+/// Our own server, and the visible database.
+pub struct Server {
+    pub major: u32,
+    pub rights: Rights,
+    pub may_apply: bool,
+    pub bytes: u64,
+    pub disk: Option<Disk>,
+    /// Extensions of the visible database whose files are not there.
+    pub lacking_extensions: Vec<String>,
+    /// Where the visible database says that it stands; None: it is none of ours.
+    pub stands: Option<String>,
+    pub clock: DateTime<Utc>,
+    /// When the newest of Builder's ids was made, which are made of time.
+    pub newest_id: Option<DateTime<Utc>>,
+    pub sealed: Result<Sealed, PassError>,
+}
+
+pub async fn server(config: &Config) -> Result<Server, PassError> {
+    let to = &config.local.datastore;
+    let session = LocalSession::open(to, &to.database).await?;
+    let sql = "SELECT pg_database_size(current_database()), clock_timestamp()";
+    let row = session
+        .query_one("measuring our database", sql, &[])
+        .await?;
+    Ok(Server {
+        major: major(&session).await?,
+        rights: rights(&session, &to.database).await?,
+        may_apply: may_apply(&session).await?,
+        bytes: row.get::<_, i64>(0).unsigned_abs(),
+        disk: disk(config, &session).await,
+        lacking_extensions: lacking_extensions(&session, &session).await?,
+        stands: recovery_point(&session).await?,
+        clock: row.get(1),
+        newest_id: newest_id(&session).await?,
+        sealed: sealed(&session).await,
+    })
+}
+
+/// Milliseconds since 1970 at which Builder's ids begin.
+const IDS_BEGIN: i64 = 1_409_266_191_000;
+/// Of an id, the bits below its milliseconds.
+const ID_BITS: u32 = 23;
+
+/// By the primary keys, so that nothing is searched.
+async fn newest_id(session: &LocalSession) -> Result<Option<DateTime<Utc>>, PassError> {
+    let doing = "reading the newest id";
+    let sql = "SELECT format('(SELECT max(id) FROM %I.%I)', n.nspname, c.relname) \
+               FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid JOIN pg_namespace n ON n.oid = c.relnamespace \
+               JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = i.indkey[0] \
+               JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum \
+               WHERE i.indisprimary AND i.indnkeyatts = 1 AND c.relkind = 'r' AND a.attname = 'id' \
+                 AND a.atttypid = 'int8'::regtype AND pg_get_expr(d.adbin, d.adrelid) LIKE '%next_id_v1(%'";
+    let tables = session.query(doing, sql, &[]).await?;
+    let newest: Vec<String> = tables.iter().map(|row| row.get(0)).collect();
+    if newest.is_empty() {
+        return Ok(None);
+    }
+    let sql = format!("SELECT greatest({})", newest.join(", "));
+    let id: Option<i64> = session.query_one(doing, &sql, &[]).await?.get(0);
+    Ok(id.and_then(|id| DateTime::from_timestamp_millis((id >> ID_BITS) + IDS_BEGIN)))
+}
+
+/// What a builder key has sealed, a little of it.
+pub struct Sealed {
+    /// The newest origin's secret key of each revision, with that.
+    pub secret_keys: Vec<(String, String)>,
+    /// The newest access token.
+    pub token: Option<String>,
+}
+
+/// Both tables grow with origins and people, not with packages.
+async fn sealed(session: &LocalSession) -> Result<Sealed, PassError> {
+    let doing = "reading what the builder keys have sealed";
+    let sql = "SELECT DISTINCT ON (encryption_key_rev) encryption_key_rev::text, coalesce(body, '')::text \
+               FROM public.origin_secret_keys WHERE encryption_key_rev <> '' ORDER BY encryption_key_rev, id DESC";
+    let secret_keys = session.query(doing, sql, &[]).await?;
+    let sql = "SELECT token::text FROM public.account_tokens WHERE token IS NOT NULL ORDER BY id DESC LIMIT 1";
+    let token = session.query(doing, sql, &[]).await?;
+    Ok(Sealed {
+        secret_keys: secret_keys
+            .iter()
+            .map(|row| (row.get(0), row.get(1)))
+            .collect(),
+        token: token.first().map(|row| row.get(0)),
+    })
+}
+
+/// Whether our own bucket is there and can be written.
+pub async fn bucket(config: &Config, patience: Duration) -> Result<(), PassError> {
+    let store = LocalStore::open(&config.local.s3)?.with_limits(patience, TRIES);
+    store.reading().check_bucket().await?;
+    Ok(prove_writable(&store).await?)
+}

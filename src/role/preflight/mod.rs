@@ -1,0 +1,170 @@
+//! Would a promotion work today? Everything that it would meet, asked on any day. It reads, but for a probe object that is put into our own
+//! bucket and deleted again, and its cost does not depend on how much is stored.
+//!
+//! First the facts are gathered, both sides at once; then each check judges them, and never asks again.
+
+mod copied;
+mod facts;
+mod here;
+mod keys;
+mod servers;
+mod standing;
+mod supervisor;
+mod there;
+
+use crate::config::Config;
+use crate::observe::{Check, Verdict};
+use crate::replication::PassError;
+use facts::Facts;
+use std::time::Duration;
+
+/// Which promotion is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// A handover with the primary's help: nothing is lost.
+    Planned,
+    /// The primary is gone.
+    Unplanned,
+}
+
+impl Purpose {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Purpose::Planned => "planned",
+            Purpose::Unplanned => "unplanned",
+        }
+    }
+}
+
+/// The names of all checks, in their order.
+pub const CHECKS: [&str; 19] = [
+    "recovery_point",
+    "lag",
+    "artifacts",
+    "verification",
+    "versions",
+    "extensions",
+    "clients",
+    "disk",
+    "privileges",
+    "fence",
+    "peer_identity",
+    "peer_reachable",
+    "builder_keys",
+    "bucket",
+    "wal",
+    "clocks",
+    "supervisor",
+    "read_only_time",
+    "mode",
+];
+
+/// What alone keeps a cluster from being promoted when its primary is gone: nothing else is as bad as no Builder at all.
+const WITHOUT_WHICH_NOTHING: [&str; 3] = ["recovery_point", "builder_keys", "bucket"];
+
+/// `patience`: how long the peer is waited for.
+pub async fn preflight(config: &Config, purpose: Purpose, patience: Duration) -> Vec<Check> {
+    let facts = Box::pin(Facts::gather(config, purpose, patience)).await;
+    let mut checks = vec![
+        copied::recovery_point(&facts),
+        copied::lag(&facts),
+        copied::artifacts(&facts),
+        copied::verification(&facts),
+        servers::versions(&facts),
+        servers::extensions(&facts),
+        servers::clients(&facts),
+        servers::disk(&facts),
+        servers::privileges(&facts),
+        standing::fence(&facts),
+        standing::peer_identity(&facts),
+        standing::peer_reachable(&facts),
+        keys::builder_keys(&facts),
+        servers::bucket(&facts),
+        standing::wal(&facts),
+        standing::clocks(&facts),
+        ok("supervisor", facts.supervisor.clone()),
+        copied::read_only_time(&facts),
+        copied::mode(&facts),
+    ];
+    if purpose == Purpose::Unplanned {
+        checks.iter_mut().for_each(soften);
+    }
+    checks
+}
+
+/// What the checks of a planned promotion come to for an unplanned one.
+pub fn unplanned(checks: &[Check]) -> Verdict {
+    let mut checks = checks.to_vec();
+    checks.iter_mut().for_each(soften);
+    worst(&checks)
+}
+
+/// The worst of them; of none, ok.
+pub fn worst(checks: &[Check]) -> Verdict {
+    let results = checks.iter().map(|check| check.result);
+    results.max().unwrap_or(Verdict::Ok)
+}
+
+fn soften(check: &mut Check) {
+    if check.result == Verdict::Refuse && !WITHOUT_WHICH_NOTHING.contains(&check.name) {
+        check.result = Verdict::Warn;
+    }
+}
+
+fn ok(name: &'static str, reason: impl Into<String>) -> Check {
+    Check {
+        name,
+        result: Verdict::Ok,
+        reason: reason.into(),
+        next_step: String::new(),
+    }
+}
+
+fn warn(name: &'static str, reason: impl Into<String>, next_step: impl Into<String>) -> Check {
+    Check {
+        next_step: next_step.into(),
+        result: Verdict::Warn,
+        ..ok(name, reason)
+    }
+}
+
+fn refuse(name: &'static str, reason: impl Into<String>, next_step: impl Into<String>) -> Check {
+    Check {
+        result: Verdict::Refuse,
+        ..warn(name, reason, next_step)
+    }
+}
+
+/// What could not be found out counts as bad.
+fn unknown(name: &'static str, error: &PassError) -> Check {
+    refuse(name, error.to_string(), error.next_step())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unplanned_promotion_is_refused_for_three_reasons_only() {
+        for name in CHECKS {
+            let mut check = refuse(name, "", "");
+            soften(&mut check);
+            let stays = matches!(name, "recovery_point" | "builder_keys" | "bucket");
+            assert_eq!(check.result == Verdict::Refuse, stays, "{name}");
+        }
+    }
+
+    /// The service asks in a task of its own.
+    #[allow(dead_code)]
+    fn it_may_be_a_task(config: &Config) -> impl Send {
+        preflight(config, Purpose::Planned, Duration::ZERO)
+    }
+
+    #[test]
+    fn the_worst_counts() {
+        assert_eq!(worst(&[]), Verdict::Ok);
+        let found = [ok("lag", ""), refuse("wal", "", ""), warn("disk", "", "")];
+        assert_eq!(worst(&found), Verdict::Refuse);
+        assert_eq!(worst(&found[..1]), Verdict::Ok);
+    }
+}

@@ -1,0 +1,151 @@
+//! Checks of the servers: what they are, have and let us do.
+
+use super::facts::Facts;
+use super::{ok, refuse, unknown, warn};
+use crate::observe::Check;
+use bytesize::ByteSize;
+
+/// Free disk below this share of all is little.
+const LITTLE: u64 = 10;
+
+pub fn versions(facts: &Facts) -> Check {
+    const NAME: &str = "versions";
+    let (ours, theirs) = match (&facts.server, &facts.there) {
+        (Ok(server), Ok(there)) => (server.major, there.server.major),
+        (Err(error), _) | (_, Err(error)) => return unknown(NAME, error),
+    };
+    let text = format!("PostgreSQL {ours} here, {theirs} on the primary");
+    if ours > theirs {
+        return warn(
+            NAME,
+            format!(
+                "{text}: an older server cannot take a newer one's data, so coming back needs an upgrade there"
+            ),
+            format!("plan an upgrade of the primary's datastore to PostgreSQL {ours}"),
+        );
+    }
+    if ours < theirs {
+        let step = format!("upgrade the spare's datastore to PostgreSQL {theirs}");
+        return refuse(
+            NAME,
+            format!("{text}: it cannot take the primary's data"),
+            step,
+        );
+    }
+    ok(NAME, text)
+}
+
+pub fn extensions(facts: &Facts) -> Check {
+    const NAME: &str = "extensions";
+    let (lacking, whose) = match (&facts.there, &facts.server) {
+        (Ok(there), _) => (&there.server.lacking_extensions, "the primary's database"),
+        (Err(_), Ok(server)) => (&server.lacking_extensions, "the local database"),
+        (Err(_), Err(error)) => return unknown(NAME, error),
+    };
+    if lacking.is_empty() {
+        return ok(NAME, format!("this server has all that {whose} uses"));
+    }
+    let text = format!(
+        "this server lacks {}, which {whose} uses",
+        lacking.join(", ")
+    );
+    refuse(
+        NAME,
+        text,
+        "install PostgreSQL's contrib modules on the spare",
+    )
+}
+
+pub fn clients(facts: &Facts) -> Check {
+    const NAME: &str = "clients";
+    match &facts.clients {
+        None => warn(NAME, "not known: the local server's version is not", ""),
+        Some(Ok(found)) => ok(
+            NAME,
+            format!(
+                "pg_dump and pg_restore {} in {}",
+                found.major,
+                found.directory.display()
+            ),
+        ),
+        Some(Err(error)) => warn(
+            NAME,
+            format!("{error}: no copy can be made here, as coming back needs"),
+            "install PostgreSQL's client programs",
+        ),
+    }
+}
+
+pub fn disk(facts: &Facts) -> Check {
+    const NAME: &str = "disk";
+    let server = match &facts.server {
+        Ok(server) => server,
+        Err(error) => return unknown(NAME, error),
+    };
+    let Some(disk) = &server.disk else {
+        return ok(NAME, "not known: the local datastore is on another machine");
+    };
+    let text = format!(
+        "{} free of {} in {}, and the database has {}",
+        ByteSize(disk.free),
+        ByteSize(disk.total),
+        disk.directory,
+        ByteSize(server.bytes)
+    );
+    if disk.free < server.bytes || disk.free < disk.total / LITTLE {
+        return warn(
+            NAME,
+            text,
+            "make room, or lower replication.keep_generations",
+        );
+    }
+    ok(NAME, text)
+}
+
+pub fn privileges(facts: &Facts) -> Check {
+    const NAME: &str = "privileges";
+    let server = match &facts.server {
+        Ok(server) => server,
+        Err(error) => return unknown(NAME, error),
+    };
+    let (local, peer) = (&facts.config.local.datastore, &facts.config.peer.datastore);
+    let mut lacking = server.rights.lacking(&local.database, false);
+    if facts.streams() && !server.may_apply {
+        lacking.push("may not set session_replication_role".into());
+    }
+    let mut told: Vec<String> = lacking
+        .iter()
+        .map(|what| format!("the local user {} {what}", local.user))
+        .collect();
+    if facts.is_planned() {
+        let there = match &facts.there {
+            Ok(there) => there.server.rights,
+            Err(error) => return unknown(NAME, error),
+        };
+        let lacking = there.lacking(&peer.database, !there.has_state);
+        told.extend(
+            lacking
+                .iter()
+                .map(|what| format!("the peer's user {} {what}", peer.user)),
+        );
+    }
+    if told.is_empty() {
+        let sides = if facts.is_planned() {
+            "on both sides"
+        } else {
+            "here"
+        };
+        return ok(NAME, format!("our users may do all that is needed {sides}"));
+    }
+    let step = "use Builder's own user hab, or grant what is lacking";
+    refuse(NAME, told.join("; "), step)
+}
+
+pub fn bucket(facts: &Facts) -> Check {
+    const NAME: &str = "bucket";
+    let bucket = &facts.config.local.s3.bucket_name;
+    match &facts.bucket {
+        Ok(()) => ok(NAME, format!("{bucket} takes objects, and lets them go")),
+        Err(error) => unknown(NAME, error),
+    }
+}

@@ -1,0 +1,55 @@
+//! Whether builder-api will come up by itself when the fence is lifted, as far as the Supervisor of this node tells.
+
+use crate::observe::get;
+use http::StatusCode;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// The Supervisor's HTTP gateway, where a stock node has it.
+const GATEWAY: ([u8; 4], u16) = ([127, 0, 0, 1], 9631);
+const PATH: &str = "/services/builder-api/default/health";
+/// Worth no more: nothing is refused for it.
+const PATIENCE: Duration = Duration::from_millis(150);
+
+pub async fn look() -> String {
+    let asked = get(SocketAddr::from(GATEWAY), PATH);
+    match tokio::time::timeout(PATIENCE, asked).await {
+        Ok(Ok((status, body))) => describe(status, &body),
+        _ => "no Supervisor answers at 127.0.0.1:9631: whether builder-api is loaded cannot be seen from here".into(),
+    }
+}
+
+fn describe(status: StatusCode, body: &[u8]) -> String {
+    if status == StatusCode::UNAUTHORIZED {
+        return "the Supervisor asks for its gateway's token: whether builder-api is loaded cannot be seen from here".into();
+    }
+    if status == StatusCode::NOT_FOUND {
+        return "the Supervisor has no builder-api.default loaded".into();
+    }
+    let json: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
+    match json["status"].as_str() {
+        Some("OK" | "WARNING") => "the Supervisor runs builder-api".into(),
+        // The Supervisor does not tell whether it starts it again now, or holds it back after its latest failures.
+        Some(word) => format!(
+            "the Supervisor has builder-api loaded and its health is {word}: behind the fence it cannot start, and after a promotion it \
+             comes up at the Supervisor's next try (at once, unless it runs with a --service-max-backoff-period)"
+        ),
+        None => "what answers at 127.0.0.1:9631 is no Supervisor: whether builder-api is loaded cannot be seen from here".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_answer_is_told() {
+        let told = |status, body: &str| describe(status, body.as_bytes());
+        assert!(told(StatusCode::OK, r#"{"status":"OK"}"#).contains("runs builder-api"));
+        let down = told(StatusCode::SERVICE_UNAVAILABLE, r#"{"status":"CRITICAL"}"#);
+        assert!(down.contains("CRITICAL") && down.contains("next try"));
+        assert!(told(StatusCode::NOT_FOUND, "").contains("no builder-api"));
+        assert!(told(StatusCode::UNAUTHORIZED, "").contains("token"));
+        assert!(told(StatusCode::OK, "<html>").contains("no Supervisor"));
+    }
+}

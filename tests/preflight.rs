@@ -1,0 +1,252 @@
+//! Would a promotion work today? Every reason against it is named, and a primary that is gone is none against a failover.
+
+mod support;
+
+use std::path::PathBuf;
+
+use serde_json::Value;
+use support::builder_keys::BuilderKey;
+use support::follow::{prepared, tamper};
+use support::{Factory, Output, Result, Site, site};
+
+const USED: &str = "20240101000000";
+const NEWER: &str = "20260101000000";
+
+fn keys_dir(site: &Site) -> PathBuf {
+    site.dir.path().join("keys")
+}
+
+/// The configuration of all these tests, with `extra` added.
+fn configure(site: &Site, extra: &str) {
+    let keys = keys_dir(site);
+    site.write_config(&format!(
+        "{extra}\n[local]\nbuilder_keys_dir = {:?}\n",
+        keys.display().to_string()
+    ));
+}
+
+/// A spare of ten packages, followed by a slot, and its builder key.
+async fn spare(name: &str) -> Result<(Site, BuilderKey)> {
+    let site = prepared(name).await?;
+    Factory::seeded().fill(&site.primary, 10).await?;
+    let key = BuilderKey::new(USED);
+    key.seal_all(&site.primary).await?;
+    key.write(&keys_dir(&site))?;
+    configure(&site, "");
+    site.warm_spare(&["sync"]).await.ok();
+    Ok((site, key))
+}
+
+async fn ask(site: &Site, purpose: &str) -> Output {
+    site.warm_spare(&["--json", "preflight", "--for", purpose])
+        .await
+}
+
+/// What was found for the purpose; the exit code must say the same.
+async fn preflight(site: &Site, purpose: &str) -> Value {
+    let output = ask(site, purpose).await;
+    let json = output.json();
+    let refused = json["result"] == "refuse";
+    assert_eq!(output.code, Some(i32::from(refused)), "{output}");
+    assert_eq!(json["for"], purpose);
+    assert_eq!(json["checks"].as_array().expect("checks").len(), 19);
+    json
+}
+
+fn check<'a>(found: &'a Value, name: &str) -> (&'a str, &'a str) {
+    let checks = found["checks"].as_array().expect("checks");
+    let check = checks.iter().find(|check| check["name"] == name);
+    let check = check.unwrap_or_else(|| panic!("{name}: {found:#}"));
+    let text = |key: &str| check[key].as_str().expect("a text");
+    (text("result"), text("reason"))
+}
+
+#[track_caller]
+fn assert_check(found: &Value, name: &str, result: &str, word: &str) {
+    let (actual, reason) = check(found, name);
+    assert!(
+        actual == result && reason.contains(word),
+        "{name}: {found:#}"
+    );
+}
+
+fn refused(found: &Value) -> Vec<&str> {
+    let checks = found["checks"].as_array().expect("checks").iter();
+    let refused = checks.filter(|check| check["result"] == "refuse");
+    refused.filter_map(|check| check["name"].as_str()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_good_spare_may_be_promoted_and_each_key_that_is_wrong_is_named() -> Result<()> {
+    let (site, key) = spare("preflight_keys").await?;
+    for purpose in ["planned", "unplanned"] {
+        let found = preflight(&site, purpose).await;
+        assert_eq!(refused(&found), [""; 0], "{found:#}");
+        assert_check(&found, "builder_keys", "ok", USED);
+        assert_check(&found, "mode", "ok", "stream");
+        assert_check(&found, "verification", "warn", "never");
+        assert_check(&found, "fence", "ok", "holds here; the peer is open");
+        assert_check(&found, "clocks", "ok", "newest id");
+    }
+    let text = site.warm_spare(&["preflight"]).await.ok().stdout;
+    println!("{text}");
+    assert!(text.contains("\nwarn    verification"), "{text}");
+    let last = text.lines().last().unwrap_or_default();
+    assert!(
+        last.starts_with("planned: warn (") && last.ends_with("warning)"),
+        "{text}"
+    );
+
+    let mut took = Vec::new();
+    for _ in 0..5 {
+        took.push(ask(&site, "planned").await.took);
+    }
+    println!("preflight took {took:?}");
+
+    let other = BuilderKey::new(NEWER);
+    other.write(&keys_dir(&site))?;
+    let found = preflight(&site, "unplanned").await;
+    assert_check(
+        &found,
+        "builder_keys",
+        "warn",
+        "newer than any that the primary uses",
+    );
+    other.remove(&keys_dir(&site))?;
+    BuilderKey::new(USED).write(&keys_dir(&site))?;
+    let found = preflight(&site, "unplanned").await;
+    assert_check(
+        &found,
+        "builder_keys",
+        "refuse",
+        "another one than what was sealed",
+    );
+    key.remove(&keys_dir(&site))?;
+    other.write(&keys_dir(&site))?;
+    let found = preflight(&site, "unplanned").await;
+    assert_check(&found, "builder_keys", "refuse", "is not there");
+    other.remove(&keys_dir(&site))?;
+    let found = preflight(&site, "unplanned").await;
+    assert_check(&found, "builder_keys", "refuse", "no builder key is in");
+    site.write_config("[local]\nbuilder_keys_dir = \"\"");
+    let found = preflight(&site, "unplanned").await;
+    assert_check(&found, "builder_keys", "warn", "not on this node");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lowered_fence_a_lost_bucket_and_a_silent_peer_are_each_named() -> Result<()> {
+    let (site, _) = spare("preflight_faults").await?;
+    configure(&site, "[local.s3]\nbucket_name = \"nowhere\"");
+    let found = preflight(&site, "unplanned").await;
+    assert_eq!(refused(&found), ["bucket"], "{found:#}");
+    configure(&site, "");
+
+    let postgres = site.spare.pg.conn("postgres").await?;
+    let lift = "ALTER DATABASE builder RESET default_transaction_read_only";
+    postgres.batch_execute(lift).await?;
+    let found = preflight(&site, "planned").await;
+    assert_eq!(refused(&found), ["fence"], "{found:#}");
+    let found = preflight(&site, "unplanned").await;
+    assert_check(&found, "fence", "warn", "its fence is down");
+    let raise = "ALTER DATABASE builder SET default_transaction_read_only = on";
+    postgres.batch_execute(raise).await?;
+
+    let primary = site.primary.conn().await?;
+    let drop_slot = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots";
+    primary.batch_execute(drop_slot).await?;
+    drop(primary);
+    let found = preflight(&site, "planned").await;
+    assert_eq!(refused(&found), ["wal"], "{found:#}");
+
+    site.primary.pg.stop_fast().await?;
+    let found = preflight(&site, "planned").await;
+    assert_check(&found, "peer_reachable", "refuse", "peer datastore");
+    let found = preflight(&site, "unplanned").await;
+    assert_eq!(refused(&found), [""; 0], "{found:#}");
+    assert_check(&found, "peer_reachable", "warn", "peer datastore");
+
+    postgres
+        .batch_execute("ALTER DATABASE builder RENAME TO mine")
+        .await?;
+    let found = preflight(&site, "unplanned").await;
+    assert_check(&found, "recovery_point", "refuse", "builder");
+    drop(postgres);
+    site.spare.pg.stop_fast().await?;
+    let output = ask(&site, "unplanned").await;
+    assert_eq!(output.code, Some(3), "{output}");
+    assert_eq!(output.json()["error"]["exit_code"], 3);
+    Ok(())
+}
+
+/// As our own database on the spare would have it.
+async fn remember(site: &Site, sql: &str) -> Result<()> {
+    let state = site.spare.pg.conn("warm_spare").await?;
+    Ok(state.batch_execute(sql).await?)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_old_different_or_lacking_is_told_with_its_figure() -> Result<()> {
+    let (site, _) = spare("preflight_figures").await?;
+    let verified = |age: &str, differences: u32| {
+        format!(
+            "INSERT INTO verification (time, deep, differences, lsn) VALUES (now() - interval '{age}', false, {differences}, '')"
+        )
+    };
+    remember(&site, &verified("3 days", 0)).await?;
+    let found = preflight(&site, "planned").await;
+    assert_check(&found, "verification", "warn", "3 d 0 h ago");
+    remember(&site, &verified("1 hour", 2)).await?;
+    let lack = "INSERT INTO warm_spare.unavailable (key, checksum, reason) VALUES ('core/a', '', 'missing')";
+    tamper(&site, lack).await?;
+    let late =
+        "INSERT INTO confirmation (time, clock_offset) VALUES (now() - interval '1 hour', 0)";
+    remember(&site, late).await?;
+    // An id of a year to come.
+    tamper(
+        &site,
+        "INSERT INTO accounts (id, name) VALUES ((900000000000::int8 << 23), 'later')",
+    )
+    .await?;
+    let found = preflight(&site, "planned").await;
+    assert_eq!(
+        refused(&found),
+        ["lag", "verification", "clocks"],
+        "{found:#}"
+    );
+    assert_check(&found, "verification", "refuse", "2 differences");
+    assert_check(&found, "lag", "refuse", "over rpo");
+    assert_check(
+        &found,
+        "artifacts",
+        "warn",
+        "1 are missing or damaged on the primary, such as core/a",
+    );
+    assert_check(&found, "clocks", "refuse", "behind Builder's newest id");
+    assert_check(&found, "read_only_time", "warn", "60 min");
+
+    site.primary.pg.sigstop();
+    let begun = std::time::Instant::now();
+    let found = preflight(&site, "unplanned").await;
+    site.primary.pg.sigcont();
+    assert!(begun.elapsed().as_secs() < 8, "{:?}", begun.elapsed());
+    assert_eq!(refused(&found), [""; 0], "{found:#}");
+    assert_check(&found, "peer_reachable", "warn", "no answer within 5s");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_never_copied_may_not_be_promoted_and_a_whole_copy_may() -> Result<()> {
+    let site = site("preflight_nothing").await;
+    BuilderKey::new(USED).write(&keys_dir(&site))?;
+    configure(&site, "");
+    let found = preflight(&site, "unplanned").await;
+    assert_eq!(refused(&found), ["recovery_point"], "{found:#}");
+    assert_check(
+        &found,
+        "recovery_point",
+        "refuse",
+        "nothing has been copied",
+    );
+    Ok(())
+}
