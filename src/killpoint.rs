@@ -60,6 +60,7 @@ pub fn reach(point: &'static str) {
     static WANTED: OnceLock<Option<(String, u64)>> = OnceLock::new();
     static SEEN: AtomicU64 = AtomicU64::new(0);
     debug_assert!(POINTS.contains(&point), "{point} is not listed");
+    wait_at(point);
     let wanted = WANTED.get_or_init(|| {
         let text = std::env::var("WARM_SPARE_KILL_AT").ok()?;
         let (name, count) = text.split_once(':').unwrap_or((&text, "1"));
@@ -73,5 +74,25 @@ pub fn reach(point: &'static str) {
         loop {
             std::thread::park();
         }
+    }
+}
+
+/// `WARM_SPARE_WAIT_AT=switchover.drain:/some/directory`: the process says there that it has come to the point, by a file
+/// `reached`, and goes on when there is a file `go`.
+#[cfg(debug_assertions)]
+fn wait_at(point: &str) {
+    use std::path::Path;
+    let Ok(wanted) = std::env::var("WARM_SPARE_WAIT_AT") else {
+        return;
+    };
+    let Some((_, directory)) = wanted.split_once(':').filter(|(name, _)| *name == point) else {
+        return;
+    };
+    let directory = Path::new(directory);
+    if std::fs::write(directory.join("reached"), point).is_err() {
+        return;
+    }
+    while !directory.join("go").exists() {
+        std::thread::sleep(std::time::Duration::from_millis(5));
     }
 }

@@ -20,6 +20,25 @@ pub struct Service<'a> {
     pub running: Running,
 }
 
+/// A point of the program that a service was to stop at.
+pub struct Halt(tempfile::TempDir);
+
+impl Halt {
+    pub async fn reached(&self) {
+        wait_until("the point is reached", SOON, || async {
+            match self.0.path().join("reached").exists() {
+                true => Ok(()),
+                false => Err("not yet".into()),
+            }
+        })
+        .await;
+    }
+
+    pub fn go(&self) {
+        std::fs::write(self.0.path().join("go"), "").expect("it is written");
+    }
+}
+
 /// What came back, and how.
 #[derive(Debug)]
 pub struct Answer {
@@ -43,6 +62,14 @@ impl<'a> Service<'a> {
     /// It is killed when it comes to this point of the program, `name` or `name:count`.
     pub fn doomed(site: &'a Site, extra: &str, point: &str) -> Self {
         Self::start_with(site, extra, &[("WARM_SPARE_KILL_AT", point)])
+    }
+
+    /// It stops at this point of the program, for as long as the test wants it to.
+    pub fn halting(site: &'a Site, extra: &str, point: &str) -> (Self, Halt) {
+        let directory = super::process::server_dir("halt-").expect("a folder");
+        let wanted = format!("{point}:{}", directory.path().display());
+        let service = Self::start_with(site, extra, &[("WARM_SPARE_WAIT_AT", &wanted)]);
+        (service, Halt(directory))
     }
 
     fn start_with(site: &'a Site, extra: &str, environment: &[(&str, &str)]) -> Self {

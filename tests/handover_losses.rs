@@ -1,0 +1,186 @@
+//! A link or a store is lost at a step of a switchover: it is done or undone, and never are both sides read-only for good.
+
+mod support;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use support::follow::{followed, until_equal, until_following};
+use support::pair::{Pair, is_writable, returned, until_primary, write};
+use support::proxy::{Mode, Proxy};
+use support::service::SOON;
+use support::{Result, Service, Site, wait_until};
+
+const STEPS: [&str; 6] = [
+    "preflight",
+    "fence",
+    "drain",
+    "compare",
+    "sequences",
+    "promote",
+];
+
+/// Every wish is another one, or what was undone would not be begun again.
+fn wish() -> String {
+    static NUMBER: AtomicU64 = AtomicU64::new(1);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    format!("role = \"primary\"\nchange = \"wish {number}\"")
+}
+
+#[derive(Debug, PartialEq)]
+enum End {
+    Done,
+    Undone,
+}
+
+/// Exactly one of both may be written to in the end.
+async fn ended(site: &Site, service: &Service<'_>, what: &str) -> End {
+    wait_until(what, SOON, || async {
+        let (old, new) = (
+            is_writable(&site.primary).await,
+            is_writable(&site.spare).await,
+        );
+        let status = service.status().await?;
+        match (old, new) {
+            (true, true) => panic!("{what}: both may be written to: {status:#}"),
+            (false, true) if status["state"] == "primary" => Ok(End::Done),
+            (true, false) if status["transition"].is_null() => Ok(End::Undone),
+            _ => Err(format!(
+                "{old} {new} {status:#}\n{}",
+                service.running.stderr().join("\n")
+            )
+            .into()),
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn the_link_is_cut_at_each_step() -> Result<()> {
+    let pair = Pair::start("losses_link").await?;
+    let site = &pair.there;
+    let line = Proxy::start(site.primary.pg.port()).await?;
+    let through = |extra: &str| format!("{extra}\n[peer.datastore]\nport = {}", line.port());
+    followed(site, &through("")).await?.stop().await.ok();
+    for step in STEPS {
+        let point = format!("switchover.{step}");
+        write(&site.primary, &point).await?;
+        let (service, halt) = Service::halting(site, &through(&wish()), &point);
+        halt.reached().await;
+        line.set(Mode::Refuse).await;
+        line.cut();
+        halt.go();
+        let told = service
+            .until("what became of it", |status| {
+                let hold = &status["hold"]["reason"];
+                status["transition"].is_null()
+                    && (hold == "force_needed"
+                        || hold == "peer_unreachable"
+                        || status["state"] == "primary")
+            })
+            .await;
+        assert!(
+            !(is_writable(&site.primary).await && is_writable(&site.spare).await),
+            "{told:#}"
+        );
+        line.set(Mode::Pass).await;
+        // One that was held before it began is tried again by itself: it may be done by then, or be still to come.
+        if step == "preflight" {
+            service.reconfigure(&through(""));
+        }
+        let end = ended(site, &service, &point).await;
+        println!("{point}: {end:?}");
+        match step {
+            "promote" => assert_eq!(end, End::Done),
+            _ => assert_eq!(end, End::Undone, "{step}"),
+        }
+        if end == End::Undone {
+            service.reconfigure(&through(""));
+            until_following(&service).await;
+            write(&site.primary, &format!("{point} is over")).await?;
+            until_equal(site).await?;
+        }
+        service.stop().await.ok();
+    }
+    Ok(())
+}
+
+/// Each store of each side is killed at each step, and comes again.
+#[tokio::test]
+async fn each_store_is_lost_at_each_step() -> Result<()> {
+    let site = Site::builder("losses_stores")
+        .primary(support::follow::logical())
+        .spare(support::follow::logical())
+        .own_stores()
+        .start()
+        .await?;
+    support::Factory::seeded().fill(&site.primary, 3).await?;
+    support::follow::prepare(&site).await;
+    let pair = Pair::of(site)?;
+    let (mut site, mut other) = (&pair.there, &pair.back);
+    let mut epoch = 1;
+    let mut ends = Vec::new();
+    followed(site, "").await?.stop().await.ok();
+    for store in ["primary.pg", "spare.pg", "primary.s3", "spare.s3"] {
+        for step in STEPS {
+            let what = format!("{store} at {step}");
+            write(&site.primary, &what).await?;
+            let (service, halt) = Service::halting(site, &wish(), &format!("switchover.{step}"));
+            halt.reached().await;
+            kill(site, store);
+            halt.go();
+            if store.ends_with("s3") {
+                // It may be done without it, and otherwise says what it waits for.
+                service
+                    .until("what becomes of it", |status| {
+                        status["state"] == "primary"
+                            || !status["hold"].is_null()
+                            || status["transition"].is_null()
+                    })
+                    .await;
+            }
+            start_again(site, store).await?;
+            if step == "preflight" && store != "spare.pg" {
+                service.reconfigure("");
+            }
+            let end = ended(site, &service, &what).await;
+            println!("{what}: {end:?}");
+            if end == End::Undone {
+                service.reconfigure("");
+                until_following(&service).await;
+                write(&site.primary, &format!("{what} is over")).await?;
+                until_equal(site).await?;
+                service.stop().await.ok();
+            } else {
+                epoch += 1;
+                until_primary(&service, epoch).await;
+                support::pair::until_settled(&service).await;
+                let back = returned(other, "").await?;
+                until_equal(other).await?;
+                back.stop().await.ok();
+                service.stop().await.ok();
+                (site, other) = (other, site);
+            }
+            ends.push(end);
+        }
+    }
+    assert!(ends.contains(&End::Done) && ends.contains(&End::Undone));
+    Ok(())
+}
+
+fn kill(site: &Site, store: &str) {
+    match store {
+        "primary.pg" => site.primary.pg.kill9(),
+        "spare.pg" => site.spare.pg.kill9(),
+        "primary.s3" => site.primary.minio.kill9(),
+        _ => site.spare.minio.kill9(),
+    }
+}
+
+async fn start_again(site: &Site, store: &str) -> Result<()> {
+    match store {
+        "primary.pg" => site.primary.pg.start_again().await,
+        "spare.pg" => site.spare.pg.start_again().await,
+        "primary.s3" => site.primary.minio.start_again().await,
+        _ => site.spare.minio.start_again().await,
+    }
+}
