@@ -33,6 +33,7 @@ pub use choice::{Because, Choice, choose, is_extendable};
 pub use content::ContentHash;
 pub use courier::{Courier, Delivery};
 pub use error::{PassError, Policy};
+pub(crate) use guard::guarded;
 pub use inventory::{Inventory, InventoryError, UNSOUND};
 pub use look::{Look, Server, look};
 pub use mode::{Chosen, decide};

@@ -31,7 +31,7 @@ impl Table {
         format!("{}.{}", self.schema, self.name)
     }
 
-    fn quoted(&self) -> String {
+    pub fn quoted(&self) -> String {
         format!("{}.{}", quote_ident(&self.schema), quote_ident(&self.name))
     }
 
