@@ -513,8 +513,7 @@ async fn connect(side: Side, to: &Datastore) -> Result<Box<dyn Io>, Trouble> {
     if !accepted {
         return Err(Trouble::Tls("server does not support TLS".into()));
     }
-    let mut config =
-        tls::client_config(side, to).map_err(|error| Trouble::Tls(error.text))?;
+    let mut config = tls::client_config(side, to).map_err(|error| Trouble::Tls(error.text))?;
     config.alpn_protocols = vec![b"postgresql".to_vec()];
     let name = ServerName::try_from(to.host.clone()).map_err(|e| Trouble::Tls(e.to_string()))?;
     let stream = TlsConnector::from(Arc::new(config))

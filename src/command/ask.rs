@@ -1,18 +1,12 @@
 //! Asking the running service over HTTP, for `status` and `health`.
 
 use crate::config;
+use crate::role::http_get;
 use crate::service::address_file;
-use bytes::Bytes;
-use http::{Request, StatusCode};
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper_util::rt::TokioIo;
+use http::StatusCode;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
-use tokio::net::TcpStream;
-
-/// No answer of ours is longer.
-const LONGEST: usize = 16 << 20;
 
 pub struct Answer {
     pub status: StatusCode,
@@ -57,21 +51,9 @@ async fn get(
     address: SocketAddr,
     path: &str,
 ) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
-    let stream = TcpStream::connect(address).await?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let talking = tokio::spawn(connection);
-    let request = Request::get(path)
-        .header(http::header::HOST, address.to_string())
-        .body(Empty::<Bytes>::new())?;
-    let response = sender.send_request(request).await?;
-    let status = response.status();
-    let body = Limited::new(response.into_body(), LONGEST)
-        .collect()
-        .await?;
-    talking.abort();
+    let (status, body) = http_get(&address.to_string(), path).await?;
     let stranger = "what listens there is no warm-spare";
-    let body: serde_json::Value = serde_json::from_slice(&body.to_bytes()).map_err(|_| stranger)?;
+    let body: serde_json::Value = serde_json::from_slice(&body).map_err(|_| stranger)?;
     if body["format"] != 1 {
         return Err(stranger.into());
     }

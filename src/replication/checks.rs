@@ -215,7 +215,7 @@ pub(super) async fn is_primary(peer: &PeerSession, fenced_by_us: bool) -> Result
     Ok(())
 }
 
-async fn major(server: &Session) -> Result<u32, PassError> {
+pub(super) async fn major(server: &Session) -> Result<u32, PassError> {
     let sql = "SELECT current_setting('server_version_num')::int4 / 10000";
     let row = server.query_one("reading the version", sql, &[]).await?;
     Ok(row.get::<_, i32>(0) as u32)
@@ -328,7 +328,7 @@ async fn nothing_uncopied(peer: &PeerSession) -> Result<(), PassError> {
     ))
 }
 
-async fn enough_disk(
+pub(super) async fn enough_disk(
     config: &Config,
     local: &LocalSession,
     database_bytes: i64,
@@ -374,7 +374,7 @@ async fn lz4(local: &LocalSession) -> Result<bool, PassError> {
 }
 
 /// The catalog's columns for it differ from version to version, so it comes as JSON.
-fn locale_options(database: &str, encoding: &str, local_major: u32) -> String {
+pub(super) fn locale_options(database: &str, encoding: &str, local_major: u32) -> String {
     let json: serde_json::Value = serde_json::from_str(database).unwrap_or_default();
     let text = |name: &str| {
         json.get(name)

@@ -6,6 +6,7 @@
 mod approximate;
 mod book;
 mod exact;
+mod fetch;
 mod judge;
 mod slot;
 
@@ -13,6 +14,7 @@ use crate::cluster::{Promotion, State};
 use crate::config::Config;
 use crate::replication::PassError;
 use book::Book;
+pub use fetch::{Fetched, fetch, file_name};
 use slot::Usable;
 
 /// The summary of what was found.

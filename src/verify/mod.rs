@@ -10,6 +10,8 @@ use crate::observe::Progress;
 use crate::replication::{self, PassError, unavailable};
 use serde::Serialize;
 
+pub(crate) use artifacts::{Compared as ComparedArtifacts, Reading};
+
 /// One thing that is not as it was sent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Difference {

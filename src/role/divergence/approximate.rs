@@ -41,9 +41,8 @@ async fn load(
         .batch("emptying working tables", "TRUNCATE ours, theirs")
         .await?;
     let fill = |from| fill(book.session(), from, throttle);
-    let ours = format!(
-        "COPY (SELECT ctid, md5(whole_row::text) FROM ONLY {quoted} whole_row) TO STDOUT"
-    );
+    let ours =
+        format!("COPY (SELECT ctid, md5(whole_row::text) FROM ONLY {quoted} whole_row) TO STDOUT");
     fill((&**local, &doing, &ours, "ours")).await?;
     let peer = PeerSession::open(&config.peer.datastore).await?;
     let sql = "SELECT to_regclass($1) IS NOT NULL";

@@ -269,7 +269,10 @@ mod tests {
             row(&[text("1"), Value::Null, Value::Unchanged], false),
             r#"{"hidden":null,"id":1}"#
         );
-        assert_eq!(row(&[text("1"), Value::Null, Value::Null], true), r#"{"id":1}"#);
+        assert_eq!(
+            row(&[text("1"), Value::Null, Value::Null], true),
+            r#"{"id":1}"#
+        );
         assert!(document(&relation(), &[Value::Null], false).is_err());
     }
 }

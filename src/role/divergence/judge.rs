@@ -14,7 +14,8 @@ type Name = (String, String);
 
 pub async fn judge_packages(config: &Config, book: &mut Book) -> Result<(), PassError> {
     book.flush().await?;
-    let local = LocalSession::open(&config.local.datastore, &config.local.datastore.database).await?;
+    let local =
+        LocalSession::open(&config.local.datastore, &config.local.datastore.database).await?;
     let peer = PeerSession::open(&config.peer.datastore).await?;
     touch_written(book).await?;
     touch_deleted(book, &peer).await?;
@@ -74,7 +75,8 @@ async fn touch_deleted(book: &Book, peer: &PeerSession) -> Result<(), PassError>
         };
         after = last.get(0);
         let ids: Vec<i64> = rows.iter().map(|row| row.get(1)).collect();
-        let sql = "SELECT ident::text, target::text FROM public.origin_packages WHERE id = ANY ($1)";
+        let sql =
+            "SELECT ident::text, target::text FROM public.origin_packages WHERE id = ANY ($1)";
         let known = peer.query(doing, sql, &[&ids]).await?;
         let idents: Vec<String> = known.iter().map(|row| row.get(0)).collect();
         let targets: Vec<String> = known.iter().map(|row| row.get(1)).collect();
