@@ -198,8 +198,13 @@ fn tell_package(package: &DivergedPackage, fetch: Option<&Path>) {
     }
 }
 
+/// To be copied into a shell as it stands.
 fn upload(file: &str) -> String {
-    format!("hab pkg upload --force {file}")
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._/+-".contains(c);
+    if file.chars().all(plain) {
+        return format!("hab pkg upload --force {file}");
+    }
+    format!("hab pkg upload --force '{}'", file.replace('\'', r"'\''"))
 }
 
 fn document(recorded: &Recorded, outcomes: &[Outcome]) -> Value {
@@ -252,4 +257,18 @@ fn document(recorded: &Recorded, outcomes: &[Outcome]) -> Value {
             "packages": recorded.packages.iter().map(package).collect::<Vec<_>>(),
         },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_is_one_word_of_shell_for_its_file() {
+        assert_eq!(upload("d/a-1.hart"), "hab pkg upload --force d/a-1.hart");
+        assert_eq!(
+            upload("it's $(x).hart"),
+            r"hab pkg upload --force 'it'\''s $(x).hart'"
+        );
+    }
 }

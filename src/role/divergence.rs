@@ -10,12 +10,12 @@ mod fetch;
 mod judge;
 mod slot;
 
-use crate::cluster::{Promotion, State};
+use crate::cluster::{DatastoreFault, Lsn, Promotion, Side, State};
 use crate::config::Config;
 use crate::replication::PassError;
 use book::Book;
 pub use fetch::{Fetched, fetch, file_name};
-use slot::Usable;
+use slot::{Server, Usable};
 
 /// The summary of what was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,7 +75,7 @@ pub async fn record(
 ) -> Result<Divergence, PassError> {
     let server = slot::ask(config, promotion).await?;
     match slot::usable(&server, promotion) {
-        Usable::From(from) => match Box::pin(by_slot(config, promotion, from)).await {
+        Usable::From(from) => match Box::pin(by_slot(config, promotion, &server, from)).await {
             Ok(()) => {}
             Err(error) => {
                 let Some(reason) = unreadable(&error) else {
@@ -96,10 +96,18 @@ pub async fn record(
 async fn by_slot(
     config: &Config,
     promotion: &Promotion,
-    from: crate::cluster::Lsn,
+    server: &Server,
+    from: Lsn,
 ) -> Result<(), PassError> {
     let mut book = Book::open(config, promotion.epoch).await?;
-    let found = exact::read(config, promotion, from, &mut book).await?;
+    let mut found = exact::read(config, promotion, from, &mut book).await?;
+    if let Some(table) = &server.unpublished {
+        found.exact = false;
+        found.reason = format!(
+            "{}, but table {table} is not in publication {}: its changes are not among them",
+            found.reason, promotion.publication
+        );
+    }
     judge::judge_packages(config, &mut book).await?;
     book.close(&promotion.lsn, &found).await
 }
@@ -133,7 +141,6 @@ async fn without_slot(
 
 /// Why the slot does not give what it should, if trying again would not help.
 fn unreadable(error: &PassError) -> Option<String> {
-    use crate::cluster::{DatastoreFault, Side};
     let finally = match error {
         PassError::Datastore(e) => {
             e.side == Side::Local

@@ -134,65 +134,91 @@ struct Work<'a> {
     name: &'a str,
 }
 
+/// Steps as they come to their end.
+struct Steps<'a> {
+    told: &'a dyn Fn(&DrillStep),
+    steps: Vec<DrillStep>,
+}
+
+impl Steps<'_> {
+    /// What took since then. Whether it was good, and in words.
+    fn add(&mut self, name: &'static str, since: Instant, (ok, text): (bool, String)) {
+        let step = DrillStep {
+            name,
+            ok,
+            text,
+            seconds: since.elapsed().as_secs_f64(),
+        };
+        (self.told)(&step);
+        self.steps.push(step);
+    }
+}
+
 impl Work<'_> {
     async fn run(
         &self,
-        told: &impl Fn(&DrillStep),
+        told: &dyn Fn(&DrillStep),
         running: &mut Option<Running>,
     ) -> Result<Drill, PassError> {
-        let mut drill = Drill {
-            time: Utc::now(),
-            steps: Vec::new(),
-            write_seconds: None,
-            answer_seconds: None,
-        };
-        let mut add = |name, since: Instant, (ok, text): (bool, String)| {
-            let step = DrillStep {
-                name,
-                ok,
-                text,
-                seconds: since.elapsed().as_secs_f64(),
-            };
-            told(&step);
-            drill.steps.push(step);
-        };
-        let begun = Instant::now();
-        let clone = Clone::make(self.config, self.state.session(), self.name).await?;
-        add("clone", begun, (true, clone.describe()));
-
-        let begun = Instant::now();
-        let inside = LocalSession::open(&self.config.local.datastore, self.name).await?;
-        add("rows", begun, clone.compare(&inside).await?);
-
-        let begun = Instant::now();
-        let (sample, lacking) = (self.rehearsal.sample, clone.unavailable());
-        let read = artifacts::read(self.config, &inside, lacking, sample);
-        add("artifacts", begun, Box::pin(read).await?);
-
+        let steps = Vec::new();
+        let mut steps = Steps { told, steps };
+        let time = Utc::now();
+        let inside = self.copy(&mut steps).await?;
         set_fence(self.state.session(), self.name).await?;
         let taken_over = Instant::now();
         let written = self.take_over(&inside).await;
         let write_seconds = written.is_ok().then(|| taken_over.elapsed().as_secs_f64());
-        add("write", taken_over, told_of(written));
-
+        steps.add("write", taken_over, told_of(written));
         let mut answer_seconds = None;
-        if let (Some(command), Some(_)) = (&self.rehearsal.exec, write_seconds) {
+        if write_seconds.is_some() {
+            let answered = self.start_and_ask(&mut steps, running).await?;
+            answer_seconds = answered.then(|| taken_over.elapsed().as_secs_f64());
+        }
+        Ok(Drill {
+            time,
+            steps: steps.steps,
+            write_seconds,
+            answer_seconds,
+        })
+    }
+
+    /// The clone, and whether it and its artifacts are as they should be.
+    async fn copy(&self, steps: &mut Steps<'_>) -> Result<LocalSession, PassError> {
+        let begun = Instant::now();
+        let clone = Clone::make(self.config, self.state.session(), self.name).await?;
+        steps.add("clone", begun, (true, clone.describe()));
+
+        let begun = Instant::now();
+        let inside = LocalSession::open(&self.config.local.datastore, self.name).await?;
+        steps.add("rows", begun, clone.compare(&inside).await?);
+
+        let begun = Instant::now();
+        let (sample, lacking) = (self.rehearsal.sample, clone.unavailable());
+        let reading = artifacts::read(self.config, &inside, lacking, sample);
+        steps.add("artifacts", begun, Box::pin(reading).await?);
+        Ok(inside)
+    }
+
+    /// Whether there was an answer.
+    async fn start_and_ask(
+        &self,
+        steps: &mut Steps<'_>,
+        running: &mut Option<Running>,
+    ) -> Result<bool, PassError> {
+        let begun = Instant::now();
+        if let Some(command) = &self.rehearsal.exec {
             *running = Some(Running::start(self.config, self.name, command)?);
         }
-        if write_seconds.is_some() {
-            if let Some(url) = &self.rehearsal.url {
-                let begun = Instant::now();
-                let answered = command::await_answer(url, running).await;
-                answer_seconds = answered.is_ok().then(|| taken_over.elapsed().as_secs_f64());
-                add("answer", begun, told_of(answered));
-            } else if let Some(running) = running {
-                let begun = Instant::now();
-                add("command", begun, told_of(running.settle().await));
-            }
+        if let Some(url) = &self.rehearsal.url {
+            let answered = command::await_answer(url, running).await;
+            let there = answered.is_ok();
+            steps.add("answer", begun, told_of(answered));
+            return Ok(there);
         }
-        drill.write_seconds = write_seconds;
-        drill.answer_seconds = answer_seconds;
-        Ok(drill)
+        if let Some(running) = running {
+            steps.add("command", begun, told_of(running.settle().await));
+        }
+        Ok(false)
     }
 
     /// As a failover would: ids past the last known ones, the fence lifted, and somebody writes.

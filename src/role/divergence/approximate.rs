@@ -3,7 +3,7 @@
 //! Rows are compared by hash, on our own server, so that memory does not grow with them.
 
 use super::book::{Book, Change};
-use crate::cluster::{LocalSession, PeerSession, Session, Throttle, pipe, quote_ident};
+use crate::cluster::{CopyRows, LocalSession, PeerSession, Throttle, pipe, quote_ident};
 use crate::config::Config;
 use crate::replication::{PassError, Table, guarded, tables};
 use std::collections::HashMap;
@@ -40,30 +40,30 @@ async fn load(
     book.session()
         .batch("emptying working tables", "TRUNCATE ours, theirs")
         .await?;
-    let fill = |from| fill(book.session(), from, throttle);
     let ours =
         format!("COPY (SELECT ctid, md5(whole_row::text) FROM ONLY {quoted} whole_row) TO STDOUT");
-    fill((&**local, &doing, &ours, "ours")).await?;
+    let rows = local.copy_out(&doing, &ours).await?;
+    fill(book.session(), "ours", rows, throttle).await?;
     let peer = PeerSession::open(&config.peer.datastore).await?;
     let sql = "SELECT to_regclass($1) IS NOT NULL";
     let there: bool = peer.query_one(&doing, sql, &[&quoted]).await?.get(0);
     if there {
         let theirs =
             format!("COPY (SELECT md5(whole_row::text) FROM ONLY {quoted} whole_row) TO STDOUT");
-        fill((&peer, &doing, &theirs, "theirs")).await?;
+        let rows = peer.copy_out(&doing, &theirs).await?;
+        fill(book.session(), "theirs", rows, throttle).await?;
     }
     Ok(there)
 }
 
 async fn fill(
     into: &LocalSession,
-    (from, doing, sql, table): (&Session, &str, &str, &str),
+    table: &str,
+    rows: CopyRows<'_>,
     throttle: &Throttle,
 ) -> Result<(), PassError> {
-    let rows = from.copy_out(doing, sql).await?;
-    let sink = into
-        .copy_in(doing, &format!("COPY {table} FROM STDIN"))
-        .await?;
+    let sql = format!("COPY {table} FROM STDIN");
+    let sink = into.copy_in("filling a working table", &sql).await?;
     pipe(rows, sink, throttle, |_| {}).await?;
     Ok(())
 }

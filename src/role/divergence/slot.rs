@@ -1,5 +1,6 @@
 //! Whether the slot by which the successor followed still gives everything since its promotion.
 
+use crate::cluster::preparation::COPIED_TABLES;
 use crate::cluster::{LocalSession, Lsn, Promotion};
 use crate::config::Config;
 use crate::replication::PassError;
@@ -17,7 +18,10 @@ pub struct Server {
     /// How far it has written.
     pub wal: String,
     pub slot: Option<Slot>,
+    /// The publication is there.
     pub published: bool,
+    /// A table of Builder's that it lacks.
+    pub unpublished: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -83,6 +87,11 @@ SELECT (SELECT system_identifier::text FROM pg_control_system()), (SELECT timeli
        coalesce(s.wal_status = 'lost', false), s.confirmed_flush_lsn::text, coalesce(s.active, false)
 FROM (SELECT 1) one LEFT JOIN pg_replication_slots s ON s.slot_name = $1";
 
+const UNPUBLISHED: &str = "
+SELECT min(c.oid::regclass::text) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE NOT EXISTS (SELECT 1 FROM pg_publication_tables t
+    WHERE t.pubname = $1 AND t.schemaname = n.nspname AND t.tablename = c.relname) AND ";
+
 pub async fn ask(config: &Config, promotion: &Promotion) -> Result<Server, PassError> {
     let local = &config.local.datastore;
     let session = LocalSession::open(local, &local.database).await?;
@@ -111,9 +120,20 @@ pub async fn ask(config: &Config, promotion: &Promotion) -> Result<Server, PassE
             timeline: row.get(1),
             wal: row.get(2),
             published: row.get(3),
+            unpublished: unpublished(&session, &promotion.publication).await?,
             slot,
         });
     }
+}
+
+async fn unpublished(
+    session: &LocalSession,
+    publication: &str,
+) -> Result<Option<String>, PassError> {
+    let sql = format!("{UNPUBLISHED}{COPIED_TABLES}");
+    let doing = "looking for tables that are not published";
+    let row = session.query_one(doing, &sql, &[&publication]).await?;
+    Ok(row.get(0))
 }
 
 #[cfg(test)]
@@ -143,6 +163,7 @@ mod tests {
             timeline: 1,
             wal: "0/300".into(),
             published: true,
+            unpublished: None,
             slot: Some(Slot {
                 plugin: Some("pgoutput".into()),
                 ours: true,
