@@ -7,6 +7,8 @@ use std::time::Duration;
 use support::follow::{followed, prepared, until_equal};
 use support::process::{alive, free_port};
 use support::{Factory, Package, Result, Site, Spec, site, wait_until};
+use warm_spare::cluster::State;
+use warm_spare::role::remove_drill_leftovers;
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -130,7 +132,14 @@ async fn what_a_killed_drill_leaves_the_next_one_removes() -> Result<()> {
     let drill = ["drill", "--exec", &script, "--url", "http://127.0.0.1:1/"];
     let running = site.spawn(&drill);
     let command = noted(&note).await;
-    assert_eq!(clones(&site).await?.len(), 1);
+    let left = clones(&site).await?;
+    assert_eq!(left.len(), 1);
+    let config = warm_spare::config::load(&site.config_file())?;
+    let state = State::open(&config.local.datastore).await?;
+    assert!(
+        remove_drill_leftovers(&state).await?.is_empty(),
+        "a drill under way is left alone"
+    );
     // One at a time.
     let output = site.warm_spare(&["drill"]).await;
     assert_eq!(output.code, Some(4), "{output}");
@@ -144,6 +153,20 @@ async fn what_a_killed_drill_leaves_the_next_one_removes() -> Result<()> {
     })
     .await;
     site.warm_spare(&["drill", "--sample", "1"]).await.ok();
+    assert_eq!(clones(&site).await?, Vec::<String>::new());
+
+    std::fs::remove_file(&note)?;
+    let running = site.spawn(&drill);
+    noted(&note).await;
+    let left = clones(&site).await?;
+    running.kill9()?;
+    wait_until("as a starting service removes it", SOON, || async {
+        let removed = remove_drill_leftovers(&state).await?;
+        (removed == left)
+            .then_some(())
+            .ok_or("its lock is held".into())
+    })
+    .await;
     assert_eq!(clones(&site).await?, Vec::<String>::new());
 
     std::fs::remove_file(&note)?;

@@ -107,14 +107,9 @@ pub async fn drill(
 
 /// Of a spare that has something to take over with.
 async fn open(config: &Config) -> Result<State, PassError> {
-    let nothing_yet = || PassError::Unfit {
-        check: "no_recovery_point",
-        text: "nothing has been copied to this cluster yet".into(),
-        next_step: "run `warm-spare sync` first".into(),
-    };
     let state = State::open_existing(&config.local.datastore)
         .await?
-        .ok_or_else(nothing_yet)?;
+        .ok_or_else(PassError::nothing_copied)?;
     if state.cluster().await?.role.as_deref() == Some("primary") {
         return Err(PassError::Refused {
             rule: "role",
@@ -122,7 +117,10 @@ async fn open(config: &Config) -> Result<State, PassError> {
             next_step: "run the drill on the spare".into(),
         });
     }
-    state.copied_point().await?.ok_or_else(nothing_yet)?;
+    state
+        .copied_point()
+        .await?
+        .ok_or_else(PassError::nothing_copied)?;
     Ok(state)
 }
 

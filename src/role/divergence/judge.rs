@@ -29,11 +29,34 @@ pub async fn judge_packages(config: &Config, book: &mut Book) -> Result<(), Pass
         let names: Vec<&Name> = page.iter().map(|(name, _)| name).collect();
         let ours = checksums(&local, &names).await?;
         let theirs = checksums(&peer, &names).await?;
-        for (name, deleted) in &page {
+        let judged = page.iter().filter_map(|(name, deleted)| {
             let (ours, theirs) = (ours.get(name), theirs.get(name));
-            if let Some(class) = class(ours, theirs, *deleted) {
-                write(book, name, ours, theirs, class).await?;
-            }
+            let class = class(ours, theirs, *deleted)?;
+            Some(Judged {
+                name,
+                ours,
+                theirs,
+                class,
+            })
+        });
+        write(book, judged.collect()).await?;
+    }
+}
+
+struct Judged<'a> {
+    name: &'a Name,
+    ours: Option<&'a String>,
+    theirs: Option<&'a String>,
+    class: &'static str,
+}
+
+impl Judged<'_> {
+    /// Empty: ident and target name no artifact.
+    fn key(&self) -> String {
+        let (ident, target) = self.name;
+        match (ident.parse::<Ident>(), target.parse::<Target>()) {
+            (Ok(ident), Ok(target)) => object_key(&ident, &target),
+            _ => String::new(),
         }
     }
 }
@@ -110,25 +133,29 @@ async fn checksums(session: &Session, names: &[&Name]) -> Result<HashMap<Name, S
     Ok(rows.iter().map(known).collect())
 }
 
-async fn write(
-    book: &Book,
-    (ident, target): &Name,
-    ours: Option<&String>,
-    theirs: Option<&String>,
-    class: &str,
-) -> Result<(), PassError> {
-    let key = match (ident.parse::<Ident>(), target.parse::<Target>()) {
-        (Ok(ident), Ok(target)) => object_key(&ident, &target),
-        _ => String::new(),
-    };
-    let checksum = ours.cloned().unwrap_or_default();
-    let sql = "INSERT INTO diverged_package (epoch, ident, target, checksum, class, key, their_checksum) \
-               VALUES ($1, $2, $3, $4, $5, $6, $7)";
+async fn write(book: &Book, judged: Vec<Judged<'_>>) -> Result<(), PassError> {
+    let idents: Vec<&str> = judged.iter().map(|j| j.name.0.as_str()).collect();
+    let targets: Vec<&str> = judged.iter().map(|j| j.name.1.as_str()).collect();
+    let ours: Vec<Option<&String>> = judged.iter().map(|j| j.ours).collect();
+    let theirs: Vec<Option<&String>> = judged.iter().map(|j| j.theirs).collect();
+    let classes: Vec<&str> = judged.iter().map(|j| j.class).collect();
+    let keys: Vec<String> = judged.iter().map(Judged::key).collect();
+    let sql = "INSERT INTO diverged_package (epoch, ident, target, checksum, their_checksum, class, key) \
+               SELECT $1, i, t, coalesce(o, ''), th, c, k FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], \
+                 $6::text[], $7::text[]) u(i, t, o, th, c, k)";
     book.session()
         .execute(
-            "recording a diverged package",
+            "recording diverged packages",
             sql,
-            &[&book.epoch, ident, target, &checksum, &class, &key, &theirs],
+            &[
+                &book.epoch,
+                &idents,
+                &targets,
+                &ours,
+                &theirs,
+                &classes,
+                &keys,
+            ],
         )
         .await?;
     Ok(())
