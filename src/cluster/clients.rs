@@ -4,7 +4,7 @@ use super::Side;
 use crate::config::{Datastore, SslMode};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 
 /// A pair of `pg_dump` and `pg_restore` of one major version.
 #[derive(Debug, Clone)]
@@ -20,6 +20,16 @@ struct Servers {
     primary: u32,
     spare: u32,
 }
+
+/// Roles are a server's own.
+const UNPRIVILEGED: [&str; 2] = ["--no-owner", "--no-privileges"];
+/// Nothing of ours travels, and nobody is kept waiting long for a lock.
+const BUILDERS_ONLY: [&str; 4] = [
+    "--exclude-schema=warm_spare",
+    "--no-publications",
+    "--no-subscriptions",
+    "--lock-wait-timeout=10s",
+];
 
 #[derive(Debug, thiserror::Error)]
 pub enum ProgramError {
@@ -125,18 +135,9 @@ impl ClientPrograms {
     ) -> Result<(), ProgramError> {
         let mut command = self.command("pg_dump", Side::Peer, from);
         command
-            .args([
-                "--format=custom",
-                "--schema-only",
-                "--no-owner",
-                "--no-privileges",
-            ])
-            .args([
-                "--exclude-schema=warm_spare",
-                "--no-publications",
-                "--no-subscriptions",
-            ])
-            .arg("--lock-wait-timeout=10s")
+            .args(["--format=custom", "--schema-only"])
+            .args(UNPRIVILEGED)
+            .args(BUILDERS_ONLY)
             .arg(format!("--snapshot={snapshot}"))
             .arg("--file")
             .arg(archive)
@@ -156,13 +157,37 @@ impl ClientPrograms {
     ) -> Result<(), ProgramError> {
         let mut command = self.command("pg_restore", Side::Local, to);
         command
-            .args(["--exit-on-error", "--no-owner", "--no-privileges"])
+            .arg("--exit-on-error")
+            .args(UNPRIVILEGED)
             .arg(format!("--section={section}"))
             .arg(format!("--jobs={jobs}"))
             .args(owner.map(|name| format!("--role={name}")))
             .arg(format!("--dbname={database}"))
             .arg(archive);
         run("pg_restore", command).await
+    }
+
+    /// Copies a whole database of our own server, as the snapshot sees it, into another one there; nothing is laid on disk.
+    pub async fn copy_database(
+        &self,
+        server: &Datastore,
+        snapshot: &str,
+        to: &str,
+        owner: Option<&str>,
+    ) -> Result<(), ProgramError> {
+        let mut dump = self.command("pg_dump", Side::Local, server);
+        dump.args(["--format=custom", "--compress=0"])
+            .args(UNPRIVILEGED)
+            .args(BUILDERS_ONLY)
+            .arg(format!("--snapshot={snapshot}"))
+            .arg(&server.database);
+        let mut restore = self.command("pg_restore", Side::Local, server);
+        restore
+            .arg("--exit-on-error")
+            .args(UNPRIVILEGED)
+            .args(owner.map(|name| format!("--role={name}")))
+            .arg(format!("--dbname={to}"));
+        through_a_pipe(dump, restore).await
     }
 
     /// Connection parameters go by the environment, where only our own user can read them.
@@ -275,18 +300,32 @@ impl Drop for Running {
 }
 
 async fn run(program: &str, mut command: Command) -> Result<(), ProgramError> {
-    let failed = |source| ProgramError::Start {
-        program: program.to_string(),
-        source,
-    };
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    let (child, running) = start(program, &mut command)?;
+    finish(program, child, running).await
+}
+
+fn start(program: &str, command: &mut Command) -> Result<(Child, Running), ProgramError> {
     let child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
-        .map_err(failed)?;
-    let mut running = Running(child.id());
-    let output = child.wait_with_output().await.map_err(failed)?;
+        .map_err(|source| not_started(program, source))?;
+    let running = Running(child.id());
+    Ok((child, running))
+}
+
+fn not_started(program: &str, source: std::io::Error) -> ProgramError {
+    ProgramError::Start {
+        program: program.to_string(),
+        source,
+    }
+}
+
+async fn finish(program: &str, child: Child, mut running: Running) -> Result<(), ProgramError> {
+    let output = child
+        .wait_with_output()
+        .await
+        .map_err(|source| not_started(program, source))?;
     running.0 = None;
     if output.status.success() {
         return Ok(());
@@ -296,4 +335,32 @@ async fn run(program: &str, mut command: Command) -> Result<(), ProgramError> {
         program: program.to_string(),
         text: telling(&text),
     })
+}
+
+async fn through_a_pipe(mut from: Command, mut to: Command) -> Result<(), ProgramError> {
+    let (sender, receiver) = ("pg_dump of the local datastore", "pg_restore");
+    from.stdin(Stdio::null()).stdout(Stdio::piped());
+    let (mut sending, sends) = start(sender, &mut from)?;
+    let pipe: Option<Stdio> = match sending.stdout.take() {
+        Some(out) => Some(out.try_into().map_err(|e| not_started(sender, e))?),
+        None => None,
+    };
+    to.stdin(pipe.unwrap_or_else(Stdio::null))
+        .stdout(Stdio::null());
+    let (receiving, receives) = start(receiver, &mut to)?;
+    // Our own copy of the pipe's end would keep the sender from noticing that the receiver is gone.
+    drop(to);
+    let (sent, received) = tokio::join!(
+        finish(sender, sending, sends),
+        finish(receiver, receiving, receives)
+    );
+    match (sent, received) {
+        (Ok(()), received) => received,
+        // Whoever failed first took the other along: a person reads both.
+        (Err(sent), Err(received)) => Err(ProgramError::Failed {
+            program: format!("{sender} into {receiver}"),
+            text: format!("{received}; {sent}"),
+        }),
+        (sent, Ok(())) => sent,
+    }
 }

@@ -13,6 +13,7 @@ mod identity;
 mod lsn;
 mod peer_fence;
 pub mod preparation;
+mod rehearsal;
 mod roles;
 mod session;
 mod state;
@@ -34,6 +35,7 @@ pub use history::{Confirmation, DrillRecord, Event, VerificationRecord};
 pub use identity::{IdentityError, differ_in_bucket, differ_in_server, prove_writable};
 pub use lsn::{Lsn, NoLsn};
 pub use peer_fence::{PeerFence, RaiseError};
+pub use rehearsal::lift_and_write;
 pub use roles::{FenceRecord, Promotion, Record, Transition, peers_record};
 pub(crate) use session::pipe;
 pub use session::{

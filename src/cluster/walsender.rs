@@ -29,7 +29,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 /// Rows of a simple query, as text.
 pub type TextRows = Vec<Vec<Option<String>>>;
 
-/// A session of its own kind on the peer. It makes and drops slots; of rows it writes none.
+/// A session of its own kind, on the peer but for [`WalSession::open_local`]. It makes and drops slots; of rows it writes none.
 pub struct WalSession {
     wire: Wire,
     told: Told,
@@ -38,6 +38,7 @@ pub struct WalSession {
 /// How errors of this session begin.
 #[derive(Clone)]
 struct Told {
+    side: Side,
     address: String,
 }
 
@@ -55,7 +56,7 @@ impl Told {
             Trouble::Tls(text) => (DatastoreFault::Tls, text, None),
         };
         DatastoreError {
-            side: Side::Peer,
+            side: self.side,
             address: self.address.clone(),
             doing: doing.to_string(),
             fault,
@@ -100,14 +101,24 @@ pub struct NewSlot {
 
 impl WalSession {
     pub async fn open(to: &Datastore) -> Result<WalSession, DatastoreError> {
+        WalSession::open_on(Side::Peer, to).await
+    }
+
+    /// On our own server, whose slot tells what it has and its successor lacks.
+    pub async fn open_local(to: &Datastore) -> Result<WalSession, DatastoreError> {
+        WalSession::open_on(Side::Local, to).await
+    }
+
+    async fn open_on(side: Side, to: &Datastore) -> Result<WalSession, DatastoreError> {
         let told = Told {
+            side,
             address: datastore::address(to),
         };
         let doing = format!(
             "connecting to database {} as {} for replication",
             to.database, to.user
         );
-        let opening = Wire::open(to);
+        let opening = Wire::open(side, to);
         let wire = match tokio::time::timeout(CONNECT_TIMEOUT, opening).await {
             Ok(opened) => opened.map_err(|trouble| told.error(&doing, trouble))?,
             Err(_) => return Err(told.silent(&doing, CONNECT_TIMEOUT.as_secs())),
@@ -252,9 +263,9 @@ struct Wire {
 }
 
 impl Wire {
-    async fn open(to: &Datastore) -> Result<Wire, Trouble> {
+    async fn open(side: Side, to: &Datastore) -> Result<Wire, Trouble> {
         let mut wire = Wire {
-            io: connect(to).await?,
+            io: connect(side, to).await?,
             buffer: BytesMut::with_capacity(READ),
         };
         let options = "-c DateStyle=ISO -c IntervalStyle=postgres -c TimeZone=UTC -c extra_float_digits=3 \
@@ -270,7 +281,7 @@ impl Wire {
         let mut out = BytesMut::new();
         frontend::startup_message(parameters, &mut out)?;
         wire.send(&out).await?;
-        wire.authenticate(to).await?;
+        wire.authenticate(side, to).await?;
         loop {
             match wire.message().await? {
                 backend::Message::ReadyForQuery(_) => return Ok(wire),
@@ -280,14 +291,14 @@ impl Wire {
         }
     }
 
-    async fn authenticate(&mut self, to: &Datastore) -> Result<(), Trouble> {
+    async fn authenticate(&mut self, side: Side, to: &Datastore) -> Result<(), Trouble> {
         let password = || -> Result<Vec<u8>, Trouble> {
             let Some(source) = &to.password else {
                 let text = "the server asks for a password and none is configured";
                 return Err(Trouble::Authentication(text.into()));
             };
             let secret = source
-                .read("peer.datastore.password")
+                .read(&format!("{side}.datastore.password"))
                 .map_err(|e| Trouble::Authentication(e.to_string()))?;
             Ok(secret.expose().as_bytes().to_vec())
         };
@@ -483,7 +494,7 @@ fn refused(body: &backend::ErrorResponseBody) -> Trouble {
     }
 }
 
-async fn connect(to: &Datastore) -> Result<Box<dyn Io>, Trouble> {
+async fn connect(side: Side, to: &Datastore) -> Result<Box<dyn Io>, Trouble> {
     let mut tcp = TcpStream::connect((to.host.as_str(), to.port)).await?;
     tcp.set_nodelay(true)?;
     // It is silent for as long as a copy takes, and what lies between may forget silent connections.
@@ -502,8 +513,7 @@ async fn connect(to: &Datastore) -> Result<Box<dyn Io>, Trouble> {
     if !accepted {
         return Err(Trouble::Tls("server does not support TLS".into()));
     }
-    let mut config =
-        tls::client_config(Side::Peer, to).map_err(|error| Trouble::Tls(error.text))?;
+    let mut config = tls::client_config(side, to).map_err(|error| Trouble::Tls(error.text))?;
     config.alpn_protocols = vec![b"postgresql".to_vec()];
     let name = ServerName::try_from(to.host.clone()).map_err(|e| Trouble::Tls(e.to_string()))?;
     let stream = TlsConnector::from(Arc::new(config))

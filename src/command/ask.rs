@@ -1,6 +1,7 @@
 //! Asking the running service over HTTP, for `status` and `health`.
 
 use crate::config;
+use crate::observe;
 use crate::service::address_file;
 use http::StatusCode;
 use std::net::SocketAddr;
@@ -50,7 +51,7 @@ async fn get(
     address: SocketAddr,
     path: &str,
 ) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
-    let (status, body) = crate::observe::get(address, path).await?;
+    let (status, body) = observe::get(&address.to_string(), path).await?;
     let stranger = "what listens there is no warm-spare";
     let body: serde_json::Value = serde_json::from_slice(&body).map_err(|_| stranger)?;
     if body["format"] != 1 {

@@ -10,6 +10,9 @@ macro_rules! say {
 
 mod ask;
 mod check_config;
+mod divergence;
+mod drill;
+mod generations;
 mod health;
 mod log_lines;
 mod preflight;
@@ -24,6 +27,8 @@ mod verify;
 use crate::cluster::preparation::is_cluster_id;
 use crate::config;
 use clap::{Parser, Subcommand};
+use drill::DrillArguments;
+use generations::Generations;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -102,6 +107,19 @@ enum Once {
         #[arg(long = "for", value_name = "PURPOSE", default_value = "planned")]
         purpose: preflight::For,
     },
+    /// Lists what this cluster had as a primary, and the new primary lacks.
+    Divergence {
+        /// Also brings the artifacts that only this side has into that directory, each checked.
+        #[arg(long, value_name = "DIR")]
+        fetch: Option<PathBuf>,
+    },
+    /// The replaced databases that are kept.
+    Generations {
+        #[command(subcommand)]
+        verb: Generations,
+    },
+    /// Rehearses a takeover on a clone of the database, and removes everything again.
+    Drill(DrillArguments),
     /// Compares the spare with what the primary sent, and lists every difference.
     Verify {
         /// Also read every artifact: its checksum and its signature.
@@ -166,6 +184,9 @@ async fn run_once(verb: Once, path: &Path, json: bool) -> u8 {
         }
         Once::Sync { baseline } => sync::run(&config, baseline, json).await,
         Once::Preflight { purpose } => preflight::run(&config, purpose.into(), json).await,
+        Once::Divergence { fetch } => divergence::run(&config, fetch.as_deref(), json).await,
+        Once::Generations { verb } => generations::run(&config, &verb, json).await,
+        Once::Drill(arguments) => drill::run(&config, &arguments, json).await,
         Once::Verify { deep } => verify::run(&config, deep, json).await,
     }
 }

@@ -4,15 +4,14 @@ use bytes::Bytes;
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
-use std::net::SocketAddr;
 use tokio::net::TcpStream;
 
 /// No answer that we read is longer.
 const LONGEST: usize = 16 << 20;
 
-/// Has no time limit: the caller knows how long it would wait.
+/// `address` is host and port. Has no time limit: the caller knows how long it would wait.
 pub async fn get(
-    address: SocketAddr,
+    address: &str,
     path: &str,
 ) -> Result<(StatusCode, Bytes), Box<dyn std::error::Error + Send + Sync>> {
     let stream = TcpStream::connect(address).await?;
@@ -20,7 +19,7 @@ pub async fn get(
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let talking = tokio::spawn(connection);
     let request = Request::get(path)
-        .header(http::header::HOST, address.to_string())
+        .header(http::header::HOST, address)
         .body(Empty::<Bytes>::new())?;
     let response = sender.send_request(request).await?;
     let status = response.status();

@@ -325,7 +325,7 @@ async fn nothing_uncopied(peer: &PeerSession) -> Result<(), PassError> {
     ))
 }
 
-async fn enough_disk(
+pub(super) async fn enough_disk(
     config: &Config,
     local: &LocalSession,
     database_bytes: i64,
@@ -384,7 +384,7 @@ async fn lz4(local: &LocalSession) -> Result<bool, PassError> {
 }
 
 /// The catalog's columns for it differ from version to version, so it comes as JSON.
-fn locale_options(database: &str, encoding: &str, local_major: u32) -> String {
+pub(super) fn locale_options(database: &str, encoding: &str, local_major: u32) -> String {
     let json: serde_json::Value = serde_json::from_str(database).unwrap_or_default();
     let text = |name: &str| {
         json.get(name)

@@ -111,6 +111,15 @@ impl PassError {
         }
     }
 
+    /// Of a verb that works with what a copy has left here.
+    pub fn nothing_copied() -> PassError {
+        PassError::Unfit {
+            check: "no_recovery_point",
+            text: "nothing has been copied to this cluster yet".into(),
+            next_step: "run `warm-spare sync` first".into(),
+        }
+    }
+
     /// What an operator can do about it.
     pub fn next_step(&self) -> String {
         match self {

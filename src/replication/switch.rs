@@ -316,14 +316,20 @@ pub async fn prune(config: &Config, state: &State) -> Result<Vec<String>, PassEr
         .map(|generation| generation.name)
         .collect();
     for name in &surplus {
-        drop_database(state.session(), name).await?;
-        let sql = "DELETE FROM generation WHERE name = $1";
-        state
-            .session()
-            .execute("forgetting a generation", sql, &[name])
-            .await?;
+        drop_generation(state, name).await?;
     }
     Ok(surplus)
+}
+
+/// A replaced database, and that it was one.
+pub async fn drop_generation(state: &State, name: &str) -> Result<(), PassError> {
+    drop_database(state.session(), name).await?;
+    let sql = "DELETE FROM generation WHERE name = $1";
+    state
+        .session()
+        .execute("forgetting a generation", sql, &[&name])
+        .await?;
+    Ok(())
 }
 
 /// A session on the database could not be ended in time.

@@ -32,7 +32,7 @@ impl Table {
         format!("{}.{}", self.schema, self.name)
     }
 
-    fn quoted(&self) -> String {
+    pub fn quoted(&self) -> String {
         format!("{}.{}", quote_ident(&self.schema), quote_ident(&self.name))
     }
 
@@ -271,8 +271,10 @@ WHERE c.relkind = 'S' AND n.nspname NOT IN ('information_schema', 'warm_spare') 
   AND c.relpersistence <> 't' ORDER BY 1, 2";
 
 /// The sequences that the session's snapshot sees, quoted.
-pub async fn sequence_names(peer: &PeerSession) -> Result<Vec<String>, PassError> {
-    let rows = peer.query("reading the sequences", SEQUENCES, &[]).await?;
+pub async fn sequence_names(session: &Session) -> Result<Vec<String>, PassError> {
+    let rows = session
+        .query("reading the sequences", SEQUENCES, &[])
+        .await?;
     let quoted = |row: &tokio_postgres::Row| {
         format!("{}.{}", quote_ident(row.get(0)), quote_ident(row.get(1)))
     };

@@ -3,6 +3,7 @@
 //! Declared by configuration, converged on in steps that are journalled, and reversible until the new epoch is committed.
 
 mod divergence;
+mod drill;
 mod epoch;
 mod failback;
 mod handover;
@@ -10,6 +11,11 @@ mod preflight;
 mod steps;
 mod watch;
 
+pub use divergence::{
+    DivergedPackage, Divergence, Fetched, TableChanges, fetch, file_name, packages, record,
+    recorded, tables,
+};
+pub use drill::{Drill, DrillStep, Rehearsal, drill, remove_drill_leftovers};
 pub use epoch::{Ours, Stand, Theirs, decide};
 pub use failback::{come_back, fence_here};
 pub use handover::{Handover, Outcome, asked, is_asked_for, may_have_fenced};

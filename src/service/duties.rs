@@ -17,6 +17,7 @@ use crate::replication::{
     Courier, Look, Options, Outcome, PassError, RETIRED, Report, STAGED, WAS_PRIMARY, look, mend,
     retry_unavailable, sweep, sync,
 };
+use crate::role::remove_drill_leftovers;
 use crate::verify::Verification;
 use chrono::TimeDelta;
 use interrupts::{given_up, release_when_moving, unless_other};
@@ -100,6 +101,10 @@ impl<'a> Duties<'a> {
 
     /// Works until the tenure must end, and says why.
     pub async fn perform(mut self) -> End {
+        // Of a drill that was killed; one that is under way is left.
+        if let Err(error) = remove_drill_leftovers(&self.tenure.state).await {
+            log::warn!("{error}");
+        }
         loop {
             let config = self.config();
             let same = self

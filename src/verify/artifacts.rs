@@ -3,12 +3,11 @@
 use super::Difference;
 use crate::cluster::{LocalSession, LocalStore, State, StoreError};
 use crate::config::Config;
-use crate::observe::{Phase, Progress};
+use crate::observe::{Phase, Progress, Step};
 use crate::package::{Checksum, Inspection, Inspector, PublicKey, Signature};
 use crate::replication::{Inventory, PassError, UNSOUND};
 use std::collections::{HashMap, HashSet};
 use std::str::FromStr;
-use std::sync::Arc;
 use tokio::task::JoinSet;
 
 const PAGE: i64 = 1000;
@@ -42,31 +41,20 @@ pub async fn compare(
             .map(|name| difference(name, "its row names no possible artifact".into())),
     );
     if deep {
-        let keys = Arc::new(public_keys(session).await?);
         let step = progress.begin(Phase::Artifacts, inventory.wanted().await?);
-        let mut busy = JoinSet::new();
+        let mut reading = Reading::begin(config, session, store, step).await?;
         let mut after = String::new();
         loop {
             let page = wanted_page(state.session(), &after).await?;
             let Some((last, _)) = page.last() else { break };
             after = last.clone();
             for (key, checksum) in page {
-                if known.contains(key.as_str()) {
-                    continue;
+                if !known.contains(key.as_str()) {
+                    reading.add(key, checksum).await?;
                 }
-                while busy.len() >= config.replication.copies {
-                    step.add(1);
-                    take(&mut busy, &keys, &mut compared).await?;
-                }
-                let store = store.clone();
-                busy.spawn(async move { inspect(&store, key, checksum).await });
             }
         }
-        while !busy.is_empty() {
-            step.add(1);
-            take(&mut busy, &keys, &mut compared).await?;
-        }
-        compared.differences.sort_by(|a, b| a.name.cmp(&b.name));
+        compared.absorb(reading.finish().await?);
     } else {
         inventory.load_present(store).await?;
         let known_keys = unavailable
@@ -133,55 +121,115 @@ async fn inspect(
     Ok(Inspected { key, wanted, found })
 }
 
-async fn take(
-    busy: &mut JoinSet<Result<Inspected, StoreError>>,
-    keys: &HashMap<String, PublicKey>,
-    compared: &mut Compared,
-) -> Result<(), PassError> {
-    let Some(joined) = busy.join_next().await else {
-        return Ok(());
-    };
-    let Inspected { key, wanted, found } =
-        joined.expect("an inspection neither panics nor is cancelled")?;
-    compared.checked += 1;
-    let Some(found) = found else {
-        compared
-            .differences
-            .push(difference(key, "is not in the local bucket".into()));
-        return Ok(());
-    };
-    compared.bytes += found.bytes;
-    if found.checksum != wanted {
-        let text = format!(
-            "its bytes hash to {}, its row says {wanted}",
-            found.checksum
-        );
-        compared.differences.push(difference(key, text));
-        return Ok(());
+/// Artifacts being read, several at once: their bytes against their rows' checksums, their signatures against the keys
+/// that the database holds.
+pub struct Reading {
+    store: LocalStore,
+    keys: HashMap<String, PublicKey>,
+    copies: usize,
+    step: Step,
+    busy: JoinSet<Result<Inspected, StoreError>>,
+    compared: Compared,
+}
+
+impl Reading {
+    pub async fn begin(
+        config: &Config,
+        session: &LocalSession,
+        store: &LocalStore,
+        step: Step,
+    ) -> Result<Reading, PassError> {
+        Ok(Reading {
+            store: store.clone(),
+            keys: public_keys(session).await?,
+            copies: config.replication.copies,
+            step,
+            busy: JoinSet::new(),
+            compared: Compared::default(),
+        })
     }
-    let told = match &found.hart {
-        Err(error) => Some(format!("is no package file: {error}")),
-        Ok(facts) => match facts.verify(keys.get(&facts.key_name)) {
-            Signature::Good => {
-                compared.signatures_good += 1;
-                None
-            }
-            Signature::KeyUnknown(_) => {
-                compared.signatures_unknown += 1;
-                None
-            }
-            Signature::Bad(name) => Some(format!(
-                "is not signed by key {name}, which its header names"
-            )),
-            Signature::PayloadDiffers => Some("its payload is not the one that was signed".into()),
-        },
-    };
-    compared.differences.extend(told.map(|text| Difference {
-        kind: "signature",
-        name: key,
-        text,
-    }));
-    Ok(())
+
+    /// Returns when there is room for it, not when it was read.
+    pub async fn add(&mut self, key: String, checksum: Checksum) -> Result<(), PassError> {
+        while self.busy.len() >= self.copies {
+            self.take().await?;
+        }
+        let store = self.store.clone();
+        self.busy
+            .spawn(async move { inspect(&store, key, checksum).await });
+        Ok(())
+    }
+
+    pub async fn finish(mut self) -> Result<Compared, PassError> {
+        while !self.busy.is_empty() {
+            self.take().await?;
+        }
+        Ok(self.compared)
+    }
+
+    async fn take(&mut self) -> Result<(), PassError> {
+        let Some(joined) = self.busy.join_next().await else {
+            return Ok(());
+        };
+        self.step.add(1);
+        let inspected = joined.expect("an inspection neither panics nor is cancelled")?;
+        self.compared.judge(inspected, &self.keys);
+        Ok(())
+    }
+}
+
+impl Compared {
+    fn absorb(&mut self, other: Compared) {
+        self.checked += other.checked;
+        self.bytes += other.bytes;
+        self.signatures_good += other.signatures_good;
+        self.signatures_unknown += other.signatures_unknown;
+        self.differences.extend(other.differences);
+        self.differences.sort_by(|a, b| a.name.cmp(&b.name));
+    }
+
+    fn judge(&mut self, inspected: Inspected, keys: &HashMap<String, PublicKey>) {
+        let Inspected { key, wanted, found } = inspected;
+        self.checked += 1;
+        let Some(found) = found else {
+            self.differences
+                .push(difference(key, "is not in the local bucket".into()));
+            return;
+        };
+        self.bytes += found.bytes;
+        if found.checksum != wanted {
+            let text = format!(
+                "its bytes hash to {}, its row says {wanted}",
+                found.checksum
+            );
+            self.differences.push(difference(key, text));
+            return;
+        }
+        let told = match &found.hart {
+            Err(error) => Some(format!("is no package file: {error}")),
+            Ok(facts) => match facts.verify(keys.get(&facts.key_name)) {
+                Signature::Good => {
+                    self.signatures_good += 1;
+                    None
+                }
+                Signature::KeyUnknown(_) => {
+                    self.signatures_unknown += 1;
+                    None
+                }
+                Signature::Bad(name) => Some(format!(
+                    "is not signed by key {name}, which its header names"
+                )),
+                Signature::PayloadDiffers => {
+                    Some("its payload is not the one that was signed".into())
+                }
+            },
+        };
+        self.differences.extend(told.map(|text| Difference {
+            kind: "signature",
+            name: key,
+            text,
+        }));
+    }
 }
 
 /// By full name. A key that cannot be read is as good as none: what it signed counts as unknown.

@@ -10,6 +10,8 @@ use crate::observe::Progress;
 use crate::replication::{self, PassError, unavailable};
 use serde::Serialize;
 
+pub(crate) use artifacts::{Compared as ComparedArtifacts, Reading};
+
 /// One thing that is not as it was sent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Difference {
@@ -174,15 +176,13 @@ fn nothing(point: CopiedPoint, deep: bool) -> Verification {
 }
 
 async fn open(config: &Config) -> Result<(State, CopiedPoint), PassError> {
-    let nothing_yet = || PassError::Unfit {
-        check: "no_recovery_point",
-        text: "nothing has been copied to this cluster yet".into(),
-        next_step: "run `warm-spare sync` first".into(),
-    };
     let state = State::open_existing(&config.local.datastore)
         .await?
-        .ok_or_else(nothing_yet)?;
-    let copied = state.copied_point().await?.ok_or_else(nothing_yet)?;
+        .ok_or_else(PassError::nothing_copied)?;
+    let copied = state
+        .copied_point()
+        .await?
+        .ok_or_else(PassError::nothing_copied)?;
     Ok((state, replication::stands_at(config, copied).await?))
 }
 

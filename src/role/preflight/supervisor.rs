@@ -2,17 +2,16 @@
 
 use crate::observe::get;
 use http::StatusCode;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 /// The Supervisor's HTTP gateway, where a stock node has it.
-const GATEWAY: ([u8; 4], u16) = ([127, 0, 0, 1], 9631);
+const GATEWAY: &str = "127.0.0.1:9631";
 const PATH: &str = "/services/builder-api/default/health";
 /// Worth no more: nothing is refused for it.
 const PATIENCE: Duration = Duration::from_millis(150);
 
 pub async fn look() -> String {
-    let asked = get(SocketAddr::from(GATEWAY), PATH);
+    let asked = get(GATEWAY, PATH);
     match tokio::time::timeout(PATIENCE, asked).await {
         Ok(Ok((status, body))) => describe(status, &body),
         _ => "no Supervisor answers at 127.0.0.1:9631: whether builder-api is loaded cannot be seen from here".into(),

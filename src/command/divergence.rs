@@ -1,0 +1,274 @@
+//! `divergence`: 0 none, 1 there is some, 3 could not find out or fetch.
+
+use super::{exit, show};
+use crate::cluster::{LocalStore, State};
+use crate::config::Config;
+use crate::replication::PassError;
+use crate::role::{self, DivergedPackage, Divergence, Fetched, TableChanges, file_name};
+use serde_json::{Value, json};
+use std::path::Path;
+
+/// Classes of packages, in the order in which they are told, and what each means.
+const CLASSES: [(&str, &str); 4] = [
+    ("only_here", "the new primary does not have"),
+    ("other_bytes", "the new primary has with other bytes"),
+    (
+        "gone_here",
+        "were deleted here and are still on the new primary",
+    ),
+    ("same", "are the same on both"),
+];
+
+/// What is recorded of the latest divergence.
+struct Recorded {
+    summary: Divergence,
+    tables: Vec<TableChanges>,
+    packages: Vec<DivergedPackage>,
+}
+
+/// One artifact that was to be fetched.
+struct Outcome<'a> {
+    package: &'a DivergedPackage,
+    result: Result<Fetched, PassError>,
+}
+
+pub async fn run(config: &Config, fetch: Option<&Path>, as_json: bool) -> u8 {
+    let recorded = match read(config).await {
+        Ok(Some(recorded)) => recorded,
+        Ok(None) => return none(as_json),
+        Err(error) => return show::failure(&error, as_json),
+    };
+    if !as_json {
+        tell(&recorded, fetch);
+    }
+    let outcomes = match fetch {
+        None => Vec::new(),
+        Some(directory) => match fetch_all(config, &recorded, directory, as_json).await {
+            Ok(outcomes) => outcomes,
+            Err(error) => return show::failure(&error, as_json),
+        },
+    };
+    if as_json {
+        show::json(&document(&recorded, &outcomes));
+    }
+    if outcomes.iter().any(|outcome| outcome.result.is_err()) {
+        return exit::UNFINISHED;
+    }
+    match recorded.summary.rows {
+        0 => exit::DONE,
+        _ => exit::NO,
+    }
+}
+
+fn none(as_json: bool) -> u8 {
+    if as_json {
+        show::json(&json!({ "format": 1, "divergence": null }));
+    } else {
+        say!("No divergence is recorded: this cluster was not brought back from being a primary.");
+    }
+    exit::DONE
+}
+
+async fn read(config: &Config) -> Result<Option<Recorded>, PassError> {
+    let Some(state) = State::open_existing(&config.local.datastore).await? else {
+        return Ok(None);
+    };
+    let Some(summary) = role::recorded(&state).await? else {
+        return Ok(None);
+    };
+    Ok(Some(Recorded {
+        tables: role::tables(&state, summary.epoch).await?,
+        packages: role::packages(&state, summary.epoch).await?,
+        summary,
+    }))
+}
+
+/// Those whose bytes are here and not there.
+fn is_wanted(package: &DivergedPackage) -> bool {
+    ["only_here", "other_bytes"].contains(&package.class.as_str())
+}
+
+/// Each is told as it comes; what cannot be fetched does not keep the others from it.
+async fn fetch_all<'a>(
+    config: &Config,
+    recorded: &'a Recorded,
+    directory: &Path,
+    as_json: bool,
+) -> Result<Vec<Outcome<'a>>, PassError> {
+    let store = LocalStore::open(&config.local.s3)?;
+    std::fs::create_dir_all(directory).map_err(|source| PassError::Scratch {
+        what: directory.display().to_string(),
+        source,
+    })?;
+    let mut outcomes = Vec::new();
+    for package in recorded.packages.iter().filter(|p| is_wanted(p)) {
+        let result = role::fetch(&store, package, directory).await;
+        match &result {
+            Err(error) => eprintln!("error: {error}\nnext step: {}", error.next_step()),
+            Ok(_) if as_json => {}
+            Ok(Fetched::Written(path)) => say!("Fetched: {}", path.display()),
+            Ok(Fetched::Kept(path)) => say!("There already: {}", path.display()),
+        }
+        outcomes.push(Outcome { package, result });
+    }
+    Ok(outcomes)
+}
+
+fn tell(recorded: &Recorded, fetch: Option<&Path>) {
+    let found = &recorded.summary;
+    let rows = show::count(found.rows.unsigned_abs(), "row");
+    match found.exact {
+        true => say!(
+            "Divergence of epoch {}, exact: {} changing {rows}, from {} to {} ({}).",
+            found.epoch,
+            show::count(found.transactions.unsigned_abs(), "transaction"),
+            found.from,
+            found.to,
+            found.reason
+        ),
+        false => say!(
+            "Divergence of epoch {}, APPROXIMATE: {rows}, from {} to {} ({}).",
+            found.epoch,
+            found.from,
+            found.to,
+            found.reason
+        ),
+    }
+    for table in &recorded.tables {
+        say!("Table {}: {}.", table.table, changes(table));
+    }
+    for (class, meaning) in CLASSES {
+        let those: Vec<&DivergedPackage> = recorded
+            .packages
+            .iter()
+            .filter(|package| package.class == class)
+            .collect();
+        if those.is_empty() {
+            continue;
+        }
+        let packages = show::count(those.len() as u64, "package");
+        say!("{class}: {packages} that {meaning}.");
+        for package in those {
+            tell_package(package, fetch);
+        }
+    }
+    if recorded.packages.iter().any(|p| p.class == "other_bytes") {
+        say!(
+            "WARNING: the new primary refuses other bytes under the same ident. Compare the files, and if these are wanted, build the package again with a new release and upload that."
+        );
+    }
+    if fetch.is_none() && recorded.packages.iter().any(is_wanted) {
+        say!("`warm-spare divergence --fetch DIR` brings those files.");
+    }
+}
+
+fn changes(table: &TableChanges) -> String {
+    let kinds = [
+        (table.inserted, "inserted"),
+        (table.updated, "updated"),
+        (table.deleted, "deleted"),
+    ];
+    let mut parts: Vec<String> = kinds
+        .iter()
+        .filter(|(number, _)| *number > 0)
+        .map(|(number, kind)| format!("{number} {kind}"))
+        .collect();
+    if table.truncated > 0 {
+        parts.push("emptied".into());
+    }
+    parts.join(", ")
+}
+
+fn tell_package(package: &DivergedPackage, fetch: Option<&Path>) {
+    let name = format!("{} {}", package.ident, package.target);
+    match &package.their_checksum {
+        Some(theirs) if package.class == "other_bytes" => {
+            say!("  {name}: {} here, {theirs} there", package.checksum);
+        }
+        _ => say!("  {name}"),
+    }
+    let file = match fetch {
+        Some(directory) => directory.join(file_name(package)).display().to_string(),
+        None => file_name(package).to_string(),
+    };
+    match package.class.as_str() {
+        "only_here" => say!("    {}", upload(&file)),
+        "other_bytes" => say!("    compare: {file}"),
+        _ => {}
+    }
+}
+
+/// To be copied into a shell as it stands.
+fn upload(file: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._/+-".contains(c);
+    if file.chars().all(plain) {
+        return format!("hab pkg upload --force {file}");
+    }
+    format!("hab pkg upload --force '{}'", file.replace('\'', r"'\''"))
+}
+
+fn document(recorded: &Recorded, outcomes: &[Outcome]) -> Value {
+    let found = &recorded.summary;
+    let table = |table: &TableChanges| {
+        json!({
+            "table": table.table,
+            "inserted": table.inserted,
+            "updated": table.updated,
+            "deleted": table.deleted,
+            "truncated": table.truncated,
+        })
+    };
+    let package = |package: &DivergedPackage| {
+        let outcome = outcomes
+            .iter()
+            .find(|outcome| std::ptr::eq(outcome.package, package));
+        let (file, error) = match outcome.map(|outcome| &outcome.result) {
+            None => (None, None),
+            Some(Ok(Fetched::Written(path) | Fetched::Kept(path))) => {
+                (Some(path.display().to_string()), None)
+            }
+            Some(Err(error)) => (None, Some(error.to_string())),
+        };
+        let command = (package.class == "only_here")
+            .then(|| upload(file.as_deref().unwrap_or(file_name(package))));
+        json!({
+            "ident": package.ident,
+            "target": package.target,
+            "class": package.class,
+            "checksum": (!package.checksum.is_empty()).then_some(&package.checksum),
+            "their_checksum": package.their_checksum,
+            "key": package.key,
+            "upload": command,
+            "file": file,
+            "error": error,
+        })
+    };
+    json!({
+        "format": 1,
+        "divergence": {
+            "epoch": found.epoch,
+            "exact": found.exact,
+            "reason": found.reason,
+            "from": found.from,
+            "to": found.to,
+            "transactions": found.exact.then_some(found.transactions),
+            "rows": found.rows,
+            "tables": recorded.tables.iter().map(table).collect::<Vec<_>>(),
+            "packages": recorded.packages.iter().map(package).collect::<Vec<_>>(),
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_is_one_word_of_shell_for_its_file() {
+        assert_eq!(upload("d/a-1.hart"), "hab pkg upload --force d/a-1.hart");
+        assert_eq!(
+            upload("it's $(x).hart"),
+            r"hab pkg upload --force 'it'\''s $(x).hart'"
+        );
+    }
+}

@@ -1,0 +1,97 @@
+//! `generations`: lists the replaced databases that are kept, or drops one; 4 for what is none, or is pinned.
+
+use super::{exit, show};
+use crate::cluster::{State, StateError};
+use crate::config::Config;
+use crate::replication::{Kept, PassError, drop_kept, kept_generations};
+use bytesize::ByteSize;
+use clap::Subcommand;
+use serde_json::{Value, json};
+
+#[derive(Subcommand)]
+pub enum Generations {
+    /// Lists them, the latest first: when each was replaced, its size, and why it stays.
+    List,
+    /// Drops one for good.
+    Drop {
+        /// As `generations list` names it.
+        name: String,
+        /// Also if it is pinned: the last from before a promotion, or what a returning primary had.
+        #[arg(long)]
+        pinned: bool,
+    },
+}
+
+pub async fn run(config: &Config, verb: &Generations, as_json: bool) -> u8 {
+    let done = match verb {
+        Generations::List => list(config, as_json).await,
+        Generations::Drop { name, pinned } => drop_one(config, name, *pinned, as_json).await,
+    };
+    match done {
+        Ok(()) => exit::DONE,
+        Err(error) => show::failure(&error, as_json),
+    }
+}
+
+async fn state(config: &Config) -> Result<Option<State>, StateError> {
+    State::open_existing(&config.local.datastore).await
+}
+
+async fn list(config: &Config, as_json: bool) -> Result<(), PassError> {
+    let kept = match state(config).await? {
+        Some(state) => kept_generations(&state).await?,
+        None => Vec::new(),
+    };
+    if as_json {
+        let generations: Vec<Value> = kept.iter().map(document).collect();
+        show::json(&json!({ "format": 1, "generations": generations }));
+        return Ok(());
+    }
+    for one in &kept {
+        let pinned = match (one.pinned, one.why.as_str()) {
+            (false, _) => String::new(),
+            (true, "") => ", pinned".into(),
+            (true, why) => format!(", pinned: {why}"),
+        };
+        let created = one.created.format("%Y-%m-%d %H:%M:%S UTC");
+        say!(
+            "{}: {}, replaced {created}{pinned}",
+            one.name,
+            ByteSize(one.bytes)
+        );
+    }
+    say!("{}.", show::count(kept.len() as u64, "generation"));
+    Ok(())
+}
+
+async fn drop_one(
+    config: &Config,
+    name: &str,
+    pinned: bool,
+    as_json: bool,
+) -> Result<(), PassError> {
+    let Some(state) = state(config).await? else {
+        return Err(PassError::Refused {
+            rule: "no_generation",
+            text: "warm-spare keeps nothing on this cluster".into(),
+            next_step: "check local.datastore".into(),
+        });
+    };
+    let dropped = drop_kept(config, &state, name, pinned).await?;
+    if as_json {
+        show::json(&json!({ "format": 1, "dropped": document(&dropped) }));
+    } else {
+        say!("Dropped: {name} ({}).", ByteSize(dropped.bytes));
+    }
+    Ok(())
+}
+
+fn document(kept: &Kept) -> Value {
+    json!({
+        "name": kept.name,
+        "created": kept.created.to_rfc3339(),
+        "pinned": kept.pinned,
+        "why": (!kept.why.is_empty()).then_some(&kept.why),
+        "bytes": kept.bytes,
+    })
+}

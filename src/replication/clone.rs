@@ -1,0 +1,41 @@
+//! A second copy of the visible database on the same server, made while the stream goes on being applied to the first.
+//! `CREATE DATABASE … TEMPLATE` would need that nobody is connected to it.
+
+use super::checks::{enough_disk, locale_options, major};
+use super::error::PassError;
+use super::switch;
+use crate::cluster::{LocalSession, find_clients, quote_ident};
+use crate::config::Config;
+
+/// Makes database `name` with the rows that the snapshot sees, and the visible database's properties but for its fence.
+/// Returns the bytes of the visible one.
+pub async fn clone_visible(
+    config: &Config,
+    session: &LocalSession,
+    snapshot: &str,
+    name: &str,
+) -> Result<u64, PassError> {
+    let local = &config.local.datastore;
+    let sql = "SELECT to_jsonb(d)::text, pg_encoding_to_char(d.encoding), pg_database_size(d.oid) \
+               FROM pg_database d WHERE d.datname = $1";
+    let doing = "reading the visible database's properties";
+    let row = session.query_one(doing, sql, &[&local.database]).await?;
+    let bytes: i64 = row.get(2);
+    enough_disk(config, session, bytes).await?;
+    let server = major(session).await?;
+    let clients = find_clients(server, server).await?;
+    let properties = switch::properties(session, &local.database, name).await?;
+    let sql = format!(
+        "CREATE DATABASE {} TEMPLATE template0 {}",
+        quote_ident(name),
+        locale_options(&row.get::<_, String>(0), &row.get::<_, String>(1), server)
+    );
+    session.long("creating the clone", &sql).await?;
+    let owner = properties
+        .owner
+        .as_deref()
+        .filter(|owner| *owner != local.user);
+    clients.copy_database(local, snapshot, name, owner).await?;
+    switch::apply(session, &properties).await?;
+    Ok(bytes.unsigned_abs())
+}

@@ -1,0 +1,210 @@
+//! What an old primary has and its successor lacks: found before the old one is copied over, and kept on record.
+//!
+//! The slot by which the successor followed *is* that list, exactly. Without it both sides are compared as they are now,
+//! and the list is labelled as what it is: approximate.
+
+mod approximate;
+mod book;
+mod exact;
+mod fetch;
+mod judge;
+mod slot;
+
+use crate::cluster::{DatastoreFault, Lsn, Promotion, Side, State};
+use crate::config::Config;
+use crate::replication::PassError;
+use book::Book;
+pub use fetch::{Fetched, fetch, file_name};
+use slot::{Server, Usable};
+
+/// The summary of what was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Divergence {
+    /// Of the promotion that it is about.
+    pub epoch: i64,
+    pub exact: bool,
+    /// Why it is not exact, or how it was found.
+    pub reason: String,
+    /// The recovery point of the promotion, and how far the old primary had written.
+    pub from: String,
+    pub to: String,
+    /// Those that changed a row; 0 where rows were compared.
+    pub transactions: i64,
+    pub rows: i64,
+    pub packages: i64,
+}
+
+/// Rows of one table, by what became of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TableChanges {
+    pub table: String,
+    pub inserted: i64,
+    pub updated: i64,
+    pub deleted: i64,
+    pub truncated: i64,
+}
+
+/// A package that was touched, as both sides have it now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DivergedPackage {
+    pub ident: String,
+    pub target: String,
+    /// Of the old primary's; empty: it has it no more.
+    pub checksum: String,
+    /// `only_here`, `other_bytes`, `gone_here` or `same`.
+    pub class: String,
+    /// Of the artifact; empty: ident and target name none.
+    pub key: String,
+    pub their_checksum: Option<String>,
+}
+
+/// What one of the two ways found, besides the rows.
+struct Found {
+    exact: bool,
+    reason: String,
+    to: String,
+    transactions: i64,
+}
+
+/// Finds it and records it in the local state database, in one transaction, in place of what was recorded for that epoch:
+/// it may be killed at any time, and run again. `promotion` is the peer's.
+pub async fn record(
+    config: &Config,
+    state: &State,
+    promotion: &Promotion,
+) -> Result<Divergence, PassError> {
+    let server = slot::ask(config, promotion).await?;
+    match slot::usable(&server, promotion) {
+        Usable::From(from) => match Box::pin(by_slot(config, promotion, &server, from)).await {
+            Ok(()) => {}
+            Err(error) => {
+                let Some(reason) = unreadable(&error) else {
+                    return Err(error);
+                };
+                without_slot(config, promotion, &server.wal, &reason).await?;
+            }
+        },
+        Usable::Not(reason) => without_slot(config, promotion, &server.wal, &reason).await?,
+    }
+    recorded(state).await?.ok_or_else(|| PassError::Unfit {
+        check: "divergence",
+        text: "what was recorded just now is gone again".into(),
+        next_step: "look who else writes in the local database warm_spare".into(),
+    })
+}
+
+async fn by_slot(
+    config: &Config,
+    promotion: &Promotion,
+    server: &Server,
+    from: Lsn,
+) -> Result<(), PassError> {
+    let mut book = Book::open(config, promotion.epoch).await?;
+    let mut found = exact::read(config, promotion, from, &mut book).await?;
+    if let Some(table) = &server.unpublished {
+        found.exact = false;
+        found.reason = format!(
+            "{}, but table {table} is not in publication {}: its changes are not among them",
+            found.reason, promotion.publication
+        );
+    }
+    judge::judge_packages(config, &mut book).await?;
+    book.close(&promotion.lsn, &found).await
+}
+
+/// A planned handover left nothing behind; after any other, what is here and not there is looked for.
+async fn without_slot(
+    config: &Config,
+    promotion: &Promotion,
+    wal: &str,
+    reason: &str,
+) -> Result<(), PassError> {
+    let mut book = Book::open(config, promotion.epoch).await?;
+    let planned = promotion.kind == "switchover";
+    if !planned {
+        Box::pin(approximate::compare(config, &mut book)).await?;
+        judge::judge_packages(config, &mut book).await?;
+    }
+    let found = Found {
+        exact: planned,
+        reason: match planned {
+            true => format!("a planned switchover loses nothing ({reason})"),
+            false => format!(
+                "{reason}: compared with the new primary as it is now, so changes made there since count too"
+            ),
+        },
+        to: wal.to_string(),
+        transactions: 0,
+    };
+    book.close(&promotion.lsn, &found).await
+}
+
+/// Why the slot does not give what it should, if trying again would not help.
+fn unreadable(error: &PassError) -> Option<String> {
+    let finally = match error {
+        PassError::Datastore(e) => {
+            e.side == Side::Local
+                && matches!(
+                    e.fault,
+                    DatastoreFault::Statement
+                        | DatastoreFault::Privilege
+                        | DatastoreFault::Authentication
+                )
+        }
+        PassError::Unfit { check, .. } => *check == exact::UNDECODED,
+        _ => false,
+    };
+    finally.then(|| format!("the slot cannot be read ({error})"))
+}
+
+/// What is recorded, of the latest epoch.
+pub async fn recorded(state: &State) -> Result<Option<Divergence>, PassError> {
+    let sql = "SELECT epoch, exact, reason, from_lsn, to_lsn, transactions, \
+                 (SELECT count(*) FROM diverged_row r WHERE r.epoch = d.epoch), \
+                 (SELECT count(*) FROM diverged_package p WHERE p.epoch = d.epoch) \
+               FROM divergence d ORDER BY epoch DESC LIMIT 1";
+    let doing = "reading the divergence";
+    let rows = state.session().query(doing, sql, &[]).await?;
+    Ok(rows.first().map(|row| Divergence {
+        epoch: row.get(0),
+        exact: row.get(1),
+        reason: row.get(2),
+        from: row.get(3),
+        to: row.get(4),
+        transactions: row.get(5),
+        rows: row.get(6),
+        packages: row.get(7),
+    }))
+}
+
+pub async fn tables(state: &State, epoch: i64) -> Result<Vec<TableChanges>, PassError> {
+    let sql = "SELECT table_name, count(*) FILTER (WHERE change = 'insert'), count(*) FILTER (WHERE change = 'update'), \
+                 count(*) FILTER (WHERE change = 'delete'), count(*) FILTER (WHERE change = 'truncate') \
+               FROM diverged_row WHERE epoch = $1 GROUP BY 1 ORDER BY 1";
+    let doing = "counting the diverged rows";
+    let rows = state.session().query(doing, sql, &[&epoch]).await?;
+    let changes = |row: &tokio_postgres::Row| TableChanges {
+        table: row.get(0),
+        inserted: row.get(1),
+        updated: row.get(2),
+        deleted: row.get(3),
+        truncated: row.get(4),
+    };
+    Ok(rows.iter().map(changes).collect())
+}
+
+pub async fn packages(state: &State, epoch: i64) -> Result<Vec<DivergedPackage>, PassError> {
+    let sql = "SELECT ident, target, checksum, class, key, their_checksum FROM diverged_package \
+               WHERE epoch = $1 ORDER BY ident, target";
+    let doing = "reading the diverged packages";
+    let rows = state.session().query(doing, sql, &[&epoch]).await?;
+    let package = |row: &tokio_postgres::Row| DivergedPackage {
+        ident: row.get(0),
+        target: row.get(1),
+        checksum: row.get(2),
+        class: row.get(3),
+        key: row.get(4),
+        their_checksum: row.get(5),
+    };
+    Ok(rows.iter().map(package).collect())
+}

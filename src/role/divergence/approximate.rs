@@ -1,0 +1,178 @@
+//! Without the slot: every row that is here and not there, as both sides are now.
+//!
+//! Rows are compared by hash, on our own server, so that memory does not grow with them.
+
+use super::book::{Book, Change};
+use crate::cluster::{CopyRows, LocalSession, PeerSession, Throttle, pipe, quote_ident};
+use crate::config::Config;
+use crate::replication::{PassError, Table, guarded, tables};
+use std::collections::HashMap;
+
+/// Rows told at once; one may be tens of KB long.
+const PAGE: usize = 200;
+
+pub async fn compare(config: &Config, book: &mut Book) -> Result<(), PassError> {
+    let database = &config.local.datastore.database;
+    let local = LocalSession::open(&config.local.datastore, database).await?;
+    // Rows are told by their place, which must not change.
+    let begin = "BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY";
+    local.batch("beginning to compare", begin).await?;
+    let throttle = Throttle::new(config.replication.bandwidth_limit);
+    for table in tables(&local).await? {
+        let loading = load(config, book, &local, &table, &throttle);
+        // Reading holds a lock on the primary like any other, so it gives way like any other.
+        let there = Box::pin(guarded(&config.peer.datastore, loading)).await?;
+        record(config, book, &local, &table, there).await?;
+    }
+    Ok(())
+}
+
+/// Both sides' hashes into the working tables. False: the other side has no such table.
+async fn load(
+    config: &Config,
+    book: &Book,
+    local: &LocalSession,
+    table: &Table,
+    throttle: &Throttle,
+) -> Result<bool, PassError> {
+    let quoted = table.quoted();
+    let doing = format!("comparing table {}", table.full_name());
+    book.session()
+        .batch("emptying working tables", "TRUNCATE ours, theirs")
+        .await?;
+    let ours =
+        format!("COPY (SELECT ctid, md5(whole_row::text) FROM ONLY {quoted} whole_row) TO STDOUT");
+    let rows = local.copy_out(&doing, &ours).await?;
+    fill(book.session(), "ours", rows, throttle).await?;
+    let peer = PeerSession::open(&config.peer.datastore).await?;
+    let sql = "SELECT to_regclass($1) IS NOT NULL";
+    let there: bool = peer.query_one(&doing, sql, &[&quoted]).await?.get(0);
+    if there {
+        let theirs =
+            format!("COPY (SELECT md5(whole_row::text) FROM ONLY {quoted} whole_row) TO STDOUT");
+        let rows = peer.copy_out(&doing, &theirs).await?;
+        fill(book.session(), "theirs", rows, throttle).await?;
+    }
+    Ok(there)
+}
+
+async fn fill(
+    into: &LocalSession,
+    table: &str,
+    rows: CopyRows<'_>,
+    throttle: &Throttle,
+) -> Result<(), PassError> {
+    let sql = format!("COPY {table} FROM STDIN");
+    let sink = into.copy_in("filling a working table", &sql).await?;
+    pipe(rows, sink, throttle, |_| {}).await?;
+    Ok(())
+}
+
+/// A row that is there twice on one side and once on the other is one row more.
+const ONLY_HERE: &str = "
+DECLARE only_here CURSOR FOR
+SELECT o.at FROM (SELECT at, hash, row_number() OVER (PARTITION BY hash) AS number FROM ours) o
+LEFT JOIN (SELECT hash, count(*) AS rows FROM theirs GROUP BY hash) t ON t.hash = o.hash
+WHERE o.number > coalesce(t.rows, 0)";
+
+async fn record(
+    config: &Config,
+    book: &mut Book,
+    local: &LocalSession,
+    table: &Table,
+    there: bool,
+) -> Result<(), PassError> {
+    let keys = match there {
+        true => primary_key(local, table).await?,
+        false => Vec::new(),
+    };
+    let peer = PeerSession::open(&config.peer.datastore).await?;
+    let doing = format!("reading the rows of {}", table.full_name());
+    book.session().batch(&doing, ONLY_HERE).await?;
+    loop {
+        let fetch = format!("FETCH {PAGE} FROM only_here");
+        let places = book.session().query(&doing, &fetch, &[]).await?;
+        if places.is_empty() {
+            break;
+        }
+        let places: Vec<String> = places.iter().map(|row| row.get(0)).collect();
+        let sql = format!(
+            "SELECT to_jsonb(whole_row)::text FROM ONLY {} whole_row WHERE ctid = ANY ($1::text[]::tid[])",
+            table.quoted()
+        );
+        let rows = local.query(&doing, &sql, &[&places]).await?;
+        let rows: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+        let mut theirs = namesakes(&peer, table, &keys, &rows).await?;
+        for row in rows {
+            let old = key_of(&keys, &row).and_then(|key| theirs.remove(&key));
+            let change = Change {
+                table: table.full_name(),
+                kind: if old.is_some() { "update" } else { "insert" },
+                old,
+                new: Some(row),
+            };
+            book.add(change).await?;
+        }
+    }
+    book.session().batch(&doing, "CLOSE only_here").await?;
+    Ok(())
+}
+
+async fn primary_key(local: &LocalSession, table: &Table) -> Result<Vec<String>, PassError> {
+    let sql = "SELECT a.attname::text FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey) \
+               WHERE i.indrelid = $1 AND i.indisprimary ORDER BY a.attnum";
+    let rows = local
+        .query("reading the primary key", sql, &[&table.oid])
+        .await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// The other side's rows of the same keys, by key.
+async fn namesakes(
+    peer: &PeerSession,
+    table: &Table,
+    keys: &[String],
+    rows: &[String],
+) -> Result<HashMap<String, String>, PassError> {
+    if keys.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let columns: Vec<String> = keys.iter().map(|key| quote_ident(key)).collect();
+    let (columns, quoted) = (columns.join(", "), table.quoted());
+    let sql = format!(
+        "SELECT to_jsonb(whole_row)::text FROM ONLY {quoted} whole_row WHERE ({columns}) IN \
+           (SELECT {columns} FROM jsonb_populate_recordset(NULL::{quoted}, $1::text::jsonb))"
+    );
+    let ours = format!("[{}]", rows.join(","));
+    let doing = format!("reading the rows of {}", table.full_name());
+    let found = peer.query(&doing, &sql, &[&ours]).await?;
+    let keyed = found.iter().filter_map(|row| {
+        let row: String = row.get(0);
+        Some((key_of(keys, &row)?, row))
+    });
+    Ok(keyed.collect())
+}
+
+/// None: the table has no key.
+fn key_of(keys: &[String], row: &str) -> Option<String> {
+    if keys.is_empty() {
+        return None;
+    }
+    let row: serde_json::Value = serde_json::from_str(row).ok()?;
+    let values: Vec<&serde_json::Value> = keys.iter().map(|key| &row[key]).collect();
+    serde_json::to_string(&values).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_told_by_its_columns_alone() {
+        let keys = ["id".to_string(), "name".to_string()];
+        let one = key_of(&keys, r#"{"id": 7, "name": "x", "more": 1}"#);
+        assert_eq!(one, key_of(&keys, r#"{"more": 2, "name": "x", "id": 7}"#));
+        assert_eq!(one.as_deref(), Some(r#"[7,"x"]"#));
+        assert_eq!(key_of(&[], "{}"), None);
+    }
+}

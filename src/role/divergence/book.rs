@@ -1,0 +1,121 @@
+//! The record under way: one transaction on the state database, on a session of its own, so that whoever is stopped in
+//! the middle leaves the old record standing.
+
+use super::Found;
+use crate::cluster::{LocalSession, STATE_DATABASE};
+use crate::config::Config;
+use crate::replication::PassError;
+
+/// Rows written in one statement at most, in number and in bytes.
+const MOST: usize = 500;
+const MOST_BYTES: usize = 1 << 20;
+
+const TABLES: &str = "
+CREATE TEMP TABLE touched (ident text, target text, deleted boolean NOT NULL, PRIMARY KEY (ident, target)) ON COMMIT DROP;
+CREATE TEMP TABLE ours (at text NOT NULL, hash text NOT NULL) ON COMMIT DROP;
+CREATE TEMP TABLE theirs (hash text NOT NULL) ON COMMIT DROP;";
+
+/// One change of a row, or of a whole table. Rows are JSON.
+pub struct Change {
+    pub table: String,
+    pub kind: &'static str,
+    pub old: Option<String>,
+    pub new: Option<String>,
+}
+
+impl Change {
+    fn bytes(&self) -> usize {
+        let row = |row: &Option<String>| row.as_ref().map_or(0, String::len);
+        self.table.len() + row(&self.old) + row(&self.new)
+    }
+}
+
+pub struct Book {
+    session: LocalSession,
+    pub epoch: i64,
+    waiting: Vec<Change>,
+    bytes: usize,
+}
+
+impl Book {
+    pub async fn open(config: &Config, epoch: i64) -> Result<Book, PassError> {
+        let session = LocalSession::open(&config.local.datastore, STATE_DATABASE).await?;
+        // Two at once: the second replaces what the first has found.
+        let begin = "BEGIN; LOCK TABLE divergence IN SHARE ROW EXCLUSIVE MODE";
+        session.batch("beginning the record", begin).await?;
+        for table in ["divergence", "diverged_row", "diverged_package"] {
+            let sql = format!("DELETE FROM {table} WHERE epoch = $1");
+            session
+                .execute("replacing the old record", &sql, &[&epoch])
+                .await?;
+        }
+        session.batch("making working tables", TABLES).await?;
+        Ok(Book {
+            session,
+            epoch,
+            waiting: Vec::new(),
+            bytes: 0,
+        })
+    }
+
+    /// For working tables, within the transaction.
+    pub fn session(&self) -> &LocalSession {
+        &self.session
+    }
+
+    pub async fn add(&mut self, change: Change) -> Result<(), PassError> {
+        self.bytes += change.bytes();
+        self.waiting.push(change);
+        if self.waiting.len() >= MOST || self.bytes >= MOST_BYTES {
+            self.flush().await?;
+        }
+        Ok(())
+    }
+
+    /// Writes what waits.
+    pub async fn flush(&mut self) -> Result<(), PassError> {
+        let changes = std::mem::take(&mut self.waiting);
+        self.bytes = 0;
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let tables: Vec<&str> = changes.iter().map(|c| c.table.as_str()).collect();
+        let kinds: Vec<&str> = changes.iter().map(|c| c.kind).collect();
+        let old: Vec<Option<&str>> = changes.iter().map(|c| c.old.as_deref()).collect();
+        let new: Vec<Option<&str>> = changes.iter().map(|c| c.new.as_deref()).collect();
+        let sql = "INSERT INTO diverged_row (epoch, table_name, change, old, new) \
+                   SELECT $1, t, c, o::jsonb, n::jsonb \
+                   FROM unnest($2::text[], $3::text[], $4::text[], $5::text[]) WITH ORDINALITY u(t, c, o, n, number) \
+                   ORDER BY number";
+        self.session
+            .execute(
+                "recording diverged rows",
+                sql,
+                &[&self.epoch, &tables, &kinds, &old, &new],
+            )
+            .await?;
+        Ok(())
+    }
+
+    /// Makes the record the one that counts.
+    pub async fn close(mut self, from: &str, found: &Found) -> Result<(), PassError> {
+        self.flush().await?;
+        let sql = "INSERT INTO divergence (epoch, exact, reason, from_lsn, to_lsn, transactions) \
+                   VALUES ($1, $2, $3, $4, $5, $6)";
+        self.session
+            .execute(
+                "recording the divergence",
+                sql,
+                &[
+                    &self.epoch,
+                    &found.exact,
+                    &found.reason,
+                    &from,
+                    &found.to,
+                    &found.transactions,
+                ],
+            )
+            .await?;
+        Ok(self.session.batch("ending the record", "COMMIT").await?)
+    }
+}

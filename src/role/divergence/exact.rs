@@ -1,0 +1,278 @@
+//! The slot, read from the recovery point to the end, and left as it stands: nothing that was read is ever confirmed, so
+//! whoever is stopped in the middle reads it again.
+
+use super::Found;
+use super::book::{Book, Change};
+use crate::cluster::{Arrived, LocalSession, Lsn, Promotion, WalSession, WalStream};
+use crate::config::Config;
+use crate::replication::PassError;
+use crate::replication::stream::pgoutput::{
+    DecodeError, Message, Old, Relation, Truncate, Value, decode,
+};
+use bytes::Bytes;
+use std::collections::HashMap;
+use std::time::Duration;
+
+/// The check that fails when the stream is not understood.
+pub const UNDECODED: &str = "undecoded";
+/// The server is asked for a sign of life so often; it ends a session that does not speak.
+const ASK: Duration = Duration::from_secs(5);
+/// A large transaction is decoded in silence.
+const SILENCE: Duration = Duration::from_secs(300);
+const PREFIX: &str = "warm_spare";
+
+/// Types whose text is a JSON number as it is: int8, int2, int4.
+const NUMBERS: [u32; 3] = [20, 21, 23];
+const BOOL: u32 = 16;
+
+pub(super) async fn read(
+    config: &Config,
+    promotion: &Promotion,
+    from: Lsn,
+    book: &mut Book,
+) -> Result<Found, PassError> {
+    let mark = mark_the_end(config, promotion.epoch).await?;
+    let mut stream = WalSession::open_local(&config.local.datastore)
+        .await?
+        .start(&promotion.slot, &promotion.publication, from)
+        .await?;
+    let mut reading = Reading {
+        from,
+        mark,
+        book,
+        relations: HashMap::new(),
+        skipped: false,
+        changed: false,
+        transactions: 0,
+    };
+    let end = reading.run(&mut stream).await?;
+    reading.book.flush().await?;
+    Ok(Found {
+        exact: true,
+        reason: format!("every change that slot {} holds", promotion.slot),
+        to: end.to_string(),
+        transactions: reading.transactions,
+    })
+}
+
+/// A message in the log: when it comes by, everything committed before it has come. Positions alone do not tell, for a
+/// server at rest may have written a little past what it sends. A transaction of its own, which is flushed at once.
+async fn mark_the_end(config: &Config, epoch: i64) -> Result<String, PassError> {
+    let local = &config.local.datastore;
+    let session = LocalSession::open(local, &local.database).await?;
+    let now = chrono::Utc::now().timestamp_nanos_opt().unwrap_or_default();
+    let mark = format!("divergence {epoch} {} {now}", std::process::id());
+    let sql = "SELECT pg_logical_emit_message(true, $1::text, $2::text)::text";
+    session
+        .query_one("marking the end of the log", sql, &[&PREFIX, &mark])
+        .await?;
+    Ok(mark)
+}
+
+struct Reading<'a> {
+    from: Lsn,
+    mark: String,
+    book: &'a mut Book,
+    relations: HashMap<u32, Relation>,
+    /// The open transaction is one that the successor has.
+    skipped: bool,
+    /// It has changed a row.
+    changed: bool,
+    transactions: i64,
+}
+
+impl Reading<'_> {
+    /// Up to the mark; where that is.
+    async fn run(&mut self, stream: &mut WalStream) -> Result<Lsn, PassError> {
+        let mut ask = tokio::time::interval(ASK);
+        let mut heard = tokio::time::Instant::now();
+        let mut received = self.from;
+        loop {
+            let arrived = tokio::select! {
+                arrived = stream.next() => arrived?,
+                _ = ask.tick() => {
+                    if heard.elapsed() > SILENCE {
+                        return Err(stream.silent(SILENCE.as_secs()).into());
+                    }
+                    stream.answer(received, Lsn(0), true).await?;
+                    continue;
+                }
+            };
+            heard = tokio::time::Instant::now();
+            match arrived {
+                Arrived::Data { bytes, end } => {
+                    received = received.max(end);
+                    if let Some(end) = self.take(bytes).await? {
+                        return Ok(end);
+                    }
+                }
+                Arrived::Keepalive { end, reply } => {
+                    received = received.max(end);
+                    if reply {
+                        stream.answer(received, Lsn(0), false).await?;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Some: it was the mark.
+    async fn take(&mut self, frame: Bytes) -> Result<Option<Lsn>, PassError> {
+        match decode(frame).map_err(|error: DecodeError| undecoded(error.to_string()))? {
+            Message::Begin(begin) => {
+                // The commit record begins before the recovery point, so it ends there or before it.
+                self.skipped = begin.final_lsn < self.from;
+                self.changed = false;
+            }
+            Message::Commit(_) => self.transactions += i64::from(self.changed),
+            Message::Relation(relation) => {
+                self.relations.insert(relation.id, relation);
+            }
+            Message::Logical(message) => {
+                let ours = message.prefix == PREFIX && message.content == self.mark.as_bytes();
+                return Ok(ours.then_some(message.lsn));
+            }
+            Message::Type(_) | Message::Origin(_) => {}
+            change if !self.skipped => self.change(change).await?,
+            _ => {}
+        }
+        Ok(None)
+    }
+
+    async fn change(&mut self, message: Message) -> Result<(), PassError> {
+        self.changed = true;
+        let (id, kind, old, new) = match message {
+            Message::Insert(insert) => (insert.relation, "insert", None, Some(insert.new)),
+            Message::Update(update) => (update.relation, "update", update.old, Some(update.new)),
+            Message::Delete(delete) => (delete.relation, "delete", Some(delete.old), None),
+            Message::Truncate(truncate) => return self.truncate(&truncate).await,
+            _ => return Ok(()),
+        };
+        let relation = self.relation(id)?;
+        let old = match &old {
+            None => None,
+            Some(Old::Key(values)) => Some(document(relation, values, true)?),
+            Some(Old::Full(values)) => Some(document(relation, values, false)?),
+        };
+        let new = new
+            .map(|values| document(relation, &values, false))
+            .transpose()?;
+        let table = full_name(relation);
+        self.book
+            .add(Change {
+                table,
+                kind,
+                old,
+                new,
+            })
+            .await
+    }
+
+    async fn truncate(&mut self, truncate: &Truncate) -> Result<(), PassError> {
+        for id in &truncate.relations {
+            let change = Change {
+                table: full_name(self.relation(*id)?),
+                kind: "truncate",
+                old: None,
+                new: None,
+            };
+            self.book.add(change).await?;
+        }
+        Ok(())
+    }
+
+    fn relation(&self, id: u32) -> Result<&Relation, PassError> {
+        let known = self.relations.get(&id);
+        known.ok_or_else(|| undecoded(format!("a row of relation {id}, which was not described")))
+    }
+}
+
+fn full_name(relation: &Relation) -> String {
+    format!("{}.{}", relation.schema, relation.name)
+}
+
+fn undecoded(text: String) -> PassError {
+    PassError::Unfit {
+        check: UNDECODED,
+        text,
+        next_step: "use the newest warm-spare".into(),
+    }
+}
+
+/// The row as JSON, by column; what was not sent is left out.
+fn document(relation: &Relation, values: &[Value], keys: bool) -> Result<String, PassError> {
+    if values.len() != relation.columns.len() {
+        let (name, sent) = (full_name(relation), values.len());
+        let known = relation.columns.len();
+        return Err(undecoded(format!(
+            "a row of {name} with {sent} values for {known} columns"
+        )));
+    }
+    let mut row = serde_json::Map::new();
+    for (column, value) in relation.columns.iter().zip(values) {
+        if keys && !column.key {
+            continue;
+        }
+        let value = match value {
+            Value::Unchanged => continue,
+            Value::Null => serde_json::Value::Null,
+            Value::Text(text) => json(column.type_oid, &String::from_utf8_lossy(text)),
+        };
+        row.insert(column.name.clone(), value);
+    }
+    Ok(serde_json::Value::Object(row).to_string())
+}
+
+/// As the server's own `to_jsonb` has it where that is simple, else the text.
+fn json(type_oid: u32, text: &str) -> serde_json::Value {
+    match (type_oid, text.parse::<i64>()) {
+        (BOOL, _) => (text == "t").into(),
+        (oid, Ok(number)) if NUMBERS.contains(&oid) => number.into(),
+        _ => text.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::replication::stream::pgoutput::{Column, Identity};
+
+    fn relation() -> Relation {
+        let column = |key, name: &str, type_oid| Column {
+            key,
+            name: name.into(),
+            type_oid,
+            modifier: -1,
+        };
+        Relation {
+            id: 1,
+            schema: "public".into(),
+            name: "t".into(),
+            identity: Identity::Default,
+            columns: vec![
+                column(true, "id", 20),
+                column(false, "hidden", BOOL),
+                column(false, "text", 25),
+            ],
+        }
+    }
+
+    #[test]
+    fn a_row_is_told_by_column_and_what_was_not_sent_is_left_out() {
+        let text = |text: &'static str| Value::Text(Bytes::from_static(text.as_bytes()));
+        let row = |values: &[Value], keys| document(&relation(), values, keys).expect("a row");
+        assert_eq!(
+            row(&[text("9223372036854775807"), text("t"), text("7")], false),
+            r#"{"hidden":true,"id":9223372036854775807,"text":"7"}"#
+        );
+        assert_eq!(
+            row(&[text("1"), Value::Null, Value::Unchanged], false),
+            r#"{"hidden":null,"id":1}"#
+        );
+        assert_eq!(
+            row(&[text("1"), Value::Null, Value::Null], true),
+            r#"{"id":1}"#
+        );
+        assert!(document(&relation(), &[Value::Null], false).is_err());
+    }
+}

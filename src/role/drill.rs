@@ -1,0 +1,252 @@
+//! A takeover rehearsed on a clone of the spare's database: nothing of the replication is touched, everything that was
+//! made is removed again, and what is learnt is how long it would have taken.
+
+mod artifacts;
+mod clone;
+mod command;
+mod leftovers;
+
+use crate::cluster::{DrillRecord, LocalSession, State, lift_and_write, quote_literal, set_fence};
+use crate::config::Config;
+use crate::replication::{PassError, drop_database, sequence_names};
+use chrono::{DateTime, Utc};
+use clone::Clone;
+use command::Running;
+use std::time::Instant;
+
+pub use leftovers::remove_drill_leftovers;
+
+/// What is rehearsed.
+#[derive(Debug, Clone)]
+pub struct Rehearsal {
+    /// Artifacts to be read; None: all of them.
+    pub sample: Option<usize>,
+    /// Started by the shell when the clone can be written.
+    pub exec: Option<String>,
+    /// Asked until it answers with success.
+    pub url: Option<http::Uri>,
+}
+
+/// One thing that was tried.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DrillStep {
+    /// `clone`, `rows`, `artifacts`, `write`, `command` or `answer`.
+    pub name: &'static str,
+    pub ok: bool,
+    pub text: String,
+    pub seconds: f64,
+}
+
+/// A drill that came to its end.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Drill {
+    pub time: DateTime<Utc>,
+    pub steps: Vec<DrillStep>,
+    /// From the beginning of the takeover to the first write, and to the first answer.
+    pub write_seconds: Option<f64>,
+    pub answer_seconds: Option<f64>,
+}
+
+impl Drill {
+    pub fn ok(&self) -> bool {
+        self.steps.iter().all(|step| step.ok)
+    }
+
+    fn record(&self) -> DrillRecord {
+        let failed = self.steps.iter().filter(|step| !step.ok);
+        let failed: Vec<String> = failed.map(|s| format!("{}: {}", s.name, s.text)).collect();
+        DrillRecord {
+            time: self.time,
+            ok: self.ok(),
+            text: failed.join("; "),
+            write_seconds: self.write_seconds,
+            answer_seconds: self.answer_seconds,
+        }
+    }
+}
+
+/// Rehearses; `told` hears of each step when it is over. When `stop` comes first, everything is removed all the same.
+pub async fn drill(
+    config: &Config,
+    rehearsal: &Rehearsal,
+    told: impl Fn(&DrillStep),
+    stop: impl Future<Output = ()>,
+) -> Result<Drill, PassError> {
+    let state = open(config).await?;
+    leftovers::claim(&state).await?;
+    leftovers::remove(&state).await?;
+    let name = leftovers::new_name();
+    let mut running = None;
+    let work = Work {
+        config,
+        rehearsal,
+        state: &state,
+        name: &name,
+    };
+    let done = {
+        let rehearsing = Box::pin(work.run(&told, &mut running));
+        tokio::select! {
+            done = rehearsing => done,
+            () = stop => Err(PassError::Unfit {
+                check: "interrupted",
+                text: "the drill was told to end".into(),
+                next_step: "nothing of it is left; run it again".into(),
+            }),
+        }
+    };
+    if let Some(running) = running {
+        running.end().await;
+    }
+    let removed = drop_database(state.session(), &name).await;
+    let drill = done?;
+    removed?;
+    state.record_drill(&drill.record()).await?;
+    Ok(drill)
+}
+
+/// Of a spare that has something to take over with.
+async fn open(config: &Config) -> Result<State, PassError> {
+    let state = State::open_existing(&config.local.datastore)
+        .await?
+        .ok_or_else(PassError::nothing_copied)?;
+    if state.cluster().await?.role.as_deref() == Some("primary") {
+        return Err(PassError::Refused {
+            rule: "role",
+            text: "this cluster is the primary: there is nothing for it to take over".into(),
+            next_step: "run the drill on the spare".into(),
+        });
+    }
+    state
+        .copied_point()
+        .await?
+        .ok_or_else(PassError::nothing_copied)?;
+    Ok(state)
+}
+
+struct Work<'a> {
+    config: &'a Config,
+    rehearsal: &'a Rehearsal,
+    state: &'a State,
+    /// Of the clone.
+    name: &'a str,
+}
+
+/// Steps as they come to their end.
+struct Steps<'a> {
+    told: &'a dyn Fn(&DrillStep),
+    steps: Vec<DrillStep>,
+}
+
+impl Steps<'_> {
+    /// What took since then. Whether it was good, and in words.
+    fn add(&mut self, name: &'static str, since: Instant, (ok, text): (bool, String)) {
+        let step = DrillStep {
+            name,
+            ok,
+            text,
+            seconds: since.elapsed().as_secs_f64(),
+        };
+        (self.told)(&step);
+        self.steps.push(step);
+    }
+}
+
+impl Work<'_> {
+    async fn run(
+        &self,
+        told: &dyn Fn(&DrillStep),
+        running: &mut Option<Running>,
+    ) -> Result<Drill, PassError> {
+        let steps = Vec::new();
+        let mut steps = Steps { told, steps };
+        let time = Utc::now();
+        let inside = self.copy(&mut steps).await?;
+        set_fence(self.state.session(), self.name).await?;
+        let taken_over = Instant::now();
+        let written = self.take_over(&inside).await;
+        let write_seconds = written.is_ok().then(|| taken_over.elapsed().as_secs_f64());
+        steps.add("write", taken_over, told_of(written));
+        let mut answer_seconds = None;
+        if write_seconds.is_some() {
+            let answered = self.start_and_ask(&mut steps, running).await?;
+            answer_seconds = answered.then(|| taken_over.elapsed().as_secs_f64());
+        }
+        Ok(Drill {
+            time,
+            steps: steps.steps,
+            write_seconds,
+            answer_seconds,
+        })
+    }
+
+    /// The clone, and whether it and its artifacts are as they should be.
+    async fn copy(&self, steps: &mut Steps<'_>) -> Result<LocalSession, PassError> {
+        let begun = Instant::now();
+        let clone = Clone::make(self.config, self.state.session(), self.name).await?;
+        steps.add("clone", begun, (true, clone.describe()));
+
+        let begun = Instant::now();
+        let inside = LocalSession::open(&self.config.local.datastore, self.name).await?;
+        steps.add("rows", begun, clone.compare(&inside).await?);
+
+        let begun = Instant::now();
+        let (sample, lacking) = (self.rehearsal.sample, clone.unavailable());
+        let reading = artifacts::read(self.config, &inside, lacking, sample);
+        steps.add("artifacts", begun, Box::pin(reading).await?);
+        Ok(inside)
+    }
+
+    /// Whether there was an answer.
+    async fn start_and_ask(
+        &self,
+        steps: &mut Steps<'_>,
+        running: &mut Option<Running>,
+    ) -> Result<bool, PassError> {
+        let begun = Instant::now();
+        if let Some(command) = &self.rehearsal.exec {
+            *running = Some(Running::start(self.config, self.name, command)?);
+        }
+        if let Some(url) = &self.rehearsal.url {
+            let answered = command::await_answer(url, running).await;
+            let there = answered.is_ok();
+            steps.add("answer", begun, told_of(answered));
+            return Ok(there);
+        }
+        if let Some(running) = running {
+            steps.add("command", begun, told_of(running.settle().await));
+        }
+        Ok(false)
+    }
+
+    /// As a failover would: ids past the last known ones, the fence lifted, and somebody writes.
+    async fn take_over(&self, inside: &LocalSession) -> Result<String, String> {
+        let taken = async {
+            let names = sequence_names(inside).await?;
+            let ahead = |name: &String| {
+                let literal = quote_literal(name);
+                format!("SELECT setval({literal}, (SELECT last_value + {AHEAD} FROM {name}))")
+            };
+            let ahead: Vec<String> = names.iter().map(ahead).collect();
+            inside
+                .batch("advancing the sequences", &ahead.join("; "))
+                .await?;
+            let local = &self.config.local.datastore;
+            lift_and_write(self.state.session(), local, self.name).await?;
+            Ok::<(), PassError>(())
+        };
+        match taken.await {
+            Ok(()) => Ok("the first write was committed".into()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+}
+
+/// By so many the sequences are ahead after a failover.
+const AHEAD: i64 = 1024;
+
+fn told_of(result: Result<String, String>) -> (bool, String) {
+    match result {
+        Ok(text) => (true, text),
+        Err(text) => (false, text),
+    }
+}

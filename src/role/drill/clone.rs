@@ -1,0 +1,139 @@
+//! The clone that a drill takes over: made in one snapshot, and compared with what that snapshot saw.
+
+use crate::cluster::{LocalSession, Session};
+use crate::config::Config;
+use crate::replication::{PassError, clone_visible, tables, unavailable};
+use bytesize::ByteSize;
+use std::collections::BTreeMap;
+
+/// Builder's constraints, and how many of them are taken on trust.
+const CONSTRAINTS: &str = "
+SELECT count(*), count(*) FILTER (WHERE NOT convalidated) FROM pg_constraint k JOIN pg_namespace n ON n.oid = k.connamespace
+WHERE n.nspname NOT IN ('information_schema', 'warm_spare') AND n.nspname !~ '^pg_'";
+
+/// What is in a database: rows by table, constraints, and those not validated.
+#[derive(Debug, PartialEq, Eq)]
+struct Content {
+    rows: BTreeMap<String, i64>,
+    constraints: (i64, i64),
+}
+
+pub struct Clone {
+    bytes: u64,
+    content: Content,
+    /// Known to be missing or damaged on the primary, with the reason.
+    unavailable: Vec<(String, String)>,
+}
+
+impl Clone {
+    pub async fn make(
+        config: &Config,
+        state: &LocalSession,
+        name: &str,
+    ) -> Result<Clone, PassError> {
+        let local = &config.local.datastore;
+        let holder = LocalSession::open(local, &local.database).await?;
+        let begin = "BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY";
+        holder.batch("starting the snapshot", begin).await?;
+        let sql = "SELECT pg_catalog.pg_export_snapshot()";
+        let doing = "exporting the snapshot";
+        let snapshot: String = holder.query_one(doing, sql, &[]).await?.get(0);
+        let unavailable = unavailable(&holder).await?;
+        let bytes = clone_visible(config, state, &snapshot, name).await?;
+        Ok(Clone {
+            bytes,
+            content: content(&holder).await?,
+            unavailable,
+        })
+    }
+
+    pub fn unavailable(&self) -> &[(String, String)] {
+        &self.unavailable
+    }
+
+    pub fn describe(&self) -> String {
+        format!("the database ({}) was cloned", ByteSize(self.bytes))
+    }
+
+    pub async fn compare(&self, inside: &LocalSession) -> Result<(bool, String), PassError> {
+        let found = content(inside).await?;
+        let differing = self.content.differing(&found);
+        if !differing.is_empty() {
+            return Ok((false, differing.join("; ")));
+        }
+        let text = format!(
+            "{} rows in {} tables and {} constraints are as in the snapshot",
+            found.rows.values().sum::<i64>(),
+            found.rows.len(),
+            found.constraints.0
+        );
+        Ok((true, text))
+    }
+}
+
+async fn content(session: &Session) -> Result<Content, PassError> {
+    let mut rows = BTreeMap::new();
+    for table in tables(session).await? {
+        let sql = format!("SELECT count(*) FROM ONLY {}", table.quoted());
+        let counted = session.query_one("counting rows", &sql, &[]).await?;
+        rows.insert(table.full_name(), counted.get(0));
+    }
+    let row = session
+        .query_one("counting constraints", CONSTRAINTS, &[])
+        .await?;
+    Ok(Content {
+        rows,
+        constraints: (row.get(0), row.get(1)),
+    })
+}
+
+impl Content {
+    fn differing(&self, found: &Content) -> Vec<String> {
+        let mut told = Vec::new();
+        for (table, rows) in &self.rows {
+            match found.rows.get(table) {
+                Some(there) if there == rows => {}
+                Some(there) => told.push(format!("{table} has {there} rows of {rows}")),
+                None => told.push(format!("{table} is not there")),
+            }
+        }
+        let strange = found.rows.keys().filter(|t| !self.rows.contains_key(*t));
+        told.extend(strange.map(|table| format!("{table} should not be there")));
+        if self.constraints != found.constraints {
+            told.push(format!(
+                "{} constraints, {} of them not validated, where {} and {} should be",
+                found.constraints.0, found.constraints.1, self.constraints.0, self.constraints.1
+            ));
+        }
+        told
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn content(rows: &[(&str, i64)], constraints: (i64, i64)) -> Content {
+        let rows = rows.iter().map(|(table, rows)| (table.to_string(), *rows));
+        Content {
+            rows: rows.collect(),
+            constraints,
+        }
+    }
+
+    #[test]
+    fn every_difference_is_told() {
+        let sent = content(&[("public.a", 1), ("public.b", 2)], (3, 0));
+        assert!(sent.differing(&sent).is_empty());
+        let found = content(&[("public.a", 2), ("public.c", 0)], (3, 1));
+        assert_eq!(
+            sent.differing(&found),
+            [
+                "public.a has 2 rows of 1",
+                "public.b is not there",
+                "public.c should not be there",
+                "3 constraints, 1 of them not validated, where 3 and 0 should be",
+            ]
+        );
+    }
+}

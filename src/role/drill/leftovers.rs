@@ -1,0 +1,75 @@
+//! Whose clones are whose: a running drill holds a lock, so that those of a dead one can be told and removed.
+
+use crate::cluster::{LocalSession, State};
+use crate::replication::{PassError, drop_database};
+use std::time::Duration;
+
+/// Key of the advisory lock in database `warm_spare`: "dril" in ASCII.
+const LOCK_KEY: i64 = 0x6472_696c;
+/// The server may take a moment to notice that a killed drill is gone.
+const TRIES: u32 = 15;
+const PAUSE: Duration = Duration::from_millis(200);
+const PREFIX: &str = "warm_spare_drill_";
+
+/// A clone's name that no other process has.
+pub fn new_name() -> String {
+    let now = chrono::Utc::now().format("%Y%m%dt%H%M%S%3fz");
+    format!("{PREFIX}{}_{now}", std::process::id())
+}
+
+/// Becomes the one drill on this cluster, as long as this session lives.
+pub async fn claim(state: &State) -> Result<(), PassError> {
+    for tried in 1.. {
+        let sql = "SELECT pg_try_advisory_lock($1)";
+        let doing = "taking the drill's lock";
+        let row = state.session().query_one(doing, sql, &[&LOCK_KEY]).await?;
+        if row.get(0) {
+            break;
+        }
+        if tried == TRIES {
+            return Err(PassError::Refused {
+                rule: "drill_runs",
+                text: "another drill is under way on this cluster".into(),
+                next_step: "wait until it has ended".into(),
+            });
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    Ok(())
+}
+
+/// Drops what drills have left here; only by whoever holds the lock.
+pub async fn remove(state: &State) -> Result<(), PassError> {
+    for name in clones(state.session()).await? {
+        drop_database(state.session(), &name).await?;
+        log::info!("local: database {name} of a drill that was killed is dropped");
+    }
+    Ok(())
+}
+
+/// Drops what a drill has left that was killed; returns its names. A drill under way is left alone.
+pub async fn remove_drill_leftovers(state: &State) -> Result<Vec<String>, PassError> {
+    let session = state.session();
+    // In this order: whoever made them held the lock by then, so if nobody does now, they are a dead one's.
+    let names = clones(session).await?;
+    let sql = "SELECT EXISTS (SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1 \
+                 AND classid = 0 AND objid::bigint = $1 \
+                 AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))";
+    let doing = "looking for a drill under way";
+    if names.is_empty() || session.query_one(doing, sql, &[&LOCK_KEY]).await?.get(0) {
+        return Ok(Vec::new());
+    }
+    for name in &names {
+        drop_database(session, name).await?;
+    }
+    Ok(names)
+}
+
+async fn clones(session: &LocalSession) -> Result<Vec<String>, PassError> {
+    let sql =
+        "SELECT datname::text FROM pg_database WHERE starts_with(datname::text, $1) ORDER BY 1";
+    let rows = session
+        .query("looking for clones of drills", sql, &[&PREFIX])
+        .await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
