@@ -2,6 +2,15 @@
 
 mod support;
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use support::service::SOON;
+use support::wait_until;
+use tokio::task::JoinSet;
+use tokio_postgres::NoTls;
+
 use support::follow::{events, followed, until_equal, until_following};
 use support::pair::{
     PROMOTE, Pair, Writers, is_writable, lost, returned, until_primary, until_settled, write,
@@ -36,7 +45,67 @@ async fn what_the_primary_acknowledged_is_on_the_new_primary() -> Result<()> {
     let sql = "SELECT (SELECT count(*) FROM pg_replication_slots) + (SELECT count(*) FROM pg_publication)";
     let left = site.primary.conn().await?.query_one(sql, &[]).await?;
     assert_eq!(left.get::<_, i64>(0), 0);
-    println!("{}", service.running.stderr().join("\n"));
+    service.stop().await.ok();
+    Ok(())
+}
+
+/// Each connects for every row, and some are held up by the server between having read their settings and being seen.
+#[tokio::test]
+async fn clients_that_connect_for_ever_and_exactly_now_do_not_slip_through() -> Result<()> {
+    let pair = Pair::start("switchover_storm").await?;
+    let site = &pair.there;
+    let service = followed(site, "").await?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut clients = JoinSet::new();
+    for number in 0..12 {
+        // A third of them is late by a second, which is longer than all of the fencing.
+        let late = number % 3 == 0;
+        let mut url = site.primary.pg.url("builder");
+        if late {
+            url.push_str("?options=-c%20post_auth_delay%3D1");
+        }
+        let stop = stop.clone();
+        clients.spawn(async move {
+            let mut acknowledged = BTreeMap::new();
+            for row in 0.. {
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                let name = format!("storm-{number}-{row}");
+                if let Ok((client, wire)) = tokio_postgres::connect(&url, NoTls).await {
+                    let wire = tokio::spawn(wire);
+                    let sql = "INSERT INTO accounts (name) VALUES ($1)";
+                    if client.execute(sql, &[&name]).await.is_ok() {
+                        acknowledged.insert(name, 0);
+                    }
+                    wire.abort();
+                }
+            }
+            acknowledged
+        });
+    }
+    let count = "SELECT count(*) FROM accounts WHERE name LIKE 'storm-%'";
+    wait_until("they write", SOON, || async {
+        let row = site.primary.conn().await?.query_one(count, &[]).await?;
+        match row.get::<_, i64>(0) {
+            100.. => Ok(()),
+            few => Err(format!("{few} rows").into()),
+        }
+    })
+    .await;
+    service.reconfigure(PROMOTE);
+    until_primary(&service, 2).await;
+    until_settled(&service).await;
+    stop.store(true, Ordering::Relaxed);
+    let mut acknowledged = BTreeMap::new();
+    while let Some(by) = clients.join_next().await {
+        acknowledged.extend(by?);
+    }
+    println!("{} rows acknowledged", acknowledged.len());
+    assert_eq!(
+        lost(&site.spare, &acknowledged).await?,
+        Vec::<String>::new()
+    );
     service.stop().await.ok();
     Ok(())
 }

@@ -69,9 +69,14 @@ async fn newer_primary(
         text: format!(
             "this cluster is {} of epoch {epoch}, and the peer is {is}{}: a primary becomes the spare only of a newer primary",
             role.unwrap_or("nothing on record"),
-            if seen.theirs.fenced { ", read-only" } else { "" },
+            if seen.theirs.fenced {
+                ", read-only"
+            } else {
+                ""
+            },
         ),
-        next_step: "promote the peer first (role = \"primary\" there), or set role = \"keep\" here; to copy this cluster over although it is not older, see docs/failback.md".into(),
+        next_step: "promote the peer first (role = \"primary\" there), or set role = \"keep\" here"
+            .into(),
     })
 }
 

@@ -143,11 +143,7 @@ impl Handover<'_> {
             .filter(|check| check.result == Verdict::Refuse)
             .collect();
         if let Some(first) = refused.first() {
-            let all: Vec<String> = refused
-                .iter()
-                .map(|check| format!("{}: {}", check.name, check.reason))
-                .collect();
-            return Err(self.refusal(&all.join("; "), &first.next_step));
+            return Err(self.refusal(&in_words(&refused), &first.next_step));
         }
         match self.state.copied_point().await? {
             Some(copied) => stands_at(self.config, copied).await,
@@ -500,6 +496,21 @@ impl Handover<'_> {
             Err(error) => Ok(Outcome::Undoing(why, error)),
         }
     }
+}
+
+/// One reason is told once, whatever it keeps from being known.
+fn in_words(refused: &[&Check]) -> String {
+    let mut told: Vec<(&str, Vec<&str>)> = Vec::new();
+    for check in refused {
+        match told.iter_mut().find(|(reason, _)| *reason == check.reason) {
+            Some((_, names)) => names.push(check.name),
+            None => told.push((&check.reason, vec![check.name])),
+        }
+    }
+    let told = told
+        .iter()
+        .map(|(reason, names)| format!("{}: {reason}", names.join(", ")));
+    told.collect::<Vec<_>>().join("; ")
 }
 
 /// Whether whoever left this entry may have fenced the peer by then.

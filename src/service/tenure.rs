@@ -77,9 +77,19 @@ fn forget_work(state: &mut State) {
     state.transition = None;
     state.undone = None;
     state.standing = Standing::Unknown;
-    state.preflight = None;
     state.peer_role = None;
     state.peer_epoch = None;
+}
+
+/// What a spare knows of its primary, and a primary has no use for.
+fn forget_following(state: &mut State) {
+    state.mode = None;
+    state.gate_waiting = None;
+    state.held = None;
+    state.ours = None;
+    state.orphans = None;
+    state.artifacts = None;
+    state.preflight = None;
 }
 
 /// Waits for a configuration by which the tenure's own connections, or its kind, would be other ones.
@@ -154,6 +164,9 @@ async fn serve(desk: &Desk, tenure: &Tenure, configs: &Configs, kind: Kind) -> E
             // Known when it has looked.
             Kind::Primary => Work::Starting,
         };
+        if kind == Kind::Primary {
+            forget_following(state);
+        }
     });
     desk.see_datastore(cluster::Side::Local, None);
     desk.release(|hold| hold.passing || hold.reason == HoldReason::RoleUnset);

@@ -1,0 +1,228 @@
+//! The primary is gone: its spare is promoted by force, and the old one, when it comes again, is fenced and comes back.
+
+mod support;
+
+use support::follow::{events, followed, prepare, until_equal};
+use support::packages::delete_package;
+use support::pair::{
+    PROMOTE, Pair, Writers, forced, is_writable, returned, until_primary, until_settled, write,
+};
+use support::{Factory, Result, Service, Spec, wait_until};
+
+#[tokio::test]
+async fn what_a_failover_under_load_lost_is_on_record_to_the_row() -> Result<()> {
+    let pair = Pair::start("failover_load").await?;
+    let site = &pair.there;
+    let mut factory = Factory::new(7);
+    let kept = factory
+        .package(&site.primary, Spec::new("core", "kept", "1"))
+        .await?;
+    let service = followed(site, "").await?;
+    let writers = Writers::start([&site.primary, &site.spare], 4);
+    writers.until_written(0, 200).await;
+    // From here on the spare hears of nothing.
+    service.running.signal(rustix::process::Signal::STOP);
+    writers.until_written(0, 50).await;
+    let lost = factory
+        .package(&site.primary, Spec::new("core", "lost", "1"))
+        .await?;
+    delete_package(&site.primary, &kept).await?;
+    site.primary.pg.kill9();
+    service.reconfigure(&forced(2));
+    service.running.signal(rustix::process::Signal::CONT);
+    until_primary(&service, 2).await;
+    writers.until_written(1, 200).await;
+    site.primary.pg.start_again().await?;
+    until_settled(&service).await;
+    let acknowledged = writers.stop().await;
+    assert!(!is_writable(&site.primary).await);
+
+    let back = returned(&pair.back, "").await?;
+    until_equal(&pair.back).await?;
+    let missing = support::pair::lost(&site.spare, &acknowledged).await?;
+    println!(
+        "{} rows acknowledged, {} of them lost",
+        acknowledged.len(),
+        missing.len()
+    );
+    assert!(!missing.is_empty(), "there was nothing to lose");
+    let state = site.primary.pg.conn("warm_spare").await?;
+    let sql = "SELECT n FROM unnest($1::text[]) n WHERE NOT EXISTS ( \
+                 SELECT FROM diverged_row WHERE table_name = 'public.accounts' AND new->>'name' = n)";
+    let unknown = state.query(sql, &[&missing]).await?;
+    assert_eq!(unknown.len(), 0, "lost, and not on record");
+
+    let folder = tempfile::tempdir()?;
+    let fetch = folder.path().to_string_lossy().into_owned();
+    let told = pair
+        .back
+        .warm_spare(&["divergence", "--json", "--fetch", &fetch])
+        .await;
+    assert_eq!(told.code, Some(1), "{told}");
+    let found = told.json();
+    let found = &found["divergence"];
+    assert_eq!(found["exact"], true, "{found:#}");
+    let class = |ident: &str| {
+        let all = found["packages"].as_array().cloned().unwrap_or_default();
+        let one = all
+            .iter()
+            .find(|package| package["ident"] == ident)
+            .cloned();
+        one.unwrap_or_default()
+    };
+    assert_eq!(class(&lost.ident)["class"], "only_here", "{found:#}");
+    assert_eq!(class(&kept.ident)["class"], "gone_here", "{found:#}");
+    let file = class(&lost.ident)["file"]
+        .as_str()
+        .unwrap_or_default()
+        .to_string();
+    let bytes = std::fs::read(folder.path().join(&file)).or_else(|_| std::fs::read(&file))?;
+    assert_eq!(bytes, lost.bytes());
+    back.stop().await.ok();
+    service.stop().await.ok();
+    Ok(())
+}
+
+#[tokio::test]
+async fn only_the_right_number_promotes_without_the_primary() -> Result<()> {
+    let pair = Pair::start("failover_forced").await?;
+    let site = &pair.there;
+    let service = followed(site, "").await?;
+    site.primary.pg.kill9();
+    service.reconfigure(PROMOTE);
+    let status = service.until_hold("force_needed").await;
+    assert_eq!(status["role"]["next_epoch"], 2, "{status:#}");
+    let step = status["hold"]["next_step"].as_str().unwrap_or_default();
+    assert!(step.contains("force_epoch = 2"), "{step}");
+    service.reconfigure(&forced(7));
+    let wrong = service
+        .until("the wrong number", |status| {
+            status["role"]["wanted"] == "primary" && status["hold"]["reason"] == "force_needed"
+        })
+        .await;
+    assert_eq!(wrong["role"]["actual"], "spare");
+    assert!(!is_writable(&site.spare).await);
+    service.reconfigure(&forced(2));
+    until_primary(&service, 2).await;
+    write(&site.spare, "first").await?;
+    assert_eq!(service.get("/primary").await?.status, 200);
+
+    // A later apply of something else drops the role, or shows the one of before.
+    service.reconfigure("role = \"keep\"\nsite = \"dc2\"");
+    service
+        .until("still the primary", |status| {
+            status["site"] == "dc2" && status["state"] == "primary" && status["hold"].is_null()
+        })
+        .await;
+    service.reconfigure("site = \"dc3\"");
+    // Whether there is a newer primary cannot be asked.
+    let status = service.until_hold("peer_unreachable").await;
+    assert_eq!(status["state"], "primary", "{status:#}");
+    write(&site.spare, "second").await?;
+
+    // The peer's address is moved to this very cluster.
+    let moved = format!(
+        "role = \"primary\"\n[peer.datastore]\nport = {}\npassword = \"{}\"",
+        site.spare.pg.port(),
+        site.spare.pg.password()
+    );
+    service.reconfigure(&moved);
+    service.until_hold("same_server").await;
+    write(&site.spare, "third").await?;
+    service.reconfigure(PROMOTE);
+    let status = service
+        .until("an old primary that may be open", |status| {
+            status["health"]["reasons"][0]["code"] == "old_primary_open"
+        })
+        .await;
+    assert_eq!(status["health"]["level"], 1, "{status:#}");
+    site.primary.pg.start_again().await?;
+    until_settled(&service).await;
+    assert!(write(&site.primary, "late").await.is_err());
+    let events = events(&service.status().await?, "promotion");
+    assert_eq!(events.len(), 1, "{events:?}");
+    service.stop().await.ok();
+    Ok(())
+}
+
+/// By its own service, which sees what the new primary cannot do.
+#[tokio::test]
+async fn a_primary_that_sees_a_newer_one_fences_itself() -> Result<()> {
+    let pair = Pair::start("failover_split").await?;
+    let (site, back) = (&pair.there, &pair.back);
+    let line = support::proxy::Proxy::start(site.primary.pg.port()).await?;
+    let through = |extra: &str| format!("{extra}\n[peer.datastore]\nport = {}", line.port());
+    let old = Service::start(back, PROMOTE);
+    until_primary(&old, 1).await;
+    let new = followed(site, &through("")).await?;
+    old.until("a spare follows", |status| status["health"]["level"] == 0)
+        .await;
+    line.set(support::proxy::Mode::Refuse).await;
+    line.cut();
+    new.reconfigure(&through(&forced(2)));
+    until_primary(&new, 2).await;
+    let status = old.until_state("fenced").await;
+    assert_eq!(status["health"]["level"], 2, "{status:#}");
+    assert!(!is_writable(&site.primary).await);
+    assert_eq!(old.get("/primary").await?.status, 503);
+
+    // Started again with the configuration of before, it stays what it is.
+    let old = {
+        old.running.signal(rustix::process::Signal::KILL);
+        old.start_again()
+    };
+    old.until_state("fenced").await;
+    assert!(!is_writable(&site.primary).await);
+    let wanted = old.status().await?["role"]["next_epoch"].clone();
+    assert_eq!(wanted, 3);
+
+    // Taken back by force: now the other one gives way.
+    old.reconfigure(&forced(3));
+    until_primary(&old, 3).await;
+    write(&site.primary, "taken back").await?;
+    line.set(support::proxy::Mode::Pass).await;
+    new.until_state("fenced").await;
+    assert!(!is_writable(&site.spare).await);
+    site.write_config("");
+    prepare(site).await;
+    new.reconfigure(&through(""));
+    support::follow::until_following(&new).await;
+    until_equal(site).await?;
+    old.stop().await.ok();
+    new.stop().await.ok();
+    Ok(())
+}
+
+#[tokio::test]
+async fn two_primaries_of_one_epoch_are_told_and_one_is_chosen() -> Result<()> {
+    let site = support::Site::builder("failover_two")
+        .primary(support::follow::logical())
+        .spare_database()
+        .start()
+        .await?;
+    Factory::seeded().fill(&site.primary, 1).await?;
+    let pair = Pair::of(site)?;
+    let one = Service::start(&pair.there, PROMOTE);
+    until_primary(&one, 1).await;
+    let two = Service::start(&pair.back, PROMOTE);
+    for service in [&one, &two] {
+        let status = service.until_hold("two_primaries").await;
+        assert_eq!(status["health"]["level"], 2, "{status:#}");
+        assert_eq!(service.get("/primary").await?.status, 503);
+    }
+    // Nobody decides for the operator.
+    assert!(is_writable(&pair.there.primary).await && is_writable(&pair.there.spare).await);
+    two.reconfigure(&forced(2));
+    until_primary(&two, 2).await;
+    one.until_state("fenced").await;
+    assert!(!is_writable(&pair.there.spare).await);
+    wait_until(
+        "the one that was chosen may be written to",
+        support::service::SOON,
+        || async { write(&pair.there.primary, "chosen").await },
+    )
+    .await;
+    one.stop().await.ok();
+    two.stop().await.ok();
+    Ok(())
+}
