@@ -292,6 +292,17 @@ fn upkeep(page: &mut Page, state: &State) {
         "Differences that it found",
         verified.map(|record| record.differences as f64),
     );
+    let drill = state.drill.as_ref();
+    page.plain(
+        "drill_timestamp_seconds",
+        "When the last drill ended",
+        drill.map(|drill| drill.time.timestamp_millis() as f64 / 1e3),
+    );
+    page.plain(
+        "drill_rto_seconds",
+        "How long its takeover took, to the command's first answer, or without one to the first write",
+        drill.and_then(|drill| drill.answer_seconds.or(drill.write_seconds)),
+    );
     page.plain(
         "generations_bytes",
         "Disk taken by replaced databases that are kept",

@@ -3,9 +3,15 @@
 
 use serde_json::Value;
 
-/// Five lines, and one more for each further reason.
+/// Five or six lines, and one more for each further reason.
 pub fn describe(status: &Value) -> Vec<String> {
-    let mut lines = vec![headline(status), freshness(status)];
+    let spare = status["role"]["actual"] != "primary" && status["state"] != "fenced";
+    let second = if spare {
+        freshness(status)
+    } else {
+        peer(status)
+    };
+    let mut lines = vec![headline(status), second];
     let reasons = status["health"]["reasons"].as_array();
     let reasons = reasons.map(Vec::as_slice).unwrap_or_default();
     if reasons.is_empty() {
@@ -20,6 +26,7 @@ pub fn describe(status: &Value) -> Vec<String> {
     }
     lines.push(format!("Next:     {}", next_step(status)));
     lines.push(stores(status));
+    lines.extend(takeover(status));
     lines
 }
 
@@ -62,6 +69,16 @@ fn headline(status: &Value) -> String {
         }
         None => String::new(),
     };
+    let transition = &status["transition"];
+    let under_way = match transition["step"].as_str() {
+        Some(step) => format!(
+            ", {}: step {} of {}, {step}",
+            word(&transition["kind"]),
+            transition["number"],
+            transition["of"]
+        ),
+        None => under_way,
+    };
     format!("{level}:{site} {state}{under_way} ({role}{epoch})")
 }
 
@@ -88,6 +105,39 @@ fn freshness(status: &Value) -> String {
         span(lag["seconds"].as_f64().unwrap_or_default()),
         word(&point["commit_time"]),
     )
+}
+
+/// A primary has no freshness of its own; whether somebody could take over from it is what counts.
+fn peer(status: &Value) -> String {
+    let peer = &status["peer"];
+    let role = match (peer["role"].as_str(), peer["epoch"].as_u64()) {
+        (Some(role), Some(epoch)) => format!("{role} of epoch {epoch}"),
+        _ if peer["datastore"]["reachable"] == true => "no role on record".into(),
+        _ => "not known: it does not answer, or was not asked yet".into(),
+    };
+    let fenced = match peer["fenced"].as_bool() {
+        Some(true) => ", read-only",
+        Some(false) => ", may be written to",
+        None => "",
+    };
+    format!("Peer:     {role}{fenced}")
+}
+
+/// Whether a promotion of this spare would work.
+fn takeover(status: &Value) -> Option<String> {
+    let preflight = &status["preflight"];
+    let planned = preflight["planned"].as_str()?;
+    let drill = &status["drill"];
+    let drill = match drill["time"].as_str() {
+        Some(time) if drill["ok"] == true => format!("; drill good at {time}"),
+        Some(time) => format!("; drill FAILED at {time}"),
+        None => "; never drilled".into(),
+    };
+    Some(format!(
+        "Takeover: planned {planned}, unplanned {} (force_epoch = {}){drill}",
+        word(&preflight["unplanned"]),
+        status["role"]["next_epoch"]
+    ))
 }
 
 /// Of the worst reason; of a hold, if nothing worse is known.
