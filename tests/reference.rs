@@ -531,7 +531,9 @@ fn refusals() -> BTreeSet<String> {
         for maker in ["rule:", "check:", "unfit(", "Obstacle::new("] {
             for after in text.split(maker).skip(1) {
                 let literal = after.trim_start().strip_prefix('"');
-                names.extend(literal.and_then(|l| l.split('"').next()).map(String::from));
+                let name = literal.and_then(|l| l.split('"').next());
+                // A helper of the same name may take the text alone.
+                names.extend(name.filter(|name| !name.contains(' ')).map(String::from));
             }
         }
         for name in ["same_server", "same_bucket", "unsupported_store"] {
