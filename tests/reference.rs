@@ -11,13 +11,14 @@ use clap::CommandFactory;
 use serde_json::Value;
 use tokio::sync::watch;
 use warm_spare::cluster::{
-    Confirmation, CopiedPoint, Event, Generation, Throttle, VerificationRecord,
+    Confirmation, CopiedPoint, DrillRecord, Event, Generation, Throttle, VerificationRecord,
 };
 use warm_spare::command::Arguments;
 use warm_spare::config::Config;
 use warm_spare::observe::{
-    Artifacts, Baseline, Clock, Counters, HEALTH_CODES, Held, Hold, HoldReason, Listener, Meter,
-    Mode, Phase, Reach, Sighting, State, StateName, Verified, Watched, Work,
+    Artifacts, Baseline, Check, Clock, Counters, HEALTH_CODES, Held, Hold, HoldReason, Listener,
+    Meter, Mode, Phase, Preflight, Reach, Sighting, State, StateName, Transition, Verdict,
+    Verified, Watched, Work,
 };
 
 /// Cells of a row of the keys' tables: key, type, default, meaning.
@@ -298,6 +299,34 @@ fn full() -> State {
         examples: vec!["table public.origins: has 3 rows, 4 were copied".into()],
     });
     state.verification_error = Some("no answer".into());
+    state.peer_role = Some("primary".into());
+    state.peer_epoch = Some(1);
+    state.transition = Some(Transition {
+        kind: "switchover".into(),
+        step: "drain".into(),
+        number: 3,
+        of: 7,
+        started: now,
+    });
+    state.preflight = Some(Preflight {
+        time: now,
+        planned: Verdict::Warn,
+        unplanned: Verdict::Warn,
+        checks: vec![Check {
+            name: "lag",
+            result: Verdict::Warn,
+            reason: "2 min".into(),
+            next_step: "let the service follow".into(),
+        }],
+    });
+    state.drill = Some(DrillRecord {
+        time: now,
+        ok: true,
+        text: String::new(),
+        write_seconds: Some(0.4),
+        answer_seconds: Some(7.1),
+    });
+    state.builder_keys = Some(vec!["20260103101500".into()]);
     state.remember(Event {
         time: now,
         kind: "hold".into(),
@@ -502,7 +531,9 @@ fn refusals() -> BTreeSet<String> {
         for maker in ["rule:", "check:", "unfit(", "Obstacle::new("] {
             for after in text.split(maker).skip(1) {
                 let literal = after.trim_start().strip_prefix('"');
-                names.extend(literal.and_then(|l| l.split('"').next()).map(String::from));
+                let name = literal.and_then(|l| l.split('"').next());
+                // A helper of the same name may take the text alone.
+                names.extend(name.filter(|name| !name.contains(' ')).map(String::from));
             }
         }
         for name in ["same_server", "same_bucket", "unsupported_store"] {
@@ -548,6 +579,8 @@ fn links_lead_somewhere() {
         "docs/architecture.md",
         "docs/dependencies.md",
         "docs/deploy.md",
+        "docs/failback.md",
+        "docs/failover.md",
         "docs/monitor.md",
         "docs/reference.md",
         "docs/troubleshoot.md",
