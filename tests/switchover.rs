@@ -11,17 +11,20 @@ use support::wait_until;
 use tokio::task::JoinSet;
 use tokio_postgres::NoTls;
 
-use support::follow::{events, followed, until_equal, until_following};
+use support::follow::{events, followed, prepare, until_equal, until_following};
 use support::pair::{
-    PROMOTE, Pair, Writers, is_writable, lost, returned, until_primary, until_settled, write,
+    PROMOTE, Pair, Writers, is_writable, lost, until_primary, until_settled, write,
 };
-use support::{Result, content};
+use support::{Factory, Postgres, Result, Service, Spec, content};
 
 #[tokio::test]
 async fn what_the_primary_acknowledged_is_on_the_new_primary() -> Result<()> {
     let pair = Pair::start("switchover_writers").await?;
     let site = &pair.there;
     let service = followed(site, "").await?;
+    // The primary's own, which looks on.
+    let theirs = Service::start(&pair.back, PROMOTE);
+    until_primary(&theirs, 1).await;
     let writers = Writers::start([&site.primary, &site.spare], 4);
     writers.until_written(0, 200).await;
     service.reconfigure(PROMOTE);
@@ -45,6 +48,8 @@ async fn what_the_primary_acknowledged_is_on_the_new_primary() -> Result<()> {
     let sql = "SELECT (SELECT count(*) FROM pg_replication_slots) + (SELECT count(*) FROM pg_publication)";
     let left = site.primary.conn().await?.query_one(sql, &[]).await?;
     assert_eq!(left.get::<_, i64>(0), 0);
+    theirs.until_state("fenced").await;
+    theirs.stop().await.ok();
     service.stop().await.ok();
     Ok(())
 }
@@ -110,32 +115,68 @@ async fn clients_that_connect_for_ever_and_exactly_now_do_not_slip_through() -> 
     Ok(())
 }
 
+/// With a service on each side, all the time.
 #[tokio::test]
 async fn back_and_forth() -> Result<()> {
     let pair = Pair::start("switchover_ten").await?;
-    let (there, back) = (&pair.there, &pair.back);
+    let on_b = followed(&pair.there, "").await?;
+    let on_a = Service::start(&pair.back, PROMOTE);
+    until_primary(&on_a, 1).await;
     let mut epoch = 1;
-    let mut now = followed(there, "").await?;
     for round in 0..5 {
-        for (site, other) in [(there, back), (back, there)] {
+        for (new, old) in [(&on_b, &on_a), (&on_a, &on_b)] {
+            let site = new.site;
             write(&site.primary, &format!("round-{round}-{epoch}")).await?;
             epoch += 1;
-            now.reconfigure(PROMOTE);
-            until_primary(&now, epoch).await;
-            until_settled(&now).await;
-            let next = returned(other, "").await?;
-            until_equal(other).await?;
-            let healthy = now
+            new.reconfigure(PROMOTE);
+            until_primary(new, epoch).await;
+            until_settled(new).await;
+            old.until_state("fenced").await;
+            assert!(!is_writable(&site.primary).await);
+            write(&site.spare, &format!("after-{round}-{epoch}")).await?;
+            old.site.write_config("");
+            prepare(old.site).await;
+            old.reconfigure("");
+            until_following(old).await;
+            until_equal(old.site).await?;
+            let healthy = new
                 .until("a spare follows", |status| status["health"]["level"] == 0)
                 .await;
             assert_eq!(healthy["peer"]["role"], "spare");
-            other.warm_spare(&["verify", "--deep"]).await.ok();
-            now.stop().await.ok();
-            now = next;
+            let deep = ["verify", "--deep"];
+            old.site.warm_spare(&deep).await.ok();
         }
     }
+    assert_eq!(epoch, 11);
+    let there = &pair.there;
     assert_eq!(content(&there.primary).await?, content(&there.spare).await?);
-    until_following(&now).await;
-    now.stop().await.ok();
+    on_a.stop().await.ok();
+    on_b.stop().await.ok();
+    Ok(())
+}
+
+#[tokio::test]
+async fn in_snapshot_mode_the_last_copy_is_made_behind_the_fence() -> Result<()> {
+    let pair = Pair::with("switchover_snapshot", Postgres::builder()).await?;
+    let site = &pair.there;
+    let on_b = Service::start(site, "[replication]\ninterval = \"1h\"\nrpo = \"2h\"");
+    on_b.until_level().await;
+    let on_a = Service::start(&pair.back, PROMOTE);
+    until_primary(&on_a, 1).await;
+    // Nobody looks for an hour.
+    let late = Factory::new(9)
+        .package(&site.primary, Spec::new("core", "late", "1"))
+        .await?;
+    write(&site.primary, "late").await?;
+    on_b.reconfigure(&format!(
+        "{PROMOTE}\n[replication]\ninterval = \"1h\"\nrpo = \"2h\""
+    ));
+    let status = until_primary(&on_b, 2).await;
+    assert_eq!(events(&status, "promotion").len(), 1);
+    assert_eq!(content(&site.primary).await?, content(&site.spare).await?);
+    assert_eq!(site.spare.get(&late.key).await?, Some(late.bytes()));
+    on_a.until_state("fenced").await;
+    on_a.stop().await.ok();
+    on_b.stop().await.ok();
     Ok(())
 }

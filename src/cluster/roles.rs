@@ -338,7 +338,8 @@ impl State {
         self.or_roll_back(recorded.await).await
     }
 
-    /// Takes back a fence that nobody was promoted under. One of another cluster, or of another epoch, stays.
+    /// Takes back a fence that nobody was promoted under, as only the cluster knows that set it. One of another cluster, or
+    /// of another epoch, stays.
     pub async fn withdraw_fence(
         &self,
         database: &str,
@@ -348,7 +349,7 @@ impl State {
         let withdrawn = async {
             let session = &self.session;
             session.batch("beginning to withdraw", "BEGIN").await?;
-            let sql = "DELETE FROM fence WHERE epoch = $1 AND by_cluster = $2 AND NOT settled";
+            let sql = "DELETE FROM fence WHERE epoch = $1 AND by_cluster = $2";
             let found = session
                 .execute("withdrawing the fence", sql, &[&epoch, &by_cluster])
                 .await?;
@@ -375,6 +376,20 @@ impl State {
         let sql = format!(
             "DO $$ BEGIN \
                IF (SELECT role FROM cluster FOR SHARE) = 'spare' THEN EXECUTE {}; END IF; \
+             END $$",
+            quote_literal(&fence_statement(database))
+        );
+        Ok(self.session.batch("setting the fence", &sql).await?)
+    }
+}
+
+impl State {
+    /// Sets the fence's setting again, unless its record was withdrawn at this very moment.
+    pub async fn fence_if_recorded(&self, database: &str) -> Result<(), StateError> {
+        let sql = format!(
+            "DO $$ BEGIN \
+               LOCK TABLE fence IN SHARE MODE; \
+               IF EXISTS (SELECT FROM fence) THEN EXECUTE {}; END IF; \
              END $$",
             quote_literal(&fence_statement(database))
         );

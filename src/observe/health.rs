@@ -301,6 +301,10 @@ fn of_role(state: &State, found: &mut Findings) {
         });
         let text = format!("this old primary is fenced{by}: its database is read-only");
         found.add(Level::Critical, "fenced", text);
+        if state.local.fenced == Some(false) {
+            let text = "the local database is not read-only for others".to_string();
+            found.add(Level::Critical, "not_fenced", text);
+        }
         return;
     }
     match &state.standing {

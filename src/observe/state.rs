@@ -450,7 +450,7 @@ impl State {
         match self.work {
             // It serves, or is read-only, whatever is asked of it besides.
             Work::Fenced => StateName::Fenced,
-            _ if self.transition.is_some() => StateName::Promoting,
+            _ if self.is_promoting() => StateName::Promoting,
             Work::Primary if !self.holds(HoldReason::TwoPrimaries) => StateName::Primary,
             _ if self.hold.is_some() => StateName::Holding,
             Work::Standby => StateName::Standby,
@@ -459,6 +459,11 @@ impl State {
             Work::Following if self.point.is_some() => StateName::Following,
             _ => StateName::Starting,
         }
+    }
+
+    fn is_promoting(&self) -> bool {
+        let transition = self.transition.as_ref();
+        transition.is_some_and(|transition| transition.kind != "failback")
     }
 
     fn holds(&self, reason: HoldReason) -> bool {

@@ -157,7 +157,9 @@ fn stores(status: &Value) -> String {
         };
         format!("{name} {verdict}")
     };
+    let primary = status["state"] == "primary";
     let fence = match status["local"]["fenced"].as_bool() {
+        _ if primary => "",
         Some(true) => ", fenced",
         Some(false) => ", NOT FENCED",
         None => "",

@@ -319,19 +319,28 @@ pub async fn next_sequences(config: &Config) -> Result<(), PassError> {
     Ok(())
 }
 
-/// Builder's ids are milliseconds since then, and some bits of a sequence.
+/// Milliseconds since 1970 at which Builder's ids begin.
 const IDS_BEGIN: i64 = 1_409_266_191_000;
+/// Of an id, the bits below its milliseconds.
+const ID_BITS: u32 = 23;
 
-/// The time in the newest package's id; None: there is no package.
-pub async fn newest_id(config: &Config) -> Result<Option<DateTime<Utc>>, PassError> {
-    let local = &config.local.datastore;
-    let inside = LocalSession::open(local, &local.database).await?;
-    let sql = "SELECT max(id) FROM public.origin_packages";
-    let row = inside
-        .query_one("reading the newest package's id", sql, &[])
-        .await?;
-    let newest: Option<i64> = row.get(0);
-    Ok(newest.and_then(|id| DateTime::from_timestamp_millis((id >> 23) + IDS_BEGIN)))
+/// When the newest of Builder's ids was made, which are made of time. By the primary keys, so that nothing is searched.
+pub async fn newest_id(session: &LocalSession) -> Result<Option<DateTime<Utc>>, PassError> {
+    let doing = "reading the newest id";
+    let sql = "SELECT format('(SELECT max(id) FROM %I.%I)', n.nspname, c.relname) \
+               FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid JOIN pg_namespace n ON n.oid = c.relnamespace \
+               JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = i.indkey[0] \
+               JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum \
+               WHERE i.indisprimary AND i.indnkeyatts = 1 AND c.relkind = 'r' AND a.attname = 'id' \
+                 AND a.atttypid = 'int8'::regtype AND pg_get_expr(d.adbin, d.adrelid) LIKE '%next_id_v1(%'";
+    let tables = session.query(doing, sql, &[]).await?;
+    let newest: Vec<String> = tables.iter().map(|row| row.get(0)).collect();
+    if newest.is_empty() {
+        return Ok(None);
+    }
+    let sql = format!("SELECT greatest({})", newest.join(", "));
+    let id: Option<i64> = session.query_one(doing, &sql, &[]).await?.get(0);
+    Ok(id.and_then(|id| DateTime::from_timestamp_millis((id >> ID_BITS) + IDS_BEGIN)))
 }
 
 #[cfg(test)]

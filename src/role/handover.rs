@@ -22,9 +22,12 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use tokio::net::TcpStream;
 
 /// For the peer of a failover to answer: when it is gone it may not even refuse.
 const UNPLANNED_PATIENCE: Duration = Duration::from_millis(400);
+/// For one that is there to say who it is.
+const UNPLANNED_ANSWER: Duration = Duration::from_secs(3);
 /// For one that answers then to be fenced.
 const UNPLANNED_FENCE: Duration = Duration::from_secs(15);
 const PLANNED_PATIENCE: Duration = Duration::from_secs(10);
@@ -198,6 +201,7 @@ impl Handover<'_> {
         point: &CopiedPoint,
     ) -> Result<Reached, PassError> {
         let mut reached = Reached::default();
+        let lacked = self.lacking().await?;
         walk.step("fence").await?;
         let fence = match self.fence_if_it_answers(point).await {
             Ok(fence) => Some(fence),
@@ -212,6 +216,7 @@ impl Handover<'_> {
             let limit = self.config.takeover.drain_timeout;
             let drained = async {
                 self.drain(&fence, point, limit).await?;
+                self.compare(point, &lacked).await?;
                 self.exact_sequences(point).await
             };
             match drained.await {
@@ -232,9 +237,16 @@ impl Handover<'_> {
     }
 
     async fn fence_if_it_answers(&self, point: &CopiedPoint) -> Result<PeerFence, String> {
-        let seen = tokio::time::timeout(UNPLANNED_PATIENCE, self.known_peer(point));
-        let seen = seen.await.map_err(|_| "it does not answer".to_string())?;
-        seen.map_err(|error| error.to_string())?;
+        let silent = |_| "it does not answer".to_string();
+        let to = &self.config.peer.datastore;
+        // Whether there is anybody at all is known soon; one that is there may be far away.
+        let knock = TcpStream::connect((to.host.as_str(), to.port));
+        let knocked = tokio::time::timeout(UNPLANNED_PATIENCE, knock).await;
+        knocked
+            .map_err(silent)?
+            .map_err(|error| error.to_string())?;
+        let seen = tokio::time::timeout(UNPLANNED_ANSWER, self.known_peer(point)).await;
+        seen.map_err(silent)?.map_err(|error| error.to_string())?;
         let raised = tokio::time::timeout(UNPLANNED_FENCE, self.raise());
         let raised = raised.await.map_err(|_| "it takes too long".to_string())?;
         raised.map_err(|error| error.to_string())
@@ -385,18 +397,22 @@ impl Handover<'_> {
         Ok(())
     }
 
-    /// Ids are made of time: none may be given twice.
+    /// Ids are made of time, and of the server's own: none may be given twice.
     async fn wait_for_clock(&self) -> Result<(), PassError> {
-        let Some(newest) = newest_id(self.config).await? else {
+        let local = &self.config.local.datastore;
+        let inside = LocalSession::open(local, &local.database).await?;
+        let Some(newest) = newest_id(&inside).await? else {
             return Ok(());
         };
-        let ahead = |now: DateTime<Utc>| (newest - now).to_std().unwrap_or_default();
-        let wait = ahead(Utc::now());
+        let sql = "SELECT clock_timestamp()";
+        let clock = inside.query_one("reading the clock", sql, &[]).await?;
+        let clock: DateTime<Utc> = clock.get(0);
+        let wait = (newest - clock).to_std().unwrap_or_default();
         if wait > CLOCK_WAIT {
             return Err(PassError::Unfit {
                 check: "clocks",
                 text: format!(
-                    "this node's clock is {} behind the newest package id: ids are made of time, and would be given twice",
+                    "the local datastore's clock is {} behind Builder's newest id: ids are made of time, and would be given twice",
                     humantime::format_duration(Duration::from_secs(wait.as_secs()))
                 ),
                 next_step: "set this node's clock".into(),

@@ -16,7 +16,6 @@ pub const HANDOVER: &[&str] = &[
     "compare",
     "sequences",
     "promote",
-    "settle",
 ];
 pub const FAILBACK: &[&str] = &["peer", "fence", "divergence", "release", "role"];
 

@@ -6,7 +6,8 @@ use super::guard::{End, keep_seeing};
 use super::tenure::Tenure;
 use super::{Configs, Desk, next};
 use crate::cluster::{
-    ClusterRecord, FenceRecord, Promotion, Side, State, end_sessions, is_fenced, prove_fence,
+    ClusterRecord, FenceError, FenceRecord, Promotion, Side, State, end_sessions, enforce_fence,
+    is_fenced, prove_fence,
 };
 use crate::config::{Config, Role};
 use crate::observe::{HoldReason, Standing, Work};
@@ -128,7 +129,11 @@ impl<'a> Primary<'a> {
                 None if cluster.role.is_some() => Work::Primary,
                 None => Work::Starting,
             };
-            state.local.fenced = Some(fence.is_some());
+            // Of one that is fenced the last proof counts.
+            state.local.fenced = match (fence, state.local.fenced) {
+                (Some(_), Some(false)) => Some(false),
+                (fence, _) => Some(fence.is_some()),
+            };
         });
     }
 
@@ -157,46 +162,76 @@ impl<'a> Primary<'a> {
         }
     }
 
-    /// The fence is a condition: looked at every time, and proven now and then.
+    /// The fence is a condition: looked at every time, and proven now and then. While the cluster that set it may withdraw
+    /// it, nobody's session is ended: that one brings over what was written last.
     async fn stay_fenced(
         &mut self,
         config: &Arc<Config>,
         cluster: &ClusterRecord,
         fence: &FenceRecord,
     ) -> Result<(), PassError> {
-        let epoch = cluster.epoch.max(fence.epoch) + 1;
-        if config.role == Role::Primary && forces(config, epoch) {
-            return self.take_back(config, cluster, epoch).await;
+        self.see_peer(config).await?;
+        if config.role == Role::Primary {
+            let epoch = self.next_epoch(cluster);
+            if forces(config, epoch) {
+                return self.take_back(config, cluster, epoch).await;
+            }
+            self.say_what_takes_it_back(fence, epoch);
+        } else {
+            self.desk
+                .release(|hold| hold.reason == HoldReason::ForceNeeded);
         }
         let local = &config.local.datastore;
         let session = self.tenure.state.session();
         if !has_database(session, &local.database).await? {
             return Ok(());
         }
-        let stands = is_fenced(session, &local.database).await?;
+        let stood = is_fenced(session, &local.database).await?;
+        if !stood {
+            self.tenure.state.fence_if_recorded(&local.database).await?;
+            if !is_fenced(session, &local.database).await? {
+                return Ok(());
+            }
+        }
         let proven = match self.unproven {
-            Some(looks) if stands && looks < LOOKS_PER_PROOF => {
+            Some(looks) if stood && looks < LOOKS_PER_PROOF => {
                 self.unproven = Some(looks + 1);
-                return self.see_peer(config).await.map(|_| ());
+                return Ok(());
             }
-            Some(_) if stands => prove_fence(session, local, &local.database)
-                .await
-                .map_err(PassError::from),
-            _ => {
-                let state = State::open(local).await?;
-                fence_here(config, &state, fence.epoch, &fence.by_cluster).await
-            }
+            // Whoever set it may have been killed before older sessions were ended.
+            None if fence.settled => enforce_fence(session, local, &local.database).await,
+            Some(_) if !stood => enforce_fence(session, local, &local.database).await,
+            _ => prove_fence(session, local, &local.database).await,
         };
+        self.desk
+            .update(|state| state.local.fenced = Some(proven.is_ok()));
         match proven {
             Ok(()) => self.unproven = Some(0),
+            Err(FenceError::Datastore(error)) if error.is_transient() => log::debug!("{error}"),
             Err(error) => {
-                self.desk.update(|state| state.local.fenced = Some(false));
                 let now = self.desk.now();
                 self.complaint
                     .failed(now, "fence", &error.to_string(), Pace::Operator);
             }
         }
-        self.see_peer(config).await.map(|_| ())
+        Ok(())
+    }
+
+    fn next_epoch(&self, cluster: &ClusterRecord) -> i64 {
+        let known = self.desk.read(|state| state.next_epoch());
+        known.unwrap_or(cluster.epoch + 1)
+    }
+
+    fn say_what_takes_it_back(&self, fence: &FenceRecord, epoch: i64) {
+        let detail = format!(
+            "role is primary, and cluster {} took the place of this one under epoch {}",
+            fence.by_cluster, fence.epoch
+        );
+        let step = format!(
+            "set role = \"spare\" to come back as the spare (docs/failback.md); or, to take it back from that cluster, force_epoch = {epoch} (docs/failover.md)"
+        );
+        self.desk
+            .hold(HoldReason::ForceNeeded, &detail, &step, false);
     }
 
     /// By force, a fenced primary, or one of two, is the primary of the next epoch.
@@ -232,6 +267,7 @@ impl<'a> Primary<'a> {
         log::warn!("local: {text}");
         state.event("promotion", &text, &config.change).await?;
         self.unproven = None;
+        self.desk.release(|hold| hold.reason != HoldReason::Config);
         Ok(())
     }
 
@@ -437,8 +473,7 @@ impl<'a> Primary<'a> {
         cluster: &ClusterRecord,
         what: &str,
     ) -> Result<(), PassError> {
-        let theirs = self.desk.read(|state| state.peer_epoch);
-        let epoch = cluster.epoch.max(theirs.unwrap_or_default()) + 1;
+        let epoch = self.next_epoch(cluster);
         if config.role == Role::Primary && forces(config, epoch) {
             return self.take_back(config, cluster, epoch).await;
         }

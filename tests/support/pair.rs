@@ -24,14 +24,16 @@ pub struct Pair {
 impl Pair {
     /// Either can be followed; A is prepared, and holds some packages.
     pub async fn start(name: &str) -> Result<Pair> {
-        Pair::with(name, logical()).await
+        let pair = Pair::with(name, logical()).await?;
+        prepare(&pair.there).await;
+        Ok(pair)
     }
 
+    /// A as it is, with some packages.
     pub async fn with(name: &str, primary: postgres::Builder) -> Result<Pair> {
         let site = Site::builder(name).primary(primary).spare(logical());
         let there = site.start().await?;
         Factory::seeded().fill(&there.primary, 8).await?;
-        prepare(&there).await;
         Pair::of(there)
     }
 

@@ -6,8 +6,8 @@ use crate::cluster::{
 };
 use crate::config::Config;
 use crate::replication::{
-    Disk, PassError, Rights, disk, lacking_extensions, major, may_apply, recovery_point, rights,
-    stands_at, unavailable_here,
+    Disk, PassError, Rights, disk, lacking_extensions, major, may_apply, newest_id, recovery_point,
+    rights, stands_at, unavailable_here,
 };
 use chrono::{DateTime, Utc};
 use std::time::Duration;
@@ -103,30 +103,6 @@ pub async fn server(config: &Config) -> Result<Server, PassError> {
         newest_id: newest_id(&session).await?,
         sealed: sealed(&session).await,
     })
-}
-
-/// Milliseconds since 1970 at which Builder's ids begin.
-const IDS_BEGIN: i64 = 1_409_266_191_000;
-/// Of an id, the bits below its milliseconds.
-const ID_BITS: u32 = 23;
-
-/// By the primary keys, so that nothing is searched.
-async fn newest_id(session: &LocalSession) -> Result<Option<DateTime<Utc>>, PassError> {
-    let doing = "reading the newest id";
-    let sql = "SELECT format('(SELECT max(id) FROM %I.%I)', n.nspname, c.relname) \
-               FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid JOIN pg_namespace n ON n.oid = c.relnamespace \
-               JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = i.indkey[0] \
-               JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum \
-               WHERE i.indisprimary AND i.indnkeyatts = 1 AND c.relkind = 'r' AND a.attname = 'id' \
-                 AND a.atttypid = 'int8'::regtype AND pg_get_expr(d.adbin, d.adrelid) LIKE '%next_id_v1(%'";
-    let tables = session.query(doing, sql, &[]).await?;
-    let newest: Vec<String> = tables.iter().map(|row| row.get(0)).collect();
-    if newest.is_empty() {
-        return Ok(None);
-    }
-    let sql = format!("SELECT greatest({})", newest.join(", "));
-    let id: Option<i64> = session.query_one(doing, &sql, &[]).await?.get(0);
-    Ok(id.and_then(|id| DateTime::from_timestamp_millis((id >> ID_BITS) + IDS_BEGIN)))
 }
 
 /// What a builder key has sealed, a little of it.

@@ -84,6 +84,7 @@ impl Duties<'_> {
             Ok(handover) => Box::pin(handover.run()).await,
             Err(error) => Err(error),
         };
+        self.desk.update(|state| state.transition = None);
         self.ended(config, outcome?).await
     }
 
@@ -102,7 +103,10 @@ impl Duties<'_> {
         state: &'s State,
     ) -> Result<Handover<'s>, PassError> {
         let desk = self.desk.clone();
-        let epoch = state.cluster().await?.epoch.max(1) + 1;
+        let recorded = state.cluster().await?.epoch.max(1) + 1;
+        // The number that status shows, and the operator may have typed.
+        let shown = self.desk.read(|state| state.next_epoch());
+        let epoch = shown.map_or(recorded, |shown| shown.max(recorded));
         Ok(Handover {
             config,
             state,
@@ -129,7 +133,12 @@ impl Duties<'_> {
                 self.handover_at = Some(now + AGAIN);
                 let (text, next_step) = (error.to_string(), error.next_step());
                 let text = text.strip_prefix("force_needed: ").unwrap_or(&text);
-                log::warn!("{text}; next step: {next_step}");
+                let told = self
+                    .desk
+                    .read(|state| state.hold.as_ref().is_some_and(|hold| hold.detail == text));
+                if !told {
+                    log::warn!("{text}; next step: {next_step}");
+                }
                 self.desk
                     .hold(HoldReason::ForceNeeded, text, &next_step, false);
             }
@@ -143,11 +152,10 @@ impl Duties<'_> {
                 let retry = TimeDelta::from_std(config.takeover.fence_retry);
                 self.handover_at = Some(now + retry.unwrap_or(AGAIN));
                 let text = format!(
-                    "the handover was given up ({why}), and the primary's fence cannot be withdrawn yet: {error}"
+                    "the handover was given up ({why}), and whether the primary's fence stands cannot be told: {error}. It is withdrawn as soon as the primary answers"
                 );
-                log::warn!("{text}");
                 let next_step = format!(
-                    "make the primary's datastore reachable: it is read-only until then; or, if it is lost, set force_epoch = {}",
+                    "make the primary's datastore reachable: it may be read-only until then; or, if it is lost, set force_epoch = {}",
                     self.desk.read(|state| state.next_epoch()).unwrap_or(2)
                 );
                 self.desk
