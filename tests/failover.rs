@@ -5,7 +5,8 @@ mod support;
 use support::follow::{events, followed, prepare, until_equal};
 use support::packages::delete_package;
 use support::pair::{
-    PROMOTE, Pair, Writers, forced, is_writable, returned, until_primary, until_settled, write,
+    PROMOTE, Pair, Writers, forced, is_writable, returned, sequences, until_primary, until_settled,
+    write,
 };
 use support::{Factory, Result, Service, Spec, wait_until};
 
@@ -102,8 +103,13 @@ async fn only_the_right_number_promotes_without_the_primary() -> Result<()> {
         .await;
     assert_eq!(wrong["role"]["actual"], "spare");
     assert!(!is_writable(&site.spare).await);
+    let before = sequences(&site.spare).await?;
     service.reconfigure(&forced(2));
     until_primary(&service, 2).await;
+    // None is given twice, as far as one can know.
+    for (name, value) in sequences(&site.spare).await? {
+        assert!(value >= before[&name] + 1024, "{name}: {value}");
+    }
     write(&site.spare, "first").await?;
     assert_eq!(service.get("/primary").await?.status, 200);
 

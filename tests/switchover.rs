@@ -13,7 +13,7 @@ use tokio_postgres::NoTls;
 
 use support::follow::{events, followed, prepare, until_equal, until_following};
 use support::pair::{
-    PROMOTE, Pair, Writers, is_writable, lost, until_primary, until_settled, write,
+    PROMOTE, Pair, Writers, is_writable, lost, sequences, until_primary, until_settled, write,
 };
 use support::{Factory, Postgres, Result, Service, Spec, content};
 
@@ -133,6 +133,10 @@ async fn back_and_forth() -> Result<()> {
             until_settled(new).await;
             old.until_state("fenced").await;
             assert!(!is_writable(&site.primary).await);
+            assert_eq!(
+                sequences(&site.primary).await?,
+                sequences(&site.spare).await?
+            );
             write(&site.spare, &format!("after-{round}-{epoch}")).await?;
             old.site.write_config("");
             prepare(old.site).await;
@@ -148,6 +152,11 @@ async fn back_and_forth() -> Result<()> {
         }
     }
     assert_eq!(epoch, 11);
+    // What a promotion would meet is known without being asked for.
+    on_b.until("preflight", |status| {
+        status["preflight"]["unplanned"] == "warn"
+    })
+    .await;
     let there = &pair.there;
     assert_eq!(content(&there.primary).await?, content(&there.spare).await?);
     on_a.stop().await.ok();
@@ -175,6 +184,10 @@ async fn in_snapshot_mode_the_last_copy_is_made_behind_the_fence() -> Result<()>
     assert_eq!(events(&status, "promotion").len(), 1);
     assert_eq!(content(&site.primary).await?, content(&site.spare).await?);
     assert_eq!(site.spare.get(&late.key).await?, Some(late.bytes()));
+    assert_eq!(
+        sequences(&site.primary).await?,
+        sequences(&site.spare).await?
+    );
     on_a.until_state("fenced").await;
     on_a.stop().await.ok();
     on_b.stop().await.ok();

@@ -7,21 +7,14 @@ use super::preflight::{Purpose, preflight};
 use super::steps::Walk;
 use super::watch::{PeerSeen, another_server, look_at_peer};
 use crate::cluster::preparation::Names;
-use crate::cluster::{
-    CopiedPoint, LocalSession, Lock, Lsn, PeerFence, Promotion, State, Transition, end_sessions,
-};
+use crate::cluster::{CopiedPoint, Lock, PeerFence, Promotion, State, end_sessions};
 use crate::config::{Config, Role};
-use crate::killpoint;
-use crate::observe::{self, Check, Clock, Progress, Silent, Verdict};
-use crate::replication::stream::{self, Follow, Told as Heard};
-use crate::replication::{
-    Courier, Options, PassError, newest_id, next_sequences, stands_at, sync, unavailable_here,
-};
-use chrono::{DateTime, Utc};
-use std::collections::HashSet;
+use crate::observe::{self, Check, Clock, Verdict};
+use crate::replication::stream::Told as Heard;
+use crate::replication::{Courier, PassError, next_sequences, stands_at};
 use std::path::Path;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::TcpStream;
 
 /// For the peer of a failover to answer: when it is gone it may not even refuse.
@@ -75,6 +68,11 @@ struct Reached {
     /// Everything that the primary had committed is here, and its sequences' values.
     complete: bool,
 }
+
+mod complete;
+mod undo;
+
+pub use undo::may_have_fenced;
 
 impl Handover<'_> {
     fn forced(&self) -> bool {
@@ -275,153 +273,6 @@ impl Handover<'_> {
         Ok(fence)
     }
 
-    /// Until a message that was written behind the fence has arrived, and with it everything before.
-    async fn drain(
-        &self,
-        fence: &PeerFence,
-        point: &CopiedPoint,
-        limit: Duration,
-    ) -> Result<(), PassError> {
-        if point.slot.is_empty() {
-            return self.last_copy().await;
-        }
-        let mark = fence.mark(self.epoch).await?;
-        let draining = Box::pin(self.follow_to(mark, point));
-        match tokio::time::timeout(limit, draining).await {
-            Ok(drained) => drained,
-            Err(_) => Err(PassError::Unfit {
-                check: "drain",
-                text: format!(
-                    "the last transactions of the primary were not applied within takeover.drain_timeout = {}",
-                    humantime::format_duration(limit)
-                ),
-                next_step: "see what the gate waits for, or raise takeover.drain_timeout".into(),
-            }),
-        }
-    }
-
-    async fn follow_to(&self, mark: Lsn, point: &CopiedPoint) -> Result<(), PassError> {
-        let id = self.state.cluster().await?.id;
-        let follow = Follow {
-            config: self.config,
-            state: self.state,
-            lock: self.lock,
-            courier: &self.courier,
-            names: Names::of(&id, &self.config.replication),
-            recorded: point.clone(),
-            database: &self.config.local.datastore.database,
-            incoming: false,
-            until: Some(mark),
-            told: self.heard.clone(),
-            spool: self.spool.clone(),
-            clock: self.clock.clone(),
-            retried: Arc::new(Mutex::new(Instant::now())),
-        };
-        match stream::follow(&follow).await {
-            Ok(_) => Ok(()),
-            Err(gap) => Err(gap.failure().unwrap_or_else(|gap| PassError::NotMet {
-                text: gap.to_string(),
-            })),
-        }
-    }
-
-    /// In snapshot mode: one more copy, of a primary that nobody writes to.
-    async fn last_copy(&self) -> Result<(), PassError> {
-        let options = Options {
-            lock: Some(self.lock),
-            throttle: Some(self.courier.throttle.clone()),
-            spool: Some(self.spool.clone()),
-            fenced_by_us: true,
-            ..Options::default()
-        };
-        let progress = Progress::new(Arc::new(Silent));
-        Box::pin(sync(self.config, options, &progress)).await?;
-        Ok(())
-    }
-
-    async fn lacking(&self) -> Result<HashSet<String>, PassError> {
-        let lacking = unavailable_here(self.config).await?.unwrap_or_default();
-        Ok(lacking.into_iter().map(|(key, _)| key).collect())
-    }
-
-    /// The tables have the form that was followed, and no row passed without its artifact just now.
-    async fn compare(
-        &self,
-        point: &CopiedPoint,
-        lacked: &HashSet<String>,
-    ) -> Result<(), PassError> {
-        let unfit = |text: String| PassError::Unfit {
-            check: "compare",
-            text,
-            next_step: "let the spare follow again, and hand over when it is complete".into(),
-        };
-        if !point.slot.is_empty() {
-            let seen = self.ask(point).await?;
-            if seen.schema != point.schema {
-                return Err(unfit("the form of the primary's tables has changed".into()));
-            }
-            if let Some(table) = seen.unpublished {
-                return Err(unfit(format!("table {table} is not in the publication")));
-            }
-            if !seen.fenced {
-                return Err(unfit("somebody lifted the primary's fence".into()));
-            }
-        }
-        let now = self.lacking().await?;
-        match now.difference(lacked).next() {
-            None => Ok(()),
-            Some(key) => Err(unfit(format!(
-                "{} artifacts could not be brought, for example {key}",
-                now.difference(lacked).count()
-            ))),
-        }
-    }
-
-    async fn ask(&self, point: &CopiedPoint) -> Result<stream::Seen, PassError> {
-        let id = self.state.cluster().await?.id;
-        let names = Names::of(&id, &self.config.replication);
-        stream::ask(self.config, &point.slot, &names.publication, &self.clock).await
-    }
-
-    /// A copy has them from its snapshot; the stream carries none.
-    async fn exact_sequences(&self, point: &CopiedPoint) -> Result<(), PassError> {
-        if point.slot.is_empty() {
-            return Ok(());
-        }
-        let seen = self.ask(point).await?;
-        let local = &self.config.local.datastore;
-        let inside = LocalSession::open(local, &local.database).await?;
-        for statement in &seen.sequences {
-            inside.batch("setting a sequence", statement).await?;
-        }
-        Ok(())
-    }
-
-    /// Ids are made of time, and of the server's own: none may be given twice.
-    async fn wait_for_clock(&self) -> Result<(), PassError> {
-        let local = &self.config.local.datastore;
-        let inside = LocalSession::open(local, &local.database).await?;
-        let Some(newest) = newest_id(&inside).await? else {
-            return Ok(());
-        };
-        let sql = "SELECT clock_timestamp()";
-        let clock = inside.query_one("reading the clock", sql, &[]).await?;
-        let clock: DateTime<Utc> = clock.get(0);
-        let wait = (newest - clock).to_std().unwrap_or_default();
-        if wait > CLOCK_WAIT {
-            return Err(PassError::Unfit {
-                check: "clocks",
-                text: format!(
-                    "the local datastore's clock is {} behind Builder's newest id: ids are made of time, and would be given twice",
-                    humantime::format_duration(Duration::from_secs(wait.as_secs()))
-                ),
-                next_step: "set this node's clock".into(),
-            });
-        }
-        tokio::time::sleep(wait).await;
-        Ok(())
-    }
-
     fn promotion(&self, point: &CopiedPoint, reached: Reached) -> Promotion {
         let complete = reached.fenced && reached.complete;
         Promotion {
@@ -471,47 +322,6 @@ impl Handover<'_> {
             .event("promotion", &text, &self.config.change)
             .await?)
     }
-
-    /// The primary may write again, and the spare follows as before.
-    async fn undo(&self, mut walk: Walk<'_>, why: String) -> Result<Outcome, PassError> {
-        walk.entry.undone = Some(why.clone());
-        walk.step("undo").await?;
-        self.undo_now(walk.entry).await
-    }
-
-    /// Also for what an earlier process had to leave.
-    pub async fn undo_now(&self, mut entry: Transition) -> Result<Outcome, PassError> {
-        killpoint::reach("undo.begin");
-        let why = entry.undone.clone().unwrap_or_else(|| {
-            "the process was ended, and the configuration does not ask for it any more".into()
-        });
-        entry.undone = Some(why.clone());
-        entry.step = "undo".into();
-        self.state.journal(self.lock, &entry).await?;
-        let id = self.state.cluster().await?.id;
-        let withdrawn = async {
-            let seen = look_at_peer(self.config).await?;
-            // Where no state of ours is, no fence of ours is.
-            if seen.theirs.record.is_none() {
-                return Ok(false);
-            }
-            let fence = PeerFence::open(&self.config.peer.datastore).await?;
-            Ok::<bool, PassError>(fence.withdraw(entry.epoch, &id).await?)
-        };
-        match withdrawn.await {
-            Ok(_) => {
-                entry.step = "undone".into();
-                self.state.journal(self.lock, &entry).await?;
-                let text = format!("{} undone: {why}", entry.kind);
-                log::warn!("{text}; the primary is as it was");
-                self.state
-                    .event("handover_undone", &text, &self.config.change)
-                    .await?;
-                Ok(Outcome::Undone(why))
-            }
-            Err(error) => Ok(Outcome::Undoing(why, error)),
-        }
-    }
 }
 
 /// One reason is told once, whatever it keeps from being known.
@@ -527,11 +337,6 @@ fn in_words(refused: &[&Check]) -> String {
         .iter()
         .map(|(reason, names)| format!("{}: {reason}", names.join(", ")));
     told.collect::<Vec<_>>().join("; ")
-}
-
-/// Whether whoever left this entry may have fenced the peer by then.
-pub fn may_have_fenced(entry: &Transition) -> bool {
-    !matches!(entry.step.as_str(), "" | "preflight" | "undone") && entry.kind != "failback"
 }
 
 /// Whether the configuration asks for this cluster's promotion.

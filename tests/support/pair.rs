@@ -171,6 +171,13 @@ impl Writers {
     }
 }
 
+/// How far each sequence has gone.
+pub async fn sequences(cluster: &Cluster) -> Result<BTreeMap<String, i64>> {
+    let sql = "SELECT sequencename::text, coalesce(last_value, 0) FROM pg_sequences WHERE schemaname = 'public'";
+    let rows = cluster.conn().await?.query(sql, &[]).await?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
 /// The acknowledged rows that a cluster lacks.
 pub async fn lost(
     cluster: &Cluster,

@@ -1,0 +1,164 @@
+//! What the primary has committed is here to the last row, in the same form, with its artifacts and its sequences' values.
+
+use super::Handover;
+use crate::cluster::preparation::Names;
+use crate::cluster::{CopiedPoint, LocalSession, Lsn, PeerFence};
+use crate::observe::{Progress, Silent};
+use crate::replication::stream::{self, Follow};
+use crate::replication::{Options, PassError, newest_id, sync, unavailable_here};
+use chrono::{DateTime, Utc};
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// A clock of the local datastore that is behind by no more is waited for.
+const CLOCK_WAIT: Duration = Duration::from_secs(5);
+
+impl Handover<'_> {
+    /// Until a message that was written behind the fence has arrived, and with it everything before.
+    pub(super) async fn drain(
+        &self,
+        fence: &PeerFence,
+        point: &CopiedPoint,
+        limit: Duration,
+    ) -> Result<(), PassError> {
+        if point.slot.is_empty() {
+            return self.last_copy().await;
+        }
+        let mark = fence.mark(self.epoch).await?;
+        let draining = Box::pin(self.follow_to(mark, point));
+        match tokio::time::timeout(limit, draining).await {
+            Ok(drained) => drained,
+            Err(_) => Err(PassError::Unfit {
+                check: "drain",
+                text: format!(
+                    "the last transactions of the primary were not applied within takeover.drain_timeout = {}",
+                    humantime::format_duration(limit)
+                ),
+                next_step: "see what the gate waits for, or raise takeover.drain_timeout".into(),
+            }),
+        }
+    }
+
+    pub(super) async fn follow_to(&self, mark: Lsn, point: &CopiedPoint) -> Result<(), PassError> {
+        let id = self.state.cluster().await?.id;
+        let follow = Follow {
+            config: self.config,
+            state: self.state,
+            lock: self.lock,
+            courier: &self.courier,
+            names: Names::of(&id, &self.config.replication),
+            recorded: point.clone(),
+            database: &self.config.local.datastore.database,
+            incoming: false,
+            until: Some(mark),
+            told: self.heard.clone(),
+            spool: self.spool.clone(),
+            clock: self.clock.clone(),
+            retried: Arc::new(Mutex::new(Instant::now())),
+        };
+        match stream::follow(&follow).await {
+            Ok(_) => Ok(()),
+            Err(gap) => Err(gap.failure().unwrap_or_else(|gap| PassError::NotMet {
+                text: gap.to_string(),
+            })),
+        }
+    }
+
+    /// In snapshot mode: one more copy, of a primary that nobody writes to.
+    pub(super) async fn last_copy(&self) -> Result<(), PassError> {
+        let options = Options {
+            lock: Some(self.lock),
+            throttle: Some(self.courier.throttle.clone()),
+            spool: Some(self.spool.clone()),
+            fenced_by_us: true,
+            ..Options::default()
+        };
+        let progress = Progress::new(Arc::new(Silent));
+        Box::pin(sync(self.config, options, &progress)).await?;
+        Ok(())
+    }
+
+    pub(super) async fn lacking(&self) -> Result<HashSet<String>, PassError> {
+        let lacking = unavailable_here(self.config).await?.unwrap_or_default();
+        Ok(lacking.into_iter().map(|(key, _)| key).collect())
+    }
+
+    /// The tables have the form that was followed, and no row passed without its artifact just now.
+    pub(super) async fn compare(
+        &self,
+        point: &CopiedPoint,
+        lacked: &HashSet<String>,
+    ) -> Result<(), PassError> {
+        let unfit = |text: String| PassError::Unfit {
+            check: "compare",
+            text,
+            next_step: "let the spare follow again, and hand over when it is complete".into(),
+        };
+        if !point.slot.is_empty() {
+            let seen = self.ask(point).await?;
+            if seen.schema != point.schema {
+                return Err(unfit("the form of the primary's tables has changed".into()));
+            }
+            if let Some(table) = seen.unpublished {
+                return Err(unfit(format!("table {table} is not in the publication")));
+            }
+            if !seen.fenced {
+                return Err(unfit("somebody lifted the primary's fence".into()));
+            }
+        }
+        let now = self.lacking().await?;
+        match now.difference(lacked).next() {
+            None => Ok(()),
+            Some(key) => Err(unfit(format!(
+                "{} artifacts could not be brought, for example {key}",
+                now.difference(lacked).count()
+            ))),
+        }
+    }
+
+    pub(super) async fn ask(&self, point: &CopiedPoint) -> Result<stream::Seen, PassError> {
+        let id = self.state.cluster().await?.id;
+        let names = Names::of(&id, &self.config.replication);
+        stream::ask(self.config, &point.slot, &names.publication, &self.clock).await
+    }
+
+    /// A copy has them from its snapshot; the stream carries none.
+    pub(super) async fn exact_sequences(&self, point: &CopiedPoint) -> Result<(), PassError> {
+        if point.slot.is_empty() {
+            return Ok(());
+        }
+        let seen = self.ask(point).await?;
+        let local = &self.config.local.datastore;
+        let inside = LocalSession::open(local, &local.database).await?;
+        for statement in &seen.sequences {
+            inside.batch("setting a sequence", statement).await?;
+        }
+        Ok(())
+    }
+
+    /// Ids are made of time, and of the server's own: none may be given twice.
+    pub(super) async fn wait_for_clock(&self) -> Result<(), PassError> {
+        let local = &self.config.local.datastore;
+        let inside = LocalSession::open(local, &local.database).await?;
+        let Some(newest) = newest_id(&inside).await? else {
+            return Ok(());
+        };
+        let sql = "SELECT clock_timestamp()";
+        let clock = inside.query_one("reading the clock", sql, &[]).await?;
+        let clock: DateTime<Utc> = clock.get(0);
+        let wait = (newest - clock).to_std().unwrap_or_default();
+        if wait > CLOCK_WAIT {
+            return Err(PassError::Unfit {
+                check: "clocks",
+                text: format!(
+                    "the local datastore's clock is {} behind Builder's newest id: ids are made of time, and would be given twice",
+                    humantime::format_duration(Duration::from_secs(wait.as_secs()))
+                ),
+                next_step: "set this node's clock".into(),
+            });
+        }
+        tokio::time::sleep(wait).await;
+        Ok(())
+    }
+}

@@ -1,0 +1,123 @@
+//! An old primary whose place another cluster has taken: it keeps its own fence, and is taken back by force alone.
+
+use super::{LOOKS_PER_PROOF, Primary, forces};
+use crate::cluster::{
+    ClusterRecord, FenceError, FenceRecord, Promotion, State, end_sessions, enforce_fence,
+    is_fenced, prove_fence,
+};
+use crate::config::{Config, Role};
+use crate::observe::HoldReason;
+use crate::replication::{PassError, has_database};
+use crate::service::complaint::Pace;
+use std::sync::Arc;
+
+impl Primary<'_> {
+    /// The fence is a condition: looked at every time, and proven now and then. While the cluster that set it may withdraw
+    /// it, nobody's session is ended: that one brings over what was written last.
+    pub(super) async fn stay_fenced(
+        &mut self,
+        config: &Arc<Config>,
+        cluster: &ClusterRecord,
+        fence: &FenceRecord,
+    ) -> Result<(), PassError> {
+        self.see_peer(config).await?;
+        if config.role == Role::Primary {
+            let epoch = self.next_epoch(cluster);
+            if forces(config, epoch) {
+                return self.take_back(config, cluster, epoch).await;
+            }
+            self.say_what_takes_it_back(fence, epoch);
+        } else {
+            self.desk
+                .release(|hold| hold.reason == HoldReason::ForceNeeded);
+        }
+        let local = &config.local.datastore;
+        let session = self.tenure.state.session();
+        if !has_database(session, &local.database).await? {
+            return Ok(());
+        }
+        let stood = is_fenced(session, &local.database).await?;
+        if !stood {
+            self.tenure.state.fence_if_recorded(&local.database).await?;
+            if !is_fenced(session, &local.database).await? {
+                return Ok(());
+            }
+        }
+        let proven = match self.unproven {
+            Some(looks) if stood && looks < LOOKS_PER_PROOF => {
+                self.unproven = Some(looks + 1);
+                return Ok(());
+            }
+            // Whoever set it may have been killed before older sessions were ended.
+            None if fence.settled => enforce_fence(session, local, &local.database).await,
+            Some(_) if !stood => enforce_fence(session, local, &local.database).await,
+            _ => prove_fence(session, local, &local.database).await,
+        };
+        self.desk
+            .update(|state| state.local.fenced = Some(proven.is_ok()));
+        match proven {
+            Ok(()) => self.unproven = Some(0),
+            Err(FenceError::Datastore(error)) if error.is_transient() => log::debug!("{error}"),
+            Err(error) => {
+                let now = self.desk.now();
+                self.complaint
+                    .failed(now, "fence", &error.to_string(), Pace::Operator);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn next_epoch(&self, cluster: &ClusterRecord) -> i64 {
+        let known = self.desk.read(|state| state.next_epoch());
+        known.unwrap_or(cluster.epoch + 1)
+    }
+
+    pub(super) fn say_what_takes_it_back(&self, fence: &FenceRecord, epoch: i64) {
+        let detail = format!(
+            "role is primary, and cluster {} took the place of this one under epoch {}",
+            fence.by_cluster, fence.epoch
+        );
+        let step = format!(
+            "set role = \"spare\" to come back as the spare (docs/failback.md); or, to take it back from that cluster, force_epoch = {epoch} (docs/failover.md)"
+        );
+        self.desk
+            .hold(HoldReason::ForceNeeded, &detail, &step, false);
+    }
+
+    /// By force, a fenced primary, or one of two, is the primary of the next epoch.
+    pub(super) async fn take_back(
+        &mut self,
+        config: &Arc<Config>,
+        cluster: &ClusterRecord,
+        epoch: i64,
+    ) -> Result<(), PassError> {
+        let local = &config.local.datastore;
+        let state = State::open(local).await?;
+        let by = Promotion {
+            epoch,
+            kind: "taken_back".into(),
+            time: self.desk.now(),
+            lsn: String::new(),
+            commit_time: None,
+            system_id: String::new(),
+            timeline: 0,
+            peer_cluster: String::new(),
+            slot: String::new(),
+            publication: String::new(),
+            peer_fenced: false,
+            settled: true,
+        };
+        let from = cluster.role.as_deref();
+        state
+            .promote(self.tenure.lock, &local.database, &by, from)
+            .await?;
+        end_sessions(state.session(), &local.database).await?;
+        let text =
+            format!("taken back by force_epoch: this cluster is the primary of epoch {epoch}");
+        log::warn!("local: {text}");
+        state.event("promotion", &text, &config.change).await?;
+        self.unproven = None;
+        self.desk.release(|hold| hold.reason != HoldReason::Config);
+        Ok(())
+    }
+}

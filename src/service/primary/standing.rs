@@ -1,0 +1,197 @@
+//! A primary beside its peer: which of both it is, what is still to be done there, and whether anybody could take over.
+
+use super::{Primary, forces};
+use crate::cluster::{ClusterRecord, Promotion, Side, State, is_fenced};
+use crate::config::{Config, Role};
+use crate::observe::{HoldReason, Standing};
+use crate::replication::{PassError, has_database, system_id};
+use crate::role::{Ours, PeerSeen, Stand, decide, fence_here, settle};
+use crate::service::complaint::Pace;
+use chrono::Utc;
+use std::sync::Arc;
+use std::time::Duration;
+
+impl Primary<'_> {
+    /// It was the primary all along: put on record, and nothing else.
+    pub(super) async fn declare(&mut self, config: &Arc<Config>) -> Result<(), PassError> {
+        let local = &config.local.datastore;
+        let session = self.tenure.state.session();
+        let there = has_database(session, &local.database).await?;
+        if !there || is_fenced(session, &local.database).await? {
+            let is = match there {
+                true => "is read-only, as a spare's is",
+                false => "is not there",
+            };
+            let detail = format!(
+                "role is primary, and this cluster has no role on record; but its database {} {is}",
+                local.database
+            );
+            let step = "check that role = \"primary\" stands on the primary only";
+            self.desk.hold(HoldReason::Conflict, &detail, step, false);
+            return Ok(());
+        }
+        let seen = self.see_peer(config).await?;
+        let theirs = seen.and_then(|seen| seen.theirs.record);
+        let epoch = theirs.map_or(1, |record| match record.role.as_deref() {
+            Some("spare") => record.epoch.max(1),
+            _ => 1,
+        });
+        self.tenure
+            .state
+            .declare_primary(self.tenure.lock, epoch)
+            .await?;
+        let text = format!("declared the primary, of epoch {epoch}");
+        log::info!("local: {text}");
+        self.desk.note("role", &text);
+        Ok(())
+    }
+
+    /// Who of both is the primary, and what follows from that.
+    pub(super) async fn stand(
+        &mut self,
+        config: &Arc<Config>,
+        cluster: &ClusterRecord,
+    ) -> Result<(), PassError> {
+        let state = &self.tenure.state;
+        let promotion = state.promotion().await?;
+        let Some(seen) = self.see_peer(config).await? else {
+            return self.alone_in_the_dark(promotion.as_ref());
+        };
+        let system_id = system_id(state.session()).await?;
+        let ours = Ours {
+            epoch: cluster.epoch,
+            system_id: &system_id,
+            promotion: promotion.as_ref(),
+        };
+        let stand = decide(&ours, &seen.theirs);
+        if !matches!(stand, Stand::TwoPrimaries(_)) {
+            self.desk
+                .release(|hold| hold.reason == HoldReason::TwoPrimaries);
+        }
+        match (stand, promotion) {
+            (Stand::FenceSelf { epoch, by }, _) => self.give_way(config, epoch, &by).await?,
+            (Stand::TwoPrimaries(what), _) => self.two_primaries(config, cluster, &what).await?,
+            (Stand::FencePeer, Some(promotion)) => {
+                self.finish(config, &promotion, &seen).await?;
+            }
+            (Stand::PeerFenced, Some(promotion)) if !promotion.settled => {
+                self.finish(config, &promotion, &seen).await?;
+            }
+            (Stand::PeerFenced, _) => self.set_standing(fenced_and_idle()),
+            (Stand::Followed, promotion) => {
+                if let Some(promotion) = promotion.filter(|promotion| !promotion.settled) {
+                    state.peer_was_fenced(promotion.epoch, true).await?;
+                }
+                self.followed(config, &seen);
+            }
+            (Stand::Alone(why), _) => self.set_standing(Standing::Alone(why)),
+            (Stand::FencePeer, None) => {
+                self.set_standing(Standing::Alone("the peer was never followed here".into()));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn set_standing(&self, standing: Standing) {
+        if self.desk.read(|state| state.standing != standing) {
+            self.desk.update(|state| state.standing = standing);
+        }
+    }
+
+    pub(super) fn alone_in_the_dark(&self, promotion: Option<&Promotion>) -> Result<(), PassError> {
+        let open = promotion
+            .is_some_and(|promotion| !promotion.peer_fenced && !promotion.system_id.is_empty());
+        let why = "the peer cannot be asked".to_string();
+        self.set_standing(match open {
+            true => Standing::PeerOpen(why),
+            false => Standing::Alone(why),
+        });
+        Ok(())
+    }
+
+    /// A spare is worth what its last confirmation is.
+    pub(super) fn followed(&self, config: &Config, seen: &PeerSeen) {
+        let confirmed = seen
+            .theirs
+            .record
+            .as_ref()
+            .and_then(|record| record.confirmed);
+        let behind = confirmed.map(|time| (Utc::now() - time).to_std().unwrap_or_default());
+        self.set_standing(match behind {
+            Some(behind) if behind <= config.replication.rpo => Standing::Followed,
+            Some(behind) => Standing::Alone(format!(
+                "the spare was last complete {} ago, more than replication.rpo",
+                humantime::format_duration(Duration::from_secs(behind.as_secs()))
+            )),
+            None => Standing::Alone("the spare was never known to be complete".into()),
+        });
+    }
+
+    /// Fences the old primary, and removes there what is not needed any more.
+    pub(super) async fn finish(
+        &mut self,
+        config: &Arc<Config>,
+        promotion: &Promotion,
+        seen: &PeerSeen,
+    ) -> Result<(), PassError> {
+        let state = State::open(&config.local.datastore).await?;
+        match settle(config, &state, promotion, seen).await {
+            Ok(()) => {
+                let text = format!("the old primary is fenced under epoch {}", promotion.epoch);
+                log::info!("peer: {text}");
+                self.desk.note("fence", &text);
+                self.desk.update(|state| state.peer.fenced = Some(true));
+                self.set_standing(fenced_and_idle());
+            }
+            Err(error) if error.side() == Some(Side::Local) => return Err(error),
+            Err(error) => {
+                let text = error.to_string();
+                let now = self.desk.now();
+                self.complaint
+                    .failed(now, error.code(), &text, Pace::Passing);
+                self.set_standing(Standing::PeerOpen(text));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) async fn give_way(
+        &mut self,
+        config: &Config,
+        epoch: i64,
+        by: &str,
+    ) -> Result<(), PassError> {
+        let text =
+            format!("cluster {by} is the primary of the higher epoch {epoch}; this one gives way");
+        log::warn!("local: {text}");
+        self.desk.note("fence", &text);
+        let state = State::open(&config.local.datastore).await?;
+        fence_here(config, &state, epoch, by).await?;
+        self.unproven = Some(0);
+        let cluster = state.cluster().await?;
+        self.show(&cluster, state.fence_record().await?.as_ref());
+        Ok(())
+    }
+
+    pub(super) async fn two_primaries(
+        &mut self,
+        config: &Arc<Config>,
+        cluster: &ClusterRecord,
+        what: &str,
+    ) -> Result<(), PassError> {
+        let epoch = self.next_epoch(cluster);
+        if config.role == Role::Primary && forces(config, epoch) {
+            return self.take_back(config, cluster, epoch).await;
+        }
+        let step = format!(
+            "decide which one is to remain, and set role = \"primary\" with force_epoch = {epoch} there: the other one fences itself"
+        );
+        self.set_standing(Standing::Alone(what.to_string()));
+        self.desk.hold(HoldReason::TwoPrimaries, what, &step, false);
+        Ok(())
+    }
+}
+
+fn fenced_and_idle() -> Standing {
+    Standing::Alone("the old primary is fenced, and does not follow yet".into())
+}
