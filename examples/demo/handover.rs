@@ -120,7 +120,10 @@ async fn switch_back(pair: &Pair, service: &Service<'_>, old: &Service<'_>) -> R
     println!("    The first write that A accepted: {took} ms after the configuration was applied.");
     until_primary(old, 3).await;
     until_settled(old).await;
-    say("And B is the spare again.");
+    say(
+        "And B is the spare again. Its configuration says so before A is prepared, and is then applied.",
+    );
+    pair.there.write_config("");
     operator(&pair.there, &["prepare"]).await?;
     applied(service, "role = \"spare\"");
     streaming(service).await;
