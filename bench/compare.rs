@@ -20,11 +20,10 @@ const LIMIT: Duration = Duration::from_secs(1800);
 #[tokio::main]
 async fn main() -> Result<()> {
     let plan = Plan::read();
-    let wants = |name: &str| plan.which.is_empty() || plan.which.iter().any(|w| w == name);
-    if wants("rows") {
+    if plan.wants("rows") {
         rows(&plan).await?;
     }
-    if wants("artifacts") {
+    if plan.wants("artifacts") {
         let (many, large) = if plan.smoke {
             ((40, 100_000), (2, 12 << 20))
         } else {
@@ -33,7 +32,7 @@ async fn main() -> Result<()> {
         artifacts(&plan, "many small", many.0, many.1).await?;
         artifacts(&plan, "few large", large.0, large.1).await?;
     }
-    if wants("idle") {
+    if plan.wants("idle") {
         idle(&plan).await?;
     }
     Ok(())

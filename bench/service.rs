@@ -18,7 +18,7 @@ use warm_spare::replication::look;
 #[tokio::main]
 async fn main() -> Result<()> {
     let plan = Plan::read();
-    if !plan.which.is_empty() && !plan.which.iter().any(|which| which == "service") {
+    if !plan.wants("service") {
         return Ok(());
     }
     let _ = rustls::crypto::ring::default_provider().install_default();

@@ -23,7 +23,7 @@ const ARTIFACT: u64 = 100 * 1024;
 #[tokio::main]
 async fn main() -> Result<()> {
     let plan = Plan::read();
-    if !plan.which.is_empty() && !plan.which.iter().any(|which| which == "stream") {
+    if !plan.wants("stream") {
         return Ok(());
     }
     let (few, many, uploads, transactions, idle) = if plan.smoke {

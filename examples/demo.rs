@@ -1,14 +1,18 @@
 //! The warm spare at work on one machine: a primary with packages, an empty spare, and what an operator types.
 //! `scripts/demo` builds the program and runs this.
 
+#[path = "demo/handover.rs"]
+mod handover;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use support::follow::logical;
+use support::pair::Pair;
 use support::service::SOON;
-use support::{Factory, Package, Result, Service, Site, Spec, packages, postgres::Postgres};
+use support::{Factory, Package, Result, Service, Site, Spec, packages};
 use tokio_postgres::Client;
 
 const PACKAGES: usize = 300;
@@ -34,11 +38,9 @@ async fn demo() -> Result<()> {
         "Two clusters of Habitat Builder on this machine: a primary and a spare, each PostgreSQL and MinIO.",
     );
     let began = Instant::now();
-    let site = Site::builder("demo")
-        .primary(Postgres::builder().logical())
-        .own_stores()
-        .start()
-        .await?;
+    let servers = Site::builder("demo").primary(logical()).spare(logical());
+    let pair = Pair::of(servers.own_stores().start().await?)?;
+    let site = &pair.there;
     let mut factory = Factory::new(1);
     let mut made = factory.fill(&site.primary, PACKAGES).await?;
     println!(
@@ -49,38 +51,45 @@ async fn demo() -> Result<()> {
     println!("    Configuration: {}", site.write_config("").display());
 
     say("Is the configuration right, and does every server answer?");
-    operator(&site, &["check-config", "--connect"]).await?;
+    operator(site, &["check-config", "--connect"]).await?;
 
     say(
         "The primary is prepared: what logical decoding needs there, and nothing that harms Builder.",
     );
-    operator(&site, &["prepare"]).await?;
+    operator(site, &["prepare"]).await?;
 
     say("The service is started (on a real node the Supervisor does that): `warm-spare run`.");
-    let service = Service::start(&site, "site = \"demo\"");
+    let service = Service::start(site, handover::NAMED);
     streaming(&service).await;
     println!("    It has copied everything once, and follows from there.");
-    compare(&site, &made).await?;
-    operator(&site, &["status"]).await?;
+    compare(site, &made).await?;
+    operator(site, &["status"]).await?;
 
-    let eye = Eye::open(&site).await?;
-    live(&site, &eye, &mut factory, &mut made).await?;
-    let service = killed(&site, &eye, &mut factory, &mut made, service).await?;
-    primary_down(&site, &eye, &mut factory, &mut made, &service).await?;
+    let eye = Eye::open(site).await?;
+    live(site, &eye, &mut factory, &mut made).await?;
+    let service = killed(site, &eye, &mut factory, &mut made, service).await?;
+    primary_down(site, &eye, &mut factory, &mut made, &service).await?;
 
     say("Are both sides the same, down to the bytes of every artifact?");
-    compare(&site, &made).await?;
-    operator(&site, &["verify", "--deep"]).await?;
+    compare(site, &made).await?;
+    operator(site, &["verify", "--deep"]).await?;
 
-    say("The service is told to stop (SIGTERM).");
-    let ended = service.stop().await;
-    println!("    exit {}", shown(ended.code));
+    drop(eye);
+    let services = handover::there_and_back(&pair, &mut factory, &mut made, service).await?;
+    ended(services).await;
+    say("Done. The servers are stopped and their files removed.");
+    Ok(())
+}
+
+async fn ended([spare, primary]: [Service<'_>; 2]) {
+    say("Both services are told to stop (SIGTERM).");
+    println!("    On A: exit {}", shown(primary.stop().await.code));
+    let ended = spare.stop().await;
+    println!("    On B: exit {}", shown(ended.code));
     println!("    Its log since it was killed, without the debug lines:");
     for line in ended.stderr.lines().filter(|line| !line.contains("DEBUG")) {
         println!("    {line}");
     }
-    say("Done. The servers are stopped and their files removed.");
-    Ok(())
 }
 
 /// What is committed on the primary is on the spare while you watch.

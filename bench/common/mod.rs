@@ -9,9 +9,14 @@ pub struct Plan {
 
 impl Plan {
     pub fn read() -> Plan {
+        Plan::read_with(3)
+    }
+
+    /// With so many runs if none are given.
+    pub fn read_with(runs: usize) -> Plan {
         let mut plan = Plan {
             smoke: false,
-            runs: 3,
+            runs,
             which: Vec::new(),
         };
         let mut arguments = std::env::args().skip(1);
@@ -33,6 +38,11 @@ impl Plan {
             plan.runs = 1;
         }
         plan
+    }
+
+    /// Whether this one was named, or none was.
+    pub fn wants(&self, name: &str) -> bool {
+        self.which.is_empty() || self.which.iter().any(|which| which == name)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tokio::sync::Mutex;
@@ -76,16 +76,35 @@ pub async fn until_settled(service: &Service<'_>) -> Value {
 
 /// The old primary's own service: comes back, and follows.
 pub async fn returned<'a>(back: &'a Site, extra: &str) -> Result<Service<'a>> {
-    back.write_config("");
-    prepare(back).await;
-    let service = Service::start(back, extra);
+    let service = returning(back, extra).await;
     until_following(&service).await;
     Ok(service)
+}
+
+/// The same when it has just begun.
+pub async fn returning<'a>(back: &'a Site, extra: &str) -> Service<'a> {
+    back.write_config("");
+    prepare(back).await;
+    Service::start(back, extra)
 }
 
 /// A plain client's attempt.
 pub async fn write(cluster: &Cluster, name: &str) -> Result<()> {
     insert(&cluster.conn().await?, name).await
+}
+
+/// When a plain client was heard that tries again and again, with a connection for each try.
+pub async fn first_write(new: &Cluster, name: &str) -> Result<Instant> {
+    let began = Instant::now();
+    for attempt in 0.. {
+        // No name is tried twice: a commit whose answer was lost would refuse it for ever.
+        match write(new, &format!("{name}-{attempt}")).await {
+            Ok(()) => break,
+            Err(error) if began.elapsed() > SOON => return Err(error),
+            Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
+        }
+    }
+    Ok(Instant::now())
 }
 
 async fn insert(client: &Client, name: &str) -> Result<()> {
@@ -113,12 +132,18 @@ pub struct Writers {
 
 impl Writers {
     pub fn start(sides: [&Cluster; 2], number: usize) -> Writers {
+        Writers::named(sides, number, "writer")
+    }
+
+    /// Their rows begin with a word of their own.
+    pub fn named(sides: [&Cluster; 2], number: usize, word: &str) -> Writers {
         let stop = Arc::new(AtomicBool::new(false));
         let acknowledged = Arc::new(Mutex::new(BTreeMap::new()));
         let mut tasks = JoinSet::new();
         for writer in 0..number {
             let sides = sides.map(Clone::clone);
             let (stop, acknowledged) = (stop.clone(), acknowledged.clone());
+            let word = format!("{word}-{writer}");
             tasks.spawn(async move {
                 let (mut side, mut row) = (0, 0);
                 while !stop.load(Ordering::Relaxed) {
@@ -129,7 +154,7 @@ impl Writers {
                     };
                     loop {
                         row += 1;
-                        let name = format!("writer-{writer}-{row}");
+                        let name = format!("{word}-{row}");
                         if stop.load(Ordering::Relaxed) || insert(&client, &name).await.is_err() {
                             break;
                         }
