@@ -24,8 +24,6 @@ const UNPLANNED_ANSWER: Duration = Duration::from_secs(3);
 /// For one that answers then to be fenced.
 const UNPLANNED_FENCE: Duration = Duration::from_secs(15);
 const PLANNED_PATIENCE: Duration = Duration::from_secs(10);
-/// A local clock that is behind by no more is waited for.
-const CLOCK_WAIT: Duration = Duration::from_secs(5);
 
 /// How a handover ended.
 #[derive(Debug)]

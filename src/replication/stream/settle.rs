@@ -21,7 +21,8 @@ pub struct Settling<'a> {
     courier: &'a Courier,
     /// Keys recorded as unavailable, with the checksum of each.
     lacking: HashSet<(String, String)>,
-    packages: u64,
+    /// Rows of packages; None: nobody has asked yet, and counting takes as long as they are many.
+    packages: Option<u64>,
     /// The list of what is lacking is another one since it was last asked.
     changed: bool,
     /// The database is not the one that Builder sees: what changes under its keys waits for the switch.
@@ -58,14 +59,12 @@ impl<'a> Settling<'a> {
         let rows = session
             .query("reading what the primary lacks", sql, &[])
             .await?;
-        let counted = "SELECT count(*) FROM public.origin_packages";
-        let counted = session.query_one("counting packages", counted, &[]).await?;
         Ok(Settling {
             config,
             state,
             courier,
             lacking: rows.iter().map(|row| (row.get(0), row.get(1))).collect(),
-            packages: counted.get::<_, i64>(0).unsigned_abs(),
+            packages: None,
             changed: false,
             incoming,
             swaps: Vec::new(),
@@ -84,7 +83,6 @@ impl<'a> Settling<'a> {
 
     /// Lets the open transaction pass, or not; writes what must stand beside its rows.
     pub async fn judge(&mut self, session: &LocalSession, verdict: Verdict<'_>) -> Result<(), Gap> {
-        let before = self.packages;
         let newly: Vec<String> = verdict
             .outcomes
             .iter()
@@ -104,6 +102,8 @@ impl<'a> Settling<'a> {
             .map(|named| format!("{} {}", named.ident, named.target))
             .collect();
         if !removed.is_empty() || !newly.is_empty() {
+            let before = self.packages_before(session, &verdict).await?;
+            self.packages = Some(before);
             let change = Shrinkage {
                 packages: removed,
                 packages_before: before,
@@ -114,8 +114,24 @@ impl<'a> Settling<'a> {
             self.ask_the_fuse(change, &verdict).await?;
         }
         self.note_lacking(session, &verdict).await?;
-        self.packages = (before + verdict.inserted).saturating_sub(verdict.deleted);
+        let after = |before: u64| (before + verdict.inserted).saturating_sub(verdict.deleted);
+        self.packages = self.packages.map(after);
         Ok(())
+    }
+
+    /// Before the open transaction. When it is first asked for they are counted in that: its rows are all written by now.
+    async fn packages_before(
+        &self,
+        session: &LocalSession,
+        verdict: &Verdict<'_>,
+    ) -> Result<u64, PassError> {
+        if let Some(known) = self.packages {
+            return Ok(known);
+        }
+        let sql = "SELECT count(*) FROM public.origin_packages";
+        let row = session.query_one("counting packages", sql, &[]).await?;
+        let now = row.get::<_, i64>(0).unsigned_abs();
+        Ok((now + verdict.deleted).saturating_sub(verdict.inserted))
     }
 
     async fn ask_the_fuse(&mut self, change: Shrinkage, verdict: &Verdict<'_>) -> Result<(), Gap> {
