@@ -102,7 +102,7 @@ pub async fn enforce_fence(
 }
 
 /// Ends every session from before the fence, and waits until none is left: only the new ones are held by it.
-async fn clear_out(session: &LocalSession, database: &str) -> Result<(), FenceError> {
+pub async fn clear_out(session: &LocalSession, database: &str) -> Result<(), FenceError> {
     let sql = "SELECT clock_timestamp()";
     let since = session.query_one("asking for the time", sql, &[]).await?;
     let former = Former {
@@ -145,9 +145,8 @@ const ENDABLE: &str = "datname = $1 AND pid <> pg_backend_pid() \
        OR EXISTS (SELECT 1 FROM pg_roles r WHERE r.oid = a.usesysid AND NOT r.rolsuper))";
 
 /// A session that began after the fence reads its setting, and so cannot write: clients that connect for ever do not keep
-/// the fence from standing. A walsender writes nothing, and one of ours is to bring what was written last.
-const FORMER: &str =
-    "backend_start <= $2 AND backend_type NOT IN ('walsender', 'autovacuum worker')";
+/// the fence from standing. What we may not be told of a session counts as the worst. A walsender writes nothing, and one of ours is to bring what was written last.
+const FORMER: &str = "coalesce(backend_start <= $2, true) AND coalesce(backend_type, '') NOT IN ('walsender', 'autovacuum worker')";
 
 struct Former<'a> {
     session: &'a LocalSession,

@@ -29,7 +29,8 @@ pub use builder_keys::{BuilderKeyError, BuilderKeys, sealed_by};
 pub use clients::{ClientPrograms, ProgramError, find_clients};
 pub use datastore::{DatastoreError, DatastoreFault};
 pub use fence::{
-    FenceError, end_sessions, enforce_fence, is_fenced, prove_fence, raise_fence, set_fence,
+    FenceError, clear_out, end_sessions, enforce_fence, is_fenced, prove_fence, raise_fence,
+    set_fence,
 };
 pub use history::{Confirmation, DrillRecord, Event, VerificationRecord};
 pub use identity::{IdentityError, differ_in_bucket, differ_in_server, prove_writable};

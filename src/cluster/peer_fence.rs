@@ -1,6 +1,6 @@
 //! The capability to fence the peer, and to take that back: the one way, beside preparing it, to write there.
 
-use super::fence::{enforce_fence, is_fenced};
+use super::fence::{clear_out, enforce_fence, is_fenced};
 use super::session::{LocalSession, quote_ident, quote_literal};
 use super::state::State;
 use super::{DatastoreError, FenceError, Lsn, Side, StateError};
@@ -13,11 +13,21 @@ pub struct PeerFence {
 }
 
 impl PeerFence {
-    pub async fn open(to: &Datastore) -> Result<PeerFence, StateError> {
-        Ok(PeerFence {
-            state: State::open_on(Side::Peer, to).await?,
+    /// None: that address leads to another server than the one that is meant.
+    pub async fn open(to: &Datastore, system_id: &str) -> Result<Option<PeerFence>, StateError> {
+        let before = LocalSession::open_on(Side::Peer, to, "postgres").await?;
+        if !is_server(&before, system_id).await? {
+            return Ok(None);
+        }
+        let state = State::open_on(Side::Peer, to).await?;
+        // Each connection may lead elsewhere, and this is the one that is written on.
+        if !is_server(&state.session, system_id).await? {
+            return Ok(None);
+        }
+        Ok(Some(PeerFence {
+            state,
             to: to.clone(),
-        })
+        }))
     }
 
     pub async fn cluster_id(&self) -> Result<String, StateError> {
@@ -55,6 +65,12 @@ impl PeerFence {
             .await
     }
 
+    /// Sessions that began while it stood are read-only for as long as they live: they are ended, so that whoever pools
+    /// them connects anew.
+    pub async fn refresh(&self) -> Result<(), FenceError> {
+        clear_out(&self.state.session, &self.to.database).await
+    }
+
     /// A transaction of ours in the fenced database, the last that is to be followed: it has arrived when everything
     /// before it has.
     pub async fn mark(&self, epoch: i64) -> Result<Lsn, DatastoreError> {
@@ -74,6 +90,12 @@ impl PeerFence {
         let sql = format!("DROP PUBLICATION IF EXISTS {}", quote_ident(name));
         session.batch("dropping our publication", &sql).await
     }
+}
+
+async fn is_server(session: &LocalSession, system_id: &str) -> Result<bool, DatastoreError> {
+    let sql = "SELECT system_identifier::text FROM pg_control_system()";
+    let row = session.query_one("reading the system id", sql, &[]).await?;
+    Ok(row.get::<_, String>(0) == system_id)
 }
 
 /// Raising it has both kinds of failure.

@@ -159,7 +159,7 @@ impl State {
 
     /// Durable before the step begins; only by whoever holds the lock.
     pub async fn journal(&self, lock: Lock, entry: &Transition) -> Result<(), StateError> {
-        let sql = "WITH ours AS (SELECT 1 FROM meta WHERE token = $7), old AS (DELETE FROM transition) \
+        let sql = "WITH ours AS (SELECT 1 FROM meta WHERE token = $7), old AS (DELETE FROM transition WHERE EXISTS (SELECT 1 FROM ours)) \
                    INSERT INTO transition (kind, epoch, step, started, asked, undone) \
                    SELECT $1, $2, $3, $4, $5, $6 FROM ours";
         let written = self
@@ -184,9 +184,11 @@ impl State {
         }
     }
 
-    pub async fn close_journal(&self) -> Result<(), StateError> {
-        let sql = "DELETE FROM transition";
-        Ok(self.session.batch("closing the journal", sql).await?)
+    pub async fn close_journal(&self, lock: Lock) -> Result<(), StateError> {
+        let sql = "DELETE FROM transition WHERE EXISTS (SELECT 1 FROM meta WHERE token = $1)";
+        let doing = "closing the journal";
+        self.session.execute(doing, sql, &[&lock.token]).await?;
+        Ok(())
     }
 
     /// The commit that makes this cluster the primary: role, epoch, history and the lifted fence of `database`. The
@@ -273,7 +275,8 @@ impl State {
 
     /// A fenced primary becomes a spare; it stays fenced, and copies when its peer may be copied from.
     pub async fn return_as_spare(&self, lock: Lock, epoch: i64) -> Result<(), StateError> {
-        let sql = "WITH ours AS (SELECT 1 FROM meta WHERE token = $2), gone AS (DELETE FROM fence), old AS (DELETE FROM copied) \
+        let sql = "WITH ours AS (SELECT 1 FROM meta WHERE token = $2), gone AS (DELETE FROM fence WHERE EXISTS (SELECT 1 FROM ours)), \
+                     old AS (DELETE FROM copied WHERE EXISTS (SELECT 1 FROM ours)) \
                    UPDATE cluster SET role = 'spare', epoch = greatest(epoch, $1), since = now(), coming_back = true \
                    WHERE EXISTS (SELECT 1 FROM ours)";
         let changed = self
@@ -291,6 +294,16 @@ impl State {
             "UPDATE promotion SET peer_fenced = true, settled = settled OR $2 WHERE epoch = $1";
         self.session
             .execute("recording the peer's fence", sql, &[&epoch, &settled])
+            .await?;
+        Ok(())
+    }
+
+    /// Its old primary was found writable after a switchover: what was written there meanwhile is to be looked for, as
+    /// after a failover.
+    pub async fn peer_was_open(&self, epoch: i64) -> Result<(), StateError> {
+        let sql = "UPDATE promotion SET kind = 'failover' WHERE epoch = $1 AND kind = 'switchover'";
+        self.session
+            .execute("recording the open fence", sql, &[&epoch])
             .await?;
         Ok(())
     }
@@ -316,13 +329,8 @@ impl State {
         let recorded = async {
             let session = &self.session;
             session.batch("beginning the fence", "BEGIN").await?;
-            // A lower epoch does not take the place of a higher one.
-            let sql = "SELECT coalesce(max(epoch), 0) FROM fence";
-            let stands: i64 = session
-                .query_one("reading the fence", sql, &[])
-                .await?
-                .get(0);
-            if stands <= epoch {
+            self.not_overtaken(epoch, by_cluster).await?;
+            {
                 let sql = "WITH old AS (DELETE FROM fence RETURNING *) \
                            INSERT INTO fence (epoch, by_cluster, since, settled) \
                            SELECT $1, $2, coalesce((SELECT min(since) FROM old WHERE epoch = $1), now()), \
@@ -333,9 +341,41 @@ impl State {
             }
             let set = fence_statement(database);
             session.batch("setting the fence", &set).await?;
-            session.batch("committing the fence", "COMMIT").await
+            session.batch("committing the fence", "COMMIT").await?;
+            Ok::<(), StateError>(())
         };
         self.or_roll_back(recorded.await).await
+    }
+
+    /// Within the transaction that sets a fence: nobody has taken that epoch, or a later one, on this cluster.
+    async fn not_overtaken(&self, epoch: i64, by_cluster: &str) -> Result<(), StateError> {
+        let sql = "SELECT role, epoch FROM cluster FOR UPDATE";
+        let doing = "reading the role that is to be fenced";
+        let row = self.session.query_one(doing, sql, &[]).await?;
+        let (role, has): (Option<String>, i64) = (row.get(0), row.get(1));
+        if role.as_deref() == Some("primary") && has >= epoch {
+            return Err(StateError::Overtaken {
+                text: format!(
+                    "the cluster that is to be fenced under epoch {epoch} is the primary of epoch {has} by now"
+                ),
+            });
+        }
+        let sql = "SELECT epoch, by_cluster FROM fence \
+                   WHERE epoch > $1 OR (epoch = $1 AND by_cluster <> $2)";
+        let rows = self
+            .session
+            .query(doing, sql, &[&epoch, &by_cluster])
+            .await?;
+        match rows.first() {
+            None => Ok(()),
+            Some(row) => Err(StateError::Overtaken {
+                text: format!(
+                    "the cluster that is to be fenced under epoch {epoch} is fenced by cluster {} under epoch {}",
+                    row.get::<_, String>(1),
+                    row.get::<_, i64>(0)
+                ),
+            }),
+        }
     }
 
     /// Takes back a fence that nobody was promoted under, as only the cluster knows that set it. One of another cluster, or
@@ -358,16 +398,16 @@ impl State {
                 session.batch("lifting the fence", &lift).await?;
             }
             session.batch("committing the withdrawal", "COMMIT").await?;
-            Ok(found > 0)
+            Ok::<bool, StateError>(found > 0)
         };
         self.or_roll_back(withdrawn.await).await
     }
 
-    async fn or_roll_back<T>(&self, done: Result<T, DatastoreError>) -> Result<T, StateError> {
+    async fn or_roll_back<T>(&self, done: Result<T, StateError>) -> Result<T, StateError> {
         if done.is_err() {
             let _ = self.session.batch("giving it up", "ROLLBACK").await;
         }
-        Ok(done?)
+        done
     }
 
     /// Sets a spare's fence again, unless it has stopped being a spare: a promotion may be on its way. One statement, for

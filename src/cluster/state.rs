@@ -33,6 +33,9 @@ pub enum StateError {
         "another warm-spare has taken over since this one began; this one stops without touching anything"
     )]
     Superseded,
+    /// Its epoch is behind: somebody was promoted meanwhile.
+    #[error("{text}")]
+    Overtaken { text: String },
 }
 
 /// Facts of an object in our bucket whose bytes were hashed here.
@@ -345,6 +348,8 @@ pub async fn record_artifacts(
 
 const TABLES: &str = "
 BEGIN;
+-- Several may find an older one at once.
+SELECT pg_advisory_xact_lock(1635083374);
 CREATE TABLE IF NOT EXISTS meta (
     format int NOT NULL,
     token bigint NOT NULL);

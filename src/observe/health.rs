@@ -81,7 +81,7 @@ impl Health {
 }
 
 /// Every code that a reason may bear, besides those of a hold.
-pub const CODES: [&str; 18] = [
+pub const CODES: [&str; 19] = [
     "starting",
     "first_baseline",
     "baseline_stalled",
@@ -99,6 +99,7 @@ pub const CODES: [&str; 18] = [
     "no_spare",
     "old_primary_open",
     "fenced",
+    "primary_read_only",
     "handover_undone",
 ];
 
@@ -176,6 +177,9 @@ fn next_step(code: &str) -> &'static str {
         }
         "fenced" => {
             "set role = \"spare\" here to come back as the spare: docs/failback.md; Builder here is read-only until then"
+        }
+        "primary_read_only" => {
+            "if nobody meant it: ALTER DATABASE builder RESET default_transaction_read_only, and end the sessions from before"
         }
         "handover_undone" => {
             "see what stood in the way, mend it, and apply role = \"primary\" with another change number: docs/failover.md"
@@ -306,6 +310,11 @@ fn of_role(state: &State, found: &mut Findings) {
             found.add(Level::Critical, "not_fenced", text);
         }
         return;
+    }
+    if state.local.fenced == Some(true) {
+        let text =
+            "this cluster is the primary, and its database is read-only by default".to_string();
+        found.add(Level::Critical, "primary_read_only", text);
     }
     match &state.standing {
         Standing::Unknown => found.add(

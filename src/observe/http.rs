@@ -115,7 +115,7 @@ enum Asked {
 fn role(watched: &Watched, asked: Asked) -> Response<Full<Bytes>> {
     let state = watched.state();
     let is = match asked {
-        Asked::Primary => state.name() == StateName::Primary,
+        Asked::Primary => state.name() == StateName::Primary && state.local.fenced != Some(true),
         // Readable: it stands at a point of the primary's history, whatever holds it at present.
         Asked::Spare => state.role.as_deref() == Some("spare") && state.point.is_some(),
     };

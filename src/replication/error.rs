@@ -140,6 +140,9 @@ impl PassError {
             }
             PassError::State(StateError::Newer { .. }) => "use the newer warm-spare".into(),
             PassError::State(StateError::Superseded) => "nothing: the other one goes on".into(),
+            PassError::State(StateError::Overtaken { .. }) => {
+                "see which of both is the primary now, and set role there and here to match".into()
+            }
             PassError::Identity(IdentityError::SameServer) => {
                 "let peer.datastore name the primary's server and local.datastore the spare's"
                     .into()
@@ -252,6 +255,7 @@ impl PassError {
             PassError::State(StateError::Newer { .. }) => "newer_format",
             PassError::State(StateError::Locked { .. }) => "locked",
             PassError::State(StateError::Superseded) => "superseded",
+            PassError::State(StateError::Overtaken { .. }) => "overtaken",
             PassError::Fence(_) => "fence",
             PassError::Program(ProgramError::Failed { text, .. }) if is_full(text) => "disk_full",
             PassError::Program(_) => "client_program",
@@ -274,7 +278,9 @@ impl PassError {
         match self {
             PassError::Refused { .. }
             | PassError::Identity(IdentityError::SameServer | IdentityError::SameBucket { .. })
-            | PassError::State(StateError::Locked { .. } | StateError::Superseded) => 4,
+            | PassError::State(
+                StateError::Locked { .. } | StateError::Superseded | StateError::Overtaken { .. },
+            ) => 4,
             PassError::State(StateError::Newer { .. }) => 2,
             PassError::Waited(error) => error.exit_code(),
             _ => 3,

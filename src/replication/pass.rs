@@ -15,7 +15,7 @@ use super::{look, mode, replacements, switch};
 use crate::cluster::preparation::Names;
 use crate::cluster::{
     ByteBudget, CopiedPoint, DatastoreFault, LocalSession, LocalStore, Lock, Lsn, PeerSession,
-    Side, State, Store, Throttle, end_former_writers, is_fenced, prove_fence, raise_fence,
+    Side, State, Store, Throttle, end_former_writers, enforce_fence, is_fenced, prove_fence,
 };
 use crate::config::{Config, Role};
 use crate::observe::{Clock, Phase, Progress};
@@ -179,6 +179,11 @@ impl Held {
             Some(held) => held,
             None => state.lock().await?,
         };
+        // It may have been promoted while the lock was waited for.
+        let recorded = recorded || state.cluster().await?.role.is_some();
+        if recorded {
+            may_work(config).await?;
+        }
         let mended = put_right(config, &state, recorded).await?;
         Ok(Held {
             state,
@@ -275,7 +280,8 @@ async fn keep_fenced(config: &Config, state: &State) -> Result<bool, PassError> 
         return Ok(false);
     }
     log::warn!("local: database {database} was not fenced; it is again");
-    raise_fence(state.session(), &config.local.datastore, database).await?;
+    state.fence_if_spare(database).await?;
+    enforce_fence(state.session(), &config.local.datastore, database).await?;
     let text = format!("the fence on {database} had been lifted; it was set again");
     state.event("fence", &text, &config.change).await?;
     Ok(true)

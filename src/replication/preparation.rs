@@ -8,7 +8,7 @@ use crate::cluster::preparation::{
     Names, Plan, Preparation, PreparationError, Prepared, Step, Wanted, inspect, is_cluster_id,
     plan_to_prepare, plan_to_release,
 };
-use crate::cluster::{LocalSession, PeerSession, State};
+use crate::cluster::{LocalSession, PeerSession, State, peers_record};
 use crate::config::{Config, Role};
 use std::time::Duration;
 
@@ -102,6 +102,9 @@ pub async fn release(
     if plan.steps.is_empty() {
         return Ok(released(plan));
     }
+    if let Some(state) = state.as_ref().filter(|_| cluster.is_none()) {
+        keep_the_list(config, state).await?;
+    }
     let writing = Preparation::open(&config.peer.datastore).await?;
     let mut next = plan.steps.clone();
     for _ in 0..ROUNDS {
@@ -121,6 +124,24 @@ pub async fn release(
         state.event("released", &text, &config.change).await?;
     }
     Ok(released(plan))
+}
+
+/// After a failover our slot on the old primary is the list of what was lost, until that has come back.
+async fn keep_the_list(config: &Config, state: &State) -> Result<(), PassError> {
+    let primary = state.cluster().await?.role.as_deref() == Some("primary");
+    let promotion = state.promotion().await?;
+    if !primary || promotion.is_none_or(|promotion| promotion.kind != "failover") {
+        return Ok(());
+    }
+    let record = peers_record(&config.peer.datastore).await?;
+    if record.is_some_and(|record| record.role.as_deref() == Some("spare")) {
+        return Ok(());
+    }
+    Err(PassError::Refused {
+        rule: "list_of_losses",
+        text: "this cluster was promoted by a failover, and our slot on the old primary is the list of what was lost".into(),
+        next_step: "let the old primary come back first (docs/failback.md); if nobody wants the list, drop the slot there by hand".into(),
+    })
 }
 
 /// Ours, by the id on record; or another cluster's.

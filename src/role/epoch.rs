@@ -46,6 +46,13 @@ pub fn decide(ours: &Ours<'_>, theirs: &Theirs) -> Stand {
         Some("spare") => {
             Stand::Alone("the peer is a spare, but has copied nothing from here yet".into())
         }
+        // One that is read-only itself is nobody to give way to.
+        Some("primary") if record.epoch > ours.epoch && theirs.fenced => {
+            Stand::TwoPrimaries(format!(
+                "the peer is the primary of the higher epoch {}, and read-only",
+                record.epoch
+            ))
+        }
         Some("primary") if record.epoch > ours.epoch => Stand::FenceSelf {
             epoch: record.epoch,
             by: record.cluster_id,
@@ -166,6 +173,13 @@ mod tests {
         expect(&peer("third", Some("primary"), 3), |s| {
             matches!(s, Stand::FenceSelf { epoch: 3, .. })
         });
+    }
+
+    #[test]
+    fn nobody_gives_way_to_one_that_cannot_be_written_to() {
+        let mut theirs = peer("old", Some("primary"), 3);
+        theirs.fenced = true;
+        expect(&theirs, |s| matches!(s, Stand::TwoPrimaries(_)));
     }
 
     #[test]

@@ -45,7 +45,7 @@ pub async fn come_back(
     state.return_as_spare(lock, peer.epoch).await?;
     let text = format!("came back as the spare of epoch {}", peer.epoch);
     state.event("failback", &text, &config.change).await?;
-    Ok(state.close_journal().await?)
+    Ok(state.close_journal(lock).await?)
 }
 
 /// A primary becomes a spare only of a newer one.

@@ -5,13 +5,13 @@
 use super::epoch::is_recorded;
 use super::preflight::{Purpose, preflight};
 use super::steps::Walk;
-use super::watch::{PeerSeen, another_server, look_at_peer};
+use super::watch::{PeerSeen, another_server, look_at_peer, open_fence};
 use crate::cluster::preparation::Names;
-use crate::cluster::{CopiedPoint, Lock, PeerFence, Promotion, State, end_sessions};
+use crate::cluster::{CopiedPoint, Lock, PeerFence, Promotion, Side, State, Transition, clear_out};
 use crate::config::{Config, Role};
 use crate::observe::{self, Check, Clock, Verdict};
 use crate::replication::stream::Told as Heard;
-use crate::replication::{Courier, PassError, next_sequences, stands_at};
+use crate::replication::{Courier, PassError, mend, next_sequences, stands_at};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,7 +35,12 @@ pub enum Outcome {
     Undone(String),
     /// The same, but its fence could not be withdrawn yet.
     Undoing(String, PassError),
+    /// A failover that goes on as soon as this is over.
+    Again(PassError),
 }
+
+/// The rule by which a primary of no lower epoch is left alone.
+const NEWER: &str = "newer_primary";
 
 /// What of the configuration asks for a handover: another one is another wish.
 pub fn asked(config: &Config) -> String {
@@ -79,6 +84,55 @@ impl Handover<'_> {
 
     pub async fn run(&self) -> Result<Outcome, PassError> {
         let before = self.state.transition().await?;
+        let fenced_before = before.as_ref().is_some_and(may_have_fenced);
+        if let Some(entry) = before.clone()
+            && fenced_before
+            && entry.epoch != self.epoch
+        {
+            // Somebody was promoted since: that wish is over.
+            return self.undo_now(entry).await;
+        }
+        let mut walk = self.walk(before);
+        // A fence that may stand stays on the journal until it is known not to.
+        if !fenced_before {
+            walk.step("preflight").await?;
+        }
+        let point = match self.ready().await {
+            Ok(point) => point,
+            Err(error) if fenced_before && !self.forced() => {
+                return self.undo(walk, error.to_string()).await;
+            }
+            Err(error) if fenced_before => return Ok(Outcome::Again(error)),
+            Err(error) => {
+                self.state.close_journal(self.lock).await?;
+                return Ok(Outcome::Held(error));
+            }
+        };
+        let reached = match self.forced() {
+            true => match self.unplanned(&mut walk, &point).await {
+                Ok(reached) => reached,
+                // A passing fault is no reason to give a failover up.
+                Err(error) => return Ok(Outcome::Again(error)),
+            },
+            false => match self.planned(&mut walk, &point).await {
+                Ok(reached) => reached,
+                Err(error) if is_our_own(&error) => return Err(error),
+                Err(error) => {
+                    let why = format!("{}: {error}", walk.entry.step);
+                    return self.undo(walk, why).await;
+                }
+            },
+        };
+        walk.step("promote").await?;
+        self.promote(&point, reached).await?;
+        // From here on nothing may fail: what is left undone, the primary does when it begins.
+        if let Err(error) = self.state.close_journal(self.lock).await {
+            log::warn!("{error}");
+        }
+        Ok(Outcome::Promoted)
+    }
+
+    fn walk(&self, before: Option<Transition>) -> Walk<'_> {
         let kind = match self.forced() {
             true => "failover",
             false => "switchover",
@@ -91,43 +145,10 @@ impl Handover<'_> {
             kind,
             (self.epoch, &asked),
         );
-        // Of whatever kind: the process before may have been told otherwise.
-        let fenced_before = before.as_ref().is_some_and(may_have_fenced);
         if let Some(before) = before.filter(|entry| entry.undone.is_none()) {
             walk.entry.started = before.started;
         }
-        // A fence that may stand stays on the journal until it is known not to.
-        if !fenced_before {
-            walk.step("preflight").await?;
-        }
-        let point = match self.ready().await {
-            Ok(point) => point,
-            Err(error) if fenced_before => return self.undo(walk, error.to_string()).await,
-            Err(error) => {
-                self.state.close_journal().await?;
-                return Ok(Outcome::Held(error));
-            }
-        };
-        let reached = match self.forced() {
-            true => self.unplanned(&mut walk, &point).await,
-            false => self.planned(&mut walk, &point).await,
-        };
-        let reached = match reached {
-            Ok(reached) => reached,
-            Err(error @ PassError::State(_))
-                if error.side() == Some(crate::cluster::Side::Local) =>
-            {
-                return Err(error);
-            }
-            Err(error) => {
-                let why = format!("{}: {error}", walk.entry.step);
-                return self.undo(walk, why).await;
-            }
-        };
-        walk.step("promote").await?;
-        self.promote(&point, reached).await?;
-        self.state.close_journal().await?;
-        Ok(Outcome::Promoted)
+        walk
     }
 
     /// The promotion's checks, the same that `preflight` runs on any day.
@@ -174,7 +195,7 @@ impl Handover<'_> {
         let lacked = self.lacking().await?;
         let seen = self.known_peer(point).await?;
         walk.step("fence").await?;
-        let fence = self.raise().await?;
+        let fence = self.raise(point).await?;
         walk.step("drain").await?;
         let limit = self.config.takeover.drain_timeout;
         self.drain(&fence, point, limit).await?;
@@ -199,14 +220,7 @@ impl Handover<'_> {
         let mut reached = Reached::default();
         let lacked = self.lacking().await?;
         walk.step("fence").await?;
-        let fence = match self.fence_if_it_answers(point).await {
-            Ok(fence) => Some(fence),
-            Err(why) => {
-                log::warn!("the old primary is not fenced: {why}; it is as soon as it answers");
-                None
-            }
-        };
-        if let Some(fence) = fence {
+        if let Some(fence) = self.fence_if_it_answers(point).await? {
             reached.fenced = true;
             walk.step("drain").await?;
             let limit = self.config.takeover.drain_timeout;
@@ -218,7 +232,9 @@ impl Handover<'_> {
             match drained.await {
                 Ok(()) => reached.complete = true,
                 Err(error) => {
-                    log::warn!("not everything that the old primary has could be brought: {error}")
+                    log::warn!("not everything that the old primary has could be brought: {error}");
+                    // What was cut off may be half done.
+                    mend(self.config, self.lock).await?;
                 }
             }
         }
@@ -232,20 +248,43 @@ impl Handover<'_> {
         Ok(reached)
     }
 
-    async fn fence_if_it_answers(&self, point: &CopiedPoint) -> Result<PeerFence, String> {
-        let silent = |_| "it does not answer".to_string();
+    /// None: it is out of reach. One that was promoted itself meanwhile is an error: nobody is promoted over it.
+    async fn fence_if_it_answers(
+        &self,
+        point: &CopiedPoint,
+    ) -> Result<Option<PeerFence>, PassError> {
         let to = &self.config.peer.datastore;
         // Whether there is anybody at all is known soon; one that is there may be far away.
         let knock = TcpStream::connect((to.host.as_str(), to.port));
-        let knocked = tokio::time::timeout(UNPLANNED_PATIENCE, knock).await;
-        knocked
-            .map_err(silent)?
-            .map_err(|error| error.to_string())?;
-        let seen = tokio::time::timeout(UNPLANNED_ANSWER, self.known_peer(point)).await;
-        seen.map_err(silent)?.map_err(|error| error.to_string())?;
-        let raised = tokio::time::timeout(UNPLANNED_FENCE, self.raise());
-        let raised = raised.await.map_err(|_| "it takes too long".to_string())?;
-        raised.map_err(|error| error.to_string())
+        let fenced = match tokio::time::timeout(UNPLANNED_PATIENCE, knock).await {
+            Ok(Ok(_)) => {
+                let seen = tokio::time::timeout(UNPLANNED_ANSWER, self.known_peer(point)).await;
+                match seen {
+                    Ok(Ok(_)) => tokio::time::timeout(UNPLANNED_FENCE, self.raise(point)).await,
+                    Ok(Err(error)) => Ok(Err(error)),
+                    Err(silent) => Err(silent),
+                }
+            }
+            Ok(Err(error)) => {
+                told_of(&error.to_string());
+                return Ok(None);
+            }
+            Err(silent) => Err(silent),
+        };
+        match fenced {
+            Ok(Ok(fence)) => Ok(Some(fence)),
+            Ok(Err(error)) if matches!(error.code(), NEWER | "overtaken" | "superseded") => {
+                Err(error)
+            }
+            Ok(Err(error)) => {
+                told_of(&error.to_string());
+                Ok(None)
+            }
+            Err(_) => {
+                told_of("it does not answer in time");
+                Ok(None)
+            }
+        }
     }
 
     /// Only the server that was followed is ever fenced.
@@ -261,12 +300,26 @@ impl Handover<'_> {
         {
             return Err(another_server());
         }
+        if record.role.as_deref() == Some("primary") && record.epoch >= self.epoch {
+            return Err(PassError::Refused {
+                rule: NEWER,
+                text: format!(
+                    "the peer is the primary of epoch {} by now, and this promotion would take epoch {}",
+                    record.epoch, self.epoch
+                ),
+                next_step:
+                    "set role = \"spare\" here; or, to take its place all the same, ask for it anew"
+                        .into(),
+            });
+        }
         Ok(seen)
     }
 
-    async fn raise(&self) -> Result<PeerFence, PassError> {
+    async fn raise(&self, point: &CopiedPoint) -> Result<PeerFence, PassError> {
         let id = self.state.cluster().await?.id;
-        let fence = PeerFence::open(&self.config.peer.datastore).await?;
+        let fence = open_fence(&self.config.peer.datastore, &point.system_id).await?;
+        // Whoever was paused, and lost the lock meanwhile, fences nobody.
+        self.state.still_ours(self.lock).await?;
         fence.raise(self.epoch, &id, false).await?;
         Ok(fence)
     }
@@ -312,14 +365,29 @@ impl Handover<'_> {
         );
         log::warn!("local: {text}");
         // Sessions from before stay read-only for as long as they live; whoever pools them connects anew.
-        if let Err(error) = end_sessions(self.state.session(), database).await {
+        if let Err(error) = clear_out(self.state.session(), database).await {
             log::warn!("{error}");
         }
-        Ok(self
+        let kept = self
             .state
             .event("promotion", &text, &self.config.change)
-            .await?)
+            .await;
+        if let Err(error) = kept {
+            log::warn!("{error}; the event is not kept");
+        }
+        Ok(())
     }
+}
+
+fn told_of(why: &str) {
+    log::warn!("the old primary is not fenced: {why}; it is as soon as it answers");
+}
+
+/// Of our own server, or another process at work: nothing can be undone now, and all of it is begun again.
+fn is_our_own(error: &PassError) -> bool {
+    matches!(error, PassError::State(_))
+        && error.code() != "overtaken"
+        && error.side() == Some(Side::Local)
 }
 
 /// One reason is told once, whatever it keeps from being known.

@@ -2,7 +2,7 @@
 
 use super::epoch::{Theirs, is_recorded};
 use crate::cluster::{LocalSession, PeerFence, PeerSession, Promotion, State, peers_record};
-use crate::config::Config;
+use crate::config::{Config, Datastore};
 use crate::replication::{PassError, stream, two_servers};
 use chrono::{DateTime, Utc};
 
@@ -54,15 +54,17 @@ pub async fn settle(
     }
     let id = state.cluster().await?.id;
     let peer = &config.peer.datastore;
-    let fence = PeerFence::open(peer).await?;
+    let fence = open_fence(peer, &promotion.system_id).await?;
     // Raised to its end before: what is there now is read-only, and may stay.
-    if promotion.peer_fenced && fence.stands(promotion.epoch, &id).await? {
+    let stood = promotion.peer_fenced && fence.stands(promotion.epoch, &id).await?;
+    if stood {
         fence.settle(promotion.epoch, &id).await?;
     } else {
+        state.peer_was_open(promotion.epoch).await?;
         fence.raise(promotion.epoch, &id, true).await?;
     }
     state.peer_was_fenced(promotion.epoch, false).await?;
-    if promotion.kind == "switchover" {
+    if promotion.kind == "switchover" && stood {
         // Of another name: made by hand, and not ours to remove.
         let ours = format!("warm_spare_{id}");
         if promotion.slot == ours {
@@ -73,6 +75,12 @@ pub async fn settle(
         }
     }
     Ok(state.peer_was_fenced(promotion.epoch, true).await?)
+}
+
+/// The capability to fence, for that one server.
+pub async fn open_fence(peer: &Datastore, system_id: &str) -> Result<PeerFence, PassError> {
+    let fence = PeerFence::open(peer, system_id).await?;
+    fence.ok_or_else(another_server)
 }
 
 pub fn another_server() -> PassError {

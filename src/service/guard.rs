@@ -5,8 +5,8 @@ use super::Desk;
 use super::complaint::{Complaint, Pace};
 use super::tenure::Tenure;
 use crate::cluster::{
-    self, BuilderKeys, DatastoreError, DatastoreFault, PeerSession, Side, Store, StoreError,
-    enforce_fence, is_fenced, prove_fence,
+    self, BuilderKeys, DatastoreError, DatastoreFault, PeerSession, Side, StateError, Store,
+    StoreError, enforce_fence, is_fenced, prove_fence,
 };
 use crate::config::{Config, S3};
 use crate::observe::Preflight;
@@ -139,7 +139,9 @@ async fn look_once(desk: &Desk, tenure: &Tenure, proving: bool) -> Result<Found,
     } else {
         desk.update(|state| state.local.fenced = Some(false));
         // Unless it is the primary by now, at this very moment.
-        tenure.state.fence_if_spare(&local.database).await?;
+        if let Err(error) = tenure.state.fence_if_spare(&local.database).await {
+            return refused(role, error);
+        }
         if !is_fenced(session, &local.database).await? {
             return Ok(Found { role, open: None });
         }
@@ -166,6 +168,17 @@ async fn look_once(desk: &Desk, tenure: &Tenure, proving: bool) -> Result<Found,
     };
     desk.update(|state| state.local.fenced = Some(open.is_none()));
     Ok(Found { role, open })
+}
+
+/// What the server refuses stays so until somebody acts, and is shown; what it does not answer ends the tenure.
+fn refused(role: Option<String>, error: StateError) -> Result<Found, PassError> {
+    match error {
+        StateError::Datastore(error) if !error.is_transient() => Ok(Found {
+            role,
+            open: Some(error.to_string()),
+        }),
+        error => Err(error.into()),
+    }
 }
 
 /// Our own bucket always; the peer's two stores only while a pass may not notice for a while that one is gone. Between

@@ -5,11 +5,11 @@ use super::complaint::{Complaint, Pace};
 use super::guard::{End, keep_seeing};
 use super::tenure::Tenure;
 use super::{Configs, Desk, next};
-use crate::cluster::{ClusterRecord, FenceRecord, Side, State, end_sessions};
+use crate::cluster::{ClusterRecord, FenceRecord, Side, State, clear_out};
 use crate::config::{Config, Role};
 use crate::observe::{HoldReason, Work};
 use crate::replication::PassError;
-use crate::role::{PeerSeen, come_back, look_at_peer};
+use crate::role::{PeerSeen, come_back, look_at_peer, remove_drill_leftovers};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -76,13 +76,19 @@ impl<'a> Primary<'a> {
     /// A promotion is on record, whose last steps a killed process did not come to.
     async fn take_up(&mut self) -> Result<(), PassError> {
         let state = &self.tenure.state;
+        if let Err(error) = remove_drill_leftovers(state).await {
+            log::warn!("{error}");
+        }
         let open = state.transition().await?;
         if open.is_some_and(|entry| entry.kind != "failback")
             && state.cluster().await?.role.as_deref() == Some("primary")
         {
             let database = &self.tenure.config.local.datastore.database;
-            end_sessions(state.session(), database).await?;
-            state.close_journal().await?;
+            // Sessions from before are read-only for as long as they live.
+            if let Err(error) = clear_out(state.session(), database).await {
+                log::warn!("{error}");
+            }
+            state.close_journal(self.tenure.lock).await?;
         }
         Ok(())
     }
@@ -105,6 +111,11 @@ impl<'a> Primary<'a> {
         } else {
             self.desk
                 .release(|hold| hold.reason == HoldReason::Conflict);
+        }
+        if fence.is_none() {
+            self.unproven = None;
+            self.desk
+                .release(|hold| hold.reason == HoldReason::ForceNeeded);
         }
         match (fence, cluster.role.as_deref()) {
             (Some(fence), _) => self.stay_fenced(config, &cluster, &fence).await?,

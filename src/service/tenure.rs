@@ -233,6 +233,10 @@ async fn begin(
         log::info!("local: the working lock is free now; this warm-spare works");
     }
     recall(desk, config, &state).await?;
+    // While the lock was waited for, whoever held it may have changed the role.
+    let role = desk.read(|state| state.role.clone());
+    let fenced = state.fence_record().await?.is_some();
+    let kind = self::kind(config.role, role.as_deref(), fenced || was_primary).unwrap_or(kind);
     let tenure = Tenure {
         data: data.clone(),
         config: config.clone(),

@@ -54,7 +54,7 @@ SELECT now(), clock_timestamp(), pg_current_wal_lsn()::text,
        EXISTS (SELECT 1 FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase
                WHERE d.datname = current_database() AND s.setrole = 0
                  AND 'default_transaction_read_only=on' = ANY (s.setconfig)),
-       s.plugin::text, s.database::text, s.confirmed_flush_lsn::text, s.wal_status,
+       s.plugin::text, s.database::text, s.confirmed_flush_lsn::text, to_jsonb(s) ->> 'wal_status',
        pg_wal_lsn_diff(pg_current_wal_lsn(), s.restart_lsn)::int8, s.active,
        (SELECT CASE WHEN setting = '-1' THEN NULL ELSE setting::int8 * 1048576 END
         FROM pg_settings WHERE name = 'max_slot_wal_keep_size'),

@@ -84,7 +84,7 @@ const QUESTION: &str = "
 SELECT (SELECT system_identifier::text FROM pg_control_system()), (SELECT timeline_id FROM pg_control_checkpoint()),
        pg_current_wal_lsn()::text, EXISTS (SELECT 1 FROM pg_publication WHERE pubname = $2),
        s.slot_name IS NOT NULL, s.plugin::text, coalesce(s.database = current_database(), false),
-       coalesce(s.wal_status = 'lost', false), s.confirmed_flush_lsn::text, coalesce(s.active, false)
+       coalesce(to_jsonb(s) ->> 'wal_status' = 'lost', false), s.confirmed_flush_lsn::text, coalesce(s.active, false)
 FROM (SELECT 1) one LEFT JOIN pg_replication_slots s ON s.slot_name = $1";
 
 const UNPUBLISHED: &str = "
@@ -112,6 +112,10 @@ pub async fn ask(config: &Config, promotion: &Promotion) -> Result<Server, PassE
         });
         tries += 1;
         if tries < TRIES && slot.as_ref().is_some_and(|slot| slot.active) {
+            // The new primary follows no more; whoever reads on is a connection that nobody has told so.
+            let sql = "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1";
+            let doing = "ending the slot's reader";
+            session.query(doing, sql, &[&promotion.slot]).await?;
             tokio::time::sleep(PAUSE).await;
             continue;
         }

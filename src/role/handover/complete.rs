@@ -1,5 +1,6 @@
 //! What the primary has committed is here to the last row, in the same form, with its artifacts and its sequences' values.
 
+use super::super::watch::look_at_peer;
 use super::Handover;
 use crate::cluster::preparation::Names;
 use crate::cluster::{CopiedPoint, LocalSession, Lsn, PeerFence};
@@ -103,9 +104,9 @@ impl Handover<'_> {
             if let Some(table) = seen.unpublished {
                 return Err(unfit(format!("table {table} is not in the publication")));
             }
-            if !seen.fenced {
-                return Err(unfit("somebody lifted the primary's fence".into()));
-            }
+        }
+        if !look_at_peer(self.config).await?.theirs.fenced {
+            return Err(unfit("somebody lifted the primary's fence".into()));
         }
         let now = self.lacking().await?;
         match now.difference(lacked).next() {

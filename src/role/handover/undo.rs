@@ -1,9 +1,9 @@
 //! The way back, for as long as the new epoch is not committed.
 
 use super::super::steps::Walk;
-use super::super::watch::look_at_peer;
+use super::super::watch::{another_server, look_at_peer, open_fence};
 use super::{Handover, Outcome};
-use crate::cluster::{PeerFence, Transition};
+use crate::cluster::Transition;
 use crate::killpoint;
 use crate::replication::PassError;
 
@@ -18,24 +18,32 @@ impl Handover<'_> {
     /// Also for what an earlier process had to leave.
     pub async fn undo_now(&self, mut entry: Transition) -> Result<Outcome, PassError> {
         killpoint::reach("undo.begin");
+        let cluster = self.state.cluster().await?;
+        if cluster.role.as_deref() == Some("primary") {
+            // Committed, whatever was heard of it.
+            self.state.close_journal(self.lock).await?;
+            return Ok(Outcome::Promoted);
+        }
+        if cluster.epoch >= entry.epoch {
+            // Whoever was promoted since has lifted its fence itself.
+            let why = format!(
+                "the primary is of epoch {} by now, and this would have taken {}",
+                cluster.epoch, entry.epoch
+            );
+            entry.undone = Some(why.clone());
+            entry.step = "undone".into();
+            self.state.journal(self.lock, &entry).await?;
+            log::warn!("{} undone: {why}", entry.kind);
+            return Ok(Outcome::Undone(why));
+        }
         let why = entry.undone.clone().unwrap_or_else(|| {
             "the process was ended, and the configuration does not ask for it any more".into()
         });
         entry.undone = Some(why.clone());
         entry.step = "undo".into();
         self.state.journal(self.lock, &entry).await?;
-        let id = self.state.cluster().await?.id;
-        let withdrawn = async {
-            let seen = look_at_peer(self.config).await?;
-            // Where no state of ours is, no fence of ours is.
-            if seen.theirs.record.is_none() {
-                return Ok(false);
-            }
-            let fence = PeerFence::open(&self.config.peer.datastore).await?;
-            Ok::<bool, PassError>(fence.withdraw(entry.epoch, &id).await?)
-        };
-        match withdrawn.await {
-            Ok(_) => {
+        match self.withdraw(entry.epoch).await {
+            Ok(()) => {
                 entry.step = "undone".into();
                 self.state.journal(self.lock, &entry).await?;
                 let text = format!("{} undone: {why}", entry.kind);
@@ -47,6 +55,28 @@ impl Handover<'_> {
             }
             Err(error) => Ok(Outcome::Undoing(why, error)),
         }
+    }
+
+    /// On that one server, and with it what began while the fence stood.
+    async fn withdraw(&self, epoch: i64) -> Result<(), PassError> {
+        let id = self.state.cluster().await?.id;
+        let followed = self.state.copied_point().await?;
+        let system_id = followed.map(|point| point.system_id).unwrap_or_default();
+        let seen = look_at_peer(self.config).await?;
+        if seen.theirs.system_id != system_id {
+            return Err(another_server());
+        }
+        // Where no state of ours is, no fence of ours is.
+        if seen.theirs.record.is_none() {
+            return Ok(());
+        }
+        let fence = open_fence(&self.config.peer.datastore, &system_id).await?;
+        self.state.still_ours(self.lock).await?;
+        fence.withdraw(epoch, &id).await?;
+        if let Err(error) = fence.refresh().await {
+            log::warn!("{error}; sessions from before stay read-only until they end");
+        }
+        Ok(())
     }
 }
 

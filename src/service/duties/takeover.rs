@@ -2,25 +2,30 @@
 
 use super::Duties;
 use super::following::Ear;
-use crate::cluster::{State, Transition, peers_record};
+use crate::cluster::{PeerFence, Record, State, Transition, peers_record};
 use crate::config::Config;
 use crate::observe::HoldReason;
 use crate::replication::PassError;
 use crate::role::{Handover, Outcome, asked, is_asked_for, may_have_fenced};
 use chrono::TimeDelta;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What was held is tried again: what stood in the way may be over.
 const AGAIN: TimeDelta = TimeDelta::seconds(30);
+/// For the peer to say its epoch before a handover begins: when it is gone it may not even refuse.
+const HEARING: Duration = Duration::from_millis(400);
 
 impl Duties<'_> {
     /// True: this cluster is the primary now.
     pub(super) async fn take_over(&mut self, config: &Arc<Config>) -> Result<bool, PassError> {
-        let spare = self
-            .desk
-            .read(|state| state.role.as_deref() == Some("spare"));
+        let role = self.tenure.state.cluster().await?.role;
+        if role.as_deref() == Some("primary") {
+            // Its commit may have been heard of by nobody.
+            return Ok(true);
+        }
         // Half replaced bytes come first.
-        if !spare || self.unsettled {
+        if role.is_none() || self.unsettled {
             return Ok(false);
         }
         let entry = self.tenure.state.transition().await?;
@@ -36,7 +41,7 @@ impl Duties<'_> {
             let why = entry.undone.clone();
             self.desk.update(|state| state.undone = why);
             if may_have_fenced(entry) && due {
-                self.undo(config, entry.clone()).await?;
+                return self.undo(config, entry.clone()).await;
             }
             return Ok(false);
         }
@@ -55,14 +60,14 @@ impl Duties<'_> {
     ) -> Result<bool, PassError> {
         if let Some(entry) = entry {
             if may_have_fenced(&entry) {
-                if due {
-                    self.undo(config, entry).await?;
+                if due && self.undo(config, entry).await? {
+                    return Ok(true);
                 }
                 if self.handover_at.is_some() {
                     return Ok(false);
                 }
             }
-            self.tenure.state.close_journal().await?;
+            self.tenure.state.close_journal(self.tenure.lock).await?;
         }
         self.nothing_asked();
         Ok(false)
@@ -88,13 +93,13 @@ impl Duties<'_> {
         self.ended(config, outcome?).await
     }
 
-    async fn undo(&mut self, config: &Arc<Config>, entry: Transition) -> Result<(), PassError> {
+    /// True: there was nothing to undo any more, for it is the primary.
+    async fn undo(&mut self, config: &Arc<Config>, entry: Transition) -> Result<bool, PassError> {
         let state = State::open(&config.local.datastore).await?;
         let handover = self.begin_handover(config, &state).await?;
         let outcome = Box::pin(handover.undo_now(entry)).await?;
         drop(handover);
-        self.ended(config, outcome).await?;
-        Ok(())
+        self.ended(config, outcome).await
     }
 
     async fn begin_handover<'s>(
@@ -102,6 +107,11 @@ impl Duties<'_> {
         config: &'s Arc<Config>,
         state: &'s State,
     ) -> Result<Handover<'s>, PassError> {
+        // One that does not answer has been heard of before.
+        let heard = tokio::time::timeout(HEARING, self.hear_of_peer(config)).await;
+        if let Ok(Err(error)) = heard {
+            log::debug!("{error}");
+        }
         let desk = self.desk.clone();
         let recorded = state.cluster().await?.epoch.max(1) + 1;
         // The number that status shows, and the operator may have typed.
@@ -142,6 +152,13 @@ impl Duties<'_> {
                 self.desk
                     .hold(HoldReason::ForceNeeded, text, &next_step, false);
             }
+            Outcome::Again(error) => {
+                let pace = self.desk.hold_for(&error);
+                let code = error.code();
+                self.complaint.failed(now, code, &error.to_string(), pace);
+                let retry = TimeDelta::from_std(config.takeover.fence_retry);
+                self.handover_at = Some(now + retry.unwrap_or(AGAIN));
+            }
             Outcome::Undone(why) => {
                 self.handover_at = None;
                 self.desk.update(|state| state.undone = Some(why));
@@ -171,6 +188,7 @@ impl Duties<'_> {
     pub(super) async fn hear_of_peer(&self, config: &Config) -> Result<(), PassError> {
         let record = peers_record(&config.peer.datastore).await?;
         let record = record.unwrap_or_default();
+        self.withdraw_forgotten(config, &record).await?;
         self.tenure.state.heard_of_epoch(record.epoch).await?;
         let epoch = self.tenure.state.cluster().await?.epoch;
         self.desk.update(|state| {
@@ -178,6 +196,35 @@ impl Duties<'_> {
             state.peer_role = record.role;
             state.peer_epoch = (!record.cluster_id.is_empty()).then_some(record.epoch);
         });
+        Ok(())
+    }
+
+    /// A fence by our own hand that no journal knows of: whoever set it was superseded, or looked for it elsewhere.
+    async fn withdraw_forgotten(&self, config: &Config, record: &Record) -> Result<(), PassError> {
+        let state = &self.tenure.state;
+        let cluster = state.cluster().await?;
+        let Some(fence) = record.fence.as_ref().filter(|fence| {
+            fence.by_cluster == cluster.id && fence.epoch > cluster.epoch && !fence.settled
+        }) else {
+            return Ok(());
+        };
+        let known = state.transition().await?;
+        if known.is_some_and(|entry| may_have_fenced(&entry)) {
+            return Ok(());
+        }
+        let Some(point) = state.copied_point().await? else {
+            return Ok(());
+        };
+        let hand = PeerFence::open(&config.peer.datastore, &point.system_id).await?;
+        state.still_ours(self.tenure.lock).await?;
+        if let Some(hand) = hand
+            && hand.withdraw(fence.epoch, &cluster.id).await?
+        {
+            hand.refresh().await?;
+            let text = format!("a forgotten fence of epoch {} was withdrawn", fence.epoch);
+            log::warn!("peer: {text}");
+            self.desk.note("fence", &text);
+        }
         Ok(())
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{LOOKS_PER_PROOF, Primary, forces};
 use crate::cluster::{
-    ClusterRecord, FenceError, FenceRecord, Promotion, State, end_sessions, enforce_fence,
+    ClusterRecord, FenceError, FenceRecord, Promotion, State, Transition, clear_out, enforce_fence,
     is_fenced, prove_fence,
 };
 use crate::config::{Config, Role};
@@ -108,10 +108,23 @@ impl Primary<'_> {
             settled: true,
         };
         let from = cluster.role.as_deref();
+        // Whoever is killed between the two leaves this to the next one.
+        let entry = Transition {
+            kind: by.kind.clone(),
+            epoch,
+            step: "promote".into(),
+            started: self.desk.now(),
+            asked: String::new(),
+            undone: None,
+        };
+        state.journal(self.tenure.lock, &entry).await?;
         state
             .promote(self.tenure.lock, &local.database, &by, from)
             .await?;
-        end_sessions(state.session(), &local.database).await?;
+        if let Err(error) = clear_out(state.session(), &local.database).await {
+            log::warn!("{error}");
+        }
+        state.close_journal(self.tenure.lock).await?;
         let text =
             format!("taken back by force_epoch: this cluster is the primary of epoch {epoch}");
         log::warn!("local: {text}");

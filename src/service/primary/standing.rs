@@ -53,6 +53,10 @@ impl Primary<'_> {
         cluster: &ClusterRecord,
     ) -> Result<(), PassError> {
         let state = &self.tenure.state;
+        let database = &config.local.datastore.database;
+        let read_only = is_fenced(state.session(), database).await?;
+        self.desk
+            .update(|state| state.local.fenced = Some(read_only));
         let promotion = state.promotion().await?;
         let Some(seen) = self.see_peer(config).await? else {
             return self.alone_in_the_dark(promotion.as_ref());

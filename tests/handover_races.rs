@@ -1,0 +1,272 @@
+//! Two processes, an operator and a pooled client at the wrong moment of a handover: in the end there is one primary.
+
+mod support;
+
+use std::time::Duration;
+
+use support::follow::{followed, until_equal, until_following};
+use support::pair::{
+    PROMOTE, Pair, forced, is_writable, returned, until_primary, until_settled, write,
+};
+use support::service::SOON;
+use support::{Cluster, Result, Service, Site, wait_until};
+
+async fn until_writable(cluster: &Cluster) {
+    wait_until("it may be written to", SOON, || async {
+        match is_writable(cluster).await {
+            true => Ok(()),
+            false => Err("it is read-only".into()),
+        }
+    })
+    .await;
+}
+
+const BY_ITS_SESSION: &str = "INSERT INTO accounts (name) VALUES ('by a session that lives on')";
+
+/// Builder keeps its sessions: one that began while the fence stood must not be read-only for ever.
+#[tokio::test]
+async fn no_session_stays_read_only_after_an_undone_switchover() -> Result<()> {
+    let pair = Pair::start("races_pooled").await?;
+    let site = &pair.there;
+    followed(site, "").await?.stop().await.ok();
+    let theirs = Service::start(&pair.back, PROMOTE);
+    until_primary(&theirs, 1).await;
+    Service::doomed(site, PROMOTE, "switchover.drain")
+        .dead()
+        .await?;
+    theirs.until_state("fenced").await;
+    let pooled = site.primary.conn().await?;
+    assert!(pooled.execute(BY_ITS_SESSION, &[]).await.is_err());
+    let service = Service::start(site, "");
+    until_writable(&site.primary).await;
+    until_following(&service).await;
+    wait_until("the session may write, or is gone", SOON, || async {
+        match pooled.execute(BY_ITS_SESSION, &[]).await {
+            Ok(_) => Ok(()),
+            Err(error) if error.is_closed() || error.code().is_none_or(|c| c.code() == "57P01") => {
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
+    })
+    .await;
+    theirs
+        .until("nothing holds the old primary", |status| {
+            status["state"] == "primary" && status["hold"].is_null()
+        })
+        .await;
+    theirs.stop().await.ok();
+    service.stop().await.ok();
+    Ok(())
+}
+
+/// `sync` and a process that stands by wait for the lock of one that is killed just after it has promoted.
+#[tokio::test]
+async fn whoever_gets_the_lock_of_a_promoted_cluster_sees_that_it_is_one() -> Result<()> {
+    let pair = Pair::start("races_lock").await?;
+    let site = &pair.there;
+    followed(site, "").await?.stop().await.ok();
+    let (service, halt) = Service::halting(site, PROMOTE, "promote.before_commit");
+    halt.reached().await;
+    let beside = service.beside(PROMOTE);
+    beside.until_state("standby").await;
+    let sync = site.spawn(&["sync"]);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    halt.go();
+    wait_until("it is promoted", SOON, || async {
+        let client = site.spare.pg.conn("warm_spare").await?;
+        let sql = "SELECT role FROM cluster";
+        match client.query_one(sql, &[]).await?.get(0) {
+            "primary" => Ok(()),
+            role => Err(role.into()),
+        }
+    })
+    .await;
+    service.running.signal(rustix::process::Signal::KILL);
+    let ended = sync.wait(SOON).await?;
+    assert!(matches!(ended.code, Some(3 | 4)), "{ended}");
+    until_primary(&beside, 2).await;
+    until_settled(&beside).await;
+    write(&site.spare, "after").await?;
+    assert!(!is_writable(&site.primary).await);
+    assert_eq!(beside.get("/primary").await?.status, 200);
+    beside.stop().await.ok();
+    Ok(())
+}
+
+/// The spare's machine is lost in the middle of a switchover, the primary is taken back by force, and the machine comes again.
+#[tokio::test]
+async fn what_was_begun_before_another_promotion_is_over() -> Result<()> {
+    let pair = Pair::start("races_takeback").await?;
+    let site = &pair.there;
+    followed(site, "").await?.stop().await.ok();
+    let on_a = Service::start(&pair.back, PROMOTE);
+    until_primary(&on_a, 1).await;
+    Service::doomed(site, PROMOTE, "switchover.drain")
+        .dead()
+        .await?;
+    on_a.until_state("fenced").await;
+    let status = on_a.until_hold("force_needed").await;
+    assert_eq!(status["role"]["next_epoch"], 3, "{status:#}");
+    on_a.reconfigure(&forced(3));
+    until_primary(&on_a, 3).await;
+    write(&site.primary, "taken back").await?;
+    let on_b = Service::start(site, PROMOTE);
+    on_b.until("the wish is over", |status| {
+        let reasons = status["health"]["reasons"].as_array();
+        reasons.is_some_and(|all| all.iter().any(|reason| reason["code"] == "handover_undone"))
+    })
+    .await;
+    until_equal(site).await?;
+    write(&site.primary, "still").await?;
+    until_equal(site).await?;
+    assert!(is_writable(&site.primary).await && !is_writable(&site.spare).await);
+    // Asked for anew it is another wish.
+    on_b.reconfigure(&format!("{PROMOTE}\nchange = \"again\""));
+    until_primary(&on_b, 4).await;
+    on_a.until_state("fenced").await;
+    on_a.stop().await.ok();
+    on_b.stop().await.ok();
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_undo_at_another_server_is_none() -> Result<()> {
+    let pair = Pair::start("races_other").await?;
+    let site = &pair.there;
+    followed(site, "").await?.stop().await.ok();
+    let third = Site::builder("races_third")
+        .primary(support::follow::logical())
+        .start()
+        .await?;
+    Service::doomed(site, PROMOTE, "switchover.drain")
+        .dead()
+        .await?;
+    let moved = format!(
+        "[peer.datastore]\nport = {}\npassword = \"{}\"",
+        third.primary.pg.port(),
+        third.primary.pg.password()
+    );
+    let service = Service::start(site, &moved);
+    service.until_hold("force_needed").await;
+    assert!(!third.primary.pg.has_database("warm_spare").await?);
+    service.reconfigure("");
+    until_writable(&site.primary).await;
+    until_following(&service).await;
+    until_equal(site).await?;
+    service.stop().await.ok();
+    Ok(())
+}
+
+/// A failover goes on when what was in its way is over, and brings what a primary that answers still has.
+#[tokio::test]
+async fn a_failover_is_not_given_up_for_a_passing_fault() -> Result<()> {
+    let pair = Pair::start("races_fault").await?;
+    let site = &pair.there;
+    followed(site, "").await?.stop().await.ok();
+    write(&site.primary, "brought").await?;
+    Service::doomed(site, &forced(2), "failover.drain")
+        .dead()
+        .await?;
+    let (service, halt) = Service::halting(site, &forced(2), "failover.sequences");
+    halt.reached().await;
+    let admin = site.spare.pg.conn("postgres").await?;
+    let connect = async |may: bool| {
+        let sql = format!("ALTER DATABASE builder ALLOW_CONNECTIONS {may}");
+        admin.batch_execute(&sql).await
+    };
+    connect(false).await?;
+    halt.go();
+    service
+        .until("it waits", |status| !status["hold"].is_null())
+        .await;
+    connect(true).await?;
+    let status = until_primary(&service, 2).await;
+    let told = support::follow::events(&status, "promotion");
+    assert!(told[0].contains("by switchover"), "{told:?}");
+    assert_eq!(
+        support::content(&site.primary).await?,
+        support::content(&site.spare).await?
+    );
+    service.stop().await.ok();
+    Ok(())
+}
+
+/// Clients of the spare that are about to be seen when the fence is lifted.
+#[tokio::test]
+async fn no_session_of_the_new_primary_is_read_only_for_life() -> Result<()> {
+    let pair = Pair::start("races_late").await?;
+    let site = &pair.there;
+    let service = followed(site, "").await?;
+    let url = format!(
+        "{}?options=-c%20post_auth_delay%3D1",
+        site.spare.pg.url("builder")
+    );
+    let mut clients = tokio::task::JoinSet::new();
+    for number in 0..20 {
+        let url = url.clone();
+        clients.spawn(async move {
+            tokio::time::sleep(Duration::from_millis(50 * number)).await;
+            let mut kept = Vec::new();
+            for _ in 0..4 {
+                if let Ok((client, wire)) =
+                    tokio_postgres::connect(&url, tokio_postgres::NoTls).await
+                {
+                    tokio::spawn(wire);
+                    kept.push(client);
+                }
+            }
+            kept
+        });
+    }
+    service.reconfigure(PROMOTE);
+    until_primary(&service, 2).await;
+    let mut read_only = 0;
+    while let Some(kept) = clients.join_next().await {
+        for client in kept? {
+            let shown = client.query_one("SHOW transaction_read_only", &[]).await;
+            read_only += usize::from(shown.is_ok_and(|row| row.get::<_, String>(0) == "on"));
+        }
+    }
+    assert_eq!(read_only, 0);
+    service.stop().await.ok();
+    Ok(())
+}
+
+/// What somebody wrote behind a fence that was lifted for a while is looked for, and never called nothing.
+#[tokio::test]
+async fn what_was_written_behind_a_lifted_fence_is_listed() -> Result<()> {
+    let pair = Pair::start("races_lifted").await?;
+    let site = &pair.there;
+    let service = followed(site, "").await?;
+    service.reconfigure(PROMOTE);
+    until_primary(&service, 2).await;
+    until_settled(&service).await;
+    let admin = site.primary.pg.conn("postgres").await?;
+    let slots = "SELECT count(*) FROM pg_replication_slots";
+    wait_until("the slot is gone", SOON, || async {
+        match admin.query_one(slots, &[]).await?.get::<_, i64>(0) {
+            0 => Ok(()),
+            _ => Err("it is there".into()),
+        }
+    })
+    .await;
+    admin
+        .batch_execute("ALTER DATABASE builder RESET default_transaction_read_only")
+        .await?;
+    write(&site.primary, "around the fence").await?;
+    wait_until("it is fenced again", SOON, || async {
+        match is_writable(&site.primary).await {
+            false => Ok(()),
+            true => Err("it is writable".into()),
+        }
+    })
+    .await;
+    let back = returned(&pair.back, "").await?;
+    let told = pair.back.warm_spare(&["divergence", "--json"]).await;
+    assert_eq!(told.code, Some(1), "{told}");
+    assert_eq!(told.json()["divergence"]["exact"], false, "{told}");
+    back.stop().await.ok();
+    service.stop().await.ok();
+    Ok(())
+}
