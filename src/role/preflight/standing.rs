@@ -21,7 +21,17 @@ pub fn fence(facts: &Facts) -> Check {
         Ok(there) => peers_fence(there),
         Err(_) => "the peer's could not be asked for".into(),
     };
+    let unfenceable = facts.there.as_ref().ok();
+    let unfenceable = unfenceable.and_then(|there| there.server.unfenceable.as_ref());
     match open {
+        None if unfenceable.is_some() => refuse(
+            NAME,
+            format!(
+                "the peer could not be fenced: {}",
+                unfenceable.map_or("", String::as_str)
+            ),
+            "take that away on the primary first",
+        ),
         None => ok(NAME, format!("holds here; {peer}")),
         Some(why) => refuse(
             NAME,

@@ -49,6 +49,8 @@ pub struct PeerServer {
     pub lacking_extensions: Vec<String>,
     /// Why it is not followed by the stream, and what would change that.
     pub why_snapshots: Option<String>,
+    /// Why a fence would not stand there.
+    pub unfenceable: Option<String>,
 }
 
 pub async fn look(config: &Config, asked: &Asked) -> Result<There, PassError> {
@@ -85,6 +87,25 @@ async fn server(config: &Config, asked: &Asked) -> Result<PeerServer, PassError>
         two: two_servers(config, &local, &peer).await,
         lacking_extensions: lacking_extensions(&local, &peer).await?,
         why_snapshots,
+        unfenceable: unfenceable(&peer, &config.peer.datastore.database).await?,
+    })
+}
+
+/// What would keep a fence there from standing: better found now than behind it.
+async fn unfenceable(peer: &PeerSession, database: &str) -> Result<Option<String>, PassError> {
+    let sql = "SELECT (SELECT count(*) FROM pg_prepared_xacts WHERE database = $1), \
+                 (SELECT min(r.rolname)::text FROM pg_db_role_setting s JOIN pg_roles r ON r.oid = s.setrole \
+                   WHERE s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = $1)) \
+                     AND 'default_transaction_read_only=off' = ANY (s.setconfig))";
+    let doing = "looking for what a fence does not hold";
+    let row = peer.query_one(doing, sql, &[&database]).await?;
+    let (prepared, exempt): (i64, Option<String>) = (row.get(0), row.get(1));
+    Ok(match exempt {
+        Some(role) => Some(format!(
+            "role {role} has a default_transaction_read_only of its own there"
+        )),
+        None if prepared > 0 => Some(format!("{prepared} prepared transactions are open there")),
+        None => None,
     })
 }
 
