@@ -281,3 +281,30 @@ async fn scram_passwords_work_as_md5_ones_do() -> Result<()> {
     site.warm_spare(&["sync"]).await.ok();
     Ok(())
 }
+
+/// As a program of format 2 left it, which knew no promotion; whoever comes first brings it up to date.
+#[tokio::test]
+async fn an_older_state_is_brought_up_to_date_by_several_at_once() -> Result<()> {
+    let site = site("older_state").await;
+    Factory::seeded().fill(&site.primary, 2).await?;
+    site.warm_spare(&["sync"]).await.ok();
+    let state = site.spare.pg.conn("warm_spare").await?;
+    state
+        .batch_execute(
+            "DROP TABLE promotion, fence, divergence, diverged_row, diverged_package, drill; \
+             ALTER TABLE cluster DROP COLUMN coming_back; ALTER TABLE copied DROP COLUMN peer_cluster; \
+             ALTER TABLE transition DROP COLUMN epoch, DROP COLUMN asked, DROP COLUMN undone; \
+             UPDATE meta SET format = 2",
+        )
+        .await?;
+    let several: Vec<_> = (0..6)
+        .map(|_| site.spawn(&["generations", "list"]))
+        .collect();
+    for one in several {
+        one.wait(std::time::Duration::from_secs(60)).await?.ok();
+    }
+    let format = state.query_one("SELECT format FROM meta", &[]).await?;
+    assert_eq!(format.get::<_, i32>(0), 3);
+    site.warm_spare(&["sync"]).await.ok();
+    Ok(())
+}

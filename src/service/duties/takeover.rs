@@ -107,16 +107,16 @@ impl Duties<'_> {
         config: &'s Arc<Config>,
         state: &'s State,
     ) -> Result<Handover<'s>, PassError> {
-        // One that does not answer has been heard of before.
-        let heard = tokio::time::timeout(HEARING, self.hear_of_peer(config)).await;
-        if let Ok(Err(error)) = heard {
-            log::debug!("{error}");
+        let mut epoch = self.epoch_to_take(state).await?;
+        if i64::try_from(config.force_epoch) != Ok(epoch) {
+            // By force there may be nobody to be heard, and no time for it.
+            let heard = tokio::time::timeout(HEARING, self.hear_of_peer(config)).await;
+            if let Ok(Err(error)) = heard {
+                log::debug!("{error}");
+            }
+            epoch = self.epoch_to_take(state).await?;
         }
         let desk = self.desk.clone();
-        let recorded = state.cluster().await?.epoch.max(1) + 1;
-        // The number that status shows, and the operator may have typed.
-        let shown = self.desk.read(|state| state.next_epoch());
-        let epoch = shown.map_or(recorded, |shown| shown.max(recorded));
         Ok(Handover {
             config,
             state,
@@ -128,6 +128,13 @@ impl Duties<'_> {
             heard: Ear::of(self.desk),
             epoch,
         })
+    }
+
+    /// The number that status shows, and the operator may have typed.
+    async fn epoch_to_take(&self, state: &State) -> Result<i64, PassError> {
+        let recorded = state.cluster().await?.epoch.max(1) + 1;
+        let shown = self.desk.read(|state| state.next_epoch());
+        Ok(shown.map_or(recorded, |shown| shown.max(recorded)))
     }
 
     async fn ended(&mut self, config: &Arc<Config>, outcome: Outcome) -> Result<bool, PassError> {
