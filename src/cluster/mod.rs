@@ -8,6 +8,7 @@ mod builder_keys;
 mod clients;
 mod datastore;
 mod fence;
+mod fence_record;
 mod history;
 mod identity;
 mod lsn;

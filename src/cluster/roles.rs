@@ -1,8 +1,8 @@
 //! The role on record: what this cluster is, since which epoch, and how it came to be so. What must be true together is
 //! written together: a promotion, its epoch and the lifted fence are one transaction.
 
-use super::fence::{fence_statement, lift_statement};
-use super::session::{LocalSession, PeerSession, quote_literal};
+use super::fence::lift_statement;
+use super::session::{LocalSession, PeerSession};
 use super::state::{DATABASE, Lock, State, StateError};
 use super::{DatastoreError, DatastoreFault};
 use crate::config::Datastore;
@@ -316,124 +316,6 @@ impl State {
             .execute("recording the primary's epoch", sql, &[&epoch])
             .await?;
         Ok(())
-    }
-
-    /// The setting and the record of why, in one transaction.
-    pub async fn record_fence(
-        &self,
-        database: &str,
-        epoch: i64,
-        by_cluster: &str,
-        settled: bool,
-    ) -> Result<(), StateError> {
-        let recorded = async {
-            let session = &self.session;
-            session.batch("beginning the fence", "BEGIN").await?;
-            self.not_overtaken(epoch, by_cluster).await?;
-            {
-                let sql = "WITH old AS (DELETE FROM fence RETURNING *) \
-                           INSERT INTO fence (epoch, by_cluster, since, settled) \
-                           SELECT $1, $2, coalesce((SELECT min(since) FROM old WHERE epoch = $1), now()), \
-                             $3 OR coalesce((SELECT bool_or(settled) FROM old WHERE epoch = $1 AND by_cluster = $2), false)";
-                session
-                    .execute("recording the fence", sql, &[&epoch, &by_cluster, &settled])
-                    .await?;
-            }
-            let set = fence_statement(database);
-            session.batch("setting the fence", &set).await?;
-            session.batch("committing the fence", "COMMIT").await?;
-            Ok::<(), StateError>(())
-        };
-        self.or_roll_back(recorded.await).await
-    }
-
-    /// Within the transaction that sets a fence: nobody has taken that epoch, or a later one, on this cluster.
-    async fn not_overtaken(&self, epoch: i64, by_cluster: &str) -> Result<(), StateError> {
-        let sql = "SELECT role, epoch FROM cluster FOR UPDATE";
-        let doing = "reading the role that is to be fenced";
-        let row = self.session.query_one(doing, sql, &[]).await?;
-        let (role, has): (Option<String>, i64) = (row.get(0), row.get(1));
-        if role.as_deref() == Some("primary") && has >= epoch {
-            return Err(StateError::Overtaken {
-                text: format!(
-                    "the cluster that is to be fenced under epoch {epoch} is the primary of epoch {has} by now"
-                ),
-            });
-        }
-        let sql = "SELECT epoch, by_cluster FROM fence \
-                   WHERE epoch > $1 OR (epoch = $1 AND by_cluster <> $2)";
-        let rows = self
-            .session
-            .query(doing, sql, &[&epoch, &by_cluster])
-            .await?;
-        match rows.first() {
-            None => Ok(()),
-            Some(row) => Err(StateError::Overtaken {
-                text: format!(
-                    "the cluster that is to be fenced under epoch {epoch} is fenced by cluster {} under epoch {}",
-                    row.get::<_, String>(1),
-                    row.get::<_, i64>(0)
-                ),
-            }),
-        }
-    }
-
-    /// Takes back a fence that nobody was promoted under, as only the cluster knows that set it. One of another cluster, or
-    /// of another epoch, stays.
-    pub async fn withdraw_fence(
-        &self,
-        database: &str,
-        epoch: i64,
-        by_cluster: &str,
-    ) -> Result<bool, StateError> {
-        let withdrawn = async {
-            let session = &self.session;
-            session.batch("beginning to withdraw", "BEGIN").await?;
-            let sql = "DELETE FROM fence WHERE epoch = $1 AND by_cluster = $2";
-            let found = session
-                .execute("withdrawing the fence", sql, &[&epoch, &by_cluster])
-                .await?;
-            if found > 0 {
-                let lift = lift_statement(database);
-                session.batch("lifting the fence", &lift).await?;
-            }
-            session.batch("committing the withdrawal", "COMMIT").await?;
-            Ok::<bool, StateError>(found > 0)
-        };
-        self.or_roll_back(withdrawn.await).await
-    }
-
-    async fn or_roll_back<T>(&self, done: Result<T, StateError>) -> Result<T, StateError> {
-        if done.is_err() {
-            let _ = self.session.batch("giving it up", "ROLLBACK").await;
-        }
-        done
-    }
-
-    /// Sets a spare's fence again, unless it has stopped being a spare: a promotion may be on its way. One statement, for
-    /// the session has other users.
-    pub async fn fence_if_spare(&self, database: &str) -> Result<(), StateError> {
-        let sql = format!(
-            "DO $$ BEGIN \
-               IF (SELECT role FROM cluster FOR SHARE) = 'spare' THEN EXECUTE {}; END IF; \
-             END $$",
-            quote_literal(&fence_statement(database))
-        );
-        Ok(self.session.batch("setting the fence", &sql).await?)
-    }
-}
-
-impl State {
-    /// Sets the fence's setting again, unless its record was withdrawn at this very moment.
-    pub async fn fence_if_recorded(&self, database: &str) -> Result<(), StateError> {
-        let sql = format!(
-            "DO $$ BEGIN \
-               LOCK TABLE fence IN SHARE MODE; \
-               IF EXISTS (SELECT FROM fence) THEN EXECUTE {}; END IF; \
-             END $$",
-            quote_literal(&fence_statement(database))
-        );
-        Ok(self.session.batch("setting the fence", &sql).await?)
     }
 }
 

@@ -141,7 +141,7 @@ impl<'a> Duties<'a> {
             let configs = self.configs.clone();
             let done = match due {
                 Next::Follow => Box::pin(self.follow(&config)).await,
-                Next::Look => unless_other(configs, self.look(&config)).await,
+                Next::Look => unless_other(configs, Box::pin(self.look(&config))).await,
                 Next::Pass => Box::pin(self.pass(&config)).await,
                 Next::Retry => unless_other(configs, self.retry(&config)).await,
                 Next::Verify => {
