@@ -234,17 +234,25 @@ async fn a_cluster_made_primary_by_hand_is_left_alone() -> Result<()> {
         .await?;
     service.until_hold("conflict").await;
     service.reconfigure("role = \"keep\"");
+    let told = |code: &'static str| {
+        move |status: &Value| {
+            status["state"] == "primary" && status["health"]["reasons"][0]["code"] == code
+        }
+    };
+    // Nobody lifts for an operator what no record of a fence explains.
     service
-        .until("a primary that nobody follows", |status| {
-            status["state"] == "primary" && status["health"]["reasons"][0]["code"] == "no_spare"
-        })
+        .until("a primary that is read-only", told("primary_read_only"))
         .await;
     assert_eq!(service.get("/spare").await?.status, 503);
-    assert_eq!(service.get("/primary").await?.status, 200);
+    assert_eq!(service.get("/primary").await?.status, 503);
     let admin = site.spare.pg.conn("postgres").await?;
     admin
         .batch_execute("ALTER DATABASE builder RESET default_transaction_read_only")
         .await?;
+    service
+        .until("a primary that nobody follows", told("no_spare"))
+        .await;
+    assert_eq!(service.get("/primary").await?.status, 200);
     // Longer than the guard would leave it.
     let looked = service.status().await?["time"].clone();
     service

@@ -376,7 +376,7 @@ async fn cut_off(victim: Victim) -> Result<()> {
         // Such a pass begins again.
         true => assert!((1.0..4.0).contains(&errors), "{what}: {errors} errors"),
         // Here the one request does.
-        false => assert_eq!(errors, 0.0, "{what}"),
+        false => assert_eq!(errors, 0.0, "{what}: {:#?}", service.running.stderr()),
     }
 
     let what = format!("{victim:?} stalled in {phase:?}");
