@@ -235,7 +235,7 @@ async fn a_cluster_made_primary_by_hand_is_left_alone() -> Result<()> {
     service.until_hold("conflict").await;
     service.reconfigure("role = \"keep\"");
     let told = |code: &'static str| {
-        move |status: &Value| {
+        move |status: &serde_json::Value| {
             status["state"] == "primary" && status["health"]["reasons"][0]["code"] == code
         }
     };
