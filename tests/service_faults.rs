@@ -374,7 +374,11 @@ async fn cut_off(victim: Victim) -> Result<()> {
     let errors = service.metric(&errors).await?.unwrap_or(0.0);
     match victim.is_datastore() {
         // Such a pass begins again.
-        true => assert!((1.0..4.0).contains(&errors), "{what}: {errors} errors"),
+        true => assert!(
+            (1.0..4.0).contains(&errors),
+            "{what}: {errors} errors {:#?}",
+            service.running.stderr()
+        ),
         // Here the one request does.
         false => assert_eq!(errors, 0.0, "{what}: {:#?}", service.running.stderr()),
     }

@@ -127,7 +127,10 @@ impl<'a> Duties<'a> {
             match Box::pin(self.take_over(&config)).await {
                 Ok(true) => return End::RoleChanged,
                 Ok(false) => {}
-                Err(error) if ends_tenure(&error) => return End::Failed(error),
+                // Our own session is gone, as a rule: the guard would find it a moment later.
+                Err(error) if ends_tenure(&error) || is_of_our_server(&error) => {
+                    return End::Failed(error);
+                }
                 Err(error) => self.fail(&error),
             }
             let rules = Rules::of(&config);
@@ -504,6 +507,10 @@ fn note_brought(desk: &Desk, brought: usize) {
     log::info!("peer: {brought} artifacts that it lacked are there now, and here");
     let text = format!("{brought} artifacts that the primary lacked were brought");
     desk.note("artifacts", &text);
+}
+
+fn is_of_our_server(error: &PassError) -> bool {
+    error.side() == Some(Side::Local) && error.is_unreachable() && !error.is_of_a_store()
 }
 
 /// Another process works here now, or our own session is gone: the lock must be taken anew.

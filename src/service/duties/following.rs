@@ -281,8 +281,8 @@ impl Duties<'_> {
         let local = LocalSession::open(&config.local.datastore, "postgres").await?;
         let peer = PeerSession::open(&config.peer.datastore).await?;
         let chosen = decide(config, &id.unwrap_or_default(), &local, &peer).await?;
-        self.show_mode(&chosen);
         self.hear_of_peer(config).await?;
+        self.show_mode(&chosen);
         Ok(chosen.stream.is_some())
     }
 
