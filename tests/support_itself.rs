@@ -300,7 +300,7 @@ async fn the_schema_is_builders_in_what_matters() -> Result<()> {
     let (id, vector): (i64, &str) = (row.get(0), row.get(1));
     assert!(vector.contains("'redis'"), "{vector}");
     let made =
-        chrono::DateTime::<chrono::Utc>::from_timestamp_millis((id >> 23) + 1_409_184_000_000);
+        chrono::DateTime::<chrono::Utc>::from_timestamp_millis((id >> 23) + 1_409_266_191_000);
     let stored: chrono::DateTime<chrono::Utc> = row.get(2);
     assert!((stored - made.ok_or("no time")?).num_seconds().abs() < 5);
     let job = "INSERT INTO job_graph (group_id, dependencies, waiting_on_count, target_platform, job_state)

@@ -46,8 +46,14 @@ async fn what_the_primary_acknowledged_is_on_the_new_primary() -> Result<()> {
     assert_eq!(events(&status, "promotion").len(), 1, "{status:#}");
     // Nothing of ours is left on the old primary but the record of its fence.
     let sql = "SELECT (SELECT count(*) FROM pg_replication_slots) + (SELECT count(*) FROM pg_publication)";
-    let left = site.primary.conn().await?.query_one(sql, &[]).await?;
-    assert_eq!(left.get::<_, i64>(0), 0);
+    wait_until("nothing of ours is left", SOON, || async {
+        let left = site.primary.conn().await?.query_one(sql, &[]).await?;
+        match left.get::<_, i64>(0) {
+            0 => Ok(()),
+            some => Err(format!("{some} of slot and publication").into()),
+        }
+    })
+    .await;
     theirs.until_state("fenced").await;
     theirs.stop().await.ok();
     service.stop().await.ok();
