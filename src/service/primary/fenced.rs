@@ -48,8 +48,11 @@ impl Primary<'_> {
                 self.unproven = Some(looks + 1);
                 return Ok(());
             }
-            // Whoever set it may have been killed before older sessions were ended.
-            None if fence.settled => enforce_fence(session, local, &local.database).await,
+            // From before this process: whoever set it here may have been killed before older sessions were ended. What the
+            // other cluster sets it also enforces.
+            None if fence.settled && fence.since < self.desk.read(|state| state.started) => {
+                enforce_fence(session, local, &local.database).await
+            }
             Some(_) if !stood => enforce_fence(session, local, &local.database).await,
             _ => prove_fence(session, local, &local.database).await,
         };
