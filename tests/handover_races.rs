@@ -6,20 +6,11 @@ use std::time::Duration;
 
 use support::follow::{followed, until_equal, until_following};
 use support::pair::{
-    PROMOTE, Pair, forced, is_writable, returned, until_primary, until_settled, write,
+    PROMOTE, Pair, forced, is_writable, returned, until_primary, until_settled, until_writable,
+    write,
 };
 use support::service::SOON;
-use support::{Cluster, Result, Service, Site, wait_until};
-
-async fn until_writable(cluster: &Cluster) {
-    wait_until("it may be written to", SOON, || async {
-        match is_writable(cluster).await {
-            true => Ok(()),
-            false => Err("it is read-only".into()),
-        }
-    })
-    .await;
-}
+use support::{Result, Service, Site, wait_until};
 
 const BY_ITS_SESSION: &str = "INSERT INTO accounts (name) VALUES ('by a session that lives on')";
 

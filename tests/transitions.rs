@@ -4,9 +4,10 @@ mod support;
 
 use support::follow::{followed, until_equal, until_following};
 use support::pair::{
-    PROMOTE, Pair, forced, is_writable, returned, until_primary, until_settled, write,
+    PROMOTE, Pair, forced, is_writable, returned, until_primary, until_settled, until_writable,
+    write,
 };
-use support::{Result, Service, Site, wait_until};
+use support::{Result, Service, Site};
 
 const SWITCHOVER: &[&str] = &[
     "switchover.preflight",
@@ -54,17 +55,7 @@ async fn a_switchover_killed_at_each_step_is_undone_when_it_is_not_asked_for_any
     for point in SWITCHOVER {
         Service::doomed(site, PROMOTE, point).dead().await?;
         let service = Service::start(site, "");
-        wait_until(
-            "the primary may be written to again",
-            support::service::SOON,
-            || async {
-                match is_writable(&site.primary).await {
-                    true => Ok(()),
-                    false => Err("it is read-only".into()),
-                }
-            },
-        )
-        .await;
+        until_writable(&site.primary).await;
         assert!(!is_writable(&site.spare).await, "{point}");
         write(&site.primary, point).await?;
         until_following(&service).await;

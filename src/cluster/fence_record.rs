@@ -107,9 +107,7 @@ impl State {
         );
         Ok(self.session.batch("setting the fence", &sql).await?)
     }
-}
 
-impl State {
     /// Sets the fence's setting again, unless its record was withdrawn at this very moment.
     pub async fn fence_if_recorded(&self, database: &str) -> Result<(), StateError> {
         let sql = format!(

@@ -2,7 +2,7 @@
 //! then nothing is read and nothing is done.
 
 use super::datastore::DatastoreError;
-use super::session::{LocalSession, PeerSession};
+use super::session::{LocalSession, PeerSession, Session};
 use super::store::{LocalStore, Store};
 use super::store_error::StoreError;
 use bytes::Bytes;
@@ -20,6 +20,13 @@ pub enum IdentityError {
     SameServer,
     #[error("same_bucket: peer.s3 and local.s3 are one and the same bucket ({bucket})")]
     SameBucket { bucket: String },
+}
+
+/// By which PostgreSQL tells one server's data from another's.
+pub async fn system_id(server: &Session) -> Result<String, DatastoreError> {
+    let sql = "SELECT system_identifier::text FROM pg_control_system()";
+    let row = server.query_one("reading the system id", sql, &[]).await?;
+    Ok(row.get(0))
 }
 
 /// A lock that is random, taken on our own server: whoever cannot take it too is on the same one.

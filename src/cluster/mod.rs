@@ -34,7 +34,7 @@ pub use fence::{
     set_fence,
 };
 pub use history::{Confirmation, DrillRecord, Event, VerificationRecord};
-pub use identity::{IdentityError, differ_in_bucket, differ_in_server, prove_writable};
+pub use identity::{IdentityError, differ_in_bucket, differ_in_server, prove_writable, system_id};
 pub use lsn::{Lsn, NoLsn};
 pub use peer_fence::{PeerFence, RaiseError};
 pub use rehearsal::lift_and_write;

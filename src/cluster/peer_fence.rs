@@ -1,6 +1,7 @@
 //! The capability to fence the peer, and to take that back: the one way, beside preparing it, to write there.
 
 use super::fence::{clear_out, enforce_fence, is_fenced};
+use super::identity::system_id;
 use super::session::{LocalSession, quote_ident, quote_literal};
 use super::state::State;
 use super::{DatastoreError, FenceError, Lsn, Side, StateError};
@@ -16,22 +17,18 @@ impl PeerFence {
     /// None: that address leads to another server than the one that is meant.
     pub async fn open(to: &Datastore, system_id: &str) -> Result<Option<PeerFence>, StateError> {
         let before = LocalSession::open_on(Side::Peer, to, "postgres").await?;
-        if !is_server(&before, system_id).await? {
+        if self::system_id(&before).await? != system_id {
             return Ok(None);
         }
         let state = State::open_on(Side::Peer, to).await?;
         // Each connection may lead elsewhere, and this is the one that is written on.
-        if !is_server(&state.session, system_id).await? {
+        if self::system_id(&state.session).await? != system_id {
             return Ok(None);
         }
         Ok(Some(PeerFence {
             state,
             to: to.clone(),
         }))
-    }
-
-    pub async fn cluster_id(&self) -> Result<String, StateError> {
-        Ok(self.state.cluster().await?.id)
     }
 
     /// Setting and record in one transaction; then every session from before is ended, and a plain one must fail to write.
@@ -90,12 +87,6 @@ impl PeerFence {
         let sql = format!("DROP PUBLICATION IF EXISTS {}", quote_ident(name));
         session.batch("dropping our publication", &sql).await
     }
-}
-
-async fn is_server(session: &LocalSession, system_id: &str) -> Result<bool, DatastoreError> {
-    let sql = "SELECT system_identifier::text FROM pg_control_system()";
-    let row = session.query_one("reading the system id", sql, &[]).await?;
-    Ok(row.get::<_, String>(0) == system_id)
 }
 
 /// Raising it has both kinds of failure.

@@ -7,7 +7,7 @@ use super::pass::Ends;
 use super::rights::rights;
 use crate::cluster::{
     ClientPrograms, LocalSession, PeerSession, Session, differ_in_bucket, differ_in_server,
-    find_clients, peers_record,
+    find_clients, peers_record, system_id,
 };
 use crate::config::Config;
 use std::path::Path;
@@ -29,9 +29,8 @@ pub struct Facts {
     /// `CREATE DATABASE`'s options for the primary's encoding and locale.
     pub locale: String,
     pub system_id: String,
-    /// The peer's own cluster id, and its epoch; empty and 0, if it keeps no state of ours.
+    /// The peer's own cluster id; empty, if it keeps no state of ours.
     pub peer_cluster: String,
-    pub peer_epoch: i64,
     /// The peer was promoted over this very server.
     pub was_primary: bool,
     pub timeline: i32,
@@ -97,7 +96,6 @@ pub async fn check(
         ),
         system_id: row.get(1),
         peer_cluster: record.cluster_id,
-        peer_epoch: record.epoch,
         was_primary: match record.promotion {
             Some(promotion) => promotion.system_id == system_id(local).await?,
             None => false,
@@ -220,12 +218,6 @@ pub(super) async fn is_primary(peer: &PeerSession, fenced_by_us: bool) -> Result
         });
     }
     Ok(())
-}
-
-pub async fn system_id(server: &Session) -> Result<String, PassError> {
-    let sql = "SELECT system_identifier::text FROM pg_control_system()";
-    let row = server.query_one("reading the system id", sql, &[]).await?;
-    Ok(row.get(0))
 }
 
 pub async fn major(server: &Session) -> Result<u32, PassError> {

@@ -31,9 +31,7 @@ mod traces;
 pub use artifacts::{RETIRED, Round, STAGED, Unavailable};
 pub use baseline::Copied;
 pub use both_sides::compare_both;
-pub use checks::{
-    Disk, Facts, check, disk, has_database, lacking_extensions, major, system_id, two_servers,
-};
+pub use checks::{Disk, Facts, check, disk, has_database, lacking_extensions, major, two_servers};
 pub use choice::{Because, Choice, choose, is_extendable};
 pub(crate) use clone::clone_visible;
 pub use content::ContentHash;

@@ -4,6 +4,7 @@
 use super::divergence;
 use super::steps::{Told, Walk};
 use super::watch::look_at_peer;
+use crate::cluster::preparation::Names;
 use crate::cluster::{LocalSession, Lock, Promotion, Record, State, quote_ident, raise_fence};
 use crate::config::Config;
 use crate::replication::{PassError, has_database, stream};
@@ -104,16 +105,16 @@ async fn release(
     promotion: &Promotion,
     peer_id: &str,
 ) -> Result<(), PassError> {
-    let ours = format!("warm_spare_{peer_id}");
+    let ours = Names::of_cluster(peer_id);
     let local = &config.local.datastore;
     if !has_database(state.session(), &local.database).await? {
         return Ok(());
     }
     let inside = LocalSession::open(local, &local.database).await?;
-    if promotion.slot == ours {
+    if promotion.slot == ours.slot {
         stream::drop_slot_here(&inside, &promotion.slot).await?;
     }
-    if promotion.publication == ours {
+    if promotion.publication == ours.publication {
         let sql = format!(
             "DROP PUBLICATION IF EXISTS {}",
             quote_ident(&promotion.publication)

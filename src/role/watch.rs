@@ -1,10 +1,10 @@
 //! A primary's look at its peer, and what is still to be done there after a promotion.
 
 use super::epoch::{Theirs, is_recorded};
+use crate::cluster::preparation::Names;
 use crate::cluster::{LocalSession, PeerFence, PeerSession, Promotion, State, peers_record};
 use crate::config::{Config, Datastore};
 use crate::replication::{PassError, stream, two_servers};
-use chrono::{DateTime, Utc};
 
 /// The peer, and what its server says.
 #[derive(Debug, Clone)]
@@ -12,8 +12,6 @@ pub struct PeerSeen {
     pub theirs: Theirs,
     pub version: String,
     pub tls: bool,
-    /// By its own clock.
-    pub time: DateTime<Utc>,
 }
 
 /// Reads, and nothing else. An address that was moved to this very cluster is an error.
@@ -26,7 +24,7 @@ pub async fn look_at_peer(config: &Config) -> Result<PeerSeen, PassError> {
                    WHERE d.datname = current_database() AND s.setrole = 0 \
                      AND 'default_transaction_read_only=on' = ANY (s.setconfig)), \
                  current_setting('server_version'), \
-                 coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false), now()";
+                 coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false)";
     let row = peer.query_one("asking what the peer is", sql, &[]).await?;
     Ok(PeerSeen {
         theirs: Theirs {
@@ -36,7 +34,6 @@ pub async fn look_at_peer(config: &Config) -> Result<PeerSeen, PassError> {
         },
         version: row.get(2),
         tls: row.get(3),
-        time: row.get(4),
     })
 }
 
@@ -66,11 +63,11 @@ pub async fn settle(
     state.peer_was_fenced(promotion.epoch, false).await?;
     if promotion.kind == "switchover" && stood {
         // Of another name: made by hand, and not ours to remove.
-        let ours = format!("warm_spare_{id}");
-        if promotion.slot == ours {
+        let ours = Names::of_cluster(&id);
+        if promotion.slot == ours.slot {
             stream::drop_slot(peer, &promotion.slot).await?;
         }
-        if promotion.publication == ours {
+        if promotion.publication == ours.publication {
             fence.drop_publication(&promotion.publication).await?;
         }
     }

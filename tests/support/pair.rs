@@ -121,6 +121,16 @@ pub async fn is_writable(cluster: &Cluster) -> bool {
     client.batch_execute(sql).await.is_ok()
 }
 
+pub async fn until_writable(cluster: &Cluster) {
+    wait_until("it may be written to", SOON, || async {
+        match is_writable(cluster).await {
+            true => Ok(()),
+            false => Err("it is read-only".into()),
+        }
+    })
+    .await;
+}
+
 /// Clients that write one row after the other, each acknowledged or not, and connect anew for ever: to the one, and when
 /// that refuses, to the other.
 pub struct Writers {

@@ -1,10 +1,10 @@
 //! A primary beside its peer: which of both it is, what is still to be done there, and whether anybody could take over.
 
 use super::{Primary, forces};
-use crate::cluster::{ClusterRecord, Promotion, Side, State, is_fenced};
+use crate::cluster::{ClusterRecord, Promotion, Side, State, is_fenced, system_id};
 use crate::config::{Config, Role};
 use crate::observe::{HoldReason, Standing};
-use crate::replication::{PassError, has_database, system_id};
+use crate::replication::{PassError, has_database};
 use crate::role::{Ours, PeerSeen, Stand, decide, fence_here, settle};
 use crate::service::complaint::Pace;
 use chrono::Utc;
