@@ -3,8 +3,8 @@
 //! `WARM_SPARE_KILL_AT=apply.before_commit:3` kills a debug build when it reaches that point for the third time. In a
 //! release build there is nothing of it.
 
-/// Every point, in the order in which a baseline and the stream after it come by.
-pub const POINTS: &[&str] = &[
+/// The points of replication, in the order in which a baseline and the stream after it come by.
+pub const REPLICATION: &[&str] = &[
     "baseline.snapshot",
     "baseline.tables",
     "slot.before_copy",
@@ -21,6 +21,10 @@ pub const POINTS: &[&str] = &[
     "apply.after_commit",
     "confirm.before_commit",
     "retention.before_delete",
+];
+
+/// The points of a change of roles.
+const HANDOVER: &[&str] = &[
     "switchover.preflight",
     "switchover.fence",
     "switchover.drain",
@@ -45,7 +49,7 @@ pub const POINTS: &[&str] = &[
 /// The point at which a step of a transition begins.
 pub fn step(kind: &str, step: &str) {
     let name = format!("{kind}.{step}");
-    if let Some(point) = POINTS.iter().find(|point| **point == name) {
+    if let Some(point) = HANDOVER.iter().find(|point| **point == name) {
         reach(point);
     }
 }
@@ -59,7 +63,8 @@ pub fn reach(point: &'static str) {
     use std::sync::atomic::{AtomicU64, Ordering};
     static WANTED: OnceLock<Option<(String, u64)>> = OnceLock::new();
     static SEEN: AtomicU64 = AtomicU64::new(0);
-    debug_assert!(POINTS.contains(&point), "{point} is not listed");
+    let mut listed = REPLICATION.iter().chain(HANDOVER);
+    debug_assert!(listed.any(|name| *name == point), "{point} is not listed");
     wait_at(point);
     let wanted = WANTED.get_or_init(|| {
         let text = std::env::var("WARM_SPARE_KILL_AT").ok()?;

@@ -161,8 +161,9 @@ async fn the_workload_feels_what_is_done_to_it() -> Result<()> {
         })
         .await;
     };
-    // Given up in between: the history itself reads these tables, and every hand may be waiting for it.
-    let lock = "BEGIN; LOCK TABLE audit_package, origins IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep(3); ROLLBACK";
+    // Given up in between: the history itself reads these tables, and every hand may be waiting for it. It may die of a
+    // deadlock with a hand; the transaction that this leaves behind is ended first.
+    let lock = "ROLLBACK; BEGIN; LOCK TABLE audit_package, origins IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep(3); ROLLBACK";
     wait_until("a lock", minute, async || {
         stranger.batch_execute(lock).await?;
         let all = workload.harm();

@@ -56,7 +56,7 @@ impl Plan {
             points: match mode {
                 // Its copies have phases; the rest of the points lies in the stream.
                 "snapshot" => Vec::new(),
-                _ => warm_spare::killpoint::POINTS.to_vec(),
+                _ => warm_spare::killpoint::REPLICATION.to_vec(),
             },
             only: String::new(),
             talks: true,
