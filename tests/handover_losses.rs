@@ -5,7 +5,7 @@ mod support;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use support::follow::{followed, until_equal, until_following};
-use support::pair::{Pair, is_writable, returned, until_primary, write};
+use support::pair::{self, Pair, is_writable, returned, until_primary, write};
 use support::proxy::{Mode, Proxy};
 use support::service::SOON;
 use support::{Factory, Result, Service, Site, Spec, wait_until};
@@ -107,21 +107,13 @@ async fn the_link_is_cut_at_each_step() -> Result<()> {
 /// Each store of each side is killed at each step, and comes again.
 #[tokio::test]
 async fn each_store_is_lost_at_each_step() -> Result<()> {
-    let site = Site::builder("losses_stores")
-        .primary(support::follow::logical())
-        .spare(support::follow::logical())
-        .own_stores()
-        .start()
-        .await?;
+    let pair = Pair::of_own_stores("losses_stores").await?;
     let mut factory = Factory::seeded();
-    factory.fill(&site.primary, 3).await?;
-    support::follow::prepare(&site).await;
-    let pair = Pair::of(site)?;
     let (mut site, mut other) = (&pair.there, &pair.back);
     let mut epoch = 1;
     let mut ends = Vec::new();
     followed(site, "").await?.stop().await.ok();
-    for store in ["primary.pg", "spare.pg", "primary.s3", "spare.s3"] {
+    for store in pair::STORES {
         for step in STEPS {
             let what = format!("{store} at {step}");
             write(&site.primary, &what).await?;
@@ -137,7 +129,7 @@ async fn each_store_is_lost_at_each_step() -> Result<()> {
                 let spec = Spec::new("core", "pending", "1");
                 factory.package(&site.primary, spec).await?;
             }
-            kill(site, store);
+            pair::kill(site, store);
             halt.go();
             // It may be done without it, and otherwise says what it waits for.
             service
@@ -147,7 +139,7 @@ async fn each_store_is_lost_at_each_step() -> Result<()> {
                         || status["transition"].is_null()
                 })
                 .await;
-            start_again(site, store).await?;
+            pair::start_again(site, store).await?;
             if step == "preflight" && store != "spare.pg" {
                 service.reconfigure("");
             }
@@ -168,7 +160,7 @@ async fn each_store_is_lost_at_each_step() -> Result<()> {
             } else {
                 epoch += 1;
                 until_primary(&service, epoch).await;
-                support::pair::until_settled(&service).await;
+                pair::until_settled(&service).await;
                 let back = returned(other, "").await?;
                 until_equal(other).await?;
                 back.stop().await.ok();
@@ -180,22 +172,4 @@ async fn each_store_is_lost_at_each_step() -> Result<()> {
     }
     assert!(ends.contains(&End::Done) && ends.contains(&End::Undone));
     Ok(())
-}
-
-fn kill(site: &Site, store: &str) {
-    match store {
-        "primary.pg" => site.primary.pg.kill9(),
-        "spare.pg" => site.spare.pg.kill9(),
-        "primary.s3" => site.primary.minio.kill9(),
-        _ => site.spare.minio.kill9(),
-    }
-}
-
-async fn start_again(site: &Site, store: &str) -> Result<()> {
-    match store {
-        "primary.pg" => site.primary.pg.start_again().await,
-        "spare.pg" => site.spare.pg.start_again().await,
-        "primary.s3" => site.primary.minio.start_again().await,
-        _ => site.spare.minio.start_again().await,
-    }
 }

@@ -2,12 +2,14 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde_json::Value;
 use support::builder_keys::BuilderKey;
 use support::follow::{prepared, tamper};
-use support::{Factory, Output, Result, Site, site};
+use support::pair::{PROMOTE, is_writable, lost, until_primary, until_settled, write};
+use support::{Factory, Output, Result, Service, Site, site};
 
 const USED: &str = "20240101000000";
 const NEWER: &str = "20260101000000";
@@ -248,5 +250,56 @@ async fn what_was_never_copied_may_not_be_promoted_and_a_whole_copy_may() -> Res
         "refuse",
         "nothing has been copied",
     );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_that_is_no_superuser_is_told_what_it_lacks_to_fence_and_fences_when_it_may()
+-> Result<()> {
+    let (site, _) = spare("preflight_steward").await?;
+    let steward = "[peer.datastore]\nuser = \"steward\"\npassword = \"looks after it\"";
+    configure(&site, steward);
+    let primary = site.primary.conn().await?;
+    let sql = "CREATE ROLE steward LOGIN REPLICATION PASSWORD 'looks after it';
+               GRANT SELECT ON ALL TABLES IN SCHEMA public TO steward;
+               GRANT SELECT ON ALL SEQUENCES IN SCHEMA public TO steward";
+    primary.batch_execute(sql).await?;
+    let found = preflight(&site, "planned").await;
+    assert_eq!(refused(&found), ["privileges", "fence"], "{found:#}");
+    for lacks in [
+        "may not create databases",
+        "pg_signal_backend",
+        "pg_read_all_stats",
+        "does not own database builder",
+    ] {
+        assert_check(&found, "privileges", "refuse", lacks);
+    }
+    let sql = "ALTER ROLE steward CREATEDB; GRANT pg_signal_backend, pg_read_all_stats TO steward;
+               ALTER DATABASE builder OWNER TO steward";
+    primary.batch_execute(sql).await?;
+    // Ours, which is a superuser's.
+    let found = preflight(&site, "planned").await;
+    assert_eq!(refused(&found), ["fence"], "{found:#}");
+    assert_check(
+        &found,
+        "fence",
+        "refuse",
+        "1 sessions there are a superuser's",
+    );
+
+    // What it is to take away in the end is its own too.
+    let sql = "SELECT pubname::text FROM pg_publication";
+    let publication: String = primary.query_one(sql, &[]).await?.get(0);
+    let sql = format!("ALTER PUBLICATION {publication} OWNER TO steward");
+    primary.batch_execute(&sql).await?;
+    write(&site.primary, "acknowledged").await?;
+    drop(primary);
+    let service = Service::start(&site, &format!("{PROMOTE}\n{steward}"));
+    until_primary(&service, 2).await;
+    until_settled(&service).await;
+    assert!(!is_writable(&site.primary).await);
+    let acknowledged = BTreeMap::from([("acknowledged".to_string(), 0)]);
+    assert_eq!(lost(&site.spare, &acknowledged).await?, [""; 0]);
+    service.stop().await.ok();
     Ok(())
 }

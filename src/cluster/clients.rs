@@ -46,41 +46,52 @@ pub enum ProgramError {
     Failed { program: String, text: String },
 }
 
-/// Programs that can read the primary and write what the spare understands: primary ≤ major ≤ spare.
-/// The local datastore's own come first, then the oldest that fits.
-pub async fn find_clients(primary: u32, spare: u32) -> Result<ClientPrograms, ProgramError> {
-    let mut found = Vec::new();
-    for directory in candidates() {
-        if let Some(major) = major_of(&directory.join("pg_dump")).await
-            && directory.join("pg_restore").exists()
-        {
-            found.push(ClientPrograms {
-                directory,
-                major,
-                servers: Servers { primary, spare },
-            });
+/// The pairs that are on this machine.
+pub struct InstalledClients(Vec<(PathBuf, u32)>);
+
+impl InstalledClients {
+    /// Each program is asked for its version, all at once: on some systems it is a script, and slow.
+    pub async fn look() -> InstalledClients {
+        let asked = candidates().into_iter().map(|directory| async {
+            let major = major_of(&directory.join("pg_dump")).await?;
+            let both = directory.join("pg_restore").exists();
+            both.then_some((directory, major))
+        });
+        let found = futures_util::future::join_all(asked).await;
+        InstalledClients(found.into_iter().flatten().collect())
+    }
+
+    /// One that can read the primary and write what the spare understands: primary ≤ major ≤ spare. The local
+    /// datastore's own come first, then the oldest that fits.
+    pub fn fitting(&self, primary: u32, spare: u32) -> Result<ClientPrograms, ProgramError> {
+        let fit = || {
+            let all = self.0.iter();
+            all.filter(|(_, major)| (primary..=spare).contains(major))
+        };
+        let own = fit().find(|(directory, _)| directory.starts_with("/hab"));
+        let best = own.or_else(|| fit().min_by_key(|(_, major)| *major));
+        let (directory, major) = best.ok_or_else(|| ProgramError::NoneFits {
+            from: primary,
+            to: spare,
+            found: self.in_words(),
+        })?;
+        Ok(ClientPrograms {
+            directory: directory.clone(),
+            major: *major,
+            servers: Servers { primary, spare },
+        })
+    }
+
+    fn in_words(&self) -> String {
+        let all = self.0.iter();
+        let all: Vec<String> = all
+            .map(|(directory, major)| format!("{major} in {}", directory.display()))
+            .collect();
+        match all.is_empty() {
+            true => "none".into(),
+            false => all.join(", "),
         }
     }
-    let fits = |programs: &&ClientPrograms| (primary..=spare).contains(&programs.major);
-    let own = |programs: &&ClientPrograms| programs.directory.starts_with("/hab");
-    let best = found
-        .iter()
-        .filter(fits)
-        .find(own)
-        .or_else(|| found.iter().filter(fits).min_by_key(|p| p.major));
-    best.cloned().ok_or_else(|| ProgramError::NoneFits {
-        from: primary,
-        to: spare,
-        found: if found.is_empty() {
-            "none".into()
-        } else {
-            found
-                .iter()
-                .map(|p| format!("{} in {}", p.major, p.directory.display()))
-                .collect::<Vec<_>>()
-                .join(", ")
-        },
-    })
 }
 
 /// Where such programs are: in the one directory that `WARM_SPARE_PG_CLIENTS` names, else in Habitat's and Debian's places and on `PATH`.

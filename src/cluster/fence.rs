@@ -4,7 +4,7 @@
 
 use super::Side;
 use super::datastore::{self, DatastoreError};
-use super::session::{LocalSession, quote_ident};
+use super::session::{LocalSession, Session, quote_ident};
 use crate::config::Datastore;
 use chrono::{DateTime, Utc};
 use std::time::Duration;
@@ -50,10 +50,23 @@ impl FenceError {
     }
 }
 
+/// The expression of SQL, for a statement's text, that tells whether the fence's setting stands on the database that
+/// `$name` gives.
+macro_rules! fenced {
+    ($name:literal) => {
+        concat!(
+            "EXISTS (SELECT 1 FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase WHERE d.datname = ",
+            $name,
+            " AND s.setrole = 0 AND 'default_transaction_read_only=on' = ANY (s.setconfig))"
+        )
+    };
+}
+
+pub(crate) use fenced;
+
 /// Whether the fence's setting stands on `database`.
 pub async fn is_fenced(session: &LocalSession, database: &str) -> Result<bool, DatastoreError> {
-    let sql = "SELECT EXISTS (SELECT 1 FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase \
-               WHERE d.datname = $1 AND s.setrole = 0 AND 'default_transaction_read_only=on' = ANY (s.setconfig))";
+    let sql = concat!("SELECT ", fenced!("$1"));
     let row = session
         .query_one("looking for the fence", sql, &[&database])
         .await?;
@@ -196,6 +209,19 @@ async fn starting(session: &LocalSession, database: &str) -> Result<Vec<i32>, Da
     Ok(row.get::<_, Option<Vec<i32>>>(0).unwrap_or_default())
 }
 
+/// A role with a setting of its own, which goes before the database's.
+pub async fn exempt_role(
+    session: &Session,
+    database: &str,
+) -> Result<Option<String>, DatastoreError> {
+    let sql = "SELECT min(r.rolname)::text FROM pg_db_role_setting s JOIN pg_roles r ON r.oid = s.setrole \
+               WHERE s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = $1)) \
+                 AND 'default_transaction_read_only=off' = ANY (s.setconfig)";
+    let doing = "looking for roles that the fence does not hold";
+    let row = session.query_one(doing, sql, &[&database]).await?;
+    Ok(row.get(0))
+}
+
 /// Connects as a plain client does and tries to write; being refused is the proof. It covers our own user; of others it
 /// is enough that none has a setting that goes before the database's.
 pub async fn prove_fence(
@@ -209,18 +235,8 @@ pub async fn prove_fence(
         database: database.to_string(),
         user: user.to_string(),
     };
-    let sql = "SELECT r.rolname::text FROM pg_db_role_setting s JOIN pg_roles r ON r.oid = s.setrole \
-               WHERE s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = $1)) \
-                 AND 'default_transaction_read_only=off' = ANY (s.setconfig)";
-    let exempt = session
-        .query(
-            "looking for roles that the fence does not hold",
-            sql,
-            &[&database],
-        )
-        .await?;
-    if let Some(row) = exempt.first() {
-        return Err(open(row.get(0)));
+    if let Some(role) = exempt_role(session, database).await? {
+        return Err(open(&role));
     }
     let (plain, _wire) = datastore::connect_plainly(side, to, database).await?;
     let sql = "BEGIN; CREATE TABLE warm_spare_fence_probe (); ROLLBACK";

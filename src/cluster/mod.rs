@@ -27,11 +27,12 @@ mod walsender;
 
 pub use applying::{Applying, TextValue, end_former_writers};
 pub use builder_keys::{BuilderKeyError, BuilderKeys, sealed_by};
-pub use clients::{ClientPrograms, ProgramError, find_clients};
+pub use clients::{ClientPrograms, InstalledClients, ProgramError};
 pub use datastore::{DatastoreError, DatastoreFault};
+pub(crate) use fence::fenced;
 pub use fence::{
-    FenceError, clear_out, end_sessions, enforce_fence, is_fenced, prove_fence, raise_fence,
-    set_fence,
+    FenceError, clear_out, end_sessions, enforce_fence, exempt_role, is_fenced, prove_fence,
+    raise_fence, set_fence,
 };
 pub use history::{Confirmation, DrillRecord, Event, VerificationRecord};
 pub use identity::{IdentityError, differ_in_bucket, differ_in_server, prove_writable, system_id};

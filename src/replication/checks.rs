@@ -6,8 +6,8 @@ use super::mode::{self, Chosen};
 use super::pass::Ends;
 use super::rights::rights;
 use crate::cluster::{
-    ClientPrograms, LocalSession, PeerSession, Session, differ_in_bucket, differ_in_server,
-    find_clients, peers_record, system_id,
+    ClientPrograms, InstalledClients, LocalSession, PeerSession, Session, differ_in_bucket,
+    differ_in_server, fenced, peers_record, system_id,
 };
 use crate::config::Config;
 use std::path::Path;
@@ -58,7 +58,9 @@ pub async fn check(
         .unwrap_or_default();
     let (local_major, peer_major) = (major(local).await?, major(peer).await?);
     versions_fit(peer_major, local_major)?;
-    let clients = find_clients(peer_major, local_major).await?;
+    let clients = InstalledClients::look()
+        .await
+        .fitting(peer_major, local_major)?;
     extensions(local, peer).await?;
     local_privileges(config, local).await?;
     peer_privileges(peer).await?;
@@ -198,8 +200,10 @@ fn versions_fit(primary: u32, spare: u32) -> Result<(), PassError> {
 
 /// A spare's database is fenced; a copy of a copy, or of an old primary, is what exchanged ends would make.
 pub(super) async fn is_primary(peer: &PeerSession, fenced_by_us: bool) -> Result<(), PassError> {
-    let sql = "SELECT pg_is_in_recovery(), EXISTS (SELECT 1 FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase \
-               WHERE d.datname = current_database() AND 'default_transaction_read_only=on' = ANY (s.setconfig))";
+    let sql = concat!(
+        "SELECT pg_is_in_recovery(), ",
+        fenced!("current_database()")
+    );
     let row = peer
         .query_one("looking whether the peer is a primary", sql, &[])
         .await?;

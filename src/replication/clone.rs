@@ -4,7 +4,7 @@
 use super::checks::{enough_disk, locale_options, major};
 use super::error::PassError;
 use super::switch;
-use crate::cluster::{LocalSession, find_clients, quote_ident};
+use crate::cluster::{InstalledClients, LocalSession, quote_ident};
 use crate::config::Config;
 
 /// Makes database `name` with the rows that the snapshot sees, and the visible database's properties but for its fence.
@@ -23,7 +23,7 @@ pub async fn clone_visible(
     let bytes: i64 = row.get(2);
     enough_disk(config, session, bytes).await?;
     let server = major(session).await?;
-    let clients = find_clients(server, server).await?;
+    let clients = InstalledClients::look().await.fitting(server, server)?;
     let properties = switch::properties(session, &local.database, name).await?;
     let sql = format!(
         "CREATE DATABASE {} TEMPLATE template0 {}",

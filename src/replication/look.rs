@@ -4,7 +4,9 @@ use super::baseline::digest;
 use super::error::PassError;
 use super::pass::recovery_point;
 use super::tables;
-use crate::cluster::{Confirmation, CopiedPoint, DatastoreFault, LocalSession, PeerSession};
+use crate::cluster::{
+    Confirmation, CopiedPoint, DatastoreFault, LocalSession, PeerSession, fenced,
+};
 use crate::config::Config;
 use crate::observe::Clock;
 use chrono::{DateTime, Utc};
@@ -78,7 +80,8 @@ async fn stands_at(config: &Config, point: &CopiedPoint) -> Result<bool, PassErr
 }
 
 /// One statement, so that all of it is seen at one instant; `now()` is the start of its transaction, before it looks.
-const QUESTION: &str = "
+const QUESTION: &str = concat!(
+    "
 SELECT now(), clock_timestamp(), txid_current_snapshot()::text,
        CASE WHEN pg_is_in_recovery() THEN NULL ELSE pg_current_wal_lsn()::text END,
        (SELECT system_identifier::text FROM pg_control_system()),
@@ -86,11 +89,12 @@ SELECT now(), clock_timestamp(), txid_current_snapshot()::text,
        pg_postmaster_start_time()::text,
        current_setting('server_version'),
        coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false),
-       EXISTS (SELECT 1 FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase
-               WHERE d.datname = current_database() AND s.setrole = 0
-                 AND 'default_transaction_read_only=on' = ANY (s.setconfig)),
+       ",
+    fenced!("current_database()"),
+    ",
        CASE WHEN pg_is_in_recovery() OR $1::text = '' THEN NULL
-            ELSE pg_wal_lsn_diff(pg_current_wal_lsn(), nullif($1::text, '')::pg_lsn)::int8 END";
+            ELSE pg_wal_lsn_diff(pg_current_wal_lsn(), nullif($1::text, '')::pg_lsn)::int8 END"
+);
 
 /// Every change of rows or tables takes a transaction number before it becomes visible, so while the snapshot's text
 /// (the number to come, and those under way) is the same, nothing was committed. What that does not show counts as a

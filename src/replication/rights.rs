@@ -8,6 +8,8 @@ pub struct Rights {
     pub superuser: bool,
     pub create: bool,
     pub signal: bool,
+    /// Of other users' sessions, when they began.
+    pub stats: bool,
     /// Whether it may alter Builder's database; None: there is none.
     pub owner: Option<bool>,
     /// Our own database is there already.
@@ -16,6 +18,7 @@ pub struct Rights {
 
 pub async fn rights(session: &Session, database: &str) -> Result<Rights, PassError> {
     let sql = "SELECT rolsuper, rolcreatedb, pg_has_role(current_user, 'pg_signal_backend', 'MEMBER'), \
+                 pg_has_role(current_user, 'pg_read_all_stats', 'MEMBER'), \
                  (SELECT pg_has_role(current_user, datdba, 'MEMBER') FROM pg_database WHERE datname = $1), \
                  EXISTS (SELECT 1 FROM pg_database WHERE datname = $2) \
                FROM pg_roles WHERE rolname = current_user";
@@ -26,8 +29,9 @@ pub async fn rights(session: &Session, database: &str) -> Result<Rights, PassErr
         superuser: row.get(0),
         create: row.get(1),
         signal: row.get(2),
-        owner: row.get(3),
-        has_state: row.get(4),
+        stats: row.get(3),
+        owner: row.get(4),
+        has_state: row.get(5),
     })
 }
 
@@ -49,6 +53,12 @@ impl Rights {
         }
         lacking
     }
+
+    /// What a fence needs besides, where others may be at work.
+    pub fn lacking_to_fence(&self) -> Option<&'static str> {
+        let told = "may not see when others' sessions began (pg_read_all_stats)";
+        (!self.superuser && !self.stats).then_some(told)
+    }
 }
 
 #[cfg(test)]
@@ -61,6 +71,7 @@ mod tests {
             superuser: false,
             create: false,
             signal: false,
+            stats: false,
             owner: Some(false),
             has_state: true,
         };
@@ -69,7 +80,9 @@ mod tests {
         rights.owner = None;
         rights.signal = true;
         assert!(rights.lacking("builder", false).is_empty());
+        assert!(rights.lacking_to_fence().is_some());
         rights.superuser = true;
+        assert!(rights.lacking_to_fence().is_none());
         assert!(rights.lacking("builder", true).is_empty());
     }
 }

@@ -200,9 +200,9 @@ impl Handover<'_> {
         let limit = self.config.takeover.drain_timeout;
         self.drain(&fence, point, limit).await?;
         walk.step("compare").await?;
-        self.compare(point, &lacked).await?;
+        let sequences = self.compare(point, &lacked).await?;
         walk.step("sequences").await?;
-        self.exact_sequences(point).await?;
+        self.set_sequences(&sequences).await?;
         self.wait_for_clock().await?;
         log::debug!("the peer was at PostgreSQL {}", seen.version);
         Ok(Reached {
@@ -226,8 +226,8 @@ impl Handover<'_> {
             let limit = self.config.takeover.drain_timeout;
             let drained = async {
                 self.drain(&fence, point, limit).await?;
-                self.compare(point, &lacked).await?;
-                self.exact_sequences(point).await
+                let sequences = self.compare(point, &lacked).await?;
+                self.set_sequences(&sequences).await
             };
             match drained.await {
                 Ok(()) => reached.complete = true,

@@ -2,7 +2,9 @@
 
 use super::epoch::{Theirs, is_recorded};
 use crate::cluster::preparation::Names;
-use crate::cluster::{LocalSession, PeerFence, PeerSession, Promotion, State, peers_record};
+use crate::cluster::{
+    LocalSession, PeerFence, PeerSession, Promotion, State, fenced, peers_record,
+};
 use crate::config::{Config, Datastore};
 use crate::replication::{PassError, stream, two_servers};
 
@@ -19,21 +21,20 @@ pub async fn look_at_peer(config: &Config) -> Result<PeerSeen, PassError> {
     let local = LocalSession::open(&config.local.datastore, "postgres").await?;
     let peer = PeerSession::open(&config.peer.datastore).await?;
     two_servers(config, &local, &peer).await?;
-    let sql = "SELECT (SELECT system_identifier::text FROM pg_control_system()), \
-                 EXISTS (SELECT 1 FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase \
-                   WHERE d.datname = current_database() AND s.setrole = 0 \
-                     AND 'default_transaction_read_only=on' = ANY (s.setconfig)), \
-                 current_setting('server_version'), \
-                 coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false)";
+    let sql = concat!(
+        "SELECT (SELECT system_identifier::text FROM pg_control_system()), current_setting('server_version'), \
+           coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false), ",
+        fenced!("current_database()")
+    );
     let row = peer.query_one("asking what the peer is", sql, &[]).await?;
     Ok(PeerSeen {
         theirs: Theirs {
             system_id: row.get(0),
-            fenced: row.get(1),
+            fenced: row.get(3),
             record: peers_record(&config.peer.datastore).await?,
         },
-        version: row.get(2),
-        tls: row.get(3),
+        version: row.get(1),
+        tls: row.get(2),
     })
 }
 

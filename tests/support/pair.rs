@@ -37,6 +37,15 @@ impl Pair {
         Pair::of(there)
     }
 
+    /// The same where each has a store of its own, to be killed by itself.
+    pub async fn of_own_stores(name: &str) -> Result<Pair> {
+        let site = Site::builder(name).primary(logical()).spare(logical());
+        let there = site.own_stores().start().await?;
+        Factory::seeded().fill(&there.primary, 3).await?;
+        prepare(&there).await;
+        Pair::of(there)
+    }
+
     pub fn of(there: Site) -> Result<Pair> {
         let back = Site {
             primary: there.spare.clone(),
@@ -46,6 +55,27 @@ impl Pair {
             environment: there.environment.clone(),
         };
         Ok(Pair { there, back })
+    }
+}
+
+/// What a service may lose.
+pub const STORES: [&str; 4] = ["primary.pg", "spare.pg", "primary.s3", "spare.s3"];
+
+pub fn kill(site: &Site, store: &str) {
+    match store {
+        "primary.pg" => site.primary.pg.kill9(),
+        "spare.pg" => site.spare.pg.kill9(),
+        "primary.s3" => site.primary.minio.kill9(),
+        _ => site.spare.minio.kill9(),
+    }
+}
+
+pub async fn start_again(site: &Site, store: &str) -> Result<()> {
+    match store {
+        "primary.pg" => site.primary.pg.start_again().await,
+        "spare.pg" => site.spare.pg.start_again().await,
+        "primary.s3" => site.primary.minio.start_again().await,
+        _ => site.spare.minio.start_again().await,
     }
 }
 

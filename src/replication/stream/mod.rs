@@ -25,7 +25,7 @@ use std::time::Duration;
 pub use apply::Point;
 pub use error::Gap;
 pub use follow::{Follow, Followed, follow};
-pub use question::{Seen, ask, schema};
+pub use question::{Seen, ask, schema, stands};
 
 /// What nobody reads must hold nothing. The slot need not be there.
 pub async fn drop_slot(peer: &Datastore, slot: &str) -> Result<(), PassError> {

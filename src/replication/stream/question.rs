@@ -4,7 +4,7 @@
 use super::super::error::PassError;
 use super::super::look::Server;
 use super::super::tables;
-use crate::cluster::{CopiedPoint, Lsn, PeerSession, Session};
+use crate::cluster::{CopiedPoint, Lsn, PeerSession, Session, fenced};
 use crate::config::Config;
 use crate::observe::Clock;
 use chrono::{DateTime, Utc};
@@ -44,16 +44,17 @@ pub struct Slot {
     pub active: bool,
 }
 
-const QUESTION: &str = "
+const QUESTION: &str = concat!(
+    "
 SELECT now(), clock_timestamp(), pg_current_wal_lsn()::text,
        (SELECT system_identifier::text FROM pg_control_system()),
        (SELECT timeline_id FROM pg_control_checkpoint()),
        pg_postmaster_start_time()::text,
        current_setting('server_version'),
        coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false),
-       EXISTS (SELECT 1 FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase
-               WHERE d.datname = current_database() AND s.setrole = 0
-                 AND 'default_transaction_read_only=on' = ANY (s.setconfig)),
+       ",
+    fenced!("current_database()"),
+    ",
        s.plugin::text, s.database::text, s.confirmed_flush_lsn::text, to_jsonb(s) ->> 'wal_status',
        pg_wal_lsn_diff(pg_current_wal_lsn(), s.restart_lsn)::int8, s.active,
        (SELECT CASE WHEN setting = '-1' THEN NULL ELSE setting::int8 * 1048576 END
@@ -65,7 +66,8 @@ SELECT now(), clock_timestamp(), pg_current_wal_lsn()::text,
             WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
           AND NOT EXISTS (SELECT 1 FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
             WHERE r.prrelid = c.oid AND p.pubname = $2))
-FROM (SELECT 1) one LEFT JOIN pg_replication_slots s ON s.slot_name = $1";
+FROM (SELECT 1) one LEFT JOIN pg_replication_slots s ON s.slot_name = $1"
+);
 
 /// Everything that makes a row mean what it means. Compared with the same server's own answer of before, so what differs
 /// from version to version does not matter.

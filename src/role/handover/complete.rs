@@ -1,6 +1,6 @@
 //! What the primary has committed is here to the last row, in the same form, with its artifacts and its sequences' values.
 
-use super::super::watch::look_at_peer;
+use super::super::watch::{another_server, look_at_peer};
 use super::Handover;
 use crate::cluster::preparation::Names;
 use crate::cluster::{CopiedPoint, LocalSession, Lsn, PeerFence};
@@ -85,57 +85,53 @@ impl Handover<'_> {
         Ok(lacking.into_iter().map(|(key, _)| key).collect())
     }
 
-    /// The tables have the form that was followed, and no row passed without its artifact just now.
+    /// The primary is as fenced as before and its tables have the form that was followed, and no row passed without its
+    /// artifact just now. Returns the statements that set its sequences: a copy has them from its snapshot, the stream
+    /// carries none.
     pub(super) async fn compare(
         &self,
         point: &CopiedPoint,
         lacked: &HashSet<String>,
-    ) -> Result<(), PassError> {
-        let unfit = |text: String| PassError::Unfit {
-            check: "compare",
-            text,
-            next_step: "let the spare follow again, and hand over when it is complete".into(),
-        };
-        if !point.slot.is_empty() {
+    ) -> Result<Vec<String>, PassError> {
+        let (fenced, sequences) = if point.slot.is_empty() {
+            let seen = look_at_peer(self.config).await?;
+            (seen.theirs.fenced, Vec::new())
+        } else {
             let seen = self.ask(point).await?;
-            if seen.schema != point.schema {
-                return Err(unfit("the form of the primary's tables has changed".into()));
+            if seen.system_id != point.system_id {
+                return Err(another_server());
             }
-            if let Some(table) = seen.unpublished {
-                return Err(unfit(format!("table {table} is not in the publication")));
-            }
-        }
-        if !look_at_peer(self.config).await?.theirs.fenced {
-            return Err(unfit("somebody lifted the primary's fence".into()));
+            stream::stands(&seen, point, &self.config.peer.datastore.database).map_err(unequal)?;
+            (seen.fenced, seen.sequences)
+        };
+        if !fenced {
+            return Err(unequal("somebody lifted the primary's fence".into()));
         }
         let now = self.lacking().await?;
         match now.difference(lacked).next() {
-            None => Ok(()),
-            Some(key) => Err(unfit(format!(
+            None => Ok(sequences),
+            Some(key) => Err(unequal(format!(
                 "{} artifacts could not be brought, for example {key}",
                 now.difference(lacked).count()
             ))),
         }
     }
 
-    pub(super) async fn ask(&self, point: &CopiedPoint) -> Result<stream::Seen, PassError> {
+    async fn ask(&self, point: &CopiedPoint) -> Result<stream::Seen, PassError> {
         let id = self.state.cluster().await?.id;
         let names = Names::of(&id, &self.config.replication);
         stream::ask(self.config, &point.slot, &names.publication, &self.clock).await
     }
 
-    /// A copy has them from its snapshot; the stream carries none.
-    pub(super) async fn exact_sequences(&self, point: &CopiedPoint) -> Result<(), PassError> {
-        if point.slot.is_empty() {
+    pub(super) async fn set_sequences(&self, statements: &[String]) -> Result<(), PassError> {
+        if statements.is_empty() {
             return Ok(());
         }
-        let seen = self.ask(point).await?;
         let local = &self.config.local.datastore;
         let inside = LocalSession::open(local, &local.database).await?;
-        for statement in &seen.sequences {
-            inside.batch("setting a sequence", statement).await?;
-        }
-        Ok(())
+        Ok(inside
+            .batch("setting the sequences", &statements.join(";\n"))
+            .await?)
     }
 
     /// Ids are made of time, and of the server's own: none may be given twice.
@@ -161,5 +157,13 @@ impl Handover<'_> {
         }
         tokio::time::sleep(wait).await;
         Ok(())
+    }
+}
+
+fn unequal(text: String) -> PassError {
+    PassError::Unfit {
+        check: "compare",
+        text,
+        next_step: "let the spare follow again, and hand over when it is complete".into(),
     }
 }

@@ -5,7 +5,8 @@ use super::here::{self, Remembered, Server};
 use super::supervisor;
 use super::there::{self, Asked, There};
 use crate::cluster::{
-    ClientPrograms, CopiedPoint, DatastoreError, DatastoreFault, ProgramError, Side, find_clients,
+    ClientPrograms, CopiedPoint, DatastoreError, DatastoreFault, InstalledClients, ProgramError,
+    Side,
 };
 use crate::config::{Config, Datastore};
 use crate::replication::PassError;
@@ -44,7 +45,7 @@ async fn datastores(config: &Config, patience: Duration) -> Datastores {
     let remembering = Box::pin(here::remember(config));
     let remembered = within(LOCAL_PATIENCE, Side::Local, local, remembering).await;
     let asked = Asked::of(config, remembered.as_ref().ok().and_then(Option::as_ref));
-    let (server, there) = tokio::join!(
+    let (server, there, installed) = tokio::join!(
         within(
             LOCAL_PATIENCE,
             Side::Local,
@@ -57,17 +58,14 @@ async fn datastores(config: &Config, patience: Duration) -> Datastores {
             peer,
             Box::pin(there::look(config, &asked))
         ),
+        InstalledClients::look(),
     );
-    let clients = match &server {
-        Ok(ours) => {
-            let theirs = there
-                .as_ref()
-                .map_or(ours.major, |there| there.server.major);
-            // Whichever is the newer: data go from the older one to it.
-            Some(find_clients(theirs.min(ours.major), ours.major.max(theirs)).await)
-        }
-        Err(_) => None,
-    };
+    let clients = server.as_ref().ok().map(|ours| {
+        let there = there.as_ref();
+        let theirs = there.map_or(ours.major, |there| there.server.major);
+        // Whichever is the newer: data go from the older one to it.
+        installed.fitting(theirs.min(ours.major), ours.major.max(theirs))
+    });
     Datastores {
         remembered,
         server,

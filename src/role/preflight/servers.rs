@@ -110,6 +110,7 @@ pub fn privileges(facts: &Facts) -> Check {
     };
     let (local, peer) = (&facts.config.local.datastore, &facts.config.peer.datastore);
     let mut lacking = server.rights.lacking(&local.database, false);
+    lacking.extend(server.rights.lacking_to_fence().map(String::from));
     if facts.streams() && !server.may_apply {
         lacking.push("may not set session_replication_role".into());
     }
@@ -122,7 +123,8 @@ pub fn privileges(facts: &Facts) -> Check {
             Ok(there) => there.server.rights,
             Err(error) => return unknown(NAME, error),
         };
-        let lacking = there.lacking(&peer.database, !there.has_state);
+        let mut lacking = there.lacking(&peer.database, !there.has_state);
+        lacking.extend(there.lacking_to_fence().map(String::from));
         told.extend(
             lacking
                 .iter()

@@ -2,7 +2,7 @@
 
 use super::here::Remembered;
 use crate::cluster::preparation::Names;
-use crate::cluster::{LocalSession, PeerSession, Record, Side, Store, peers_record};
+use crate::cluster::{LocalSession, PeerSession, Record, Side, Store, exempt_role, peers_record};
 use crate::config::Config;
 use crate::observe::Clock;
 use crate::replication::stream::{Seen, ask};
@@ -81,32 +81,45 @@ async fn server(config: &Config, asked: &Asked) -> Result<PeerServer, PassError>
         }),
         false => None,
     };
+    let database = &config.peer.datastore.database;
+    let rights = rights(&peer, database).await?;
     Ok(PeerServer {
         major: major(&peer).await?,
-        rights: rights(&peer, &config.peer.datastore.database).await?,
+        unfenceable: unfenceable(&peer, &rights, database).await?,
+        rights,
         two: two_servers(config, &local, &peer).await,
         lacking_extensions: lacking_extensions(&local, &peer).await?,
         why_snapshots,
-        unfenceable: unfenceable(&peer, &config.peer.datastore.database).await?,
     })
 }
 
 /// What would keep a fence there from standing: better found now than behind it.
-async fn unfenceable(peer: &PeerSession, database: &str) -> Result<Option<String>, PassError> {
+async fn unfenceable(
+    peer: &PeerSession,
+    rights: &Rights,
+    database: &str,
+) -> Result<Option<String>, PassError> {
+    if let Some(role) = exempt_role(peer, database).await? {
+        let text = format!("role {role} has a default_transaction_read_only of its own there");
+        return Ok(Some(text));
+    }
     let sql = "SELECT (SELECT count(*) FROM pg_prepared_xacts WHERE database = $1), \
-                 (SELECT min(r.rolname)::text FROM pg_db_role_setting s JOIN pg_roles r ON r.oid = s.setrole \
-                   WHERE s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = $1)) \
-                     AND 'default_transaction_read_only=off' = ANY (s.setconfig))";
+                 (SELECT count(*) FROM pg_stat_activity a JOIN pg_roles r ON r.oid = a.usesysid \
+                   WHERE a.datname = $1 AND r.rolsuper AND a.backend_type = 'client backend')";
     let doing = "looking for what a fence does not hold";
     let row = peer.query_one(doing, sql, &[&database]).await?;
-    let (prepared, exempt): (i64, Option<String>) = (row.get(0), row.get(1));
-    Ok(match exempt {
-        Some(role) => Some(format!(
-            "role {role} has a default_transaction_read_only of its own there"
-        )),
-        None if prepared > 0 => Some(format!("{prepared} prepared transactions are open there")),
-        None => None,
-    })
+    let (prepared, superusers): (i64, i64) = (row.get(0), row.get(1));
+    if prepared > 0 {
+        let text = format!("{prepared} prepared transactions are open there");
+        return Ok(Some(text));
+    }
+    if superusers > 0 && !rights.superuser {
+        let text = format!(
+            "{superusers} sessions there are a superuser's, and our user, which is none, may not end them"
+        );
+        return Ok(Some(text));
+    }
+    Ok(None)
 }
 
 /// Whether its bucket can be read: a drain may have artifacts to bring.
