@@ -62,7 +62,8 @@ struct Way<'a> {
 
 impl Way<'_> {
     fn with(&self, wish: &str) -> String {
-        format!("{wish}\n{}", self.extra)
+        // By itself the old primary is looked for every 5 s.
+        format!("{wish}\ntakeover.fence_retry = \"500ms\"\n{}", self.extra)
     }
 }
 
@@ -116,7 +117,7 @@ async fn fail_back(way: &Way<'_>, step: &str, loss: &Loss<'_>, lost: bool) -> Re
     halt.go();
     service
         .until("it goes on, or waits", |status| {
-            status["state"] == "following" || !status["hold"].is_null()
+            status["role"]["actual"] == "spare" || !status["hold"].is_null()
         })
         .await;
     assert!(!is_writable(&site.spare).await, "{what}");

@@ -2,10 +2,11 @@
 
 use super::fence::{clear_out, enforce_fence, is_fenced};
 use super::identity::system_id;
-use super::session::{LocalSession, quote_ident, quote_literal};
+use super::session::{LocalSession, quote_ident};
 use super::state::State;
 use super::{DatastoreError, FenceError, Lsn, Side, StateError};
 use crate::config::Datastore;
+use tokio_postgres::types::PgLsn;
 
 /// A session in the peer's own database `warm_spare`, which is made if it is not there.
 pub struct PeerFence {
@@ -68,18 +69,15 @@ impl PeerFence {
         clear_out(&self.state.session, &self.to.database).await
     }
 
-    /// A transaction of ours in the fenced database, the last that is to be followed: it has arrived when everything
-    /// before it has.
+    /// Writes a message of ours in the fenced database, and returns its position: whatever was committed before lies
+    /// before it. How far the log is written would not do: that may be within a record that is finished much later.
     pub async fn mark(&self, epoch: i64) -> Result<Lsn, DatastoreError> {
         let session = LocalSession::open_on(Side::Peer, &self.to, &self.to.database).await?;
-        let text = quote_literal(&format!("epoch {epoch}"));
-        let sql = format!("SELECT pg_logical_emit_message(true, 'warm_spare', {text})");
-        session.batch("writing the last message", &sql).await?;
-        let sql = "SELECT pg_current_wal_lsn()::text";
-        let row = session
-            .query_one("asking for the position", sql, &[])
-            .await?;
-        Ok(row.get::<_, String>(0).parse().unwrap_or_default())
+        let text = format!("epoch {epoch}");
+        let sql = "SELECT pg_logical_emit_message(true, 'warm_spare', $1)";
+        let doing = "writing the last message";
+        let row = session.query_one(doing, sql, &[&text]).await?;
+        Ok(Lsn(row.get::<_, PgLsn>(0).into()))
     }
 
     pub async fn drop_publication(&self, name: &str) -> Result<(), DatastoreError> {

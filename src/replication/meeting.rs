@@ -24,6 +24,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Caught up when a round takes no longer.
 const SHORT: Duration = Duration::from_secs(3);
 const ROUNDS: usize = 20;
+/// Bytes of log that may be left. Up to where it is written may be within a record that is finished much later: an idle
+/// primary writes whole pages, and the rest of one after 15 s.
+const NEAR: u64 = 64 * 1024;
 
 /// A slot that ends with its session, unless it is copied.
 pub struct BeginningSlot {
@@ -161,7 +164,7 @@ impl Baseline<'_> {
                 recorded: point.clone(),
                 database: incoming,
                 incoming: true,
-                until: Some(seen.wal),
+                until: Some(Lsn(seen.wal.0.saturating_sub(NEAR))),
                 told: Arc::new(Unheard),
                 spool: self.spool.clone(),
                 clock,
