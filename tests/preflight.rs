@@ -290,8 +290,11 @@ async fn a_user_that_is_no_superuser_is_told_what_it_lacks_to_fence_and_fences_w
     // What it is to take away in the end is its own too.
     let sql = "SELECT pubname::text FROM pg_publication";
     let publication: String = primary.query_one(sql, &[]).await?.get(0);
-    let sql = format!("ALTER PUBLICATION {publication} OWNER TO steward");
+    let sql = format!(
+        "ALTER PUBLICATION {publication} OWNER TO steward; GRANT pg_read_all_settings TO steward"
+    );
     primary.batch_execute(&sql).await?;
+    site.warm_spare(&["sync"]).await.ok();
     write(&site.primary, "acknowledged").await?;
     drop(primary);
     let service = Service::start(&site, &format!("{PROMOTE}\n{steward}"));

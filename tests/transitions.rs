@@ -2,12 +2,14 @@
 
 mod support;
 
+use std::collections::BTreeMap;
+
 use support::follow::{followed, until_equal, until_following};
 use support::pair::{
-    PROMOTE, Pair, forced, is_writable, returned, until_primary, until_settled, until_writable,
-    write,
+    PROMOTE, Pair, forced, is_writable, lost, returned, until_primary, until_settled,
+    until_writable, write,
 };
-use support::{Result, Service, Site};
+use support::{Postgres, Result, Service, Site};
 
 const SWITCHOVER: &[&str] = &[
     "switchover.preflight",
@@ -121,6 +123,49 @@ async fn a_failover_and_a_failback_killed_at_each_step_are_carried_through() -> 
     assert_eq!(found["divergence"]["exact"], true, "{found:#}");
     assert_eq!(found["divergence"]["rows"], 1, "{found:#}");
     back.stop().await.ok();
+    service.stop().await.ok();
+    Ok(())
+}
+
+/// The last copy is made behind the fence, and may be killed within.
+#[tokio::test]
+async fn by_snapshots_a_switchover_killed_at_each_step_is_undone_or_carried_through() -> Result<()>
+{
+    let pair = Pair::with("transitions_snapshot", Postgres::builder()).await?;
+    let site = &pair.there;
+    let service = Service::start(site, "");
+    service.until_level().await;
+    service.stop().await.ok();
+    let copying = [
+        "baseline.tables",
+        "switch.before_commit",
+        "switch.after_commit",
+    ];
+    let points = || SWITCHOVER.iter().chain(&copying);
+    let mut written = BTreeMap::new();
+    for point in points() {
+        write(&site.primary, point).await?;
+        written.insert(point.to_string(), 0);
+        Service::doomed(site, PROMOTE, point).dead().await?;
+        never_both(site, point).await;
+        let service = Service::start(site, "");
+        until_writable(&site.primary).await;
+        assert!(!is_writable(&site.spare).await, "{point}");
+        until_equal(site).await?;
+        service.stop().await.ok();
+    }
+    let point = "after the last undoing";
+    write(&site.primary, point).await?;
+    written.insert(point.to_string(), 0);
+    for point in points().chain(&["promote.after_commit"]) {
+        Service::doomed(site, PROMOTE, point).dead().await?;
+        never_both(site, point).await;
+    }
+    let service = Service::start(site, PROMOTE);
+    until_primary(&service, 2).await;
+    until_settled(&service).await;
+    never_both(site, "at the end").await;
+    assert_eq!(lost(&site.spare, &written).await?, [""; 0]);
     service.stop().await.ok();
     Ok(())
 }

@@ -34,7 +34,11 @@ pub async fn come_back(
                 "{} transactions of this cluster are not on the new primary ({} rows, {} packages): `warm-spare divergence`",
                 found.transactions, found.rows, found.packages
             );
-            log::warn!("local: {text}");
+            let nothing = found.exact && found.transactions == 0 && found.rows == 0;
+            match nothing {
+                true => log::info!("local: {text}"),
+                false => log::warn!("local: {text}"),
+            }
             state.event("divergence", &text, &config.change).await?;
         }
     }

@@ -65,13 +65,12 @@ impl<'a> Walk<'a> {
             of: self.steps.len(),
             started: self.entry.started,
         };
-        log::info!(
-            "{}: step {} of {}: {name} (epoch {})",
-            shown.kind,
-            shown.number,
-            shown.of,
-            self.entry.epoch
-        );
+        let step = match number {
+            Some(at) => format!("step {} of {}: {name}", at + 1, self.steps.len()),
+            None => name.to_string(),
+        };
+        let (kind, epoch) = (&self.entry.kind, self.entry.epoch);
+        log::info!("{kind}: {step} (epoch {epoch})");
         (self.told)(shown);
         killpoint::step(&self.entry.kind, name);
         Ok(())
