@@ -70,7 +70,7 @@ impl PeerFence {
     }
 
     /// Writes a message of ours in the fenced database, and returns its position: whatever was committed before lies
-    /// before it. How far the log is written would not do: that may be within a record that is finished much later.
+    /// before it. How far the log is written would not do: an idle server may flush, and so send, the rest much later.
     pub async fn mark(&self, epoch: i64) -> Result<Lsn, DatastoreError> {
         let session = LocalSession::open_on(Side::Peer, &self.to, &self.to.database).await?;
         let text = format!("epoch {epoch}");

@@ -24,8 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Caught up when a round takes no longer.
 const SHORT: Duration = Duration::from_secs(3);
 const ROUNDS: usize = 20;
-/// Bytes of log that may be left. Up to where it is written may be within a record that is finished much later: an idle
-/// primary writes whole pages, and the rest of one after 15 s.
+/// Bytes of log that may be left. What is written is sent only when it is flushed and a whole record: an idle primary may
+/// take ten seconds for the rest.
 const NEAR: u64 = 64 * 1024;
 
 /// A slot that ends with its session, unless it is copied.
