@@ -132,6 +132,7 @@ async fn hand_over(
     let site = service.site;
     write(&site.primary, &format!("before-{epoch}")).await?;
     until_following(service).await;
+    write_back(site).await?;
     let load = match kind {
         Kind::Loaded => Some(Load::start(site, factory, epoch).await?),
         Kind::Failover => {
@@ -153,6 +154,14 @@ async fn hand_over(
     let before = std::collections::BTreeMap::from([(format!("before-{epoch}"), 0)]);
     none_lost(lost(&site.spare, &before).await?)?;
     Ok(timed)
+}
+
+/// What the copy before left to be written would be counted as the handover's, and it grows with the packages.
+async fn write_back(site: &Site) -> Result<()> {
+    for cluster in [&site.primary, &site.spare] {
+        cluster.conn().await?.batch_execute("CHECKPOINT").await?;
+    }
+    Ok(tokio::task::spawn_blocking(rustix::fs::sync).await?)
 }
 
 /// Applies the configuration, tries to write until that is accepted, and notes what the service says meanwhile.

@@ -42,6 +42,7 @@ const HANDOVER: &[&str] = &[
     "failback.release",
     "failback.role",
     "undo.begin",
+    "fence.recorded",
     "promote.before_commit",
     "promote.after_commit",
 ];

@@ -22,13 +22,7 @@ struct Returning {
 
 impl Returning {
     async fn of(site: &Site) -> Result<Self> {
-        let reversed = Site {
-            primary: site.spare.clone(),
-            spare: site.primary.clone(),
-            dir: tempfile::tempdir()?,
-            program: site.program.clone(),
-            environment: Vec::new(),
-        };
+        let reversed = site.turned()?;
         let config = config::load(&reversed.write_config(""))?;
         Ok(Self {
             site: reversed,

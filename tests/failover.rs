@@ -239,3 +239,33 @@ async fn chosen(first: &Site, second: &Site) -> Result<()> {
     two.stop().await.ok();
     Ok(())
 }
+
+/// Nobody can write while the last copy of a forced promotion is made.
+#[tokio::test]
+async fn by_snapshots_a_failover_waits_for_its_last_copy_only_so_long() -> Result<()> {
+    let site = Site::builder("failover_copy").own_stores().start().await?;
+    let mut factory = Factory::seeded();
+    factory.fill(&site.primary, 3).await?;
+    let service = Service::start(&site, "");
+    service.until_level().await;
+    service.stop().await.ok();
+    factory
+        .package(&site.primary, Spec::new("core", "late", "1"))
+        .await?;
+    // It answers no question any more.
+    site.primary.minio.sigstop();
+    let wish = format!("{}\n[takeover]\ndrain_timeout = \"1s\"", forced(2));
+    let service = Service::start(&site, &wish);
+    let status = until_primary(&service, 2).await;
+    site.primary.minio.sigcont();
+    let promoted = &events(&status, "promotion")[0];
+    assert!(
+        promoted.to_string().contains("promoted by failover"),
+        "{promoted}"
+    );
+    let text = "the last copy was not made within takeover.drain_timeout = 1s";
+    let told = |line: &String| line.contains(text);
+    assert!(service.running.stderr().iter().any(told));
+    service.stop().await.ok();
+    Ok(())
+}

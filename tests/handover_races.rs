@@ -10,7 +10,7 @@ use support::pair::{
     write,
 };
 use support::service::SOON;
-use support::{Result, Service, Site, wait_until};
+use support::{Cluster, Result, Service, Site, wait_until};
 
 const BY_ITS_SESSION: &str = "INSERT INTO accounts (name) VALUES ('by a session that lives on')";
 
@@ -225,15 +225,19 @@ async fn no_session_of_the_new_primary_is_read_only_for_life() -> Result<()> {
 }
 
 /// What somebody wrote behind a fence that was lifted for a while is looked for, and never called nothing.
-#[tokio::test]
-async fn what_was_written_behind_a_lifted_fence_is_listed() -> Result<()> {
-    let pair = Pair::start("races_lifted").await?;
-    let site = &pair.there;
-    let service = followed(site, "").await?;
-    service.reconfigure(PROMOTE);
-    until_primary(&service, 2).await;
-    until_settled(&service).await;
-    let admin = site.primary.pg.conn("postgres").await?;
+async fn until_read_only(cluster: &Cluster) {
+    wait_until("it is fenced again", SOON, || async {
+        match is_writable(cluster).await {
+            false => Ok(()),
+            true => Err("it is writable".into()),
+        }
+    })
+    .await;
+}
+
+/// Somebody lifts the fence of an old primary on which nothing of ours is left.
+async fn lift_when_settled(old: &Cluster) -> Result<()> {
+    let admin = old.pg.conn("postgres").await?;
     let slots = "SELECT count(*) FROM pg_replication_slots";
     wait_until("the slot is gone", SOON, || async {
         match admin.query_one(slots, &[]).await?.get::<_, i64>(0) {
@@ -245,19 +249,77 @@ async fn what_was_written_behind_a_lifted_fence_is_listed() -> Result<()> {
     admin
         .batch_execute("ALTER DATABASE builder RESET default_transaction_read_only")
         .await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_was_written_behind_a_lifted_fence_is_listed() -> Result<()> {
+    let pair = Pair::start("races_lifted").await?;
+    let site = &pair.there;
+    let service = followed(site, "").await?;
+    service.reconfigure(PROMOTE);
+    until_primary(&service, 2).await;
+    until_settled(&service).await;
+    lift_when_settled(&site.primary).await?;
     write(&site.primary, "around the fence").await?;
-    wait_until("it is fenced again", SOON, || async {
-        match is_writable(&site.primary).await {
-            false => Ok(()),
-            true => Err("it is writable".into()),
-        }
-    })
-    .await;
+    until_read_only(&site.primary).await;
     let back = returned(&pair.back, "").await?;
     let told = pair.back.warm_spare(&["divergence", "--json"]).await;
     assert_eq!(told.code, Some(1), "{told}");
     assert_eq!(told.json()["divergence"]["exact"], false, "{told}");
     back.stop().await.ok();
+    service.stop().await.ok();
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_was_written_until_the_old_primary_closed_its_fence_itself_is_listed() -> Result<()> {
+    let pair = Pair::start("races_closed").await?;
+    let site = &pair.there;
+    let service = followed(site, "").await?;
+    service.reconfigure(PROMOTE);
+    until_primary(&service, 2).await;
+    until_settled(&service).await;
+    // It sees nothing of what follows.
+    service.stop().await.ok();
+    lift_when_settled(&site.primary).await?;
+    write(&site.primary, "around the fence").await?;
+    let old = Service::start(&pair.back, "");
+    until_read_only(&site.primary).await;
+    let service = Service::start(site, "");
+    until_primary(&service, 2).await;
+    old.stop().await.ok();
+    let back = returned(&pair.back, "role = \"spare\"").await?;
+    let told = pair.back.warm_spare(&["divergence", "--json"]).await;
+    assert_eq!(told.code, Some(1), "{told}");
+    assert_eq!(told.json()["divergence"]["exact"], false, "{told}");
+    back.stop().await.ok();
+    service.stop().await.ok();
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_fence_that_is_set_again_is_set_to_its_end_whoever_dies_over_it() -> Result<()> {
+    let pair = Pair::start("races_refence").await?;
+    let site = &pair.there;
+    let service = followed(site, "").await?;
+    service.reconfigure(PROMOTE);
+    until_primary(&service, 2).await;
+    until_settled(&service).await;
+    service.stop().await.ok();
+    lift_when_settled(&site.primary).await?;
+    let pooled = site.primary.conn().await?;
+    Service::doomed(site, "", "fence.recorded").dead().await?;
+    let service = Service::start(site, "");
+    wait_until("the session from before is ended", SOON, || async {
+        let sql = "INSERT INTO accounts (name, email) VALUES (gen_random_uuid()::text, '')";
+        match pooled.execute(sql, &[]).await {
+            Err(error) if error.is_closed() || error.as_db_error().is_some() => Ok(()),
+            other => Err(format!("{other:?}").into()),
+        }
+    })
+    .await;
+    assert!(!is_writable(&site.primary).await);
     service.stop().await.ok();
     Ok(())
 }

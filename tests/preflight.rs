@@ -277,6 +277,13 @@ async fn a_user_that_is_no_superuser_is_told_what_it_lacks_to_fence_and_fences_w
     let sql = "ALTER ROLE steward CREATEDB; GRANT pg_signal_backend, pg_read_all_stats TO steward;
                ALTER DATABASE builder OWNER TO steward";
     primary.batch_execute(sql).await?;
+    let sql = "CREATE ROLE app; ALTER ROLE app SET default_transaction_read_only = false";
+    primary.batch_execute(sql).await?;
+    let found = preflight(&site, "planned").await;
+    assert_check(&found, "fence", "refuse", "role app has");
+    primary
+        .batch_execute("ALTER ROLE app RESET default_transaction_read_only")
+        .await?;
     // Ours, which is a superuser's.
     let found = preflight(&site, "planned").await;
     assert_eq!(refused(&found), ["fence"], "{found:#}");

@@ -214,9 +214,10 @@ pub async fn exempt_role(
     session: &Session,
     database: &str,
 ) -> Result<Option<String>, DatastoreError> {
-    let sql = "SELECT min(r.rolname)::text FROM pg_db_role_setting s JOIN pg_roles r ON r.oid = s.setrole \
+    // Kept as it was written: `off`, `false`, `0`, …
+    let sql = "SELECT min(r.rolname)::text FROM pg_db_role_setting s JOIN pg_roles r ON r.oid = s.setrole, unnest(s.setconfig) c \
                WHERE s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = $1)) \
-                 AND 'default_transaction_read_only=off' = ANY (s.setconfig)";
+                 AND CASE split_part(c, '=', 1) WHEN 'default_transaction_read_only' THEN NOT split_part(c, '=', 2)::bool END";
     let doing = "looking for roles that the fence does not hold";
     let row = session.query_one(doing, sql, &[&database]).await?;
     Ok(row.get(0))

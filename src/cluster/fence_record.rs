@@ -1,9 +1,10 @@
 //! Setting a fence together with the record of why, taking it back, and setting it again: each so that a promotion or a
 //! withdrawal at the same moment is not undone by it.
 
-use super::fence::{fence_statement, lift_statement};
+use super::fence::{fence_statement, fenced, lift_statement};
 use super::session::quote_literal;
 use super::state::{State, StateError};
+use tokio_postgres::types::ToSql;
 
 impl State {
     /// The setting and the record of why, in one transaction.
@@ -18,13 +19,18 @@ impl State {
             let session = &self.session;
             session.batch("beginning the fence", "BEGIN").await?;
             self.not_overtaken(epoch, by_cluster).await?;
-            let sql = "WITH old AS (DELETE FROM fence RETURNING *) \
-                       INSERT INTO fence (epoch, by_cluster, since, settled) \
-                       SELECT $1, $2, coalesce((SELECT min(since) FROM old WHERE epoch = $1), now()), \
-                         $3 OR coalesce((SELECT bool_or(settled) FROM old WHERE epoch = $1 AND by_cluster = $2), false)";
-            session
-                .execute("recording the fence", sql, &[&epoch, &by_cluster, &settled])
-                .await?;
+            // One that is on record and does not stand was lifted by somebody.
+            let sql = concat!(
+                "WITH old AS (DELETE FROM fence RETURNING *), same AS (SELECT * FROM old WHERE epoch = $1 AND by_cluster = $2) \
+                 INSERT INTO fence (epoch, by_cluster, since, settled, lifted) \
+                 SELECT $1, $2, coalesce((SELECT min(since) FROM old WHERE epoch = $1), now()), \
+                   $3 OR coalesce((SELECT bool_or(settled) FROM same), false), \
+                   coalesce((SELECT bool_or(lifted) FROM same), false) OR (EXISTS (SELECT FROM same) AND NOT ",
+                fenced!("$4"),
+                ")"
+            );
+            let is: [&(dyn ToSql + Sync); 4] = [&epoch, &by_cluster, &settled, &database];
+            session.execute("recording the fence", sql, &is).await?;
             let set = fence_statement(database);
             session.batch("setting the fence", &set).await?;
             session.batch("committing the fence", "COMMIT").await?;
@@ -108,12 +114,12 @@ impl State {
         Ok(self.session.batch("setting the fence", &sql).await?)
     }
 
-    /// Sets the fence's setting again, unless its record was withdrawn at this very moment.
+    /// Sets the fence's setting again, which somebody has lifted, unless its record was withdrawn at this very moment.
     pub async fn fence_if_recorded(&self, database: &str) -> Result<(), StateError> {
         let sql = format!(
             "DO $$ BEGIN \
-               LOCK TABLE fence IN SHARE MODE; \
-               IF EXISTS (SELECT FROM fence) THEN EXECUTE {}; END IF; \
+               LOCK TABLE fence IN SHARE ROW EXCLUSIVE MODE; \
+               IF EXISTS (SELECT FROM fence) THEN EXECUTE {}; UPDATE fence SET lifted = true; END IF; \
              END $$",
             quote_literal(&fence_statement(database))
         );

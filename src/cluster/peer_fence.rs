@@ -6,6 +6,7 @@ use super::session::{LocalSession, quote_ident};
 use super::state::State;
 use super::{DatastoreError, FenceError, Lsn, Side, StateError};
 use crate::config::Datastore;
+use crate::killpoint;
 use tokio_postgres::types::PgLsn;
 
 /// A session in the peer's own database `warm_spare`, which is made if it is not there.
@@ -38,14 +39,16 @@ impl PeerFence {
         self.state
             .record_fence(database, epoch, by, settled)
             .await?;
+        killpoint::reach("fence.recorded");
         let session = &self.state.session;
         Ok(enforce_fence(session, &self.to, database).await?)
     }
 
-    /// Whether our fence of that epoch stands there.
+    /// Whether our fence of that epoch stands there, and has all the time.
     pub async fn stands(&self, epoch: i64, by: &str) -> Result<bool, StateError> {
         let record = self.state.fence_record().await?;
-        let ours = record.is_some_and(|fence| fence.epoch == epoch && fence.by_cluster == by);
+        let ours = record
+            .is_some_and(|fence| fence.epoch == epoch && fence.by_cluster == by && !fence.lifted);
         Ok(ours && is_fenced(&self.state.session, &self.to.database).await?)
     }
 

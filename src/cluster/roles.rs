@@ -42,6 +42,8 @@ pub struct FenceRecord {
     pub since: DateTime<Utc>,
     /// That cluster is the primary now; until then it may withdraw.
     pub settled: bool,
+    /// Somebody had lifted it, and it was set again: what was written meanwhile is nowhere else.
+    pub lifted: bool,
 }
 
 /// A transition under way, as it stands in the journal.
@@ -74,7 +76,7 @@ pub struct Record {
 const PROMOTION: &str = "SELECT epoch, kind, time, lsn, commit_time, system_id, timeline, peer_cluster, slot, publication, \
      peer_fenced, settled FROM promotion ORDER BY epoch DESC LIMIT 1";
 const FENCE: &str =
-    "SELECT epoch, by_cluster, since, settled FROM fence ORDER BY epoch DESC LIMIT 1";
+    "SELECT epoch, by_cluster, since, settled, lifted FROM fence ORDER BY epoch DESC LIMIT 1";
 
 fn promotion(row: &tokio_postgres::Row) -> Promotion {
     Promotion {
@@ -99,6 +101,7 @@ fn fence(row: &tokio_postgres::Row) -> FenceRecord {
         by_cluster: row.get(1),
         since: row.get(2),
         settled: row.get(3),
+        lifted: row.get(4),
     }
 }
 
@@ -298,10 +301,11 @@ impl State {
         Ok(())
     }
 
-    /// Its old primary was found writable after a switchover: what was written there meanwhile is to be looked for, as
-    /// after a failover.
+    /// Its old primary was found writable: what was written there meanwhile is to be looked for, as after a failover, and
+    /// it counts as open until it is fenced to the end.
     pub async fn peer_was_open(&self, epoch: i64) -> Result<(), StateError> {
-        let sql = "UPDATE promotion SET kind = 'failover' WHERE epoch = $1 AND kind = 'switchover'";
+        let sql = "UPDATE promotion SET peer_fenced = false, settled = false, \
+                     kind = CASE kind WHEN 'switchover' THEN 'failover' ELSE kind END WHERE epoch = $1";
         self.session
             .execute("recording the open fence", sql, &[&epoch])
             .await?;

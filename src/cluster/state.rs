@@ -446,7 +446,8 @@ CREATE TABLE IF NOT EXISTS fence (
     epoch bigint NOT NULL,
     by_cluster text NOT NULL,
     since timestamptz NOT NULL DEFAULT now(),
-    settled boolean NOT NULL);
+    settled boolean NOT NULL,
+    lifted boolean NOT NULL);
 CREATE TABLE IF NOT EXISTS divergence (
     epoch bigint PRIMARY KEY,
     found timestamptz NOT NULL DEFAULT now(),

@@ -57,6 +57,8 @@ pub struct State {
     pub transition: Option<Transition>,
     /// Why the last handover was undone, or refused.
     pub undone: Option<String>,
+    /// A fence by our own hand on our own database, not known to be done: older sessions may still write.
+    pub fence_begun: bool,
     /// A primary's place beside its peer.
     pub standing: Standing,
     /// What the peer says of itself.
@@ -435,6 +437,7 @@ impl State {
             verification_error: None,
             transition: None,
             undone: None,
+            fence_begun: false,
             standing: Standing::Unknown,
             peer_role: None,
             peer_epoch: None,

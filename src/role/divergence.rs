@@ -67,11 +67,12 @@ struct Found {
 }
 
 /// Finds it and records it in the local state database, in one transaction, in place of what was recorded for that epoch:
-/// it may be killed at any time, and run again. `promotion` is the peer's.
+/// it may be killed at any time, and run again. `promotion` is the peer's; `lifted`: this cluster was open after it.
 pub async fn record(
     config: &Config,
     state: &State,
     promotion: &Promotion,
+    lifted: bool,
 ) -> Result<Divergence, PassError> {
     let server = slot::ask(config, promotion).await?;
     match slot::usable(&server, promotion) {
@@ -81,10 +82,12 @@ pub async fn record(
                 let Some(reason) = unreadable(&error) else {
                     return Err(error);
                 };
-                without_slot(config, promotion, &server.wal, &reason).await?;
+                without_slot(config, promotion, lifted, &server.wal, &reason).await?;
             }
         },
-        Usable::Not(reason) => without_slot(config, promotion, &server.wal, &reason).await?,
+        Usable::Not(reason) => {
+            without_slot(config, promotion, lifted, &server.wal, &reason).await?
+        }
     }
     recorded(state).await?.ok_or_else(|| PassError::Unfit {
         check: "divergence",
@@ -116,11 +119,12 @@ async fn by_slot(
 async fn without_slot(
     config: &Config,
     promotion: &Promotion,
+    lifted: bool,
     wal: &str,
     reason: &str,
 ) -> Result<(), PassError> {
     let mut book = Book::open(config, promotion.epoch).await?;
-    let planned = promotion.kind == "switchover";
+    let planned = promotion.kind == "switchover" && !lifted;
     if !planned {
         Box::pin(approximate::compare(config, &mut book)).await?;
         judge::judge_packages(config, &mut book).await?;

@@ -187,6 +187,7 @@ mod tests {
         let mut theirs = peer("old", Some("primary"), 1);
         let record = theirs.record.as_mut().expect("a record");
         record.fence = Some(FenceRecord {
+            lifted: false,
             epoch: 2,
             by_cluster: "us".into(),
             since: chrono::DateTime::UNIX_EPOCH,

@@ -29,7 +29,9 @@ pub async fn come_back(
         fence_here(config, state, peer.epoch, &peer.cluster_id).await?;
         walk.step("divergence").await?;
         if let Some(promotion) = &promotion {
-            let found = divergence::record(config, state, promotion).await?;
+            let fence = state.fence_record().await?;
+            let lifted = fence.is_some_and(|fence| fence.lifted);
+            let found = divergence::record(config, state, promotion, lifted).await?;
             let text = format!(
                 "{} transactions of this cluster are not on the new primary ({} rows, {} packages): `warm-spare divergence`",
                 found.transactions, found.rows, found.packages

@@ -17,7 +17,6 @@ use crate::replication::{
     Courier, Look, Options, Outcome, PassError, RETIRED, Report, STAGED, WAS_PRIMARY, look, mend,
     retry_unavailable, sweep, sync,
 };
-use crate::role::remove_drill_leftovers;
 use crate::verify::Verification;
 use chrono::TimeDelta;
 use interrupts::{given_up, release_when_moving, unless_other};
@@ -101,10 +100,6 @@ impl<'a> Duties<'a> {
 
     /// Works until the tenure must end, and says why.
     pub async fn perform(mut self) -> End {
-        // Of a drill that was killed; one that is under way is left.
-        if let Err(error) = remove_drill_leftovers(&self.tenure.state).await {
-            log::warn!("{error}");
-        }
         loop {
             let config = self.config();
             let same = self
@@ -174,8 +169,16 @@ impl<'a> Duties<'a> {
         let spare = self
             .desk
             .read(|state| state.role.as_deref() == Some("spare"));
-        if self.unsettled && spare && self.plan.not_before.is_none_or(|earliest| earliest <= now) {
-            mend(config, self.tenure.lock).await?;
+        if !self.unsettled || !spare {
+            return Ok(());
+        }
+        let handover = self.handover_at.is_some_and(|at| at <= now);
+        if handover || self.plan.not_before.is_none_or(|earliest| earliest <= now) {
+            let mended = mend(config, self.tenure.lock).await;
+            if mended.is_err() && handover {
+                self.handover_at = Some(now + takeover::AGAIN);
+            }
+            mended?;
             self.unsettled = false;
         }
         Ok(())
@@ -200,7 +203,9 @@ impl<'a> Duties<'a> {
 
     /// What is tried again by itself goes before what is due.
     fn soonest(&self, until: chrono::DateTime<chrono::Utc>) -> chrono::DateTime<chrono::Utc> {
-        let again = [self.verify_again, self.handover_at];
+        // Half replaced bytes come before a handover.
+        let handover = self.handover_at.filter(|_| !self.unsettled);
+        let again = [self.verify_again, handover];
         again
             .into_iter()
             .flatten()

@@ -11,7 +11,7 @@ use crate::cluster::{
 use crate::config::{Config, S3};
 use crate::observe::Preflight;
 use crate::replication::{PassError, has_database};
-use crate::role::{Purpose, preflight, unplanned, worst};
+use crate::role::{Purpose, preflight, remove_drill_leftovers, unplanned, worst};
 use std::convert::Infallible;
 use std::time::Duration;
 
@@ -24,6 +24,7 @@ const STORE_LOOK: Duration = Duration::from_secs(10);
 const LOOKS_PER_MINUTE: u32 = 6;
 const STORE_PATIENCE: Duration = Duration::from_secs(10);
 const PREFLIGHT_LOOK: Duration = Duration::from_secs(300);
+const TIDY: Duration = Duration::from_secs(60);
 const SETTLED: Duration = Duration::from_secs(15);
 
 /// Why a tenure ended.
@@ -40,6 +41,7 @@ pub async fn keep(desk: &Desk, tenure: &Tenure) -> End {
         end = keep_fence(desk, tenure) => end,
         never = keep_seeing(desk, &tenure.config) => match never {},
         never = keep_checking(desk, &tenure.config) => match never {},
+        never = keep_tidy(tenure) => match never {},
     }
 }
 
@@ -63,6 +65,16 @@ async fn keep_checking(desk: &Desk, config: &Config) -> Infallible {
             });
         });
         tokio::time::sleep(PREFLIGHT_LOOK).await;
+    }
+}
+
+/// Of a drill that was killed; one that is under way is left.
+async fn keep_tidy(tenure: &Tenure) -> Infallible {
+    loop {
+        if let Err(error) = remove_drill_leftovers(&tenure.state).await {
+            log::debug!("{error}");
+        }
+        tokio::time::sleep(TIDY).await;
     }
 }
 

@@ -9,7 +9,7 @@ use crate::cluster::{ClusterRecord, FenceRecord, Side, State, clear_out};
 use crate::config::{Config, Role};
 use crate::observe::{HoldReason, Work};
 use crate::replication::PassError;
-use crate::role::{PeerSeen, come_back, look_at_peer, remove_drill_leftovers};
+use crate::role::{PeerSeen, come_back, look_at_peer};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -76,9 +76,6 @@ impl<'a> Primary<'a> {
     /// A promotion is on record, whose last steps a killed process did not come to.
     async fn take_up(&mut self) -> Result<(), PassError> {
         let state = &self.tenure.state;
-        if let Err(error) = remove_drill_leftovers(state).await {
-            log::warn!("{error}");
-        }
         let open = state.transition().await?;
         if open.is_some_and(|entry| entry.kind != "failback")
             && state.cluster().await?.role.as_deref() == Some("primary")

@@ -11,7 +11,6 @@ use tokio::task::JoinSet;
 use tokio_postgres::Client;
 
 use super::follow::{logical, prepare, until_following};
-use super::process::server_dir;
 use super::service::SOON;
 use super::{Cluster, Factory, Postgres, Result, Service, Site, postgres, wait_until};
 
@@ -47,13 +46,7 @@ impl Pair {
     }
 
     pub fn of(there: Site) -> Result<Pair> {
-        let back = Site {
-            primary: there.spare.clone(),
-            spare: there.primary.clone(),
-            dir: server_dir("site-")?,
-            program: there.program.clone(),
-            environment: there.environment.clone(),
-        };
+        let back = there.turned()?;
         Ok(Pair { there, back })
     }
 }

@@ -215,6 +215,17 @@ impl Site {
         })
     }
 
+    /// The same two clusters, the spare taken for the primary.
+    pub fn turned(&self) -> Result<Site> {
+        Ok(Site {
+            primary: self.spare.clone(),
+            spare: self.primary.clone(),
+            dir: server_dir("site-")?,
+            program: self.program.clone(),
+            environment: self.environment.clone(),
+        })
+    }
+
     /// Where `write_config` writes.
     pub fn config_file(&self) -> PathBuf {
         self.dir.path().join("config.toml")

@@ -40,11 +40,8 @@ pub async fn claim(state: &State) -> Result<(), PassError> {
 
 /// Drops what drills have left here; only by whoever holds the lock.
 pub async fn remove(state: &State) -> Result<(), PassError> {
-    for name in clones(state.session()).await? {
-        drop_database(state.session(), &name).await?;
-        log::info!("local: database {name} of a drill that was killed is dropped");
-    }
-    Ok(())
+    let names = clones(state.session()).await?;
+    drop_all(state.session(), &names).await
 }
 
 /// Drops what a drill has left that was killed; returns its names. A drill under way is left alone.
@@ -59,10 +56,16 @@ pub async fn remove_drill_leftovers(state: &State) -> Result<Vec<String>, PassEr
     if names.is_empty() || session.query_one(doing, sql, &[&LOCK_KEY]).await?.get(0) {
         return Ok(Vec::new());
     }
-    for name in &names {
-        drop_database(session, name).await?;
-    }
+    drop_all(session, &names).await?;
     Ok(names)
+}
+
+async fn drop_all(session: &LocalSession, names: &[String]) -> Result<(), PassError> {
+    for name in names {
+        drop_database(session, name).await?;
+        log::info!("local: database {name} of a drill that was killed is dropped");
+    }
+    Ok(())
 }
 
 async fn clones(session: &LocalSession) -> Result<Vec<String>, PassError> {

@@ -4,13 +4,14 @@ use super::super::watch::{another_server, look_at_peer};
 use super::Handover;
 use crate::cluster::preparation::Names;
 use crate::cluster::{CopiedPoint, LocalSession, Lsn, PeerFence};
-use crate::observe::{Progress, Silent};
+use crate::observe::{Listener, Phase, Progress};
 use crate::replication::stream::{self, Follow};
 use crate::replication::{Options, PassError, newest_id, sync, unavailable_here};
 use chrono::{DateTime, Utc};
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use tokio::sync::watch;
 
 /// A clock of the local datastore that is behind by no more is waited for.
 const CLOCK_WAIT: Duration = Duration::from_secs(5);
@@ -24,7 +25,11 @@ impl Handover<'_> {
         limit: Duration,
     ) -> Result<(), PassError> {
         if point.slot.is_empty() {
-            return self.last_copy().await;
+            return match self.forced() {
+                true => self.last_copy(Some(limit)).await,
+                // Its time is foretold by the preflight.
+                false => self.last_copy(None).await,
+            };
         }
         let mark = fence.mark(self.epoch).await?;
         let draining = Box::pin(self.follow_to(mark, point));
@@ -67,7 +72,7 @@ impl Handover<'_> {
     }
 
     /// In snapshot mode: one more copy, of a primary that nobody writes to.
-    pub(super) async fn last_copy(&self) -> Result<(), PassError> {
+    async fn last_copy(&self, limit: Option<Duration>) -> Result<(), PassError> {
         let options = Options {
             lock: Some(self.lock),
             throttle: Some(self.courier.throttle.clone()),
@@ -75,9 +80,20 @@ impl Handover<'_> {
             fenced_by_us: true,
             ..Options::default()
         };
-        let progress = Progress::new(Arc::new(Silent));
-        Box::pin(sync(self.config, options, &progress)).await?;
-        Ok(())
+        let (phase, seen) = watch::channel(None);
+        let progress = Progress::new(Arc::new(Phases(phase)));
+        let copying = Box::pin(sync(self.config, options, &progress));
+        tokio::select! {
+            copied = copying => copied.map(drop),
+            limit = too_late(limit, seen) => Err(PassError::Unfit {
+                check: "drain",
+                text: format!(
+                    "the last copy was not made within takeover.drain_timeout = {}",
+                    humantime::format_duration(limit)
+                ),
+                next_step: "what the primary has beyond the recovery point is listed when it comes back".into(),
+            }),
+        }
     }
 
     pub(super) async fn lacking(&self) -> Result<HashSet<String>, PassError> {
@@ -166,4 +182,29 @@ fn unequal(text: String) -> PassError {
         text,
         next_step: "let the spare follow again, and hand over when it is complete".into(),
     }
+}
+
+/// Hears of each phase of a copy.
+struct Phases(watch::Sender<Option<Phase>>);
+
+impl Listener for Phases {
+    fn phase(&self, phase: Phase, _: u64) {
+        self.0.send_replace(Some(phase));
+    }
+
+    fn step(&self, _: Phase, _: u64, _: u64) {}
+}
+
+/// Not while bytes are being replaced: half of it would be neither the old nor the new.
+async fn too_late(limit: Option<Duration>, mut seen: watch::Receiver<Option<Phase>>) -> Duration {
+    let Some(limit) = limit else {
+        return std::future::pending().await;
+    };
+    tokio::time::sleep(limit).await;
+    let late = |phase: &Option<Phase>| matches!(phase, Some(Phase::Replacements | Phase::Switch));
+    if seen.wait_for(|phase| !late(phase)).await.is_err() {
+        // The copy is over, and is what is told.
+        std::future::pending::<()>().await;
+    }
+    limit
 }

@@ -26,6 +26,12 @@ impl Handover<'_> {
         }
         if cluster.epoch >= entry.epoch {
             // Whoever was promoted since has lifted its fence itself.
+            // Or another cluster's epoch was heard of, and it still stands.
+            if let Err(error) = self.withdraw(entry.epoch).await {
+                log::warn!(
+                    "{error}; a fence of ours that still stands is withdrawn as soon as the peer answers"
+                );
+            }
             let why = format!(
                 "the primary is of epoch {} by now, and this would have taken {}",
                 cluster.epoch, entry.epoch

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// What was held is tried again: what stood in the way may be over.
-const AGAIN: TimeDelta = TimeDelta::seconds(30);
+pub(super) const AGAIN: TimeDelta = TimeDelta::seconds(30);
 /// For the peer to say its epoch before a handover begins: when it is gone it may not even refuse.
 const HEARING: Duration = Duration::from_millis(400);
 
@@ -210,9 +210,9 @@ impl Duties<'_> {
     async fn withdraw_forgotten(&self, config: &Config, record: &Record) -> Result<(), PassError> {
         let state = &self.tenure.state;
         let cluster = state.cluster().await?;
-        let Some(fence) = record.fence.as_ref().filter(|fence| {
-            fence.by_cluster == cluster.id && fence.epoch > cluster.epoch && !fence.settled
-        }) else {
+        let ours = record.fence.as_ref();
+        let ours = ours.filter(|fence| fence.by_cluster == cluster.id && !fence.settled);
+        let Some(fence) = ours else {
             return Ok(());
         };
         let known = state.transition().await?;

@@ -42,24 +42,33 @@ impl Primary<'_> {
             if !is_fenced(session, &local.database).await? {
                 return Ok(());
             }
+            let text = format!(
+                "the fence on {} had been lifted; it was set again, and what was written meanwhile is looked for when this cluster comes back",
+                local.database
+            );
+            log::warn!("local: {text}");
+            self.desk.note("fence", &text);
         }
+        // By our own hand, and not known to be done: older sessions may still write. What the other cluster sets it also
+        // enforces.
+        let started = self.desk.read(|state| state.started);
+        let begun = self.desk.read(|state| state.fence_begun)
+            || (self.unproven.is_none() && fence.settled && fence.since < started);
         let proven = match self.unproven {
-            Some(looks) if stood && looks < LOOKS_PER_PROOF => {
+            Some(looks) if stood && !begun && looks < LOOKS_PER_PROOF => {
                 self.unproven = Some(looks + 1);
                 return Ok(());
             }
-            // From before this process: whoever set it here may have been killed before older sessions were ended. What the
-            // other cluster sets it also enforces.
-            None if fence.settled && fence.since < self.desk.read(|state| state.started) => {
-                enforce_fence(session, local, &local.database).await
-            }
-            Some(_) if !stood => enforce_fence(session, local, &local.database).await,
+            _ if begun || !stood => enforce_fence(session, local, &local.database).await,
             _ => prove_fence(session, local, &local.database).await,
         };
         self.desk
             .update(|state| state.local.fenced = Some(proven.is_ok()));
         match proven {
-            Ok(()) => self.unproven = Some(0),
+            Ok(()) => {
+                self.unproven = Some(0);
+                self.desk.update(|state| state.fence_begun = false);
+            }
             Err(FenceError::Datastore(error)) if error.is_transient() => log::debug!("{error}"),
             Err(error) => {
                 let now = self.desk.now();

@@ -170,7 +170,9 @@ impl Primary<'_> {
         log::warn!("local: {text}");
         self.desk.note("fence", &text);
         let state = State::open(&config.local.datastore).await?;
+        self.desk.update(|state| state.fence_begun = true);
         fence_here(config, &state, epoch, by).await?;
+        self.desk.update(|state| state.fence_begun = false);
         self.unproven = Some(0);
         let cluster = state.cluster().await?;
         self.show(&cluster, state.fence_record().await?.as_ref());
