@@ -33,7 +33,7 @@ impl Returning {
 
     async fn record(&self) -> Result<role::Divergence> {
         let state = State::open(&self.config.local.datastore).await?;
-        Ok(role::record(&self.config, &state, &self.promotion).await?)
+        Ok(role::record(&self.config, &state, &self.promotion, false).await?)
     }
 
     /// What `divergence` prints; its exit code.

@@ -235,8 +235,8 @@ async fn until_read_only(cluster: &Cluster) {
     .await;
 }
 
-/// Somebody lifts the fence of an old primary on which nothing of ours is left.
-async fn lift_when_settled(old: &Cluster) -> Result<()> {
+/// Nothing of ours is left on the old primary but its fence.
+async fn until_settled_there(old: &Cluster) -> Result<()> {
     let admin = old.pg.conn("postgres").await?;
     let slots = "SELECT count(*) FROM pg_replication_slots";
     wait_until("the slot is gone", SOON, || async {
@@ -246,10 +246,13 @@ async fn lift_when_settled(old: &Cluster) -> Result<()> {
         }
     })
     .await;
-    admin
-        .batch_execute("ALTER DATABASE builder RESET default_transaction_read_only")
-        .await?;
     Ok(())
+}
+
+/// By somebody who may.
+async fn lift(old: &Cluster) -> Result<()> {
+    let sql = "ALTER DATABASE builder RESET default_transaction_read_only";
+    Ok(old.pg.conn("postgres").await?.batch_execute(sql).await?)
 }
 
 #[tokio::test]
@@ -260,7 +263,8 @@ async fn what_was_written_behind_a_lifted_fence_is_listed() -> Result<()> {
     service.reconfigure(PROMOTE);
     until_primary(&service, 2).await;
     until_settled(&service).await;
-    lift_when_settled(&site.primary).await?;
+    until_settled_there(&site.primary).await?;
+    lift(&site.primary).await?;
     write(&site.primary, "around the fence").await?;
     until_read_only(&site.primary).await;
     let back = returned(&pair.back, "").await?;
@@ -280,9 +284,10 @@ async fn what_was_written_until_the_old_primary_closed_its_fence_itself_is_liste
     service.reconfigure(PROMOTE);
     until_primary(&service, 2).await;
     until_settled(&service).await;
+    until_settled_there(&site.primary).await?;
     // It sees nothing of what follows.
     service.stop().await.ok();
-    lift_when_settled(&site.primary).await?;
+    lift(&site.primary).await?;
     write(&site.primary, "around the fence").await?;
     let old = Service::start(&pair.back, "");
     until_read_only(&site.primary).await;
@@ -306,8 +311,9 @@ async fn a_fence_that_is_set_again_is_set_to_its_end_whoever_dies_over_it() -> R
     service.reconfigure(PROMOTE);
     until_primary(&service, 2).await;
     until_settled(&service).await;
+    until_settled_there(&site.primary).await?;
     service.stop().await.ok();
-    lift_when_settled(&site.primary).await?;
+    lift(&site.primary).await?;
     let pooled = site.primary.conn().await?;
     Service::doomed(site, "", "fence.recorded").dead().await?;
     let service = Service::start(site, "");
