@@ -235,9 +235,13 @@ async fn until_read_only(cluster: &Cluster) {
     .await;
 }
 
-/// Nothing of ours is left on the old primary but its fence.
-async fn until_settled_there(old: &Cluster) -> Result<()> {
-    let admin = old.pg.conn("postgres").await?;
+/// The other side is the primary by a switchover, and nothing of ours is left on the old one but its fence.
+async fn handed_over(pair: &Pair) -> Result<Service<'_>> {
+    let service = followed(&pair.there, "").await?;
+    service.reconfigure(PROMOTE);
+    until_primary(&service, 2).await;
+    until_settled(&service).await;
+    let admin = pair.there.primary.pg.conn("postgres").await?;
     let slots = "SELECT count(*) FROM pg_replication_slots";
     wait_until("the slot is gone", SOON, || async {
         match admin.query_one(slots, &[]).await?.get::<_, i64>(0) {
@@ -246,7 +250,7 @@ async fn until_settled_there(old: &Cluster) -> Result<()> {
         }
     })
     .await;
-    Ok(())
+    Ok(service)
 }
 
 /// By somebody who may.
@@ -255,22 +259,23 @@ async fn lift(old: &Cluster) -> Result<()> {
     Ok(old.pg.conn("postgres").await?.batch_execute(sql).await?)
 }
 
+/// Something is, and nobody calls it exact.
+async fn assert_listed(old: &Site) {
+    let told = old.warm_spare(&["divergence", "--json"]).await;
+    assert_eq!(told.code, Some(1), "{told}");
+    assert_eq!(told.json()["divergence"]["exact"], false, "{told}");
+}
+
 #[tokio::test]
 async fn what_was_written_behind_a_lifted_fence_is_listed() -> Result<()> {
     let pair = Pair::start("races_lifted").await?;
     let site = &pair.there;
-    let service = followed(site, "").await?;
-    service.reconfigure(PROMOTE);
-    until_primary(&service, 2).await;
-    until_settled(&service).await;
-    until_settled_there(&site.primary).await?;
+    let service = handed_over(&pair).await?;
     lift(&site.primary).await?;
     write(&site.primary, "around the fence").await?;
     until_read_only(&site.primary).await;
     let back = returned(&pair.back, "").await?;
-    let told = pair.back.warm_spare(&["divergence", "--json"]).await;
-    assert_eq!(told.code, Some(1), "{told}");
-    assert_eq!(told.json()["divergence"]["exact"], false, "{told}");
+    assert_listed(&pair.back).await;
     back.stop().await.ok();
     service.stop().await.ok();
     Ok(())
@@ -280,11 +285,7 @@ async fn what_was_written_behind_a_lifted_fence_is_listed() -> Result<()> {
 async fn what_was_written_until_the_old_primary_closed_its_fence_itself_is_listed() -> Result<()> {
     let pair = Pair::start("races_closed").await?;
     let site = &pair.there;
-    let service = followed(site, "").await?;
-    service.reconfigure(PROMOTE);
-    until_primary(&service, 2).await;
-    until_settled(&service).await;
-    until_settled_there(&site.primary).await?;
+    let service = handed_over(&pair).await?;
     // It sees nothing of what follows.
     service.stop().await.ok();
     lift(&site.primary).await?;
@@ -295,9 +296,7 @@ async fn what_was_written_until_the_old_primary_closed_its_fence_itself_is_liste
     until_primary(&service, 2).await;
     old.stop().await.ok();
     let back = returned(&pair.back, "role = \"spare\"").await?;
-    let told = pair.back.warm_spare(&["divergence", "--json"]).await;
-    assert_eq!(told.code, Some(1), "{told}");
-    assert_eq!(told.json()["divergence"]["exact"], false, "{told}");
+    assert_listed(&pair.back).await;
     back.stop().await.ok();
     service.stop().await.ok();
     Ok(())
@@ -307,11 +306,7 @@ async fn what_was_written_until_the_old_primary_closed_its_fence_itself_is_liste
 async fn a_fence_that_is_set_again_is_set_to_its_end_whoever_dies_over_it() -> Result<()> {
     let pair = Pair::start("races_refence").await?;
     let site = &pair.there;
-    let service = followed(site, "").await?;
-    service.reconfigure(PROMOTE);
-    until_primary(&service, 2).await;
-    until_settled(&service).await;
-    until_settled_there(&site.primary).await?;
+    let service = handed_over(&pair).await?;
     service.stop().await.ok();
     lift(&site.primary).await?;
     let pooled = site.primary.conn().await?;
