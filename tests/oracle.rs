@@ -161,8 +161,11 @@ async fn the_workload_feels_what_is_done_to_it() -> Result<()> {
         })
         .await;
     };
-    // Given up in between: the history itself reads these tables, and every hand may be waiting for it. It may die of a
-    // deadlock with a hand; the transaction that this leaves behind is ended first.
+    // The history itself reads these tables, and every hand may be waiting for it, with a lock of its own: what is asked
+    // for here is not waited for without end.
+    let patience = "SET lock_timeout = '1s'";
+    stranger.batch_execute(patience).await?;
+    // Given up in between. What is left of one that was not had is ended first.
     let lock = "ROLLBACK; BEGIN; LOCK TABLE audit_package, origins IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep(3); ROLLBACK";
     wait_until("a lock", minute, async || {
         stranger.batch_execute(lock).await?;
@@ -173,9 +176,11 @@ async fn the_workload_feels_what_is_done_to_it() -> Result<()> {
         }
     })
     .await;
-    stranger
-        .batch_execute("ALTER TABLE audit_package ADD CHECK (channel <> 'dev') NOT VALID")
-        .await?;
+    let check = "ALTER TABLE audit_package ADD CHECK (channel <> 'dev') NOT VALID";
+    wait_until("a constraint", minute, async || {
+        Ok(stranger.batch_execute(check).await?)
+    })
+    .await;
     felt("a statement that fails", "check constraint").await;
     // Again and again: a hand that has no statement under way hears of it in other words, or not at all.
     let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity

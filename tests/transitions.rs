@@ -14,6 +14,7 @@ use support::{Postgres, Result, Service, Site};
 const SWITCHOVER: &[&str] = &[
     "switchover.preflight",
     "switchover.fence",
+    "fence.recorded",
     "switchover.drain",
     "switchover.compare",
     "switchover.sequences",
