@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use support::follow::{followed, until_equal, until_following};
 use support::pair::{
-    PROMOTE, Pair, forced, is_writable, returned, until_primary, until_settled, until_writable,
-    write,
+    PROMOTE, Pair, forced, is_writable, returned, until_primary, until_read_only, until_settled,
+    until_writable, write,
 };
 use support::service::SOON;
 use support::{Cluster, Result, Service, Site, wait_until};
@@ -225,16 +225,6 @@ async fn no_session_of_the_new_primary_is_read_only_for_life() -> Result<()> {
 }
 
 /// What somebody wrote behind a fence that was lifted for a while is looked for, and never called nothing.
-async fn until_read_only(cluster: &Cluster) {
-    wait_until("it is fenced again", SOON, || async {
-        match is_writable(cluster).await {
-            false => Ok(()),
-            true => Err("it is writable".into()),
-        }
-    })
-    .await;
-}
-
 /// The other side is the primary by a switchover, and nothing of ours is left on the old one but its fence.
 async fn handed_over(pair: &Pair) -> Result<Service<'_>> {
     let service = followed(&pair.there, "").await?;

@@ -27,13 +27,9 @@ async fn never_both(site: &Site, when: &str) {
     assert!(!both, "both are writable: {when}");
 }
 
-#[tokio::test]
-async fn a_switchover_killed_at_each_step_is_carried_through() -> Result<()> {
-    let pair = Pair::start("transitions_forward").await?;
-    let site = &pair.there;
-    followed(site, "").await?.stop().await.ok();
-    write(&site.primary, "before").await?;
-    for point in SWITCHOVER.iter().chain(&["promote.after_commit"]) {
+/// Killed at each of these and once more behind the commit, and then let go on.
+async fn carried_through<'a>(site: &'a Site, points: &[&str]) -> Result<Service<'a>> {
+    for point in points.iter().chain(&["promote.after_commit"]) {
         Service::doomed(site, PROMOTE, point).dead().await?;
         never_both(site, point).await;
     }
@@ -41,6 +37,16 @@ async fn a_switchover_killed_at_each_step_is_carried_through() -> Result<()> {
     until_primary(&service, 2).await;
     until_settled(&service).await;
     never_both(site, "at the end").await;
+    Ok(service)
+}
+
+#[tokio::test]
+async fn a_switchover_killed_at_each_step_is_carried_through() -> Result<()> {
+    let pair = Pair::start("transitions_forward").await?;
+    let site = &pair.there;
+    followed(site, "").await?.stop().await.ok();
+    write(&site.primary, "before").await?;
+    let service = carried_through(site, SWITCHOVER).await?;
     write(&site.spare, "after").await?;
     let back = returned(&pair.back, "").await?;
     until_equal(&pair.back).await?;
@@ -142,9 +148,9 @@ async fn by_snapshots_a_switchover_killed_at_each_step_is_undone_or_carried_thro
         "switch.before_commit",
         "switch.after_commit",
     ];
-    let points = || SWITCHOVER.iter().chain(&copying);
+    let points = [SWITCHOVER, &copying].concat();
     let mut written = BTreeMap::new();
-    for point in points() {
+    for point in &points {
         write(&site.primary, point).await?;
         written.insert(point.to_string(), 0);
         Service::doomed(site, PROMOTE, point).dead().await?;
@@ -158,14 +164,7 @@ async fn by_snapshots_a_switchover_killed_at_each_step_is_undone_or_carried_thro
     let point = "after the last undoing";
     write(&site.primary, point).await?;
     written.insert(point.to_string(), 0);
-    for point in points().chain(&["promote.after_commit"]) {
-        Service::doomed(site, PROMOTE, point).dead().await?;
-        never_both(site, point).await;
-    }
-    let service = Service::start(site, PROMOTE);
-    until_primary(&service, 2).await;
-    until_settled(&service).await;
-    never_both(site, "at the end").await;
+    let service = carried_through(site, &points).await?;
     assert_eq!(lost(&site.spare, &written).await?, [""; 0]);
     service.stop().await.ok();
     Ok(())

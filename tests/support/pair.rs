@@ -154,6 +154,16 @@ pub async fn until_writable(cluster: &Cluster) {
     .await;
 }
 
+pub async fn until_read_only(cluster: &Cluster) {
+    wait_until("it may not be written to", SOON, || async {
+        match is_writable(cluster).await {
+            false => Ok(()),
+            true => Err("it is writable".into()),
+        }
+    })
+    .await;
+}
+
 /// Clients that write one row after the other, each acknowledged or not, and connect anew for ever: to the one, and when
 /// that refuses, to the other.
 pub struct Writers {
