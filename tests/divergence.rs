@@ -99,6 +99,19 @@ async fn parted(name: &str) -> Result<(Site, Factory, Vec<Package>)> {
     Ok((site, factory, packages))
 }
 
+/// At the end of a manifest.
+const TOUCHED: &str = "touched";
+
+/// Changes each package's row on the primary, whatever the seed had put there.
+async fn touch(site: &Site, packages: &[&Package]) -> Result<()> {
+    let idents: Vec<&str> = packages.iter().map(|p| p.ident.as_str()).collect();
+    let sql = "UPDATE origin_packages SET manifest = manifest || $1 WHERE ident = ANY ($2)";
+    let client = site.primary.conn().await?;
+    let touched = client.execute(sql, &[&TOUCHED, &idents]).await?;
+    assert_eq!(touched, packages.len() as u64);
+    Ok(())
+}
+
 /// Of each package its class.
 fn classes(told: &Value) -> Vec<(String, String)> {
     let packages = told["divergence"]["packages"].as_array().expect("a list");
@@ -132,11 +145,7 @@ async fn what_the_slot_holds_is_recorded_exactly_and_as_often_as_it_is_asked_for
     promote(&site.primary, &packages[2], "stable").await?;
     // Two that both sides have, touched here: one of them was made anew over there with other bytes.
     let (same, other) = (&packages[3], &packages[4]);
-    let sql = "UPDATE origin_packages SET visibility = 'hidden' WHERE ident = ANY ($1)";
-    let client = site.primary.conn().await?;
-    client
-        .execute(sql, &[&vec![&same.ident, &other.ident]])
-        .await?;
+    touch(&site, &[same, other]).await?;
     let sql = "UPDATE origin_packages SET checksum = repeat('ab', 32) WHERE ident = ";
     tamper(&site, &format!("{sql}'{}'", other.ident)).await?;
     fence_the_primary(&site).await?;
@@ -196,9 +205,7 @@ async fn artifacts_of_the_divergence_are_fetched_and_checked() -> Result<()> {
         .package(&site.primary, Spec::new("core", "lost", "1"))
         .await?;
     let other = &packages[4];
-    let sql = "UPDATE origin_packages SET visibility = 'hidden' WHERE ident = $1";
-    let client = site.primary.conn().await?;
-    client.execute(sql, &[&other.ident]).await?;
+    touch(&site, &[other]).await?;
     let sql = "UPDATE origin_packages SET checksum = repeat('ab', 32) WHERE ident = ";
     tamper(&site, &format!("{sql}'{}'", other.ident)).await?;
     let returning = Returning::of(&site).await?;
@@ -251,9 +258,7 @@ async fn without_the_slot_both_sides_are_compared_and_that_is_said() -> Result<(
     let new = factory
         .package(&site.primary, Spec::new("core", "alone", "1"))
         .await?;
-    let sql = "UPDATE origin_packages SET visibility = 'hidden' WHERE ident = $1";
-    let client = site.primary.conn().await?;
-    client.execute(sql, &[&packages[3].ident]).await?;
+    touch(&site, &[&packages[3]]).await?;
     assert!(slots::drop_slot(&site.primary).await?);
     fence_the_primary(&site).await?;
     let found = returning.record().await?;
@@ -279,10 +284,9 @@ async fn without_the_slot_both_sides_are_compared_and_that_is_said() -> Result<(
         .iter()
         .find(|(table, change, ..)| table == "public.origin_packages" && change == "update")
         .expect("the touched row");
-    assert_eq!(
-        (&old["id"], &row["visibility"]),
-        (&row["id"], &"hidden".into())
-    );
+    assert_eq!(old["id"], row["id"]);
+    let manifest = |row: &Value| row["manifest"].as_str().expect("a text").to_string();
+    assert_eq!(manifest(row), manifest(old) + TOUCHED);
     let output = returning.site.warm_spare(&["divergence"]).await;
     assert!(output.stdout.contains("APPROXIMATE"), "{output}");
 
