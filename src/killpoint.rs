@@ -43,6 +43,7 @@ const HANDOVER: &[&str] = &[
     "failback.role",
     "undo.begin",
     "fence.recorded",
+    "fence.set_again",
     "promote.before_commit",
     "promote.after_commit",
 ];

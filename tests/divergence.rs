@@ -81,12 +81,6 @@ async fn promotion(site: &Site) -> Result<Promotion> {
     })
 }
 
-async fn fence_the_primary(site: &Site) -> Result<()> {
-    let sql = "ALTER DATABASE builder SET default_transaction_read_only = on";
-    let admin = site.primary.pg.conn("postgres").await?;
-    Ok(admin.batch_execute(sql).await?)
-}
-
 /// Follows, and then no more: what the primary does after that, the spare lacks.
 async fn parted(name: &str) -> Result<(Site, Factory, Vec<Package>)> {
     let site = prepared(name).await?;
@@ -148,7 +142,7 @@ async fn what_the_slot_holds_is_recorded_exactly_and_as_often_as_it_is_asked_for
     touch(&site, &[same, other]).await?;
     let sql = "UPDATE origin_packages SET checksum = repeat('ab', 32) WHERE ident = ";
     tamper(&site, &format!("{sql}'{}'", other.ident)).await?;
-    fence_the_primary(&site).await?;
+    site.primary.pg.set_fence(true).await?;
     let before = confirmed(&site).await?;
     let returning = Returning::of(&site).await?;
 
@@ -260,7 +254,7 @@ async fn without_the_slot_both_sides_are_compared_and_that_is_said() -> Result<(
         .await?;
     touch(&site, &[&packages[3]]).await?;
     assert!(slots::drop_slot(&site.primary).await?);
-    fence_the_primary(&site).await?;
+    site.primary.pg.set_fence(true).await?;
     let found = returning.record().await?;
     assert!(
         !found.exact && found.reason.contains("is gone"),

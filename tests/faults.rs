@@ -278,10 +278,7 @@ async fn a_lifted_fence_is_set_again() -> Result<()> {
             .is_ok())
     };
     assert!(!writes().await?);
-    let admin = site.spare.pg.conn("postgres").await?;
-    admin
-        .batch_execute("ALTER DATABASE builder RESET default_transaction_read_only")
-        .await?;
+    site.spare.pg.set_fence(false).await?;
     let stale = site.spare.conn().await?;
     let output = site.warm_spare(&["sync"]).await.ok();
     assert!(
@@ -297,6 +294,7 @@ async fn a_lifted_fence_is_set_again() -> Result<()> {
         "sessions from before are ended"
     );
     // A role's own setting goes before the database's: that is said, not overlooked.
+    let admin = site.spare.pg.conn("postgres").await?;
     admin
         .batch_execute("ALTER ROLE hab SET default_transaction_read_only = off")
         .await?;

@@ -10,7 +10,7 @@ use support::pair::{
     until_writable, write,
 };
 use support::service::SOON;
-use support::{Cluster, Result, Service, Site, wait_until};
+use support::{Result, Service, Site, wait_until};
 
 const BY_ITS_SESSION: &str = "INSERT INTO accounts (name) VALUES ('by a session that lives on')";
 
@@ -224,7 +224,6 @@ async fn no_session_of_the_new_primary_is_read_only_for_life() -> Result<()> {
     Ok(())
 }
 
-/// What somebody wrote behind a fence that was lifted for a while is looked for, and never called nothing.
 /// The other side is the primary by a switchover, and nothing of ours is left on the old one but its fence.
 async fn handed_over(pair: &Pair) -> Result<Service<'_>> {
     let service = followed(&pair.there, "").await?;
@@ -243,12 +242,6 @@ async fn handed_over(pair: &Pair) -> Result<Service<'_>> {
     Ok(service)
 }
 
-/// By somebody who may.
-async fn lift(old: &Cluster) -> Result<()> {
-    let sql = "ALTER DATABASE builder RESET default_transaction_read_only";
-    Ok(old.pg.conn("postgres").await?.batch_execute(sql).await?)
-}
-
 /// Something is, and nobody calls it exact.
 async fn assert_listed(old: &Site) {
     let told = old.warm_spare(&["divergence", "--json"]).await;
@@ -256,12 +249,13 @@ async fn assert_listed(old: &Site) {
     assert_eq!(told.json()["divergence"]["exact"], false, "{told}");
 }
 
+/// What somebody wrote behind a fence that was lifted for a while is looked for, and never called nothing.
 #[tokio::test]
 async fn what_was_written_behind_a_lifted_fence_is_listed() -> Result<()> {
     let pair = Pair::start("races_lifted").await?;
     let site = &pair.there;
     let service = handed_over(&pair).await?;
-    lift(&site.primary).await?;
+    site.primary.pg.set_fence(false).await?;
     write(&site.primary, "around the fence").await?;
     until_read_only(&site.primary).await;
     let back = returned(&pair.back, "").await?;
@@ -278,7 +272,7 @@ async fn what_was_written_until_the_old_primary_closed_its_fence_itself_is_liste
     let service = handed_over(&pair).await?;
     // It sees nothing of what follows.
     service.stop().await.ok();
-    lift(&site.primary).await?;
+    site.primary.pg.set_fence(false).await?;
     write(&site.primary, "around the fence").await?;
     let old = Service::start(&pair.back, "");
     until_read_only(&site.primary).await;
@@ -298,7 +292,7 @@ async fn a_fence_that_is_set_again_is_set_to_its_end_whoever_dies_over_it() -> R
     let site = &pair.there;
     let service = handed_over(&pair).await?;
     service.stop().await.ok();
-    lift(&site.primary).await?;
+    site.primary.pg.set_fence(false).await?;
     let pooled = site.primary.conn().await?;
     Service::doomed(site, "", "fence.recorded").dead().await?;
     let service = Service::start(site, "");

@@ -128,8 +128,7 @@ async fn the_oracle_sees_what_is_wrong_with_a_spare() -> Result<()> {
     oracle.check(&site).await?;
 
     // The fence.
-    let lift = "ALTER DATABASE builder RESET default_transaction_read_only";
-    spare.batch_execute(lift).await?;
+    site.spare.pg.set_fence(false).await?;
     is_violation(is_fenced(&site, &Weather::default()).await, "INVARIANT 6");
     Ok(())
 }

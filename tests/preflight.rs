@@ -144,15 +144,12 @@ async fn a_lowered_fence_a_lost_bucket_and_a_silent_peer_are_each_named() -> Res
     assert_eq!(refused(&found), ["bucket"], "{found:#}");
     configure(&site, "");
 
-    let postgres = site.spare.pg.conn("postgres").await?;
-    let lift = "ALTER DATABASE builder RESET default_transaction_read_only";
-    postgres.batch_execute(lift).await?;
+    site.spare.pg.set_fence(false).await?;
     let found = preflight(&site, "planned").await;
     assert_eq!(refused(&found), ["fence"], "{found:#}");
     let found = preflight(&site, "unplanned").await;
     assert_check(&found, "fence", "warn", "its fence is down");
-    let raise = "ALTER DATABASE builder SET default_transaction_read_only = on";
-    postgres.batch_execute(raise).await?;
+    site.spare.pg.set_fence(true).await?;
 
     let primary = site.primary.conn().await?;
     let drop_slot = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots";
@@ -168,12 +165,13 @@ async fn a_lowered_fence_a_lost_bucket_and_a_silent_peer_are_each_named() -> Res
     assert_eq!(refused(&found), [""; 0], "{found:#}");
     assert_check(&found, "peer_reachable", "warn", "peer datastore");
 
-    postgres
+    let admin = site.spare.pg.conn("postgres").await?;
+    admin
         .batch_execute("ALTER DATABASE builder RENAME TO mine")
         .await?;
     let found = preflight(&site, "unplanned").await;
     assert_check(&found, "recovery_point", "refuse", "builder");
-    drop(postgres);
+    drop(admin);
     site.spare.pg.stop_fast().await?;
     let output = ask(&site, "unplanned").await;
     assert_eq!(output.code, Some(3), "{output}");

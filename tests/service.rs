@@ -2,6 +2,7 @@
 
 mod support;
 
+use serde_json::Value;
 use support::service::SOON;
 use support::{Factory, Output, Result, Service, Site, Spec, site, wait_until};
 
@@ -182,6 +183,11 @@ async fn one_works_and_the_others_stand_by() -> Result<()> {
     Ok(())
 }
 
+async fn until_set_again(service: &Service<'_>) -> Value {
+    let told = |status: &Value| !support::follow::events(status, "fence").is_empty();
+    service.until("the fence is set again", told).await
+}
+
 /// Invariant 6: the fence is a condition, looked at every few seconds and set again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lifted_fence_is_set_again() -> Result<()> {
@@ -189,18 +195,14 @@ async fn a_lifted_fence_is_set_again() -> Result<()> {
     Factory::seeded().fill(&site.primary, 3).await?;
     let service = Service::start(&site, "change = \"CHG-7\"");
     service.until_level().await;
-    let admin = site.spare.pg.conn("postgres").await?;
-    admin
-        .batch_execute("ALTER DATABASE builder RESET default_transaction_read_only")
-        .await?;
-    let status = service
-        .until("the event", |status| {
-            let events = status["events"].as_array().cloned().unwrap_or_default();
-            events
-                .iter()
-                .any(|event| event["kind"] == "fence" && event["change"] == "CHG-7")
-        })
-        .await;
+    site.spare.pg.set_fence(false).await?;
+    let status = until_set_again(&service).await;
+    assert_eq!(
+        support::follow::events(&status, "fence").len(),
+        1,
+        "{status:#}"
+    );
+    assert_eq!(status["events"][0]["change"], "CHG-7", "{status:#}");
     assert_eq!(status["local"]["fenced"], true, "{status:#}");
     let client = site.spare.conn().await?;
     let written = client.batch_execute("DELETE FROM origin_packages").await;
@@ -215,6 +217,27 @@ async fn a_lifted_fence_is_set_again() -> Result<()> {
         }
     })
     .await;
+    Ok(())
+}
+
+/// Whoever sets it again may be killed over it: the next one ends the sessions from before all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fence_that_was_set_again_and_not_enforced_is_enforced_by_the_next() -> Result<()> {
+    let site = site("refence_killed").await;
+    Factory::seeded().fill(&site.primary, 3).await?;
+    site.warm_spare(&["sync"]).await.ok();
+    site.spare.pg.set_fence(false).await?;
+    let before = site.spare.conn().await?;
+    Service::doomed(&site, "", "fence.set_again").dead().await?;
+    let write = "CREATE TABLE written (); DROP TABLE written";
+    before.batch_execute(write).await?;
+    let service = Service::start(&site, "");
+    until_set_again(&service).await;
+    assert!(
+        before.batch_execute(write).await.is_err(),
+        "it may still write"
+    );
+    service.stop().await.ok();
     Ok(())
 }
 
@@ -245,10 +268,7 @@ async fn a_cluster_made_primary_by_hand_is_left_alone() -> Result<()> {
         .await;
     assert_eq!(service.get("/spare").await?.status, 503);
     assert_eq!(service.get("/primary").await?.status, 503);
-    let admin = site.spare.pg.conn("postgres").await?;
-    admin
-        .batch_execute("ALTER DATABASE builder RESET default_transaction_read_only")
-        .await?;
+    site.spare.pg.set_fence(false).await?;
     service
         .until("a primary that nobody follows", told("no_spare"))
         .await;

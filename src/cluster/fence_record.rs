@@ -1,9 +1,11 @@
 //! Setting a fence together with the record of why, taking it back, and setting it again: each so that a promotion or a
 //! withdrawal at the same moment is not undone by it.
 
-use super::fence::{fence_statement, fenced, lift_statement};
+use super::fence::{FenceError, enforce_fence, fence_statement, fenced, lift_statement};
 use super::session::quote_literal;
 use super::state::{State, StateError};
+use crate::config::Datastore;
+use crate::killpoint;
 use tokio_postgres::types::ToSql;
 
 impl State {
@@ -103,15 +105,25 @@ impl State {
     }
 
     /// Sets a spare's fence again, unless it has stopped being a spare: a promotion may be on its way. One statement, for
-    /// the session has other users.
+    /// the session has other users. `finish_fence` must follow, whoever is killed before it.
     pub async fn fence_if_spare(&self, database: &str) -> Result<(), StateError> {
         let sql = format!(
             "DO $$ BEGIN \
-               IF (SELECT role FROM cluster FOR SHARE) = 'spare' THEN EXECUTE {}; END IF; \
+               UPDATE cluster SET fence_begun = true WHERE role = 'spare'; \
+               IF FOUND THEN EXECUTE {}; END IF; \
              END $$",
             quote_literal(&fence_statement(database))
         );
-        Ok(self.session.batch("setting the fence", &sql).await?)
+        self.session.batch("setting the fence", &sql).await?;
+        killpoint::reach("fence.set_again");
+        Ok(())
+    }
+
+    /// Enforces a spare's fence that was set again. Until that is done, sessions that began before it may write.
+    pub async fn finish_fence(&self, local: &Datastore, database: &str) -> Result<(), FenceError> {
+        enforce_fence(&self.session, local, database).await?;
+        let sql = "UPDATE cluster SET fence_begun = false WHERE fence_begun";
+        Ok(self.session.batch("finishing the fence", sql).await?)
     }
 
     /// Sets the fence's setting again, which somebody has lifted, unless its record was withdrawn at this very moment.

@@ -92,6 +92,8 @@ pub struct ClusterRecord {
     pub since: DateTime<Utc>,
     /// A spare that was a primary, before its first copy: what it has and its peer lacks is on record, and may go.
     pub coming_back: bool,
+    /// The fence was set again here, and sessions from before that may still be there.
+    pub fence_begun: bool,
 }
 
 pub struct State {
@@ -232,7 +234,7 @@ impl State {
     }
 
     pub async fn cluster(&self) -> Result<ClusterRecord, StateError> {
-        let sql = "SELECT id, role, epoch, since, coming_back FROM cluster";
+        let sql = "SELECT id, role, epoch, since, coming_back, fence_begun FROM cluster";
         let row = self.session.query_one("reading our role", sql, &[]).await?;
         Ok(ClusterRecord {
             id: row.get(0),
@@ -240,6 +242,7 @@ impl State {
             epoch: row.get(2),
             since: row.get(3),
             coming_back: row.get(4),
+            fence_begun: row.get(5),
         })
     }
 
@@ -423,7 +426,9 @@ CREATE TABLE IF NOT EXISTS retirement (
     since timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (key, checksum));
 -- Of format 2, which knew no promotion.
-ALTER TABLE cluster ADD COLUMN IF NOT EXISTS coming_back boolean NOT NULL DEFAULT false;
+ALTER TABLE cluster
+    ADD COLUMN IF NOT EXISTS coming_back boolean NOT NULL DEFAULT false,
+    ADD COLUMN IF NOT EXISTS fence_begun boolean NOT NULL DEFAULT false;
 ALTER TABLE copied ADD COLUMN IF NOT EXISTS peer_cluster text NOT NULL DEFAULT '';
 ALTER TABLE transition
     ADD COLUMN IF NOT EXISTS epoch bigint NOT NULL DEFAULT 0,

@@ -15,7 +15,7 @@ use super::{look, mode, replacements, switch};
 use crate::cluster::preparation::Names;
 use crate::cluster::{
     ByteBudget, CopiedPoint, DatastoreFault, LocalSession, LocalStore, Lock, Lsn, PeerSession,
-    Side, State, Store, Throttle, end_former_writers, enforce_fence, is_fenced, prove_fence,
+    Side, State, Store, Throttle, end_former_writers, is_fenced, prove_fence,
 };
 use crate::config::{Config, Role};
 use crate::observe::{Clock, Phase, Progress};
@@ -275,13 +275,16 @@ async fn keep_fenced(config: &Config, state: &State) -> Result<bool, PassError> 
     if !there {
         return Ok(false);
     }
-    if is_fenced(state.session(), database).await? {
+    if !is_fenced(state.session(), database).await? {
+        log::warn!("local: database {database} was not fenced; it is again");
+        state.fence_if_spare(database).await?;
+    } else if !state.cluster().await?.fence_begun {
         prove_fence(state.session(), &config.local.datastore, database).await?;
         return Ok(false);
     }
-    log::warn!("local: database {database} was not fenced; it is again");
-    state.fence_if_spare(database).await?;
-    enforce_fence(state.session(), &config.local.datastore, database).await?;
+    state
+        .finish_fence(&config.local.datastore, database)
+        .await?;
     let text = format!("the fence on {database} had been lifted; it was set again");
     state.event("fence", &text, &config.change).await?;
     Ok(true)

@@ -289,7 +289,7 @@ async fn remember(
             .await?;
     }
     // Somebody may have made this cluster the primary while we copied.
-    let sql = "UPDATE cluster SET role = 'spare', epoch = greatest(epoch, 1), coming_back = false, \
+    let sql = "UPDATE cluster SET role = 'spare', epoch = greatest(epoch, 1), coming_back = false, fence_begun = false, \
                  since = CASE WHEN role = 'spare' THEN since ELSE now() END \
                WHERE coalesce(role, 'spare') = 'spare'";
     if session.execute("remembering our role", sql, &[]).await? != 1 {

@@ -132,7 +132,8 @@ struct Found {
 async fn look_once(desk: &Desk, tenure: &Tenure, proving: bool) -> Result<Found, PassError> {
     let local = &tenure.config.local.datastore;
     tenure.state.still_ours(tenure.lock).await?;
-    let role = tenure.state.cluster().await?.role;
+    let cluster = tenure.state.cluster().await?;
+    let role = cluster.role;
     desk.settle_events(&tenure.state).await;
     let spare = role.as_deref() == Some("spare");
     let session = tenure.state.session();
@@ -141,14 +142,8 @@ async fn look_once(desk: &Desk, tenure: &Tenure, proving: bool) -> Result<Found,
         return Ok(Found { role, open: None });
     }
     let before = desk.read(|state| state.local.fenced);
-    let fenced = if is_fenced(session, &local.database).await? {
-        match before {
-            Some(true) if !proving => Ok(()),
-            // Sessions from before the setting may still be there, and may still write.
-            Some(false) => enforce_fence(session, local, &local.database).await,
-            _ => prove_fence(session, local, &local.database).await,
-        }
-    } else {
+    let stood = is_fenced(session, &local.database).await?;
+    if !stood {
         desk.update(|state| state.local.fenced = Some(false));
         // Unless it is the primary by now, at this very moment.
         if let Err(error) = tenure.state.fence_if_spare(&local.database).await {
@@ -157,7 +152,9 @@ async fn look_once(desk: &Desk, tenure: &Tenure, proving: bool) -> Result<Found,
         if !is_fenced(session, &local.database).await? {
             return Ok(Found { role, open: None });
         }
-        let raised = enforce_fence(session, local, &local.database).await;
+    }
+    let fenced = if !stood || cluster.fence_begun {
+        let raised = tenure.state.finish_fence(local, &local.database).await;
         if raised.is_ok() {
             let text = format!(
                 "the fence on {} had been lifted; it was set again",
@@ -167,6 +164,13 @@ async fn look_once(desk: &Desk, tenure: &Tenure, proving: bool) -> Result<Found,
             desk.note("fence", &text);
         }
         raised
+    } else {
+        match before {
+            Some(true) if !proving => Ok(()),
+            // Sessions from before the setting may still be there, and may still write.
+            Some(false) => enforce_fence(session, local, &local.database).await,
+            _ => prove_fence(session, local, &local.database).await,
+        }
     };
     let open = match fenced {
         Ok(()) => None,

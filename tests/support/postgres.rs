@@ -193,6 +193,17 @@ impl Postgres {
         Ok(client)
     }
 
+    /// Sets the fence on Builder's database, or lifts it, as anybody may who owns that.
+    pub async fn set_fence(&self, stands: bool) -> Result<()> {
+        let set = if stands {
+            "SET default_transaction_read_only = on"
+        } else {
+            "RESET default_transaction_read_only"
+        };
+        let sql = format!("ALTER DATABASE builder {set}");
+        Ok(self.conn("postgres").await?.batch_execute(&sql).await?)
+    }
+
     pub async fn create_database(&self, name: &str) -> Result<()> {
         let sql = format!("CREATE DATABASE \"{name}\" TEMPLATE template0");
         Ok(self.conn("postgres").await?.batch_execute(&sql).await?)
