@@ -5,7 +5,8 @@ mod support;
 use std::time::Duration;
 
 use support::follow::{followed, prepared, until_equal};
-use support::process::{alive, free_port};
+use support::ports::free_port;
+use support::process::alive;
 use support::{Factory, Package, Result, Site, Spec, site, wait_until};
 use warm_spare::cluster::State;
 use warm_spare::role::remove_drill_leftovers;

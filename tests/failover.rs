@@ -199,6 +199,46 @@ async fn a_primary_that_sees_a_newer_one_fences_itself() -> Result<()> {
     Ok(())
 }
 
+/// A prepared transaction may be committed behind any fence: it is told until somebody ends it.
+#[tokio::test]
+async fn a_primary_that_cannot_close_its_fence_tries_until_it_can() -> Result<()> {
+    let primary = support::follow::logical().setting("max_prepared_transactions", "5");
+    let pair = Pair::with("failover_open", primary).await?;
+    let (site, back) = (&pair.there, &pair.back);
+    site.write_config("");
+    prepare(site).await;
+    let line = support::proxy::Proxy::start(site.primary.pg.port()).await?;
+    let through = |extra: &str| format!("{extra}\n[peer.datastore]\nport = {}", line.port());
+    let old = Service::start(back, PROMOTE);
+    until_primary(&old, 1).await;
+    let new = followed(site, &through("")).await?;
+    let client = site.primary.conn().await?;
+    let sql =
+        "BEGIN; INSERT INTO accounts (name, email) VALUES ('open', ''); PREPARE TRANSACTION 'open'";
+    client.batch_execute(sql).await?;
+
+    line.set(support::proxy::Mode::Refuse).await;
+    line.cut();
+    new.reconfigure(&through(&forced(2)));
+    until_primary(&new, 2).await;
+    let status = old
+        .until("a fence that does not hold", |status| {
+            status["state"] == "fenced" && status["local"]["fenced"] == false
+        })
+        .await;
+    assert_eq!(status["health"]["level"], 2, "{status:#}");
+    assert!(write(&site.primary, "late").await.is_err());
+    let admin = site.primary.pg.conn("builder").await?;
+    admin.batch_execute("ROLLBACK PREPARED 'open'").await?;
+    old.until("the fence holds", |status| {
+        status["local"]["fenced"] == true
+    })
+    .await;
+    old.stop().await.ok();
+    new.stop().await.ok();
+    Ok(())
+}
+
 /// In both orders: whoever was declared first, and whoever is chosen.
 #[tokio::test]
 async fn two_primaries_of_one_epoch_are_told_and_one_is_chosen() -> Result<()> {

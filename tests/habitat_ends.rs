@@ -7,7 +7,8 @@ use std::fs;
 use std::time::Instant;
 
 use support::follow::events;
-use support::process::{alive, free_port};
+use support::ports::free_port;
+use support::process::alive;
 use support::service::{SOON, get};
 use support::world::{
     GROUP, World, following, follows, load, prepare_node, say, status_at, until_at, world,

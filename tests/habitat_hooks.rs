@@ -8,7 +8,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use support::habitat::Rendered;
-use support::process::{alive, free_port};
+use support::ports::free_port;
+use support::process::alive;
 use support::service::SOON;
 use support::{Output, Running, wait_until};
 

@@ -275,6 +275,16 @@ async fn a_user_that_is_no_superuser_is_told_what_it_lacks_to_fence_and_fences_w
     let sql = "ALTER ROLE steward CREATEDB; GRANT pg_signal_backend, pg_read_all_stats TO steward;
                ALTER DATABASE builder OWNER TO steward";
     primary.batch_execute(sql).await?;
+    // As another user's warm-spare would have left it.
+    site.primary.pg.create_database("warm_spare").await?;
+    let found = preflight(&site, "planned").await;
+    assert_check(
+        &found,
+        "privileges",
+        "refuse",
+        "does not own database warm_spare",
+    );
+    primary.batch_execute("DROP DATABASE warm_spare").await?;
     let sql = "CREATE ROLE app; ALTER ROLE app SET default_transaction_read_only = false";
     primary.batch_execute(sql).await?;
     let found = preflight(&site, "planned").await;

@@ -6,7 +6,7 @@ use chrono::{DateTime, TimeDelta, Timelike, Utc};
 use rand::{Rng, SeedableRng};
 use serde_json::Value;
 use std::collections::BTreeSet;
-use support::process::free_port;
+use support::ports::free_port;
 use support::service::{SOON, get};
 use support::{Factory, Result, Site, Spec, seed, site, wait_until};
 use tokio::sync::mpsc;

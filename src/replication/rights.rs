@@ -12,15 +12,15 @@ pub struct Rights {
     pub stats: bool,
     /// Whether it may alter Builder's database; None: there is none.
     pub owner: Option<bool>,
-    /// Our own database is there already.
-    pub has_state: bool,
+    /// Whether it may make tables in our own database; None: there is none yet.
+    pub owns_state: Option<bool>,
 }
 
 pub async fn rights(session: &Session, database: &str) -> Result<Rights, PassError> {
     let sql = "SELECT rolsuper, rolcreatedb, pg_has_role(current_user, 'pg_signal_backend', 'MEMBER'), \
                  pg_has_role(current_user, 'pg_read_all_stats', 'MEMBER'), \
                  (SELECT pg_has_role(current_user, datdba, 'MEMBER') FROM pg_database WHERE datname = $1), \
-                 EXISTS (SELECT 1 FROM pg_database WHERE datname = $2) \
+                 (SELECT pg_has_role(current_user, datdba, 'MEMBER') FROM pg_database WHERE datname = $2) \
                FROM pg_roles WHERE rolname = current_user";
     let row = session
         .query_one("reading our privileges", sql, &[&database, &STATE_DATABASE])
@@ -31,7 +31,7 @@ pub async fn rights(session: &Session, database: &str) -> Result<Rights, PassErr
         signal: row.get(2),
         stats: row.get(3),
         owner: row.get(4),
-        has_state: row.get(5),
+        owns_state: row.get(5),
     })
 }
 
@@ -55,9 +55,18 @@ impl Rights {
     }
 
     /// What a fence needs besides, where others may be at work.
-    pub fn lacking_to_fence(&self) -> Option<&'static str> {
-        let told = "may not see when others' sessions began (pg_read_all_stats)";
-        (!self.superuser && !self.stats).then_some(told)
+    pub fn lacking_to_fence(&self) -> Vec<String> {
+        let mut lacking = Vec::new();
+        if self.superuser {
+            return lacking;
+        }
+        if !self.stats {
+            lacking.push("may not see when others' sessions began (pg_read_all_stats)".to_string());
+        }
+        if self.owns_state == Some(false) {
+            lacking.push(format!("does not own database {STATE_DATABASE}"));
+        }
+        lacking
     }
 }
 
@@ -73,16 +82,18 @@ mod tests {
             signal: false,
             stats: false,
             owner: Some(false),
-            has_state: true,
+            owns_state: Some(false),
         };
         assert_eq!(rights.lacking("builder", true).len(), 3);
         assert_eq!(rights.lacking("builder", false).len(), 2);
         rights.owner = None;
         rights.signal = true;
         assert!(rights.lacking("builder", false).is_empty());
-        assert!(rights.lacking_to_fence().is_some());
+        assert_eq!(rights.lacking_to_fence().len(), 2);
+        rights.owns_state = None;
+        assert_eq!(rights.lacking_to_fence().len(), 1);
         rights.superuser = true;
-        assert!(rights.lacking_to_fence().is_none());
+        assert!(rights.lacking_to_fence().is_empty());
         assert!(rights.lacking("builder", true).is_empty());
     }
 }

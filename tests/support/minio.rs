@@ -9,7 +9,8 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::process::{Guard, bound, find_program, free_port, on_path, server_dir, tail};
+use super::ports::free_port;
+use super::process::{Guard, bound, find_program, on_path, server_dir, tail};
 use super::{Result, S3, SERVER_DEADLINE, random_word};
 
 /// A server; ended when dropped.

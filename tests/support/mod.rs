@@ -16,6 +16,7 @@ pub mod origins;
 pub mod packages;
 pub mod pair;
 pub mod plan_build;
+pub mod ports;
 pub mod postgres;
 pub mod process;
 pub mod proxy;

@@ -13,7 +13,8 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 use tokio_postgres::{Client, NoTls};
 
-use super::process::{Guard, bound, find_program, free_port, on_path, server_dir, tail};
+use super::ports::free_port;
+use super::process::{Guard, bound, find_program, on_path, server_dir, tail};
 use super::{Result, SERVER_DEADLINE, random_word};
 
 /// A server; ended when dropped.

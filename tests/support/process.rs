@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io;
-use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -283,11 +282,6 @@ pub fn server_dir(prefix: &str) -> Result<tempfile::TempDir> {
         .prefix(prefix)
         .permissions(fs::Permissions::from_mode(0o755))
         .tempdir_in(run_dir())?)
-}
-
-/// A port that was free a moment ago; whoever uses it tries another one when it is taken meanwhile.
-pub fn free_port() -> io::Result<u16> {
-    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }
 
 /// The last lines of a server's log, for an error.

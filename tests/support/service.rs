@@ -8,7 +8,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::TcpStream;
 
-use super::process::free_port;
+use super::ports::free_port;
 use super::{Output, Result, Running, Site, wait_until};
 
 /// How long something that the service does by itself may take on a busy machine.

@@ -13,7 +13,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use super::habitat::ROOT;
-use super::process::{alive, bound, find_program, free_port, on_path, run_dir, server_dir, tree};
+use super::ports::free_port;
+use super::process::{alive, bound, find_program, on_path, run_dir, server_dir, tree};
 use super::service::{Answer, SOON, get};
 use super::{Minio, Output, Postgres, Result, Running, wait_until};
 

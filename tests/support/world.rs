@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::follow::logical;
-use super::process::free_port;
+use super::ports::free_port;
 use super::service::{SOON, get};
 use super::supervisor::{Programs, Supervisor};
 use super::{Factory, Result, Site, Spec, content, skip, wait_until};

@@ -110,7 +110,7 @@ pub fn privileges(facts: &Facts) -> Check {
     };
     let (local, peer) = (&facts.config.local.datastore, &facts.config.peer.datastore);
     let mut lacking = server.rights.lacking(&local.database, false);
-    lacking.extend(server.rights.lacking_to_fence().map(String::from));
+    lacking.extend(server.rights.lacking_to_fence());
     if facts.streams() && !server.may_apply {
         lacking.push("may not set session_replication_role".into());
     }
@@ -123,8 +123,8 @@ pub fn privileges(facts: &Facts) -> Check {
             Ok(there) => there.server.rights,
             Err(error) => return unknown(NAME, error),
         };
-        let mut lacking = there.lacking(&peer.database, !there.has_state);
-        lacking.extend(there.lacking_to_fence().map(String::from));
+        let mut lacking = there.lacking(&peer.database, there.owns_state.is_none());
+        lacking.extend(there.lacking_to_fence());
         told.extend(
             lacking
                 .iter()
