@@ -239,6 +239,85 @@ async fn a_primary_that_cannot_close_its_fence_tries_until_it_can() -> Result<()
     Ok(())
 }
 
+/// As docs/failover.md says where the service does not start at all. What an earlier promotion has on record is not of this one.
+#[tokio::test]
+async fn what_is_lost_by_a_promotion_by_hand_is_listed_too() -> Result<()> {
+    let pair = Pair::start("failover_by_hand").await?;
+    let (site, back) = (&pair.there, &pair.back);
+    let on_b = followed(site, "").await?;
+    on_b.reconfigure(PROMOTE);
+    until_primary(&on_b, 2).await;
+    until_settled(&on_b).await;
+    let on_a = returned(back, "").await?;
+    on_a.reconfigure(PROMOTE);
+    until_primary(&on_a, 3).await;
+    until_settled(&on_a).await;
+    site.write_config("");
+    prepare(site).await;
+    on_b.reconfigure("role = \"spare\"");
+    support::follow::until_following(&on_b).await;
+    until_equal(site).await?;
+    on_b.stop().await.ok();
+    write(&site.primary, "nobody else has it").await?;
+    on_a.stop().await.ok();
+
+    let by_hand = "BEGIN; UPDATE cluster SET role = 'primary', epoch = greatest(epoch, 1) + 1, since = now();
+        DELETE FROM fence; DELETE FROM transition; ALTER DATABASE builder RESET default_transaction_read_only; COMMIT";
+    let state = site.spare.pg.conn("warm_spare").await?;
+    state.batch_execute(by_hand).await?;
+    let on_a = returned(back, "role = \"spare\"").await?;
+    let told = back.warm_spare(&["divergence", "--json"]).await;
+    assert_eq!(told.code, Some(1), "{told}");
+    let found = &told.json()["divergence"];
+    assert_eq!(
+        (&found["epoch"], &found["exact"]),
+        (&4.into(), &false.into()),
+        "{found:#}"
+    );
+    assert_eq!(found["rows"], 1, "{found:#}");
+    on_a.stop().await.ok();
+    Ok(())
+}
+
+/// A primary that nobody told of its role may be told to come back while somebody can still write.
+#[tokio::test]
+async fn a_failback_that_cannot_close_its_fence_says_so_and_ends_when_it_can() -> Result<()> {
+    let primary = support::follow::logical().setting("max_prepared_transactions", "5");
+    let pair = Pair::with("failback_open", primary).await?;
+    let (site, back) = (&pair.there, &pair.back);
+    site.write_config("");
+    prepare(site).await;
+    let line = support::proxy::Proxy::start(site.primary.pg.port()).await?;
+    let through = |extra: &str| format!("{extra}\n[peer.datastore]\nport = {}", line.port());
+    let new = followed(site, &through("")).await?;
+    line.set(support::proxy::Mode::Refuse).await;
+    line.cut();
+    new.reconfigure(&through(&forced(2)));
+    until_primary(&new, 2).await;
+    let client = site.primary.conn().await?;
+    let sql =
+        "BEGIN; INSERT INTO accounts (name, email) VALUES ('open', ''); PREPARE TRANSACTION 'open'";
+    client.batch_execute(sql).await?;
+    let old = support::pair::returning(back, "role = \"spare\"").await;
+    let status = old
+        .until("it is told what keeps it open", |status| {
+            status["hold"]["reason"] == "failed" && status["local"]["fenced"] == false
+        })
+        .await;
+    let detail = status["hold"]["detail"].as_str().unwrap_or_default();
+    assert!(detail.contains("do not end"), "{status:#}");
+    // Another look at the peer does not take it back.
+    let still = old.status().await?;
+    assert_eq!(still["hold"]["reason"], "failed", "{still:#}");
+    client.batch_execute("ROLLBACK PREPARED 'open'").await.ok();
+    let admin = site.primary.pg.conn("builder").await?;
+    admin.batch_execute("ROLLBACK PREPARED 'open'").await.ok();
+    support::follow::until_following(&old).await;
+    old.stop().await.ok();
+    new.stop().await.ok();
+    Ok(())
+}
+
 /// In both orders: whoever was declared first, and whoever is chosen.
 #[tokio::test]
 async fn two_primaries_of_one_epoch_are_told_and_one_is_chosen() -> Result<()> {

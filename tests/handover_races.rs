@@ -4,7 +4,7 @@ mod support;
 
 use std::time::Duration;
 
-use support::follow::{followed, until_equal, until_following};
+use support::follow::{events, followed, until_equal, until_following};
 use support::pair::{
     PROMOTE, Pair, forced, is_writable, returned, until_primary, until_read_only, until_settled,
     until_writable, write,
@@ -77,7 +77,8 @@ async fn whoever_gets_the_lock_of_a_promoted_cluster_sees_that_it_is_one() -> Re
     let ended = sync.wait(SOON).await?;
     assert!(matches!(ended.code, Some(3 | 4)), "{ended}");
     until_primary(&beside, 2).await;
-    until_settled(&beside).await;
+    let status = until_settled(&beside).await;
+    assert_eq!(events(&status, "promotion").len(), 1, "{status:#}");
     write(&site.spare, "after").await?;
     assert!(!is_writable(&site.primary).await);
     assert_eq!(beside.get("/primary").await?.status, 200);
@@ -141,6 +142,42 @@ async fn an_undo_at_another_server_is_none() -> Result<()> {
     let service = Service::start(site, &moved);
     service.until_hold("force_needed").await;
     assert!(!third.primary.pg.has_database("warm_spare").await?);
+    service.reconfigure("");
+    until_writable(&site.primary).await;
+    until_following(&service).await;
+    until_equal(site).await?;
+    service.stop().await.ok();
+    Ok(())
+}
+
+/// What another server said of its epoch is remembered, and makes no difference to the fence that stands at the right one.
+#[tokio::test]
+async fn a_fence_is_withdrawn_although_a_wrong_servers_epoch_was_heard() -> Result<()> {
+    let pair = Pair::start("races_heard").await?;
+    let site = &pair.there;
+    followed(site, "").await?.stop().await.ok();
+    let wrong = Pair::start("races_wrong").await?;
+    let elsewhere = Service::start(&wrong.back, PROMOTE);
+    until_primary(&elsewhere, 1).await;
+    elsewhere.stop().await.ok();
+    let wrong = &wrong.there.primary.pg;
+    let state = wrong.conn("warm_spare").await?;
+    state.batch_execute("UPDATE cluster SET epoch = 7").await?;
+    Service::doomed(site, PROMOTE, "switchover.drain")
+        .dead()
+        .await?;
+    let moved = format!(
+        "{PROMOTE}\n[peer.datastore]\nport = {}\npassword = \"{}\"",
+        wrong.port(),
+        wrong.password()
+    );
+    let service = Service::start(site, &moved);
+    service
+        .until("the epoch is heard", |status| {
+            status["role"]["next_epoch"] == 8
+        })
+        .await;
+    assert!(!is_writable(&site.primary).await);
     service.reconfigure("");
     until_writable(&site.primary).await;
     until_following(&service).await;

@@ -72,8 +72,8 @@ impl State {
         }
     }
 
-    /// Takes back a fence that nobody was promoted under, as only the cluster knows that set it. One of another cluster, or
-    /// of another epoch, stays.
+    /// Takes back a fence that nobody was promoted under, as only the cluster knows that set it. One of another cluster, of
+    /// another epoch, or of a promotion that was committed meanwhile, stays.
     pub async fn withdraw_fence(
         &self,
         database: &str,
@@ -83,7 +83,7 @@ impl State {
         let withdrawn = async {
             let session = &self.session;
             session.batch("beginning to withdraw", "BEGIN").await?;
-            let sql = "DELETE FROM fence WHERE epoch = $1 AND by_cluster = $2";
+            let sql = "DELETE FROM fence WHERE epoch = $1 AND by_cluster = $2 AND NOT settled";
             let found = session
                 .execute("withdrawing the fence", sql, &[&epoch, &by_cluster])
                 .await?;

@@ -202,8 +202,11 @@ impl State {
         database: &str,
         by: &Promotion,
         from_role: Option<&str>,
+        told: (&str, &str),
     ) -> Result<(), StateError> {
-        let promoted = self.promote_within(lock, database, by, from_role).await;
+        let promoted = self
+            .promote_within(lock, database, by, from_role, told)
+            .await;
         if promoted.is_err() {
             let _ = self
                 .session
@@ -219,6 +222,7 @@ impl State {
         database: &str,
         by: &Promotion,
         from_role: Option<&str>,
+        (text, change): (&str, &str),
     ) -> Result<(), StateError> {
         let session = &self.session;
         begin_as_holder(session, lock).await?;
@@ -250,6 +254,10 @@ impl State {
                     &by.settled,
                 ],
             )
+            .await?;
+        let sql = "INSERT INTO event (kind, text, change) VALUES ('promotion', $1, $2)";
+        session
+            .execute("recording the promotion", sql, &[&text, &change])
             .await?;
         let keep = "UPDATE generation SET pinned = true WHERE name = \
                     (SELECT name FROM generation ORDER BY created DESC, name DESC LIMIT 1); DELETE FROM fence";

@@ -43,8 +43,8 @@ pub use inventory::{Inventory, InventoryError, UNSOUND};
 pub use look::{Look, Server, look};
 pub use mode::{Chosen, decide, may_apply};
 pub use pass::{
-    Ends, Options, Outcome, Report, WAS_PRIMARY, existing_id, is_ours, may_work, mend,
-    recovery_point, stands_at, sync, unavailable, unavailable_here,
+    Ends, Options, Outcome, Report, WAS_PRIMARY, end_appliers, existing_id, is_ours, may_work,
+    mend, recovery_point, stands_at, sync, unavailable, unavailable_here,
 };
 pub use preparation::{PATIENCE, Prepare, Release, prepare, release};
 pub use retention::{Swept, sweep};

@@ -382,6 +382,11 @@ async fn reached(config: &Config) -> Result<Option<Lsn>, PassError> {
     }
 }
 
+/// Ends what may still be applying to the visible database, and waits for a commit that is on its way.
+pub async fn end_appliers(config: &Config) -> Result<(), PassError> {
+    reached(config).await.map(drop)
+}
+
 /// Where the visible database stands: at the point that was copied, or further on, where the stream has brought it.
 pub async fn stands_at(config: &Config, copied: CopiedPoint) -> Result<CopiedPoint, PassError> {
     let local = &config.local.datastore;

@@ -8,6 +8,7 @@ use crate::cluster::preparation::Names;
 use crate::cluster::{LocalSession, Lock, Promotion, Record, State, quote_ident, raise_fence};
 use crate::config::Config;
 use crate::replication::{PassError, has_database, stream};
+use chrono::Utc;
 
 /// Each step may be done again, so after a kill all of it is; but what was read from a slot is not read again once the
 /// slot may be gone.
@@ -20,7 +21,7 @@ pub async fn come_back(
     let before = state.transition().await?;
     let cluster = state.cluster().await?;
     let peer = newer_primary(config, cluster.epoch, cluster.role.as_deref()).await?;
-    let promotion = peer.promotion.clone();
+    let promotion = promotion_of(&peer);
     let mut walk = Walk::new(state, lock, told, "failback", (peer.epoch, ""));
     let recorded = walk.was_at(before.as_ref(), "release");
     if !recorded {
@@ -28,31 +29,51 @@ pub async fn come_back(
         walk.step("fence").await?;
         fence_here(config, state, peer.epoch, &peer.cluster_id).await?;
         walk.step("divergence").await?;
-        if let Some(promotion) = &promotion {
-            let fence = state.fence_record().await?;
-            let lifted = fence.is_some_and(|fence| fence.lifted);
-            let found = divergence::record(config, state, promotion, lifted).await?;
-            let text = format!(
-                "{} transactions of this cluster are not on the new primary ({} rows, {} packages): `warm-spare divergence`",
-                found.transactions, found.rows, found.packages
-            );
-            let nothing = found.exact && found.transactions == 0 && found.rows == 0;
-            match nothing {
-                true => log::info!("local: {text}"),
-                false => log::warn!("local: {text}"),
-            }
-            state.event("divergence", &text, &config.change).await?;
+        let fence = state.fence_record().await?;
+        let lifted = fence.is_some_and(|fence| fence.lifted);
+        let found = divergence::record(config, state, &promotion, lifted).await?;
+        let text = format!(
+            "{} transactions of this cluster are not on the new primary ({} rows, {} packages): `warm-spare divergence`",
+            found.transactions, found.rows, found.packages
+        );
+        let nothing = found.exact && found.transactions == 0 && found.rows == 0;
+        match nothing {
+            true => log::info!("local: {text}"),
+            false => log::warn!("local: {text}"),
         }
+        state.event("divergence", &text, &config.change).await?;
     }
     walk.step("release").await?;
-    if let Some(promotion) = &promotion {
-        release(config, state, promotion, &peer.cluster_id).await?;
-    }
+    release(config, state, &promotion, &peer.cluster_id).await?;
     walk.step("role").await?;
     state.return_as_spare(lock, peer.epoch).await?;
     let text = format!("came back as the spare of epoch {}", peer.epoch);
     state.event("failback", &text, &config.change).await?;
     Ok(state.close_journal(lock).await?)
+}
+
+/// That of the peer's epoch. Whoever was made the primary by hand has none, or one of before, which tells nothing of now.
+fn promotion_of(peer: &Record) -> Promotion {
+    let known = peer.promotion.clone();
+    known
+        .filter(|promotion| promotion.epoch == peer.epoch)
+        .unwrap_or_else(|| {
+            let ours = Names::of_cluster(&peer.cluster_id);
+            Promotion {
+                epoch: peer.epoch,
+                kind: "by_hand".into(),
+                time: Utc::now(),
+                lsn: String::new(),
+                commit_time: None,
+                system_id: String::new(),
+                timeline: 0,
+                peer_cluster: String::new(),
+                slot: ours.slot,
+                publication: ours.publication,
+                peer_fenced: false,
+                settled: false,
+            }
+        })
 }
 
 /// A primary becomes a spare only of a newer one.

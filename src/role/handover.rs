@@ -11,7 +11,7 @@ use crate::cluster::{CopiedPoint, Lock, PeerFence, Promotion, Side, State, Trans
 use crate::config::{Config, Role};
 use crate::observe::{self, Check, Clock, Verdict};
 use crate::replication::stream::Told as Heard;
-use crate::replication::{Courier, PassError, mend, next_sequences, stands_at};
+use crate::replication::{Courier, PassError, end_appliers, mend, next_sequences, stands_at};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,7 +54,8 @@ pub struct Handover<'a> {
     pub config: &'a Config,
     pub state: &'a State,
     pub lock: Lock,
-    pub courier: Courier,
+    /// Opens the stores: what asks for none of them must not fail for one.
+    pub courier: Box<dyn Fn() -> Result<Courier, PassError> + Send + Sync>,
     pub spool: Arc<Path>,
     pub clock: Clock,
     pub told: Box<dyn Fn(observe::Transition) + Send + Sync>,
@@ -233,7 +234,8 @@ impl Handover<'_> {
                 Ok(()) => reached.complete = true,
                 Err(error) => {
                     log::warn!("not everything that the old primary has could be brought: {error}");
-                    // What was cut off may be half done.
+                    // What was cut off may be half done, and a commit of it still on its way.
+                    end_appliers(self.config).await?;
                     mend(self.config, self.lock).await?;
                 }
             }
@@ -356,24 +358,18 @@ impl Handover<'_> {
             promotion.publication = Names::of(&id, &self.config.replication).publication;
         }
         let database = &self.config.local.datastore.database;
-        self.state
-            .promote(self.lock, database, &promotion, Some("spare"))
-            .await?;
         let text = format!(
             "promoted by {} to epoch {} at {}, commit time {}",
             promotion.kind, self.epoch, point.lsn, point.commit_time
         );
+        let told = (text.as_str(), self.config.change.as_str());
+        self.state
+            .promote(self.lock, database, &promotion, Some("spare"), told)
+            .await?;
         log::warn!("local: {text}");
         // Sessions from before stay read-only for as long as they live; whoever pools them connects anew.
         if let Err(error) = clear_out(self.state.session(), database).await {
             log::warn!("{error}");
-        }
-        let kept = self
-            .state
-            .event("promotion", &text, &self.config.change)
-            .await;
-        if let Err(error) = kept {
-            log::warn!("{error}; the event is not kept");
         }
         Ok(())
     }

@@ -10,7 +10,9 @@ use super::guard::{End, ask_store};
 use super::plan::{Next, Plan, Rules};
 use super::tenure::{Tenure, recall};
 use super::{Configs, Desk, next};
-use crate::cluster::{ByteBudget, Confirmation, CopiedPoint, LocalStore, Side, StateError, Store};
+use crate::cluster::{
+    ByteBudget, Confirmation, CopiedPoint, LocalStore, Side, StateError, Store, Throttle,
+};
 use crate::config::Config;
 use crate::observe::{Baseline, HoldReason};
 use crate::replication::{
@@ -481,12 +483,7 @@ impl<'a> Duties<'a> {
     }
 
     fn courier(&self, config: &Config) -> Result<Courier, PassError> {
-        Ok(Courier {
-            peer: Store::open(Side::Peer, &config.peer.s3)?,
-            local: LocalStore::open(&config.local.s3)?,
-            budget: ByteBudget::new(config.replication.buffer),
-            throttle: self.desk.throttle.clone(),
-        })
+        courier(config, &self.desk.throttle)
     }
 
     async fn retry(&mut self, config: &Config) -> Result<(), PassError> {
@@ -524,4 +521,13 @@ fn ends_tenure(error: &PassError) -> bool {
         error,
         PassError::State(StateError::Superseded | StateError::Locked { .. })
     )
+}
+
+fn courier(config: &Config, throttle: &Throttle) -> Result<Courier, PassError> {
+    Ok(Courier {
+        peer: Store::open(Side::Peer, &config.peer.s3)?,
+        local: LocalStore::open(&config.local.s3)?,
+        budget: ByteBudget::new(config.replication.buffer),
+        throttle: throttle.clone(),
+    })
 }

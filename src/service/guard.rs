@@ -69,7 +69,7 @@ async fn keep_checking(desk: &Desk, config: &Config) -> Infallible {
 }
 
 /// Of a drill that was killed; one that is under way is left.
-async fn keep_tidy(tenure: &Tenure) -> Infallible {
+pub async fn keep_tidy(tenure: &Tenure) -> Infallible {
     loop {
         if let Err(error) = remove_drill_leftovers(&tenure.state).await {
             log::debug!("{error}");
@@ -87,7 +87,10 @@ async fn keep_fence(desk: &Desk, tenure: &Tenure) -> End {
             Err(_) => return End::Failed(silent(tenure).into()),
             Ok(Err(error)) => return End::Failed(error),
             Ok(Ok(found)) if is_another(role.as_deref(), found.role.as_deref()) => {
-                return End::RoleChanged;
+                // Our own handover, which is at its last steps and says so itself.
+                if desk.read(|state| state.transition.is_none()) {
+                    return End::RoleChanged;
+                }
             }
             Ok(Ok(found)) => {
                 // A duty may have found it silent, and be over before we were.

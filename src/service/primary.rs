@@ -2,7 +2,7 @@
 //! keeps its own fence, and comes back when it is told to.
 
 use super::complaint::{Complaint, Pace};
-use super::guard::{End, keep_seeing};
+use super::guard::{End, keep_seeing, keep_tidy};
 use super::tenure::Tenure;
 use super::{Configs, Desk, next};
 use crate::cluster::{ClusterRecord, FenceRecord, Side, State, clear_out};
@@ -27,6 +27,10 @@ pub struct Primary<'a> {
     configs: Configs,
     /// Of what the peer is asked.
     complaint: Complaint,
+    /// Of a fence, on either side.
+    fencing: Complaint,
+    /// Of coming back as the spare.
+    returning: Complaint,
     /// Looks since our own fence was last proven; None: not in this process.
     unproven: Option<u32>,
 }
@@ -38,15 +42,18 @@ impl<'a> Primary<'a> {
             tenure,
             configs,
             complaint: Complaint::new("peer: answers"),
+            fencing: Complaint::new("the fence stands"),
+            returning: Complaint::new("local: may come back"),
             unproven: None,
         }
     }
 
     pub async fn perform(self) -> End {
-        let (desk, config) = (self.desk, self.tenure.config.clone());
+        let (desk, tenure) = (self.desk, self.tenure);
         tokio::select! {
             end = Box::pin(self.keep_looking()) => end,
-            never = keep_seeing(desk, &config) => match never {},
+            never = keep_seeing(desk, &tenure.config) => match never {},
+            never = keep_tidy(tenure) => match never {},
         }
     }
 
@@ -106,8 +113,9 @@ impl<'a> Primary<'a> {
                 return Ok(Some(End::RoleChanged));
             }
         } else {
+            self.returning.over(self.desk.now());
             self.desk
-                .release(|hold| hold.reason == HoldReason::Conflict);
+                .release(|hold| matches!(hold.reason, HoldReason::Conflict | HoldReason::Failed));
         }
         if fence.is_none() {
             self.unproven = None;
@@ -160,9 +168,13 @@ impl<'a> Primary<'a> {
             // Our own server, or another process at work.
             Err(error @ PassError::State(_)) => Err(error),
             Err(error) => {
+                if matches!(error, PassError::Fence(_)) {
+                    // Set, and not enforced to its end.
+                    desk.update(|state| state.fence_begun = true);
+                }
                 let pace = desk.hold_for(&error);
                 let now = desk.now();
-                self.complaint
+                self.returning
                     .failed(now, error.code(), &error.to_string(), pace);
                 Ok(false)
             }
@@ -176,8 +188,12 @@ impl<'a> Primary<'a> {
             Ok(Ok(seen)) => {
                 self.complaint.over(self.desk.now());
                 self.desk.see_datastore(Side::Peer, None);
-                self.desk
-                    .release(|hold| hold.passing || hold.reason == HoldReason::SameServer);
+                self.desk.release(|hold| {
+                    matches!(
+                        hold.reason,
+                        HoldReason::PeerUnreachable | HoldReason::SameServer
+                    )
+                });
                 let record = seen.theirs.record.as_ref();
                 self.desk.update(|state| {
                     state.peer.version = Some(seen.version.clone());
@@ -209,6 +225,9 @@ impl<'a> Primary<'a> {
         Ok(None)
     }
 }
+
+/// The kind of a promotion by which an old primary, or one of two, took its place back by force.
+const TAKEN_BACK: &str = "taken_back";
 
 fn forces(config: &Config, epoch: i64) -> bool {
     i64::try_from(config.force_epoch) == Ok(epoch)

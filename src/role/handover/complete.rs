@@ -1,5 +1,6 @@
 //! What the primary has committed is here to the last row, in the same form, with its artifacts and its sequences' values.
 
+use super::super::preflight::CLOCK_WAIT;
 use super::super::watch::{another_server, look_at_peer};
 use super::Handover;
 use crate::cluster::preparation::Names;
@@ -12,9 +13,6 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
-
-/// A clock of the local datastore that is behind by no more is waited for.
-const CLOCK_WAIT: Duration = Duration::from_secs(5);
 
 impl Handover<'_> {
     /// Until a message that was written behind the fence has arrived, and with it everything before.
@@ -48,11 +46,12 @@ impl Handover<'_> {
 
     pub(super) async fn follow_to(&self, mark: Lsn, point: &CopiedPoint) -> Result<(), PassError> {
         let id = self.state.cluster().await?.id;
+        let courier = (self.courier)()?;
         let follow = Follow {
             config: self.config,
             state: self.state,
             lock: self.lock,
-            courier: &self.courier,
+            courier: &courier,
             names: Names::of(&id, &self.config.replication),
             recorded: point.clone(),
             database: &self.config.local.datastore.database,
@@ -75,7 +74,7 @@ impl Handover<'_> {
     async fn last_copy(&self, limit: Option<Duration>) -> Result<(), PassError> {
         let options = Options {
             lock: Some(self.lock),
-            throttle: Some(self.courier.throttle.clone()),
+            throttle: Some((self.courier)()?.throttle),
             spool: Some(self.spool.clone()),
             fenced_by_us: true,
             ..Options::default()

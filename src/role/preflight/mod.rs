@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::observe::{Check, Verdict};
 use crate::replication::PassError;
 use facts::Facts;
+pub use standing::CLOCK_WAIT;
 use std::time::Duration;
 
 /// Which promotion is meant.

@@ -6,7 +6,10 @@ use super::{ok, refuse, unknown, warn};
 use crate::cluster::CopiedPoint;
 use crate::observe::{Check, span};
 use bytesize::ByteSize;
+use std::time::Duration;
 
+/// A handover waits for a clock of the local datastore that is behind Builder's newest id by no more.
+pub const CLOCK_WAIT: Duration = Duration::from_secs(5);
 /// Clocks that NTP keeps are closer.
 const CLOCKS_APART: f64 = 1.0;
 
@@ -179,7 +182,7 @@ pub fn clocks(facts: &Facts) -> Check {
             "the local clock is {} behind Builder's newest id",
             span(ahead)
         );
-        return match ahead > drain {
+        return match ahead > CLOCK_WAIT.as_secs_f64() {
             true => refuse(NAME, text, step),
             false => warn(NAME, text, step),
         };

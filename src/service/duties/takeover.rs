@@ -1,7 +1,7 @@
 //! What the configuration asks of a spare beyond following: to become the primary. And what an earlier process began.
 
-use super::Duties;
 use super::following::Ear;
+use super::{Duties, courier};
 use crate::cluster::{PeerFence, Record, State, Transition, peers_record};
 use crate::config::Config;
 use crate::observe::HoldReason;
@@ -22,6 +22,7 @@ impl Duties<'_> {
         let role = self.tenure.state.cluster().await?.role;
         if role.as_deref() == Some("primary") {
             // Its commit may have been heard of by nobody.
+            self.desk.release(|hold| hold.reason != HoldReason::Config);
             return Ok(true);
         }
         // Half replaced bytes come first.
@@ -117,11 +118,12 @@ impl Duties<'_> {
             epoch = self.epoch_to_take(state).await?;
         }
         let desk = self.desk.clone();
+        let (stores, throttle) = (config.clone(), desk.throttle.clone());
         Ok(Handover {
             config,
             state,
             lock: self.tenure.lock,
-            courier: self.courier(config)?,
+            courier: Box::new(move || courier(&stores, &throttle)),
             spool: self.tenure.data.clone(),
             clock: self.desk.clock.clone(),
             told: Box::new(move |shown| desk.update(|state| state.transition = Some(shown))),

@@ -1,6 +1,6 @@
 //! An old primary whose place another cluster has taken: it keeps its own fence, and is taken back by force alone.
 
-use super::{LOOKS_PER_PROOF, Primary, forces};
+use super::{LOOKS_PER_PROOF, Primary, TAKEN_BACK, forces};
 use crate::cluster::{
     ClusterRecord, FenceError, FenceRecord, Promotion, State, Transition, clear_out, enforce_fence,
     is_fenced, prove_fence,
@@ -68,11 +68,12 @@ impl Primary<'_> {
             Ok(()) => {
                 self.unproven = Some(0);
                 self.desk.update(|state| state.fence_begun = false);
+                self.fencing.over(self.desk.now());
             }
             Err(FenceError::Datastore(error)) if error.is_transient() => log::debug!("{error}"),
             Err(error) => {
                 let now = self.desk.now();
-                self.complaint
+                self.fencing
                     .failed(now, "fence", &error.to_string(), Pace::Operator);
             }
         }
@@ -107,7 +108,7 @@ impl Primary<'_> {
         let state = State::open(local).await?;
         let by = Promotion {
             epoch,
-            kind: "taken_back".into(),
+            kind: TAKEN_BACK.into(),
             time: self.desk.now(),
             lsn: String::new(),
             commit_time: None,
@@ -130,17 +131,17 @@ impl Primary<'_> {
             undone: None,
         };
         state.journal(self.tenure.lock, &entry).await?;
+        let text =
+            format!("taken back by force_epoch: this cluster is the primary of epoch {epoch}");
+        let told = (text.as_str(), config.change.as_str());
         state
-            .promote(self.tenure.lock, &local.database, &by, from)
+            .promote(self.tenure.lock, &local.database, &by, from, told)
             .await?;
         if let Err(error) = clear_out(state.session(), &local.database).await {
             log::warn!("{error}");
         }
         state.close_journal(self.tenure.lock).await?;
-        let text =
-            format!("taken back by force_epoch: this cluster is the primary of epoch {epoch}");
         log::warn!("local: {text}");
-        state.event("promotion", &text, &config.change).await?;
         self.unproven = None;
         self.desk.release(|hold| hold.reason != HoldReason::Config);
         Ok(())

@@ -1,6 +1,6 @@
 //! A primary beside its peer: which of both it is, what is still to be done there, and whether anybody could take over.
 
-use super::{Primary, forces};
+use super::{Primary, TAKEN_BACK, forces};
 use crate::cluster::{ClusterRecord, Promotion, Side, State, is_fenced, system_id};
 use crate::config::{Config, Role};
 use crate::observe::{HoldReason, Standing};
@@ -57,7 +57,9 @@ impl Primary<'_> {
         let read_only = is_fenced(state.session(), database).await?;
         self.desk
             .update(|state| state.local.fenced = Some(read_only));
+        // Whoever was made the primary by hand since has none of that epoch.
         let promotion = state.promotion().await?;
+        let promotion = promotion.filter(|promotion| promotion.epoch == cluster.epoch);
         let Some(seen) = self.see_peer(config).await? else {
             return self.alone_in_the_dark(promotion.as_ref());
         };
@@ -81,9 +83,12 @@ impl Primary<'_> {
             (Stand::PeerFenced, Some(promotion)) if !promotion.settled => {
                 self.finish(config, &promotion, &seen).await?;
             }
+            (Stand::PeerFenced, Some(promotion)) if !promotion.peer_fenced => {
+                state.peer_was_fenced(promotion.epoch, true).await?;
+            }
             (Stand::PeerFenced, _) => self.set_standing(fenced_and_idle()),
             (Stand::Followed, promotion) => {
-                if let Some(promotion) = promotion.filter(|promotion| !promotion.settled) {
+                if let Some(promotion) = promotion.filter(|by| !(by.settled && by.peer_fenced)) {
                     state.peer_was_fenced(promotion.epoch, true).await?;
                 }
                 self.followed(config, &seen);
@@ -103,8 +108,10 @@ impl Primary<'_> {
     }
 
     pub(super) fn alone_in_the_dark(&self, promotion: Option<&Promotion>) -> Result<(), PassError> {
-        let open = promotion
-            .is_some_and(|promotion| !promotion.peer_fenced && !promotion.system_id.is_empty());
+        let open = promotion.is_some_and(|promotion| {
+            let known = !promotion.system_id.is_empty() || promotion.kind == TAKEN_BACK;
+            known && !promotion.peer_fenced
+        });
         let why = "the peer cannot be asked".to_string();
         self.set_standing(match open {
             true => Standing::PeerOpen(why),
@@ -145,14 +152,14 @@ impl Primary<'_> {
                 log::info!("peer: {text}");
                 self.desk.note("fence", &text);
                 self.desk.update(|state| state.peer.fenced = Some(true));
+                self.fencing.over(self.desk.now());
                 self.set_standing(fenced_and_idle());
             }
             Err(error) if error.side() == Some(Side::Local) => return Err(error),
             Err(error) => {
                 let text = error.to_string();
                 let now = self.desk.now();
-                self.complaint
-                    .failed(now, error.code(), &text, Pace::Passing);
+                self.fencing.failed(now, error.code(), &text, Pace::Passing);
                 self.set_standing(Standing::PeerOpen(text));
             }
         }
