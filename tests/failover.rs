@@ -8,6 +8,7 @@ use support::pair::{
     PROMOTE, Pair, Writers, forced, is_writable, returned, sequences, until_primary, until_settled,
     write,
 };
+use support::service::SOON;
 use support::{Factory, Result, Service, Site, Spec};
 
 #[tokio::test]
@@ -306,12 +307,24 @@ async fn a_failback_that_cannot_close_its_fence_says_so_and_ends_when_it_can() -
         .await;
     let detail = status["hold"]["detail"].as_str().unwrap_or_default();
     assert!(detail.contains("do not end"), "{status:#}");
-    // Another look at the peer does not take it back.
+    // Neither another look at the peer takes that back, nor a proof by a session that began later.
+    support::wait_until("the keeping of the fence fails too", SOON, || async {
+        let told = old.running.stderr();
+        match told
+            .iter()
+            .filter(|line| line.contains("do not end"))
+            .count()
+        {
+            0 | 1 => Err("not yet".into()),
+            _ => Ok(()),
+        }
+    })
+    .await;
     let still = old.status().await?;
     assert_eq!(still["hold"]["reason"], "failed", "{still:#}");
-    client.batch_execute("ROLLBACK PREPARED 'open'").await.ok();
+    assert_eq!(still["local"]["fenced"], false, "{still:#}");
     let admin = site.primary.pg.conn("builder").await?;
-    admin.batch_execute("ROLLBACK PREPARED 'open'").await.ok();
+    admin.batch_execute("ROLLBACK PREPARED 'open'").await?;
     support::follow::until_following(&old).await;
     old.stop().await.ok();
     new.stop().await.ok();
