@@ -17,6 +17,7 @@ async fn the_mode_is_changed_at_run_time_and_back() -> Result<()> {
     until_following(&service).await;
     assert!(slot(&site).await?.is_some());
 
+    let before = copies(&service).await?;
     service.reconfigure("[replication]\nmode = \"snapshot\"");
     let status = service
         .until("snapshots", |status| {
@@ -28,7 +29,7 @@ async fn the_mode_is_changed_at_run_time_and_back() -> Result<()> {
     assert_eq!(slot(&site).await?, None, "what nobody reads holds nothing");
     audit(&site, "by a copy").await?;
     until_equal(&site).await?;
-    until_copied(&service, 1).await;
+    until_copied(&service, before).await;
 
     service.reconfigure("");
     until_following(&service).await;

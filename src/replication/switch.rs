@@ -163,6 +163,8 @@ pub async fn switch(
             renamed = rename(config, state, lock, arrival) => renamed,
             error = ushering => Err(error),
         };
+        // What the usher is at would also end a session that is opened from now on.
+        let _ = usher.batch("letting the usher finish", "SELECT 1").await;
         let Err(error) = renamed else { return Ok(()) };
         let _ = state
             .session()

@@ -370,23 +370,23 @@ impl<'a> Duties<'a> {
             }
             never = release_when_moving(self.desk) => match never {},
         };
+        // Counted first: who sees that it is over finds it in the metrics.
+        let counters = &self.desk.counters;
+        match &report {
+            None => counters.baseline("given_up"),
+            Some(Err(_)) => counters.baseline("failed"),
+            Some(Ok(report)) if matches!(report.outcome, Outcome::Copied(_)) => {
+                counters.baseline("done");
+            }
+            Some(Ok(_)) => {}
+        }
         self.desk.update(|state| state.baseline = None);
         self.unsettled = !matches!(report, Some(Ok(_)));
-        let counters = &self.desk.counters;
         match report {
-            None => counters.baseline("given_up"),
-            Some(Err(error)) => {
-                counters.baseline("failed");
-                return Err(error);
-            }
-            Some(Ok(report)) => {
-                if matches!(report.outcome, Outcome::Copied(_)) {
-                    counters.baseline("done");
-                }
-                self.passed(config, &report, begun).await?;
-            }
+            None => Ok(()),
+            Some(Err(error)) => Err(error),
+            Some(Ok(report)) => self.passed(config, &report, begun).await,
         }
-        Ok(())
     }
 
     async fn passed(

@@ -34,15 +34,21 @@ pub async fn followed<'a>(site: &'a Site, extra: &str) -> Result<Service<'a>> {
 }
 
 pub async fn until_following(service: &Service<'_>) -> Value {
-    let status = service
-        .until("following by the stream", |status| {
-            status["state"] == "following"
-                && status["replication"]["mode"] == "stream"
-                && status["lag"]["bytes"] == 0
-        })
-        .await;
-    until_read(service.site).await;
-    status
+    let follows = |status: &Value| {
+        status["state"] == "following"
+            && status["replication"]["mode"] == "stream"
+            && status["lag"]["bytes"] == 0
+    };
+    loop {
+        service.until("following by the stream", follows).await;
+        until_read(service.site).await;
+        // Before a copy it says so too, and a copy reads the slot as well.
+        if let Ok(status) = service.status().await
+            && follows(&status)
+        {
+            return status;
+        }
+    }
 }
 
 /// Somebody reads our slot.
@@ -85,7 +91,10 @@ pub async fn until_copied(service: &Service<'_>, before: u64) {
     wait_until("a new baseline", SOON, || async {
         match copies(service).await? {
             done if done > before => Ok(()),
-            done => Err(format!("{done} copies").into()),
+            done => {
+                let told = service.running.stderr().join("\n");
+                Err(format!("{done} copies\n{told}").into())
+            }
         }
     })
     .await;
