@@ -9,7 +9,7 @@ use support::pair::{
     write,
 };
 use support::service::SOON;
-use support::{Factory, Result, Service, Site, Spec};
+use support::{Cluster, Factory, Result, Service, Site, Spec};
 
 #[tokio::test]
 async fn what_a_failover_under_load_lost_is_on_record_to_the_row() -> Result<()> {
@@ -128,12 +128,7 @@ async fn only_the_right_number_promotes_without_the_primary() -> Result<()> {
     write(&site.spare, "second").await?;
 
     // The peer's address is moved to this very cluster.
-    let moved = format!(
-        "role = \"primary\"\n[peer.datastore]\nport = {}\npassword = \"{}\"",
-        site.spare.pg.port(),
-        site.spare.pg.password()
-    );
-    service.reconfigure(&moved);
+    service.reconfigure(&site.spare.pg.as_peer(PROMOTE));
     service.until_hold("same_server").await;
     write(&site.spare, "third").await?;
     service.reconfigure(PROMOTE);
@@ -158,15 +153,13 @@ async fn a_primary_that_sees_a_newer_one_fences_itself() -> Result<()> {
     let pair = Pair::start("failover_split").await?;
     let (site, back) = (&pair.there, &pair.back);
     let line = support::proxy::Proxy::start(site.primary.pg.port()).await?;
-    let through = |extra: &str| format!("{extra}\n[peer.datastore]\nport = {}", line.port());
     let old = Service::start(back, PROMOTE);
     until_primary(&old, 1).await;
-    let new = followed(site, &through("")).await?;
+    let new = followed(site, &line.to_peer("")).await?;
     old.until("a spare follows", |status| status["health"]["level"] == 0)
         .await;
-    line.set(support::proxy::Mode::Refuse).await;
-    line.cut();
-    new.reconfigure(&through(&forced(2)));
+    line.lose().await;
+    new.reconfigure(&line.to_peer(&forced(2)));
     until_primary(&new, 2).await;
     let status = old.until_state("fenced").await;
     assert_eq!(status["health"]["level"], 2, "{status:#}");
@@ -192,7 +185,7 @@ async fn a_primary_that_sees_a_newer_one_fences_itself() -> Result<()> {
     assert!(!is_writable(&site.spare).await);
     site.write_config("");
     prepare(site).await;
-    new.reconfigure(&through(""));
+    new.reconfigure(&line.to_peer(""));
     support::follow::until_following(&new).await;
     until_equal(site).await?;
     old.stop().await.ok();
@@ -200,27 +193,30 @@ async fn a_primary_that_sees_a_newer_one_fences_itself() -> Result<()> {
     Ok(())
 }
 
+fn two_phase() -> support::postgres::Builder {
+    support::follow::logical().setting("max_prepared_transactions", "5")
+}
+
+/// One that no session holds, and whoever commits it writes.
+async fn prepare_transaction(primary: &Cluster) -> Result<()> {
+    let sql =
+        "BEGIN; INSERT INTO accounts (name, email) VALUES ('open', ''); PREPARE TRANSACTION 'open'";
+    Ok(primary.conn().await?.batch_execute(sql).await?)
+}
+
 /// A prepared transaction may be committed behind any fence: it is told until somebody ends it.
 #[tokio::test]
 async fn a_primary_that_cannot_close_its_fence_tries_until_it_can() -> Result<()> {
-    let primary = support::follow::logical().setting("max_prepared_transactions", "5");
-    let pair = Pair::with("failover_open", primary).await?;
+    let pair = Pair::prepared("failover_open", two_phase()).await?;
     let (site, back) = (&pair.there, &pair.back);
-    site.write_config("");
-    prepare(site).await;
     let line = support::proxy::Proxy::start(site.primary.pg.port()).await?;
-    let through = |extra: &str| format!("{extra}\n[peer.datastore]\nport = {}", line.port());
     let old = Service::start(back, PROMOTE);
     until_primary(&old, 1).await;
-    let new = followed(site, &through("")).await?;
-    let client = site.primary.conn().await?;
-    let sql =
-        "BEGIN; INSERT INTO accounts (name, email) VALUES ('open', ''); PREPARE TRANSACTION 'open'";
-    client.batch_execute(sql).await?;
+    let new = followed(site, &line.to_peer("")).await?;
+    prepare_transaction(&site.primary).await?;
 
-    line.set(support::proxy::Mode::Refuse).await;
-    line.cut();
-    new.reconfigure(&through(&forced(2)));
+    line.lose().await;
+    new.reconfigure(&line.to_peer(&forced(2)));
     until_primary(&new, 2).await;
     let status = old
         .until("a fence that does not hold", |status| {
@@ -229,8 +225,8 @@ async fn a_primary_that_cannot_close_its_fence_tries_until_it_can() -> Result<()
         .await;
     assert_eq!(status["health"]["level"], 2, "{status:#}");
     assert!(write(&site.primary, "late").await.is_err());
-    let admin = site.primary.pg.conn("builder").await?;
-    admin.batch_execute("ROLLBACK PREPARED 'open'").await?;
+    let client = site.primary.conn().await?;
+    client.batch_execute("ROLLBACK PREPARED 'open'").await?;
     old.until("the fence holds", |status| {
         status["local"]["fenced"] == true
     })
@@ -283,22 +279,14 @@ async fn what_is_lost_by_a_promotion_by_hand_is_listed_too() -> Result<()> {
 /// A primary that nobody told of its role may be told to come back while somebody can still write.
 #[tokio::test]
 async fn a_failback_that_cannot_close_its_fence_says_so_and_ends_when_it_can() -> Result<()> {
-    let primary = support::follow::logical().setting("max_prepared_transactions", "5");
-    let pair = Pair::with("failback_open", primary).await?;
+    let pair = Pair::prepared("failback_open", two_phase()).await?;
     let (site, back) = (&pair.there, &pair.back);
-    site.write_config("");
-    prepare(site).await;
     let line = support::proxy::Proxy::start(site.primary.pg.port()).await?;
-    let through = |extra: &str| format!("{extra}\n[peer.datastore]\nport = {}", line.port());
-    let new = followed(site, &through("")).await?;
-    line.set(support::proxy::Mode::Refuse).await;
-    line.cut();
-    new.reconfigure(&through(&forced(2)));
+    let new = followed(site, &line.to_peer("")).await?;
+    line.lose().await;
+    new.reconfigure(&line.to_peer(&forced(2)));
     until_primary(&new, 2).await;
-    let client = site.primary.conn().await?;
-    let sql =
-        "BEGIN; INSERT INTO accounts (name, email) VALUES ('open', ''); PREPARE TRANSACTION 'open'";
-    client.batch_execute(sql).await?;
+    prepare_transaction(&site.primary).await?;
     let old = support::pair::returning(back, "role = \"spare\"").await;
     let status = old
         .until("it is told what keeps it open", |status| {
@@ -323,8 +311,8 @@ async fn a_failback_that_cannot_close_its_fence_says_so_and_ends_when_it_can() -
     let still = old.status().await?;
     assert_eq!(still["hold"]["reason"], "failed", "{still:#}");
     assert_eq!(still["local"]["fenced"], false, "{still:#}");
-    let admin = site.primary.pg.conn("builder").await?;
-    admin.batch_execute("ROLLBACK PREPARED 'open'").await?;
+    let client = site.primary.conn().await?;
+    client.batch_execute("ROLLBACK PREPARED 'open'").await?;
     support::follow::until_following(&old).await;
     old.stop().await.ok();
     new.stop().await.ok();

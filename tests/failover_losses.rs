@@ -27,8 +27,7 @@ impl Loss<'_> {
         match self {
             Loss::Store(store) => pair::kill(site, store),
             Loss::Link(line) => {
-                line.set(Mode::Refuse).await;
-                line.cut();
+                line.lose().await;
             }
         }
     }
@@ -178,7 +177,7 @@ async fn the_link_is_cut_at_each_step_of_a_failover_and_of_a_failback() -> Resul
     let back = Proxy::start(pair.back.primary.pg.port()).await?;
     let way = |site, line: &Proxy| Way {
         site,
-        extra: format!("[peer.datastore]\nport = {}", line.port()),
+        extra: line.to_peer(""),
     };
     let ways = [way(&pair.there, &there), way(&pair.back, &back)];
     to_and_fro(ways, &[[Loss::Link(&there), Loss::Link(&back)]]).await

@@ -59,25 +59,16 @@ async fn the_link_is_cut_at_each_step() -> Result<()> {
     let pair = Pair::start("losses_link").await?;
     let there = Proxy::start(pair.there.primary.pg.port()).await?;
     let back = Proxy::start(pair.back.primary.pg.port()).await?;
-    let through = |line: &Proxy, extra: &str| {
-        let port = line.port();
-        format!("{extra}\n[peer.datastore]\nport = {port}")
-    };
     let (mut way, mut other) = ((&pair.there, &there), (&pair.back, &back));
-    followed(way.0, &through(way.1, ""))
-        .await?
-        .stop()
-        .await
-        .ok();
+    followed(way.0, &way.1.to_peer("")).await?.stop().await.ok();
     for step in STEPS {
         let (site, line) = way;
         let point = format!("switchover.{step}");
         write(&site.primary, &point).await?;
-        let wanted = through(line, &wish());
+        let wanted = line.to_peer(&wish());
         let (service, halt) = Service::halting(site, &wanted, &point);
         halt.reached().await;
-        line.set(Mode::Refuse).await;
-        line.cut();
+        line.lose().await;
         halt.go();
         let told = service
             .until("what became of it", |status| {
@@ -95,7 +86,7 @@ async fn the_link_is_cut_at_each_step() -> Result<()> {
         line.set(Mode::Pass).await;
         // One that was held before it began is tried again by itself: it may be done by then, or be still to come.
         if step == "preflight" {
-            service.reconfigure(&through(line, ""));
+            service.reconfigure(&line.to_peer(""));
         }
         let end = ended(site, &service, &point).await;
         println!("{point}: {end:?}");
@@ -105,13 +96,13 @@ async fn the_link_is_cut_at_each_step() -> Result<()> {
             _ => assert_eq!(end, End::Undone, "{step}"),
         }
         if end == End::Undone {
-            service.reconfigure(&through(line, ""));
+            service.reconfigure(&line.to_peer(""));
             until_following(&service).await;
             write(&site.primary, &format!("{point} is over")).await?;
             until_equal(site).await?;
         } else {
             pair::until_settled(&service).await;
-            let back = returned(other.0, &through(other.1, "")).await?;
+            let back = returned(other.0, &other.1.to_peer("")).await?;
             until_equal(other.0).await?;
             back.stop().await.ok();
             (way, other) = (other, way);

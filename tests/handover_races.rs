@@ -134,12 +134,7 @@ async fn an_undo_at_another_server_is_none() -> Result<()> {
     Service::doomed(site, PROMOTE, "switchover.drain")
         .dead()
         .await?;
-    let moved = format!(
-        "[peer.datastore]\nport = {}\npassword = \"{}\"",
-        third.primary.pg.port(),
-        third.primary.pg.password()
-    );
-    let service = Service::start(site, &moved);
+    let service = Service::start(site, &third.primary.pg.as_peer(""));
     service.until_hold("force_needed").await;
     assert!(!third.primary.pg.has_database("warm_spare").await?);
     service.reconfigure("");
@@ -166,12 +161,7 @@ async fn a_fence_is_withdrawn_although_a_wrong_servers_epoch_was_heard() -> Resu
     Service::doomed(site, PROMOTE, "switchover.drain")
         .dead()
         .await?;
-    let moved = format!(
-        "{PROMOTE}\n[peer.datastore]\nport = {}\npassword = \"{}\"",
-        wrong.port(),
-        wrong.password()
-    );
-    let service = Service::start(site, &moved);
+    let service = Service::start(site, &wrong.as_peer(PROMOTE));
     service
         .until("the epoch is heard", |status| {
             status["role"]["next_epoch"] == 8

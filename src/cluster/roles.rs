@@ -255,10 +255,7 @@ impl State {
                 ],
             )
             .await?;
-        let sql = "INSERT INTO event (kind, text, change) VALUES ('promotion', $1, $2)";
-        session
-            .execute("recording the promotion", sql, &[&text, &change])
-            .await?;
+        self.event("promotion", text, change).await?;
         let keep = "UPDATE generation SET pinned = true WHERE name = \
                     (SELECT name FROM generation ORDER BY created DESC, name DESC LIMIT 1); DELETE FROM fence";
         session.batch("recording the promotion", keep).await?;

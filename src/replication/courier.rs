@@ -1,8 +1,9 @@
 //! Copies one artifact: streaming, hashing in flight, and making it visible only if checksum and length are right.
 
 use crate::cluster::{
-    ByteBudget, Completion, Download, LocalStore, Store, StoreError, Stored, Throttle,
+    ByteBudget, Completion, Download, LocalStore, Side, Store, StoreError, Stored, Throttle,
 };
+use crate::config::Config;
 use crate::package::{Checksum, Hasher};
 use bytes::{Bytes, BytesMut};
 
@@ -29,6 +30,16 @@ pub enum Delivery {
 }
 
 impl Courier {
+    /// Between the two buckets that are configured.
+    pub fn open(config: &Config, throttle: &Throttle) -> Result<Courier, StoreError> {
+        Ok(Courier {
+            peer: Store::open(Side::Peer, &config.peer.s3)?,
+            local: LocalStore::open(&config.local.s3)?,
+            budget: ByteBudget::new(config.replication.buffer),
+            throttle: throttle.clone(),
+        })
+    }
+
     /// Brings `key` from the peer to `to` in our bucket.
     pub async fn fetch(
         &self,

@@ -10,9 +10,7 @@ use super::guard::{End, ask_store};
 use super::plan::{Next, Plan, Rules};
 use super::tenure::{Tenure, recall};
 use super::{Configs, Desk, next};
-use crate::cluster::{
-    ByteBudget, Confirmation, CopiedPoint, LocalStore, Side, StateError, Store, Throttle,
-};
+use crate::cluster::{Confirmation, CopiedPoint, LocalStore, Side, StateError, Store};
 use crate::config::Config;
 use crate::observe::{Baseline, HoldReason};
 use crate::replication::{
@@ -482,14 +480,10 @@ impl<'a> Duties<'a> {
         });
     }
 
-    fn courier(&self, config: &Config) -> Result<Courier, PassError> {
-        courier(config, &self.desk.throttle)
-    }
-
     async fn retry(&mut self, config: &Config) -> Result<(), PassError> {
         self.plan.retried = self.desk.now();
         // Between two passes nobody else is at a key.
-        let courier = self.courier(config)?;
+        let courier = Courier::open(config, &self.desk.throttle)?;
         let brought = retry_unavailable(config, self.tenure.lock, &courier, |_| Some(())).await?;
         if brought > 0 {
             note_brought(self.desk, brought);
@@ -521,13 +515,4 @@ fn ends_tenure(error: &PassError) -> bool {
         error,
         PassError::State(StateError::Superseded | StateError::Locked { .. })
     )
-}
-
-fn courier(config: &Config, throttle: &Throttle) -> Result<Courier, PassError> {
-    Ok(Courier {
-        peer: Store::open(Side::Peer, &config.peer.s3)?,
-        local: LocalStore::open(&config.local.s3)?,
-        budget: ByteBudget::new(config.replication.buffer),
-        throttle: throttle.clone(),
-    })
 }

@@ -23,7 +23,12 @@ pub struct Pair {
 impl Pair {
     /// Either can be followed; A is prepared, and holds some packages.
     pub async fn start(name: &str) -> Result<Pair> {
-        let pair = Pair::with(name, logical()).await?;
+        Pair::prepared(name, logical()).await
+    }
+
+    /// The same with a primary of those settings.
+    pub async fn prepared(name: &str, primary: postgres::Builder) -> Result<Pair> {
+        let pair = Pair::with(name, primary).await?;
         prepare(&pair.there).await;
         Ok(pair)
     }
@@ -145,20 +150,19 @@ pub async fn is_writable(cluster: &Cluster) -> bool {
 }
 
 pub async fn until_writable(cluster: &Cluster) {
-    wait_until("it may be written to", SOON, || async {
-        match is_writable(cluster).await {
-            true => Ok(()),
-            false => Err("it is read-only".into()),
-        }
-    })
-    .await;
+    until_writes(cluster, true).await;
 }
 
 pub async fn until_read_only(cluster: &Cluster) {
-    wait_until("it may not be written to", SOON, || async {
+    until_writes(cluster, false).await;
+}
+
+async fn until_writes(cluster: &Cluster, wanted: bool) {
+    let what = format!("writes are accepted: {wanted}");
+    wait_until(&what, SOON, || async {
         match is_writable(cluster).await {
-            false => Ok(()),
-            true => Err("it is writable".into()),
+            found if found == wanted => Ok(()),
+            found => Err(format!("{found}").into()),
         }
     })
     .await;

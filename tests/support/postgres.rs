@@ -194,6 +194,14 @@ impl Postgres {
         Ok(client)
     }
 
+    /// Configuration that names this server as the peer's datastore, after `extra`.
+    pub fn as_peer(&self, extra: &str) -> String {
+        format!(
+            "{extra}\n[peer.datastore]\nport = {}\npassword = \"{}\"",
+            self.port, self.password
+        )
+    }
+
     /// Sets the fence on Builder's database, or lifts it, as anybody may who owns that.
     pub async fn set_fence(&self, stands: bool) -> Result<()> {
         let set = if stands {

@@ -71,6 +71,17 @@ impl Proxy {
         })
     }
 
+    /// Configuration by which the peer's datastore is reached through it, after `extra`.
+    pub fn to_peer(&self, extra: &str) -> String {
+        format!("{extra}\n[peer.datastore]\nport = {}", self.port())
+    }
+
+    /// The line is lost: what there is is cut, and what comes is refused.
+    pub async fn lose(&self) {
+        self.set(Mode::Refuse).await;
+        self.cut();
+    }
+
     pub fn port(&self) -> u16 {
         self.port
     }

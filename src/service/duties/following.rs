@@ -11,7 +11,7 @@ use crate::cluster::{Confirmation, LocalSession, Lsn, PeerSession, Side, State};
 use crate::config::{Config, Mode};
 use crate::observe::{Held, Mode as Shown};
 use crate::replication::stream::{self, Applied, Follow, Followed, Gap, Seen, Told};
-use crate::replication::{Chosen, PassError, decide};
+use crate::replication::{Chosen, Courier, PassError, decide};
 use chrono::TimeDelta;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -174,7 +174,7 @@ impl Duties<'_> {
         };
         let tenure = self.tenure;
         let state = State::open(&config.local.datastore).await?;
-        let courier = self.courier(config)?;
+        let courier = Courier::open(config, &self.desk.throttle)?;
         let ear = Ear::of(self.desk);
         let cluster = state.cluster().await?;
         let names = Names::of(&cluster.id, &config.replication);

@@ -1,11 +1,11 @@
 //! What the configuration asks of a spare beyond following: to become the primary. And what an earlier process began.
 
+use super::Duties;
 use super::following::Ear;
-use super::{Duties, courier};
 use crate::cluster::{PeerFence, Record, State, Transition, peers_record};
 use crate::config::Config;
 use crate::observe::HoldReason;
-use crate::replication::PassError;
+use crate::replication::{Courier, PassError};
 use crate::role::{Handover, Outcome, asked, is_asked_for, may_have_fenced};
 use chrono::TimeDelta;
 use std::sync::Arc;
@@ -123,7 +123,7 @@ impl Duties<'_> {
             config,
             state,
             lock: self.tenure.lock,
-            courier: Box::new(move || courier(&stores, &throttle)),
+            courier: Box::new(move || Ok(Courier::open(&stores, &throttle)?)),
             spool: self.tenure.data.clone(),
             clock: self.desk.clock.clone(),
             told: Box::new(move |shown| desk.update(|state| state.transition = Some(shown))),
