@@ -252,7 +252,7 @@ impl ClientPrograms {
             limits.push("transaction_timeout");
         }
         let mut options =
-            format!("-c default_transaction_read_only={read_only} -c maintenance_work_mem=256MB");
+            format!("-c search_path=pg_catalog -c synchronous_commit=on -c default_transaction_read_only={read_only} -c maintenance_work_mem=256MB");
         for limit in limits {
             options.push_str(&format!(" -c {limit}=0"));
         }

@@ -5,6 +5,7 @@
 
 mod applying;
 mod builder_keys;
+mod channel;
 mod clients;
 mod datastore;
 mod fence;

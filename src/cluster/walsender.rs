@@ -1,6 +1,7 @@
 //! A session in the replication protocol: slots with an exported snapshot, and the stream of a slot. No SQL client speaks
 //! it; the messages themselves are encoded by the library that our SQL client is made of.
 
+use super::channel::{self, Watched};
 use super::datastore::{self, DatastoreError, DatastoreFault};
 use super::{Lsn, Side, Snapshot, quote_ident, quote_literal, tls};
 use crate::config::{Datastore, SslMode};
@@ -13,13 +14,11 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio_postgres::error::SqlState;
 use tokio_rustls::TlsConnector;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 const PATIENCE: Duration = Duration::from_secs(60);
-const KEEPALIVE: Duration = Duration::from_secs(30);
 const READ: usize = 64 * 1024;
 const COPY_BOTH: u8 = b'W';
 
@@ -45,10 +44,14 @@ struct Told {
 impl Told {
     fn error(&self, doing: &str, trouble: Trouble) -> DatastoreError {
         let (fault, text, sql_state) = match trouble {
-            Trouble::Wire(error) => match tls::explain(&error.to_string()) {
-                Some(person) => (DatastoreFault::Tls, person, None),
-                None => (DatastoreFault::Unreachable, error.to_string(), None),
-            },
+            Trouble::Wire(error) => {
+                let text = error.to_string();
+                match (datastore::refused_by_us(&text), tls::explain(&text)) {
+                    (Some(fault), _) => (fault, text, None),
+                    (None, Some(person)) => (DatastoreFault::Tls, person, None),
+                    (None, None) => (DatastoreFault::Unreachable, text, None),
+                }
+            }
             Trouble::Refused { state, text } => {
                 (datastore::fault_of_state(&state), text, Some(state))
             }
@@ -268,15 +271,18 @@ impl Wire {
             io: connect(side, to).await?,
             buffer: BytesMut::with_capacity(READ),
         };
-        let options = "-c DateStyle=ISO -c IntervalStyle=postgres -c TimeZone=UTC -c extra_float_digits=3 \
-                       -c bytea_output=hex -c default_transaction_read_only=off";
+        let options = format!(
+            "{} -c search_path={} -c default_transaction_read_only=off",
+            datastore::SESSION_OPTIONS,
+            datastore::search_path(&to.database)
+        );
         let parameters = [
             ("user", to.user.as_str()),
             ("database", to.database.as_str()),
             ("replication", "database"),
             ("application_name", "warm-spare"),
             ("client_encoding", "UTF8"),
-            ("options", options),
+            ("options", options.as_str()),
         ];
         let mut out = BytesMut::new();
         frontend::startup_message(parameters, &mut out)?;
@@ -495,20 +501,16 @@ fn refused(body: &backend::ErrorResponseBody) -> Trouble {
 }
 
 async fn connect(side: Side, to: &Datastore) -> Result<Box<dyn Io>, Trouble> {
-    let mut tcp = TcpStream::connect((to.host.as_str(), to.port)).await?;
-    tcp.set_nodelay(true)?;
-    // It is silent for as long as a copy takes, and what lies between may forget silent connections.
-    rustix::net::sockopt::set_socket_keepalive(&tcp, true).map_err(io::Error::from)?;
-    rustix::net::sockopt::set_tcp_keepidle(&tcp, KEEPALIVE).map_err(io::Error::from)?;
+    let (mut tcp, loopback) = channel::connect(to).await?;
     if to.ssl_mode == SslMode::Disable {
-        return Ok(Box::new(tcp));
+        return Ok(Box::new(Watched::new(tcp, loopback)));
     }
     let mut out = BytesMut::new();
     frontend::ssl_request(&mut out);
     tcp.write_all(&out).await?;
     let accepted = tcp.read_u8().await? == b'S';
     if !accepted && to.ssl_mode == SslMode::Prefer {
-        return Ok(Box::new(tcp));
+        return Ok(Box::new(Watched::new(tcp, loopback)));
     }
     if !accepted {
         return Err(Trouble::Tls("server does not support TLS".into()));
@@ -519,5 +521,6 @@ async fn connect(side: Side, to: &Datastore) -> Result<Box<dyn Io>, Trouble> {
     let stream = TlsConnector::from(Arc::new(config))
         .connect(name, tcp)
         .await?;
-    Ok(Box::new(stream))
+    let private = loopback || channel::is_verified(to);
+    Ok(Box::new(Watched::new(stream, private)))
 }

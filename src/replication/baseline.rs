@@ -12,6 +12,7 @@ use super::gate::{Gated, Work, record_unavailable};
 use super::inventory::UNSOUND;
 use super::meeting::BeginningSlot;
 use super::switch::{self, Arrival, Properties};
+use super::sequences::{self, Sequence};
 use super::{guard, replacements, stream, tables};
 use crate::cluster::{
     CopiedPoint, DatastoreFault, LocalSession, PeerSession, Snapshot, StateError, quote_ident,
@@ -132,7 +133,7 @@ impl Baseline<'_> {
         let mut slot = self.begin_slot().await?;
         let copying = self.copy_rows(name, owner, &archive, slot.as_ref());
         let peer = &self.work.config.peer.datastore;
-        let (mut point, mut contents, sequences) = guard::guarded(peer, copying).await?;
+        let (mut point, mut contents, values) = guard::guarded(peer, copying).await?;
         killpoint::reach("baseline.tables");
 
         self.work.progress.begin(Phase::Indexes, 0);
@@ -143,9 +144,7 @@ impl Baseline<'_> {
             .restore(target, name, "post-data", &archive, jobs, owner)
             .await?;
         let inside = LocalSession::open(target, name).await?;
-        for statement in &sequences {
-            inside.batch("setting a sequence", statement).await?;
-        }
+        sequences::set_in_copy(&inside, &values).await?;
         inside.long("collecting statistics", "ANALYZE").await?;
 
         let (rows, number) = (
@@ -183,7 +182,7 @@ impl Baseline<'_> {
         owner: Option<&str>,
         archive: &Path,
         slot: Option<&BeginningSlot>,
-    ) -> Result<(CopiedPoint, BTreeMap<String, ContentHash>, Vec<String>), PassError> {
+    ) -> Result<(CopiedPoint, BTreeMap<String, ContentHash>, Vec<Sequence>), PassError> {
         let (peer, local) = (
             &self.work.config.peer.datastore,
             &self.work.config.local.datastore,
@@ -206,7 +205,7 @@ impl Baseline<'_> {
             point.slot = slot.name().to_string();
             point.schema = stream::schema(&holder, slot.publication()).await?;
         }
-        let names = tables::sequence_names(&holder).await?;
+        let names = sequences::sequence_names(&holder).await?;
         let tables = tables::tables(&holder).await?;
 
         self.work.progress.begin(Phase::Schema, 0);
@@ -235,15 +234,15 @@ impl Baseline<'_> {
         holder.end().await?;
         // Read after the rows, in a transaction of their own: never behind them.
         let reader = PeerSession::open(peer).await?;
-        let sequences = tables::sequence_values(&reader, &names).await?;
-        point.sequences = digest(&sequences);
+        let values = sequences::read_sequences(&reader, names).await?;
+        point.sequences = sequences::digest(&values);
         log::debug!(
             "{} tables copied into {incoming} on {}:{}",
             tables.len(),
             local.host,
             local.port
         );
-        Ok((point, contents, sequences))
+        Ok((point, contents, values))
     }
 
     async fn dump_and_restore(
@@ -442,16 +441,6 @@ struct Filled {
     round: Round,
     shrinkage: Shrinkage,
     approved: bool,
-}
-
-/// One number for all sequences: whether they moved is all that is asked of it.
-pub fn digest(statements: &[String]) -> String {
-    let joined = statements.join("\n");
-    blake2b_simd::Params::new()
-        .hash_length(16)
-        .hash(joined.as_bytes())
-        .to_hex()
-        .to_string()
 }
 
 fn scratch() -> Result<TempDir, PassError> {

@@ -1,9 +1,8 @@
 //! Has the primary committed anything since the recovery point? Asked without reading a row.
 
-use super::baseline::digest;
 use super::error::PassError;
 use super::pass::recovery_point;
-use super::tables;
+use super::sequences::{self, Sequence};
 use crate::cluster::{
     Confirmation, CopiedPoint, DatastoreFault, LocalSession, PeerSession, fenced,
 };
@@ -125,7 +124,7 @@ pub(super) async fn look_at(
         Some(point) if row.get::<_, String>(2) != point.transactions => {
             Some("it has had transactions")
         }
-        Some(point) if digest(&sequences(peer).await?) != point.sequences => {
+        Some(point) if sequences::digest(&moved(peer).await?) != point.sequences => {
             Some("its sequences have moved")
         }
         Some(_) => None,
@@ -145,7 +144,7 @@ pub(super) async fn look_at(
     })
 }
 
-async fn sequences(peer: &PeerSession) -> Result<Vec<String>, PassError> {
-    let names = tables::sequence_names(peer).await?;
-    tables::sequence_values(peer, &names).await
+async fn moved(peer: &PeerSession) -> Result<Vec<Sequence>, PassError> {
+    let names = sequences::sequence_names(peer).await?;
+    sequences::read_sequences(peer, names).await
 }

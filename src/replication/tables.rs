@@ -155,7 +155,7 @@ pub async fn copy_all(
 }
 
 /// A column or table that went after the snapshot is no error of the statement: the copy begins again.
-fn changed_in_form(error: PassError, what: &str) -> PassError {
+pub(super) fn changed_in_form(error: PassError, what: &str) -> PassError {
     use tokio_postgres::error::SqlState;
     match &error {
         PassError::Datastore(e)
@@ -263,60 +263,6 @@ pub async fn rewritten(peer: &PeerSession, tables: &[Table]) -> Result<Vec<Strin
         .filter(|table| now.get(&table.oid).copied().flatten() != Some(table.file))
         .map(Table::full_name)
         .collect())
-}
-
-const SEQUENCES: &str = "
-SELECT n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE c.relkind = 'S' AND n.nspname NOT IN ('information_schema', 'warm_spare') AND n.nspname !~ '^pg_'
-  AND c.relpersistence <> 't' ORDER BY 1, 2";
-
-/// The sequences that the session's snapshot sees, quoted.
-pub async fn sequence_names(session: &Session) -> Result<Vec<String>, PassError> {
-    let rows = session
-        .query("reading the sequences", SEQUENCES, &[])
-        .await?;
-    let quoted = |row: &tokio_postgres::Row| {
-        format!("{}.{}", quote_ident(row.get(0)), quote_ident(row.get(1)))
-    };
-    Ok(rows.iter().map(quoted).collect())
-}
-
-/// Their values, as statements that set them. They move outside of transactions: ahead of the rows, never behind.
-pub async fn sequence_values(
-    peer: &PeerSession,
-    names: &[String],
-) -> Result<Vec<String>, PassError> {
-    if names.is_empty() {
-        return Ok(Vec::new());
-    }
-    let select = |name: &String| {
-        let literal = crate::cluster::quote_literal(name);
-        format!(
-            "SELECT format('SELECT setval(%L, %s, %L)', {literal}, last_value, is_called) FROM {name}"
-        )
-    };
-    let selects: Vec<String> = names.iter().map(select).collect();
-    let rows = peer
-        .query("reading the sequences", &selects.join(" UNION ALL "), &[])
-        .await
-        .map_err(|error| changed_in_form(error.into(), "its sequences"))?;
-    Ok(rows.iter().map(|row| row.get(0)).collect())
-}
-
-/// So much further than was last heard of: a failover does not know how far they went.
-const AHEAD: i64 = 1024;
-
-/// Moves every sequence of the local database ahead of what the primary may have given out unseen.
-pub async fn next_sequences(config: &Config) -> Result<(), PassError> {
-    let local = &config.local.datastore;
-    let inside = LocalSession::open(local, &local.database).await?;
-    let sql = "SELECT setval(format('%I.%I', schemaname, sequencename)::regclass, \
-                 least(coalesce(last_value, start_value) + $1 * increment_by, max_value)) \
-               FROM pg_sequences WHERE schemaname NOT IN ('information_schema', 'warm_spare') AND schemaname !~ '^pg_'";
-    inside
-        .query("moving the sequences ahead", sql, &[&AHEAD])
-        .await?;
-    Ok(())
 }
 
 /// Milliseconds since 1970 at which Builder's ids begin.

@@ -8,6 +8,7 @@ use super::super::error::{PassError, Policy};
 use super::super::fuse::Shrinkage;
 use super::super::retention::{Swept, sweep};
 use super::super::retry::retry_unavailable;
+use super::super::sequences::{Sequence, set_as_holder};
 use super::Told;
 use super::ahead::{Ahead, Lookahead};
 use super::apply::{Applier, Point};
@@ -365,7 +366,7 @@ impl Follow<'_> {
         Ok(())
     }
 
-    async fn look(&self, seen: &Seen, sequences: &mut Vec<String>) -> Result<(), Gap> {
+    async fn look(&self, seen: &Seen, sequences: &mut Vec<Sequence>) -> Result<(), Gap> {
         let database = &self.config.peer.datastore.database;
         question::stands(seen, &self.recorded, database).map_err(|text| {
             match seen.schema == self.recorded.schema {
@@ -384,12 +385,9 @@ impl Follow<'_> {
             let local = LocalSession::open(&self.config.local.datastore, self.database)
                 .await
                 .map_err(PassError::from)?;
-            for statement in &seen.sequences {
-                // One that is not here any more, or not yet, shows in the form of the tables.
-                if let Err(error) = local.batch("setting a sequence", statement).await {
-                    log::debug!("{error}");
-                }
-            }
+            // A holder that was paused, and lost the lock meanwhile, finds that out before it sets anything.
+            self.state.still_ours(self.lock).await?;
+            set_as_holder(&local, &seen.sequences, self.lock.token).await?;
             sequences.clone_from(&seen.sequences);
         }
         Ok(())

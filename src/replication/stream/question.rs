@@ -3,7 +3,7 @@
 
 use super::super::error::PassError;
 use super::super::look::Server;
-use super::super::tables;
+use super::super::sequences::{self, Sequence};
 use crate::cluster::{CopiedPoint, Lsn, PeerSession, Session, fenced};
 use crate::config::Config;
 use crate::observe::Clock;
@@ -29,8 +29,7 @@ pub struct Seen {
     pub wal_bound: Option<u64>,
     pub server: Server,
     pub fenced: bool,
-    /// Statements that set its sequences.
-    pub sequences: Vec<String>,
+    pub sequences: Vec<Sequence>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -148,7 +147,7 @@ pub async fn ask(
         held_bytes: row.get::<_, Option<i64>>(13).unwrap_or_default().max(0) as u64,
         active: row.get::<_, Option<bool>>(14).unwrap_or_default(),
     });
-    let names = tables::sequence_names(&peer).await?;
+    let names = sequences::sequence_names(&peer).await?;
     Ok(Seen {
         time: row.get(0),
         clock_offset_seconds: (theirs - between).num_microseconds().unwrap_or_default() as f64
@@ -166,7 +165,7 @@ pub async fn ask(
             tls: row.get(7),
         },
         fenced: row.get(8),
-        sequences: tables::sequence_values(&peer, &names).await?,
+        sequences: sequences::read_sequences(&peer, names).await?,
     })
 }
 
