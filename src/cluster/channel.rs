@@ -26,8 +26,7 @@ const AUTHENTICATION_OK: u32 = 0;
 const AUTHENTICATION_CLEARTEXT: u32 = 3;
 
 /// The words by which an error of ours is known again, where a library hands it on as text.
-pub(super) const CLEARTEXT_REFUSED: &str =
-    "the server asks for the password in clear, over a channel that is neither verified nor loopback";
+pub(super) const CLEARTEXT_REFUSED: &str = "the server asks for the password in clear, over a channel that is neither verified nor loopback";
 pub(super) const MALFORMED: &str = "the server does not keep to the protocol";
 
 /// Connects, and says whether the peer of the connection is this very machine.
@@ -59,14 +58,19 @@ enum Place {
     /// The bytes are TLS's own; those within have a watch of their own.
     Tls,
     /// Within a message's type and length.
-    Header { bytes: [u8; 5], count: usize },
+    Header {
+        bytes: [u8; 5],
+        count: usize,
+    },
     /// Within the first four bytes of an authentication message.
     Authentication {
         bytes: [u8; 4],
         count: usize,
         left: u32,
     },
-    Body { left: u32 },
+    Body {
+        left: u32,
+    },
 }
 
 const START: Place = Place::Header {
@@ -116,8 +120,10 @@ impl<S> Watched<S> {
                     *count += 1;
                     bytes = rest;
                     if *count == head.len() {
-                        let (kind, length) =
-                            (head[0], u32::from_be_bytes([head[1], head[2], head[3], head[4]]));
+                        let (kind, length) = (
+                            head[0],
+                            u32::from_be_bytes([head[1], head[2], head[3], head[4]]),
+                        );
                         self.place = self.announced(kind, length)?;
                     }
                 }

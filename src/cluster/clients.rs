@@ -251,8 +251,9 @@ impl ClientPrograms {
         if server >= 17 {
             limits.push("transaction_timeout");
         }
-        let mut options =
-            format!("-c search_path=pg_catalog -c synchronous_commit=on -c default_transaction_read_only={read_only} -c maintenance_work_mem=256MB");
+        let mut options = format!(
+            "-c search_path=pg_catalog -c synchronous_commit=on -c default_transaction_read_only={read_only} -c maintenance_work_mem=256MB"
+        );
         for limit in limits {
             options.push_str(&format!(" -c {limit}=0"));
         }

@@ -140,7 +140,11 @@ pub(super) async fn connect(
 ) -> Result<(Client, Wire), DatastoreError> {
     let options = format!(
         "{SESSION_OPTIONS} -c row_security=off -c search_path={} -c default_transaction_read_only={}",
-        search_path(database),
+        if read_only {
+            "pg_catalog"
+        } else {
+            search_path(database)
+        },
         if read_only { "on" } else { "off" }
     );
     let (client, wire) = open(side, to, database, Some(options)).await?;
@@ -318,7 +322,8 @@ pub(super) fn refused_by_us(text: &str) -> Option<DatastoreFault> {
     if text.contains(CLEARTEXT_REFUSED) {
         return Some(DatastoreFault::Authentication);
     }
-    text.contains(MALFORMED).then_some(DatastoreFault::Malformed)
+    text.contains(MALFORMED)
+        .then_some(DatastoreFault::Malformed)
 }
 
 pub(super) fn fault_of_state(state: &SqlState) -> DatastoreFault {

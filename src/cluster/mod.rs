@@ -12,6 +12,7 @@ mod fence;
 mod fence_record;
 mod history;
 mod identity;
+mod lineage;
 mod lsn;
 mod peer_fence;
 pub mod preparation;
@@ -37,10 +38,11 @@ pub use fence::{
 };
 pub use history::{Confirmation, DrillRecord, Event, VerificationRecord};
 pub use identity::{IdentityError, differ_in_bucket, differ_in_server, prove_writable, system_id};
+pub use lineage::{Descent, Lineage, record_lineage};
 pub use lsn::{Lsn, NoLsn};
 pub use peer_fence::{PeerFence, RaiseError};
 pub use rehearsal::lift_and_write;
-pub use roles::{FenceRecord, Promotion, Record, Transition, peers_record};
+pub use roles::{EPOCH_STEP_MAX, FenceRecord, Promotion, Record, Transition, peers_record};
 pub(crate) use session::pipe;
 pub use session::{
     CopyIn, CopyRows, LocalSession, PeerSession, Session, Snapshot, quote_ident, quote_literal,

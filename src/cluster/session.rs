@@ -60,6 +60,18 @@ impl Session {
         self.side
     }
 
+    /// The answer is not what was asked for.
+    pub(super) fn malformed(&self, doing: &str, text: &str) -> DatastoreError {
+        DatastoreError {
+            side: self.side,
+            address: self.address.clone(),
+            doing: doing.to_string(),
+            fault: DatastoreFault::Malformed,
+            text: text.to_string(),
+            sql_state: None,
+        }
+    }
+
     pub(super) fn client(&self) -> &Client {
         &self.client
     }

@@ -152,6 +152,25 @@ impl WalSession {
         }
     }
 
+    /// Where the server's history left timeline `left` on its way to the timeline `now`; None: it was never on that one.
+    pub async fn left_timeline(
+        &mut self,
+        left: i32,
+        now: i32,
+    ) -> Result<Option<Lsn>, DatastoreError> {
+        let sql = format!("TIMELINE_HISTORY {now}");
+        let rows = self.query("reading the timeline's history", &sql).await?;
+        let content = rows.first().and_then(|row| row.get(1)?.clone());
+        let content = content.unwrap_or_default();
+        // Lines of `TIMELINE LSN reason`.
+        let mut lines = content.lines().map(str::split_whitespace);
+        let line = lines.find_map(|mut words| {
+            let of = words.next()?.parse::<i32>().ok()?;
+            (of == left).then(|| words.next())?
+        });
+        Ok(line.and_then(|lsn| lsn.parse().ok()))
+    }
+
     /// Makes a slot that ends with this session. The snapshot is there until the session's next command. The server waits
     /// for every writing transaction under way first, so the wait is bounded.
     pub async fn temporary_slot(

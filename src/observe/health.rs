@@ -81,7 +81,7 @@ impl Health {
 }
 
 /// Every code that a reason may bear, besides those of a hold.
-pub const CODES: [&str; 19] = [
+pub const CODES: [&str; 20] = [
     "starting",
     "first_baseline",
     "baseline_stalled",
@@ -101,6 +101,7 @@ pub const CODES: [&str; 19] = [
     "fenced",
     "primary_read_only",
     "handover_undone",
+    "state_went_back",
 ];
 
 pub fn health(state: &State, meter: &Meter, now: DateTime<Utc>) -> Health {
@@ -135,6 +136,7 @@ pub fn health(state: &State, meter: &Meter, now: DateTime<Utc>) -> Health {
             }
         }
     }
+    of_witness(state, &mut found);
     of_stores(state, &mut found);
     found.judge(state.settings.quiet_until.is_some_and(|until| now < until))
 }
@@ -183,6 +185,9 @@ fn next_step(code: &str) -> &'static str {
         }
         "handover_undone" => {
             "see what stood in the way, mend it, and apply role = \"primary\" with another change number: docs/failover.md"
+        }
+        "state_went_back" => {
+            "find out which cluster has the newest rows before anything is promoted: docs/failover.md, \"A database that was set back\"; a consent to an epoch of before has no effect any more"
         }
         _ => "nothing",
     }
@@ -241,6 +246,18 @@ fn holds(state: &State, reason: HoldReason) -> bool {
         .hold
         .as_ref()
         .is_some_and(|hold| hold.reason == reason)
+}
+
+/// PostgreSQL was restored from a time before a promotion of this cluster.
+fn of_witness(state: &State, found: &mut Findings) {
+    if let (Some(known), Some(recorded)) = (state.witnessed_epoch, state.epoch)
+        && known > recorded
+    {
+        let text = format!(
+            "this cluster remembers epoch {known} outside PostgreSQL, and epoch {recorded} is on record in it: its database was set back to an older copy"
+        );
+        found.add(Level::Critical, "state_went_back", text);
+    }
 }
 
 fn of_hold(state: &State, now: DateTime<Utc>, found: &mut Findings) {

@@ -2,7 +2,7 @@
 //! is computed where it is asked for, so that it is true also when nothing happens.
 
 use crate::cluster::{
-    Confirmation, CopiedPoint, DrillRecord, Event, Generation, VerificationRecord,
+    Confirmation, CopiedPoint, DrillRecord, EPOCH_STEP_MAX, Event, Generation, VerificationRecord,
 };
 use crate::config::{Config, Role};
 use chrono::{DateTime, TimeDelta, Utc};
@@ -64,6 +64,8 @@ pub struct State {
     /// What the peer says of itself.
     pub peer_role: Option<String>,
     pub peer_epoch: Option<i64>,
+    /// The highest epoch that is remembered outside PostgreSQL.
+    pub witnessed_epoch: Option<i64>,
     /// Under which epoch, and by which cluster, this one is fenced although it was no spare.
     pub fenced_by: Option<(i64, String)>,
     pub preflight: Option<Preflight>,
@@ -441,6 +443,7 @@ impl State {
             standing: Standing::Unknown,
             peer_role: None,
             peer_epoch: None,
+            witnessed_epoch: None,
             fenced_by: None,
             preflight: None,
             drill: None,
@@ -476,12 +479,16 @@ impl State {
     /// The epoch that the next promotion here would take.
     pub fn next_epoch(&self) -> Option<i64> {
         let fenced = self.fenced_by.as_ref().map(|(epoch, _)| *epoch);
-        let known = [self.epoch, self.peer_epoch, fenced];
+        // What the peer says is believed within bounds: a number out of them would use all others up.
+        let ours = self.epoch.unwrap_or_default().max(1);
+        let believed = ours.saturating_add(EPOCH_STEP_MAX);
+        let theirs = self.peer_epoch.filter(|epoch| *epoch <= believed);
+        let known = [self.epoch, theirs, fenced, self.witnessed_epoch];
         known
             .into_iter()
             .flatten()
             .max()
-            .map(|epoch| epoch.max(1) + 1)
+            .map(|epoch| epoch.max(1).saturating_add(1))
     }
 
     /// Now, minus the time at which the spare was last known to be complete, both by the primary's clock. It grows

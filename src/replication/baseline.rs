@@ -11,8 +11,8 @@ use super::fuse::Shrinkage;
 use super::gate::{Gated, Work, record_unavailable};
 use super::inventory::UNSOUND;
 use super::meeting::BeginningSlot;
-use super::switch::{self, Arrival, Properties};
 use super::sequences::{self, Sequence};
+use super::switch::{self, Arrival, Properties};
 use super::{guard, replacements, stream, tables};
 use crate::cluster::{
     CopiedPoint, DatastoreFault, LocalSession, PeerSession, Snapshot, StateError, quote_ident,
@@ -381,6 +381,7 @@ impl Baseline<'_> {
             incoming: &incoming.name,
             generation: generation.clone(),
             point: &filled.point,
+            line: &self.facts.line,
             contents: &filled.contents,
             vanished_packages: vanished,
             vanished_artifacts: filled.shrinkage.artifacts.len() as u64,

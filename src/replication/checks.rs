@@ -1,6 +1,7 @@
 //! What must be so before a pass begins. Everything here reads, but for a probe object that is put into our own bucket
 //! and deleted again; a refusal leaves both sides as they were.
 
+use super::descent::{Here, PrimaryLine, There, doubt, left_at};
 use super::error::PassError;
 use super::mode::{self, Chosen};
 use super::pass::Ends;
@@ -29,6 +30,7 @@ pub struct Facts {
     /// `CREATE DATABASE`'s options for the primary's encoding and locale.
     pub locale: String,
     pub system_id: String,
+    pub line: PrimaryLine,
     /// The peer's own cluster id; empty, if it keeps no state of ours.
     pub peer_cluster: String,
     /// The peer was promoted over this very server.
@@ -47,15 +49,14 @@ pub async fn check(
     ends: &Ends,
     cluster_id: &str,
     fenced_by_us: bool,
+    here: &Here,
 ) -> Result<Facts, PassError> {
     let (local, peer) = (&ends.local, &ends.peer);
     let visible = has_database(local, &config.local.datastore.database).await?;
     two_ends(config, ends).await?;
     is_builder(peer).await?;
     is_primary(peer, fenced_by_us).await?;
-    let record = peers_record(&config.peer.datastore)
-        .await?
-        .unwrap_or_default();
+    let record = peers_record(&config.peer.datastore).await?;
     let (local_major, peer_major) = (major(local).await?, major(peer).await?);
     versions_fit(peer_major, local_major)?;
     let clients = InstalledClients::look()
@@ -70,12 +71,28 @@ pub async fn check(
             "reading the primary's facts",
             "SELECT pg_database_size(current_database()), (SELECT system_identifier::text FROM pg_control_system()), \
                (SELECT timeline_id FROM pg_control_checkpoint()), pg_postmaster_start_time()::text, \
-               (SELECT count(*) FROM public.origin_packages), to_jsonb(d)::text, pg_encoding_to_char(d.encoding) \
+               (SELECT count(*) FROM public.origin_packages), to_jsonb(d)::text, pg_encoding_to_char(d.encoding), \
+               pg_current_wal_lsn()::text, txid_current_snapshot()::text \
              FROM pg_database d WHERE d.datname = current_database()",
             &[],
         )
         .await?;
     let database_bytes: i64 = row.get(0);
+    let (peers_id, timeline): (String, i32) = (row.get(1), row.get(2));
+    let there = There {
+        record: record.as_ref(),
+        system_id: &peers_id,
+        timeline,
+        wal: row.get::<_, String>(7).parse().ok(),
+        transactions: row.get(8),
+        left_at: left_at(config, here.point.as_ref(), timeline).await,
+    };
+    let approved = match doubt(here, &there) {
+        Some(doubt) => Some(doubt.ask(config)?),
+        None => None,
+    };
+    let line = PrimaryLine::of(record.as_ref(), &peers_id, approved);
+    let record = record.unwrap_or_default();
     enough_disk(config, local, database_bytes).await?;
     let packages: i64 = row.get(4);
     if packages == 0 {
@@ -96,13 +113,14 @@ pub async fn check(
             &row.get::<_, String>(6),
             local_major,
         ),
-        system_id: row.get(1),
+        system_id: peers_id,
+        line,
         peer_cluster: record.cluster_id,
         was_primary: match record.promotion {
             Some(promotion) => promotion.system_id == system_id(local).await?,
             None => false,
         },
-        timeline: row.get(2),
+        timeline,
         server_started: row.get(3),
         database_bytes,
         packages,

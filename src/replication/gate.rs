@@ -100,7 +100,9 @@ impl Work<'_> {
     /// Lets the change through, or stops and asks.
     pub async fn judge(&self, change: Shrinkage) -> Result<bool, PassError> {
         // What it has and its new primary lacks was put on record, and is expected to go.
-        if self.state.cluster().await?.coming_back {
+        let cluster = self.state.cluster().await?;
+        let approved = !cluster.approved.is_empty() && cluster.approved == self.config.fuse.approve;
+        if cluster.coming_back || approved {
             return Ok(true);
         }
         fuse::ask(self.config, self.state, change).await

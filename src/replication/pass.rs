@@ -4,13 +4,14 @@ use super::artifacts::{self, Round};
 use super::baseline::{self, Baseline, Copied, Incoming};
 use super::checks::{self, Facts};
 use super::courier::Courier;
+use super::descent::Here;
 use super::error::PassError;
 use super::fuse::Shrinkage;
 use super::gate::{Work, record_unavailable};
 use super::guard::guarded;
 use super::inventory::{Inventory, InventoryError, UNSOUND};
 use super::mode::Chosen;
-use super::stream::{self, Follow, Unheard};
+use super::stream::{self, Follow, Gap, Unheard};
 use super::{look, mode, replacements, switch};
 use crate::cluster::preparation::Names;
 use crate::cluster::{
@@ -106,7 +107,11 @@ pub async fn sync(
         Some(held) => held.state.cluster().await?.id,
         None => existing_id(config).await?.unwrap_or_default(),
     };
-    let mut facts = checks::check(config, &ends, &cluster_id, options.fenced_by_us).await?;
+    let here = match &held {
+        Some(held) => Here::read(config, &held.state).await?,
+        None => Here::default(),
+    };
+    let mut facts = checks::check(config, &ends, &cluster_id, options.fenced_by_us, &here).await?;
     if !recorded && facts.was_primary {
         return Err(PassError::Refused {
             rule: WAS_PRIMARY,
@@ -122,6 +127,9 @@ pub async fn sync(
         Some(held) => held,
         None => Held::take(config, options.lock, recorded).await?,
     };
+    if let Some(id) = &facts.line.approved {
+        approve(&state, id, config).await?;
+    }
     if cluster_id.is_empty() {
         let id = state.cluster().await?.id;
         facts.chosen = mode::decide(config, &id, &ends.local, &ends.peer).await?;
@@ -155,6 +163,17 @@ pub async fn sync(
             .unwrap_or_else(|| Arc::from(std::env::temp_dir())),
     };
     Box::pin(pass.run(options, !recorded)).await
+}
+
+/// Puts on record that the next copy may replace what an operator has given up.
+pub async fn approve(state: &State, id: &str, config: &Config) -> Result<(), PassError> {
+    if state.cluster().await?.approved != id {
+        state.approve_next_copy(id).await?;
+        let text =
+            format!("a copy over newer or other rows was let through by fuse.approve = {id:?}");
+        state.event("approved", &text, &config.change).await?;
+    }
+    Ok(())
 }
 
 /// The cluster's id, if it has one already.
@@ -590,6 +609,9 @@ impl Pass<'_> {
             Err(gap) => match gap.failure() {
                 Ok(error) => Err(error),
                 Err(gap) => {
+                    if let Gap::WentBack(doubt) = &gap {
+                        approve(work.state, &doubt.ask(config)?, config).await?;
+                    }
                     log::warn!("{gap}; a new baseline is made");
                     Ok(None)
                 }

@@ -110,7 +110,11 @@ pub async fn set_as_holder(
     if set == 0 && !values.is_empty() {
         let sql = "SELECT EXISTS (SELECT 1 FROM warm_spare.recovery_point WHERE token = $1)";
         let doing = "checking our token";
-        if !inside.query_one(doing, sql, &[&token]).await?.get::<_, bool>(0) {
+        if !inside
+            .query_one(doing, sql, &[&token])
+            .await?
+            .get::<_, bool>(0)
+        {
             return Err(StateError::Superseded.into());
         }
     }

@@ -8,7 +8,7 @@ mod leftovers;
 
 use crate::cluster::{DrillRecord, LocalSession, State, lift_and_write, set_fence};
 use crate::config::Config;
-use crate::replication::{PassError, drop_database, advance_sequences};
+use crate::replication::{PassError, advance_sequences, drop_database};
 use chrono::{DateTime, Utc};
 use clone::Clone;
 use command::Running;

@@ -5,7 +5,10 @@ use super::divergence;
 use super::steps::{Told, Walk};
 use super::watch::look_at_peer;
 use crate::cluster::preparation::Names;
-use crate::cluster::{LocalSession, Lock, Promotion, Record, State, quote_ident, raise_fence};
+use crate::cluster::{
+    EPOCH_STEP_MAX, LocalSession, Lock, Promotion, Record, State, quote_ident, raise_fence,
+    system_id,
+};
 use crate::config::Config;
 use crate::replication::{PassError, has_database, stream};
 use chrono::Utc;
@@ -19,8 +22,9 @@ pub async fn come_back(
     told: Told<'_>,
 ) -> Result<(), PassError> {
     let before = state.transition().await?;
-    let cluster = state.cluster().await?;
-    let peer = newer_primary(config, cluster.epoch, cluster.role.as_deref()).await?;
+    let own = state.own_record().await?;
+    let server = system_id(state.session()).await?;
+    let peer = newer_primary(config, &own, &server).await?;
     let promotion = promotion_of(&peer);
     let mut walk = Walk::new(state, lock, told, "failback", (peer.epoch, ""));
     let recorded = walk.was_at(before.as_ref(), "release");
@@ -47,6 +51,7 @@ pub async fn come_back(
     release(config, state, &promotion, &peer.cluster_id).await?;
     walk.step("role").await?;
     state.return_as_spare(lock, peer.epoch).await?;
+    state.adopt_lineage(&peer.lineage).await?;
     let text = format!("came back as the spare of epoch {}", peer.epoch);
     state.event("failback", &text, &config.change).await?;
     Ok(state.close_journal(lock).await?)
@@ -60,6 +65,7 @@ fn promotion_of(peer: &Record) -> Promotion {
         .unwrap_or_else(|| {
             let ours = Names::of_cluster(&peer.cluster_id);
             Promotion {
+                id: String::new(),
                 epoch: peer.epoch,
                 kind: "by_hand".into(),
                 time: Utc::now(),
@@ -77,13 +83,31 @@ fn promotion_of(peer: &Record) -> Promotion {
 }
 
 /// A primary becomes a spare only of a newer one.
-async fn newer_primary(
-    config: &Config,
-    epoch: i64,
-    role: Option<&str>,
-) -> Result<Record, PassError> {
+async fn newer_primary(config: &Config, own: &Record, server: &str) -> Result<Record, PassError> {
+    let (epoch, role) = (own.epoch, own.role.as_deref());
     let seen = look_at_peer(config).await?;
     let record = seen.theirs.record.unwrap_or_default();
+    let primary = record.role.as_deref() == Some("primary");
+    if primary && !own.is_kin(server, &record, &seen.theirs.system_id) {
+        return Err(PassError::Refused {
+            rule: "stranger",
+            text: format!(
+                "the peer is cluster {} (system id {}), the primary of epoch {} of another line than this cluster {} (system id {server}): neither has followed the other, and they share no promotion",
+                record.cluster_id, seen.theirs.system_id, record.epoch, own.cluster_id
+            ),
+            next_step: "let peer.datastore name the cluster that was promoted over this one; nothing was done on either side".into(),
+        });
+    }
+    if primary && record.epoch > epoch.max(1).saturating_add(EPOCH_STEP_MAX) {
+        return Err(PassError::Refused {
+            rule: "epoch_out_of_range",
+            text: format!(
+                "the peer says that it is the primary of epoch {}, more than {EPOCH_STEP_MAX} above ours ({epoch}): it is not believed",
+                record.epoch
+            ),
+            next_step: "look into table cluster of database warm_spare on the peer".into(),
+        });
+    }
     let newer = record.role.as_deref() == Some("primary") && record.epoch > epoch;
     if newer && !seen.theirs.fenced {
         return Ok(record);

@@ -46,8 +46,7 @@ pub async fn settle(
     promotion: &Promotion,
     seen: &PeerSeen,
 ) -> Result<(), PassError> {
-    let record = seen.theirs.record.clone().unwrap_or_default();
-    if !is_recorded(promotion, &seen.theirs, &record) {
+    if !is_recorded(promotion, &seen.theirs) {
         return Err(another_server());
     }
     let id = state.cluster().await?.id;

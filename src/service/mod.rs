@@ -12,6 +12,7 @@ mod plan;
 mod primary;
 mod tenure;
 mod web;
+mod witness;
 
 pub use configuration::{Configuration, address_file};
 pub use desk::Desk;

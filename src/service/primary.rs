@@ -33,6 +33,8 @@ pub struct Primary<'a> {
     returning: Complaint,
     /// Looks since our own fence was last proven; None: not in this process.
     unproven: Option<u32>,
+    /// This look found what an operator must decide.
+    conflicting: bool,
 }
 
 impl<'a> Primary<'a> {
@@ -45,6 +47,7 @@ impl<'a> Primary<'a> {
             fencing: Complaint::new("the fence stands"),
             returning: Complaint::new("local: may come back"),
             unproven: None,
+            conflicting: false,
         }
     }
 
@@ -108,14 +111,13 @@ impl<'a> Primary<'a> {
         if cluster.role.as_deref() == Some("spare") {
             return Ok(Some(End::RoleChanged));
         }
+        self.conflicting = false;
         if config.role == Role::Spare {
             if self.come_back(config).await? {
                 return Ok(Some(End::RoleChanged));
             }
         } else {
             self.returning.over(self.desk.now());
-            self.desk
-                .release(|hold| matches!(hold.reason, HoldReason::Conflict | HoldReason::Failed));
         }
         if fence.is_none() {
             self.unproven = None;
@@ -129,7 +131,18 @@ impl<'a> Primary<'a> {
             // The peer says that it was the primary; as long as the peer cannot be asked, nothing is done.
             (None, None) => {}
         }
+        if config.role != Role::Spare && !self.conflicting {
+            self.desk
+                .release(|hold| matches!(hold.reason, HoldReason::Conflict | HoldReason::Failed));
+        }
         Ok(None)
+    }
+
+    /// Shows what an operator must decide. Nothing is done about it here.
+    fn conflict(&mut self, detail: &str, next_step: &str) {
+        self.conflicting = true;
+        self.desk
+            .hold(HoldReason::Conflict, detail, next_step, false);
     }
 
     fn show(&self, cluster: &ClusterRecord, fence: Option<&FenceRecord>) {

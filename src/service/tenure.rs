@@ -4,7 +4,7 @@ use super::complaint::Complaint;
 use super::duties::Duties;
 use super::guard::{self, End};
 use super::primary::Primary;
-use super::{Configs, Desk, next};
+use super::{Configs, Desk, next, witness};
 use crate::cluster::{self, Lock, StateError};
 use crate::config::{Config, Role};
 use crate::observe::{Artifacts, HoldReason, Sighting, Standing, State, Verified, Work};
@@ -16,6 +16,8 @@ use std::time::Duration;
 
 /// Between two tries to take the lock, and between two looks at a role that was never told.
 const STANDBY_LOOK: Duration = Duration::from_secs(3);
+/// Between two looks at what the bucket remembers of our epochs.
+const WITNESS_LOOK: Duration = Duration::from_secs(60);
 
 /// The right to work on this cluster, as long as the session in `state` lives.
 pub struct Tenure {
@@ -156,6 +158,24 @@ async fn tenures(
     }
 }
 
+/// What the local bucket remembers of our epochs. A bucket that is away is asked again.
+async fn keep_witness(desk: &Desk, tenure: &Tenure) -> Infallible {
+    loop {
+        let show = |epoch| desk.update(|state| witness::remember(state, epoch));
+        if let Err(error) = witness::bring_up_to_date(show, &tenure.state, &tenure.data).await {
+            log::debug!("{error}");
+        }
+        match witness::bring_up_to_date_in_bucket(&tenure.config, &tenure.state).await {
+            Ok(epoch) => desk.update(|state| witness::remember(state, epoch)),
+            Err(error) => log::debug!("{error}"),
+        }
+        let known = desk.read(|state| state.epoch);
+        let other = desk.wait_for(|state| state.epoch != known);
+        // A new epoch is written down at once.
+        let _ = tokio::time::timeout(WITNESS_LOOK, other).await;
+    }
+}
+
 async fn serve(desk: &Desk, tenure: &Tenure, configs: &Configs, kind: Kind) -> End {
     desk.update(|state| {
         state.active = true;
@@ -171,9 +191,13 @@ async fn serve(desk: &Desk, tenure: &Tenure, configs: &Configs, kind: Kind) -> E
     desk.see_datastore(cluster::Side::Local, None);
     desk.release(|hold| hold.passing || hold.reason == HoldReason::RoleUnset);
     match kind {
-        Kind::Primary => Primary::new(desk, tenure, configs.clone()).perform().await,
+        Kind::Primary => tokio::select! {
+            end = Primary::new(desk, tenure, configs.clone()).perform() => end,
+            never = keep_witness(desk, tenure) => match never {},
+        },
         Kind::Spare => tokio::select! {
             end = guard::keep(desk, tenure) => end,
+            never = keep_witness(desk, tenure) => match never {},
             end = Duties::new(desk, tenure, configs.clone()).perform() => end,
         },
     }
@@ -233,6 +257,8 @@ async fn begin(
         log::info!("local: the working lock is free now; this warm-spare works");
     }
     recall(desk, config, &state).await?;
+    let show = |epoch| desk.update(|state| witness::remember(state, epoch));
+    witness::bring_up_to_date(show, &state, data).await?;
     // While the lock was waited for, whoever held it may have changed the role.
     let role = desk.read(|state| state.role.clone());
     let fenced = state.fence_record().await?.is_some();

@@ -4,6 +4,7 @@
 use super::super::artifacts::Swap;
 use super::super::both_sides::compare_both;
 use super::super::courier::Courier;
+use super::super::descent::{Doubt, Here, There, doubt, left_at};
 use super::super::error::{PassError, Policy};
 use super::super::fuse::Shrinkage;
 use super::super::retention::{Swept, sweep};
@@ -22,7 +23,7 @@ use super::spool::{SpoolError, spool};
 use crate::cluster::preparation::Names;
 use crate::cluster::{
     Applying, Confirmation, CopiedPoint, LocalSession, Lock, Lsn, State, StateError, WalSession,
-    end_former_writers,
+    end_former_writers, peers_record,
 };
 use crate::config::Config;
 use crate::observe::Clock;
@@ -99,6 +100,7 @@ impl Follow<'_> {
         let point = self.take_over(&session).await?;
         let seen = self.ask().await?;
         let database = &self.config.peer.datastore.database;
+        self.same_history(&seen, &point).await?;
         question::joins(&seen, &self.recorded, point.lsn, database).map_err(Gap::Broken)?;
         self.told.seen(&seen);
         let settling = Settling::open(
@@ -146,6 +148,7 @@ impl Follow<'_> {
             spool: receiver,
             settling,
             told: self.told.as_ref(),
+            recorded: &self.recorded,
             point,
             durable,
             careful,
@@ -231,6 +234,41 @@ impl Follow<'_> {
                 Err(error @ PassError::State(StateError::Superseded)) => return error,
                 Err(error) => log::warn!("{error}; it is tried again later"),
             }
+        }
+    }
+
+    /// Before anything of the primary is applied: it is of our line, and was not set back behind the point.
+    async fn same_history(&self, seen: &Seen, point: &Point) -> Result<(), Gap> {
+        let record = peers_record(&self.config.peer.datastore)
+            .await
+            .map_err(PassError::from)?;
+        let ours = CopiedPoint {
+            lsn: point.lsn.to_string(),
+            commit_time: point.commit_time,
+            ..self.recorded.clone()
+        };
+        let here = match self.incoming {
+            // Its baseline has asked for the record of this cluster; the point is the incoming database's own.
+            true => Here {
+                point: Some(ours),
+                ..Here::default()
+            },
+            false => Here {
+                record: self.state.own_record().await?,
+                point: Some(ours),
+            },
+        };
+        let there = There {
+            record: record.as_ref().filter(|_| !self.incoming),
+            system_id: &seen.system_id,
+            timeline: seen.timeline,
+            wal: Some(seen.wal),
+            transactions: String::new(),
+            left_at: left_at(self.config, here.point.as_ref(), seen.timeline).await,
+        };
+        match doubt(&here, &there) {
+            Some(doubt) => Err(Gap::WentBack(doubt)),
+            None => Ok(()),
         }
     }
 
@@ -353,9 +391,14 @@ impl Follow<'_> {
             log::info!("peer: its server was started anew; the rows of both sides are compared");
             let compared = compare_both(self.config, None).await?;
             if let Some((table, rows)) = compared.differing.first() {
-                return Err(Gap::Broken(format!(
+                let text = format!(
                     "since the primary's server was started anew, {rows} rows of {table} are on one side only: it was set back to an older copy"
-                )));
+                );
+                let stood = CopiedPoint {
+                    lsn: point.lsn.to_string(),
+                    ..self.recorded.clone()
+                };
+                return Err(Gap::WentBack(Doubt::set_back(&stood, text)));
             }
         }
         if !self.incoming {

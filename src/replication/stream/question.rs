@@ -169,7 +169,7 @@ pub async fn ask(
     })
 }
 
-/// Why the stream would not join what is here. A server asked for a position that its slot is past gives what it has, and
+/// Why the stream would not join what is here, where the primary's history goes on from ours. A server asked for a position that its slot is past gives what it has, and
 /// says nothing of what it left out.
 pub fn joins(
     seen: &Seen,
@@ -177,22 +177,10 @@ pub fn joins(
     point: Lsn,
     database: &str,
 ) -> Result<(), String> {
-    if seen.system_id != recorded.system_id {
-        return Err(format!(
-            "the peer is another server (system id {} instead of {})",
-            seen.system_id, recorded.system_id
-        ));
-    }
     if seen.timeline != recorded.timeline {
         return Err(format!(
             "the primary is on timeline {} instead of {}",
             seen.timeline, recorded.timeline
-        ));
-    }
-    if seen.wal < point {
-        return Err(format!(
-            "the primary stands at {}, before the spare ({point}): it was set back to an older copy",
-            seen.wal
         ));
     }
     stands(seen, recorded, database)?;

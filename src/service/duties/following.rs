@@ -11,7 +11,7 @@ use crate::cluster::{Confirmation, LocalSession, Lsn, PeerSession, Side, State};
 use crate::config::{Config, Mode};
 use crate::observe::{Held, Mode as Shown};
 use crate::replication::stream::{self, Applied, Follow, Followed, Gap, Seen, Told};
-use crate::replication::{Chosen, Courier, PassError, decide};
+use crate::replication::{Chosen, Courier, PassError, approve, decide};
 use chrono::TimeDelta;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -236,6 +236,9 @@ impl Duties<'_> {
         match gap.failure() {
             Ok(error) => Err(error),
             Err(gap) => {
+                if let Gap::WentBack(doubt) = &gap {
+                    approve(&self.tenure.state, &doubt.ask(config)?, config).await?;
+                }
                 let text = format!("{gap}; a new baseline is made");
                 log::warn!("peer: {text}");
                 self.desk.note("gap", &text);

@@ -1,7 +1,9 @@
 //! A primary beside its peer: which of both it is, what is still to be done there, and whether anybody could take over.
 
 use super::{Primary, TAKEN_BACK, forces};
-use crate::cluster::{ClusterRecord, Promotion, Side, State, is_fenced, system_id};
+use crate::cluster::{
+    ClusterRecord, EPOCH_STEP_MAX, Promotion, Record, Side, State, StateError, is_fenced, system_id,
+};
 use crate::config::{Config, Role};
 use crate::observe::{HoldReason, Standing};
 use crate::replication::{PassError, has_database};
@@ -27,15 +29,30 @@ impl Primary<'_> {
                 local.database
             );
             let step = "check that role = \"primary\" stands on the primary only";
-            self.desk.hold(HoldReason::Conflict, &detail, step, false);
+            self.conflict(&detail, step);
             return Ok(());
         }
         let seen = self.see_peer(config).await?;
-        let theirs = seen.and_then(|seen| seen.theirs.record);
-        let epoch = theirs.map_or(1, |record| match record.role.as_deref() {
-            Some("spare") => record.epoch.max(1),
-            _ => 1,
-        });
+        let spare = seen
+            .and_then(|seen| seen.theirs.record)
+            .filter(|record| record.role.as_deref() == Some("spare"));
+        let mut epoch = 1;
+        if let Some(record) = spare {
+            if record.epoch > EPOCH_STEP_MAX {
+                let detail = format!(
+                    "the peer says that it is a spare of epoch {}: no line of promotions is that long",
+                    record.epoch
+                );
+                self.conflict(&detail, "check that peer.datastore names the spare");
+                return Ok(());
+            }
+            epoch = record.epoch.max(1);
+            // It remembers of this cluster what is not on record here any more.
+            let ours = system_id(session).await?;
+            if record.copied_from.as_deref() == Some(ours.as_str()) {
+                self.tenure.state.adopt_lineage(&record.lineage).await?;
+            }
+        }
         self.tenure
             .state
             .declare_primary(self.tenure.lock, epoch)
@@ -64,8 +81,9 @@ impl Primary<'_> {
             return self.alone_in_the_dark(promotion.as_ref());
         };
         let system_id = system_id(state.session()).await?;
+        let own = state.own_record().await?;
         let ours = Ours {
-            epoch: cluster.epoch,
+            record: &own,
             system_id: &system_id,
             promotion: promotion.as_ref(),
         };
@@ -94,6 +112,26 @@ impl Primary<'_> {
                 self.followed(config, &seen);
             }
             (Stand::Alone(why), _) => self.set_standing(Standing::Alone(why)),
+            (Stand::Stranger(what), _) => {
+                self.set_standing(Standing::Alone(what.clone()));
+                let step = "let peer.datastore name the other cluster of this pair; nothing was done on either side";
+                self.conflict(&what, step);
+            }
+            (Stand::WentBack(_), _)
+                if config.role == Role::Primary && forces(config, self.next_epoch(cluster)) =>
+            {
+                let epoch = self.next_epoch(cluster);
+                self.take_back(config, cluster, epoch).await?;
+            }
+            (Stand::WentBack(what), _) => {
+                self.set_standing(Standing::Alone(what.clone()));
+                self.conflict(&what, &set_back_step(&own, &seen));
+            }
+            (Stand::PeerChanged(what), _) => {
+                self.set_standing(Standing::PeerOpen(what.clone()));
+                let step = "stop Builder there by hand until it is known what that server is; if it is the old primary, set force_epoch or role there by its own warm-spare, or drop database warm_spare there, and it is fenced";
+                self.conflict(&what, step);
+            }
             (Stand::FencePeer, None) => {
                 self.set_standing(Standing::Alone("the peer was never followed here".into()));
             }
@@ -156,6 +194,12 @@ impl Primary<'_> {
                 self.set_standing(fenced_and_idle());
             }
             Err(error) if error.side() == Some(Side::Local) => return Err(error),
+            // Another cluster holds that epoch, or a later one, on the old primary.
+            Err(error @ PassError::State(StateError::Overtaken { .. })) => {
+                let cluster = state.cluster().await?;
+                self.two_primaries(config, &cluster, &error.to_string())
+                    .await?;
+            }
             Err(error) => {
                 let text = error.to_string();
                 let now = self.desk.now();
@@ -203,6 +247,15 @@ impl Primary<'_> {
         self.desk.hold(HoldReason::TwoPrimaries, what, &step, false);
         Ok(())
     }
+}
+
+/// The ways out for a cluster whose state was set back, by what the spare knows.
+fn set_back_step(own: &Record, seen: &PeerSeen) -> String {
+    let theirs = seen.theirs.record.as_ref().map_or(0, |record| record.epoch);
+    format!(
+        "decide whose rows are to remain: the spare has the newer ones as a rule. To keep the spare's, set role = \"primary\" and force_epoch = {0} there; to keep this cluster's, set role = \"primary\" and force_epoch = {0} here",
+        theirs.max(own.epoch).saturating_add(1)
+    )
 }
 
 fn fenced_and_idle() -> Standing {
