@@ -123,10 +123,11 @@ pub(super) const SESSION_OPTIONS: &str = "-c DateStyle=ISO -c IntervalStyle=post
      -c extra_float_digits=3 -c bytea_output=hex -c synchronous_commit=on";
 
 /// The schemas in which a session of ours looks for names that have none. A function that somebody else made must not
-/// take the place of the server's own. Our own tables are in `public` of our own database, where only we create.
+/// take the place of the server's own: `pg_catalog` goes before every path that does not name it. Our own tables are in
+/// `public` of our own database, where only we create.
 pub(super) fn search_path(database: &str) -> &'static str {
     match database {
-        super::state::DATABASE => "pg_catalog,public",
+        super::state::DATABASE => "public",
         _ => "pg_catalog",
     }
 }

@@ -75,7 +75,7 @@ pub struct Doubt {
     pub rule: &'static str,
     pub text: String,
     /// What the operator's word covers, in text that stays the same while the case does.
-    case: String,
+    pub case: String,
 }
 
 impl Doubt {
@@ -96,6 +96,18 @@ impl Doubt {
         hash.to_hex().to_string()
     }
 
+    fn next_step(&self, id: &str) -> String {
+        let first = match self.rule {
+            "set_back" | "older_primary" | "other_line" => {
+                "if the spare has what the primary lost, promote the spare (docs/failover.md)"
+            }
+            _ => "if peer.datastore names the wrong server, correct it",
+        };
+        format!(
+            "{first}; if the peer is right, let it be copied over this cluster with fuse.approve = \"{id}\": the replaced database is kept and pinned"
+        )
+    }
+
     /// The operator's word, if it was given: the peer is followed all the same, and what is replaced for it is pinned.
     pub fn ask(&self, config: &Config) -> Result<String, PassError> {
         let id = self.id();
@@ -110,9 +122,7 @@ impl Doubt {
         Err(PassError::Refused {
             rule: self.rule,
             text: format!("{}. Nothing was changed", self.text),
-            next_step: format!(
-                "if the spare has what the primary lost, promote the spare (docs/failover.md); if the primary is right, let it be copied over the spare with fuse.approve = \"{id}\": the replaced database is kept and pinned"
-            ),
+            next_step: self.next_step(&id),
         })
     }
 }

@@ -10,7 +10,7 @@ use crate::cluster::{
     system_id,
 };
 use crate::config::Config;
-use crate::replication::{PassError, has_database, stream};
+use crate::replication::{Doubt, PassError, has_database, stream};
 use chrono::Utc;
 
 /// Each step may be done again, so after a kill all of it is; but what was read from a slot is not read again once the
@@ -89,14 +89,18 @@ async fn newer_primary(config: &Config, own: &Record, server: &str) -> Result<Re
     let record = seen.theirs.record.unwrap_or_default();
     let primary = record.role.as_deref() == Some("primary");
     if primary && !own.is_kin(server, &record, &seen.theirs.system_id) {
-        return Err(PassError::Refused {
+        let stranger = Doubt {
             rule: "stranger",
             text: format!(
-                "the peer is cluster {} (system id {}), the primary of epoch {} of another line than this cluster {} (system id {server}): neither has followed the other, and they share no promotion",
-                record.cluster_id, seen.theirs.system_id, record.epoch, own.cluster_id
+                "the peer is the primary of epoch {} of another line (cluster {}, system id {}); this is cluster {}, system id {server}: neither has followed the other, and they share no promotion",
+                record.epoch, record.cluster_id, seen.theirs.system_id, own.cluster_id
             ),
-            next_step: "let peer.datastore name the cluster that was promoted over this one; nothing was done on either side".into(),
-        });
+            case: format!(
+                "{} {server} {} {}",
+                own.cluster_id, record.cluster_id, seen.theirs.system_id
+            ),
+        };
+        stranger.ask(config)?;
     }
     if primary && record.epoch > epoch.max(1).saturating_add(EPOCH_STEP_MAX) {
         return Err(PassError::Refused {

@@ -112,6 +112,12 @@ impl Primary<'_> {
                 self.followed(config, &seen);
             }
             (Stand::Alone(why), _) => self.set_standing(Standing::Alone(why)),
+            (Stand::Stranger(_), _)
+                if config.role == Role::Primary && forces(config, self.next_epoch(cluster)) =>
+            {
+                let epoch = self.next_epoch(cluster);
+                self.take_back(config, cluster, epoch).await?;
+            }
             (Stand::Stranger(what), _) => {
                 self.set_standing(Standing::Alone(what.clone()));
                 let step = "let peer.datastore name the other cluster of this pair; nothing was done on either side";
