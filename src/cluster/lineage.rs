@@ -4,6 +4,7 @@
 //! promotion is random, so two clusters that know the same id are of one line.
 
 use super::datastore::DatastoreError;
+use super::rows::Row;
 use super::session::LocalSession;
 use super::state::{State, StateError};
 
@@ -90,9 +91,9 @@ impl State {
     pub async fn lineage(&self) -> Result<Lineage, StateError> {
         let rows = self
             .session
-            .query("reading the line of descent", LINEAGE, &[])
+            .rows("reading the line of descent", LINEAGE, &[])
             .await?;
-        Ok(Lineage(rows.iter().map(descent).collect()))
+        Ok(Lineage(rows.iter().map(descent).collect::<Result<_, _>>()?))
     }
 
     /// Nobody else has it.
@@ -100,9 +101,9 @@ impl State {
         let sql = "SELECT md5(random()::text || clock_timestamp()::text || pg_backend_pid() || (SELECT id FROM cluster))";
         let row = self
             .session
-            .query_one("making an id of the promotion", sql, &[])
+            .row("making an id of the promotion", sql, &[])
             .await?;
-        Ok(row.get(0))
+        Ok(row.get(0)?)
     }
 
     /// Takes over the primary's line.
@@ -143,14 +144,14 @@ pub async fn record_lineage(
 pub(super) const LINEAGE: &str =
     "SELECT epoch, id, parent, cluster, system_id FROM public.lineage ORDER BY epoch LIMIT 10001";
 
-pub(super) fn descent(row: &tokio_postgres::Row) -> Descent {
-    Descent {
-        epoch: row.get(0),
-        id: row.get(1),
-        parent: row.get(2),
-        cluster: row.get(3),
-        system_id: row.get(4),
-    }
+pub(super) fn descent(row: &Row) -> Result<Descent, DatastoreError> {
+    Ok(Descent {
+        epoch: row.get(0)?,
+        id: row.get(1)?,
+        parent: row.get(2)?,
+        cluster: row.get(3)?,
+        system_id: row.get(4)?,
+    })
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ mod peer_fence;
 pub mod preparation;
 mod rehearsal;
 mod roles;
+mod rows;
 mod session;
 mod state;
 mod store;
@@ -43,6 +44,7 @@ pub use lsn::{Lsn, NoLsn};
 pub use peer_fence::{PeerFence, RaiseError};
 pub use rehearsal::lift_and_write;
 pub use roles::{EPOCH_STEP_MAX, FenceRecord, Promotion, Record, Transition, peers_record};
+pub use rows::Row;
 pub(crate) use session::pipe;
 pub use session::{
     CopyIn, CopyRows, LocalSession, PeerSession, Session, Snapshot, quote_ident, quote_literal,

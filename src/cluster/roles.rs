@@ -3,6 +3,7 @@
 
 use super::fence::lift_statement;
 use super::lineage::{LINEAGE, Lineage, descent};
+use super::rows::Row;
 use super::session::{LocalSession, PeerSession, Session};
 use super::state::{DATABASE, Lock, State, StateError};
 use super::{DatastoreError, DatastoreFault};
@@ -113,62 +114,66 @@ pub const EPOCH_STEP_MAX: i64 = 1000;
 
 /// What the session's database `warm_spare` has on record of its cluster.
 async fn record(session: &Session, doing: &str) -> Result<Record, DatastoreError> {
-    let row = session.query_one(doing, OWN, &[]).await?;
-    let lineage = match row.get(6) {
-        true => session.query(doing, LINEAGE, &[]).await?,
+    let row = session.row(doing, OWN, &[]).await?;
+    let lineage = match row.get(6)? {
+        true => session.rows(doing, LINEAGE, &[]).await?,
         false => Vec::new(),
     };
-    let malformed = |text: &str| session.malformed(doing, text);
-    let epoch: i64 = row.get(2);
+    let malformed = |text: &str| session.origin(doing).malformed(text.to_string());
+    let epoch: i64 = row.get(2)?;
     if epoch < 0 {
         return Err(malformed(&format!("its epoch is {epoch}")));
     }
-    let lineage = Lineage::of(lineage.iter().map(descent).collect()).ok_or_else(|| {
-        malformed("its line of descent is none: ids, parents and epochs do not fit")
-    })?;
+    let lineage =
+        Lineage::of(lineage.iter().map(descent).collect::<Result<_, _>>()?).ok_or_else(|| {
+            malformed("its line of descent is none: ids, parents and epochs do not fit")
+        })?;
     Ok(Record {
-        cluster_id: row.get(0),
-        role: row.get(1),
+        cluster_id: row.get(0)?,
+        role: row.get(1)?,
         epoch,
-        fence: session.query(doing, FENCE, &[]).await?.first().map(fence),
-        promotion: session
-            .query(doing, PROMOTION, &[])
-            .await?
-            .first()
-            .map(promotion),
-        copied_from: row.get(3),
-        confirmed: row.get(4),
+        fence: first(&session.rows(doing, FENCE, &[]).await?, fence)?,
+        promotion: first(&session.rows(doing, PROMOTION, &[]).await?, promotion)?,
+        copied_from: row.get(3)?,
+        confirmed: row.get(4)?,
         lineage,
-        followed: row.get(5),
+        followed: row.get(5)?,
     })
 }
 
-fn promotion(row: &tokio_postgres::Row) -> Promotion {
-    Promotion {
-        id: String::new(),
-        epoch: row.get(0),
-        kind: row.get(1),
-        time: row.get(2),
-        lsn: row.get(3),
-        commit_time: row.get(4),
-        system_id: row.get(5),
-        timeline: row.get(6),
-        peer_cluster: row.get(7),
-        slot: row.get(8),
-        publication: row.get(9),
-        peer_fenced: row.get(10),
-        settled: row.get(11),
-    }
+fn first<T>(
+    rows: &[Row],
+    read: impl Fn(&Row) -> Result<T, DatastoreError>,
+) -> Result<Option<T>, DatastoreError> {
+    rows.first().map(read).transpose()
 }
 
-fn fence(row: &tokio_postgres::Row) -> FenceRecord {
-    FenceRecord {
-        epoch: row.get(0),
-        by_cluster: row.get(1),
-        since: row.get(2),
-        settled: row.get(3),
-        lifted: row.get(4),
-    }
+fn promotion(row: &Row) -> Result<Promotion, DatastoreError> {
+    Ok(Promotion {
+        id: String::new(),
+        epoch: row.get(0)?,
+        kind: row.get(1)?,
+        time: row.get(2)?,
+        lsn: row.get(3)?,
+        commit_time: row.get(4)?,
+        system_id: row.get(5)?,
+        timeline: row.get(6)?,
+        peer_cluster: row.get(7)?,
+        slot: row.get(8)?,
+        publication: row.get(9)?,
+        peer_fenced: row.get(10)?,
+        settled: row.get(11)?,
+    })
+}
+
+fn fence(row: &Row) -> Result<FenceRecord, DatastoreError> {
+    Ok(FenceRecord {
+        epoch: row.get(0)?,
+        by_cluster: row.get(1)?,
+        since: row.get(2)?,
+        settled: row.get(3)?,
+        lifted: row.get(4)?,
+    })
 }
 
 /// What the peer says of itself; None: it keeps no state of ours, or one of an older program.
@@ -180,7 +185,7 @@ pub async fn peers_record(to: &Datastore) -> Result<Option<Record>, DatastoreErr
     };
     let doing = "reading what the peer says of itself";
     let sql = "SELECT to_regclass('public.promotion') IS NOT NULL";
-    if !session.query_one(doing, sql, &[]).await?.get::<_, bool>(0) {
+    if !session.row(doing, sql, &[]).await?.get::<bool>(0)? {
         return Ok(None);
     }
     Ok(Some(record(&session, doing).await?))
@@ -193,28 +198,31 @@ impl State {
     }
 
     pub async fn fence_record(&self) -> Result<Option<FenceRecord>, StateError> {
-        let rows = self.session.query("reading the fence", FENCE, &[]).await?;
-        Ok(rows.first().map(fence))
+        let rows = self.session.rows("reading the fence", FENCE, &[]).await?;
+        Ok(first(&rows, fence)?)
     }
 
     /// The latest.
     pub async fn promotion(&self) -> Result<Option<Promotion>, StateError> {
         let doing = "reading the last promotion";
-        let rows = self.session.query(doing, PROMOTION, &[]).await?;
-        Ok(rows.first().map(promotion))
+        let rows = self.session.rows(doing, PROMOTION, &[]).await?;
+        Ok(first(&rows, promotion)?)
     }
 
     pub async fn transition(&self) -> Result<Option<Transition>, StateError> {
         let sql = "SELECT kind, epoch, step, started, asked, undone FROM transition";
-        let rows = self.session.query("reading the journal", sql, &[]).await?;
-        Ok(rows.first().map(|row| Transition {
-            kind: row.get(0),
-            epoch: row.get(1),
-            step: row.get(2),
-            started: row.get(3),
-            asked: row.get(4),
-            undone: row.get(5),
-        }))
+        let rows = self.session.rows("reading the journal", sql, &[]).await?;
+        let transition = |row: &Row| {
+            Ok(Transition {
+                kind: row.get(0)?,
+                epoch: row.get(1)?,
+                step: row.get(2)?,
+                started: row.get(3)?,
+                asked: row.get(4)?,
+                undone: row.get(5)?,
+            })
+        };
+        Ok(first(&rows, transition)?)
     }
 
     /// Durable before the step begins; only by whoever holds the lock.
@@ -398,8 +406,8 @@ impl State {
 async fn begin_as_holder(session: &LocalSession, lock: Lock) -> Result<(), StateError> {
     session.batch("beginning the promotion", "BEGIN").await?;
     let sql = "SELECT token FROM meta FOR UPDATE";
-    let held = session.query_one("checking our token", sql, &[]).await?;
-    match held.get::<_, i64>(0) == lock.token {
+    let held = session.row("checking our token", sql, &[]).await?;
+    match held.get::<i64>(0)? == lock.token {
         true => Ok(()),
         false => Err(StateError::Superseded),
     }

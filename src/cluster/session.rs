@@ -1,6 +1,7 @@
 //! Sessions: what may be asked of the local datastore, and the little that may be asked of the peer.
 
 use super::datastore::{self, DatastoreError, DatastoreFault};
+use super::rows::Origin;
 use super::{Side, Throttle};
 use crate::config::Datastore;
 use bytes::Bytes;
@@ -60,15 +61,12 @@ impl Session {
         self.side
     }
 
-    /// The answer is not what was asked for.
-    pub(super) fn malformed(&self, doing: &str, text: &str) -> DatastoreError {
-        DatastoreError {
+    /// Where an answer comes from.
+    pub(super) fn origin(&self, doing: &str) -> Origin {
+        Origin {
             side: self.side,
             address: self.address.clone(),
             doing: doing.to_string(),
-            fault: DatastoreFault::Malformed,
-            text: text.to_string(),
-            sql_state: None,
         }
     }
 

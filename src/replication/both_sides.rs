@@ -138,10 +138,10 @@ async fn come_past(config: &Config, local: &LocalSession) -> Result<(), PassErro
     let peer = PeerSession::open(&config.peer.datastore).await?;
     let sql = "SELECT pg_current_wal_lsn()::text, txid_current_snapshot()::text";
     let doing = "asking how far it has written";
-    let row = peer.query_one(doing, sql, &[]).await?;
+    let row = peer.row(doing, sql, &[]).await?;
     drop(peer);
-    let before: String = row.get(1);
-    let wanted: Lsn = row.get::<_, String>(0).parse().unwrap_or_default();
+    let before: String = row.get(1)?;
+    let wanted: Lsn = row.get::<String>(0)?.parse().unwrap_or_default();
     let begun = Instant::now();
     loop {
         let stands: Option<Lsn> = recovery_point(local)
@@ -152,7 +152,7 @@ async fn come_past(config: &Config, local: &LocalSession) -> Result<(), PassErro
         }
         if begun.elapsed() > REST {
             let peer = PeerSession::open(&config.peer.datastore).await?;
-            let now: String = peer.query_one(doing, sql, &[]).await?.get(1);
+            let now: String = peer.row(doing, sql, &[]).await?.get(1)?;
             // At rest its log may lie a little past what it holds for us; nothing was committed since.
             if now == before {
                 return Ok(());

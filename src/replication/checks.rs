@@ -67,7 +67,7 @@ pub async fn check(
     peer_privileges(peer).await?;
     nothing_uncopied(peer).await?;
     let row = peer
-        .query_one(
+        .row(
             "reading the primary's facts",
             "SELECT pg_database_size(current_database()), (SELECT system_identifier::text FROM pg_control_system()), \
                (SELECT timeline_id FROM pg_control_checkpoint()), pg_postmaster_start_time()::text, \
@@ -77,14 +77,14 @@ pub async fn check(
             &[],
         )
         .await?;
-    let database_bytes: i64 = row.get(0);
-    let (peers_id, timeline): (String, i32) = (row.get(1), row.get(2));
+    let database_bytes: i64 = row.get(0)?;
+    let (peers_id, timeline): (String, i32) = (row.get(1)?, row.get(2)?);
     let there = There {
         record: record.as_ref(),
         system_id: &peers_id,
         timeline,
-        wal: row.get::<_, String>(7).parse().ok(),
-        transactions: row.get(8),
+        wal: row.get::<String>(7)?.parse().ok(),
+        transactions: row.get(8)?,
         left_at: left_at(config, here.point.as_ref(), timeline).await,
     };
     let approved = match doubt(here, &there) {
@@ -94,7 +94,7 @@ pub async fn check(
     let line = PrimaryLine::of(record.as_ref(), &peers_id, approved);
     let record = record.unwrap_or_default();
     enough_disk(config, local, database_bytes).await?;
-    let packages: i64 = row.get(4);
+    let packages: i64 = row.get(4)?;
     if packages == 0 {
         return Err(PassError::Refused {
             rule: "empty_primary",
@@ -108,11 +108,7 @@ pub async fn check(
         clients,
         lz4: lz4(local).await?,
         visible,
-        locale: locale_options(
-            &row.get::<_, String>(5),
-            &row.get::<_, String>(6),
-            local_major,
-        ),
+        locale: locale_options(&row.get::<String>(5)?, &row.get::<String>(6)?, local_major),
         system_id: peers_id,
         line,
         peer_cluster: record.cluster_id,
@@ -121,7 +117,7 @@ pub async fn check(
             None => false,
         },
         timeline,
-        server_started: row.get(3),
+        server_started: row.get(3)?,
         database_bytes,
         packages,
         chosen: mode::decide(config, cluster_id, local, peer).await?,
@@ -139,9 +135,9 @@ fn unfit(check: &'static str, text: String, next_step: String) -> PassError {
 pub async fn has_database(local: &LocalSession, name: &str) -> Result<bool, PassError> {
     let sql = "SELECT EXISTS (SELECT 1 FROM pg_database WHERE datname = $1)";
     Ok(local
-        .query_one("looking for our database", sql, &[&name])
+        .row("looking for our database", sql, &[&name])
         .await?
-        .get(0))
+        .get(0)?)
 }
 
 async fn two_ends(config: &Config, ends: &Ends) -> Result<(), PassError> {
@@ -180,9 +176,9 @@ pub(super) async fn is_builder(peer: &PeerSession) -> Result<(), PassError> {
     let sql = "SELECT count(*) FROM pg_attribute WHERE attrelid = to_regclass('public.origin_packages') \
                AND attname IN ('ident', 'target', 'checksum') AND NOT attisdropped";
     let columns: i64 = peer
-        .query_one("looking for Builder's tables", sql, &[])
+        .row("looking for Builder's tables", sql, &[])
         .await?
-        .get(0);
+        .get(0)?;
     if columns == 3 {
         return Ok(());
     }
@@ -223,16 +219,16 @@ pub(super) async fn is_primary(peer: &PeerSession, fenced_by_us: bool) -> Result
         fenced!("current_database()")
     );
     let row = peer
-        .query_one("looking whether the peer is a primary", sql, &[])
+        .row("looking whether the peer is a primary", sql, &[])
         .await?;
-    if row.get(0) {
+    if row.get(0)? {
         return Err(unfit(
             "standby",
             "the peer's PostgreSQL is a physical standby, which cannot be asked all that a copy needs".into(),
             "let peer.datastore name the server that it follows".into(),
         ));
     }
-    if row.get(1) && !fenced_by_us {
+    if row.get(1)? && !fenced_by_us {
         return Err(PassError::Refused {
             rule: "peer_is_fenced",
             text: "the peer's database is read-only, as a spare's is: local and peer may be exchanged".into(),
@@ -244,8 +240,8 @@ pub(super) async fn is_primary(peer: &PeerSession, fenced_by_us: bool) -> Result
 
 pub async fn major(server: &Session) -> Result<u32, PassError> {
     let sql = "SELECT current_setting('server_version_num')::int4 / 10000";
-    let row = server.query_one("reading the version", sql, &[]).await?;
-    Ok(row.get::<_, i32>(0) as u32)
+    let row = server.row("reading the version", sql, &[]).await?;
+    Ok(row.get::<i32>(0)? as u32)
 }
 
 async fn extensions(local: &LocalSession, peer: &PeerSession) -> Result<(), PassError> {
@@ -266,18 +262,22 @@ async fn extensions(local: &LocalSession, peer: &PeerSession) -> Result<(), Pass
 /// Those of the database of `of` that the server of `on` has no files for.
 pub async fn lacking_extensions(on: &Session, of: &Session) -> Result<Vec<String>, PassError> {
     let used = of
-        .query(
+        .rows(
             "reading the extensions",
             "SELECT extname::text FROM pg_extension ORDER BY 1",
             &[],
         )
         .await?;
-    let wanted: Vec<String> = used.iter().map(|row| row.get(0)).collect();
+    let wanted: Vec<String> = used
+        .iter()
+        .map(|row| row.get(0))
+        .collect::<Result<_, _>>()?;
     let sql = "SELECT w FROM unnest($1::text[]) w WHERE w NOT IN (SELECT name FROM pg_available_extensions) ORDER BY 1";
     let lacking = on
-        .query("looking for the extensions", sql, &[&wanted])
+        .rows("looking for the extensions", sql, &[&wanted])
         .await?;
-    Ok(lacking.iter().map(|row| row.get(0)).collect())
+    let names = lacking.iter().map(|row| row.get(0));
+    Ok(names.collect::<Result<_, _>>()?)
 }
 
 async fn local_privileges(config: &Config, local: &LocalSession) -> Result<(), PassError> {
@@ -303,11 +303,15 @@ async fn peer_privileges(peer: &PeerSession) -> Result<(), PassError> {
                  AND n.nspname <> 'warm_spare' \
                  AND NOT (has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')) \
                ORDER BY 1";
-    let rows = peer.query("reading the privileges", sql, &[]).await?;
+    let rows = peer.rows("reading the privileges", sql, &[]).await?;
     if rows.is_empty() {
         return Ok(());
     }
-    let names: Vec<String> = rows.iter().take(5).map(|row| row.get(0)).collect();
+    let names: Vec<String> = rows
+        .iter()
+        .take(5)
+        .map(|row| row.get(0))
+        .collect::<Result<_, _>>()?;
     Err(unfit(
         "privilege",
         format!(
@@ -323,10 +327,8 @@ async fn peer_privileges(peer: &PeerSession) -> Result<(), PassError> {
 async fn nothing_uncopied(peer: &PeerSession) -> Result<(), PassError> {
     let sql = "SELECT (SELECT count(*) FROM pg_largeobject_metadata), \
                  (SELECT count(*) FROM pg_class WHERE relkind IN ('p', 'f', 'm') AND relnamespace <> 'information_schema'::regnamespace)";
-    let row = peer
-        .query_one("looking for what is not copied", sql, &[])
-        .await?;
-    let (objects, tables): (i64, i64) = (row.get(0), row.get(1));
+    let row = peer.row("looking for what is not copied", sql, &[]).await?;
+    let (objects, tables): (i64, i64) = (row.get(0)?, row.get(1)?);
     if objects == 0 && tables == 0 {
         return Ok(());
     }
@@ -377,8 +379,8 @@ pub struct Disk {
 /// Only a superuser is told where the data are; and only on the server's own machine can one look.
 pub async fn disk(config: &Config, local: &Session) -> Option<Disk> {
     let sql = "SELECT current_setting('data_directory', true)";
-    let asked = local.query_one("asking where the data are", sql, &[]).await;
-    let directory: Option<String> = asked.ok()?.get(0);
+    let asked = local.row("asking where the data are", sql, &[]).await;
+    let directory: Option<String> = asked.ok()?.get(0).ok()?;
     let here = matches!(
         config.local.datastore.host.as_str(),
         "127.0.0.1" | "localhost" | "::1"
@@ -394,7 +396,7 @@ pub async fn disk(config: &Config, local: &Session) -> Option<Disk> {
 
 async fn lz4(local: &LocalSession) -> Result<bool, PassError> {
     let sql = "SELECT EXISTS (SELECT 1 FROM pg_settings WHERE name = 'default_toast_compression' AND 'lz4' = ANY (enumvals))";
-    Ok(local.query_one("asking for lz4", sql, &[]).await?.get(0))
+    Ok(local.row("asking for lz4", sql, &[]).await?.get(0)?)
 }
 
 /// The catalog's columns for it differ from version to version, so it comes as JSON.

@@ -4,7 +4,9 @@
 
 use super::error::PassError;
 use super::tables::changed_in_form;
-use crate::cluster::{DatastoreError, LocalSession, PeerSession, Session, StateError, quote_ident};
+use crate::cluster::{
+    DatastoreError, LocalSession, PeerSession, Row, Session, StateError, quote_ident,
+};
 use crate::config::Config;
 
 /// A sequence by its name.
@@ -35,12 +37,14 @@ WHERE c.relkind = 'S' AND n.nspname NOT IN ('information_schema', 'warm_spare') 
 
 /// The sequences that the session's snapshot sees.
 pub async fn sequence_names(session: &Session) -> Result<Vec<SequenceName>, PassError> {
-    let rows = session.query("reading the sequences", NAMES, &[]).await?;
-    let name = |row: &tokio_postgres::Row| SequenceName {
-        schema: row.get(0),
-        name: row.get(1),
+    let rows = session.rows("reading the sequences", NAMES, &[]).await?;
+    let name = |row: &Row| {
+        Ok(SequenceName {
+            schema: row.get(0)?,
+            name: row.get(1)?,
+        })
     };
-    Ok(rows.iter().map(name).collect())
+    rows.iter().map(name).collect()
 }
 
 /// Their values. They move outside of transactions: ahead of the rows, never behind.
@@ -58,15 +62,17 @@ pub async fn read_sequences(
     let selects: Vec<String> = names.iter().enumerate().map(select).collect();
     let sql = format!("{} ORDER BY 1", selects.join(" UNION ALL "));
     let rows = peer
-        .query("reading the sequences", &sql, &[])
+        .rows("reading the sequences", &sql, &[])
         .await
         .map_err(|error| changed_in_form(error.into(), "its sequences"))?;
-    let sequence = |(name, row): (SequenceName, &tokio_postgres::Row)| Sequence {
-        name,
-        last_value: row.get(1),
-        is_called: row.get(2),
+    let sequence = |(name, row): (SequenceName, &Row)| {
+        Ok(Sequence {
+            name,
+            last_value: row.get(1)?,
+            is_called: row.get(2)?,
+        })
     };
-    Ok(names.into_iter().zip(&rows).map(sequence).collect())
+    names.into_iter().zip(&rows).map(sequence).collect()
 }
 
 /// All names and values as one number.
@@ -110,11 +116,7 @@ pub async fn set_as_holder(
     if set == 0 && !values.is_empty() {
         let sql = "SELECT EXISTS (SELECT 1 FROM warm_spare.recovery_point WHERE token = $1)";
         let doing = "checking our token";
-        if !inside
-            .query_one(doing, sql, &[&token])
-            .await?
-            .get::<_, bool>(0)
-        {
+        if !inside.row(doing, sql, &[&token]).await?.get::<bool>(0)? {
             return Err(StateError::Superseded.into());
         }
     }
@@ -146,7 +148,7 @@ async fn set(
     let called: Vec<bool> = values.iter().map(|v| v.is_called).collect();
     let sql = format!("WITH mine AS MATERIALIZED ({mine}) {SET}");
     let set = inside
-        .query(
+        .rows(
             "setting the sequences",
             &sql,
             &[&schemas, &names, &last, &called, &token],
@@ -186,7 +188,7 @@ pub async fn advance_sequences(inside: &LocalSession) -> Result<(), DatastoreErr
                  greatest(min_value, least(coalesce(last_value, start_value)::numeric + $1::int8::numeric * increment_by, max_value))::int8) \
                FROM pg_sequences WHERE schemaname NOT IN ('information_schema', 'warm_spare') AND schemaname !~ '^pg_'";
     inside
-        .query("moving the sequences ahead", sql, &[&AHEAD])
+        .rows("moving the sequences ahead", sql, &[&AHEAD])
         .await?;
     Ok(())
 }

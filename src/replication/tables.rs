@@ -4,7 +4,7 @@ use super::content::ContentHash;
 use super::error::PassError;
 use crate::cluster::preparation::COPIED_TABLES;
 use crate::cluster::{
-    LocalSession, PeerSession, Session, Side, Snapshot, Throttle, pipe, quote_ident,
+    DatastoreError, LocalSession, PeerSession, Session, Side, Snapshot, Throttle, pipe, quote_ident,
 };
 use crate::config::Config;
 use crate::observe::Step;
@@ -83,19 +83,21 @@ ORDER BY 6 DESC, 1, 2";
 /// The tables that the session's transaction sees, the largest first.
 pub async fn tables(session: &Session) -> Result<Vec<Table>, PassError> {
     let sql = format!("{TABLES}{COPIED_TABLES}{ORDER}");
-    let rows = session.query("reading the tables", &sql, &[]).await?;
+    let rows = session.rows("reading the tables", &sql, &[]).await?;
     Ok(rows
         .iter()
-        .map(|row| Table {
-            schema: row.get(0),
-            name: row.get(1),
-            columns: row.get(2),
-            file: row.get(3),
-            oid: row.get(4),
-            bytes: row.get(5),
-            pages: row.get(6),
+        .map(|row| {
+            Ok::<_, DatastoreError>(Table {
+                schema: row.get(0)?,
+                name: row.get(1)?,
+                columns: row.get(2)?,
+                file: row.get(3)?,
+                oid: row.get(4)?,
+                bytes: row.get(5)?,
+                pages: row.get(6)?,
+            })
         })
-        .collect())
+        .collect::<Result<_, _>>()?)
 }
 
 /// Copies all rows; returns each table's content as the primary sent it.
@@ -255,9 +257,12 @@ pub async fn rewritten(peer: &PeerSession, tables: &[Table]) -> Result<Vec<Strin
     let oids: Vec<u32> = tables.iter().map(|t| t.oid).collect();
     let sql = "SELECT o, pg_relation_filenode(o)::int8 FROM unnest($1::oid[]) o";
     let rows = peer
-        .query("looking for rewritten tables", sql, &[&oids])
+        .rows("looking for rewritten tables", sql, &[&oids])
         .await?;
-    let now: BTreeMap<u32, Option<i64>> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+    let now: BTreeMap<u32, Option<i64>> = rows
+        .iter()
+        .map(|row| Ok::<_, DatastoreError>((row.get(0)?, row.get(1)?)))
+        .collect::<Result<_, _>>()?;
     Ok(tables
         .iter()
         .filter(|table| now.get(&table.oid).copied().flatten() != Some(table.file))
@@ -279,13 +284,16 @@ pub async fn newest_id(session: &LocalSession) -> Result<Option<DateTime<Utc>>, 
                JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum \
                WHERE i.indisprimary AND i.indnkeyatts = 1 AND c.relkind = 'r' AND a.attname = 'id' \
                  AND a.atttypid = 'int8'::regtype AND pg_get_expr(d.adbin, d.adrelid) LIKE '%next_id_v1(%'";
-    let tables = session.query(doing, sql, &[]).await?;
-    let newest: Vec<String> = tables.iter().map(|row| row.get(0)).collect();
+    let tables = session.rows(doing, sql, &[]).await?;
+    let newest: Vec<String> = tables
+        .iter()
+        .map(|row| row.get(0))
+        .collect::<Result<_, _>>()?;
     if newest.is_empty() {
         return Ok(None);
     }
     let sql = format!("SELECT greatest({})", newest.join(", "));
-    let id: Option<i64> = session.query_one(doing, &sql, &[]).await?.get(0);
+    let id: Option<i64> = session.row(doing, &sql, &[]).await?.get(0)?;
     Ok(id.and_then(|id| DateTime::from_timestamp_millis((id >> ID_BITS) + IDS_BEGIN)))
 }
 
