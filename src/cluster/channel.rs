@@ -7,12 +7,14 @@
 use crate::config::{Datastore, SslMode};
 use std::future::Future;
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
+use tokio_postgres::types::Type;
 
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 
@@ -22,8 +24,15 @@ const MESSAGE_MAX: u32 = (1 << 30) + (64 << 10);
 const MESSAGE_MAX_BEFORE_LOGIN: u32 = 64 << 10;
 
 const AUTHENTICATION: u8 = b'R';
+const COLUMNS: u8 = b'T';
+const PARAMETERS: u8 = b't';
+/// Bytes. A row has 1664 columns at most, with names of 63 bytes.
+const DESCRIPTION_MAX: u32 = 256 << 10;
 const AUTHENTICATION_OK: u32 = 0;
 const AUTHENTICATION_CLEARTEXT: u32 = 3;
+const AUTHENTICATION_SASL_CONTINUE: u32 = 11;
+/// Rounds of hashing that a server may ask for. PostgreSQL's default is 4096; four thousand million are hours of one core.
+const SCRAM_ROUNDS_MAX: u64 = 1_000_000;
 
 /// The words by which an error of ours is known again, where a library hands it on as text.
 pub(super) const CLEARTEXT_REFUSED: &str = "the server asks for the password in clear, over a channel that is neither verified nor loopback";
@@ -38,6 +47,11 @@ pub(super) async fn connect(to: &Datastore) -> io::Result<(TcpStream, bool)> {
     rustix::net::sockopt::set_tcp_keepidle(&tcp, KEEPALIVE_IDLE)?;
     let loopback = tcp.peer_addr()?.ip().is_loopback();
     Ok((tcp, loopback))
+}
+
+/// Whether the address is this very machine's, as far as the name alone tells.
+pub(super) fn is_loopback(host: &str) -> bool {
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 /// Whether TLS to that server proves who it is.
@@ -68,6 +82,17 @@ enum Place {
         count: usize,
         left: u32,
     },
+    /// Within the description of columns or parameters.
+    Types {
+        kind: u8,
+        bytes: Vec<u8>,
+        left: u32,
+    },
+    /// Within what a server sends during SCRAM. It is short, for we are not let in yet.
+    Scram {
+        text: Vec<u8>,
+        left: u32,
+    },
     Body {
         left: u32,
     },
@@ -86,6 +111,8 @@ pub(super) struct Watched<S> {
     logged_in: bool,
     /// A password may be given in clear.
     private: bool,
+    /// The client asks the server about types that it does not know, and about those in the answer, without end.
+    known_types_only: bool,
 }
 
 impl<S> Watched<S> {
@@ -96,7 +123,14 @@ impl<S> Watched<S> {
             place: START,
             logged_in: false,
             private,
+            known_types_only: false,
         }
+    }
+
+    /// Of the peer's types only PostgreSQL's own are let through.
+    pub(super) fn with_known_types_only(mut self, only: bool) -> Self {
+        self.known_types_only = only;
+        self
     }
 
     /// On this stream TLS is asked for first. Where the server has none, it goes on in clear.
@@ -138,7 +172,36 @@ impl<S> Watched<S> {
                     if *count == code.len() {
                         let (code, left) = (u32::from_be_bytes(*code), *left);
                         self.asked(code)?;
-                        self.place = body(left);
+                        self.place = match (code, left) {
+                            (AUTHENTICATION_SASL_CONTINUE, 1..) => Place::Scram {
+                                text: Vec::new(),
+                                left,
+                            },
+                            (_, left) => body(left),
+                        };
+                    }
+                }
+                Place::Types {
+                    kind,
+                    bytes: description,
+                    left,
+                } => {
+                    let seen = bytes.len().min(*left as usize);
+                    description.extend_from_slice(&bytes[..seen]);
+                    *left -= seen as u32;
+                    bytes = &bytes[seen..];
+                    if *left == 0 {
+                        known_types(*kind, description)?;
+                        self.place = START;
+                    }
+                }
+                Place::Scram { text, left } => {
+                    text.push(*first);
+                    *left -= 1;
+                    bytes = rest;
+                    if *left == 0 {
+                        few_rounds(text)?;
+                        self.place = START;
                     }
                 }
                 Place::Body { left } => {
@@ -164,6 +227,16 @@ impl<S> Watched<S> {
                 char::from(kind)
             )));
         };
+        if self.known_types_only && matches!(kind, COLUMNS | PARAMETERS) && content > 0 {
+            if content > DESCRIPTION_MAX {
+                return Err(malformed("it describes more columns than a row can have"));
+            }
+            return Ok(Place::Types {
+                kind,
+                bytes: Vec::new(),
+                left: content,
+            });
+        }
         if kind != AUTHENTICATION {
             return Ok(body(content));
         }
@@ -189,6 +262,42 @@ impl<S> Watched<S> {
             _ => {}
         }
         Ok(())
+    }
+}
+
+/// Every type that is described is one that the client knows by itself.
+fn known_types(kind: u8, description: &[u8]) -> io::Result<()> {
+    let cut = || malformed("a description of columns or parameters is cut off");
+    let word = |bytes: &[u8]| bytes.first_chunk().map(|word| u32::from_be_bytes(*word));
+    let (count, mut rest) = description.split_first_chunk::<2>().ok_or_else(cut)?;
+    for _ in 0..u16::from_be_bytes(*count) {
+        if kind == COLUMNS {
+            let name = rest.iter().position(|byte| *byte == 0).ok_or_else(cut)?;
+            // Behind the name: its table, and the column's number there.
+            rest = rest.get(name + 1 + 6..).ok_or_else(cut)?;
+        }
+        let oid = word(rest).ok_or_else(cut)?;
+        if Type::from_oid(oid).is_none() {
+            return Err(malformed(&format!(
+                "an answer has a column of type {oid}, and none of its own types was asked for"
+            )));
+        }
+        let rest_of_column = if kind == COLUMNS { 4 + 8 } else { 4 };
+        rest = rest.get(rest_of_column..).ok_or_else(cut)?;
+    }
+    Ok(())
+}
+
+/// Of a message `r=…,s=…,i=4096`.
+fn few_rounds(text: &[u8]) -> io::Result<()> {
+    let text = String::from_utf8_lossy(text);
+    let rounds = text.split(',').find_map(|part| part.strip_prefix("i="));
+    let Some(rounds) = rounds else { return Ok(()) };
+    match rounds.parse::<u64>() {
+        Ok(count) if count <= SCRAM_ROUNDS_MAX => Ok(()),
+        _ => Err(malformed(&format!(
+            "it asks for {rounds} rounds of SCRAM; at most {SCRAM_ROUNDS_MAX} were expected"
+        ))),
     }
 }
 
@@ -248,6 +357,7 @@ impl<S: TlsStream + Unpin> TlsStream for Watched<S> {
 pub(super) struct WatchedTls<T> {
     pub(super) inner: T,
     pub(super) private: bool,
+    pub(super) known_types_only: bool,
 }
 
 impl<S, T> TlsConnect<S> for WatchedTls<T>
@@ -260,8 +370,12 @@ where
     type Future = Pin<Box<dyn Future<Output = Result<Self::Stream, T::Error>> + Send>>;
 
     fn connect(self, stream: S) -> Self::Future {
-        let (opening, private) = (self.inner.connect(stream), self.private);
-        Box::pin(async move { Ok(Watched::new(opening.await?, private)) })
+        let (private, known_types_only) = (self.private, self.known_types_only);
+        let opening = self.inner.connect(stream);
+        Box::pin(async move {
+            let watched = Watched::new(opening.await?, private);
+            Ok(watched.with_known_types_only(known_types_only))
+        })
     }
 }
 
@@ -314,6 +428,52 @@ mod tests {
         }
         let stream = [login, message(b'd', MESSAGE_MAX, b"and so on")].concat();
         assert_eq!(refused(&stream, false), None);
+    }
+
+    #[test]
+    fn a_server_does_not_keep_us_hashing_for_hours() {
+        let scram = |rounds: &str| {
+            let text = format!("r=abc,s=c2FsdA==,i={rounds}");
+            let body = [&11_u32.to_be_bytes(), text.as_bytes()].concat();
+            message(b'R', 4 + body.len() as u32, &body)
+        };
+        assert_eq!(refused(&scram("4096"), false), None);
+        for rounds in ["1000001", "4294967295", "99999999999999999999", "-1", ""] {
+            assert!(refused(&scram(rounds), false).is_some(), "{rounds}");
+        }
+    }
+
+    #[test]
+    fn the_client_is_not_sent_to_ask_for_types_without_end() {
+        let columns = |oid: u32| {
+            let body = [
+                &1_u16.to_be_bytes()[..],
+                b"name\0",
+                &[0; 6],
+                &oid.to_be_bytes(),
+                &[0; 8],
+            ]
+            .concat();
+            message(b'T', 4 + body.len() as u32, &body)
+        };
+        let parameters = |oid: u32| {
+            let body = [&1_u16.to_be_bytes()[..], &oid.to_be_bytes()].concat();
+            message(b't', 4 + body.len() as u32, &body)
+        };
+        let login = message(b'R', 8, &0_u32.to_be_bytes());
+        let seen = |bytes: &[u8], only: bool| {
+            let mut watched = Watched::new((), false).with_known_types_only(only);
+            watched.see(&[&login, bytes].concat()).is_ok()
+        };
+        for description in [columns(25), parameters(20)] {
+            assert!(seen(&description, true));
+        }
+        for description in [columns(4_000_000_000), parameters(99_999)] {
+            assert!(!seen(&description, true));
+            assert!(seen(&description, false));
+        }
+        let cut = message(b'T', 4 + 3, b"\0\x05n");
+        assert!(!seen(&cut, true));
     }
 
     #[test]

@@ -58,7 +58,7 @@ impl DatastoreError {
             address: address(to),
             doing: doing.to_string(),
             fault,
-            text,
+            text: printable(&text),
             sql_state: None,
         }
     }
@@ -75,7 +75,7 @@ impl DatastoreError {
             address: address.to_string(),
             doing: doing.to_string(),
             fault,
-            text,
+            text: printable(&text),
             sql_state: error.code().cloned(),
         }
     }
@@ -111,6 +111,17 @@ impl DatastoreError {
             ),
         }
     }
+}
+
+/// Characters of a server's own words that are shown.
+const TEXT_MAX: usize = 2000;
+
+/// The server's own words, so that they make no line of their own in a log, and move no cursor on a terminal.
+pub(super) fn printable(text: &str) -> String {
+    let shown = text.chars().take(TEXT_MAX);
+    shown
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
 }
 
 pub(super) fn address(to: &Datastore) -> String {
@@ -203,7 +214,7 @@ async fn open(
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
             .map_err(Opening::Tcp)?;
         if to.ssl_mode == SslMode::Disable {
-            let tcp = Watched::new(tcp, loopback);
+            let tcp = Watched::new(tcp, loopback).with_known_types_only(side == Side::Peer);
             let (client, connection) = config.connect_raw(tcp, NoTls).await?;
             return Ok((client, drive(side, connection)));
         }
@@ -215,8 +226,9 @@ async fn open(
             )
             .map_err(|error| Opening::Tcp(io::Error::other(error)))?,
             private: loopback || channel::is_verified(to),
+            known_types_only: side == Side::Peer,
         };
-        let tcp = Watched::before_tls(tcp, loopback);
+        let tcp = Watched::before_tls(tcp, loopback).with_known_types_only(side == Side::Peer);
         let (client, connection) = config.connect_raw(tcp, tls).await?;
         Ok((client, drive(side, connection)))
     };

@@ -3,7 +3,7 @@
 //! The peer is data: a column of another type, a NULL where none can be, or rows without end are an error of the peer
 //! that names it, never the end of our process.
 
-use super::datastore::{DatastoreError, DatastoreFault};
+use super::datastore::{self, DatastoreError, DatastoreFault};
 use super::{Side, session::Session};
 use futures_util::TryStreamExt;
 use std::pin::pin;
@@ -28,7 +28,7 @@ impl Origin {
             address: self.address.clone(),
             doing: self.doing.clone(),
             fault: DatastoreFault::Malformed,
-            text,
+            text: datastore::printable(&text),
             sql_state: None,
         }
     }

@@ -63,7 +63,7 @@ impl Told {
             address: self.address.clone(),
             doing: doing.to_string(),
             fault,
-            text,
+            text: datastore::printable(&text),
             sql_state,
         }
     }
