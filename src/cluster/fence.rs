@@ -57,7 +57,8 @@ macro_rules! fenced {
         concat!(
             "EXISTS (SELECT 1 FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase WHERE d.datname = ",
             $name,
-            " AND s.setrole = 0 AND 'default_transaction_read_only=on' = ANY (s.setconfig))"
+            " AND s.setrole = 0 AND EXISTS (SELECT 1 FROM unnest(s.setconfig) c WHERE \
+               CASE split_part(c, '=', 1) WHEN 'default_transaction_read_only' THEN split_part(c, '=', 2)::bool END))"
         )
     };
 }
