@@ -3,7 +3,7 @@
 
 use super::datastore::DatastoreError;
 use super::session::{LocalSession, PeerSession, Session};
-use super::store::{LocalStore, Store};
+use super::store::{Expected, LocalStore, Store};
 use super::store_error::StoreError;
 use bytes::Bytes;
 use std::hash::{BuildHasher, Hasher};
@@ -102,7 +102,8 @@ async fn put_probe(local: &LocalStore) -> Result<String, StoreError> {
     let key = format!(".warm-spare/probe-{:016x}", unpredictable());
     let body =
         b"warm-spare looks whether it can write here, and whether its peer's bucket is its own\n";
-    local.put(&key, Bytes::from_static(body)).await?;
+    let body = Bytes::from_static(body);
+    local.put(&key, body, &Expected::Anything).await?;
     Ok(key)
 }
 

@@ -4,6 +4,7 @@
 //! [`PeerSession`] has no way to write, and its transactions are read-only for the server too.
 
 mod applying;
+mod as_client;
 mod builder_keys;
 mod channel;
 mod clients;
@@ -29,6 +30,7 @@ mod upkeep;
 mod walsender;
 
 pub use applying::{Applying, TextValue, end_former_writers};
+pub use as_client::{AsClient, as_client};
 pub use builder_keys::{BuilderKeyError, BuilderKeys, sealed_by};
 pub use clients::{ClientPrograms, InstalledClients, ProgramError};
 pub use datastore::{DatastoreError, DatastoreFault};
@@ -54,7 +56,7 @@ pub use state::{
     Artifact, ClusterRecord, CopiedPoint, Generation, Lock, State, StateError, TableContent,
     record_artifacts,
 };
-pub use store::{Completion, Download, Listed, LocalStore, Store, Stored, Upload};
+pub use store::{Completion, Download, Expected, Listed, LocalStore, Store, Stored, Upload};
 pub use store_error::{StoreError, StoreFault};
 pub use throttle::{ByteBudget, Throttle};
 pub use upkeep::{Replacement, Retirement};

@@ -363,7 +363,8 @@ impl Baseline<'_> {
             .progress
             .begin(Phase::Replacements, staged.len() as u64);
         if !staged.is_empty() {
-            replacements::carry_out(staged, state, courier, None, Some(&step)).await?;
+            let owner = (*state, self.work.lock);
+            replacements::carry_out(staged, owner, courier, None, Some(&step)).await?;
         }
         // Recorded although the switch may not come about: what a row still names is not deleted.
         state.retire_vanished().await?;
@@ -396,7 +397,7 @@ impl Baseline<'_> {
         if switched.is_err() && !superseded && !staged.is_empty() {
             // The visible database is still the old one: its bytes go back at once rather than at the next start.
             // Had the commit gone through with its answer lost, this session would be gone too, and with it the undoing.
-            replacements::undo(state, courier, None).await?;
+            replacements::undo((state, self.work.lock), courier, None).await?;
         }
         switched?;
         Ok(Copied {
@@ -417,7 +418,8 @@ impl Baseline<'_> {
         if let Err(error) = &dropped {
             told(error);
         }
-        if let Err(error) = replacements::clear_all_staged(self.work.courier).await {
+        let owner = (self.work.state, self.work.lock);
+        if let Err(error) = replacements::clear_all_staged(owner, self.work.courier).await {
             told(&error);
         }
         dropped.unwrap_or_default()

@@ -203,7 +203,7 @@ impl Held {
         if recorded {
             may_work(config).await?;
         }
-        let mended = put_right(config, &state, recorded).await?;
+        let mended = put_right(config, &state, lock, recorded).await?;
         Ok(Held {
             state,
             lock,
@@ -225,13 +225,18 @@ pub async fn mend(config: &Config, lock: Lock) -> Result<(), PassError> {
     let state = State::open(&config.local.datastore).await?;
     state.still_ours(lock).await?;
     if !state.replacements().await?.is_empty() {
-        put_back(config, &state).await?;
+        put_back(config, &state, lock).await?;
     }
     switch::drop_database(state.session(), &baseline::incoming_name(config)).await
 }
 
-async fn put_right(config: &Config, state: &State, recorded: bool) -> Result<Mended, PassError> {
-    let undone = put_back(config, state).await?;
+async fn put_right(
+    config: &Config,
+    state: &State,
+    lock: Lock,
+    recorded: bool,
+) -> Result<Mended, PassError> {
+    let undone = put_back(config, state, lock).await?;
     // Before the first copy the visible database is somebody's, and no spare's.
     let fence_reset = recorded && keep_fenced(config, state).await?;
     Ok(Mended {
@@ -241,7 +246,7 @@ async fn put_right(config: &Config, state: &State, recorded: bool) -> Result<Men
 }
 
 /// The number of artifacts whose bytes were put back.
-async fn put_back(config: &Config, state: &State) -> Result<usize, PassError> {
+async fn put_back(config: &Config, state: &State, lock: Lock) -> Result<usize, PassError> {
     let local = LocalStore::open(&config.local.s3)?;
     let courier = Courier {
         // Nothing is asked of the peer here.
@@ -251,7 +256,7 @@ async fn put_back(config: &Config, state: &State) -> Result<usize, PassError> {
         throttle: Throttle::new(None),
     };
     let reached = reached(config).await?;
-    let undone = replacements::undo(state, &courier, reached).await?;
+    let undone = replacements::undo((state, lock), &courier, reached).await?;
     if undone > 0 {
         log::warn!(
             "local: a pass before this one was interrupted while it replaced {undone} artifacts; they were put back"
@@ -682,6 +687,7 @@ impl Pass<'_> {
             let copies = work.config.replication.copies;
             let round =
                 artifacts::round(work.inventory, work.state, work.courier, copies, &step).await?;
+            work.believe_refusals(&round).await?;
             if number == 0 && !round.missing.is_empty() {
                 work.confirm_bucket(&round).await?;
             }

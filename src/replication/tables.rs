@@ -270,6 +270,11 @@ pub async fn rewritten(peer: &PeerSession, tables: &[Table]) -> Result<Vec<Strin
         .collect())
 }
 
+/// The least of Builder's ids that can have been made at that time.
+pub fn first_id_of(time: DateTime<Utc>) -> i64 {
+    (time.timestamp_millis() - IDS_BEGIN).max(0) << ID_BITS
+}
+
 /// Milliseconds since 1970 at which Builder's ids begin.
 const IDS_BEGIN: i64 = 1_409_266_191_000;
 /// Of an id, the bits below its milliseconds.

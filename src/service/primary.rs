@@ -10,8 +10,9 @@ use crate::config::{Config, Role};
 use crate::observe::{HoldReason, Work};
 use crate::replication::PassError;
 use crate::role::{PeerSeen, come_back, look_at_peer};
+use chrono::{DateTime, Utc};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// For the peer to answer all that it is asked.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -31,6 +32,8 @@ pub struct Primary<'a> {
     fencing: Complaint,
     /// Of coming back as the spare.
     returning: Complaint,
+    /// What the spare confirmed last, and when that was first seen, by a clock that nobody sets.
+    confirmed: Option<(DateTime<Utc>, Instant)>,
     /// Looks since our own fence was last proven; None: not in this process.
     unproven: Option<u32>,
     /// This look found what an operator must decide.
@@ -46,6 +49,7 @@ impl<'a> Primary<'a> {
             complaint: Complaint::new("peer: answers"),
             fencing: Complaint::new("the fence stands"),
             returning: Complaint::new("local: may come back"),
+            confirmed: None,
             unproven: None,
             conflicting: false,
         }

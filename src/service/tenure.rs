@@ -4,11 +4,11 @@ use super::complaint::Complaint;
 use super::duties::Duties;
 use super::guard::{self, End};
 use super::primary::Primary;
-use super::{Configs, Desk, next, witness};
+use super::{Configs, Desk, next, sight, witness};
 use crate::cluster::{self, Lock, StateError};
 use crate::config::{Config, Role};
 use crate::observe::{Artifacts, HoldReason, Sighting, Standing, State, Verified, Work};
-use crate::replication::{PassError, stands_at, unavailable_here};
+use crate::replication::{PassError, UNREADABLE, stands_at, unavailable_here};
 use std::convert::Infallible;
 use std::path::Path;
 use std::sync::Arc;
@@ -81,6 +81,8 @@ fn forget_work(state: &mut State) {
     state.standing = Standing::Unknown;
     state.peer_role = None;
     state.peer_epoch = None;
+    state.peer_fenced_by = None;
+    state.sampled = None;
 }
 
 /// What a spare knows of its primary, and a primary has no use for.
@@ -91,6 +93,7 @@ fn forget_following(state: &mut State) {
     state.ours = None;
     state.orphans = None;
     state.artifacts = None;
+    state.unreadable = None;
     state.preflight = None;
 }
 
@@ -177,6 +180,7 @@ async fn keep_witness(desk: &Desk, tenure: &Tenure) -> Infallible {
 }
 
 async fn serve(desk: &Desk, tenure: &Tenure, configs: &Configs, kind: Kind) -> End {
+    sight::look_again(desk, &tenure.config).await;
     desk.update(|state| {
         state.active = true;
         state.work = match kind {
@@ -334,6 +338,8 @@ pub async fn recall(
         if let Some(lacking) = lacking {
             let count =
                 |reason: &str| lacking.iter().filter(|(_, why)| why == reason).count() as u64;
+            let refused = lacking.iter().find(|(_, why)| why == UNREADABLE);
+            state.unreadable = refused.map(|(key, _)| (count(UNREADABLE), key.clone()));
             let known = state.artifacts.take().unwrap_or_default();
             state.artifacts = Some(Artifacts {
                 missing: count("missing"),

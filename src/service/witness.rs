@@ -4,7 +4,7 @@
 //! consent to that epoch may still be in the configuration. The witness lies in the service's data directory and in the
 //! local bucket. It only ever rises.
 
-use crate::cluster::{LocalStore, State};
+use crate::cluster::{Expected, LocalStore, State};
 use crate::config::{Config, write_whole};
 use crate::observe;
 use crate::replication::PassError;
@@ -66,9 +66,12 @@ pub async fn bring_up_to_date_in_bucket(
     let own = own(state).await?;
     let answered = tokio::time::timeout(PATIENCE, async {
         let store = LocalStore::open(&config.local.s3)?;
+        // Whoever else writes meanwhile goes first, and is read the next time.
+        let found = store.reading().head(KEY).await?;
         let known = read_object(&store).await?;
         if own.epoch > known.as_ref().map_or(0, |known| known.epoch) {
-            store.put(KEY, Bytes::from(own.text())).await?;
+            let expected = Expected::as_found(found.as_ref());
+            store.put(KEY, Bytes::from(own.text()), &expected).await?;
         }
         Ok(known.map(|known| known.epoch))
     });

@@ -105,7 +105,7 @@ impl Follow<'_> {
         self.told.seen(&seen);
         let settling = Settling::open(
             self.config,
-            self.state,
+            (self.state, self.lock),
             self.courier,
             &session,
             self.incoming,
@@ -203,7 +203,7 @@ impl Follow<'_> {
             tokio::time::sleep(pause).await;
             let local = &self.courier.local;
             let claim = |key: &str| gate.claim(key);
-            match sweep(self.config, self.state, local, claim).await {
+            match sweep(self.config, self.state, self.lock, local, claim).await {
                 Ok(Swept { deleted: 0, .. }) => {}
                 Ok(swept) => log::info!(
                     "local: {} artifacts deleted whose packages went long ago",

@@ -210,6 +210,8 @@ impl Duties<'_> {
         self.desk.update(|state| {
             state.epoch = Some(epoch);
             state.peer_role = record.role;
+            let fence = record.fence.as_ref();
+            state.peer_fenced_by = fence.map(|fence| (fence.epoch, fence.by_cluster.clone()));
             state.peer_epoch = (!record.cluster_id.is_empty()).then_some(record.epoch);
         });
         Ok(())

@@ -9,9 +9,13 @@ use crate::observe::{HoldReason, Standing};
 use crate::replication::{PassError, has_database};
 use crate::role::{Ours, PeerSeen, Stand, decide, fence_here, settle};
 use crate::service::complaint::Pace;
-use chrono::Utc;
+use crate::service::sight;
+use chrono::{DateTime, TimeDelta, Utc};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// A clock that is slewed runs back by no more.
+const CLOCK_SLACK: TimeDelta = TimeDelta::seconds(1);
 
 impl Primary<'_> {
     /// It was the primary all along: put on record, and nothing else.
@@ -74,6 +78,9 @@ impl Primary<'_> {
         let read_only = is_fenced(state.session(), database).await?;
         self.desk
             .update(|state| state.local.fenced = Some(read_only));
+        if !read_only && !self.desk.read(|state| state.serves()) {
+            sight::look_again(self.desk, config).await;
+        }
         // Whoever was made the primary by hand since has none of that epoch.
         let promotion = state.promotion().await?;
         let promotion = promotion.filter(|promotion| promotion.epoch == cluster.epoch);
@@ -109,7 +116,7 @@ impl Primary<'_> {
                 if let Some(promotion) = promotion.filter(|by| !(by.settled && by.peer_fenced)) {
                     state.peer_was_fenced(promotion.epoch, true).await?;
                 }
-                self.followed(config, &seen);
+                self.followed(config, &seen).await?;
             }
             (Stand::Alone(why), _) => self.set_standing(Standing::Alone(why)),
             (Stand::Stranger(_), _)
@@ -164,22 +171,35 @@ impl Primary<'_> {
         Ok(())
     }
 
-    /// A spare is worth what its last confirmation is.
-    pub(super) fn followed(&self, config: &Config, seen: &PeerSeen) {
-        let confirmed = seen
-            .theirs
-            .record
-            .as_ref()
-            .and_then(|record| record.confirmed);
-        let behind = confirmed.map(|time| (Utc::now() - time).to_std().unwrap_or_default());
-        self.set_standing(match behind {
-            Some(behind) if behind <= config.replication.rpo => Standing::Followed,
-            Some(behind) => Standing::Alone(format!(
-                "the spare was last complete {} ago, more than replication.rpo",
-                humantime::format_duration(Duration::from_secs(behind.as_secs()))
-            )),
-            None => Standing::Alone("the spare was never known to be complete".into()),
-        });
+    /// A spare is worth what its last confirmation is. That bears the time of our own datastore, so it is compared with
+    /// that; and one that does not change grows old by a clock that nobody sets.
+    pub(super) async fn followed(
+        &mut self,
+        config: &Config,
+        seen: &PeerSeen,
+    ) -> Result<(), PassError> {
+        let record = seen.theirs.record.as_ref();
+        let Some(confirmed) = record.and_then(|record| record.confirmed) else {
+            self.confirmed = None;
+            let why = "the spare was never known to be complete";
+            self.set_standing(Standing::Alone(why.into()));
+            return Ok(());
+        };
+        let first_seen = match self.confirmed {
+            Some((same, first_seen)) if same == confirmed => first_seen,
+            _ => Instant::now(),
+        };
+        self.confirmed = Some((confirmed, first_seen));
+        let sql = "SELECT clock_timestamp()";
+        let session = self.tenure.state.session();
+        let now = session.query_one("asking for the time", sql, &[]).await?;
+        let now: DateTime<Utc> = now.get(0);
+        self.set_standing(followed_since(
+            now - confirmed,
+            first_seen.elapsed(),
+            config,
+        ));
+        Ok(())
     }
 
     /// Fences the old primary, and removes there what is not needed any more.
@@ -262,6 +282,24 @@ fn set_back_step(own: &Record, seen: &PeerSeen) -> String {
         "decide whose rows are to remain: the spare has the newer ones as a rule. To keep the spare's, set role = \"primary\" and force_epoch = {0} there; to keep this cluster's, set role = \"primary\" and force_epoch = {0} here",
         theirs.max(own.epoch).saturating_add(1)
     )
+}
+
+/// `by_clock`: by the datastore's clock, which may have been set since; `unchanged`: for how long nothing newer came.
+fn followed_since(by_clock: TimeDelta, unchanged: Duration, config: &Config) -> Standing {
+    if by_clock < -CLOCK_SLACK {
+        return Standing::Alone(format!(
+            "the spare was last complete at a time to come, {} ahead of the local datastore's clock: that clock was set back, or the spare is not this cluster's",
+            humantime::format_duration(Duration::from_secs(by_clock.num_seconds().unsigned_abs()))
+        ));
+    }
+    let behind = by_clock.to_std().unwrap_or_default().max(unchanged);
+    match behind <= config.replication.rpo {
+        true => Standing::Followed,
+        false => Standing::Alone(format!(
+            "the spare was last complete {} ago, more than replication.rpo",
+            humantime::format_duration(Duration::from_secs(behind.as_secs()))
+        )),
+    }
 }
 
 fn fenced_and_idle() -> Standing {
