@@ -133,6 +133,9 @@ impl Baseline<'_> {
         let copying = self.copy_rows(name, owner, &archive, slot.as_ref());
         let peer = &self.work.config.peer.datastore;
         let (mut point, mut contents, sequences) = guard::guarded(peer, copying).await?;
+        if let Some(slot) = &mut slot {
+            slot.let_snapshot_go().await?;
+        }
         killpoint::reach("baseline.tables");
 
         self.work.progress.begin(Phase::Indexes, 0);

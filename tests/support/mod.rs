@@ -10,6 +10,7 @@ pub mod follow;
 pub mod habitat;
 pub mod history;
 pub mod http_fault;
+pub mod inventory;
 pub mod minio;
 pub mod oracle;
 pub mod origins;

@@ -115,6 +115,16 @@ impl Follow<'_> {
             self.told.clone(),
         )
         .await?;
+        let (ours, gates) = (session.ended(), gate.ended());
+        let states = self.state.session().ended();
+        // Who keeps a session for as long as this run hears of its end, and the next run opens another.
+        let ended = async {
+            tokio::select! {
+                error = ours => error,
+                error = gates => error,
+                error = states => error,
+            }
+        };
         let stream = WalSession::open(&self.config.peer.datastore)
             .await
             .map_err(PassError::from)?
@@ -179,6 +189,7 @@ impl Follow<'_> {
             gap = self.keep_asking(seen, point, (&until, &advance), reached_seen) => Err(gap),
             error = self.keep_sweeping(&keys) => Err(error.into()),
             error = self.keep_retrying(&keys) => Err(error.into()),
+            error = ended => Err(error.into()),
         };
         drop(applying);
         let point = ended?;

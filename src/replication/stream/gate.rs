@@ -7,7 +7,7 @@ use super::super::error::{PassError, Policy};
 use super::super::inventory::{Todo, UNSOUND};
 use super::Told;
 use super::changes::{Named, named};
-use crate::cluster::{Artifact, DatastoreFault, LocalSession, Lsn, STATE_DATABASE};
+use crate::cluster::{Artifact, DatastoreError, DatastoreFault, LocalSession, Lsn, STATE_DATABASE};
 use crate::config::Config;
 use crate::package::{Checksum, Ident, Target, object_key};
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -132,6 +132,26 @@ impl Gate {
             shared: Arc::new(shared),
             jobs: Arc::default(),
         })
+    }
+
+    /// Waits until one of its sessions has ended. Without it nothing is found out any more, and every want waits.
+    pub fn ended(&self) -> impl Future<Output = DatastoreError> + Send + 'static {
+        let shared = &self.shared;
+        let visible = shared.visible.as_ref().map(|session| session.ended());
+        let (rows, state) = (shared.rows.ended(), shared.state.ended());
+        async move {
+            let visible = async {
+                match visible {
+                    Some(ended) => ended.await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                error = visible => error,
+                error = rows => error,
+                error = state => error,
+            }
+        }
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
