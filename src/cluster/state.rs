@@ -158,7 +158,7 @@ impl State {
         let made = session
             .query_one(
                 "looking for our tables",
-                "SELECT to_regclass('public.promotion') IS NOT NULL",
+                "SELECT to_regclass('public.compared') IS NOT NULL",
                 &[],
             )
             .await?;
@@ -484,6 +484,10 @@ CREATE TABLE IF NOT EXISTS drill (
     text text NOT NULL,
     write_seconds float8,
     answer_seconds float8);
+CREATE TABLE IF NOT EXISTS compared (
+    table_name text PRIMARY KEY,
+    file bigint NOT NULL,
+    time timestamptz NOT NULL DEFAULT now());
 GRANT SELECT ON cluster, copied, confirmation, fence, promotion TO PUBLIC;
 UPDATE meta SET format = 3 WHERE format < 3;
 COMMIT;

@@ -132,7 +132,12 @@ impl Baseline<'_> {
         let mut slot = self.begin_slot().await?;
         let copying = self.copy_rows(name, owner, &archive, slot.as_ref());
         let peer = &self.work.config.peer.datastore;
-        let (mut point, mut contents, sequences) = guard::guarded(peer, copying).await?;
+        let Rows {
+            mut point,
+            mut contents,
+            files,
+            sequences,
+        } = guard::guarded(peer, copying).await?;
         if let Some(slot) = &mut slot {
             slot.let_snapshot_go().await?;
         }
@@ -172,6 +177,7 @@ impl Baseline<'_> {
             tables: number,
             point,
             contents,
+            files,
             round: gated.round,
             shrinkage,
             approved,
@@ -186,7 +192,7 @@ impl Baseline<'_> {
         owner: Option<&str>,
         archive: &Path,
         slot: Option<&BeginningSlot>,
-    ) -> Result<(CopiedPoint, BTreeMap<String, ContentHash>, Vec<String>), PassError> {
+    ) -> Result<Rows, PassError> {
         let (peer, local) = (
             &self.work.config.peer.datastore,
             &self.work.config.local.datastore,
@@ -207,7 +213,7 @@ impl Baseline<'_> {
         if let Some(slot) = slot {
             point.lsn = slot.from().to_string();
             point.slot = slot.name().to_string();
-            point.schema = stream::schema(&holder, slot.publication()).await?;
+            point.schema = stream::fingerprint(&holder, slot.publication()).await?;
         }
         let names = tables::sequence_names(&holder).await?;
         let tables = tables::tables(&holder).await?;
@@ -246,7 +252,12 @@ impl Baseline<'_> {
             local.host,
             local.port
         );
-        Ok((point, contents, sequences))
+        Ok(Rows {
+            point,
+            contents,
+            files: tables.iter().map(|t| (t.full_name(), t.file)).collect(),
+            sequences,
+        })
     }
 
     async fn dump_and_restore(
@@ -271,7 +282,7 @@ impl Baseline<'_> {
 
     /// What the snapshot stands for, in the primary's own terms and clock.
     async fn point(&self, holder: &PeerSession, lsn: String) -> Result<CopiedPoint, PassError> {
-        let sql = "SELECT now(), txid_current_snapshot()::text";
+        let sql = "SELECT now(), txid_current_snapshot()::text, pg_postmaster_start_time()::text";
         let row = holder
             .query_one("reading the snapshot's position", sql, &[])
             .await?;
@@ -281,7 +292,7 @@ impl Baseline<'_> {
             system_id: self.facts.system_id.clone(),
             timeline: self.facts.timeline,
             transactions: row.get(1),
-            server_started: self.facts.server_started.clone(),
+            server_started: row.get(2),
             sequences: String::new(),
             schema: String::new(),
             slot: String::new(),
@@ -386,6 +397,7 @@ impl Baseline<'_> {
             generation: generation.clone(),
             point: &filled.point,
             contents: &filled.contents,
+            files: &filled.files,
             vanished_packages: vanished,
             vanished_artifacts: filled.shrinkage.artifacts.len() as u64,
             approved: filled.approved,
@@ -435,6 +447,15 @@ async fn wal_position(session: &PeerSession) -> Result<String, PassError> {
     Ok(row.get(0))
 }
 
+/// What was copied at the snapshot.
+struct Rows {
+    point: CopiedPoint,
+    contents: BTreeMap<String, ContentHash>,
+    /// The primary's file of each table.
+    files: BTreeMap<String, i64>,
+    sequences: Vec<String>,
+}
+
 /// A database that is ready to become the visible one.
 struct Filled {
     /// Copied from the snapshot.
@@ -442,6 +463,7 @@ struct Filled {
     tables: u64,
     point: CopiedPoint,
     contents: BTreeMap<String, ContentHash>,
+    files: BTreeMap<String, i64>,
     round: Round,
     shrinkage: Shrinkage,
     approved: bool,

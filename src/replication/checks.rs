@@ -7,7 +7,7 @@ use super::pass::Ends;
 use super::rights::rights;
 use crate::cluster::{
     ClientPrograms, InstalledClients, LocalSession, PeerSession, Session, differ_in_bucket,
-    differ_in_server, fenced, peers_record, system_id,
+    differ_in_server, fenced, peers_record, system_id, timeline,
 };
 use crate::config::Config;
 use std::path::Path;
@@ -34,7 +34,6 @@ pub struct Facts {
     /// The peer was promoted over this very server.
     pub was_primary: bool,
     pub timeline: i32,
-    pub server_started: String,
     pub database_bytes: i64,
     pub packages: i64,
     pub chosen: Chosen,
@@ -68,16 +67,21 @@ pub async fn check(
     let row = peer
         .query_one(
             "reading the primary's facts",
-            "SELECT pg_database_size(current_database()), (SELECT system_identifier::text FROM pg_control_system()), \
-               (SELECT timeline_id FROM pg_control_checkpoint()), pg_postmaster_start_time()::text, \
-               (SELECT count(*) FROM public.origin_packages), to_jsonb(d)::text, pg_encoding_to_char(d.encoding) \
-             FROM pg_database d WHERE d.datname = current_database()",
+            concat!(
+                "SELECT pg_database_size(current_database()), (SELECT system_identifier::text FROM pg_control_system()), ",
+                timeline!(),
+                ", (SELECT count(*) FROM public.origin_packages), to_jsonb(d)::text, pg_encoding_to_char(d.encoding) \
+             FROM pg_database d WHERE d.datname = current_database()"
+            ),
             &[],
         )
         .await?;
+    let Some(timeline) = row.get::<_, Option<i32>>(2) else {
+        return Err(PassError::standby());
+    };
     let database_bytes: i64 = row.get(0);
     enough_disk(config, local, database_bytes).await?;
-    let packages: i64 = row.get(4);
+    let packages: i64 = row.get(3);
     if packages == 0 {
         return Err(PassError::Refused {
             rule: "empty_primary",
@@ -92,8 +96,8 @@ pub async fn check(
         lz4: lz4(local).await?,
         visible,
         locale: locale_options(
+            &row.get::<_, String>(4),
             &row.get::<_, String>(5),
-            &row.get::<_, String>(6),
             local_major,
         ),
         system_id: row.get(1),
@@ -102,8 +106,7 @@ pub async fn check(
             Some(promotion) => promotion.system_id == system_id(local).await?,
             None => false,
         },
-        timeline: row.get(2),
-        server_started: row.get(3),
+        timeline,
         database_bytes,
         packages,
         chosen: mode::decide(config, cluster_id, local, peer).await?,
@@ -208,11 +211,7 @@ pub(super) async fn is_primary(peer: &PeerSession, fenced_by_us: bool) -> Result
         .query_one("looking whether the peer is a primary", sql, &[])
         .await?;
     if row.get(0) {
-        return Err(unfit(
-            "standby",
-            "the peer's PostgreSQL is a physical standby, which cannot be asked all that a copy needs".into(),
-            "let peer.datastore name the server that it follows".into(),
-        ));
+        return Err(PassError::standby());
     }
     if row.get(1) && !fenced_by_us {
         return Err(PassError::Refused {

@@ -199,6 +199,7 @@ impl Baseline<'_> {
                 spool: self.spool.clone(),
                 clock,
                 retried: Arc::new(Mutex::new(Instant::now())),
+                differed: stream::Differed::default(),
             };
             let mut followed = stream::follow(&follow).await.map_err(not_met)?;
             if let Some(mut earlier) = all.take() {

@@ -580,6 +580,7 @@ impl Pass<'_> {
             spool: self.spool.clone(),
             clock,
             retried: Arc::new(Mutex::new(Instant::now())),
+            differed: stream::Differed::default(),
         };
         match stream::follow(&follow).await {
             Ok(end) => Ok(Some(CopiedPoint {

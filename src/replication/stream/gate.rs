@@ -14,7 +14,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_postgres::types::ToSql;
 
@@ -43,6 +43,8 @@ struct Shared {
     rows: LocalSession,
     state: LocalSession,
     told: Arc<dyn Told>,
+    /// The rows are of the history that the spare stands in. Nothing is brought for others.
+    proven: watch::Receiver<bool>,
     table: Mutex<Table>,
     changed: Notify,
     /// Some job's row is deleted further on.
@@ -107,6 +109,7 @@ impl Gate {
         courier: Courier,
         database: &str,
         told: Arc<dyn Told>,
+        proven: watch::Receiver<bool>,
     ) -> Result<Gate, PassError> {
         let local = &config.local.datastore;
         let state = LocalSession::open(local, STATE_DATABASE).await?;
@@ -124,6 +127,7 @@ impl Gate {
             rows,
             state,
             told,
+            proven,
             table: Mutex::default(),
             changed: Notify::new(),
             released: Notify::new(),
@@ -403,6 +407,16 @@ impl Shared {
     }
 
     async fn work(&self, id: WantId, item: &Item) -> Outcome {
+        if self
+            .proven
+            .clone()
+            .wait_for(|proven| *proven)
+            .await
+            .is_err()
+        {
+            // The run is over.
+            return std::future::pending().await;
+        }
         let mut lacking_since: Option<Instant> = None;
         let mut pause = LEAST_PAUSE;
         loop {
