@@ -249,9 +249,12 @@ fn full() -> State {
     });
     state.gate_waiting = Some(1);
     state.held = Some(Held {
-        bytes: 1,
-        bound: Some(2),
+        bytes: 3,
+        bound: Some(4),
+        unconfirmed: 1,
+        oldest_writer: Some("a transaction of hab".into()),
     });
+    state.compared = Some(now);
     state.ours = Some(vec!["slot warm_spare_4f0c91aa".into()]);
     state.orphans = Some(vec!["89abcdef: slot warm_spare_89abcdef".into()]);
     state.confirmation = Some(Confirmation {

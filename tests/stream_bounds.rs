@@ -219,3 +219,39 @@ async fn a_writer_left_open_is_named_and_harms_only_the_baseline() -> Result<()>
     until_equal(&site).await?;
     Ok(())
 }
+
+/// An open transaction holds every slot's log, however far we have confirmed: a stream that is level is not given up for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forgotten_transaction_does_not_end_the_stream() -> Result<()> {
+    let site = prepared("forgotten").await?;
+    Factory::seeded().fill(&site.primary, 1).await?;
+    let service = Service::start(&site, "[replication]\nwal_hold_limit = \"48MB\"\n");
+    until_following(&service).await;
+    let writer = site.primary.conn().await?;
+    writer
+        .batch_execute("BEGIN; UPDATE origins SET updated_at = now()")
+        .await?;
+    let pid: i32 = writer
+        .query_one("SELECT pg_backend_pid()", &[])
+        .await?
+        .get(0);
+    write_segments(&site, 6).await?;
+    // It is asked about, and named.
+    let status = service
+        .until("it is named", |status| {
+            let reasons = status["health"]["reasons"].to_string();
+            reasons.contains("open_transaction") && reasons.contains(&format!("process {pid}"))
+        })
+        .await;
+    assert_eq!(status["health"]["level"], 1, "{status:#}");
+    until_equal(&site).await?;
+    audit(&site, "while it is open").await?;
+    until_equal(&site).await?;
+    let status = service.status().await?;
+    assert_eq!(gaps(&status), Vec::<String>::new());
+    assert_eq!(events(&status, "slot"), Vec::<String>::new());
+    writer.batch_execute("COMMIT").await?;
+    until_equal(&site).await?;
+    assert_eq!(copies(&service).await?, 1, "no new baseline");
+    Ok(())
+}

@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::time::Duration;
 use support::packages::arrived;
 use support::packages::{self, delete_package};
 use support::service::SOON;
@@ -206,5 +207,53 @@ async fn an_artifact_goes_when_no_row_has_named_it_for_long_enough() -> Result<(
     arrived(&site).await?;
     assert!(site.spare.keys().await?.contains(&made[0].key));
     service.stop().await.ok();
+    Ok(())
+}
+
+/// What a first copy replaces is somebody's, and may be anything.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kept_database_that_is_not_builders_is_no_hindrance() -> Result<()> {
+    let site = streaming("gate_foreign").await?;
+    let mut factory = Factory::seeded();
+    let made = factory.fill(&site.primary, 6).await?;
+    site.spare.pg.create_database("builder").await?;
+    let mut service = followed(&site, "[replication]\nartifact_retention = \"2s\"").await?;
+    delete_package(&site.primary, &made[0]).await?;
+    let until_gone = async |key: &str| {
+        wait_until("it is deleted", Duration::from_secs(30), || async {
+            match site.spare.keys().await?.iter().any(|there| there == key) {
+                false => Ok(()),
+                true => Err("it is there".into()),
+            }
+        })
+        .await;
+    };
+    until_gone(&made[0].key).await;
+    // One that may hold packages, and cannot be asked, keeps what it may name; and the stream goes on.
+    let client = site.spare.pg.conn("postgres").await?;
+    let sql = "SELECT datname::text FROM pg_database WHERE datname LIKE 'builder\\_2%'";
+    let kept: String = client.query_one(sql, &[]).await?.get(0);
+    client
+        .batch_execute(&format!("ALTER DATABASE {kept} ALLOW_CONNECTIONS false"))
+        .await?;
+    delete_package(&site.primary, &made[1]).await?;
+    service
+        .running
+        .wait_for_line(|line| line.contains(&kept) && line.contains("kept"), SOON)
+        .await?;
+    assert!(site.spare.keys().await?.contains(&made[1].key));
+    packages::upload(
+        &site.primary,
+        &factory.make(Spec::new("core", "after", "1")),
+    )
+    .await?;
+    arrived(&site).await?;
+    let status = service.until_level().await;
+    let told = support::follow::events(&status, "hold");
+    assert_eq!(told, Vec::<String>::new());
+    client
+        .batch_execute(&format!("ALTER DATABASE {kept} ALLOW_CONNECTIONS true"))
+        .await?;
+    until_gone(&made[1].key).await;
     Ok(())
 }

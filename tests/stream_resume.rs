@@ -279,6 +279,143 @@ async fn killed_at_its_most_delicate_points_it_applies_everything_once() -> Resu
     Ok(())
 }
 
+/// Waits until the point was moved over what held nothing, so that no transaction proves the history.
+async fn until_unmarked(site: &Site) -> Result<()> {
+    much_log_of_nothing(site).await?;
+    wait_until("the point bears no mark", SOON, || async {
+        let sql = "SELECT mark IS NULL FROM warm_spare.recovery_point";
+        let row = site.spare.conn().await?.query_one(sql, &[]).await?;
+        row.get::<_, bool>(0).then_some(()).ok_or("marked".into())
+    })
+    .await;
+    Ok(())
+}
+
+/// What the spare shows of both histories: rows of the one and of the other, and how far a sequence is.
+async fn shown(site: &Site) -> Result<(bool, bool, i64)> {
+    let sql = "SELECT coalesce(bool_or(package_ident = 'lost'), false), coalesce(bool_or(package_ident = 'other'), false),
+                 (SELECT coalesce(last_value, 0) FROM pg_sequences WHERE sequencename = 'counted')
+               FROM audit_package";
+    let row = site.spare.conn().await?.query_one(sql, &[]).await?;
+    Ok((row.get(0), row.get(1), row.get(2)))
+}
+
+/// Where no transaction proves the history, nothing of it leaves a trace before it is compared.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_mark_nothing_is_applied_before_the_history_is_proven() -> Result<()> {
+    let site = prepared("unproven").await?;
+    Factory::seeded().fill(&site.primary, 1).await?;
+    let builder = site.primary.conn().await?;
+    builder.batch_execute("CREATE SEQUENCE counted").await?;
+    let service = Service::start(&site, "");
+    until_following(&service).await;
+    let pg = &site.primary.pg;
+    pg.stop_fast().await?;
+    pg.keep_data().await?;
+    pg.start_again().await?;
+    until_following(&service).await;
+    audit(&site, "lost").await?;
+    let builder = site.primary.conn().await?;
+    builder
+        .batch_execute("SELECT setval('counted', 100)")
+        .await?;
+    until_unmarked(&site).await?;
+    wait_until("the sequence is there", SOON, || async {
+        let found = shown(&site).await?;
+        (found == (true, false, 100))
+            .then_some(())
+            .ok_or_else(|| format!("{found:?}").into())
+    })
+    .await;
+    let again = stopped(service).await;
+    pg.stop_fast().await?;
+    pg.restore_data().await?;
+    pg.start_again().await?;
+    let builder = site.primary.conn().await?;
+    for _ in 0..12 {
+        audit(&site, "other").await?;
+        builder.batch_execute("SELECT pg_switch_wal()").await?;
+    }
+    // The comparison waits here, and whoever does not wait for it is seen.
+    builder
+        .batch_execute("BEGIN; LOCK TABLE accounts IN ACCESS EXCLUSIVE MODE")
+        .await?;
+    let service = again();
+    wait_until("the rows are being compared", SOON, || async {
+        let sql = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'warm-spare' AND wait_event_type = 'Lock'";
+        let client = pg.conn("postgres").await?;
+        let found = client.query_opt(sql, &[]).await?;
+        found.map(|_| ()).ok_or_else(|| "nobody waits".into())
+    })
+    .await;
+    for _ in 0..20 {
+        assert_eq!(
+            shown(&site).await?,
+            (true, false, 100),
+            "a trace of another history"
+        );
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    builder.batch_execute("COMMIT").await?;
+    wait_until("it is noticed", SOON, || async {
+        let found = shown(&site).await?;
+        assert!(!(found.0 && found.1), "both histories at once");
+        let told = service.status().await?.to_string();
+        let told = told.contains("set back to an older copy");
+        told.then_some(())
+            .ok_or_else(|| format!("{found:?}").into())
+    })
+    .await;
+    Ok(())
+}
+
+/// An ordinary restart of a quiet primary, whose store comes back later: its tables are read once.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_mark_a_restart_is_compared_once_while_the_gate_waits() -> Result<()> {
+    let site = Site::builder("compared_once")
+        .primary(logical())
+        .own_stores();
+    let site = site.start().await?;
+    prepare(&site).await;
+    let mut factory = Factory::seeded();
+    factory.fill(&site.primary, 1).await?;
+    let service = Service::start(&site, "");
+    until_following(&service).await;
+    until_unmarked(&site).await?;
+    let pg = &site.primary.pg;
+    site.primary.minio.sigstop();
+    pg.stop_fast().await?;
+    pg.start_again().await?;
+    let late = factory.make(Spec::new("core", "late", "1"));
+    insert(&site.primary, &late).await?;
+    service
+        .until("the gate waits", |status| {
+            status["replication"]["gate_waiting"].as_u64() >= Some(1)
+        })
+        .await;
+    // Once is enough: what it found does not change by waiting.
+    let compared = "the rows of both sides are the same";
+    wait_until(
+        "the comparison ends",
+        std::time::Duration::from_secs(20),
+        || async {
+            let lines = service.running.stderr();
+            let ended = lines.iter().any(|line| line.contains(compared));
+            ended.then_some(()).ok_or("not yet".into())
+        },
+    )
+    .await;
+    site.primary.minio.sigcont();
+    put(&site.primary, &late).await?;
+    until_equal(&site).await?;
+    until_following(&service).await;
+    let lines = service.running.stderr();
+    let times = lines.iter().filter(|line| line.contains(compared)).count();
+    assert_eq!(times, 1, "compared {times} times");
+    assert_eq!(copies(&service).await?, 1, "no new baseline");
+    Ok(())
+}
+
 /// More than an idle primary is left to hold for us.
 async fn much_log_of_nothing(site: &Site) -> Result<()> {
     let client = site.primary.conn().await?;

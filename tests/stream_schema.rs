@@ -41,6 +41,31 @@ async fn form(cluster: &support::Cluster) -> Result<String> {
     Ok(cluster.conn().await?.query_one(sql, &[]).await?.get(0))
 }
 
+/// Forms that no table shows, and that a promoted spare would miss.
+const UNSEEN_FORMS: [(&str, &str); 6] = [
+    (
+        "a body that is not text",
+        "CREATE OR REPLACE FUNCTION atomic() RETURNS int BEGIN ATOMIC SELECT 2; END",
+    ),
+    (
+        "a function's settings",
+        "ALTER FUNCTION atomic() SET search_path = pg_catalog",
+    ),
+    (
+        "a domain's default",
+        "ALTER DOMAIN few ALTER DEFAULT SET DEFAULT 3",
+    ),
+    ("a policy", "CREATE POLICY mine ON accounts USING (true)"),
+    (
+        "a rule",
+        "CREATE RULE quiet AS ON DELETE TO secure DO INSTEAD NOTHING",
+    ),
+    (
+        "a column of a composite type",
+        "ALTER TYPE twofold ADD ATTRIBUTE c int",
+    ),
+];
+
 async fn until_same_form(site: &Site) -> Result<()> {
     let expected = form(&site.primary).await?;
     wait_until("the primary's form", SOON, || async {
@@ -128,4 +153,79 @@ async fn ddl_that_changes_nothing_makes_no_baseline() -> Result<()> {
     until_looked(&service).await?;
     assert_eq!(copies(&service).await?, before);
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forms_that_no_table_shows_are_noticed_too() -> Result<()> {
+    let site = prepared("unseen").await?;
+    Factory::seeded().fill(&site.primary, 1).await?;
+    let client = site.primary.conn().await?;
+    let before = "CREATE FUNCTION atomic() RETURNS int BEGIN ATOMIC SELECT 1; END;
+        CREATE DOMAIN few AS int DEFAULT 2; CREATE TYPE twofold AS (a int, b text); CREATE TABLE secure (a int PRIMARY KEY)";
+    client.batch_execute(before).await?;
+    site.warm_spare(&["prepare"]).await.ok();
+    let service = Service::start(&site, "");
+    until_following(&service).await;
+    for (what, change) in UNSEEN_FORMS {
+        println!("{what}");
+        let before = copies(&service).await?;
+        client.batch_execute(change).await?;
+        until_copied(&service, before).await;
+        until_following(&service).await;
+    }
+    Ok(())
+}
+
+/// The texts of definitions depend on it, and what they mean does not.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_search_path_of_our_user_makes_no_baseline() -> Result<()> {
+    let site = prepared("search_path").await?;
+    Factory::seeded().fill(&site.primary, 1).await?;
+    let service = Service::start(&site, "");
+    until_following(&service).await;
+    let client = site.primary.conn().await?;
+    client
+        .batch_execute("ALTER ROLE hab SET search_path = pg_catalog")
+        .await?;
+    until_looked(&service).await?;
+    until_looked(&service).await?;
+    assert_eq!(copies(&service).await?, 1, "no new baseline");
+    Ok(())
+}
+
+/// Decoding skips what a rewrite writes, and the table's form stays as it was.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rewrite_that_changes_no_form_is_noticed() -> Result<()> {
+    let site = prepared("rewrite").await?;
+    let mut factory = Factory::seeded();
+    factory.fill(&site.primary, 1).await?;
+    let service = Service::start(&site, "");
+    until_following(&service).await;
+    let client = site.primary.conn().await?;
+    // What is not rewritten with other rows makes no work.
+    for harmless in [
+        "VACUUM FULL accounts",
+        "TRUNCATE audit_package",
+        "CLUSTER origin_packages USING origin_packages_pkey",
+    ] {
+        client.batch_execute(harmless).await?;
+    }
+    audit(&site, "after it").await?;
+    until_equal(&site).await?;
+    until_looked(&service).await?;
+    assert_eq!(copies(&service).await?, 1);
+    let rewrite = "ALTER TABLE accounts ALTER COLUMN email TYPE text USING upper(email)";
+    client.batch_execute(rewrite).await?;
+    until_copied(&service, 1).await;
+    until_equal(&site).await?;
+    until_following(&service).await;
+    // And while nobody looks.
+    let again = service.stop().await;
+    again.ok();
+    client
+        .batch_execute("ALTER TABLE accounts ALTER COLUMN email TYPE text USING lower(email)")
+        .await?;
+    let service = Service::start(&site, "");
+    until_copied(&service, 0).await;
+    until_equal(&site).await
 }

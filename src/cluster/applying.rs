@@ -48,7 +48,8 @@ pub async fn end_former_writers(session: &LocalSession) -> Result<(), DatastoreE
         .await
 }
 
-/// Triggers and foreign keys have done their work on the primary; here they would do it again.
+/// Triggers and foreign keys have done their work on the primary; here they would do it again. Its statements may take as
+/// long as they do: one that was ended for its time would come again, and take as long.
 pub struct Applying(LocalSession);
 
 impl Deref for Applying {
@@ -79,7 +80,7 @@ impl Applying {
         values: &[&(dyn ToSql + Sync)],
     ) -> Result<u64, DatastoreError> {
         let running = self.0.client().execute(statement, values);
-        self.0.within(doing, running).await
+        self.0.unlimited(doing, running).await
     }
 
     /// The rows that the statement returned.
@@ -90,6 +91,6 @@ impl Applying {
         values: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, DatastoreError> {
         let running = self.0.client().query(statement, values);
-        self.0.within(doing, running).await
+        self.0.unlimited(doing, running).await
     }
 }

@@ -6,10 +6,11 @@ use crate::config::{Datastore, SslMode};
 use std::io;
 use std::time::Duration;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::tls::MakeTlsConnect;
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::{CancelToken, Client, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -218,13 +219,8 @@ async fn open(
             let (client, connection) = config.connect_raw(tcp, NoTls).await?;
             return Ok((client, drive(side, connection)));
         }
-        let tls = tls::client_config(side, to).map_err(Opening::Prepared)?;
         let tls = WatchedTls {
-            inner: MakeTlsConnect::<Watched<TcpStream>>::make_tls_connect(
-                &mut MakeRustlsConnect::new(tls),
-                &to.host,
-            )
-            .map_err(|error| Opening::Tcp(io::Error::other(error)))?,
+            inner: tls_of::<Watched<TcpStream>>(side, to)?,
             private: loopback || channel::is_verified(to),
             known_types_only: side == Side::Peer,
         };
@@ -255,6 +251,18 @@ async fn open(
     }
 }
 
+fn tls_of<S>(
+    side: Side,
+    to: &Datastore,
+) -> Result<<MakeRustlsConnect as MakeTlsConnect<S>>::TlsConnect, Opening>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let config = tls::client_config(side, to).map_err(Opening::Prepared)?;
+    MakeTlsConnect::<S>::make_tls_connect(&mut MakeRustlsConnect::new(config), &to.host)
+        .map_err(|error| Opening::Tcp(io::Error::other(error)))
+}
+
 enum Opening {
     Tcp(io::Error),
     Failed(tokio_postgres::Error),
@@ -269,12 +277,52 @@ impl From<tokio_postgres::Error> for Opening {
 
 /// The task that carries a connection. Dropped, it closes the socket at once, whatever is still on its way: left alone,
 /// the library would read a running COPY to its end first, and hold its locks as long.
-pub(super) struct Wire(tokio::task::AbortHandle);
+pub(super) struct Wire {
+    task: tokio::task::AbortHandle,
+    /// Closed with the connection.
+    open: watch::Receiver<()>,
+}
+
+impl Wire {
+    pub(super) fn close(&self) {
+        self.task.abort();
+    }
+
+    /// Waits for the end of the connection, whoever ends it.
+    pub(super) fn closed(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut open = self.open.clone();
+        async move { while open.changed().await.is_ok() {} }
+    }
+}
 
 impl Drop for Wire {
     fn drop(&mut self) {
-        self.0.abort();
+        self.close();
     }
+}
+
+/// Has the server give up what it is doing for a session that is not waited for any more.
+pub(super) fn cancel(side: Side, to: &Datastore, token: CancelToken) {
+    let to = to.clone();
+    tokio::spawn(async move {
+        let cancelling = async {
+            let (tcp, _) = channel::connect(&to).await.map_err(Opening::Tcp)?;
+            let cancelled = match to.ssl_mode {
+                SslMode::Disable => token.cancel_query_raw(tcp, NoTls).await,
+                _ => {
+                    let tls = tls_of::<TcpStream>(side, &to)?;
+                    token.cancel_query_raw(tcp, tls).await
+                }
+            };
+            cancelled.map_err(Opening::Failed)
+        };
+        match tokio::time::timeout(CONNECT_TIMEOUT, cancelling).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) | Err(_) => {
+                log::debug!("{side} datastore: a statement could not be cancelled");
+            }
+        }
+    });
 }
 
 fn drive<S, T>(side: Side, connection: tokio_postgres::Connection<S, T>) -> Wire
@@ -282,23 +330,30 @@ where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
     T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
+    let (held, open) = watch::channel(());
     let task = tokio::spawn(async move {
+        let _held = held;
         // Its error reaches the client's calls as well.
         if let Err(error) = connection.await {
             log::debug!("{side} datastore: a connection ended: {error}");
         }
     });
-    Wire(task.abort_handle())
+    Wire {
+        task: task.abort_handle(),
+        open,
+    }
 }
 
-/// A server-wide idle-in-transaction limit kills an exported snapshot. Only the limits that this server knows are set:
-/// naming an unknown one at start-up would be refused.
+/// A server-wide idle-in-transaction limit kills an exported snapshot. A server that is told to look for its client ends
+/// what an abandoned session was doing, wherever that waits. Only the settings that this server knows are set: naming an
+/// unknown one at start-up would be refused.
 async fn lift_time_outs(client: &Client) -> Result<(), tokio_postgres::Error> {
     client
         .batch_execute(
-            "SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name IN \
+            "SELECT set_config(name, CASE name WHEN 'client_connection_check_interval' THEN '2s' ELSE '0' END, false) \
+             FROM pg_catalog.pg_settings WHERE name IN \
              ('statement_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout', \
-              'idle_session_timeout', 'transaction_timeout')",
+              'idle_session_timeout', 'transaction_timeout', 'client_connection_check_interval')",
         )
         .await
 }

@@ -42,6 +42,7 @@ pub use fence::{
 pub use history::{Confirmation, DrillRecord, Event, VerificationRecord};
 pub use identity::{IdentityError, differ_in_bucket, differ_in_server, prove_writable, system_id};
 pub use lineage::{Descent, Lineage, record_lineage};
+pub(crate) use lsn::timeline;
 pub use lsn::{Lsn, NoLsn};
 pub use peer_fence::{PeerFence, RaiseError};
 pub use rehearsal::lift_and_write;
@@ -59,7 +60,7 @@ pub use state::{
 pub use store::{Completion, Download, Expected, Listed, LocalStore, Store, Stored, Upload};
 pub use store_error::{StoreError, StoreFault};
 pub use throttle::{ByteBudget, Throttle};
-pub use upkeep::{Replacement, Retirement};
+pub use upkeep::{ComparedTable, Replacement, Retirement};
 pub use walsender::{Arrived, NewSlot, TextRows, WalSession, WalStream};
 
 use std::fmt;

@@ -21,9 +21,10 @@ type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
 /// What may be asked of either side: reading, and nothing else.
 pub struct Session {
     client: Client,
-    _wire: datastore::Wire,
+    wire: datastore::Wire,
     side: Side,
     address: String,
+    to: Datastore,
 }
 
 impl Session {
@@ -36,9 +37,10 @@ impl Session {
         let (client, wire) = datastore::connect(side, to, database, read_only).await?;
         Ok(Session {
             client,
-            _wire: wire,
+            wire,
             side,
             address: datastore::address(to),
+            to: to.clone(),
         })
     }
 
@@ -47,6 +49,7 @@ impl Session {
     }
 
     fn silent(&self, doing: &str) -> DatastoreError {
+        self.give_up();
         DatastoreError {
             side: self.side,
             address: self.address.clone(),
@@ -70,6 +73,30 @@ impl Session {
         }
     }
 
+    /// Waits for the session's end, by whom it may be: a session that is kept for long has an owner who waits for this,
+    /// and opens another.
+    pub fn ended(&self) -> impl Future<Output = DatastoreError> + Send + 'static {
+        let error = DatastoreError {
+            side: self.side,
+            address: self.address.clone(),
+            doing: "keeping a session".into(),
+            fault: DatastoreFault::Unreachable,
+            text: "it was ended from outside, or did not answer".into(),
+            sql_state: None,
+        };
+        let closed = self.wire.closed();
+        async move {
+            closed.await;
+            error
+        }
+    }
+
+    /// What has no answer is not waited for any more, here and on the server. The session is of no use after it.
+    fn give_up(&self) {
+        datastore::cancel(self.side, &self.to, self.client.cancel_token());
+        self.wire.close();
+    }
+
     pub(super) fn client(&self) -> &Client {
         &self.client
     }
@@ -83,6 +110,16 @@ impl Session {
             Ok(result) => result.map_err(|e| self.error(doing, &e)),
             Err(_) => Err(self.silent(doing)),
         }
+    }
+
+    /// Without a limit: what takes long for a good reason is not begun again for it. A server that is gone closes the
+    /// connection, or does not answer the system's own questions on it.
+    pub(super) async fn unlimited<T>(
+        &self,
+        doing: &str,
+        call: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, DatastoreError> {
+        call.await.map_err(|e| self.error(doing, &e))
     }
 
     pub async fn query(
@@ -257,11 +294,8 @@ impl LocalSession {
 
     /// A statement that takes as long as the data is large: no limit on its time.
     pub async fn long(&self, doing: &str, sql: &str) -> Result<(), DatastoreError> {
-        self.0
-            .client
-            .batch_execute(sql)
-            .await
-            .map_err(|e| self.0.error(doing, &e))
+        let running = self.0.client.batch_execute(sql);
+        self.0.unlimited(doing, running).await
     }
 
     pub async fn copy_in(&self, doing: &str, sql: &str) -> Result<CopyIn<'_>, DatastoreError> {

@@ -529,6 +529,10 @@ CREATE TABLE IF NOT EXISTS lineage (
 ALTER TABLE cluster ADD COLUMN IF NOT EXISTS approved text NOT NULL DEFAULT '';
 -- Where everybody may make functions, one of them could take the place of the server's own.
 REVOKE CREATE ON SCHEMA public FROM PUBLIC;
+CREATE TABLE IF NOT EXISTS compared (
+    table_name text PRIMARY KEY,
+    file bigint NOT NULL,
+    time timestamptz NOT NULL DEFAULT now());
 GRANT SELECT ON cluster, copied, confirmation, fence, promotion, lineage, meta TO PUBLIC;
 UPDATE meta SET format = 4 WHERE format < 4;
 COMMIT;

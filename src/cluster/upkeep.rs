@@ -1,7 +1,9 @@
 //! What we remember of things that go: packages that vanished lately, artifacts that no row names any more, and bytes
-//! that are being replaced under a key.
+//! that are being replaced under a key. And of tables, when they were last found equal.
 
 use super::state::{State, StateError};
+use chrono::{DateTime, Utc};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// An object whose bytes are to change under a key that the visible database names.
@@ -19,6 +21,14 @@ pub struct Replacement {
 pub struct Retirement {
     pub key: String,
     pub checksum: String,
+}
+
+/// A table whose rows were those of the primary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ComparedTable {
+    /// The primary's file that held its rows then.
+    pub file: i64,
+    pub time: DateTime<Utc>,
 }
 
 impl State {
@@ -72,6 +82,32 @@ impl State {
         let sql = "UPDATE copied SET server_started = $1";
         self.session()
             .execute("remembering the server's start", sql, &[&server_started])
+            .await?;
+        Ok(())
+    }
+
+    /// Every table that was compared with the primary's, or copied.
+    pub async fn compared(&self) -> Result<BTreeMap<String, ComparedTable>, StateError> {
+        let sql = "SELECT table_name, file, time FROM compared";
+        let rows = self
+            .session()
+            .query("reading what was compared", sql, &[])
+            .await?;
+        let table = |row: &tokio_postgres::Row| ComparedTable {
+            file: row.get(1),
+            time: row.get(2),
+        };
+        Ok(rows.iter().map(|row| (row.get(0), table(row))).collect())
+    }
+
+    /// These are equal on both sides, as of now.
+    pub async fn record_compared(&self, tables: &[(String, i64)]) -> Result<(), StateError> {
+        let names: Vec<&str> = tables.iter().map(|(name, _)| name.as_str()).collect();
+        let files: Vec<i64> = tables.iter().map(|(_, file)| *file).collect();
+        let sql = "INSERT INTO compared (table_name, file) SELECT * FROM unnest($1::text[], $2::int8[]) \
+                   ON CONFLICT (table_name) DO UPDATE SET file = excluded.file, time = now()";
+        self.session()
+            .execute("remembering what was compared", sql, &[&names, &files])
             .await?;
         Ok(())
     }

@@ -12,14 +12,23 @@ use postgres_protocol::message::{backend, frontend};
 use rustls::pki_types::ServerName;
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_postgres::error::SqlState;
 use tokio_rustls::TlsConnector;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 const PATIENCE: Duration = Duration::from_secs(60);
+/// For the answer to a request to cancel.
+const CANCELLED: Duration = Duration::from_secs(5);
+/// A request to cancel from a future that was dropped is waited for so long: the process may be about to end.
+const LAST_WORD: Duration = Duration::from_secs(2);
+/// A slot is released a moment after its reader has gone.
+const IN_USE: Duration = Duration::from_secs(5);
+const IN_USE_PAUSE: Duration = Duration::from_millis(50);
 const READ: usize = 64 * 1024;
+/// Messages below this are copied out of the buffer, so that it can be used again.
+const SMALL: usize = 4096;
 const COPY_BOTH: u8 = b'W';
 
 trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -146,9 +155,23 @@ impl WalSession {
         sql: &str,
         patience: Duration,
     ) -> Result<TextRows, DatastoreError> {
-        match tokio::time::timeout(patience, self.wire.query(sql)).await {
-            Ok(rows) => rows.map_err(|trouble| self.told.error(doing, trouble)),
-            Err(_) => Err(self.told.silent(doing, patience.as_secs())),
+        let unanswered = Unanswered(Some(self.wire.cancelling.clone()));
+        let answer = tokio::time::timeout(patience, self.wire.query(sql)).await;
+        let cancelling = unanswered.answered();
+        match answer {
+            Ok(Ok(rows)) => Ok(rows),
+            Ok(Err(trouble)) => {
+                if matches!(trouble, Trouble::Wire(_)) {
+                    cancelling.cancel().await;
+                }
+                Err(self.told.error(doing, trouble))
+            }
+            Err(_) => {
+                cancelling.cancel().await;
+                // What the server gives up is gone when it says so.
+                let _ = tokio::time::timeout(CANCELLED, self.wire.rest()).await;
+                Err(self.told.silent(doing, patience.as_secs()))
+            }
         }
     }
 
@@ -208,13 +231,28 @@ impl WalSession {
             quote_ident(slot),
             quote_literal(&quote_ident(publication)),
         );
-        match tokio::time::timeout(PATIENCE, self.wire.start(&sql)).await {
-            Ok(Ok(())) => Ok(WalStream {
-                wire: self.wire,
-                told: self.told,
-            }),
-            Ok(Err(trouble)) => Err(self.told.error(&doing, trouble)),
-            Err(_) => Err(self.told.silent(&doing, PATIENCE.as_secs())),
+        let begun = Instant::now();
+        loop {
+            match tokio::time::timeout(PATIENCE, self.wire.start(&sql)).await {
+                Ok(Ok(())) => {
+                    return Ok(WalStream {
+                        wire: self.wire,
+                        told: self.told,
+                    });
+                }
+                // Whoever read it has just gone, and the server is about to notice.
+                Ok(Err(Trouble::Refused { state, .. }))
+                    if state == SqlState::OBJECT_IN_USE && begun.elapsed() < IN_USE =>
+                {
+                    tokio::time::timeout(CANCELLED, self.wire.rest())
+                        .await
+                        .map_err(|_| self.told.silent(&doing, CANCELLED.as_secs()))?
+                        .map_err(|trouble| self.told.error(&doing, trouble))?;
+                    tokio::time::sleep(IN_USE_PAUSE).await;
+                }
+                Ok(Err(trouble)) => return Err(self.told.error(&doing, trouble)),
+                Err(_) => return Err(self.told.silent(&doing, PATIENCE.as_secs())),
+            }
         }
     }
 }
@@ -279,9 +317,68 @@ fn microseconds_since_2000() -> i64 {
     chrono::Utc::now().timestamp_micros() - Y2000
 }
 
+/// By which the server is asked to give up what it does for a session: its process there, and the secret of it.
+#[derive(Clone)]
+struct Cancelling {
+    side: Side,
+    to: Arc<Datastore>,
+    process: i32,
+    secret: i32,
+}
+
+impl Cancelling {
+    /// Best effort: a server that does not hear it has its own bounds.
+    async fn cancel(&self) {
+        let asking = async {
+            let mut io = connect(self.side, &self.to).await?;
+            let mut out = BytesMut::new();
+            frontend::cancel_request(self.process, self.secret, &mut out);
+            io.write_all(&out).await?;
+            io.flush().await?;
+            // It closes the connection when the request is passed on.
+            let _ = io.read_u8().await;
+            Ok::<(), Trouble>(())
+        };
+        if !matches!(tokio::time::timeout(CANCELLED, asking).await, Ok(Ok(()))) {
+            log::debug!("{}: a command could not be cancelled", self.side);
+        }
+    }
+}
+
+/// A command that has no answer yet. Dropped, it is cancelled on the server, which may wait in its lock manager and would
+/// not notice that the connection is closed.
+struct Unanswered(Option<Cancelling>);
+
+impl Unanswered {
+    fn answered(mut self) -> Cancelling {
+        self.0.take().expect("it is taken once")
+    }
+}
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        let Some(cancelling) = self.0.take() else {
+            return;
+        };
+        // On a thread of its own, for the runtime may be at its end.
+        let (done, heard) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build();
+            if let Ok(runtime) = runtime {
+                runtime.block_on(cancelling.cancel());
+            }
+            let _ = done.send(());
+        });
+        let _ = heard.recv_timeout(LAST_WORD);
+    }
+}
+
 struct Wire {
     io: Box<dyn Io>,
     buffer: BytesMut,
+    cancelling: Cancelling,
 }
 
 impl Wire {
@@ -289,6 +386,12 @@ impl Wire {
         let mut wire = Wire {
             io: connect(side, to).await?,
             buffer: BytesMut::with_capacity(READ),
+            cancelling: Cancelling {
+                side,
+                to: Arc::new(to.clone()),
+                process: 0,
+                secret: 0,
+            },
         };
         let options = format!(
             "{} -c search_path={} -c default_transaction_read_only=off",
@@ -311,6 +414,10 @@ impl Wire {
             match wire.message().await? {
                 backend::Message::ReadyForQuery(_) => return Ok(wire),
                 backend::Message::ErrorResponse(body) => return Err(refused(&body)),
+                backend::Message::BackendKeyData(body) => {
+                    wire.cancelling.process = body.process_id();
+                    wire.cancelling.secret = body.secret_key();
+                }
                 _ => {}
             }
         }
@@ -377,6 +484,11 @@ impl Wire {
         let mut out = BytesMut::new();
         frontend::query(sql, &mut out)?;
         self.send(&out).await?;
+        self.rest().await
+    }
+
+    /// What is left of an answer.
+    async fn rest(&mut self) -> Result<TextRows, Trouble> {
         let (mut rows, mut failed) = (Vec::new(), None);
         loop {
             match self.message().await? {
@@ -443,7 +555,11 @@ impl Wire {
             return match body.first() {
                 Some(b'w') if body.len() >= 25 => Ok(Some(Arrived::Data {
                     end: position(9).unwrap_or_default(),
-                    bytes: body.slice(25..),
+                    bytes: match body.len() {
+                        // A part of what was read at once would keep all of that.
+                        ..SMALL => Bytes::copy_from_slice(&body[25..]),
+                        _ => body.slice(25..),
+                    },
                 })),
                 Some(b'k') if body.len() >= 18 => Ok(Some(Arrived::Keepalive {
                     end: position(1).unwrap_or_default(),

@@ -172,6 +172,7 @@ pub(super) const KEYS: &[Key] = &[
     key("takeover.fence_retry", Kind::PositiveDuration, "5s"),
     key("verify.schedule", Kind::Cron, "0 3 * * *"),
     key("verify.deep", Kind::Bool, "false"),
+    key("verify.rolling", Kind::Int(0, 100), "2"),
     key("http.listen", Kind::Ip, "127.0.0.1"),
     key("http.port", PORT, "9640"),
     // Of the package's template; see `binds`.

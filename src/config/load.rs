@@ -236,6 +236,7 @@ fn assemble(values: &Values, local: super::Side, peer: super::Side) -> Result<Co
         verify: VerifyPlan {
             schedule: values.schedule("verify.schedule").cloned(),
             deep: values.flag("verify.deep")?,
+            rolling: values.int("verify.rolling")?,
         },
         http: Http {
             listen: values.address("http.listen")?,

@@ -220,6 +220,8 @@ pub struct VerifyPlan {
     pub schedule: Option<Schedule>,
     /// Whether every artifact of the local bucket is read then.
     pub deep: bool,
+    /// So many percent of the time one table after the other is compared with the primary's; 0: never.
+    pub rolling: u32,
 }
 
 /// Where the HTTP interface listens. Read at the start only.

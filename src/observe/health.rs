@@ -81,7 +81,7 @@ impl Health {
 }
 
 /// Every code that a reason may bear, besides those of a hold.
-pub const CODES: [&str; 22] = [
+pub const CODES: [&str; 23] = [
     "starting",
     "first_baseline",
     "baseline_stalled",
@@ -98,6 +98,7 @@ pub const CODES: [&str; 22] = [
     "database_astray",
     "verify_differences",
     "verify_failed",
+    "open_transaction",
     "no_spare",
     "old_primary_open",
     "fenced",
@@ -181,6 +182,9 @@ fn next_step(code: &str) -> &'static str {
             "rows and artifacts are copied again and verified once more by themselves; `warm-spare verify --deep --json` lists what stays"
         }
         "verify_failed" => "read what it says; it is tried again within the hour",
+        "open_transaction" => {
+            "end that transaction on the primary (pg_terminate_backend, ROLLBACK PREPARED) if nobody needs it; the stream goes on meanwhile"
+        }
         "no_spare" => "let the peer follow: set role = \"spare\" there, as docs/failback.md says",
         "old_primary_open" => {
             "make the old primary reachable from here, or stop Builder there; it is fenced as soon as it answers"
@@ -344,7 +348,24 @@ fn of_the_spare(state: &State, meter: &Meter, now: DateTime<Utc>, found: &mut Fi
         let text = format!("the primary's database is read-only for its clients{by}");
         found.add(Level::Critical, "primary_read_only", text);
     }
+    of_log(state, found);
     of_verification(state, found);
+}
+
+/// The primary's log that is kept although we have confirmed it: no deed of ours frees it.
+fn of_log(state: &State, found: &mut Findings) {
+    let Some(held) = &state.held else { return };
+    let limit = state.settings.wal_hold_limit;
+    if held.bytes > limit
+        && held.unconfirmed <= limit
+        && let Some(writer) = &held.oldest_writer
+    {
+        let text = format!(
+            "{writer} keeps {} bytes of the primary's write-ahead log, which our slot has confirmed",
+            held.bytes
+        );
+        found.add(Level::Warning, "open_transaction", text);
+    }
 }
 
 fn of_role(state: &State, found: &mut Findings) {

@@ -227,7 +227,19 @@ fn freshness(page: &mut Page, state: &State, watched: &Watched) {
     page.plain(
         "peer_wal_held_bytes",
         "Write-ahead log that the primary holds for us",
-        state.held.map(|held| held.bytes as f64),
+        state.held.as_ref().map(|held| held.bytes as f64),
+    );
+    page.plain(
+        "peer_wal_unconfirmed_bytes",
+        "What of it was not confirmed by us",
+        state.held.as_ref().map(|held| held.unconfirmed as f64),
+    );
+    page.plain(
+        "compared_timestamp_seconds",
+        "Since when every table was found equal on both sides, one after the other",
+        state
+            .compared
+            .map(|time| time.timestamp_millis() as f64 / 1e3),
     );
     let (done, total) = watched.meter().progress();
     page.plain(

@@ -41,6 +41,8 @@ pub struct State {
     /// Transactions that are here whole and wait, for their artifacts as a rule.
     pub gate_waiting: Option<u64>,
     pub held: Option<Held>,
+    /// The oldest time at which a table was found equal on both sides.
+    pub compared: Option<DateTime<Utc>>,
     /// What is ours on the primary, and what is of other clusters' ids.
     pub ours: Option<Vec<String>>,
     pub orphans: Option<Vec<String>>,
@@ -96,6 +98,7 @@ pub struct Settings {
     pub interval: TimeDelta,
     pub lag_warn: TimeDelta,
     pub rpo: TimeDelta,
+    pub wal_hold_limit: u64,
     pub quiet_until: Option<DateTime<Utc>>,
     pub local: Addresses,
     pub peer: Addresses,
@@ -125,6 +128,7 @@ impl Settings {
             interval: delta(config.replication.interval),
             lag_warn: delta(config.replication.lag_warn),
             rpo: delta(config.replication.rpo),
+            wal_hold_limit: config.replication.wal_hold_limit,
             quiet_until: config.quiet_until,
             local: addresses(&config.local),
             peer: addresses(&config.peer),
@@ -346,10 +350,14 @@ pub struct Mode {
 }
 
 /// Write-ahead log that the primary holds for us, and the most that it would.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Held {
     pub bytes: u64,
     pub bound: Option<u64>,
+    /// What of it we have not confirmed. The rest is held for others.
+    pub unconfirmed: u64,
+    /// The oldest transaction on the primary that writes.
+    pub oldest_writer: Option<String>,
 }
 
 /// A pass under way. How far it is, the meter knows.
@@ -423,6 +431,7 @@ impl State {
                 interval: TimeDelta::minutes(1),
                 lag_warn: TimeDelta::minutes(1),
                 rpo: TimeDelta::minutes(5),
+                wal_hold_limit: u64::MAX,
                 quiet_until: None,
                 local: Addresses::default(),
                 peer: Addresses::default(),
@@ -446,6 +455,7 @@ impl State {
             mode: None,
             gate_waiting: None,
             held: None,
+            compared: None,
             ours: None,
             orphans: None,
             baseline: None,

@@ -161,6 +161,7 @@ fn replication(state: &State, meter: &Meter) -> Value {
         "mode": state.mode.as_ref().map(|mode| if mode.stream { "stream" } else { "snapshot" }),
         "reason": state.mode.as_ref().map(|mode| mode.reason.clone()),
         "gate_waiting": state.gate_waiting,
+        "compared": state.compared.map(time),
         "baseline": state.baseline.map(|baseline| json!({
             "phase": meter.phase().map(|phase| phase.name()),
             // Bytes in the phase `tables`, else items.
@@ -206,8 +207,9 @@ fn peer(state: &State) -> Value {
     document["epoch"] = json!(state.peer_epoch);
     document["ours"] = json!(state.ours);
     document["orphans"] = json!(state.orphans);
-    document["wal_held_bytes"] = json!(state.held.map(|held| held.bytes));
-    document["wal_bound_bytes"] = json!(state.held.and_then(|held| held.bound));
+    document["wal_held_bytes"] = json!(state.held.as_ref().map(|held| held.bytes));
+    document["wal_unconfirmed_bytes"] = json!(state.held.as_ref().map(|held| held.unconfirmed));
+    document["wal_bound_bytes"] = json!(state.held.as_ref().and_then(|held| held.bound));
     let offset = state.confirmation.map(|found| found.clock_offset_seconds);
     document["clock_offset_seconds"] = json!(offset);
     document

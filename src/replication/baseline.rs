@@ -133,7 +133,15 @@ impl Baseline<'_> {
         let mut slot = self.begin_slot().await?;
         let copying = self.copy_rows(name, owner, &archive, slot.as_ref());
         let peer = &self.work.config.peer.datastore;
-        let (mut point, mut contents, values) = guard::guarded(peer, copying).await?;
+        let Rows {
+            mut point,
+            mut contents,
+            files,
+            sequences: values,
+        } = guard::guarded(peer, copying).await?;
+        if let Some(slot) = &mut slot {
+            slot.let_snapshot_go().await?;
+        }
         killpoint::reach("baseline.tables");
 
         self.work.progress.begin(Phase::Indexes, 0);
@@ -168,6 +176,7 @@ impl Baseline<'_> {
             tables: number,
             point,
             contents,
+            files,
             round: gated.round,
             shrinkage,
             approved,
@@ -182,7 +191,7 @@ impl Baseline<'_> {
         owner: Option<&str>,
         archive: &Path,
         slot: Option<&BeginningSlot>,
-    ) -> Result<(CopiedPoint, BTreeMap<String, ContentHash>, Vec<Sequence>), PassError> {
+    ) -> Result<Rows, PassError> {
         let (peer, local) = (
             &self.work.config.peer.datastore,
             &self.work.config.local.datastore,
@@ -203,7 +212,7 @@ impl Baseline<'_> {
         if let Some(slot) = slot {
             point.lsn = slot.from().to_string();
             point.slot = slot.name().to_string();
-            point.schema = stream::schema(&holder, slot.publication()).await?;
+            point.schema = stream::fingerprint(&holder, slot.publication()).await?;
         }
         let names = sequences::sequence_names(&holder).await?;
         let tables = tables::tables(&holder).await?;
@@ -242,7 +251,12 @@ impl Baseline<'_> {
             local.host,
             local.port
         );
-        Ok((point, contents, values))
+        Ok(Rows {
+            point,
+            contents,
+            files: tables.iter().map(|t| (t.full_name(), t.file)).collect(),
+            sequences: values,
+        })
     }
 
     async fn dump_and_restore(
@@ -267,7 +281,7 @@ impl Baseline<'_> {
 
     /// What the snapshot stands for, in the primary's own terms and clock.
     async fn point(&self, holder: &PeerSession, lsn: String) -> Result<CopiedPoint, PassError> {
-        let sql = "SELECT now(), txid_current_snapshot()::text";
+        let sql = "SELECT now(), txid_current_snapshot()::text, pg_postmaster_start_time()::text";
         let row = holder
             .query_one("reading the snapshot's position", sql, &[])
             .await?;
@@ -277,7 +291,7 @@ impl Baseline<'_> {
             system_id: self.facts.system_id.clone(),
             timeline: self.facts.timeline,
             transactions: row.get(1),
-            server_started: self.facts.server_started.clone(),
+            server_started: row.get(2),
             sequences: String::new(),
             schema: String::new(),
             slot: String::new(),
@@ -384,6 +398,7 @@ impl Baseline<'_> {
             point: &filled.point,
             line: &self.facts.line,
             contents: &filled.contents,
+            files: &filled.files,
             vanished_packages: vanished,
             vanished_artifacts: filled.shrinkage.artifacts.len() as u64,
             approved: filled.approved,
@@ -434,6 +449,15 @@ async fn wal_position(session: &PeerSession) -> Result<String, PassError> {
     Ok(row.get(0))
 }
 
+/// What was copied at the snapshot.
+struct Rows {
+    point: CopiedPoint,
+    contents: BTreeMap<String, ContentHash>,
+    /// The primary's file of each table.
+    files: BTreeMap<String, i64>,
+    sequences: Vec<Sequence>,
+}
+
 /// A database that is ready to become the visible one.
 struct Filled {
     /// Copied from the snapshot.
@@ -441,6 +465,7 @@ struct Filled {
     tables: u64,
     point: CopiedPoint,
     contents: BTreeMap<String, ContentHash>,
+    files: BTreeMap<String, i64>,
     round: Round,
     shrinkage: Shrinkage,
     approved: bool,

@@ -1,7 +1,6 @@
 //! Are the rows of both sides the same? Asked while the primary goes on being written to, and without stopping anybody:
 //! what differs in a first reading, and still does when the spare has come past that, is a difference.
 
-use super::content::ContentHash;
 use super::error::PassError;
 use super::guard::guarded;
 use super::pass::recovery_point;
@@ -17,6 +16,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Longer than a following spare is behind when nothing is committed.
 const REST: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(200);
+/// Rows are first compared by parts of their table, so that single rows are remembered of those alone that differ.
+const PARTS: usize = 4096;
 
 /// What was compared, and what differs.
 #[derive(Debug, Default, Clone)]
@@ -27,69 +28,174 @@ pub struct Compared {
     pub differing: Vec<(String, u64)>,
 }
 
+/// Our rows, and how they come past what the primary has written.
+pub(super) trait Ours {
+    fn session(&self) -> &Session;
+
+    /// Waits until they hold all that the primary had written at that place, for so long at most. False: not yet.
+    async fn come_past(&mut self, place: Lsn, at_most: Duration) -> Result<bool, PassError>;
+
+    /// After so long without coming past it, nothing can be told; None: it is only a matter of time.
+    fn patience(&self) -> Option<Duration>;
+
+    /// Where the primary has committed nothing for a while, all that it had committed is among them.
+    fn has_all_of_a_resting_primary(&self) -> bool;
+}
+
+/// The database that Builder sees, which somebody else brings forward.
+struct Visible(LocalSession);
+
+impl Ours for Visible {
+    fn session(&self) -> &Session {
+        &self.0
+    }
+
+    async fn come_past(&mut self, place: Lsn, at_most: Duration) -> Result<bool, PassError> {
+        let begun = Instant::now();
+        loop {
+            let stands = recovery_point(&self.0).await?;
+            let stands: Option<Lsn> = stands.and_then(|lsn| lsn.parse().ok());
+            if stands.is_some_and(|lsn| lsn >= place) {
+                return Ok(true);
+            }
+            if begun.elapsed() > at_most {
+                return Ok(false);
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    fn patience(&self) -> Option<Duration> {
+        Some(PATIENCE)
+    }
+
+    /// Its log may lie a little past what it holds for us.
+    fn has_all_of_a_resting_primary(&self) -> bool {
+        true
+    }
+}
+
 /// Reads the rows of every table on both sides. The spare must be following, or the primary at rest.
 pub async fn compare_both(config: &Config, step: Option<&Step>) -> Result<Compared, PassError> {
-    let local =
-        LocalSession::open(&config.local.datastore, &config.local.datastore.database).await?;
+    let local = &config.local.datastore;
+    let mut visible = Visible(LocalSession::open(local, &local.database).await?);
+    compare_all(config, &mut visible, step).await
+}
+
+/// Every table of ours, and whether the primary has one more.
+pub(super) async fn compare_all(
+    config: &Config,
+    ours: &mut impl Ours,
+    step: Option<&Step>,
+) -> Result<Compared, PassError> {
     let mut compared = Compared::default();
-    for table in tables(&local).await? {
-        let (ours, theirs) = read(config, &table, step, ContentHash::default, |hash, row| {
-            hash.add(row);
-        })
-        .await?;
-        compared.tables += 1;
-        compared.rows += ours.rows();
-        if ours == theirs {
-            continue;
-        }
-        let first = difference(config, &table).await?;
-        if first.is_empty() {
-            continue;
-        }
-        come_past(config, &local).await?;
-        let second = difference(config, &table).await?;
-        let stays = first
-            .iter()
-            .filter(|(row, number)| {
-                second
-                    .get(*row)
-                    .is_some_and(|n| n.signum() == number.signum())
-            })
-            .map(|(_, number)| number.unsigned_abs())
-            .sum();
-        if stays > 0 {
-            compared.differing.push((table.full_name(), stays));
-        }
+    for table in tables(ours.session()).await? {
+        compare(config, ours, &table, step, &mut compared).await?;
     }
     // A table that only the primary has shows here alone.
     let peer = PeerSession::open(&config.peer.datastore).await?;
-    let ours: HashSet<String> = tables(&local).await?.iter().map(Table::full_name).collect();
+    let known = tables(ours.session()).await?;
+    let known: HashSet<String> = known.iter().map(Table::full_name).collect();
     for table in tables(&peer).await? {
-        if !ours.contains(&table.full_name()) {
+        if !known.contains(&table.full_name()) {
             compared.differing.push((table.full_name(), 0));
         }
     }
     Ok(compared)
 }
 
+/// One table.
+pub(super) async fn compare(
+    config: &Config,
+    ours: &mut impl Ours,
+    table: &Table,
+    step: Option<&Step>,
+    compared: &mut Compared,
+) -> Result<(), PassError> {
+    let (here, there) = read(config, ours, table, step, Parts::default, Parts::add).await?;
+    compared.tables += 1;
+    compared.rows += here.rows;
+    let parts = here.differing(&there);
+    if parts.is_empty() {
+        return Ok(());
+    }
+    let first = difference(config, ours, table, &parts).await?;
+    if first.is_empty() {
+        return Ok(());
+    }
+    come_past(config, ours).await?;
+    let second = difference(config, ours, table, &parts).await?;
+    let stays = first
+        .iter()
+        .filter(|(row, number)| {
+            let later = second.get(*row);
+            later.is_some_and(|n| n.signum() == number.signum())
+        })
+        .map(|(_, number)| number.unsigned_abs())
+        .sum();
+    if stays > 0 {
+        compared.differing.push((table.full_name(), stays));
+    }
+    Ok(())
+}
+
 type RowHash = [u8; 16];
 
-/// Rows that one side has more often than the other: positive ones are the primary's.
-async fn difference(config: &Config, table: &Table) -> Result<HashMap<RowHash, i64>, PassError> {
-    let (ours, theirs) = read(
-        config,
-        table,
-        None,
-        HashMap::<RowHash, i64>::new,
-        |rows, row| {
-            let hash = blake2b_simd::Params::new().hash_length(16).hash(row);
-            let hash: RowHash = hash.as_bytes().try_into().unwrap_or_default();
+fn hash(row: &[u8]) -> RowHash {
+    let hash = blake2b_simd::Params::new().hash_length(16).hash(row);
+    hash.as_bytes().try_into().unwrap_or_default()
+}
+
+fn part(hash: &RowHash) -> usize {
+    usize::from(u16::from_be_bytes([hash[0], hash[1]])) % PARTS
+}
+
+/// A table's rows, in no order: for each part the sum of their hashes.
+struct Parts {
+    sums: Vec<u128>,
+    rows: u64,
+}
+
+impl Default for Parts {
+    fn default() -> Self {
+        Parts {
+            sums: vec![0; PARTS],
+            rows: 0,
+        }
+    }
+}
+
+impl Parts {
+    fn add(&mut self, row: &[u8]) {
+        let hash = hash(row);
+        let sum = &mut self.sums[part(&hash)];
+        // One more than the hash, so that no row adds nothing.
+        *sum = sum.wrapping_add(u128::from_be_bytes(hash)).wrapping_add(1);
+        self.rows += 1;
+    }
+
+    fn differing(&self, other: &Parts) -> HashSet<usize> {
+        let pairs = self.sums.iter().zip(&other.sums).enumerate();
+        pairs.filter(|(_, (a, b))| a != b).map(|(n, _)| n).collect()
+    }
+}
+
+/// Rows of these parts that one side has more often than the other: positive ones are the primary's.
+async fn difference(
+    config: &Config,
+    ours: &impl Ours,
+    table: &Table,
+    parts: &HashSet<usize>,
+) -> Result<HashMap<RowHash, i64>, PassError> {
+    let count = |rows: &mut HashMap<RowHash, i64>, row: &[u8]| {
+        let hash = hash(row);
+        if parts.contains(&part(&hash)) {
             *rows.entry(hash).or_default() += 1;
-        },
-    )
-    .await?;
-    let mut difference = theirs;
-    for (row, number) in ours {
+        }
+    };
+    let (here, there) = read(config, ours, table, None, HashMap::new, count).await?;
+    let mut difference = there;
+    for (row, number) in here {
         *difference.entry(row).or_default() -= number;
     }
     difference.retain(|_, number| *number != 0);
@@ -99,20 +205,19 @@ async fn difference(config: &Config, table: &Table) -> Result<HashMap<RowHash, i
 /// Reads the table on both sides at once.
 async fn read<T>(
     config: &Config,
+    ours: &impl Ours,
     table: &Table,
     step: Option<&Step>,
     empty: impl Fn() -> T,
     add: impl Fn(&mut T, &[u8]),
 ) -> Result<(T, T), PassError> {
-    let local =
-        LocalSession::open(&config.local.datastore, &config.local.datastore.database).await?;
-    let ours = rows(&local, table, step, empty(), &add);
+    let here = rows(ours.session(), table, step, empty(), &add);
     // Its reading holds a lock like any other, so it gives way like any other.
-    let theirs = Box::pin(guarded(&config.peer.datastore, async {
+    let there = Box::pin(guarded(&config.peer.datastore, async {
         let peer = PeerSession::open(&config.peer.datastore).await?;
         rows(&peer, table, None, empty(), &add).await
     }));
-    tokio::try_join!(ours, theirs)
+    tokio::try_join!(here, there)
 }
 
 async fn rows<T>(
@@ -133,32 +238,21 @@ async fn rows<T>(
     Ok(into)
 }
 
-/// Waits until the spare stands past what the primary has written by now.
-async fn come_past(config: &Config, local: &LocalSession) -> Result<(), PassError> {
-    let peer = PeerSession::open(&config.peer.datastore).await?;
-    let sql = "SELECT pg_current_wal_lsn()::text, txid_current_snapshot()::text";
-    let doing = "asking how far it has written";
-    let row = peer.row(doing, sql, &[]).await?;
-    drop(peer);
-    let before: String = row.get(1)?;
-    let wanted: Lsn = row.get::<String>(0)?.parse().unwrap_or_default();
+/// Waits until ours are past what the primary has written by now.
+async fn come_past(config: &Config, ours: &mut impl Ours) -> Result<(), PassError> {
+    let (wanted, before) = written(config).await?;
     let begun = Instant::now();
     loop {
-        let stands: Option<Lsn> = recovery_point(local)
-            .await?
-            .and_then(|lsn| lsn.parse().ok());
-        if stands.is_some_and(|lsn| lsn >= wanted) {
+        if ours.come_past(wanted, REST).await? {
             return Ok(());
         }
-        if begun.elapsed() > REST {
-            let peer = PeerSession::open(&config.peer.datastore).await?;
-            let now: String = peer.row(doing, sql, &[]).await?.get(1)?;
-            // At rest its log may lie a little past what it holds for us; nothing was committed since.
-            if now == before {
-                return Ok(());
-            }
+        if ours.has_all_of_a_resting_primary() && written(config).await?.1 == before {
+            return Ok(());
         }
-        if begun.elapsed() > PATIENCE {
+        if ours
+            .patience()
+            .is_some_and(|patience| begun.elapsed() > patience)
+        {
             return Err(PassError::Unfit {
                 check: "not_following",
                 text: format!(
@@ -168,6 +262,16 @@ async fn come_past(config: &Config, local: &LocalSession) -> Result<(), PassErro
                     .into(),
             });
         }
-        tokio::time::sleep(PAUSE).await;
     }
+}
+
+/// How far the primary has written, and which transactions it has had.
+async fn written(config: &Config) -> Result<(Lsn, String), PassError> {
+    let peer = PeerSession::open(&config.peer.datastore).await?;
+    let sql = "SELECT pg_current_wal_lsn()::text, txid_current_snapshot()::text";
+    let row = peer
+        .query_one("asking how far it has written", sql, &[])
+        .await?;
+    let place: String = row.get(0);
+    Ok((place.parse().unwrap_or_default(), row.get(1)))
 }

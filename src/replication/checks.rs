@@ -8,7 +8,7 @@ use super::pass::Ends;
 use super::rights::rights;
 use crate::cluster::{
     ClientPrograms, InstalledClients, LocalSession, PeerSession, Session, differ_in_bucket,
-    differ_in_server, fenced, peers_record, system_id,
+    differ_in_server, fenced, peers_record, system_id, timeline,
 };
 use crate::config::Config;
 use std::path::Path;
@@ -36,7 +36,6 @@ pub struct Facts {
     /// The peer was promoted over this very server.
     pub was_primary: bool,
     pub timeline: i32,
-    pub server_started: String,
     pub database_bytes: i64,
     pub packages: i64,
     pub chosen: Chosen,
@@ -69,22 +68,29 @@ pub async fn check(
     let row = peer
         .row(
             "reading the primary's facts",
-            "SELECT pg_database_size(current_database()), (SELECT system_identifier::text FROM pg_control_system()), \
-               (SELECT timeline_id FROM pg_control_checkpoint()), pg_postmaster_start_time()::text, \
-               (SELECT count(*) FROM public.origin_packages), to_jsonb(d)::text, pg_encoding_to_char(d.encoding), \
-               pg_current_wal_lsn()::text, txid_current_snapshot()::text \
-             FROM pg_database d WHERE d.datname = current_database()",
+            concat!(
+                "SELECT pg_database_size(current_database()), (SELECT system_identifier::text FROM pg_control_system()), ",
+                timeline!(),
+                ", (SELECT count(*) FROM public.origin_packages), to_jsonb(d)::text, pg_encoding_to_char(d.encoding), \
+                   CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_lsn()::text END, txid_current_snapshot()::text \
+             FROM pg_database d WHERE d.datname = current_database()"
+            ),
             &[],
         )
         .await?;
+    let Some(timeline) = row.get::<Option<i32>>(2)? else {
+        return Err(PassError::standby());
+    };
     let database_bytes: i64 = row.get(0)?;
-    let (peers_id, timeline): (String, i32) = (row.get(1)?, row.get(2)?);
+    let peers_id: String = row.get(1)?;
     let there = There {
         record: record.as_ref(),
         system_id: &peers_id,
         timeline,
-        wal: row.get::<String>(7)?.parse().ok(),
-        transactions: row.get(8)?,
+        wal: row
+            .get::<Option<String>>(6)?
+            .and_then(|wal| wal.parse().ok()),
+        transactions: row.get(7)?,
         left_at: left_at(config, here.point.as_ref(), timeline).await,
     };
     let approved = match doubt(here, &there) {
@@ -94,7 +100,7 @@ pub async fn check(
     let line = PrimaryLine::of(record.as_ref(), &peers_id, approved);
     let record = record.unwrap_or_default();
     enough_disk(config, local, database_bytes).await?;
-    let packages: i64 = row.get(4)?;
+    let packages: i64 = row.get(3)?;
     if packages == 0 {
         return Err(PassError::Refused {
             rule: "empty_primary",
@@ -108,7 +114,7 @@ pub async fn check(
         clients,
         lz4: lz4(local).await?,
         visible,
-        locale: locale_options(&row.get::<String>(5)?, &row.get::<String>(6)?, local_major),
+        locale: locale_options(&row.get::<String>(4)?, &row.get::<String>(5)?, local_major),
         system_id: peers_id,
         line,
         peer_cluster: record.cluster_id,
@@ -117,7 +123,6 @@ pub async fn check(
             None => false,
         },
         timeline,
-        server_started: row.get(3)?,
         database_bytes,
         packages,
         chosen: mode::decide(config, cluster_id, local, peer).await?,
@@ -222,11 +227,7 @@ pub(super) async fn is_primary(peer: &PeerSession, fenced_by_us: bool) -> Result
         .row("looking whether the peer is a primary", sql, &[])
         .await?;
     if row.get(0)? {
-        return Err(unfit(
-            "standby",
-            "the peer's PostgreSQL is a physical standby, which cannot be asked all that a copy needs".into(),
-            "let peer.datastore name the server that it follows".into(),
-        ));
+        return Err(PassError::standby());
     }
     if row.get(1)? && !fenced_by_us {
         return Err(PassError::Refused {

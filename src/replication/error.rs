@@ -15,6 +15,9 @@ impl From<RaiseError> for PassError {
     }
 }
 
+/// The check that finds a server in recovery.
+const STANDBY: &str = "standby";
+
 #[derive(Debug, thiserror::Error)]
 pub enum PassError {
     #[error(transparent)]
@@ -101,6 +104,8 @@ impl PassError {
             | PassError::Spool(_)
             | PassError::Busy { .. }
             | PassError::NotMet { .. } => true,
+            // It may just be about to be promoted.
+            PassError::Unfit { check, .. } => *check == STANDBY,
             PassError::Waited(error) => return error.policy(),
             _ => false,
         };
@@ -108,6 +113,15 @@ impl PassError {
             Policy::Retry
         } else {
             Policy::Operator
+        }
+    }
+
+    /// The peer follows another server itself, or was not promoted yet.
+    pub fn standby() -> PassError {
+        PassError::Unfit {
+            check: STANDBY,
+            text: "the peer's PostgreSQL is a physical standby, which cannot be asked all that a copy or a stream needs".into(),
+            next_step: "promote it, or let peer.datastore name the server that it follows".into(),
         }
     }
 

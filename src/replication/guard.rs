@@ -1,4 +1,4 @@
-//! Do no harm: while we copy, nobody on the primary waits for us longer than a second.
+//! Do no harm: while we copy, nobody on the primary waits for us longer than a second, and its shutdown not much longer.
 
 use super::error::PassError;
 use crate::cluster::PeerSession;
@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 const LOOK: Duration = Duration::from_millis(250);
 const LIMIT: Duration = Duration::from_secs(1);
+/// A server that shuts down lets in nobody, and waits for who is there.
+const LOOKS_PER_KNOCK: u32 = 8;
 
 /// From `pg_locks`, which everybody may read whole: of other roles' sessions `pg_stat_activity` hides what they wait for.
 const WAITING_FOR_US: &str = "
@@ -38,8 +40,13 @@ async fn watch(peer: &Datastore) -> PassError {
         Err(error) => return error.into(),
     };
     let mut since: HashMap<i32, Instant> = HashMap::new();
-    loop {
+    for look in 1_u32.. {
         tokio::time::sleep(LOOK).await;
+        if look.is_multiple_of(LOOKS_PER_KNOCK)
+            && let Err(error) = PeerSession::open(peer).await
+        {
+            return error.into();
+        }
         let rows = match session
             .query("looking for sessions that wait for us", WAITING_FOR_US, &[])
             .await
@@ -56,4 +63,5 @@ async fn watch(peer: &Datastore) -> PassError {
             }
         }
     }
+    unreachable!("the loop has no end but its returns")
 }

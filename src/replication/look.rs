@@ -4,7 +4,7 @@ use super::error::PassError;
 use super::pass::recovery_point;
 use super::sequences::{self, Sequence};
 use crate::cluster::{
-    Confirmation, CopiedPoint, DatastoreFault, LocalSession, PeerSession, fenced,
+    Confirmation, CopiedPoint, DatastoreFault, LocalSession, PeerSession, fenced, timeline,
 };
 use crate::config::Config;
 use crate::observe::Clock;
@@ -84,7 +84,9 @@ const QUESTION: &str = concat!(
 SELECT now(), clock_timestamp(), txid_current_snapshot()::text,
        CASE WHEN pg_is_in_recovery() THEN NULL ELSE pg_current_wal_lsn()::text END,
        (SELECT system_identifier::text FROM pg_control_system()),
-       (SELECT timeline_id FROM pg_control_checkpoint()),
+       ",
+    timeline!(),
+    ",
        pg_postmaster_start_time()::text,
        current_setting('server_version'),
        coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false),
@@ -116,7 +118,9 @@ pub(super) async fn look_at(
     let changed = match point {
         None => Some("nothing was copied yet"),
         Some(point) if row.get::<String>(4)? != point.system_id => Some("it is another server"),
-        Some(point) if row.get::<i32>(5)? != point.timeline => Some("it is on another timeline"),
+        Some(point) if row.get::<Option<i32>>(5)? != Some(point.timeline) => {
+            Some("it is on another timeline")
+        }
         Some(point) if row.get::<String>(6)? != point.server_started => {
             Some("its server was restarted")
         }

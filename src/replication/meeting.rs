@@ -15,12 +15,12 @@ use crate::cluster::{
 };
 use crate::killpoint;
 use crate::observe::{Clock, Phase};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// Making a slot waits for every writing transaction that is under way; so long at most.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(15);
 /// Caught up when a round takes no longer.
 const SHORT: Duration = Duration::from_secs(3);
 const ROUNDS: usize = 20;
@@ -30,7 +30,8 @@ const NEAR: u64 = 64 * 1024;
 
 /// A slot that ends with its session, unless it is copied.
 pub struct BeginningSlot {
-    session: WalSession,
+    /// None: the lasting slot has taken its place.
+    session: Option<WalSession>,
     temporary: String,
     new: NewSlot,
     names: Names,
@@ -53,8 +54,21 @@ impl BeginningSlot {
         &self.names.publication
     }
 
-    /// Lasting from here on. Whatever slot of ours was there before cannot join what comes.
+    /// The rows are copied: nobody reads by the snapshot any more, and the server keeps it until the session's next
+    /// command, with every row that went since.
+    pub async fn let_snapshot_go(&mut self) -> Result<(), PassError> {
+        if let Some(session) = &mut self.session {
+            session.query("letting the snapshot go", "SELECT 1").await?;
+        }
+        Ok(())
+    }
+
+    /// Lasting from here on. Whatever slot of ours was there before cannot join what comes. The temporary one goes with
+    /// its session.
     async fn keep(&mut self) -> Result<(), PassError> {
+        let Some(mut session) = self.session.take() else {
+            return Ok(());
+        };
         let slot = quote_literal(&self.names.slot);
         killpoint::reach("slot.before_copy");
         // Made by a database administrator: there already, and never dropped by us.
@@ -64,14 +78,12 @@ impl BeginningSlot {
         let drop = format!(
             "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = {slot}"
         );
-        self.session
-            .query("dropping our former slot", &drop)
-            .await?;
+        session.query("dropping our former slot", &drop).await?;
         let copy = format!(
             "SELECT pg_copy_logical_replication_slot({}, {slot}, false)",
             quote_literal(&self.temporary)
         );
-        self.session.query("copying the slot", &copy).await?;
+        session.query("copying the slot", &copy).await?;
         killpoint::reach("slot.after_copy");
         Ok(())
     }
@@ -88,22 +100,37 @@ impl Baseline<'_> {
         let peer = &config.peer.datastore;
         mode::extend(peer, &self.facts.chosen.extension).await?;
         let mut session = WalSession::open(peer).await?;
-        let temporary = format!("{}_{}", names.slot, self.work.lock.token);
+        let temporary = self.temporary_name(&mut session).await?;
         let made = session.temporary_slot(&temporary, PATIENCE).await;
         let new = match made {
             Err(error) if error.fault == DatastoreFault::Unreachable => {
-                // The session still waits on the server, and lets go when its line is cut.
-                drop(session);
                 return Err(self.busy().await.unwrap_or(error.into()));
             }
             made => made?,
         };
         Ok(Some(BeginningSlot {
-            session,
+            session: Some(session),
             temporary,
             new,
             names,
         }))
+    }
+
+    /// One that no other try has had. Sessions that still make or keep one of ours are of a process that is gone, for we
+    /// hold the working lock: the server would wait for them as long as for anybody.
+    async fn temporary_name(&self, session: &mut WalSession) -> Result<String, PassError> {
+        static TRY: AtomicU64 = AtomicU64::new(1);
+        let id = self.work.state.cluster().await?.id;
+        let ours = format!("{}_", Names::of_cluster(&id).slot);
+        let former = format!(
+            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots \
+             WHERE temporary AND active_pid IS NOT NULL AND starts_with(slot_name, {})",
+            quote_literal(&ours)
+        );
+        let doing = "ending a former copy's session";
+        session.query(doing, &former).await?;
+        let number = TRY.fetch_add(1, Ordering::Relaxed);
+        Ok(format!("{ours}{}_{number}", self.work.lock.token))
     }
 
     /// A copy that came to nothing leaves no slot, as far as its end can be told.
@@ -124,9 +151,12 @@ impl Baseline<'_> {
         let session = PeerSession::open(&self.work.config.peer.datastore)
             .await
             .ok()?;
-        let sql = "SELECT format('it waits for a transaction of %s (process %s, application %L, since %s)', \
-                     usename, pid, application_name, xact_start) FROM pg_stat_activity \
-                   WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() ORDER BY xact_start LIMIT 1";
+        let sql = "SELECT text FROM (SELECT xact_start, format('it waits for a transaction of %s (process %s, application %L, since %s)', \
+                       usename, pid, application_name, xact_start) FROM pg_stat_activity \
+                     WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() \
+                     UNION ALL SELECT prepared, format('it waits for prepared transaction %L of %s in database %s, prepared %s', \
+                       gid, owner, database, prepared) FROM pg_prepared_xacts) waits (since, text) \
+                   ORDER BY since LIMIT 1";
         let rows = session.query("looking whom a slot waits for", sql, &[]);
         let waits_for: String = rows.await.ok()?.first()?.get(0);
         Some(PassError::Busy {
@@ -169,6 +199,7 @@ impl Baseline<'_> {
                 spool: self.spool.clone(),
                 clock,
                 retried: Arc::new(Mutex::new(Instant::now())),
+                differed: stream::Differed::default(),
             };
             let mut followed = stream::follow(&follow).await.map_err(not_met)?;
             if let Some(mut earlier) = all.take() {

@@ -604,6 +604,7 @@ impl Pass<'_> {
             spool: self.spool.clone(),
             clock,
             retried: Arc::new(Mutex::new(Instant::now())),
+            differed: stream::Differed::default(),
         };
         match stream::follow(&follow).await {
             Ok(end) => Ok(Some(CopiedPoint {

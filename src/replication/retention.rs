@@ -3,8 +3,10 @@
 
 use super::artifacts::RETIRED;
 use super::error::PassError;
-use crate::cluster::{Expected, LocalSession, LocalStore, Lock, Retirement, State};
-use crate::config::Config;
+use crate::cluster::{
+    DatastoreError, DatastoreFault, Expected, LocalSession, LocalStore, Lock, Retirement, State,
+};
+use crate::config::{Config, Datastore};
 use crate::killpoint;
 use crate::package::package_of_key;
 
@@ -34,11 +36,7 @@ pub async fn sweep<C>(
     if due.is_empty() {
         return Ok(swept);
     }
-    let local = &config.local.datastore;
-    let mut databases = vec![LocalSession::open(local, &local.database).await?];
-    for generation in state.generations().await? {
-        databases.push(LocalSession::open(local, &generation.name).await?);
-    }
+    let databases = databases(config, state).await?;
     for gone in due {
         let Some(_claim) = claim(&gone.key) else {
             continue;
@@ -78,18 +76,69 @@ pub async fn sweep<C>(
     Ok(swept)
 }
 
+/// Every database that could become the visible one, and has packages. What a first copy replaced is somebody's, and may
+/// have none. One that cannot be asked may name anything: then nothing is deleted.
+async fn databases(config: &Config, state: &State) -> Result<Databases, PassError> {
+    let local = &config.local.datastore;
+    let visible = LocalSession::open(local, &local.database).await?;
+    let mut databases = vec![(local.database.clone(), visible)];
+    for generation in state.generations().await? {
+        let asked = with_packages(local, &generation.name).await;
+        let asked = asked.map_err(|error| unasked(&generation.name, error))?;
+        databases.extend(asked.map(|session| (generation.name, session)));
+    }
+    Ok(databases)
+}
+
+/// With the name of each.
+type Databases = Vec<(String, LocalSession)>;
+
+/// None: it has no table of packages at all, or is not there any more.
+async fn with_packages(
+    local: &Datastore,
+    name: &str,
+) -> Result<Option<LocalSession>, DatastoreError> {
+    let session = match LocalSession::open(local, name).await {
+        Ok(session) => session,
+        Err(error) if error.fault == DatastoreFault::NoDatabase => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let sql = "SELECT to_regclass('public.origin_packages') IS NOT NULL";
+    let row = session.query_one("looking for packages", sql, &[]).await?;
+    Ok(row.get::<_, bool>(0).then_some(session))
+}
+
+fn unasked(database: &str, error: DatastoreError) -> PassError {
+    if error.is_transient() {
+        return error.into();
+    }
+    PassError::Unfit {
+        check: "unasked_generation",
+        text: format!(
+            "the kept database {database} cannot be asked which artifacts it names, so all of them are kept: {error}"
+        ),
+        next_step: format!(
+            "make it readable again, or drop it: `warm-spare generations drop {database}`"
+        ),
+    }
+}
+
 /// The checksums that rows name under the key.
-async fn named(databases: &[LocalSession], gone: &Retirement) -> Result<Vec<String>, PassError> {
+async fn named(
+    databases: &[(String, LocalSession)],
+    gone: &Retirement,
+) -> Result<Vec<String>, PassError> {
     let Some((ident, target)) = package_of_key(&gone.key) else {
         return Ok(Vec::new());
     };
     let (ident, target) = (ident.to_string(), target.to_string());
     let sql = "SELECT checksum FROM public.origin_packages WHERE ident = $1 AND target = $2";
     let mut checksums = Vec::new();
-    for database in databases {
-        let rows = database
+    for (name, session) in databases {
+        let rows = session
             .query("looking who names an artifact", sql, &[&ident, &target])
-            .await?;
+            .await
+            .map_err(|error| unasked(name, error))?;
         checksums.extend(
             rows.iter()
                 .filter_map(|row| row.get::<_, Option<String>>(0)),

@@ -133,6 +133,8 @@ pub struct Arrival<'a> {
     /// Whom the new database comes from.
     pub line: &'a PrimaryLine,
     pub contents: &'a BTreeMap<String, ContentHash>,
+    /// The primary's file of each table at the snapshot.
+    pub files: &'a BTreeMap<String, i64>,
     pub vanished_packages: u64,
     pub vanished_artifacts: u64,
     /// An operator has seen and approved this change, and with it those before: the fuse counts anew.
@@ -241,7 +243,7 @@ async fn remember(
     session
         .batch(
             "forgetting the old recovery point",
-            "DELETE FROM copied; DELETE FROM content; DELETE FROM replacement",
+            "DELETE FROM copied; DELETE FROM content; DELETE FROM compared; DELETE FROM replacement",
         )
         .await?;
     let p = arrival.point;
@@ -279,6 +281,13 @@ async fn remember(
             sql,
             &[&tables, &rows, &hashes],
         )
+        .await?;
+    let tables: Vec<&str> = arrival.files.keys().map(String::as_str).collect();
+    let files: Vec<i64> = arrival.files.values().copied().collect();
+    let sql =
+        "INSERT INTO compared (table_name, file) SELECT * FROM unnest($1::text[], $2::int8[])";
+    session
+        .execute("remembering the tables' files", sql, &[&tables, &files])
         .await?;
     if arrival.approved {
         session

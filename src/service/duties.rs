@@ -13,6 +13,7 @@ use super::{Configs, Desk, next, sight};
 use crate::cluster::{Confirmation, CopiedPoint, LocalStore, Side, StateError, Store};
 use crate::config::Config;
 use crate::observe::{Baseline, HoldReason, State};
+use crate::replication::stream::Differed;
 use crate::replication::{
     Courier, Look, Options, Outcome, PassError, RETIRED, Report, STAGED, WAS_PRIMARY, look, mend,
     retry_unavailable, sweep, sync,
@@ -51,6 +52,8 @@ pub struct Duties<'a> {
     gaps: Vec<Instant>,
     /// When what the primary lacked was last tried again beside a stream.
     retried: Arc<Mutex<Instant>>,
+    /// Tables that a comparison found different, and when.
+    differed: Differed,
     /// When a failed verification is tried again.
     verify_again: Option<chrono::DateTime<chrono::Utc>>,
     /// When a handover that was held, or could not be undone, is tried again.
@@ -79,6 +82,7 @@ impl<'a> Duties<'a> {
             handover_at: None,
             gaps: Vec::new(),
             retried: Arc::new(Mutex::new(Instant::now())),
+            differed: Differed::default(),
             rows_differ: false,
             rechecking: false,
             failed_in_pass: false,

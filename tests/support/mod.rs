@@ -11,6 +11,7 @@ pub mod habitat;
 pub mod history;
 pub mod hostile;
 pub mod http_fault;
+pub mod inventory;
 pub mod minio;
 pub mod oracle;
 pub mod origins;

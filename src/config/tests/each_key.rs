@@ -164,6 +164,7 @@ const KEYS: &[(&str, &str, &[&str])] = &[
         &[r#""0 25 * * *""#, r#""0 0 31 2 *""#, "3"],
     ),
     ("verify.deep", "true", &[r#""deep""#, "1"]),
+    ("verify.rolling", "100", &["-1", "101", r#""2%""#]),
     ("http.listen", r#""0.0.0.0""#, &[r#""localhost""#, "1"]),
     ("http.port", "9641", &["0", "70000", r#""9641""#]),
     ("bind.datastore.host", r#""10.0.0.5""#, &[r#""a b""#, "1"]),

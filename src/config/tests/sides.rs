@@ -52,6 +52,7 @@ fn a_whole_configuration_arrives_whole() {
         ("fuse.approve", r#""f-1""#),
         ("verify.schedule", r#""30 4 * * *""#),
         ("verify.deep", "true"),
+        ("verify.rolling", "3"),
         ("http.listen", r#""::1""#),
         ("http.port", "9641"),
     ];
@@ -159,7 +160,8 @@ fn a_whole_configuration_arrives_whole() {
         config.verify,
         VerifyPlan {
             schedule: Some(Schedule::parse("30 4 * * *").unwrap()),
-            deep: true
+            deep: true,
+            rolling: 3
         }
     );
     assert_eq!(

@@ -51,6 +51,8 @@ pub struct Applier<'a> {
     pub token: i64,
     /// The transaction that the stream must begin with, for it is the last one that is here.
     pub unproven: Option<Lsn>,
+    /// Told when it has.
+    pub proven: watch::Sender<bool>,
 }
 
 /// Where the spare stands.
@@ -200,6 +202,7 @@ impl Applier<'_> {
                 _ => {}
             }
         }
+        self.proven.send_replace(true);
         self.reach(self.point.lsn);
         Ok(())
     }

@@ -34,6 +34,9 @@ pub enum Gap {
         table: String,
         error: Box<DatastoreError>,
     },
+    /// A comparison found what no change in the stream explains: the table was rewritten, as a rule.
+    #[error("{rows} rows of {table} are on one side only, and the stream did not bring them")]
+    Content { table: String, rows: u64 },
     #[error("the stream cannot be read: {0}")]
     Decoding(String),
     /// The gentler bound than the server's own: the log held for us is given up, and copied anew.

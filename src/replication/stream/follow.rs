@@ -2,47 +2,41 @@
 //! every ten seconds.
 
 use super::super::artifacts::Swap;
-use super::super::both_sides::compare_both;
 use super::super::courier::Courier;
-use super::super::descent::{Doubt, Here, There, doubt, left_at};
+use super::super::descent::{Here, There, doubt, left_at};
 use super::super::error::{PassError, Policy};
 use super::super::fuse::Shrinkage;
 use super::super::retention::{Swept, sweep};
 use super::super::retry::retry_unavailable;
-use super::super::sequences::{Sequence, set_as_holder};
 use super::Told;
 use super::ahead::{Ahead, Lookahead};
 use super::apply::{Applier, Point};
 use super::changes::Changes;
 use super::error::Gap;
 use super::gate::Gate;
+use super::proof::Proof;
 use super::pump::Pump;
 use super::question::{self, Seen};
 use super::settle::Settling;
 use super::spool::{SpoolError, spool};
 use crate::cluster::preparation::Names;
 use crate::cluster::{
-    Applying, Confirmation, CopiedPoint, LocalSession, Lock, Lsn, State, StateError, WalSession,
+    Applying, CopiedPoint, DatastoreError, LocalSession, Lock, Lsn, State, StateError,
     end_former_writers, peers_record,
 };
 use crate::config::Config;
 use crate::observe::Clock;
-use std::collections::VecDeque;
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 
-const QUESTION: Duration = Duration::from_secs(10);
 /// The shortest and the longest pause between two looks for artifacts that may go.
 const SWEEP: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(600));
-/// An idle primary may hold so much for us before the recovery point is moved over it, and its proof given up.
-const IDLE_HOLD: u64 = 64 << 20;
 /// When the stream has ended, what has arrived may take so long to be applied.
 const DRAIN: Duration = Duration::from_secs(60);
-/// Answers that wait for the spare to come so far.
-const MOST_PENDING: usize = 360;
 
 pub struct Follow<'a> {
     pub config: &'a Config,
@@ -62,6 +56,21 @@ pub struct Follow<'a> {
     pub clock: Clock,
     /// When the primary was last asked again for what it lacked.
     pub retried: Arc<Mutex<Instant>>,
+    /// Tables that a comparison found different, and when.
+    pub differed: Differed,
+}
+
+pub type Differed = Arc<Mutex<HashMap<String, Instant>>>;
+
+/// What the applier and the questions beside it tell each other.
+pub(super) struct Channels<'a> {
+    /// Known only when nothing is left to be compared.
+    pub until: &'a watch::Sender<Option<Lsn>>,
+    pub advance: &'a watch::Sender<Lsn>,
+    /// Everything before it is applied.
+    pub applied: watch::Receiver<Lsn>,
+    /// The history is the one that the spare stands in.
+    pub proven: watch::Receiver<bool>,
 }
 
 /// Where it ended, and what waits for the switch.
@@ -81,7 +90,7 @@ pub async fn follow(follow: &Follow<'_>) -> Result<Followed, Gap> {
     }
 }
 
-fn why(ended: Option<Result<Gap, JoinError>>) -> Gap {
+pub(super) fn why(ended: Option<Result<Gap, JoinError>>) -> Gap {
     match ended {
         Some(Ok(gap)) => gap,
         _ => Gap::Decoding("the task that reads the stream ended".into()),
@@ -98,11 +107,19 @@ impl Follow<'_> {
             .await
             .map_err(PassError::from)?;
         let point = self.take_over(&session).await?;
-        let seen = self.ask().await?;
-        let database = &self.config.peer.datastore.database;
-        self.same_history(&seen, &point).await?;
-        question::joins(&seen, &self.recorded, point.lsn, database).map_err(Gap::Broken)?;
-        self.told.seen(&seen);
+        let seen = self.joined(point).await?;
+        let proof = Proof::wanted(&seen, &self.recorded, point, self.incoming);
+        let proof = proof.map_err(Gap::Broken)?;
+        let seen = match proof {
+            Proof::Comparison => {
+                self.compare_history(&seen, point).await?;
+                let now = self.joined(point).await?;
+                self.is_of_the_stream(&now, &seen.server_started)?;
+                now
+            }
+            _ => seen,
+        };
+        let (proven, proven_seen) = watch::channel(proof != Proof::Mark);
         let settling = Settling::open(
             self.config,
             (self.state, self.lock),
@@ -116,28 +133,31 @@ impl Follow<'_> {
             self.courier.clone(),
             self.database,
             self.told.clone(),
+            proven_seen.clone(),
         )
         .await?;
-        let stream = WalSession::open(&self.config.peer.datastore)
-            .await
-            .map_err(PassError::from)?
-            .start(&self.names.slot, &self.names.publication, point.resume())
-            .await
-            .map_err(PassError::from)?;
+        let (ours, gates) = (session.ended(), gate.ended());
+        let states = self.state.session().ended();
+        // Who keeps a session for as long as this run hears of its end, and the next run opens another.
+        let ended = async {
+            tokio::select! {
+                error = ours => error,
+                error = gates => error,
+                error = states => error,
+            }
+        };
+        let stream = self.stream(point).await?;
         self.told.following();
-        let memory = usize::try_from(self.config.replication.buffer / 4).unwrap_or(usize::MAX);
-        let disk = self.config.replication.wal_hold_limit;
-        let (sender, receiver) = spool(memory, disk, &self.spool);
+        let (sender, receiver) = spool(self.memory(), self.disk(), &self.spool);
         let (durable, durable_seen) = watch::channel(point.resume());
         let (reached, reached_seen) = watch::channel(Lsn(0));
         let (advance, mut advance_seen) = watch::channel(Lsn(0));
-        // Known only when nothing is left to be compared.
         let (until, mut until_seen) = watch::channel(None);
         let (ahead, keys) = (Ahead::default(), gate.clone());
         let pump = Pump {
             stream,
             spool: sender,
-            lookahead: Lookahead::new(gate.clone(), ahead.clone(), point.mark),
+            lookahead: Some(Lookahead::new(gate.clone(), ahead.clone(), point.mark)),
             durable: durable_seen,
             received: point.resume(),
         };
@@ -155,35 +175,52 @@ impl Follow<'_> {
             reached,
             token: self.lock.token,
             unproven: point.mark,
+            proven,
         };
         // On another thread, so that the socket is read whatever the applier does. It ends with us.
         let mut reading = JoinSet::new();
         reading.spawn(pump.run());
         let mut applying = Box::pin(applier.run(&mut until_seen, &mut advance_seen));
-        let ended = tokio::select! {
-            biased;
-            applied = &mut applying => match applied {
-                // It came to the end before we heard of it.
-                Err(Gap::Spool(SpoolError::Failed(_))) => Err(why(reading.join_next().await)),
-                applied => applied,
-            },
-            ended = reading.join_next() => {
-                let why = why(ended);
-                // A primary that is gone for good has sent this before; what it still has to bring it cannot.
-                match tokio::time::timeout(DRAIN, &mut applying).await {
-                    Ok(Ok(point)) => Ok(point),
-                    Ok(Err(gap)) if gap.needs_baseline() => Err(gap),
-                    Ok(Err(Gap::Spool(SpoolError::Failed(_)))) | Err(_) => Err(why),
-                    Ok(Err(gap)) => {
-                        log::warn!("what had arrived before the stream ended is not all applied: {gap}");
-                        Err(why)
-                    }
-                }
-            }
-            gap = self.keep_asking(seen, point, (&until, &advance), reached_seen) => Err(gap),
-            error = self.keep_sweeping(&keys) => Err(error.into()),
-            error = self.keep_retrying(&keys) => Err(error.into()),
+        let channels = Channels {
+            until: &until,
+            advance: &advance,
+            applied: reached_seen,
+            proven: proven_seen.clone(),
         };
+        let mut beside = Box::pin(self.beside(seen, channels, &keys, proven_seen, ended));
+        // All that may wait does: what it holds is applied, however long that takes, and the rest is asked for again.
+        let mut full = None;
+        let ended = loop {
+            tokio::select! {
+                biased;
+                applied = &mut applying => break match (applied, full) {
+                    (Err(Gap::Spool(SpoolError::Failed(_))), Some(full)) => Err(full),
+                    // It came to the end before we heard of it.
+                    (Err(Gap::Spool(SpoolError::Failed(_))), None) => Err(why(reading.join_next().await)),
+                    (applied, _) => applied,
+                },
+                ended = reading.join_next(), if full.is_none() => {
+                    let why = why(ended);
+                    if matches!(why, Gap::Spool(SpoolError::Full { .. })) {
+                        log::info!("{why}: it is applied before the primary is asked for more");
+                        full = Some(why);
+                        continue;
+                    }
+                    // A primary that is gone for good has sent this before; what it still has to bring it cannot.
+                    break match tokio::time::timeout(DRAIN, &mut applying).await {
+                        Ok(Ok(point)) => Ok(point),
+                        Ok(Err(gap)) if gap.needs_baseline() => Err(gap),
+                        Ok(Err(Gap::Spool(SpoolError::Failed(_)))) | Err(_) => Err(why),
+                        Ok(Err(gap)) => {
+                            log::warn!("what had arrived before the stream ended is not all applied: {gap}");
+                            Err(why)
+                        }
+                    };
+                }
+                gap = &mut beside => break Err(gap),
+            }
+        };
+        drop(beside);
         drop(applying);
         let point = ended?;
         Ok(Followed {
@@ -191,6 +228,32 @@ impl Follow<'_> {
             swaps: std::mem::take(&mut applier.settling.swaps),
             shrinkage: std::mem::take(&mut applier.settling.shrinkage),
         })
+    }
+
+    /// What goes on beside the stream, and may end it.
+    async fn beside(
+        &self,
+        seen: Seen,
+        channels: Channels<'_>,
+        keys: &Gate,
+        mut proven: watch::Receiver<bool>,
+        ended: impl Future<Output = DatastoreError>,
+    ) -> Gap {
+        let upkeep = async {
+            // Neither deletes nor brings anything before the history is proven.
+            if proven.wait_for(|proven| *proven).await.is_err() {
+                return std::future::pending().await;
+            }
+            tokio::select! {
+                error = self.keep_sweeping(keys) => error,
+                error = self.keep_retrying(keys) => error,
+            }
+        };
+        tokio::select! {
+            gap = self.keep_asking(seen, channels) => gap,
+            error = upkeep => error.into(),
+            error = ended => error.into(),
+        }
     }
 
     /// Only a spare deletes, and only what Builder's own database and the kept ones do not name.
@@ -209,9 +272,12 @@ impl Follow<'_> {
                     "local: {} artifacts deleted whose packages went long ago",
                     swept.deleted
                 ),
+                Err(error @ PassError::State(StateError::Superseded)) => return error,
                 // Deleting is never urgent.
                 Err(error) if error.policy() == Policy::Retry => log::debug!("{error}"),
-                Err(error) => return error,
+                Err(error) => {
+                    log::warn!("{error}; artifacts whose packages went are deleted later")
+                }
             }
         }
     }
@@ -272,7 +338,17 @@ impl Follow<'_> {
         }
     }
 
-    async fn ask(&self) -> Result<Seen, PassError> {
+    /// Asked, and the stream would join what is here.
+    async fn joined(&self, point: Point) -> Result<Seen, Gap> {
+        let seen = self.ask().await?;
+        let database = &self.config.peer.datastore.database;
+        self.same_history(&seen, &point).await?;
+        question::joins(&seen, &self.recorded, point.lsn, database).map_err(Gap::Broken)?;
+        self.told.seen(&seen);
+        Ok(seen)
+    }
+
+    pub(super) async fn ask(&self) -> Result<Seen, PassError> {
         question::ask(
             self.config,
             &self.names.slot,
@@ -304,135 +380,5 @@ impl Follow<'_> {
                 .get::<_, Option<String>>(2)
                 .and_then(|mark| mark.parse().ok()),
         })
-    }
-
-    async fn keep_asking(
-        &self,
-        first: Seen,
-        point: Point,
-        (until, advance): (&watch::Sender<Option<Lsn>>, &watch::Sender<Lsn>),
-        mut applied: watch::Receiver<Lsn>,
-    ) -> Gap {
-        let mut pending: VecDeque<(Lsn, Confirmation)> = VecDeque::new();
-        let mut sequences = Vec::new();
-        let mut started = self.recorded.server_started.clone();
-        let mut next = Some(first);
-        let mut timer = tokio::time::interval(QUESTION);
-        timer.tick().await;
-        loop {
-            if let Some(seen) = next.take() {
-                if let Err(gap) = self.look(&seen, &mut sequences).await {
-                    return gap;
-                }
-                // An idle primary must not keep for us what holds nothing of ours.
-                if seen
-                    .slot
-                    .as_ref()
-                    .is_some_and(|slot| slot.held_bytes > IDLE_HOLD)
-                {
-                    let _ = advance.send(seen.wal);
-                }
-                match self.compare_after_restart(&seen, point, &mut started).await {
-                    Ok(()) => {
-                        until.send_replace(self.until);
-                    }
-                    Err(gap) if gap.needs_baseline() => return gap,
-                    Err(error) => {
-                        log::debug!("{error}");
-                        timer.tick().await;
-                        next = self.ask().await.ok();
-                        continue;
-                    }
-                }
-                if pending.len() == MOST_PENDING {
-                    pending.pop_front();
-                }
-                let confirmation = Confirmation {
-                    time: seen.time,
-                    clock_offset_seconds: seen.clock_offset_seconds,
-                };
-                pending.push_back((seen.wal, confirmation));
-            }
-            let reached = *applied.borrow_and_update();
-            let mut confirmed = None;
-            while let Some((_, confirmation)) = pending.front().filter(|(lsn, _)| *lsn <= reached) {
-                confirmed = Some(*confirmation);
-                pending.pop_front();
-            }
-            if let Some(confirmation) = confirmed {
-                self.told.confirmed(confirmation);
-            }
-            tokio::select! {
-                _ = timer.tick() => match self.ask().await {
-                    Ok(seen) => next = Some(seen),
-                    // The stream itself may well go on; what is not confirmed makes the lag grow.
-                    Err(error) => log::debug!("{error}"),
-                },
-                changed = applied.changed() => if changed.is_err() {
-                    std::future::pending::<()>().await;
-                },
-            }
-        }
-    }
-
-    /// A server that was set back to an older copy, and has written past our recovery point since, shows nothing of it
-    /// in its log's positions. It was started anew for that, so then the rows are compared.
-    async fn compare_after_restart(
-        &self,
-        seen: &Seen,
-        point: Point,
-        started: &mut String,
-    ) -> Result<(), Gap> {
-        if seen.server_started == *started {
-            return Ok(());
-        }
-        // Where there is a mark, nothing is applied or told as complete before the history is proven by it.
-        if point.mark.is_none() && !self.incoming {
-            log::info!("peer: its server was started anew; the rows of both sides are compared");
-            let compared = compare_both(self.config, None).await?;
-            if let Some((table, rows)) = compared.differing.first() {
-                let text = format!(
-                    "since the primary's server was started anew, {rows} rows of {table} are on one side only: it was set back to an older copy"
-                );
-                let stood = CopiedPoint {
-                    lsn: point.lsn.to_string(),
-                    ..self.recorded.clone()
-                };
-                return Err(Gap::WentBack(Doubt::set_back(&stood, text)));
-            }
-        }
-        if !self.incoming {
-            self.state.server_started(&seen.server_started).await?;
-        }
-        self.told.compared(&seen.server_started);
-        started.clone_from(&seen.server_started);
-        Ok(())
-    }
-
-    async fn look(&self, seen: &Seen, sequences: &mut Vec<Sequence>) -> Result<(), Gap> {
-        let database = &self.config.peer.datastore.database;
-        question::stands(seen, &self.recorded, database).map_err(|text| {
-            match seen.schema == self.recorded.schema {
-                true => Gap::Broken(text),
-                false => Gap::Schema(text),
-            }
-        })?;
-        let held = seen.slot.as_ref().map_or(0, |slot| slot.held_bytes);
-        let limit = self.config.replication.wal_hold_limit;
-        // One that was made by hand is not ours to give up.
-        if held > limit && !self.names.slot_is_premade {
-            return Err(Gap::Held { held, limit });
-        }
-        self.told.seen(seen);
-        if *sequences != seen.sequences {
-            let local = LocalSession::open(&self.config.local.datastore, self.database)
-                .await
-                .map_err(PassError::from)?;
-            // A holder that was paused, and lost the lock meanwhile, finds that out before it sets anything.
-            self.state.still_ours(self.lock).await?;
-            set_as_holder(&local, &seen.sequences, self.lock.token).await?;
-            sequences.clone_from(&seen.sequences);
-        }
-        Ok(())
     }
 }

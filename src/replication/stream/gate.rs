@@ -7,14 +7,14 @@ use super::super::error::{PassError, Policy};
 use super::super::inventory::{Todo, UNREADABLE, UNSOUND};
 use super::Told;
 use super::changes::{Named, named};
-use crate::cluster::{Artifact, DatastoreFault, LocalSession, Lsn, STATE_DATABASE};
+use crate::cluster::{Artifact, DatastoreError, DatastoreFault, LocalSession, Lsn, STATE_DATABASE};
 use crate::config::Config;
 use crate::package::{Checksum, Ident, Target, object_key};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_postgres::types::ToSql;
 
@@ -43,6 +43,8 @@ struct Shared {
     rows: LocalSession,
     state: LocalSession,
     told: Arc<dyn Told>,
+    /// The rows are of the history that the spare stands in. Nothing is brought for others.
+    proven: watch::Receiver<bool>,
     table: Mutex<Table>,
     changed: Notify,
     /// Some job's row is deleted further on.
@@ -107,6 +109,7 @@ impl Gate {
         courier: Courier,
         database: &str,
         told: Arc<dyn Told>,
+        proven: watch::Receiver<bool>,
     ) -> Result<Gate, PassError> {
         let local = &config.local.datastore;
         let state = LocalSession::open(local, STATE_DATABASE).await?;
@@ -124,6 +127,7 @@ impl Gate {
             rows,
             state,
             told,
+            proven,
             table: Mutex::default(),
             changed: Notify::new(),
             released: Notify::new(),
@@ -132,6 +136,26 @@ impl Gate {
             shared: Arc::new(shared),
             jobs: Arc::default(),
         })
+    }
+
+    /// Waits until one of its sessions has ended. Without it nothing is found out any more, and every want waits.
+    pub fn ended(&self) -> impl Future<Output = DatastoreError> + Send + 'static {
+        let shared = &self.shared;
+        let visible = shared.visible.as_ref().map(|session| session.ended());
+        let (rows, state) = (shared.rows.ended(), shared.state.ended());
+        async move {
+            let visible = async {
+                match visible {
+                    Some(ended) => ended.await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                error = visible => error,
+                error = rows => error,
+                error = state => error,
+            }
+        }
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -435,6 +459,16 @@ impl Shared {
     }
 
     async fn work(&self, id: WantId, item: &Item) -> Outcome {
+        if self
+            .proven
+            .clone()
+            .wait_for(|proven| *proven)
+            .await
+            .is_err()
+        {
+            // The run is over.
+            return std::future::pending().await;
+        }
         let mut lacking_since: Option<Instant> = None;
         let mut found: Option<&'static str> = None;
         // It was asked for once more after the bucket had proved to be the right one.

@@ -5,11 +5,14 @@
 
 mod ahead;
 mod apply;
+mod asking;
 mod changes;
 mod error;
+mod fingerprint;
 mod follow;
 mod gate;
 pub mod pgoutput;
+mod proof;
 mod pump;
 mod question;
 mod settle;
@@ -19,13 +22,15 @@ mod target;
 use super::error::PassError;
 use crate::cluster::{Confirmation, LocalSession, WalSession, quote_literal};
 use crate::config::Datastore;
+use chrono::{DateTime, Utc};
 use std::sync::Arc;
 use std::time::Duration;
 
 pub use apply::Point;
 pub use error::Gap;
-pub use follow::{Follow, Followed, follow};
-pub use question::{Seen, ask, schema, stands};
+pub use fingerprint::fingerprint;
+pub use follow::{Differed, Follow, Followed, follow};
+pub use question::{Seen, ask, stands};
 
 /// What nobody reads must hold nothing. The slot need not be there.
 pub async fn drop_slot(peer: &Datastore, slot: &str) -> Result<(), PassError> {
@@ -93,6 +98,8 @@ pub trait Told: Send + Sync {
     fn seen(&self, _: &Seen) {}
     /// The rows are the primary's also since its server was started then.
     fn compared(&self, _server_started: &str) {}
+    /// Each table was compared since then, one after the other.
+    fn compared_tables(&self, _oldest: Option<DateTime<Utc>>) {}
     /// Complete as of then.
     fn confirmed(&self, _: Confirmation) {}
 }

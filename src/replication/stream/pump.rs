@@ -25,7 +25,8 @@ const GATHER: Duration = Duration::from_millis(1);
 pub struct Pump {
     pub stream: WalStream,
     pub spool: Sender,
-    pub lookahead: Lookahead,
+    /// None: nothing is to be brought for what comes.
+    pub lookahead: Option<Lookahead>,
     /// Up to where everything is durable here.
     pub durable: watch::Receiver<Lsn>,
     pub received: Lsn,
@@ -101,7 +102,9 @@ impl Pump {
         match arrived {
             Arrived::Data { bytes, end } => {
                 self.received = self.received.max(end);
-                self.lookahead.see(&bytes);
+                if let Some(lookahead) = &mut self.lookahead {
+                    lookahead.see(&bytes);
+                }
                 self.spool.send(Frame::Data(bytes))?;
                 Ok(false)
             }

@@ -4,10 +4,12 @@
 use super::super::error::PassError;
 use super::super::look::Server;
 use super::super::sequences::{self, Sequence};
-use crate::cluster::{CopiedPoint, Lsn, PeerSession, Session, fenced};
+use super::fingerprint::fingerprint;
+use crate::cluster::{CopiedPoint, Lsn, PeerSession, fenced, timeline};
 use crate::config::Config;
 use crate::observe::Clock;
 use chrono::{DateTime, Utc};
+use std::collections::BTreeMap;
 
 /// What the primary answered.
 #[derive(Debug, Clone)]
@@ -22,11 +24,15 @@ pub struct Seen {
     pub server_started: String,
     /// The form of its tables, as one number.
     pub schema: String,
+    /// The file of each published table: another one, and its rows may be others without a word of it in the stream.
+    pub files: BTreeMap<String, i64>,
     /// A table of its database that the publication lacks.
     pub unpublished: Option<String>,
     pub slot: Option<Slot>,
     /// The most log that the server itself lets a slot hold; None: without bound.
     pub wal_bound: Option<u64>,
+    /// The oldest transaction that writes: the server keeps its log from there on, whatever a slot has confirmed.
+    pub oldest_writer: Option<String>,
     pub server: Server,
     pub fenced: bool,
     pub sequences: Vec<Sequence>,
@@ -39,15 +45,20 @@ pub struct Slot {
     pub confirmed: Option<Lsn>,
     /// `lost`: the server has thrown away what it would need.
     pub wal_status: String,
+    /// The log that the server keeps for it.
     pub held_bytes: u64,
+    /// The log that was not confirmed: what is kept for our sake alone.
+    pub unconfirmed_bytes: u64,
     pub active: bool,
 }
 
 const QUESTION: &str = concat!(
     "
-SELECT now(), clock_timestamp(), pg_current_wal_lsn()::text,
+SELECT now(), clock_timestamp(), CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_lsn()::text END,
        (SELECT system_identifier::text FROM pg_control_system()),
-       (SELECT timeline_id FROM pg_control_checkpoint()),
+       ",
+    timeline!(),
+    ",
        pg_postmaster_start_time()::text,
        current_setting('server_version'),
        coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false),
@@ -55,7 +66,7 @@ SELECT now(), clock_timestamp(), pg_current_wal_lsn()::text,
     fenced!("current_database()"),
     ",
        s.plugin::text, s.database::text, s.confirmed_flush_lsn::text, to_jsonb(s) ->> 'wal_status',
-       pg_wal_lsn_diff(pg_current_wal_lsn(), s.restart_lsn)::int8, s.active,
+       CASE WHEN NOT pg_is_in_recovery() THEN pg_wal_lsn_diff(pg_current_wal_lsn(), s.restart_lsn)::int8 END, s.active,
        (SELECT CASE WHEN setting = '-1' THEN NULL ELSE setting::int8 * 1048576 END
         FROM pg_settings WHERE name = 'max_slot_wal_keep_size'),
        (SELECT min(c.oid::regclass::text) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -64,57 +75,18 @@ SELECT now(), clock_timestamp(), pg_current_wal_lsn()::text,
           AND NOT EXISTS (SELECT 1 FROM pg_depend d
             WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
           AND NOT EXISTS (SELECT 1 FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
-            WHERE r.prrelid = c.oid AND p.pubname = $2))
+            WHERE r.prrelid = c.oid AND p.pubname = $2)),
+       CASE WHEN NOT pg_is_in_recovery() THEN pg_wal_lsn_diff(pg_current_wal_lsn(), s.confirmed_flush_lsn)::int8 END,
+       (SELECT text FROM (SELECT xact_start, format('a transaction of %s (process %s, application %L, since %s)',
+            usename, pid, application_name, xact_start) FROM pg_stat_activity
+          WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid()
+          UNION ALL SELECT prepared, format('prepared transaction %L of %s in database %s, prepared %s',
+            gid, owner, database, prepared) FROM pg_prepared_xacts) writers (since, text) ORDER BY since LIMIT 1),
+       (SELECT coalesce(jsonb_object_agg(n.nspname || '.' || c.relname, pg_relation_filenode(c.oid)), '{}')::text
+        FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
+        JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = $2)
 FROM (SELECT 1) one LEFT JOIN pg_replication_slots s ON s.slot_name = $1"
 );
-
-/// Everything that makes a row mean what it means. Compared with the same server's own answer of before, so what differs
-/// from version to version does not matter.
-const SCHEMA: &str = "
-WITH ours AS (
-    SELECT oid, nspname FROM pg_namespace
-    WHERE nspname NOT IN ('information_schema', 'warm_spare') AND nspname !~ '^pg_'),
-lines AS (
-    SELECT concat_ws(' ', 'column', n.nspname, c.relname, c.relkind, c.relpersistence, a.attnum, a.attname,
-        format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attidentity, a.attgenerated,
-        pg_get_expr(d.adbin, d.adrelid)) AS line
-    FROM ours n JOIN pg_class c ON c.relnamespace = n.oid AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
-    LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-    LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
-    UNION ALL SELECT concat_ws(' ', 'constraint', n.nspname, conrelid::regclass, conname, pg_get_constraintdef(k.oid))
-    FROM pg_constraint k JOIN ours n ON n.oid = k.connamespace
-    UNION ALL SELECT concat_ws(' ', 'index', pg_get_indexdef(i.indexrelid))
-    FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid JOIN ours n ON n.oid = c.relnamespace WHERE i.indisvalid
-    UNION ALL SELECT concat_ws(' ', 'label', n.nspname, t.typname, e.enumsortorder, e.enumlabel)
-    FROM pg_enum e JOIN pg_type t ON t.oid = e.enumtypid JOIN ours n ON n.oid = t.typnamespace
-    UNION ALL SELECT concat_ws(' ', 'function', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid),
-        p.prokind, p.provolatile, p.proisstrict, p.prosecdef, p.prolang, p.prorettype::regtype, md5(p.prosrc))
-    FROM pg_proc p JOIN ours n ON n.oid = p.pronamespace
-    WHERE NOT EXISTS (SELECT 1 FROM pg_depend d
-        WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e')
-    UNION ALL SELECT concat_ws(' ', 'trigger', t.tgenabled, pg_get_triggerdef(t.oid))
-    FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN ours n ON n.oid = c.relnamespace
-    WHERE NOT t.tgisinternal
-    UNION ALL SELECT concat_ws(' ', 'view', n.nspname, c.relname, md5(pg_get_viewdef(c.oid)))
-    FROM pg_class c JOIN ours n ON n.oid = c.relnamespace WHERE c.relkind IN ('v', 'm')
-    UNION ALL SELECT concat_ws(' ', 'sequence', n.nspname, c.relname, s.seqstart, s.seqincrement, s.seqmax, s.seqmin,
-        s.seqcache, s.seqcycle)
-    FROM pg_sequence s JOIN pg_class c ON c.oid = s.seqrelid JOIN ours n ON n.oid = c.relnamespace
-    UNION ALL SELECT concat_ws(' ', 'extension', extname) FROM pg_extension
-    UNION ALL SELECT concat_ws(' ', 'schema', nspname) FROM ours
-    -- What the publication leaves out is left out without a word. As JSON, for its columns differ from version to version.
-    UNION ALL SELECT concat_ws(' ', 'publication', to_jsonb(p)) FROM pg_publication p WHERE p.pubname = $1
-    UNION ALL SELECT concat_ws(' ', 'published', to_jsonb(r)) FROM pg_publication_rel r
-    JOIN pg_publication p ON p.oid = r.prpubid WHERE p.pubname = $1)
-SELECT coalesce(md5(string_agg(line, E'\\n' ORDER BY line)), '') FROM lines";
-
-/// The form of all tables and what is published of them, as the session's transaction sees it.
-pub async fn schema(session: &Session, publication: &str) -> Result<String, PassError> {
-    let row = session
-        .query_one("reading the form of the tables", SCHEMA, &[&publication])
-        .await?;
-    Ok(row.get(0))
-}
 
 /// Asks, on a session that ends with the answer.
 pub async fn ask(
@@ -133,6 +105,9 @@ pub async fn ask(
         )
         .await?;
     let answered = clock.now();
+    let Some(timeline) = row.get::<_, Option<i32>>(4) else {
+        return Err(PassError::standby());
+    };
     let between = asked + (answered - asked) / 2;
     let theirs: DateTime<Utc> = row.get(1);
     let lsn = |column: usize| {
@@ -145,8 +120,10 @@ pub async fn ask(
         confirmed: lsn(11),
         wal_status: row.get::<_, Option<String>>(12).unwrap_or_default(),
         held_bytes: row.get::<_, Option<i64>>(13).unwrap_or_default().max(0) as u64,
+        unconfirmed_bytes: row.get::<_, Option<i64>>(17).unwrap_or_default().max(0) as u64,
         active: row.get::<_, Option<bool>>(14).unwrap_or_default(),
     });
+    let files: String = row.get(19);
     let names = sequences::sequence_names(&peer).await?;
     Ok(Seen {
         time: row.get(0),
@@ -154,12 +131,14 @@ pub async fn ask(
             / 1e6,
         wal: lsn(2).unwrap_or_default(),
         system_id: row.get(3),
-        timeline: row.get(4),
+        timeline,
         server_started: row.get(5),
-        schema: schema(&peer, publication).await?,
+        schema: fingerprint(&peer, publication).await?,
+        files: serde_json::from_str(&files).unwrap_or_default(),
         unpublished: row.get(16),
         slot,
         wal_bound: row.get::<_, Option<i64>>(15).map(i64::unsigned_abs),
+        oldest_writer: row.get(18),
         server: Server {
             version: row.get(6),
             tls: row.get(7),
@@ -219,4 +198,41 @@ pub fn stands(seen: &Seen, recorded: &CopiedPoint, database: &str) -> Result<(),
         return Err("the form of the primary's tables has changed".into());
     }
     Ok(())
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// An answer of a server that was started then, whose slot is confirmed there.
+    pub fn seen_at(started: &str, confirmed: Lsn) -> Seen {
+        Seen {
+            time: Utc::now(),
+            clock_offset_seconds: 0.0,
+            wal: Lsn(0x1000),
+            system_id: "1".into(),
+            timeline: 1,
+            server_started: started.into(),
+            schema: String::new(),
+            files: BTreeMap::new(),
+            unpublished: None,
+            slot: Some(Slot {
+                plugin: "pgoutput".into(),
+                database: "builder".into(),
+                confirmed: Some(confirmed),
+                wal_status: "reserved".into(),
+                held_bytes: 0,
+                unconfirmed_bytes: 0,
+                active: false,
+            }),
+            wal_bound: None,
+            oldest_writer: None,
+            server: Server {
+                version: "15.0".into(),
+                tls: false,
+            },
+            fenced: false,
+            sequences: Vec::new(),
+        }
+    }
 }

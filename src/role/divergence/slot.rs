@@ -1,7 +1,7 @@
 //! Whether the slot by which the successor followed still gives everything since its promotion.
 
 use crate::cluster::preparation::COPIED_TABLES;
-use crate::cluster::{LocalSession, Lsn, Promotion};
+use crate::cluster::{LocalSession, Lsn, Promotion, timeline};
 use crate::config::Config;
 use crate::replication::PassError;
 use std::time::Duration;
@@ -80,12 +80,16 @@ pub fn usable(server: &Server, promotion: &Promotion) -> Usable {
     Usable::From(from)
 }
 
-const QUESTION: &str = "
-SELECT (SELECT system_identifier::text FROM pg_control_system()), (SELECT timeline_id FROM pg_control_checkpoint()),
+const QUESTION: &str = concat!(
+    "
+SELECT (SELECT system_identifier::text FROM pg_control_system()), ",
+    timeline!(),
+    ",
        pg_current_wal_lsn()::text, EXISTS (SELECT 1 FROM pg_publication WHERE pubname = $2),
        s.slot_name IS NOT NULL, s.plugin::text, coalesce(s.database = current_database(), false),
        coalesce(to_jsonb(s) ->> 'wal_status' = 'lost', false), s.confirmed_flush_lsn::text, coalesce(s.active, false)
-FROM (SELECT 1) one LEFT JOIN pg_replication_slots s ON s.slot_name = $1";
+FROM (SELECT 1) one LEFT JOIN pg_replication_slots s ON s.slot_name = $1"
+);
 
 const UNPUBLISHED: &str = "
 SELECT min(c.oid::regclass::text) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace

@@ -63,6 +63,7 @@ impl Handover<'_> {
             spool: self.spool.clone(),
             clock: self.clock.clone(),
             retried: Arc::new(Mutex::new(Instant::now())),
+            differed: stream::Differed::default(),
         };
         match stream::follow(&follow).await {
             Ok(_) => Ok(()),

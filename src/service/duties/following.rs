@@ -12,7 +12,7 @@ use crate::config::{Config, Mode};
 use crate::observe::{Held, Mode as Shown};
 use crate::replication::stream::{self, Applied, Follow, Followed, Gap, Seen, Told};
 use crate::replication::{Chosen, Courier, PassError, approve, decide};
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -121,10 +121,7 @@ impl Told for Ear {
             state.peer.version = Some(seen.server.version.clone());
             state.peer.tls = Some(seen.server.tls);
             state.peer.fenced = Some(seen.fenced);
-            state.held = seen.slot.as_ref().map(|slot| Held {
-                bytes: slot.held_bytes,
-                bound: seen.wal_bound,
-            });
+            state.held = held(seen);
             let reached = state.point.as_ref().and_then(|p| p.lsn.parse::<Lsn>().ok());
             if state.waiting == Some(true) {
                 state.lag_bytes = reached.map(|lsn| seen.wal.0.saturating_sub(lsn.0));
@@ -143,6 +140,10 @@ impl Told for Ear {
         });
     }
 
+    fn compared_tables(&self, oldest: Option<DateTime<Utc>>) {
+        self.desk.update(|state| state.compared = oldest);
+    }
+
     fn confirmed(&self, confirmation: Confirmation) {
         self.gets_on();
         self.desk.update(|state| {
@@ -153,6 +154,15 @@ impl Told for Ear {
         });
         self.confirmed.send_replace(Some(confirmation));
     }
+}
+
+fn held(seen: &Seen) -> Option<Held> {
+    seen.slot.as_ref().map(|slot| Held {
+        bytes: slot.held_bytes,
+        bound: seen.wal_bound,
+        unconfirmed: slot.unconfirmed_bytes,
+        oldest_writer: seen.oldest_writer.clone(),
+    })
 }
 
 enum Ended {
@@ -217,6 +227,7 @@ impl Duties<'_> {
             spool: tenure.data.clone(),
             clock: self.desk.clock.clone(),
             retried: self.retried.clone(),
+            differed: self.differed.clone(),
         };
         // Bytes may be half replaced when it ends.
         self.unsettled = true;
@@ -332,13 +343,11 @@ impl Duties<'_> {
         let names = Names::of(&id.unwrap_or_default(), &config.replication);
         let clock = self.desk.clock.clone();
         let seen = stream::ask(config, &names.slot, &names.publication, &clock).await?;
-        let held = seen.slot.as_ref().map(|slot| Held {
-            bytes: slot.held_bytes,
-            bound: seen.wal_bound,
-        });
-        self.desk.update(|state| state.held = held);
+        let held = held(&seen);
         let limit = config.replication.wal_hold_limit;
-        if !names.slot_is_premade && held.is_some_and(|held| held.bytes > limit) {
+        let too_much = held.as_ref().is_some_and(|held| held.unconfirmed > limit);
+        self.desk.update(|state| state.held = held);
+        if !names.slot_is_premade && too_much {
             log::warn!(
                 "peer: our slot holds more than replication.wal_hold_limit; it is given up, and a new baseline follows"
             );

@@ -1,0 +1,326 @@
+//! Is the primary's history the one that the spare stands in? Before that is proven, nothing that comes from it leaves a
+//! trace here: no row, no sequence, no artifact, no deletion.
+//!
+//! There are two ways in. The *mark*: the last transaction that is here comes once more, at the same place and time. Where
+//! there is none (nothing was applied since the copy, or since the point was moved over what held nothing), a *finished
+//! comparison*: what the slot gives is applied in a transaction that is never committed, and in there all rows are the
+//! primary's.
+
+use super::super::both_sides::{Ours, compare_all};
+use super::super::descent::Doubt;
+use super::super::error::PassError;
+use super::apply::Point;
+use super::changes::{Change, Changes};
+use super::error::Gap;
+use super::follow::{Follow, why};
+use super::pgoutput::{Message, decode};
+use super::pump::Pump;
+use super::question::{self, Seen};
+use super::spool::{Frame, Receiver, SpoolError, spool};
+use crate::cluster::{Applying, CopiedPoint, Lsn, Session, WalSession};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+/// What is still to be done before the stream is believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Proof {
+    /// Nothing: it is the same run of the same server, and its slot stands where this spare has put it.
+    None,
+    Mark,
+    Comparison,
+}
+
+impl Proof {
+    /// Err: it cannot be proven.
+    pub fn wanted(
+        seen: &Seen,
+        recorded: &CopiedPoint,
+        point: Point,
+        incoming: bool,
+    ) -> Result<Proof, String> {
+        let same_run = seen.server_started == recorded.server_started;
+        if point.mark.is_some() {
+            return Ok(Proof::Mark);
+        }
+        if incoming && !same_run {
+            return Err("the primary's server was started anew while it was copied".into());
+        }
+        // A whole machine that was set back, with its memory, is of the same run. Its slot has gone back too.
+        let slot = seen.slot.as_ref();
+        let stands = slot.is_some_and(|slot| slot.confirmed == Some(point.lsn));
+        Ok(match same_run && (stands || incoming) {
+            true => Proof::None,
+            false => Proof::Comparison,
+        })
+    }
+}
+
+/// The spare as it would be with what the slot gives.
+struct Rehearsal {
+    changes: Changes,
+    spool: Receiver,
+    /// Everything before it was sent and is in the open transaction.
+    reached: Lsn,
+    /// Why it cannot go on.
+    failed: Option<Gap>,
+}
+
+impl Ours for Rehearsal {
+    fn session(&self) -> &Session {
+        self.changes.session()
+    }
+
+    async fn come_past(&mut self, place: Lsn, at_most: Duration) -> Result<bool, PassError> {
+        match tokio::time::timeout(at_most, self.apply_to(place)).await {
+            Ok(Ok(())) => Ok(true),
+            Ok(Err(gap)) => {
+                let text = gap.to_string();
+                self.failed = Some(gap);
+                Err(PassError::NotMet { text })
+            }
+            Err(_) => Ok(false),
+        }
+    }
+
+    fn patience(&self) -> Option<Duration> {
+        None
+    }
+
+    fn has_all_of_a_resting_primary(&self) -> bool {
+        true
+    }
+}
+
+impl Rehearsal {
+    /// May be dropped while it waits for what is not here yet.
+    async fn apply_to(&mut self, place: Lsn) -> Result<(), Gap> {
+        while self.reached < place {
+            match self.spool.recv().await? {
+                Some(Frame::Reached(lsn)) => {
+                    self.changes.flush().await?;
+                    self.reached = self.reached.max(lsn);
+                }
+                Some(Frame::Data(bytes)) => {
+                    let length = bytes.len();
+                    self.take(decode(bytes)?, length).await?;
+                }
+                // Who reads the stream says why it ended.
+                None => std::future::pending().await,
+            }
+        }
+        Ok(())
+    }
+
+    async fn take(&mut self, message: Message, length: usize) -> Result<(), Gap> {
+        match message {
+            Message::Insert(insert) => {
+                let change = Change::Insert(insert.new);
+                self.changes.add(insert.relation, change, length).await
+            }
+            Message::Update(update) => {
+                let (old, new) = (update.old, update.new);
+                let change = Change::Update { old, new };
+                self.changes.add(update.relation, change, length).await
+            }
+            Message::Delete(delete) => {
+                let change = Change::Delete(delete.old);
+                self.changes.add(delete.relation, change, length).await
+            }
+            Message::Truncate(truncate) => self.changes.truncate(&truncate).await,
+            Message::Relation(relation) => self.changes.relation(&relation).await,
+            Message::Type(named) => {
+                self.changes.name_type(named.id, named.schema, named.name);
+                Ok(())
+            }
+            Message::Commit(commit) => {
+                self.changes.flush().await?;
+                self.changes.effects = Default::default();
+                self.reached = self.reached.max(commit.end);
+                Ok(())
+            }
+            Message::Begin(_) | Message::Origin(_) | Message::Logical(_) => Ok(()),
+        }
+    }
+}
+
+impl Follow<'_> {
+    /// The proof by comparison. It confirms nothing to the slot, and commits nothing here.
+    pub(super) async fn compare_history(&self, seen: &Seen, point: Point) -> Result<(), Gap> {
+        log::info!(
+            "peer: no transaction proves its history since it was last seen; the rows of both sides are compared before anything is applied"
+        );
+        let local = &self.config.local.datastore;
+        let session = Applying::open(local, self.database)
+            .await
+            .map_err(PassError::from)?;
+        let begin = "BEGIN";
+        session.batch("beginning to compare", begin).await?;
+        let (sender, receiver) = spool(self.memory(), self.disk(), &self.spool);
+        let (_nothing, durable) = watch::channel(Lsn(0));
+        let pump = Pump {
+            stream: self.stream(point).await?,
+            spool: sender,
+            lookahead: None,
+            durable,
+            received: point.resume(),
+        };
+        let mut reading = JoinSet::new();
+        reading.spawn(pump.run());
+        let mut rehearsal = Rehearsal {
+            changes: Changes::new(session),
+            spool: receiver,
+            reached: point.lsn,
+            failed: None,
+        };
+        let compared = tokio::select! {
+            compared = compare_all(self.config, &mut rehearsal, None) => compared.map_err(Gap::from),
+            ended = reading.join_next() => Err(why(ended)),
+            gap = self.keep_bounds() => Err(gap),
+        };
+        drop(reading);
+        let compared = match (rehearsal.failed.take(), compared) {
+            (None, Ok(compared)) => compared,
+            // Changes that our rows refuse were made to others.
+            (Some(gap @ (Gap::Row { .. } | Gap::Refused { .. })), _) => {
+                let text = format!("{gap}: the primary was set back to an older copy");
+                return Err(self.went_back(&point, text));
+            }
+            (_, Err(Gap::Spool(SpoolError::Full { limit }))) => {
+                return Err(Gap::Broken(format!(
+                    "the primary's history cannot be proven, for more than {limit} bytes of changes wait"
+                )));
+            }
+            (Some(gap), _) | (None, Err(gap)) => return Err(gap),
+        };
+        let session = rehearsal.changes.session();
+        session.batch("ending the comparison", "ROLLBACK").await?;
+        if let Some((table, rows)) = compared.differing.first() {
+            let text = format!(
+                "since the primary's server was started anew, {rows} rows of {table} are on one side only: it was set back to an older copy"
+            );
+            return Err(self.went_back(&point, text));
+        }
+        log::info!(
+            "peer: the rows of both sides are the same ({} in {} tables)",
+            compared.rows,
+            compared.tables
+        );
+        self.note_start(seen).await
+    }
+
+    fn went_back(&self, point: &Point, text: String) -> Gap {
+        let here = CopiedPoint {
+            lsn: point.lsn.to_string(),
+            ..self.recorded.clone()
+        };
+        Gap::WentBack(Doubt::set_back(&here, text))
+    }
+
+    /// The history is proven for this run of the primary's server.
+    pub(super) async fn note_start(&self, seen: &Seen) -> Result<(), Gap> {
+        if !self.incoming {
+            self.state.server_started(&seen.server_started).await?;
+            self.told.compared(&seen.server_started);
+        }
+        Ok(())
+    }
+
+    /// While nothing is applied the slot must hold no more than it may.
+    async fn keep_bounds(&self) -> Gap {
+        loop {
+            tokio::time::sleep(super::asking::QUESTION).await;
+            match self.ask().await {
+                Ok(seen) => {
+                    if let Err(gap) = self.bounded(&seen) {
+                        return gap;
+                    }
+                }
+                Err(error) => log::debug!("{error}"),
+            }
+        }
+    }
+
+    /// What is held for us, and that the slot and the tables are as they were.
+    pub(super) fn bounded(&self, seen: &Seen) -> Result<(), Gap> {
+        let database = &self.config.peer.datastore.database;
+        question::stands(seen, &self.recorded, database).map_err(|text| {
+            match seen.schema == self.recorded.schema {
+                true => Gap::Broken(text),
+                false => Gap::Schema(text),
+            }
+        })?;
+        // A transaction that is left open keeps the server's log whatever we do: giving our slot up would not free it,
+        // and no other could be made.
+        let held = seen.slot.as_ref().map_or(0, |slot| slot.unconfirmed_bytes);
+        let limit = self.config.replication.wal_hold_limit;
+        // One that was made by hand is not ours to give up.
+        if held > limit && !self.names.slot_is_premade {
+            return Err(Gap::Held { held, limit });
+        }
+        self.told.seen(seen);
+        Ok(())
+    }
+
+    /// The stream from where the spare stands.
+    pub(super) async fn stream(
+        &self,
+        point: Point,
+    ) -> Result<crate::cluster::WalStream, PassError> {
+        let session = WalSession::open(&self.config.peer.datastore).await?;
+        let (slot, publication) = (&self.names.slot, &self.names.publication);
+        Ok(session.start(slot, publication, point.resume()).await?)
+    }
+
+    pub(super) fn memory(&self) -> usize {
+        usize::try_from(self.config.replication.buffer / 4).unwrap_or(usize::MAX)
+    }
+
+    pub(super) fn disk(&self) -> u64 {
+        self.config.replication.wal_hold_limit
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::replication::stream::question::tests::seen_at;
+    use chrono::Utc;
+
+    fn recorded(started: &str) -> CopiedPoint {
+        CopiedPoint {
+            lsn: "0/100".into(),
+            commit_time: Utc::now(),
+            system_id: "1".into(),
+            timeline: 1,
+            transactions: String::new(),
+            server_started: started.into(),
+            sequences: String::new(),
+            schema: String::new(),
+            slot: "slot".into(),
+            peer_cluster: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_history_is_believed_by_its_mark_or_by_a_comparison() {
+        let point = |mark| Point {
+            lsn: Lsn(0x100),
+            commit_time: Utc::now(),
+            mark,
+        };
+        let wanted = |started: &str, confirmed, mark, incoming| {
+            let seen = seen_at(started, Lsn(confirmed));
+            Proof::wanted(&seen, &recorded("then"), point(mark), incoming)
+        };
+        let mark = Some(Lsn(0x90));
+        assert_eq!(wanted("later", 0x80, mark, false), Ok(Proof::Mark));
+        assert_eq!(wanted("then", 0x80, mark, false), Ok(Proof::Mark));
+        assert_eq!(wanted("later", 0x100, None, false), Ok(Proof::Comparison));
+        assert_eq!(wanted("then", 0x100, None, false), Ok(Proof::None));
+        // The same run, and yet its slot has gone back.
+        assert_eq!(wanted("then", 0x80, None, false), Ok(Proof::Comparison));
+        assert_eq!(wanted("then", 0x80, None, true), Ok(Proof::None));
+        assert!(wanted("later", 0x100, None, true).is_err());
+    }
+}

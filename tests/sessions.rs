@@ -1,0 +1,212 @@
+//! Every session of ours may be ended by somebody, on either server and at any time; and what we hold on the primary is let go.
+
+mod support;
+
+use std::time::Duration;
+use support::follow::{copies, followed, logical, prepare, prepared, until_equal, until_following};
+use support::inventory::{self, Inventory, Session, lasting_sessions, until_nothing_is_held};
+use support::packages::{insert, put};
+use support::service::SOON;
+use support::{Factory, Postgres, Result, Service, Site, Spec, wait_until};
+
+/// After so long an upload must be here, whatever was ended.
+const LIMIT: Duration = Duration::from_secs(30);
+
+async fn until_here(site: &Site, package: &support::Package, ended: &str) {
+    let what = format!("the upload after the end of {ended}");
+    wait_until(&what, LIMIT, || async {
+        let sql = "SELECT 1 FROM origin_packages WHERE ident = $1";
+        let rows = site.spare.conn().await?;
+        match rows.query_opt(sql, &[&package.ident]).await? {
+            Some(_) => Ok(()),
+            None => Err("it is not here".into()),
+        }
+    })
+    .await;
+}
+
+/// Ends one session after the other, and uploads after each.
+async fn end_each(
+    site: &Site,
+    (side, server): (&str, &Postgres),
+    factory: &mut Factory,
+    frozen: bool,
+) -> Result<usize> {
+    let least = if side == "here" { 6 } else { 1 };
+    let count = wait_until("its sessions are there", LIMIT, || async {
+        match lasting_sessions(server).await?.len() {
+            count if count >= least => Ok(count),
+            count => Err(format!("{count} of {least}").into()),
+        }
+    })
+    .await;
+    for number in 0..count {
+        // Those that went with the one before are there again.
+        let what = format!("{side}: {count} sessions");
+        let sessions: Vec<Session> = wait_until(&what, LIMIT, || async {
+            match lasting_sessions(server).await? {
+                found if found.len() >= count => Ok(found),
+                found => Err(format!("{found:#?}").into()),
+            }
+        })
+        .await;
+        let session = &sessions[number];
+        let name = format!("{side}{}", u8::from(frozen));
+        let package = factory.make(Spec::new("core", &name, &number.to_string()));
+        put(&site.primary, &package).await?;
+        if frozen {
+            site.primary.minio.sigstop();
+            insert(&site.primary, &package).await?;
+        }
+        inventory::end(server, session).await?;
+        let ended = format!("{side}, {}: {}", session.database, session.did);
+        let began = std::time::Instant::now();
+        match frozen {
+            true => site.primary.minio.sigcont(),
+            false => insert(&site.primary, &package).await?,
+        }
+        until_here(site, &package, &ended).await;
+        println!("{:.1?} after the end of {ended}", began.elapsed());
+    }
+    Ok(count)
+}
+
+/// The matrix: each session, on either server, in one state.
+async fn matrix(name: &str, frozen: bool) -> Result<()> {
+    let site = Site::builder(name).primary(logical()).own_stores();
+    let site = site.start().await?;
+    prepare(&site).await;
+    let mut factory = Factory::seeded();
+    factory.fill(&site.primary, 1).await?;
+    let service = followed(&site, "").await?;
+    let here = end_each(&site, ("here", &site.spare.pg), &mut factory, frozen).await?;
+    let there = end_each(&site, ("there", &site.primary.pg), &mut factory, frozen).await?;
+    println!("{here} sessions here, {there} there");
+    until_following(&service).await;
+    assert_eq!(copies(&service).await?, 1, "no new baseline");
+    until_nothing_is_held(&site.primary.pg, LIMIT).await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whichever_session_is_ended_the_next_upload_arrives() -> Result<()> {
+    matrix("ended", false).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whichever_session_is_ended_while_the_gate_waits_the_upload_arrives() -> Result<()> {
+    matrix("ended_waiting", true).await
+}
+
+/// The fence is set again by ending every session, and ours are among them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fence_that_is_set_again_does_not_hold_the_stream() -> Result<()> {
+    let site = prepared("fence_again").await?;
+    let mut factory = Factory::seeded();
+    factory.fill(&site.primary, 1).await?;
+    let service = followed(&site, "").await?;
+    site.spare.pg.set_fence(false).await?;
+    service
+        .until("the fence is set again", |status| {
+            let events = support::follow::events(status, "fence");
+            events.iter().any(|text| text.contains("set again"))
+        })
+        .await;
+    let package = factory
+        .package(&site.primary, Spec::new("core", "fenced", "1"))
+        .await?;
+    until_here(&site, &package, "all of them").await;
+    until_equal(&site).await
+}
+
+/// A walsender that exported a snapshot keeps it until its next command.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_primarys_snapshot_is_let_go_when_the_rows_are_copied() -> Result<()> {
+    let site = prepared("snapshot").await?;
+    Factory::seeded().fill(&site.primary, 1).await?;
+    let (service, halt) = Service::halting(&site, "", "baseline.tables");
+    halt.reached().await;
+    let held = |found: &Inventory| (found.snapshots, found.idle_in_transaction, found.locks);
+    wait_until("no snapshot is held", Duration::from_secs(5), || async {
+        match held(&Inventory::of(&site.primary.pg).await?) {
+            (0, 0, 0) => Ok(()),
+            found => Err(format!("{found:?}").into()),
+        }
+    })
+    .await;
+    let builder = site.primary.conn().await?;
+    // It waits for every session with an older snapshot.
+    builder
+        .batch_execute("SET statement_timeout = '5s'")
+        .await?;
+    let index = "CREATE INDEX CONCURRENTLY meanwhile ON accounts (email)";
+    builder.batch_execute(index).await?;
+    builder.batch_execute("DROP INDEX meanwhile").await?;
+    halt.go();
+    until_following(&service).await;
+    until_nothing_is_held(&site.primary.pg, LIMIT).await;
+    Ok(())
+}
+
+/// From the lasting slot on, the temporary one is of no use and would hold log that nobody measures.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_temporary_slot_goes_when_the_lasting_one_is_there() -> Result<()> {
+    let site = prepared("temporary").await?;
+    Factory::seeded().fill(&site.primary, 1).await?;
+    let (service, halt) = Service::halting(&site, "", "catch_up.begin");
+    halt.reached().await;
+    wait_until("no temporary slot", Duration::from_secs(5), || async {
+        match Inventory::of(&site.primary.pg).await?.temporary_slots {
+            0 => Ok(()),
+            slots => Err(format!("{slots} temporary slots").into()),
+        }
+    })
+    .await;
+    halt.go();
+    until_following(&service).await;
+    Ok(())
+}
+
+/// It waits within the server's lock manager, where a server does not notice that its client has gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_cannot_be_made_leaves_nothing_behind() -> Result<()> {
+    let primary = logical().setting("max_prepared_transactions", "5");
+    let site = Site::builder("blocked").primary(primary).start().await?;
+    prepare(&site).await;
+    Factory::seeded().fill(&site.primary, 1).await?;
+    let writer = site.primary.conn().await?;
+    let forgotten = "BEGIN; UPDATE origins SET updated_at = now(); PREPARE TRANSACTION 'forgotten'";
+    writer.batch_execute(forgotten).await?;
+    let service = Service::start(&site, "");
+    let pg = &site.primary.pg;
+    until_waiting(pg).await;
+    // Stopped in the middle of it.
+    service.stop().await;
+    until_nothing_is_held(pg, Duration::from_secs(5)).await;
+
+    // And given up by itself, and tried again: each time for the same reason.
+    let service = Service::start(&site, "");
+    let named = |status: &serde_json::Value| {
+        let detail = status["hold"]["detail"].as_str().unwrap_or_default();
+        detail.contains("prepared transaction") && detail.contains("forgotten")
+    };
+    service.until("it says whom it waits for", named).await;
+    until_nothing_is_held(pg, Duration::from_secs(5)).await;
+    until_waiting(pg).await;
+    assert!(named(&service.status().await?));
+    writer.batch_execute("COMMIT PREPARED 'forgotten'").await?;
+    until_following(&service).await;
+    until_equal(&site).await
+}
+
+/// Our walsender waits for the transaction.
+async fn until_waiting(primary: &Postgres) {
+    wait_until("a slot is being made", SOON, || async {
+        let sql = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'warm-spare'
+                     AND backend_type = 'walsender' AND wait_event_type = 'Lock'";
+        let client = primary.conn("postgres").await?;
+        let found = client.query_opt(sql, &[]).await?;
+        found.map(|_| ()).ok_or_else(|| "nobody waits".into())
+    })
+    .await;
+}
