@@ -179,9 +179,7 @@ fn of_epochs(here: &Here, record: &Record) -> Option<Doubt> {
         );
     }
     // It was never told its role: a stock primary, or the record that a fence of ours has left there.
-    if record.role.is_none() {
-        return None;
-    }
+    record.role.as_ref()?;
     if record.epoch < ours.epoch {
         return doubt(
             "older_primary",
