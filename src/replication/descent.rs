@@ -101,6 +101,7 @@ impl Doubt {
             "set_back" | "older_primary" | "other_line" => {
                 "if the spare has what the primary lost, promote the spare (docs/failover.md)"
             }
+            "ends_exchanged" => "if local and peer are exchanged, exchange them",
             _ => "if peer.datastore names the wrong server, correct it",
         };
         format!(
