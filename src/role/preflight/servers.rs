@@ -169,10 +169,15 @@ pub fn tls(peer: &config::Side) -> Check {
     let plain = peer.s3.endpoint.strip_prefix("http://");
     let host = plain.map(|rest| rest.split([':', '/']).next().unwrap_or_default());
     if let Some(host) = host.filter(|host| !is_loopback(host)) {
-        open.push(format!("peer.s3.endpoint is http, so any server may answer at {host}"));
+        open.push(format!(
+            "peer.s3.endpoint is http, so any server may answer at {host}"
+        ));
     }
     match open.is_empty() {
-        true => ok(NAME, "the peer's servers prove who they are, or are on this machine"),
+        true => ok(
+            NAME,
+            "the peer's servers prove who they are, or are on this machine",
+        ),
         false => warn(
             NAME,
             open.join("; "),
@@ -218,11 +223,17 @@ mod tests {
         };
         use config::SslMode::{Prefer, Require, VerifyCa, VerifyFull};
         let far = "https://dc1.example:9000";
-        assert_eq!(judged("127.0.0.1", Prefer, "http://localhost:9000"), Verdict::Ok);
+        assert_eq!(
+            judged("127.0.0.1", Prefer, "http://localhost:9000"),
+            Verdict::Ok
+        );
         assert_eq!(judged("dc1.example", VerifyFull, far), Verdict::Ok);
         assert_eq!(judged("dc1.example", VerifyCa, far), Verdict::Ok);
         assert_eq!(judged("dc1.example", Prefer, far), Verdict::Warn);
         assert_eq!(judged("10.0.0.1", Require, far), Verdict::Warn);
-        assert_eq!(judged("dc1.example", VerifyFull, "http://dc1.example:9000"), Verdict::Warn);
+        assert_eq!(
+            judged("dc1.example", VerifyFull, "http://dc1.example:9000"),
+            Verdict::Warn
+        );
     }
 }
