@@ -389,3 +389,67 @@ async fn by_snapshots_a_failover_waits_for_its_last_copy_only_so_long() -> Resul
     service.stop().await.ok();
     Ok(())
 }
+
+/// As a server whose first packet is lost: nobody answers, and a second later somebody does.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_lost_packet_does_not_make_a_failover_lossy() -> Result<()> {
+    use rustix::net::{AddressFamily, SocketType, bind, listen, socket};
+    let pair = Pair::start("failover_packet").await?;
+    let site = &pair.there;
+    // One connection waits to be accepted, and no more.
+    let door = socket(AddressFamily::INET, SocketType::STREAM, None)?;
+    bind(&door, &std::net::SocketAddr::from(([127, 0, 0, 1], 0)))?;
+    listen(&door, 0)?;
+    let door = std::net::TcpListener::from(door);
+    door.set_nonblocking(true)?;
+    let port = door.local_addr()?.port();
+    let door = tokio::net::TcpListener::from_std(door)?;
+    let (open, mut may) = tokio::sync::watch::channel(true);
+    let to = site.primary.pg.port();
+    let _keeper = tokio::spawn(async move {
+        loop {
+            if may.wait_for(|open| *open).await.is_err() {
+                return;
+            }
+            let accepted = tokio::select! {
+                accepted = door.accept() => accepted,
+                _ = may.changed() => continue,
+            };
+            let Ok((mut client, _)) = accepted else { continue };
+            tokio::spawn(async move {
+                let server = tokio::net::TcpStream::connect(("127.0.0.1", to)).await;
+                if let Ok(mut server) = server {
+                    let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+                }
+            });
+        }
+    });
+    let through = format!("[peer.datastore]\nport = {port}");
+    let mut service = followed(site, &through).await?;
+    write(&site.primary, "acknowledged").await?;
+    open.send_replace(false);
+    // Whoever comes now finds the one place taken.
+    let knocks: Vec<_> = (0..3)
+        .map(|_| tokio::net::TcpStream::connect(("127.0.0.1", port)))
+        .collect();
+    let waiting = tokio::spawn(async move {
+        for knock in knocks {
+            let _ = tokio::time::timeout(std::time::Duration::from_millis(100), knock).await;
+        }
+        std::future::pending::<()>().await;
+    });
+    tokio::time::sleep(std::time::Duration::from_millis(400)).await;
+    service.running.forget();
+    service.reconfigure(&format!("{}\n{through}", forced(2)));
+    let begins = |line: &str| line.contains("failover: step 2 of 6: fence");
+    service.running.wait_for_line(begins, SOON).await?;
+    tokio::time::sleep(std::time::Duration::from_millis(700)).await;
+    waiting.abort();
+    open.send_replace(true);
+    let status = until_primary(&service, 2).await;
+    let told = events(&status, "promotion");
+    assert!(told[0].contains("by switchover"), "{told:?}");
+    assert!(!is_writable(&site.primary).await);
+    service.stop().await.ok();
+    Ok(())
+}

@@ -52,6 +52,8 @@ pub struct State {
     pub sampled: Option<Sampled>,
     pub local: Sighting,
     pub peer: Sighting,
+    /// When its datastore last answered, by a clock that nobody sets.
+    pub peer_answered: Option<Instant>,
     /// Under which epoch, and by which cluster, the peer says that it is fenced.
     pub peer_fenced_by: Option<(i64, String)>,
     pub generations: Option<Vec<Generation>>,
@@ -452,6 +454,7 @@ impl State {
             sampled: None,
             local: Sighting::default(),
             peer: Sighting::default(),
+            peer_answered: None,
             peer_fenced_by: None,
             generations: None,
             generations_bytes: None,
@@ -489,6 +492,10 @@ impl State {
             Work::Following if self.point.is_some() => StateName::Following,
             _ => StateName::Starting,
         }
+    }
+
+    pub fn peer_answered_within(&self, limit: Duration) -> bool {
+        self.peer_answered.is_some_and(|then| then.elapsed() <= limit)
     }
 
     /// Whether artifacts are recorded that the primary did not give out, and may give out later.

@@ -7,7 +7,7 @@ mod verification;
 
 use super::complaint::Complaint;
 use super::guard::{End, ask_store};
-use super::plan::{Next, Plan, Rules};
+use super::plan::{LONGEST_WAIT, Next, Plan, Rules};
 use super::tenure::{Tenure, recall};
 use super::{Configs, Desk, next, sight};
 use crate::cluster::{Confirmation, CopiedPoint, LocalStore, Side, StateError, Store};
@@ -24,6 +24,9 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use verification::finished;
+
+/// Artifacts that are missing here have a verification begin once within so long.
+const MISSING_AGAIN: TimeDelta = TimeDelta::minutes(30);
 
 type Verifying = Pin<Box<dyn Future<Output = Result<Verification, PassError>>>>;
 
@@ -51,6 +54,10 @@ pub struct Duties<'a> {
     gaps: Vec<Instant>,
     /// When what the primary lacked was last tried again beside a stream.
     retried: Arc<Mutex<Instant>>,
+    /// When artifacts were last found missing in our own bucket, by the steady time.
+    missing_since: Option<chrono::DateTime<chrono::Utc>>,
+    /// Of these three the time is a steady one, that no setting of a clock delays. When a failed duty is tried again.
+    wait_until: Option<chrono::DateTime<chrono::Utc>>,
     /// When a failed verification is tried again.
     verify_again: Option<chrono::DateTime<chrono::Utc>>,
     /// When a handover that was held, or could not be undone, is tried again.
@@ -75,6 +82,8 @@ impl<'a> Duties<'a> {
             plan,
             complaint: Complaint::new("replication works"),
             verification: None,
+            wait_until: None,
+            missing_since: None,
             verify_again: None,
             handover_at: None,
             gaps: Vec::new(),
@@ -105,7 +114,7 @@ impl<'a> Duties<'a> {
                 .is_none_or(|old| Arc::ptr_eq(old, &config));
             if !same {
                 // What was refused may be allowed now; also when it came while something was being done.
-                self.plan.not_before = None;
+                self.wait_no_more();
                 self.handover_at = None;
                 self.complaint.begin_anew();
             }
@@ -128,7 +137,7 @@ impl<'a> Duties<'a> {
             let rules = Rules::of(&config);
             self.show_pause(&config, &rules);
             let now = self.desk.now();
-            self.plan.mind_the_clock(now);
+            self.mind_the_clock();
             let due = match self.follows(&config) {
                 true => Next::Follow,
                 false => self.plan.next(&rules, now),
@@ -162,18 +171,20 @@ impl<'a> Duties<'a> {
 
     /// Before anything else, paused or not: what a pass left that did not come to its end.
     async fn mend(&mut self, config: &Config) -> Result<(), PassError> {
+        self.mind_the_clock();
         let now = self.desk.now();
+        let steady = self.desk.clock.steady();
         let spare = self
             .desk
             .read(|state| state.role.as_deref() == Some("spare"));
         if !self.unsettled || !spare {
             return Ok(());
         }
-        let handover = self.handover_at.is_some_and(|at| at <= now);
+        let handover = self.handover_at.is_some_and(|at| at <= steady);
         if handover || self.plan.not_before.is_none_or(|earliest| earliest <= now) {
             let mended = mend(config, self.tenure.lock).await;
             if mended.is_err() && handover {
-                self.handover_at = Some(now + takeover::AGAIN);
+                self.handover_at = Some(steady + takeover::AGAIN);
             }
             mended?;
             self.unsettled = false;
@@ -189,13 +200,50 @@ impl<'a> Duties<'a> {
             () = next(&mut self.configs) => {}
             ended = finished(&mut self.verification) => self.verified(ended).await,
         }
-        if self
-            .verify_again
-            .is_some_and(|again| again <= self.desk.now())
-        {
+        self.verify_if_due();
+    }
+
+    fn verify_if_due(&mut self) {
+        let steady = self.desk.clock.steady();
+        if self.verify_again.is_some_and(|again| again <= steady) {
             self.verify_again = None;
             self.plan.verified = chrono::DateTime::UNIX_EPOCH;
         }
+        self.verify_what_is_missing();
+    }
+
+    /// Artifacts are missing in our own bucket: which ones, a verification tells, and has them copied again. Once in a while,
+    /// for what the primary lacks too comes back by no copy.
+    fn verify_what_is_missing(&mut self) {
+        let missing = self.desk.read(|state| {
+            let sampled = state.sampled.as_ref();
+            sampled.is_some_and(|sampled| !sampled.absent.is_empty())
+        });
+        let steady = self.desk.clock.steady();
+        let lately = self.missing_since.is_some_and(|then| steady - then < MISSING_AGAIN);
+        if missing && !lately && !self.plan.verifying {
+            self.missing_since = Some(steady);
+            self.plan.verified = chrono::DateTime::UNIX_EPOCH;
+        }
+    }
+
+    /// The plan counts by the clock, and what is waited for by a time that nobody sets.
+    fn mind_the_clock(&mut self) {
+        let now = self.desk.now();
+        self.plan.mind_the_clock(now);
+        let clock = &self.desk.clock;
+        self.wait_until = self.wait_until.filter(|until| *until > clock.steady());
+        self.plan.not_before = self.wait_until.map(|until| clock.from_steady(until));
+    }
+
+    fn wait_no_more(&mut self) {
+        self.wait_until = None;
+        self.plan.not_before = None;
+    }
+
+    fn wait_for(&mut self, wait: TimeDelta) {
+        self.wait_until = Some(self.desk.clock.steady() + wait.min(LONGEST_WAIT));
+        self.mind_the_clock();
     }
 
     /// What is tried again by itself goes before what is due.
@@ -206,6 +254,7 @@ impl<'a> Duties<'a> {
         again
             .into_iter()
             .flatten()
+            .map(|steady| self.desk.clock.from_steady(steady))
             .fold(until, chrono::DateTime::min)
     }
 
@@ -236,7 +285,7 @@ impl<'a> Duties<'a> {
         let wait = self
             .complaint
             .failed(now, error.code(), &error.to_string(), pace);
-        self.plan.not_before = Some(now + TimeDelta::from_std(wait).unwrap_or(TimeDelta::MAX));
+        self.wait_for(TimeDelta::from_std(wait).unwrap_or(LONGEST_WAIT));
         // The next try begins with the cheapest question.
         self.plan.looked = None;
     }
@@ -258,7 +307,7 @@ impl<'a> Duties<'a> {
         self.desk.see_store(Side::Local, our_store);
         let found = found?;
         self.plan.looked = Some(self.desk.now());
-        self.plan.not_before = None;
+        self.wait_no_more();
         let now = self.desk.now();
         self.plan.waiting = found.changed.map(|_| self.plan.waiting.unwrap_or(now));
         if let Some(why) = found.changed
@@ -420,7 +469,7 @@ impl<'a> Duties<'a> {
         self.rows_differ = false;
         self.plan.passed = now;
         self.plan.retried = now;
-        self.plan.not_before = None;
+        self.wait_no_more();
         // What was committed since the snapshot is not known yet.
         self.plan.looked = None;
         self.plan.lacking = !report.unavailable.is_empty();

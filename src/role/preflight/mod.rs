@@ -17,6 +17,7 @@ use crate::observe::{Check, Verdict};
 use crate::replication::PassError;
 use facts::Facts;
 pub use standing::CLOCK_WAIT;
+pub use there::ID_SLACK;
 use std::time::Duration;
 
 /// Which promotion is meant.

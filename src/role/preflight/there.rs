@@ -5,6 +5,7 @@ use crate::cluster::preparation::Names;
 use crate::cluster::{LocalSession, PeerSession, Record, Side, Store, exempt_role, peers_record};
 use crate::config::Config;
 use crate::observe::Clock;
+use chrono::{DateTime, TimeDelta, Utc};
 use crate::replication::stream::{Seen, ask};
 use crate::replication::{
     PassError, Rights, decide, lacking_extensions, major, rights, two_servers,
@@ -38,6 +39,17 @@ pub struct There {
     /// What it says of itself; None: it keeps no state of ours.
     pub record: Option<Record>,
     pub server: PeerServer,
+}
+
+/// Ids that are further ahead of the primary's own clock were made by a wrong one.
+pub const ID_SLACK: TimeDelta = TimeDelta::seconds(5);
+
+impl There {
+    /// The primary's clock, as of now.
+    pub fn clock(&self) -> DateTime<Utc> {
+        let ahead = (self.seen.clock_offset_seconds * 1e6) as i64;
+        Utc::now() + TimeDelta::microseconds(ahead)
+    }
 }
 
 pub struct PeerServer {
