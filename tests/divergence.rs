@@ -306,7 +306,11 @@ async fn a_deletion_is_found_by_comparison_and_no_comparison_ends_with_nothing()
     returning.promotion.commit_time = Some(chrono::Utc::now());
     // Made by the new primary itself.
     tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-    tamper(&site, "INSERT INTO accounts (name, email) VALUES ('there', '')").await?;
+    tamper(
+        &site,
+        "INSERT INTO accounts (name, email) VALUES ('there', '')",
+    )
+    .await?;
     delete_package(&site.primary, &packages[2]).await?;
     let found = returning.record().await?;
     assert!(!found.exact && found.rows > 0, "{found:?}");
@@ -314,9 +318,16 @@ async fn a_deletion_is_found_by_comparison_and_no_comparison_ends_with_nothing()
     assert_eq!(code, Some(1), "{told:#}");
     let gone = ("gone_here".to_string(), packages[2].ident.clone());
     assert_eq!(classes(&told), [gone], "{told:#}");
-    assert_eq!(table(&told, "public.origin_packages")["deleted"], 1, "{told:#}");
+    assert_eq!(
+        table(&told, "public.origin_packages")["deleted"],
+        1,
+        "{told:#}"
+    );
     let rows = returning.rows().await?;
-    assert!(rows.iter().all(|(table, ..)| table != "public.accounts"), "{rows:?}");
+    assert!(
+        rows.iter().all(|(table, ..)| table != "public.accounts"),
+        "{rows:?}"
+    );
     Ok(())
 }
 

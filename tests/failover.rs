@@ -415,7 +415,9 @@ async fn one_lost_packet_does_not_make_a_failover_lossy() -> Result<()> {
                 accepted = door.accept() => accepted,
                 _ = may.changed() => continue,
             };
-            let Ok((mut client, _)) = accepted else { continue };
+            let Ok((mut client, _)) = accepted else {
+                continue;
+            };
             tokio::spawn(async move {
                 let server = tokio::net::TcpStream::connect(("127.0.0.1", to)).await;
                 if let Ok(mut server) = server {
@@ -428,7 +430,7 @@ async fn one_lost_packet_does_not_make_a_failover_lossy() -> Result<()> {
     let mut service = followed(site, &through).await?;
     write(&site.primary, "acknowledged").await?;
     open.send_replace(false);
-    // Whoever comes now finds the one place taken.
+    // A connection that comes now finds the one place taken.
     let knocks: Vec<_> = (0..3)
         .map(|_| tokio::net::TcpStream::connect(("127.0.0.1", port)))
         .collect();

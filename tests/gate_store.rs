@@ -1,5 +1,5 @@
 //! What a store says at the gate, and what is done in our own bucket: one object that is refused holds nobody up, nothing is
-//! believed that no store said, and whoever slept does no harm.
+//! believed that no store said, and a process that slept does no harm.
 
 mod support;
 
@@ -63,7 +63,10 @@ async fn one_object_that_is_refused_holds_nobody_up() -> Result<()> {
         .await;
     let reason = &status["health"]["reasons"][0];
     assert_eq!(reason["code"], "unreadable_on_primary", "{status:#}");
-    assert!(reason["text"].to_string().contains(&frozen.key), "{status:#}");
+    assert!(
+        reason["text"].to_string().contains(&frozen.key),
+        "{status:#}"
+    );
     assert_eq!(status["health"]["level"], 1, "{status:#}");
     assert_eq!(unavailable(&site).await?, [frozen.key.as_str()]);
     store.set(|_| Fault::Forward);
@@ -102,7 +105,11 @@ async fn one_object_that_is_refused_holds_no_copy_up() -> Result<()> {
     assert_eq!(report["artifacts"]["unavailable"], expected, "{report:#}");
     store.set(|_| Fault::Forward);
     let report = site.warm_spare(&["sync", "--json"]).await.ok().json();
-    assert_eq!(report["artifacts"]["unavailable"], serde_json::json!([]), "{report:#}");
+    assert_eq!(
+        report["artifacts"]["unavailable"],
+        serde_json::json!([]),
+        "{report:#}"
+    );
     assert!(bytes_of(&site, &made[2].key).await?.is_some());
     // All of it refused.
     store.set(|request| match request.method == "GET" {
@@ -183,7 +190,8 @@ async fn one_that_sleeps_over_a_deletion_deletes_nothing_any_more() -> Result<()
     halt.reached().await;
     let second = first.beside("[replication]\nartifact_retention = \"1h\"");
     let admin = site.spare.pg.conn("warm_spare").await?;
-    let end = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted
+    let end =
+        "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted
                  AND database = (SELECT oid FROM pg_database WHERE datname = 'warm_spare')";
     admin.batch_execute(end).await?;
     // Its stream is taken for dead as well.

@@ -342,7 +342,9 @@ async fn what_was_written_between_two_tries_to_come_back_is_listed() -> Result<(
     until_settled(&service).await;
     pair.back.write_config("");
     support::follow::prepare(&pair.back).await;
-    Service::doomed(&pair.back, "", "failback.role").dead().await?;
+    Service::doomed(&pair.back, "", "failback.role")
+        .dead()
+        .await?;
     // The slot is gone by now.
     let nobody = "SELECT count(*) FROM pg_replication_slots";
     let slots = site.primary.conn().await?.query_one(nobody, &[]).await?;
@@ -450,7 +452,11 @@ async fn a_clock_that_is_set_back_delays_no_undoing() -> Result<()> {
     pair.there.environment.extend(environment);
     let service = Service::start(&pair.there, &settings);
     let status = service.until_hold("force_needed").await;
-    assert!(status["hold"]["detail"].to_string().contains("was given up"));
+    assert!(
+        status["hold"]["detail"]
+            .to_string()
+            .contains("was given up")
+    );
     std::fs::write(&time, "-3600")?;
     let now = status["time"].as_str().expect("a time").to_string();
     service
@@ -461,7 +467,11 @@ async fn a_clock_that_is_set_back_delays_no_undoing() -> Result<()> {
     line.set(Mode::Pass).await;
     let began = std::time::Instant::now();
     until_writable(&pair.there.primary).await;
-    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_secs(30),
+        "{:?}",
+        began.elapsed()
+    );
     service.stop().await.ok();
     Ok(())
 }

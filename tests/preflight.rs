@@ -355,7 +355,12 @@ async fn each_revision_that_a_ciphertext_names_is_opened() -> Result<()> {
     used.remove(&keys_dir(&site))?;
     let found = preflight(&site, "unplanned").await;
     assert_eq!(refused(&found), ["builder_keys"], "{found:#}");
-    assert_check(&found, "builder_keys", "refuse", &format!("bldr-{USED} (an access token: 1 rows)"));
+    assert_check(
+        &found,
+        "builder_keys",
+        "refuse",
+        &format!("bldr-{USED} (an access token: 1 rows)"),
+    );
     tokens().await?;
     let integration = format!(
         "INSERT INTO origin_integrations (origin, integration, name, body) SELECT name, 'docker', 'hub', '{}' FROM origins LIMIT 1",

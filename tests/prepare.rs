@@ -629,11 +629,18 @@ async fn slots_of_others_are_bounded_only_when_that_is_asked_for() -> Result<()>
     refused(
         &output,
         3,
-        &["other_slots", "physical slot standby1", "--bound-other-slots"],
+        &[
+            "other_slots",
+            "physical slot standby1",
+            "--bound-other-slots",
+        ],
     );
     assert_eq!(standing(&site).await?, before, "nothing was made");
     let printed = site.warm_spare(&["prepare", "--print"]).await.ok().stdout;
-    assert!(printed.contains("-- IN THE WAY: max_slot_wal_keep_size"), "{printed}");
+    assert!(
+        printed.contains("-- IN THE WAY: max_slot_wal_keep_size"),
+        "{printed}"
+    );
     let asked = ["prepare", "--bound-other-slots"];
     let made = site.warm_spare(&asked).await.ok().stdout;
     assert!(made.contains("Made: max_slot_wal_keep_size."), "{made}");
@@ -679,8 +686,14 @@ async fn the_state_of_a_promoted_cluster_is_not_removed_unasked() -> Result<()> 
     );
     assert!(site.spare.pg.has_database("warm_spare").await?);
     support::wait_until("the sessions to be gone", limit, no_sessions).await;
-    let output = site.warm_spare(&["release", "--local", "--force"]).await.ok();
-    assert!(output.stderr.contains("lost by release --local --force"), "{output}");
+    let output = site
+        .warm_spare(&["release", "--local", "--force"])
+        .await
+        .ok();
+    assert!(
+        output.stderr.contains("lost by release --local --force"),
+        "{output}"
+    );
     assert!(!site.spare.pg.has_database("warm_spare").await?);
     Ok(())
 }

@@ -55,7 +55,7 @@ async fn a_balancer_is_sent_nowhere_once_the_datastore_is_gone() -> Result<()> {
         until_answers(service, path, 200).await;
     }
 
-    // Whoever fences it, and however the setting is written.
+    // By anybody's hand, and however the setting is written.
     let admin = pair.there.primary.pg.conn("postgres").await?;
     for value in ["on", "true", "1"] {
         let sql = format!("ALTER DATABASE builder SET default_transaction_read_only = {value}");
@@ -123,7 +123,10 @@ async fn a_spare_of_a_fenced_primary_is_critical_and_not_handed_over() -> Result
             !has_code(status, "primary_read_only") && status["peer"]["fenced"] == false
         })
         .await;
-    assert!(status.to_string().contains("forgotten fence of epoch 2"), "{status:#}");
+    assert!(
+        status.to_string().contains("forgotten fence of epoch 2"),
+        "{status:#}"
+    );
     Ok(())
 }
 
@@ -160,7 +163,12 @@ async fn an_emptied_bucket_is_red_and_is_not_promoted_without_consent() -> Resul
         let arguments = ["--json", "preflight", "--for", purpose];
         let output = site.warm_spare(&arguments).await;
         assert_eq!(output.code, Some(1), "{output}");
-        assert_check(&output.json(), "artifacts", "refuse", "not in the local bucket");
+        assert_check(
+            &output.json(),
+            "artifacts",
+            "refuse",
+            "not in the local bucket",
+        );
     }
     let emptied = Instant::now();
     let status = service
@@ -168,14 +176,20 @@ async fn an_emptied_bucket_is_red_and_is_not_promoted_without_consent() -> Resul
         .await;
     assert!(emptied.elapsed() < Duration::from_secs(60));
     assert_eq!(status["health"]["level"], 2, "{status:#}");
-    assert!(status["artifacts"]["missing_here"].as_u64() > Some(0), "{status:#}");
+    assert!(
+        status["artifacts"]["missing_here"].as_u64() > Some(0),
+        "{status:#}"
+    );
 
     service.reconfigure(&forced(2));
     let status = service.until_hold("force_needed").await;
     let detail = status["hold"]["detail"].to_string();
     assert!(detail.contains("artifacts: "), "{detail}");
     let step = status["hold"]["next_step"].to_string();
-    assert!(step.contains("fuse.approve = \\\"artifacts-2\\\""), "{step}");
+    assert!(
+        step.contains("fuse.approve = \\\"artifacts-2\\\""),
+        "{step}"
+    );
     service.reconfigure(&format!("{}\n[fuse]\napprove = \"artifacts-2\"", forced(2)));
     until_primary(&service, 2).await;
     Ok(())
@@ -201,7 +215,10 @@ async fn a_spare_that_was_complete_at_a_time_to_come_is_not_counted_as_complete(
         })
         .await;
     assert!(has_code(&status, "no_spare"), "{status:#}");
-    assert!(status.to_string().contains("at a time to come"), "{status:#}");
+    assert!(
+        status.to_string().contains("at a time to come"),
+        "{status:#}"
+    );
     state.batch_execute(&confirm("0 s")).await?;
     primary
         .until("it is followed", |status| status["health"]["level"] == 0)

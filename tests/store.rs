@@ -362,8 +362,13 @@ async fn a_404_without_a_body_says_nothing_of_the_object() -> Result<()> {
         false => Fault::Forward,
     });
     assert!(between.courier.peer.head(key).await?.is_some());
-    between.from.times(1, |_| true, Fault::Respond(404, Bytes::new()));
-    assert!(matches!(between.fetch(&between.small).await?, Delivery::Done(_)));
+    between
+        .from
+        .times(1, |_| true, Fault::Respond(404, Bytes::new()));
+    assert!(matches!(
+        between.fetch(&between.small).await?,
+        Delivery::Done(_)
+    ));
     // Of the bucket likewise.
     between.from.set(|_| Fault::Respond(404, Bytes::new()));
     let error = between.courier.peer.check_bucket().await;
@@ -401,11 +406,15 @@ async fn an_upload_is_waited_for_as_long_as_the_line_carries_it() -> Result<()> 
         .await
         .expect_err("a line that is held");
     assert_eq!(error.fault, StoreFault::Unreachable, "{error}");
-    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        began.elapsed()
+    );
     Ok(())
 }
 
-/// Whoever was asleep between its look and its request changes nothing that somebody else has written since.
+/// A process that slept between its look and its request changes nothing that somebody else has written since.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_written_meanwhile_is_not_overwritten() -> Result<()> {
     let between = between("meanwhile").await?;
@@ -418,7 +427,9 @@ async fn what_was_written_meanwhile_is_not_overwritten() -> Result<()> {
             courier.fetch_as_found(key, key, &checksum, expected).await
         };
         between.site.spare.put(key, "of another one").await?;
-        let error = expecting(&Expected::Nothing).await.expect_err("it is there");
+        let error = expecting(&Expected::Nothing)
+            .await
+            .expect_err("it is there");
         assert_eq!(error.fault, StoreFault::Unreachable, "{error}");
         let found = store.reading().head(key).await?.expect("it is there");
         between.site.spare.put(key, "of another one, later").await?;

@@ -243,7 +243,8 @@ async fn in_snapshot_mode_a_switchover_is_called_off_or_given_up_in_time() -> Re
         .until("it is over", |status| status["transition"].is_null())
         .await;
 
-    let limited = format!("{PROMOTE}\nchange = \"2\"\n{slow}\n[takeover]\nread_only_limit = \"2s\"");
+    let limited =
+        format!("{PROMOTE}\nchange = \"2\"\n{slow}\n[takeover]\nread_only_limit = \"2s\"");
     service.reconfigure(&limited);
     let told = |line: &str| line.contains("not made within takeover.read_only_limit = 2s");
     let mut service = service;

@@ -65,7 +65,9 @@ impl PeerFence {
         let database = &self.to.database;
         let doing = "making the fence final";
         let session = &self.state.session;
-        let row = session.query_one(doing, sql, &[&epoch, &by, database]).await?;
+        let row = session
+            .query_one(doing, sql, &[&epoch, &by, database])
+            .await?;
         if row.get(0) {
             return Ok(());
         }

@@ -495,11 +495,12 @@ impl State {
     }
 
     pub fn peer_answered_within(&self, limit: Duration) -> bool {
-        self.peer_answered.is_some_and(|then| then.elapsed() <= limit)
+        self.peer_answered
+            .is_some_and(|then| then.elapsed() <= limit)
     }
 
     /// Whether artifacts are recorded that the primary did not give out, and may give out later.
-    pub fn lacks_artifacts(&self) -> bool {
+    pub fn waits_for_artifacts(&self) -> bool {
         let recorded = self.artifacts.as_ref();
         recorded.is_some_and(|found| found.missing + found.damaged > 0) || self.unreadable.is_some()
     }

@@ -222,10 +222,12 @@ pub async fn settle(courier: &Courier, todo: &Todo) -> Result<Settled, PassError
     {
         return Ok(Settled::Staged(swap));
     }
-    Ok(match deliver(courier, todo, &waiting, &Expected::Anything).await? {
-        Settled::Copied(_) => Settled::Staged(swap),
-        other => other,
-    })
+    Ok(
+        match deliver(courier, todo, &waiting, &Expected::Anything).await? {
+            Settled::Copied(_) => Settled::Staged(swap),
+            other => other,
+        },
+    )
 }
 
 async fn deliver(

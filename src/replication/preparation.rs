@@ -5,8 +5,8 @@ use super::choice::{Choice, choose};
 use super::error::PassError;
 use super::pass::may_work;
 use crate::cluster::preparation::{
-    Names, OTHER_SLOTS, Plan, Preparation, PreparationError, Prepared, Step, Wanted, inspect, is_cluster_id,
-    plan_to_prepare, plan_to_release,
+    Names, OTHER_SLOTS, Plan, Preparation, PreparationError, Prepared, Step, Wanted, inspect,
+    is_cluster_id, plan_to_prepare, plan_to_release,
 };
 use crate::cluster::{LocalSession, PeerSession, State, peers_record};
 use crate::config::{Config, Role};

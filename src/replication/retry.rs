@@ -77,10 +77,7 @@ struct Recorded {
 }
 
 /// All of them, or the one of that key.
-async fn recorded(
-    session: &LocalSession,
-    key: Option<&str>,
-) -> Result<Vec<Recorded>, PassError> {
+async fn recorded(session: &LocalSession, key: Option<&str>) -> Result<Vec<Recorded>, PassError> {
     let sql = "SELECT key, checksum, reason FROM warm_spare.unavailable \
                WHERE reason <> $1 AND ($2::text IS NULL OR key = $2) ORDER BY key";
     let rows = session

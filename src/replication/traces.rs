@@ -102,7 +102,7 @@ async fn what_would_be_lost(state: &State) -> Result<Vec<String>, PassError> {
     let (rows, packages): (i64, i64) = (row.get(0), row.get(1));
     if rows > 0 {
         lost.push(format!(
-            "the list of what this cluster had as a primary and its successor lacks ({rows} rows, {packages} packages whose files are here alone: `warm-spare divergence --fetch`)"
+            "the list of what this cluster had as a primary and its successor does not have ({rows} rows, {packages} packages whose files are here alone: `warm-spare divergence --fetch`)"
         ));
     }
     Ok(lost)
@@ -112,8 +112,9 @@ fn needed_still(lost: &[String]) -> PassError {
     PassError::Refused {
         rule: "state_is_needed",
         text: format!("what would be removed is needed still: {}", lost.join("; ")),
-        next_step: "let a service finish it, or read the list; if all of it may be lost, add --force"
-            .into(),
+        next_step:
+            "let a service finish it, or read the list; if all of it may be lost, add --force"
+                .into(),
     }
 }
 

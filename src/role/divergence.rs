@@ -10,9 +10,7 @@ mod fetch;
 mod judge;
 mod slot;
 
-use crate::cluster::{
-    DatastoreFault, LocalSession, Lsn, Promotion, STATE_DATABASE, Side, State,
-};
+use crate::cluster::{DatastoreFault, LocalSession, Lsn, Promotion, STATE_DATABASE, Side, State};
 use crate::config::Config;
 use crate::replication::{PassError, first_id_of};
 use approximate::Bounds;
@@ -110,7 +108,9 @@ pub async fn fence_number(config: &Config) -> Result<Option<String>, PassError> 
 pub async fn next_number(config: &Config) -> Result<String, PassError> {
     let session = LocalSession::open(&config.local.datastore, "postgres").await?;
     let sql = "SELECT (txid_snapshot_xmax(txid_current_snapshot()) % 4294967296)::text";
-    let row = session.query_one("reading the next transaction", sql, &[]).await?;
+    let row = session
+        .query_one("reading the next transaction", sql, &[])
+        .await?;
     Ok(row.get(0))
 }
 

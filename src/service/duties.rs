@@ -4,6 +4,7 @@ mod following;
 mod interrupts;
 mod takeover;
 mod verification;
+mod waiting;
 
 use super::complaint::Complaint;
 use super::guard::{End, ask_store};
@@ -24,9 +25,6 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use verification::finished;
-
-/// Artifacts that are missing here have a verification begin once within so long.
-const MISSING_AGAIN: TimeDelta = TimeDelta::minutes(30);
 
 type Verifying = Pin<Box<dyn Future<Output = Result<Verification, PassError>>>>;
 
@@ -70,7 +68,7 @@ impl<'a> Duties<'a> {
         let mut plan = Plan::new(now);
         desk.read(|state| {
             plan.copied = state.point.is_some();
-            plan.lacking = state.lacks_artifacts();
+            plan.lacking = state.waits_for_artifacts();
             if let Some(verified) = &state.verified {
                 plan.verified = verified.record.time;
             }
@@ -201,61 +199,6 @@ impl<'a> Duties<'a> {
             ended = finished(&mut self.verification) => self.verified(ended).await,
         }
         self.verify_if_due();
-    }
-
-    fn verify_if_due(&mut self) {
-        let steady = self.desk.clock.steady();
-        if self.verify_again.is_some_and(|again| again <= steady) {
-            self.verify_again = None;
-            self.plan.verified = chrono::DateTime::UNIX_EPOCH;
-        }
-        self.verify_what_is_missing();
-    }
-
-    /// Artifacts are missing in our own bucket: which ones, a verification tells, and has them copied again. Once in a while,
-    /// for what the primary lacks too comes back by no copy.
-    fn verify_what_is_missing(&mut self) {
-        let missing = self.desk.read(|state| {
-            let sampled = state.sampled.as_ref();
-            sampled.is_some_and(|sampled| !sampled.absent.is_empty())
-        });
-        let steady = self.desk.clock.steady();
-        let lately = self.missing_since.is_some_and(|then| steady - then < MISSING_AGAIN);
-        if missing && !lately && !self.plan.verifying {
-            self.missing_since = Some(steady);
-            self.plan.verified = chrono::DateTime::UNIX_EPOCH;
-        }
-    }
-
-    /// The plan counts by the clock, and what is waited for by a time that nobody sets.
-    fn mind_the_clock(&mut self) {
-        let now = self.desk.now();
-        self.plan.mind_the_clock(now);
-        let clock = &self.desk.clock;
-        self.wait_until = self.wait_until.filter(|until| *until > clock.steady());
-        self.plan.not_before = self.wait_until.map(|until| clock.from_steady(until));
-    }
-
-    fn wait_no_more(&mut self) {
-        self.wait_until = None;
-        self.plan.not_before = None;
-    }
-
-    fn wait_for(&mut self, wait: TimeDelta) {
-        self.wait_until = Some(self.desk.clock.steady() + wait.min(LONGEST_WAIT));
-        self.mind_the_clock();
-    }
-
-    /// What is tried again by itself goes before what is due.
-    fn soonest(&self, until: chrono::DateTime<chrono::Utc>) -> chrono::DateTime<chrono::Utc> {
-        // Half replaced bytes come before a handover.
-        let handover = self.handover_at.filter(|_| !self.unsettled);
-        let again = [self.verify_again, handover];
-        again
-            .into_iter()
-            .flatten()
-            .map(|steady| self.desk.clock.from_steady(steady))
-            .fold(until, chrono::DateTime::min)
     }
 
     fn show_pause(&self, config: &Config, rules: &Rules) {
@@ -499,13 +442,9 @@ impl<'a> Duties<'a> {
     async fn sweep(&self, config: &Config) {
         let swept = async {
             let store = LocalStore::open(&config.local.s3)?;
-            sweep(
-                config,
-                &self.tenure.state,
-                self.tenure.lock,
-                &store,
-                |_| Some(()),
-            )
+            sweep(config, &self.tenure.state, self.tenure.lock, &store, |_| {
+                Some(())
+            })
             .await
         };
         if let Err(error) = swept.await {
@@ -546,7 +485,7 @@ impl<'a> Duties<'a> {
             note_brought(self.desk, brought);
             recall(self.desk, config, &self.tenure.state).await?;
         }
-        self.plan.lacking = self.desk.read(State::lacks_artifacts);
+        self.plan.lacking = self.desk.read(State::waits_for_artifacts);
         Ok(())
     }
 }

@@ -241,7 +241,9 @@ async fn look_for_artifacts(desk: &Desk, config: &Config) {
     let sampled = match found {
         Ok(Ok(sampled)) => sampled,
         Ok(Err(error)) => return log::debug!("{error}"),
-        Err(_) => return log::debug!("local: a sample of the artifacts was not looked for in time"),
+        Err(_) => {
+            return log::debug!("local: a sample of the artifacts was not looked for in time");
+        }
     };
     let before = desk.read(|state| state.sampled.as_ref().is_some_and(|s| !s.absent.is_empty()));
     if let Some(found) = &sampled

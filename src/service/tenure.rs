@@ -313,8 +313,7 @@ pub async fn recall(
             let count =
                 |reason: &str| lacking.iter().filter(|(_, why)| why == reason).count() as u64;
             let refused = lacking.iter().find(|(_, why)| why == UNREADABLE);
-            state.unreadable =
-                refused.map(|(key, _)| (count(UNREADABLE), key.clone()));
+            state.unreadable = refused.map(|(key, _)| (count(UNREADABLE), key.clone()));
             let known = state.artifacts.take().unwrap_or_default();
             state.artifacts = Some(Artifacts {
                 missing: count("missing"),

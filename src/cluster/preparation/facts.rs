@@ -250,7 +250,9 @@ pub async fn inspect(session: &Session, names: &Names) -> Result<Prepared, Datas
     let mut all = slots(session).await?;
     let slot = all.iter().position(|slot| slot.name == names.slot);
     let slot = slot.map(|at| all.remove(at));
-    let foreign = all.iter().filter(|slot| !slot.temporary && id_of(&slot.name).is_none());
+    let foreign = all
+        .iter()
+        .filter(|slot| !slot.temporary && id_of(&slot.name).is_none());
     let foreign_slots = foreign.cloned().collect();
     all.retain(|slot| slot.logical);
     let others = session

@@ -245,7 +245,7 @@ fn held_by_others(prepared: &Prepared) -> u64 {
     held.filter_map(|slot| slot.held_bytes).max().unwrap_or(0)
 }
 
-/// The bound is the server's, not our slot's: a standby that is away for longer would have to be made anew.
+/// The bound is the server's, not our slot's: a standby that is away for longer would have to be copied again.
 fn other_slots(prepared: &Prepared, wanted: Wanted) -> Option<Obstacle> {
     if prepared.foreign_slots.is_empty() || !lacks_bound(prepared, wanted) {
         return None;
@@ -261,7 +261,7 @@ fn other_slots(prepared: &Prepared, wanted: Wanted) -> Option<Obstacle> {
     Some(Obstacle::new(
         OTHER_SLOTS,
         format!(
-            "max_slot_wal_keep_size = {} would bound every slot of the primary, so also {}: whoever reads such a slot and is away for longer than that much WAL loses it",
+            "max_slot_wal_keep_size = {} would bound every slot of the primary, so also {}: a reader of such a slot that is away for longer than that much WAL loses it",
             wanted.bound_above(held_by_others(prepared)),
             listed(&slots)
         ),

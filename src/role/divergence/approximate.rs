@@ -4,7 +4,9 @@
 //! Rows are compared by hash, on our own server, so that memory does not grow with them.
 
 use super::book::{Book, Change};
-use crate::cluster::{CopyRows, LocalSession, PeerSession, Throttle, pipe, quote_ident, quote_literal};
+use crate::cluster::{
+    CopyRows, LocalSession, PeerSession, Throttle, pipe, quote_ident, quote_literal,
+};
 use crate::config::Config;
 use crate::replication::{PassError, Table, guarded, tables};
 use std::collections::HashMap;
@@ -60,16 +62,18 @@ async fn load(
     book.session()
         .batch("emptying working tables", "TRUNCATE ours, theirs")
         .await?;
-    let ours =
-        format!("COPY (SELECT ctid, md5(whole_row::text), {id}, {late} FROM ONLY {quoted} whole_row) TO STDOUT");
+    let ours = format!(
+        "COPY (SELECT ctid, md5(whole_row::text), {id}, {late} FROM ONLY {quoted} whole_row) TO STDOUT"
+    );
     let rows = local.copy_out(&doing, &ours).await?;
     fill(book.session(), "ours", rows, throttle).await?;
     let peer = PeerSession::open(&config.peer.datastore).await?;
     let sql = "SELECT to_regclass($1) IS NOT NULL";
     let there: bool = peer.query_one(&doing, sql, &[&quoted]).await?.get(0);
     if there {
-        let theirs =
-            format!("COPY (SELECT md5(whole_row::text), {id} FROM ONLY {quoted} whole_row) TO STDOUT");
+        let theirs = format!(
+            "COPY (SELECT md5(whole_row::text), {id} FROM ONLY {quoted} whole_row) TO STDOUT"
+        );
         let rows = peer.copy_out(&doing, &theirs).await?;
         fill(book.session(), "theirs", rows, throttle).await?;
     }

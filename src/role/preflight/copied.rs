@@ -198,7 +198,10 @@ pub fn read_only_time(facts: &Facts) -> Check {
     if !facts.streams() && seconds > limit {
         return warn(
             NAME,
-            format!("{text}: over takeover.read_only_limit ({}), at which it is given up", span(limit)),
+            format!(
+                "{text}: over takeover.read_only_limit ({}), at which it is given up",
+                span(limit)
+            ),
             "raise takeover.read_only_limit; or follow by the stream: `warm-spare prepare`",
         );
     }

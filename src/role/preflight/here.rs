@@ -130,10 +130,20 @@ pub struct Sealed {
 
 /// Where ciphertexts of the builder keys lie, with the column that names the revision beside, if there is one.
 const CIPHERTEXTS: [(&str, &str, &str, &str); 4] = [
-    ("an origin's secret key", "origin_secret_keys", "body", "encryption_key_rev"),
+    (
+        "an origin's secret key",
+        "origin_secret_keys",
+        "body",
+        "encryption_key_rev",
+    ),
     ("an access token", "account_tokens", "token", ""),
     ("an integration", "origin_integrations", "body", ""),
-    ("a project's integration", "origin_project_integrations", "body", ""),
+    (
+        "a project's integration",
+        "origin_project_integrations",
+        "body",
+        "",
+    ),
 ];
 /// Characters by which ciphertexts of different revisions differ: in both forms format and sender lie before it. A base64
 /// digit more or less would make groups of one row each.

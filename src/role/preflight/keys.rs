@@ -98,7 +98,11 @@ fn judge(keys: &BuilderKeys, sealed: &[Sealed], copy: String) -> Check {
     }
     if let Some(error) = named.values().find_map(|named| named.error.as_ref()) {
         let text = format!("single rows do not open, although others of their key do: {error}");
-        return warn(NAME, text, "make that key, token or integration again on the primary");
+        return warn(
+            NAME,
+            text,
+            "make that key, token or integration again on the primary",
+        );
     }
     if let Some(flaw) = keys.flaws().first() {
         return warn(NAME, flaw.clone(), copy);
@@ -141,8 +145,11 @@ fn describe(named: &BTreeMap<String, Named>, here: &[String]) -> String {
             here.join(", bldr-")
         );
     }
-    let opens = named
-        .iter()
-        .map(|(revision, named)| format!("bldr-{revision} opens what it has sealed ({})", named.told()));
+    let opens = named.iter().map(|(revision, named)| {
+        format!(
+            "bldr-{revision} opens what it has sealed ({})",
+            named.told()
+        )
+    });
     opens.collect::<Vec<_>>().join("; ")
 }

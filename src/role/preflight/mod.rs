@@ -17,8 +17,8 @@ use crate::observe::{Check, Verdict};
 use crate::replication::PassError;
 use facts::Facts;
 pub use standing::CLOCK_WAIT;
-pub use there::ID_SLACK;
 use std::time::Duration;
+pub use there::ID_SLACK;
 
 /// Which promotion is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -35,7 +35,12 @@ pub fn fence(facts: &Facts) -> Check {
             ),
             "take that away on the primary first",
         ),
-        None => match facts.there.as_ref().ok().and_then(|there| fenced_by_other(facts, there)) {
+        None => match facts
+            .there
+            .as_ref()
+            .ok()
+            .and_then(|there| fenced_by_other(facts, there))
+        {
             Some(check) => check,
             None => ok(NAME, format!("holds here; {peer}")),
         },
@@ -210,8 +215,7 @@ pub fn clocks(facts: &Facts) -> Check {
         Some(_) => server.newest_past_id,
         None => server.newest_id,
     };
-    let ahead = newest
-        .map(|newest| (newest - server.clock).as_seconds_f64());
+    let ahead = newest.map(|newest| (newest - server.clock).as_seconds_f64());
     if let Some(ahead) = ahead.filter(|ahead| *ahead > 0.0) {
         let text = format!(
             "the local clock is {} behind Builder's newest id",

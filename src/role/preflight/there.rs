@@ -5,11 +5,11 @@ use crate::cluster::preparation::Names;
 use crate::cluster::{LocalSession, PeerSession, Record, Side, Store, exempt_role, peers_record};
 use crate::config::Config;
 use crate::observe::Clock;
-use chrono::{DateTime, TimeDelta, Utc};
 use crate::replication::stream::{Seen, ask};
 use crate::replication::{
     PassError, Rights, decide, lacking_extensions, major, rights, two_servers,
 };
+use chrono::{DateTime, TimeDelta, Utc};
 use std::time::Duration;
 
 /// What of ours there is asked for.

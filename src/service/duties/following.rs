@@ -433,7 +433,7 @@ impl Duties<'_> {
     /// What the primary lacks, as it stands beside the rows.
     async fn recount(&mut self, config: &Config) -> Result<(), PassError> {
         super::super::tenure::recall(self.desk, config, &self.tenure.state).await?;
-        self.plan.lacking = self.desk.read(crate::observe::State::lacks_artifacts);
+        self.plan.lacking = self.desk.read(crate::observe::State::waits_for_artifacts);
         Ok(())
     }
 }

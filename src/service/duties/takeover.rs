@@ -105,8 +105,8 @@ impl Duties<'_> {
         match outcome? {
             Some(outcome) => self.ended(config, outcome).await,
             None => {
-                // As if it had been killed: the journal says how far it came, and whoever does not ask for it any more
-                // undoes it.
+                // As if it had been killed: the journal says how far it came, and a process that is not asked for it
+                // any more undoes it.
                 log::warn!("the handover under way is called off: another role is asked for");
                 self.unsettled = true;
                 self.handover_at = None;

@@ -150,7 +150,11 @@ impl Primary<'_> {
         let session = self.tenure.state.session();
         let now = session.query_one("asking for the time", sql, &[]).await?;
         let now: DateTime<Utc> = now.get(0);
-        self.set_standing(followed_since(now - confirmed, first_seen.elapsed(), config));
+        self.set_standing(followed_since(
+            now - confirmed,
+            first_seen.elapsed(),
+            config,
+        ));
         Ok(())
     }
 
