@@ -16,6 +16,7 @@ fn main() -> ExitCode {
     ] {
         unsafe { std::env::remove_var(name) };
     }
+    leave_no_core();
     // Two TLS providers may be compiled in through dependencies; without a choice, the first use would panic.
     if rustls::crypto::ring::default_provider()
         .install_default()
@@ -38,4 +39,16 @@ fn main() -> ExitCode {
     // A look-up of a host's name may hang for long in a thread that nobody can end.
     runtime.shutdown_background();
     code
+}
+
+/// Passwords lie in memory, and every service of Builder's runs as our user: no core file, which all of them could read.
+fn leave_no_core() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    if let Err(error) = setrlimit(Resource::Core, none) {
+        eprintln!("warning: a crash may leave a core file with passwords in it: {error}");
+    }
 }

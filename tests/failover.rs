@@ -353,12 +353,11 @@ async fn chosen(first: &Site, second: &Site) -> Result<()> {
     until_primary(&two, 2).await;
     until_conflict(&one, &["another line", "epoch 2"]).await;
     assert!(is_writable(&first.spare).await && is_writable(&second.spare).await);
-    prepare(first).await;
     one.reconfigure("role = \"spare\"");
     let status = until_conflict(&one, &["another line"]).await;
     assert!(is_writable(&first.spare).await);
     one.reconfigure(&format!("role = \"spare\"\n{}", approval(&status)));
-    support::follow::until_following(&one).await;
+    one.until_state("following").await;
     assert!(!is_writable(&first.spare).await);
     write(&second.spare, "chosen").await?;
     until_equal(first).await?;
@@ -393,6 +392,101 @@ async fn by_snapshots_a_failover_waits_for_its_last_copy_only_so_long() -> Resul
     let text = "the last copy was not made within takeover.drain_timeout = 1s";
     let told = |line: &String| line.contains(text);
     assert!(service.running.stderr().iter().any(told));
+    service.stop().await.ok();
+    Ok(())
+}
+
+/// As a server whose first packet is lost: nobody answers, and a second later somebody does.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_lost_packet_does_not_make_a_failover_lossy() -> Result<()> {
+    use rustix::net::{AddressFamily, SocketType, bind, listen, socket};
+    let pair = Pair::start("failover_packet").await?;
+    let site = &pair.there;
+    // One connection waits to be accepted, and no more.
+    let door = socket(AddressFamily::INET, SocketType::STREAM, None)?;
+    bind(&door, &std::net::SocketAddr::from(([127, 0, 0, 1], 0)))?;
+    listen(&door, 0)?;
+    let door = std::net::TcpListener::from(door);
+    door.set_nonblocking(true)?;
+    let port = door.local_addr()?.port();
+    let door = tokio::net::TcpListener::from_std(door)?;
+    let (open, mut may) = tokio::sync::watch::channel(true);
+    let to = site.primary.pg.port();
+    let _keeper = tokio::spawn(async move {
+        loop {
+            if may.wait_for(|open| *open).await.is_err() {
+                return;
+            }
+            let accepted = tokio::select! {
+                accepted = door.accept() => accepted,
+                _ = may.changed() => continue,
+            };
+            let Ok((mut client, _)) = accepted else {
+                continue;
+            };
+            tokio::spawn(async move {
+                let server = tokio::net::TcpStream::connect(("127.0.0.1", to)).await;
+                if let Ok(mut server) = server {
+                    let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+                }
+            });
+        }
+    });
+    let through = format!("[peer.datastore]\nport = {port}");
+    let mut service = followed(site, &through).await?;
+    write(&site.primary, "acknowledged").await?;
+    open.send_replace(false);
+    // A connection that comes now finds the one place taken.
+    let knocks: Vec<_> = (0..3)
+        .map(|_| tokio::net::TcpStream::connect(("127.0.0.1", port)))
+        .collect();
+    let waiting = tokio::spawn(async move {
+        for knock in knocks {
+            let _ = tokio::time::timeout(std::time::Duration::from_millis(100), knock).await;
+        }
+        std::future::pending::<()>().await;
+    });
+    tokio::time::sleep(std::time::Duration::from_millis(400)).await;
+    service.running.forget();
+    service.reconfigure(&format!("{}\n{through}", forced(2)));
+    let begins = |line: &str| line.contains("failover: step 2 of 6: fence");
+    service.running.wait_for_line(begins, SOON).await?;
+    tokio::time::sleep(std::time::Duration::from_millis(700)).await;
+    waiting.abort();
+    open.send_replace(true);
+    let status = until_primary(&service, 2).await;
+    let told = events(&status, "promotion");
+    assert!(told[0].contains("by switchover"), "{told:?}");
+    assert!(!is_writable(&site.primary).await);
+    service.stop().await.ok();
+    Ok(())
+}
+
+/// A usual tuning line must not let a promotion be told before it is on disk.
+#[tokio::test]
+async fn a_promotion_outlasts_a_power_cut_whatever_the_server_is_set_to() -> Result<()> {
+    let lazy = || {
+        support::follow::logical()
+            .setting("synchronous_commit", "off")
+            .setting("wal_writer_delay", "10s")
+    };
+    let site = Site::builder("failover_lazy").primary(lazy()).spare(lazy());
+    let site = site.start().await?;
+    Factory::seeded().fill(&site.primary, 1).await?;
+    prepare(&site).await;
+    let service = followed(&site, "").await?;
+    service.reconfigure(PROMOTE);
+    until_primary(&service, 2).await;
+    site.spare.pg.kill9();
+    site.primary.pg.kill9();
+    site.spare.pg.start_again().await?;
+    site.primary.pg.start_again().await?;
+    let role = "SELECT role, epoch FROM cluster";
+    let state = site.spare.pg.conn("warm_spare").await?;
+    let row = state.query_one(role, &[]).await?;
+    let found: (String, i64) = (row.get(0), row.get(1));
+    assert_eq!(found, ("primary".into(), 2), "the promotion was forgotten");
+    assert!(!is_writable(&site.primary).await, "the fence was forgotten");
     service.stop().await.ok();
     Ok(())
 }

@@ -1,5 +1,5 @@
 //! What a store says at the gate, and what is done in our own bucket: one object that is refused holds nobody up, nothing is
-//! believed that no store said, and whoever slept does no harm.
+//! believed that no store said, and a process that slept does no harm.
 
 mod support;
 

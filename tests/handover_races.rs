@@ -9,6 +9,7 @@ use support::pair::{
     PROMOTE, Pair, forced, is_writable, returned, until_primary, until_read_only, until_settled,
     until_writable, write,
 };
+use support::proxy::{Mode, Proxy};
 use support::service::SOON;
 use support::{Result, Service, Site, wait_until};
 
@@ -293,8 +294,9 @@ async fn what_was_written_round_the_fence_after_a_planned_handover_is_listed() -
         .await?;
         if written {
             let round = site.primary.conn().await?;
-            let sql = "SET default_transaction_read_only = off; \
-                       INSERT INTO accounts (name, email) VALUES ('round the fence', '')";
+            let set = "SET default_transaction_read_only = off";
+            round.batch_execute(set).await?;
+            let sql = "INSERT INTO accounts (name, email) VALUES ('round the fence', '')";
             round.batch_execute(sql).await?;
         }
         let back = returned(&pair.back, "").await?;
@@ -420,4 +422,64 @@ async fn a_fence_that_is_set_again_is_set_to_its_end_whoever_dies_over_it() -> R
     assert!(!is_writable(&site.primary).await);
     service.stop().await.ok();
     Ok(())
+}
+
+/// Clocks are set in just this moment: what gives the primary its writers back is not put off by it.
+#[tokio::test]
+async fn a_clock_that_is_set_back_delays_no_undoing() -> Result<()> {
+    let Some(library) = faketime() else {
+        support::skip("a clock that is set back: there is no libfaketime here");
+        return Ok(());
+    };
+    let mut pair = Pair::start("races_clock").await?;
+    let line = Proxy::start(pair.there.primary.pg.port()).await?;
+    let settings = line.to_peer("[takeover]\nfence_retry = \"1s\"");
+    followed(&pair.there, &settings).await?.stop().await.ok();
+    let promote = format!("{PROMOTE}\n{settings}");
+    let doomed = Service::doomed(&pair.there, &promote, "switchover.drain");
+    doomed.dead().await?;
+    until_read_only(&pair.there.primary).await;
+    line.lose().await;
+    let time = pair.there.dir.path().join("time");
+    std::fs::write(&time, "+0")?;
+    let environment = [
+        ("LD_PRELOAD", library),
+        ("FAKETIME_TIMESTAMP_FILE", time.display().to_string()),
+        ("FAKETIME_NO_CACHE", "1".into()),
+        ("DONT_FAKE_MONOTONIC", "1".into()),
+    ];
+    let environment = environment.map(|(name, value)| (name.to_string(), value));
+    pair.there.environment.extend(environment);
+    let service = Service::start(&pair.there, &settings);
+    let status = service.until_hold("force_needed").await;
+    assert!(
+        status["hold"]["detail"]
+            .to_string()
+            .contains("was given up")
+    );
+    std::fs::write(&time, "-3600")?;
+    let now = status["time"].as_str().expect("a time").to_string();
+    service
+        .until("its clock was set back", |status| {
+            status["time"].as_str().is_some_and(|time| *time < *now)
+        })
+        .await;
+    line.set(Mode::Pass).await;
+    let began = std::time::Instant::now();
+    until_writable(&pair.there.primary).await;
+    assert!(
+        began.elapsed() < Duration::from_secs(30),
+        "{:?}",
+        began.elapsed()
+    );
+    service.stop().await.ok();
+    Ok(())
+}
+
+fn faketime() -> Option<String> {
+    let found = std::fs::read_dir("/usr/lib").ok()?.filter_map(|entry| {
+        let library = entry.ok()?.path().join("faketime/libfaketime.so.1");
+        library.exists().then(|| library.display().to_string())
+    });
+    found.last()
 }

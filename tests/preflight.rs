@@ -202,18 +202,14 @@ async fn what_is_old_different_or_lacking_is_told_with_its_figure() -> Result<()
     let late =
         "INSERT INTO confirmation (time, clock_offset) VALUES (now() - interval '1 hour', 0)";
     remember(&site, late).await?;
-    // An id of a year to come.
+    // An id of a year to come: a clock was wrong once, and nobody goes on from there.
     tamper(
         &site,
         "INSERT INTO accounts (id, name) VALUES ((900000000000::int8 << 23), 'later')",
     )
     .await?;
     let found = preflight(&site, "planned").await;
-    assert_eq!(
-        refused(&found),
-        ["lag", "verification", "clocks"],
-        "{found:#}"
-    );
+    assert_eq!(refused(&found), ["lag", "verification"], "{found:#}");
     assert_check(&found, "verification", "refuse", "2 differences");
     assert_check(&found, "lag", "refuse", "over rpo");
     assert_check(
@@ -222,7 +218,7 @@ async fn what_is_old_different_or_lacking_is_told_with_its_figure() -> Result<()
         "warn",
         "1 are missing or damaged on the primary, such as core/a",
     );
-    assert_check(&found, "clocks", "refuse", "behind Builder's newest id");
+    assert_check(&found, "clocks", "warn", "of a time to come (2043-");
     assert_check(&found, "read_only_time", "warn", "60 min");
 
     site.primary.pg.sigstop();
@@ -337,11 +333,18 @@ async fn each_revision_that_a_ciphertext_names_is_opened() -> Result<()> {
         sealed(&newer)
     );
     tamper(&site, &secret).await?;
-    let accounts = "INSERT INTO accounts (name) SELECT 'more-' || n FROM generate_series(1, 9) n";
-    tamper(&site, accounts).await?;
-    let all = "DELETE FROM account_tokens; INSERT INTO account_tokens (account_id, token)";
-    let tokens = format!("{all} SELECT id, '{}' FROM accounts", token(&newer));
-    tamper(&site, &tokens).await?;
+    let tokens = async || -> Result<()> {
+        tamper(&site, "DELETE FROM account_tokens").await?;
+        for account in 1..=4 {
+            let sql = format!(
+                "INSERT INTO account_tokens (account_id, token) VALUES ({account}, '{}')",
+                token(&newer)
+            );
+            tamper(&site, &sql).await?;
+        }
+        Ok(())
+    };
+    tokens().await?;
     let old = format!(
         "UPDATE account_tokens SET token = '{}' WHERE id = (SELECT min(id) FROM account_tokens)",
         token(&used)
@@ -358,7 +361,7 @@ async fn each_revision_that_a_ciphertext_names_is_opened() -> Result<()> {
         "refuse",
         &format!("bldr-{USED} (an access token: 1 rows)"),
     );
-    tamper(&site, &tokens).await?;
+    tokens().await?;
     let integration = format!(
         "INSERT INTO origin_integrations (origin, integration, name, body) SELECT name, 'docker', 'hub', '{}' FROM origins LIMIT 1",
         BASE64_STANDARD.encode(sealed(&used))

@@ -616,3 +616,84 @@ async fn local_traces_go_and_what_is_builders_stays() -> Result<()> {
     assert!(!site.spare.pg.has_database("warm_spare").await?);
     Ok(())
 }
+
+/// The bound is the server's: a standby of the primary's own comes under it, and nobody sets it unasked.
+#[tokio::test(flavor = "multi_thread")]
+async fn slots_of_others_are_bounded_only_when_that_is_asked_for() -> Result<()> {
+    let site = filled("other_slots").await?;
+    let client = site.primary.conn().await?;
+    let sql = "SELECT pg_create_physical_replication_slot('standby1', true)";
+    client.query_one(sql, &[]).await?;
+    let before = standing(&site).await?;
+    let output = site.warm_spare(&["prepare"]).await;
+    refused(
+        &output,
+        3,
+        &[
+            "other_slots",
+            "physical slot standby1",
+            "--bound-other-slots",
+        ],
+    );
+    assert_eq!(standing(&site).await?, before, "nothing was made");
+    let printed = site.warm_spare(&["prepare", "--print"]).await.ok().stdout;
+    assert!(
+        printed.contains("-- IN THE WAY: max_slot_wal_keep_size"),
+        "{printed}"
+    );
+    let asked = ["prepare", "--bound-other-slots"];
+    let made = site.warm_spare(&asked).await.ok().stdout;
+    assert!(made.contains("Made: max_slot_wal_keep_size."), "{made}");
+    assert_eq!(show(&site, "max_slot_wal_keep_size").await?, "7630MB");
+    // One that is there already bounds them by somebody else's will.
+    let again = site.warm_spare(&["prepare"]).await.ok().stdout;
+    assert!(again.starts_with("Nothing to do"), "{again}");
+    Ok(())
+}
+
+/// What is kept here and nowhere else is not removed without its being said.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_state_of_a_promoted_cluster_is_not_removed_unasked() -> Result<()> {
+    let site = filled("needed").await?;
+    site.warm_spare(&["sync"]).await.ok();
+    let state = site.spare.pg.conn("warm_spare").await?;
+    let sql = "UPDATE cluster SET role = 'primary', epoch = 2;
+        INSERT INTO promotion (epoch, kind, time, lsn, system_id, timeline, peer_cluster, slot, publication, peer_fenced, settled)
+            VALUES (2, 'failover', now(), '0/1', '1', 1, '', '', '', false, false);
+        INSERT INTO divergence (epoch, exact, reason, from_lsn, to_lsn, transactions) VALUES (1, true, '', '0/1', '0/2', 1);
+        INSERT INTO diverged_row (epoch, table_name, change) VALUES (1, 'public.accounts', 'insert')";
+    state.batch_execute(sql).await?;
+    drop(state);
+    let no_sessions = async || {
+        let admin = site.spare.pg.conn("postgres").await?;
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'warm_spare'";
+        match admin.query_one(sql, &[]).await?.get::<_, i64>(0) {
+            0 => Ok(()),
+            _ => Err("still there".into()),
+        }
+    };
+    let limit = Duration::from_secs(10);
+    support::wait_until("the sessions to be gone", limit, no_sessions).await;
+    refused(
+        &site.warm_spare(&["release", "--local"]).await,
+        4,
+        &[
+            "state_is_needed",
+            "old primary is to be fenced under epoch 2",
+            "1 rows",
+            "--force",
+        ],
+    );
+    assert!(site.spare.pg.has_database("warm_spare").await?);
+    support::wait_until("the sessions to be gone", limit, no_sessions).await;
+    let output = site
+        .warm_spare(&["release", "--local", "--force"])
+        .await
+        .ok();
+    assert!(
+        output.stderr.contains("lost by release --local --force"),
+        "{output}"
+    );
+    assert!(!site.spare.pg.has_database("warm_spare").await?);
+    Ok(())
+}

@@ -271,6 +271,10 @@ fn full() -> State {
         retired: Some(1),
         examples: vec![("core/x.hart".into(), "missing".into())],
     });
+    state.sampled = Some(warm_spare::replication::Sampled {
+        looked_for: 40,
+        absent: Vec::new(),
+    });
     let down = || {
         Some(Reach {
             error: Some("refused".into()),

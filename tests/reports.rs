@@ -55,7 +55,7 @@ async fn a_balancer_is_sent_nowhere_once_the_datastore_is_gone() -> Result<()> {
         until_answers(service, path, 200).await;
     }
 
-    // Whoever fences it, and however the setting is written.
+    // By anybody's hand, and however the setting is written.
     let admin = pair.there.primary.pg.conn("postgres").await?;
     for value in ["on", "true", "1"] {
         let sql = format!("ALTER DATABASE builder SET default_transaction_read_only = {value}");

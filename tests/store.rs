@@ -414,7 +414,7 @@ async fn an_upload_is_waited_for_as_long_as_the_line_carries_it() -> Result<()> 
     Ok(())
 }
 
-/// Whoever was asleep between its look and its request changes nothing that somebody else has written since.
+/// A process that slept between its look and its request changes nothing that somebody else has written since.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_written_meanwhile_is_not_overwritten() -> Result<()> {
     let between = between("meanwhile").await?;

@@ -95,7 +95,7 @@ const REFUSE: &str = "
     CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
     DECLARE
         codes text[] := ARRAY['40001', '40P01', '53000', '53200', '55006', '55P03'];
-        code text := codes[nextval('refusals')];
+        code text := codes[nextval('public.refusals')];
     BEGIN
         IF code IS NOT NULL THEN
             RAISE EXCEPTION 'refused by a test' USING ERRCODE = code;

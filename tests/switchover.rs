@@ -13,7 +13,8 @@ use tokio_postgres::NoTls;
 
 use support::follow::{events, followed, prepare, until_equal, until_following};
 use support::pair::{
-    PROMOTE, Pair, Writers, is_writable, lost, sequences, until_primary, until_settled, write,
+    PROMOTE, Pair, Writers, is_writable, lost, sequences, until_primary, until_read_only,
+    until_settled, until_writable, write,
 };
 use support::{Factory, Postgres, Result, Service, Spec, content};
 
@@ -197,5 +198,58 @@ async fn in_snapshot_mode_the_last_copy_is_made_behind_the_fence() -> Result<()>
     on_a.until_state("fenced").await;
     on_a.stop().await.ok();
     on_b.stop().await.ok();
+    Ok(())
+}
+
+/// One row that was made while the primary's clock stood in another year keeps nobody from being promoted: new ids are
+/// smaller there too.
+#[tokio::test]
+async fn an_id_of_a_time_to_come_keeps_no_handover_from_its_end() -> Result<()> {
+    let pair = Pair::start("switchover_id").await?;
+    let site = &pair.there;
+    let client = site.primary.conn().await?;
+    let sql = "INSERT INTO accounts (id, name) VALUES ((900000000000::int8 << 23), 'later')";
+    client.batch_execute(sql).await?;
+    let service = followed(site, "").await?;
+    service.reconfigure(PROMOTE);
+    let status = until_primary(&service, 2).await;
+    let told = events(&status, "promotion");
+    assert!(told[0].contains("by switchover"), "{told:?}");
+    service.stop().await.ok();
+    Ok(())
+}
+
+/// Nobody can write while the last copy is made: who sees that it takes too long calls it off, and so does its limit.
+#[tokio::test]
+async fn in_snapshot_mode_a_switchover_is_called_off_or_given_up_in_time() -> Result<()> {
+    let pair = Pair::with("switchover_called_off", Postgres::builder()).await?;
+    let site = &pair.there;
+    let service = Service::start(site, "");
+    service.until_level().await;
+    let slow = "[replication]\ninterval = \"1h\"\nrpo = \"2h\"\nbandwidth_limit = \"50KB/s\"";
+    service.reconfigure(slow);
+    let large = Spec::new("core", "large", "1").size(20 << 20);
+    Factory::new(9).package(&site.primary, large).await?;
+    service.reconfigure(&format!("{PROMOTE}\n{slow}"));
+    service
+        .until("the last copy is made", |status| {
+            status["transition"]["step"] == "drain"
+        })
+        .await;
+    until_read_only(&site.primary).await;
+    service.reconfigure(slow);
+    until_writable(&site.primary).await;
+    service
+        .until("it is over", |status| status["transition"].is_null())
+        .await;
+
+    let limited =
+        format!("{PROMOTE}\nchange = \"2\"\n{slow}\n[takeover]\nread_only_limit = \"2s\"");
+    service.reconfigure(&limited);
+    let told = |line: &str| line.contains("not made within takeover.read_only_limit = 2s");
+    let mut service = service;
+    service.running.wait_for_line(told, SOON).await?;
+    until_writable(&site.primary).await;
+    service.stop().await.ok();
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! The capability to fence the peer, and to take that back: the one way, beside preparing it, to write there.
 
-use super::fence::{clear_out, enforce_fence, is_fenced};
+use super::fence::{clear_out, enforce_fence, fenced, is_fenced};
 use super::identity::system_id;
 use super::session::{LocalSession, quote_ident};
 use super::state::State;
@@ -54,6 +54,23 @@ impl PeerFence {
 
     /// It stands, and its epoch is committed: there is nothing to withdraw any more.
     pub async fn settle(&self, epoch: i64, by: &str) -> Result<(), StateError> {
+        // Where it stands as it was set, only the word is added: by the age of the setting it is told what came after it.
+        let sql = concat!(
+            "WITH final AS (UPDATE fence SET settled = true \
+               WHERE epoch = $1 AND by_cluster = $2 AND NOT settled RETURNING 1) \
+             SELECT ",
+            fenced!("$3"),
+            " AND (EXISTS (SELECT FROM final) OR EXISTS (SELECT FROM fence WHERE epoch = $1 AND by_cluster = $2 AND settled))"
+        );
+        let database = &self.to.database;
+        let doing = "making the fence final";
+        let session = &self.state.session;
+        let row = session
+            .query_one(doing, sql, &[&epoch, &by, database])
+            .await?;
+        if row.get(0) {
+            return Ok(());
+        }
         self.state
             .record_fence(&self.to.database, epoch, by, true)
             .await

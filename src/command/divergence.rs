@@ -201,6 +201,11 @@ fn tell_package(package: &DivergedPackage, fetch: Option<&Path>) {
 
 /// To be copied into a shell as it stands.
 fn upload(file: &str) -> String {
+    // A name that begins with a dash would be read as an option.
+    let file = &match file.starts_with('-') {
+        true => format!("./{file}"),
+        false => file.to_string(),
+    };
     let plain = |c: char| c.is_ascii_alphanumeric() || "._/+-".contains(c);
     if file.chars().all(plain) {
         return format!("hab pkg upload --force {file}");
@@ -266,6 +271,7 @@ mod tests {
 
     #[test]
     fn a_command_is_one_word_of_shell_for_its_file() {
+        assert_eq!(upload("-x.hart"), "hab pkg upload --force ./-x.hart");
         assert_eq!(upload("d/a-1.hart"), "hab pkg upload --force d/a-1.hart");
         assert_eq!(
             upload("it's $(x).hart"),

@@ -14,13 +14,24 @@ pub fn start(level: LevelFilter, form: LogFormat) {
         .filter_module("warm_spare", level)
         .format_target(false)
         .target(Target::Pipe(Box::new(show::AroundBar)));
-    if form == LogFormat::Json {
-        builder.format(|out, record| writeln!(out, "{}", json(record)));
-    }
+    match form {
+        LogFormat::Json => builder.format(|out, record| writeln!(out, "{}", json(record))),
+        LogFormat::Text => builder.format(|out, record| {
+            let time = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
+            let text = printable(&record.args().to_string());
+            writeln!(out, "[{time} {:<5}] {text}", record.level())
+        }),
+    };
     // A second start would be a library's doing; the first one's lines still appear.
     if builder.try_init().is_err() {
         eprintln!("warning: a logger was started before ours");
     }
+}
+
+/// Another server's words may hold line breaks and a terminal's commands: one record stays one line, and commands nobody.
+fn printable(text: &str) -> String {
+    let shown = |c: char| if c.is_control() { ' ' } else { c };
+    text.chars().map(shown).collect()
 }
 
 fn json(record: &Record) -> serde_json::Value {
@@ -43,7 +54,12 @@ fn side(text: &str) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
-    use super::side;
+    use super::{printable, side};
+
+    #[test]
+    fn a_record_is_one_line_and_commands_no_terminal() {
+        assert_eq!(printable("a\n[x WARN ] b\x1b[2J"), "a [x WARN ] b [2J");
+    }
 
     #[test]
     fn the_side_is_the_lines_first_word() {

@@ -88,6 +88,9 @@ enum Once {
         /// Change nothing: print the SQL of it.
         #[arg(long)]
         print: bool,
+        /// Also set a bound that other slots of the primary come under.
+        #[arg(long)]
+        bound_other_slots: bool,
     },
     /// Removes from the primary what is ours there, or from here what we keep.
     Release {
@@ -100,6 +103,9 @@ enum Once {
         /// Our own state on this side, and nothing on the primary.
         #[arg(long)]
         local: bool,
+        /// With --local: also what is needed still.
+        #[arg(long, requires = "local")]
+        force: bool,
     },
     /// Asks whether a promotion of this cluster would work today, and why not; changes nothing.
     Preflight {
@@ -175,10 +181,16 @@ async fn run_once(verb: Once, path: &Path, json: bool) -> u8 {
     log_lines::start(config.log_level, config.log_format);
     match verb {
         Once::CheckConfig { connect } => check_config::run(&config, path, connect, json).await,
-        Once::Prepare { print } => prepare::run(&config, print, json).await,
+        Once::Prepare {
+            print,
+            bound_other_slots,
+        } => prepare::run(&config, print, bound_other_slots, json).await,
         Once::Release {
-            print, local: true, ..
-        } => release::run_local(&config, print, json).await,
+            print,
+            local: true,
+            force,
+            ..
+        } => release::run_local(&config, print, force, json).await,
         Once::Release { print, cluster, .. } => {
             release::run(&config, cluster.as_deref(), print, json).await
         }

@@ -6,7 +6,7 @@ use crate::config::{Config, Datastore};
 use crate::replication::{Because, Choice, Prepare, prepare};
 use serde_json::{Value, json};
 
-pub async fn run(config: &Config, print: bool, as_json: bool) -> u8 {
+pub async fn run(config: &Config, print: bool, bound_other_slots: bool, as_json: bool) -> u8 {
     let told = |step: &Step| {
         if as_json {
             eprintln!("made: {}", step.what);
@@ -14,7 +14,7 @@ pub async fn run(config: &Config, print: bool, as_json: bool) -> u8 {
             say!("Made: {}.", step.what);
         }
     };
-    match prepare(config, print, told).await {
+    match prepare(config, print, bound_other_slots, told).await {
         Ok(found) => {
             if as_json {
                 show::json(&document(&found, print));

@@ -54,8 +54,8 @@ fn document(found: &Release, print: bool) -> Value {
     })
 }
 
-pub async fn run_local(config: &Config, print: bool, as_json: bool) -> u8 {
-    let found = match remove_traces(config, print).await {
+pub async fn run_local(config: &Config, print: bool, force: bool, as_json: bool) -> u8 {
+    let found = match remove_traces(config, print, force).await {
         Ok(found) => found,
         Err(error) => return show::failure(&error, as_json),
     };

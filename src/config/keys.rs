@@ -169,6 +169,7 @@ pub(super) const KEYS: &[Key] = &[
     key("fuse.window", Kind::PositiveDuration, "1h"),
     key("fuse.approve", Kind::Text, ""),
     key("takeover.drain_timeout", Kind::PositiveDuration, "30s"),
+    key("takeover.read_only_limit", Kind::PositiveDuration, "1h"),
     key("takeover.fence_retry", Kind::PositiveDuration, "5s"),
     key("verify.schedule", Kind::Cron, "0 3 * * *"),
     key("verify.deep", Kind::Bool, "false"),

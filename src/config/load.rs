@@ -232,6 +232,7 @@ fn assemble(values: &Values, local: super::Side, peer: super::Side) -> Result<Co
         },
         takeover: Takeover {
             drain_timeout: values.duration("takeover.drain_timeout")?,
+            read_only_limit: values.duration("takeover.read_only_limit")?,
             fence_retry: values.duration("takeover.fence_retry")?,
         },
         verify: VerifyPlan {

@@ -210,6 +210,8 @@ pub struct Fuse {
 pub struct Takeover {
     /// For the fenced primary's last transactions to be applied.
     pub drain_timeout: Duration,
+    /// How long a planned handover by a last copy may hold the primary read-only.
+    pub read_only_limit: Duration,
     /// Between two looks of a primary for its peer.
     pub fence_retry: Duration,
 }

@@ -2,6 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
@@ -39,6 +40,24 @@ impl Clock {
             None => Utc::now(),
             Some(simulated) => simulated.borrow().now,
         }
+    }
+
+    /// A time that only ever goes on, whatever the system's clock is set to: the time of this process's first question plus
+    /// what has passed since. What is tried again is counted by it.
+    pub fn steady(&self) -> DateTime<Utc> {
+        static FIRST: OnceLock<(DateTime<Utc>, Instant)> = OnceLock::new();
+        match &self.0 {
+            None => {
+                let (time, then) = FIRST.get_or_init(|| (Utc::now(), Instant::now()));
+                *time + then.elapsed()
+            }
+            Some(simulated) => simulated.borrow().now,
+        }
+    }
+
+    /// A time of [`Clock::steady`], as the clock shows it if nobody sets it until then.
+    pub fn from_steady(&self, time: DateTime<Utc>) -> DateTime<Utc> {
+        self.now() + (time - self.steady())
     }
 
     pub async fn sleep_until(&self, time: DateTime<Utc>) {

@@ -54,6 +54,8 @@ pub struct State {
     pub sampled: Option<Sampled>,
     pub local: Sighting,
     pub peer: Sighting,
+    /// When its datastore last answered, by a clock that nobody sets.
+    pub peer_answered: Option<Instant>,
     /// Under which epoch, and by which cluster, the peer says that it is fenced.
     pub peer_fenced_by: Option<(i64, String)>,
     pub generations: Option<Vec<Generation>>,
@@ -464,6 +466,7 @@ impl State {
             sampled: None,
             local: Sighting::default(),
             peer: Sighting::default(),
+            peer_answered: None,
             peer_fenced_by: None,
             generations: None,
             generations_bytes: None,
@@ -504,8 +507,13 @@ impl State {
         }
     }
 
+    pub fn peer_answered_within(&self, limit: Duration) -> bool {
+        self.peer_answered
+            .is_some_and(|then| then.elapsed() <= limit)
+    }
+
     /// Whether artifacts are recorded that the primary did not give out, and may give out later.
-    pub fn lacks_artifacts(&self) -> bool {
+    pub fn waits_for_artifacts(&self) -> bool {
         let recorded = self.artifacts.as_ref();
         recorded.is_some_and(|found| found.missing + found.damaged > 0) || self.unreadable.is_some()
     }

@@ -208,14 +208,13 @@ fn head(lineage: &Lineage) -> &str {
 
 /// The server by which this spare knows its line, where it has copied nothing from it yet.
 fn expected_server(here: &Here) -> Option<&str> {
-    match &here.point {
-        Some(point) => Some(&point.system_id),
-        None => here
-            .record
-            .lineage
-            .head()
-            .map(|head| head.system_id.as_str()),
+    if let Some(point) = &here.point {
+        return Some(&point.system_id);
     }
+    // A promotion by hand is in no line.
+    let head = here.record.lineage.head();
+    let head = head.filter(|head| head.epoch == here.record.epoch)?;
+    Some(&head.system_id)
 }
 
 fn of_server(here: &Here, there: &There<'_>) -> Option<Doubt> {

@@ -5,8 +5,8 @@ use super::choice::{Choice, choose};
 use super::error::PassError;
 use super::pass::may_work;
 use crate::cluster::preparation::{
-    Names, Plan, Preparation, PreparationError, Prepared, Step, Wanted, inspect, is_cluster_id,
-    plan_to_prepare, plan_to_release,
+    Names, OTHER_SLOTS, Plan, Preparation, PreparationError, Prepared, Step, Wanted, inspect,
+    is_cluster_id, plan_to_prepare, plan_to_release,
 };
 use crate::cluster::{LocalSession, PeerSession, State, peers_record};
 use crate::config::{Config, Role};
@@ -36,9 +36,11 @@ pub struct Release {
 }
 
 /// Makes on the primary what the stream needs of it; with `only_ask`, says what that would be. `done` hears of each step.
+/// `bound_others`: also a bound that other slots come under.
 pub async fn prepare(
     config: &Config,
     only_ask: bool,
+    bound_others: bool,
     mut done: impl FnMut(&Step),
 ) -> Result<Prepare, PassError> {
     // Declared is enough: an old primary has the new one prepared before it comes back.
@@ -54,6 +56,9 @@ pub async fn prepare(
     let wanted = Wanted::of(&config.replication);
     let mut prepared = inspect(&peer, &names).await?;
     let mut plan = plan_to_prepare(&prepared, wanted);
+    if bound_others {
+        plan.consent_to(OTHER_SLOTS);
+    }
     if !only_ask {
         refuse_obstacles(&plan)?;
         if !plan.steps.is_empty() {

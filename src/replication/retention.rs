@@ -51,7 +51,7 @@ pub async fn sweep<C>(
         }
         if names.is_empty() {
             killpoint::reach("retention.before_delete");
-            // Whoever slept may have been followed by another one, which knows of rows that name it again.
+            // Another process may have followed one that slept, and know of rows that name it again.
             state.still_ours(lock).await?;
             if let Some(stored) = present
                 && !store

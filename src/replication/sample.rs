@@ -1,5 +1,5 @@
 //! A few of the artifacts that the visible rows name are looked for in our own bucket: the newest, the oldest, and some at
-//! random. The cost does not grow with what is stored, and a bucket that was emptied, made anew or thinned out shows.
+//! random. The cost does not grow with what is stored, and a bucket that was emptied, replaced or thinned out shows.
 
 use super::error::PassError;
 use super::inventory::UNSOUND;
@@ -25,7 +25,7 @@ const CHOSEN: &str = "WITH bounds AS (SELECT min(id) AS least, max(id) AS most F
      SELECT ident::text, target::text, checksum::text FROM public.origin_packages \
      WHERE id IN (SELECT id FROM chosen) AND ident IS NOT NULL AND target IS NOT NULL AND checksum IS NOT NULL";
 
-/// The row still stands, and its artifact is on no list of what the primary lacks.
+/// The row still stands, and its artifact is not recorded as missing on the primary.
 const STILL_NAMED: &str = "SELECT EXISTS (SELECT FROM public.origin_packages WHERE ident = $1 AND target = $2 AND checksum = $3) \
        AND NOT EXISTS (SELECT FROM warm_spare.unavailable WHERE key = $4 AND reason <> $5)";
 

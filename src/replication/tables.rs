@@ -280,10 +280,14 @@ const IDS_BEGIN: i64 = 1_409_266_191_000;
 /// Of an id, the bits below its milliseconds.
 const ID_BITS: u32 = 23;
 
-/// When the newest of Builder's ids was made, which are made of time. By the primary keys, so that nothing is searched.
-pub async fn newest_id(session: &LocalSession) -> Result<Option<DateTime<Utc>>, PassError> {
+/// When the newest of Builder's ids was made, which are made of time. By the primary keys, so that nothing is searched. Those
+/// that were made after `until` are left out: a clock was wrong then.
+pub async fn newest_id(
+    session: &LocalSession,
+    until: Option<DateTime<Utc>>,
+) -> Result<Option<DateTime<Utc>>, PassError> {
     let doing = "reading the newest id";
-    let sql = "SELECT format('(SELECT max(id) FROM %I.%I)', n.nspname, c.relname) \
+    let sql = "SELECT format('(SELECT max(id) FROM %I.%I WHERE id < $1)', n.nspname, c.relname) \
                FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid JOIN pg_namespace n ON n.oid = c.relnamespace \
                JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = i.indkey[0] \
                JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum \
@@ -298,7 +302,8 @@ pub async fn newest_id(session: &LocalSession) -> Result<Option<DateTime<Utc>>, 
         return Ok(None);
     }
     let sql = format!("SELECT greatest({})", newest.join(", "));
-    let id: Option<i64> = session.row(doing, &sql, &[]).await?.get(0)?;
+    let bound = until.map_or(i64::MAX, first_id_of);
+    let id: Option<i64> = session.row(doing, &sql, &[&bound]).await?.get(0)?;
     Ok(id.and_then(|id| DateTime::from_timestamp_millis((id >> ID_BITS) + IDS_BEGIN)))
 }
 

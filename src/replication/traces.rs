@@ -31,7 +31,11 @@ impl Traces {
 }
 
 /// Removes them, and says what there was; with `only_ask` it only says so. Nothing is asked of the peer.
-pub async fn remove_traces(config: &Config, only_ask: bool) -> Result<Traces, PassError> {
+pub async fn remove_traces(
+    config: &Config,
+    only_ask: bool,
+    force: bool,
+) -> Result<Traces, PassError> {
     let local = LocalSession::open(&config.local.datastore, "postgres").await?;
     let store = LocalStore::open(&config.local.s3)?;
     let state = State::open_existing(&config.local.datastore).await?;
@@ -41,6 +45,13 @@ pub async fn remove_traces(config: &Config, only_ask: bool) -> Result<Traces, Pa
     if let Some(state) = &state {
         let lock = state.lock().await?;
         nobody_else(&local, state).await?;
+        let lost = what_would_be_lost(state).await?;
+        if !lost.is_empty() && !force {
+            return Err(needed_still(&lost));
+        }
+        for what in &lost {
+            log::warn!("local: lost by release --local --force: {what}");
+        }
         // Before the old bytes of a half made replacement go.
         mend(config, lock).await?;
     }
@@ -59,6 +70,52 @@ pub async fn remove_traces(config: &Config, only_ask: bool) -> Result<Traces, Pa
     drop(state);
     drop_database(&local, STATE_DATABASE).await?;
     Ok(found)
+}
+
+/// What is kept here and nowhere else, and would be missed.
+async fn what_would_be_lost(state: &State) -> Result<Vec<String>, PassError> {
+    let mut lost = Vec::new();
+    let cluster = state.cluster().await?;
+    let promotion = state.promotion().await?;
+    let promotion = promotion.filter(|promotion| promotion.epoch == cluster.epoch);
+    if cluster.role.as_deref() == Some("primary")
+        && promotion.is_some_and(|promotion| !promotion.settled)
+    {
+        lost.push(format!(
+            "that the old primary is to be fenced under epoch {}: nobody would do it",
+            cluster.epoch
+        ));
+    }
+    if let Some(entry) = state.transition().await? {
+        lost.push(match entry.kind.as_str() {
+            "failback" => "how far this cluster has come back".to_string(),
+            kind => format!(
+                "a {kind} under way, at step {:?}: the primary may be fenced by it, and would stay so",
+                entry.step
+            ),
+        });
+    }
+    let sql = "SELECT (SELECT count(*) FROM diverged_row), \
+                 (SELECT count(*) FROM diverged_package WHERE class IN ('only_here', 'other_bytes'))";
+    let doing = "reading the divergence";
+    let row = state.session().query_one(doing, sql, &[]).await?;
+    let (rows, packages): (i64, i64) = (row.get(0), row.get(1));
+    if rows > 0 {
+        lost.push(format!(
+            "the list of what this cluster had as a primary and its successor does not have ({rows} rows, {packages} packages whose files are here alone: `warm-spare divergence --fetch`)"
+        ));
+    }
+    Ok(lost)
+}
+
+fn needed_still(lost: &[String]) -> PassError {
+    PassError::Refused {
+        rule: "state_is_needed",
+        text: format!("what would be removed is needed still: {}", lost.join("; ")),
+        next_step:
+            "let a service finish it, or read the list; if all of it may be lost, add --force"
+                .into(),
+    }
 }
 
 /// One that waits for the lock would make everything anew.

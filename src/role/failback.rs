@@ -52,7 +52,7 @@ pub async fn come_back(
     Ok(state.close_journal(lock).await?)
 }
 
-/// What the journal keeps of a failback besides its step: numbers of transactions of the local server.
+/// The journal keeps these of a failback, beside its step: numbers of transactions of the local server.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Noted {
     /// Of the one that set the fence.

@@ -19,9 +19,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 
 /// For the peer of a failover to answer: when it is gone it may not even refuse.
 const UNPLANNED_PATIENCE: Duration = Duration::from_millis(400);
+/// For one that answered lately: a lost first packet is sent again after 1 s, and after 2 s more.
+const KNOCKING: Duration = Duration::from_millis(3500);
+/// Between two knocks; the former ones go on.
+const KNOCK_AGAIN: Duration = Duration::from_millis(500);
 /// For one that is there to say who it is.
 const UNPLANNED_ANSWER: Duration = Duration::from_secs(3);
 /// For one that answers then to be fenced.
@@ -68,6 +73,8 @@ pub struct Handover<'a> {
     pub heard: Arc<dyn Heard>,
     /// The one that is to be taken.
     pub epoch: i64,
+    /// The peer answered a moment ago: silence now may be a single lost packet.
+    pub heard_lately: bool,
 }
 
 /// What was reached on the way.
@@ -209,7 +216,7 @@ impl Handover<'_> {
         let sequences = self.compare(point, &lacked).await?;
         walk.step("sequences").await?;
         self.set_sequences(&sequences).await?;
-        self.wait_for_clock().await?;
+        self.wait_for_clock(true).await?;
         log::debug!("the peer was at PostgreSQL {}", seen.version);
         Ok(Reached {
             fenced: true,
@@ -249,7 +256,7 @@ impl Handover<'_> {
         if !reached.complete {
             next_sequences(self.config).await?;
         }
-        if let Err(error) = self.wait_for_clock().await {
+        if let Err(error) = self.wait_for_clock(reached.complete).await {
             log::warn!("{error}");
         }
         Ok(reached)
@@ -262,9 +269,12 @@ impl Handover<'_> {
     ) -> Result<Option<PeerFence>, PassError> {
         let to = &self.config.peer.datastore;
         // Whether there is anybody at all is known soon; one that is there may be far away.
-        let knock = TcpStream::connect((to.host.as_str(), to.port));
-        let fenced = match tokio::time::timeout(UNPLANNED_PATIENCE, knock).await {
-            Ok(Ok(_)) => {
+        let patience = match self.heard_lately {
+            true => KNOCKING,
+            false => UNPLANNED_PATIENCE,
+        };
+        let fenced = match tokio::time::timeout(patience, knock(&to.host, to.port)).await {
+            Ok(Ok(())) => {
                 let seen = tokio::time::timeout(UNPLANNED_ANSWER, self.known_peer(point)).await;
                 match seen {
                     Ok(Ok(_)) => tokio::time::timeout(UNPLANNED_FENCE, self.raise(point)).await,
@@ -414,6 +424,35 @@ impl Handover<'_> {
             log::warn!("{error}");
         }
         Ok(())
+    }
+}
+
+/// Whether anybody accepts a connection there, at any of the name's addresses. A refusal by all of them is an answer; silence
+/// is knocked at again, for as long as the caller waits.
+async fn knock(host: &str, port: u16) -> std::io::Result<()> {
+    let mut knocks = JoinSet::new();
+    let mut refused = None;
+    loop {
+        let addresses = tokio::net::lookup_host((host, port)).await?;
+        for address in addresses {
+            knocks.spawn(TcpStream::connect(address));
+        }
+        let again = tokio::time::sleep(KNOCK_AGAIN);
+        tokio::pin!(again);
+        loop {
+            tokio::select! {
+                knocked = knocks.join_next() => match knocked {
+                    Some(Ok(Ok(_))) => return Ok(()),
+                    Some(Ok(Err(error))) => refused = Some(error),
+                    Some(Err(_)) => {}
+                    None => {
+                        let nobody = || std::io::ErrorKind::HostUnreachable.into();
+                        return Err(refused.unwrap_or_else(nobody));
+                    }
+                },
+                () = &mut again => break,
+            }
+        }
     }
 }
 

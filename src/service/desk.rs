@@ -9,6 +9,7 @@ use crate::replication::{PassError, Policy};
 use chrono::{DateTime, Utc};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 use tokio::sync::watch;
 
 use super::complaint::Pace;
@@ -203,7 +204,12 @@ impl Desk {
 
     pub fn see_datastore(&self, side: Side, error: Option<String>) {
         let now = self.now();
-        self.update(|state| see(&mut sighting(state, side).datastore, error, now));
+        self.update(|state| {
+            if side == Side::Peer && error.is_none() {
+                state.peer_answered = Some(Instant::now());
+            }
+            see(&mut sighting(state, side).datastore, error, now);
+        });
     }
 }
 

@@ -4,10 +4,11 @@ mod following;
 mod interrupts;
 mod takeover;
 mod verification;
+mod waiting;
 
 use super::complaint::Complaint;
 use super::guard::{End, ask_store};
-use super::plan::{Next, Plan, Rules};
+use super::plan::{LONGEST_WAIT, Next, Plan, Rules};
 use super::tenure::{Tenure, recall};
 use super::{Configs, Desk, next, sight};
 use crate::cluster::{Confirmation, CopiedPoint, LocalStore, Side, StateError, Store};
@@ -54,6 +55,10 @@ pub struct Duties<'a> {
     retried: Arc<Mutex<Instant>>,
     /// Tables that a comparison found different, and when.
     differed: Differed,
+    /// When artifacts were last found missing in our own bucket, by the steady time.
+    missing_since: Option<chrono::DateTime<chrono::Utc>>,
+    /// Of these three the time is a steady one, that no setting of a clock delays. When a failed duty is tried again.
+    wait_until: Option<chrono::DateTime<chrono::Utc>>,
     /// When a failed verification is tried again.
     verify_again: Option<chrono::DateTime<chrono::Utc>>,
     /// When a handover that was held, or could not be undone, is tried again.
@@ -66,7 +71,7 @@ impl<'a> Duties<'a> {
         let mut plan = Plan::new(now);
         desk.read(|state| {
             plan.copied = state.point.is_some();
-            plan.lacking = state.lacks_artifacts();
+            plan.lacking = state.waits_for_artifacts();
             if let Some(verified) = &state.verified {
                 plan.verified = verified.record.time;
             }
@@ -78,6 +83,8 @@ impl<'a> Duties<'a> {
             plan,
             complaint: Complaint::new("replication works"),
             verification: None,
+            wait_until: None,
+            missing_since: None,
             verify_again: None,
             handover_at: None,
             gaps: Vec::new(),
@@ -109,7 +116,7 @@ impl<'a> Duties<'a> {
                 .is_none_or(|old| Arc::ptr_eq(old, &config));
             if !same {
                 // What was refused may be allowed now; also when it came while something was being done.
-                self.plan.not_before = None;
+                self.wait_no_more();
                 self.handover_at = None;
                 self.complaint.begin_anew();
             }
@@ -132,7 +139,7 @@ impl<'a> Duties<'a> {
             let rules = Rules::of(&config);
             self.show_pause(&config, &rules);
             let now = self.desk.now();
-            self.plan.mind_the_clock(now);
+            self.mind_the_clock();
             let due = match self.follows(&config) {
                 true => Next::Follow,
                 false => self.plan.next(&rules, now),
@@ -166,18 +173,20 @@ impl<'a> Duties<'a> {
 
     /// Before anything else, paused or not: what a pass left that did not come to its end.
     async fn mend(&mut self, config: &Config) -> Result<(), PassError> {
+        self.mind_the_clock();
         let now = self.desk.now();
+        let steady = self.desk.clock.steady();
         let spare = self
             .desk
             .read(|state| state.role.as_deref() == Some("spare"));
         if !self.unsettled || !spare {
             return Ok(());
         }
-        let handover = self.handover_at.is_some_and(|at| at <= now);
+        let handover = self.handover_at.is_some_and(|at| at <= steady);
         if handover || self.plan.not_before.is_none_or(|earliest| earliest <= now) {
             let mended = mend(config, self.tenure.lock).await;
             if mended.is_err() && handover {
-                self.handover_at = Some(now + takeover::AGAIN);
+                self.handover_at = Some(steady + takeover::AGAIN);
             }
             mended?;
             self.unsettled = false;
@@ -193,24 +202,7 @@ impl<'a> Duties<'a> {
             () = next(&mut self.configs) => {}
             ended = finished(&mut self.verification) => self.verified(ended).await,
         }
-        if self
-            .verify_again
-            .is_some_and(|again| again <= self.desk.now())
-        {
-            self.verify_again = None;
-            self.plan.verified = chrono::DateTime::UNIX_EPOCH;
-        }
-    }
-
-    /// What is tried again by itself goes before what is due.
-    fn soonest(&self, until: chrono::DateTime<chrono::Utc>) -> chrono::DateTime<chrono::Utc> {
-        // Half replaced bytes come before a handover.
-        let handover = self.handover_at.filter(|_| !self.unsettled);
-        let again = [self.verify_again, handover];
-        again
-            .into_iter()
-            .flatten()
-            .fold(until, chrono::DateTime::min)
+        self.verify_if_due();
     }
 
     fn show_pause(&self, config: &Config, rules: &Rules) {
@@ -240,7 +232,7 @@ impl<'a> Duties<'a> {
         let wait = self
             .complaint
             .failed(now, error.code(), &error.to_string(), pace);
-        self.plan.not_before = Some(now + TimeDelta::from_std(wait).unwrap_or(TimeDelta::MAX));
+        self.wait_for(TimeDelta::from_std(wait).unwrap_or(LONGEST_WAIT));
         // The next try begins with the cheapest question.
         self.plan.looked = None;
     }
@@ -262,7 +254,7 @@ impl<'a> Duties<'a> {
         self.desk.see_store(Side::Local, our_store);
         let found = found?;
         self.plan.looked = Some(self.desk.now());
-        self.plan.not_before = None;
+        self.wait_no_more();
         let now = self.desk.now();
         self.plan.waiting = found.changed.map(|_| self.plan.waiting.unwrap_or(now));
         if let Some(why) = found.changed
@@ -424,7 +416,7 @@ impl<'a> Duties<'a> {
         self.rows_differ = false;
         self.plan.passed = now;
         self.plan.retried = now;
-        self.plan.not_before = None;
+        self.wait_no_more();
         // What was committed since the snapshot is not known yet.
         self.plan.looked = None;
         self.plan.lacking = !report.unavailable.is_empty();
@@ -497,7 +489,7 @@ impl<'a> Duties<'a> {
             note_brought(self.desk, brought);
             recall(self.desk, config, &self.tenure.state).await?;
         }
-        self.plan.lacking = self.desk.read(State::lacks_artifacts);
+        self.plan.lacking = self.desk.read(State::waits_for_artifacts);
         Ok(())
     }
 }

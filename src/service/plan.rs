@@ -4,7 +4,7 @@ use crate::config::{Config, Schedule};
 use chrono::{DateTime, TimeDelta, Utc};
 
 /// No failure is followed by a longer one (`complaint::Pace`, its jitter included).
-const LONGEST_WAIT: TimeDelta = TimeDelta::minutes(21);
+pub const LONGEST_WAIT: TimeDelta = TimeDelta::minutes(21);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {

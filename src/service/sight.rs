@@ -1,4 +1,4 @@
-//! Our own server, looked at every few seconds whoever works here: what load balancers are told rests on that alone, and
+//! Our own server, looked at every few seconds, also while another process works here: what load balancers are told rests on that alone, and
 //! on nothing that was true a while ago.
 
 use super::{Configs, Desk, next};
@@ -65,7 +65,7 @@ async fn look_on(desk: &Desk, config: &Config) -> Infallible {
     }
 }
 
-/// Looked at once, by whoever has changed something there or found it changed: what is told next is true by then.
+/// Looked at once, by a duty that has changed something there or found it changed: what is told next is true by then.
 pub async fn look_again(desk: &Desk, config: &Config) {
     match tokio::time::timeout(PATIENCE, Box::pin(look(config, &mut None))).await {
         Ok(Ok(seen)) => desk.update(|state| state.seen = Some(seen)),

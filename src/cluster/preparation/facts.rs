@@ -28,6 +28,8 @@ pub struct Prepared {
     pub slot: Option<Slot>,
     /// Further logical ones, of whomever.
     pub other_slots: Vec<Slot>,
+    /// Lasting ones that no `warm-spare` made, physical ones too.
+    pub foreign_slots: Vec<Slot>,
     /// Further ones in this database that a `warm-spare` made.
     pub other_publications: Vec<String>,
     /// How many more slots and walsenders the server would take.
@@ -248,6 +250,10 @@ pub async fn inspect(session: &Session, names: &Names) -> Result<Prepared, Datas
     let mut all = slots(session).await?;
     let slot = all.iter().position(|slot| slot.name == names.slot);
     let slot = slot.map(|at| all.remove(at));
+    let foreign = all
+        .iter()
+        .filter(|slot| !slot.temporary && id_of(&slot.name).is_none());
+    let foreign_slots = foreign.cloned().collect();
     all.retain(|slot| slot.logical);
     let others = session
         .rows(doing, PUBLICATIONS, &[&names.publication])
@@ -269,6 +275,7 @@ pub async fn inspect(session: &Session, names: &Names) -> Result<Prepared, Datas
         publication: publication::read(session, &names.publication, major).await?,
         slot,
         other_slots: all,
+        foreign_slots,
         other_publications: others
             .iter()
             .map(|row| row.get(0))

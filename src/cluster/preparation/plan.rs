@@ -23,10 +23,19 @@ impl Wanted {
 
     /// `max_slot_wal_keep_size` as we set it: the server's own bound comes after ours, which gives the slot up in peace.
     pub(super) fn bound(self) -> String {
-        let mib = self.wal_hold_limit.saturating_mul(2).div_ceil(1 << 20);
+        self.bound_above(0)
+    }
+
+    /// The same, well above what other slots hold already.
+    fn bound_above(self, held: u64) -> String {
+        let bytes = self.wal_hold_limit.max(held).saturating_mul(2);
+        let mib = bytes.div_ceil(1 << 20);
         format!("{}MB", mib.min(i32::MAX as u64))
     }
 }
+
+/// The obstacle that an operator's word takes away: slots of others come under the bound too.
+pub const OTHER_SLOTS: &str = "other_slots";
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
@@ -35,6 +44,19 @@ pub struct Plan {
     pub obstacles: Vec<Obstacle>,
     /// What an operator should know or do besides.
     pub notes: Vec<String>,
+}
+
+impl Plan {
+    /// The operator takes the consequences: what stood in the way is a note.
+    pub fn consent_to(&mut self, check: &str) {
+        let (consented, left) = std::mem::take(&mut self.obstacles)
+            .into_iter()
+            .partition(|obstacle| obstacle.check == check);
+        self.obstacles = left;
+        let consented: Vec<Obstacle> = consented;
+        let notes = consented.into_iter().map(|obstacle| obstacle.text);
+        self.notes.extend(notes);
+    }
 }
 
 /// Something that no step of ours can mend.
@@ -63,7 +85,7 @@ pub fn plan_to_prepare(prepared: &Prepared, wanted: Wanted) -> Plan {
     let restart = needs_restart(prepared);
     steps.extend(settings);
     let mut plan = Plan {
-        obstacles: obstacles(prepared, &steps),
+        obstacles: obstacles(prepared, wanted, &steps),
         steps,
         notes: Vec::new(),
     };
@@ -182,7 +204,7 @@ fn settings(prepared: &Prepared, wanted: Wanted) -> Vec<Step> {
             "nothing else bounds what the primary keeps for a spare that is gone: twice replication.wal_hold_limit",
             vec![format!(
                 "ALTER SYSTEM SET max_slot_wal_keep_size = '{}'",
-                wanted.bound()
+                wanted.bound_above(held_by_others(prepared))
             )],
         ));
     }
@@ -218,13 +240,42 @@ fn lacks_bound(prepared: &Prepared, wanted: Wanted) -> bool {
     prepared.bound_bytes().is_none() && !wanted.wal_unbounded && !written
 }
 
+fn held_by_others(prepared: &Prepared) -> u64 {
+    let held = prepared.foreign_slots.iter();
+    held.filter_map(|slot| slot.held_bytes).max().unwrap_or(0)
+}
+
+/// The bound is the server's, not our slot's: a standby that is away for longer would have to be copied again.
+fn other_slots(prepared: &Prepared, wanted: Wanted) -> Option<Obstacle> {
+    if prepared.foreign_slots.is_empty() || !lacks_bound(prepared, wanted) {
+        return None;
+    }
+    let slots: Vec<String> = prepared
+        .foreign_slots
+        .iter()
+        .map(|slot| match slot.logical {
+            true => slot.describe(),
+            false => format!("physical {}", slot.describe()),
+        })
+        .collect();
+    Some(Obstacle::new(
+        OTHER_SLOTS,
+        format!(
+            "max_slot_wal_keep_size = {} would bound every slot of the primary, so also {}: a reader of such a slot that is away for longer than that much WAL loses it",
+            wanted.bound_above(held_by_others(prepared)),
+            listed(&slots)
+        ),
+        "to set it all the same: `warm-spare prepare --bound-other-slots`; or set max_slot_wal_keep_size on the primary to what suits all of them, or replication.wal_unbounded = true here",
+    ))
+}
+
 fn needs_restart(prepared: &Prepared) -> bool {
     let level = &prepared.wal_level;
     let written = matches!(&level.in_auto_conf, AutoConf::Holds(value) if value == "logical");
     level.value != "logical" && (lacks_wal_level(prepared) || written || level.pending_restart)
 }
 
-fn obstacles(prepared: &Prepared, steps: &[Step]) -> Vec<Obstacle> {
+fn obstacles(prepared: &Prepared, wanted: Wanted, steps: &[Step]) -> Vec<Obstacle> {
     let mut found = Vec::new();
     if prepared.major < OLDEST_STREAM {
         let text = format!(
@@ -251,6 +302,7 @@ fn obstacles(prepared: &Prepared, steps: &[Step]) -> Vec<Obstacle> {
     }
     found.extend(premade_publication(prepared));
     found.extend(slot(prepared));
+    found.extend(other_slots(prepared, wanted));
     let lacking = lacking_rights(prepared, steps);
     if !lacking.is_empty() {
         found.push(Obstacle::new(

@@ -76,6 +76,7 @@ pub fn stock() -> Prepared {
         publication: None,
         slot: None,
         other_slots: Vec::new(),
+        foreign_slots: Vec::new(),
         other_publications: Vec::new(),
         free_slots: 20,
         free_senders: 20,

@@ -157,6 +157,7 @@ const KEYS: &[(&str, &str, &[&str])] = &[
     ("fuse.window", r#""2h""#, &[r#""0s""#, "1"]),
     ("fuse.approve", r#""f-1""#, &["1"]),
     ("takeover.drain_timeout", r#""1m""#, &[r#""0s""#, "30"]),
+    ("takeover.read_only_limit", r#""2h""#, &[r#""0s""#, "30"]),
     ("takeover.fence_retry", r#""1s""#, &[r#""0s""#, "5"]),
     (
         "verify.schedule",

@@ -18,6 +18,9 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_postgres::types::ToSql;
 
+mod doubt;
+mod order;
+
 /// Wants that are looked after ahead of time; further rows are looked at when their turn comes.
 const MOST: usize = 4096;
 /// Deletions that are remembered for rows that nobody looked at.
@@ -371,53 +374,6 @@ impl Gate {
     }
 }
 
-impl Table {
-    /// A want that goes before all that are not of the open transaction. Whoever is at work on the key, or has claimed it,
-    /// is let finish first. True: nobody is.
-    fn queue_late(&mut self, key: &str, id: WantId) -> bool {
-        let queue = self.keys.entry(key.to_string()).or_default();
-        let is_busy = |other: &WantId| match self.wants.get(other) {
-            Some(want) => want.begun && want.settled.is_none(),
-            // A claim is no want.
-            None => true,
-        };
-        let busy = queue.iter().any(is_busy);
-        queue.push_back(id);
-        !busy
-    }
-
-    /// Nobody is at work on the key now: what the open transaction wants goes before all others. Other bytes may be under
-    /// the key when it is their turn, so what was found out for them does not count.
-    fn late_ones_first(&mut self, key: &str) {
-        let Some(queue) = self.keys.get_mut(key) else {
-            return;
-        };
-        let wants = &mut self.wants;
-        let is_late = |id: &WantId| wants.get(id).is_some_and(|want| want.tx.is_none());
-        let (late, others): (Vec<WantId>, Vec<WantId>) = queue.iter().partition(|id| is_late(id));
-        if late.is_empty() || queue.iter().take(late.len()).all(is_late) {
-            return;
-        }
-        for id in &others {
-            if let Some(want) = wants.get_mut(id) {
-                want.settled = None;
-                want.begun = false;
-            }
-        }
-        *queue = late.into_iter().chain(others).collect();
-    }
-
-    /// One that came while somebody was at work on the key has its turn.
-    fn next_late(&mut self, key: &str) -> Option<WantId> {
-        self.late_ones_first(key);
-        let waits = |id: &&WantId| {
-            let want = self.wants.get(id);
-            want.is_some_and(|want| want.tx.is_none() && !want.begun)
-        };
-        self.keys.get(key)?.iter().find(waits).copied()
-    }
-}
-
 impl Shared {
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().expect("no holder panics")
@@ -605,68 +561,6 @@ impl Shared {
             known,
             visible,
         })
-    }
-
-    /// The primary's store refuses this object for good and serves others: then it is no fault of the store's.
-    async fn is_of_the_object(&self, error: &PassError) -> bool {
-        let PassError::Store(error) = error else {
-            return false;
-        };
-        error.may_be_of_the_object() && self.serves_others().await.unwrap_or_default()
-    }
-
-    async fn serves_others(&self) -> Result<bool, PassError> {
-        for key in &self.known_keys().await? {
-            match self.courier.peer.get(key).await {
-                Ok(Some(_)) => return Ok(true),
-                Ok(None) => {}
-                // Any single one may be refused too.
-                Err(error) if error.may_be_of_the_object() => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(false)
-    }
-
-    /// Before "no such key" is believed: the bucket still serves, and one of the artifacts that rows here name is in it.
-    async fn believe(&self) -> Result<(), PassError> {
-        let peer = &self.courier.peer;
-        peer.check_bucket().await?;
-        let keys = self.known_keys().await?;
-        for key in &keys {
-            // Any single one may have been deleted since.
-            if peer.head(key).await?.is_some() {
-                return Ok(());
-            }
-        }
-        let Some(example) = keys.first() else {
-            return Ok(());
-        };
-        Err(PassError::Unfit {
-            check: "missing_artifacts",
-            text: format!(
-                "the peer's bucket {} lacks an artifact, and {} others too, which it served before (for example {example})",
-                peer.bucket(),
-                keys.len(),
-            ),
-            next_step: "check peer.s3.endpoint and peer.s3.bucket_name; if the primary really lost them, remove their rows there".into(),
-        })
-    }
-
-    /// Artifacts that rows here name, and that the primary served once.
-    async fn known_keys(&self) -> Result<Vec<String>, PassError> {
-        let doing = "choosing known artifacts";
-        let columns = "SELECT ident, target, checksum FROM public.origin_packages";
-        let some = format!("{columns} TABLESAMPLE SYSTEM (10) LIMIT 20");
-        let mut rows = self.rows.query(doing, &some, &[]).await?;
-        if rows.is_empty() {
-            let latest = format!("{columns} ORDER BY id DESC LIMIT 20");
-            rows = self.rows.query(doing, &latest, &[]).await?;
-        }
-        let keys = rows
-            .iter()
-            .filter_map(|row| item_of(&named(row, 0)).map(|item| item.key));
-        Ok(keys.collect())
     }
 }
 

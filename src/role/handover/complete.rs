@@ -1,10 +1,10 @@
 //! What the primary has committed is here to the last row, in the same form, with its artifacts and its sequences' values.
 
-use super::super::preflight::CLOCK_WAIT;
+use super::super::preflight::{CLOCK_WAIT, ID_SLACK};
 use super::super::watch::{another_server, look_at_peer};
 use super::Handover;
 use crate::cluster::preparation::Names;
-use crate::cluster::{CopiedPoint, LocalSession, Lsn, PeerFence};
+use crate::cluster::{CopiedPoint, LocalSession, Lsn, PeerFence, PeerSession};
 use crate::observe::{Listener, Phase, Progress};
 use crate::replication::stream::{self, Follow};
 use crate::replication::{
@@ -26,9 +26,12 @@ impl Handover<'_> {
     ) -> Result<(), PassError> {
         if point.slot.is_empty() {
             return match self.forced() {
-                true => self.last_copy(Some(limit)).await,
+                true => self.last_copy(("takeover.drain_timeout", limit)).await,
                 // Its time is foretold by the preflight.
-                false => self.last_copy(None).await,
+                false => {
+                    let limit = self.config.takeover.read_only_limit;
+                    self.last_copy(("takeover.read_only_limit", limit)).await
+                }
             };
         }
         let mark = fence.mark(self.epoch).await?;
@@ -74,7 +77,7 @@ impl Handover<'_> {
     }
 
     /// In snapshot mode: one more copy, of a primary that nobody writes to.
-    async fn last_copy(&self, limit: Option<Duration>) -> Result<(), PassError> {
+    async fn last_copy(&self, (key, limit): (&str, Duration)) -> Result<(), PassError> {
         let options = Options {
             lock: Some(self.lock),
             throttle: Some((self.courier)()?.throttle),
@@ -87,13 +90,16 @@ impl Handover<'_> {
         let copying = Box::pin(sync(self.config, options, &progress));
         tokio::select! {
             copied = copying => copied.map(drop),
-            limit = too_late(limit, seen) => Err(PassError::Unfit {
+            () = too_late(limit, seen) => Err(PassError::Unfit {
                 check: "drain",
                 text: format!(
-                    "the last copy was not made within takeover.drain_timeout = {}",
+                    "the last copy was not made within {key} = {}",
                     humantime::format_duration(limit)
                 ),
-                next_step: "what the primary has beyond the recovery point is listed when it comes back".into(),
+                next_step: match self.forced() {
+                    true => "what the primary has beyond the recovery point is listed when it comes back".into(),
+                    false => format!("raise {key}, or replicate by the stream: `warm-spare prepare`"),
+                },
             }),
         }
     }
@@ -149,14 +155,24 @@ impl Handover<'_> {
         set_all_as_holder(&inside, values, self.lock.token).await
     }
 
-    /// Ids are made of time, and of the server's own: none may be given twice.
-    pub(super) async fn wait_for_clock(&self) -> Result<(), PassError> {
+    /// Ids are made of time, and of the server's own: none may be given twice. The primary's clock, if it answers, tells which
+    /// ids are of a time to come and so none that others go on from, and how far it may have given them.
+    pub(super) async fn wait_for_clock(&self, ask_peer: bool) -> Result<(), PassError> {
         let local = &self.config.local.datastore;
         let inside = LocalSession::open(local, &local.database).await?;
-        let Some(newest) = newest_id(&inside).await? else {
+        let sql = "SELECT clock_timestamp()";
+        let theirs: Option<DateTime<Utc>> = match ask_peer {
+            true => {
+                let peer = PeerSession::open(&self.config.peer.datastore).await?;
+                let row = peer.row("reading the clock", sql, &[]).await?;
+                Some(row.get(0)?)
+            }
+            false => None,
+        };
+        let until = theirs.map(|clock| clock + ID_SLACK);
+        let Some(newest) = newest_id(&inside, until).await? else {
             return Ok(());
         };
-        let sql = "SELECT clock_timestamp()";
         let clock = inside.query_one("reading the clock", sql, &[]).await?;
         let clock: DateTime<Utc> = clock.get(0);
         let wait = (newest - clock).to_std().unwrap_or_default();
@@ -195,15 +211,11 @@ impl Listener for Phases {
 }
 
 /// Not while bytes are being replaced: half of it would be neither the old nor the new.
-async fn too_late(limit: Option<Duration>, mut seen: watch::Receiver<Option<Phase>>) -> Duration {
-    let Some(limit) = limit else {
-        return std::future::pending().await;
-    };
+async fn too_late(limit: Duration, mut seen: watch::Receiver<Option<Phase>>) {
     tokio::time::sleep(limit).await;
     let late = |phase: &Option<Phase>| matches!(phase, Some(Phase::Replacements | Phase::Switch));
     if seen.wait_for(|phase| !late(phase)).await.is_err() {
         // The copy is over, and is what is told.
         std::future::pending::<()>().await;
     }
-    limit
 }

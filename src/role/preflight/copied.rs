@@ -194,6 +194,17 @@ pub fn read_only_time(facts: &Facts) -> Check {
         (1.0 + server.bytes as f64 / COPY_RATE, how)
     };
     let text = format!("about {} ({how})", span(seconds));
+    let limit = facts.config.takeover.read_only_limit.as_secs_f64();
+    if !facts.streams() && seconds > limit {
+        return warn(
+            NAME,
+            format!(
+                "{text}: over takeover.read_only_limit ({}), at which it is given up",
+                span(limit)
+            ),
+            "raise takeover.read_only_limit; or follow by the stream: `warm-spare prepare`",
+        );
+    }
     if seconds > SHORT {
         return warn(
             NAME,

@@ -3,7 +3,7 @@
 use super::Purpose;
 use super::here::{self, Remembered, Server};
 use super::supervisor;
-use super::there::{self, Asked, There};
+use super::there::{self, Asked, ID_SLACK, There};
 use crate::cluster::{
     ClientPrograms, CopiedPoint, DatastoreError, DatastoreFault, InstalledClients, ProgramError,
     Side,
@@ -62,6 +62,13 @@ async fn datastores(config: &Config, patience: Duration) -> Datastores {
         ),
         InstalledClients::look(),
     );
+    let server = match (server, &there) {
+        (Ok(server), Ok(there)) => {
+            let looking = Box::pin(without_ids_to_come(config, server, there));
+            within(LOCAL_PATIENCE, Side::Local, local, looking).await
+        }
+        (server, _) => server,
+    };
     let clients = server.as_ref().ok().map(|ours| {
         let there = there.as_ref();
         let theirs = there.map_or(ours.major, |there| there.server.major);
@@ -74,6 +81,22 @@ async fn datastores(config: &Config, patience: Duration) -> Datastores {
         there,
         clients,
     }
+}
+
+/// One row that was made while a clock stood in another year would have the newest id for ever.
+async fn without_ids_to_come(
+    config: &Config,
+    server: Server,
+    there: &There,
+) -> Result<Server, PassError> {
+    let until = there.clock() + ID_SLACK;
+    if server.newest_id.is_none_or(|newest| newest < until) {
+        return Ok(server);
+    }
+    Ok(Server {
+        newest_past_id: here::newest_past_id(config, until).await?,
+        ..server
+    })
 }
 
 impl<'a> Facts<'a> {

@@ -81,6 +81,8 @@ pub struct Server {
     pub clock: DateTime<Utc>,
     /// When the newest of Builder's ids was made, which are made of time.
     pub newest_id: Option<DateTime<Utc>>,
+    /// The same without those of a time to come by the primary's clock, where there are such.
+    pub newest_past_id: Option<DateTime<Utc>>,
     pub sealed: Result<Vec<Sealed>, PassError>,
 }
 
@@ -100,9 +102,19 @@ pub async fn server(config: &Config) -> Result<Server, PassError> {
         lacking_extensions: lacking_extensions(&session, &session).await?,
         stands: recovery_point(&session).await?,
         clock: row.get(1),
-        newest_id: newest_id(&session).await?,
+        newest_id: newest_id(&session, None).await?,
+        newest_past_id: None,
         sealed: sealed(&session).await,
     })
+}
+
+pub async fn newest_past_id(
+    config: &Config,
+    until: DateTime<Utc>,
+) -> Result<Option<DateTime<Utc>>, PassError> {
+    let to = &config.local.datastore;
+    let session = LocalSession::open(to, &to.database).await?;
+    newest_id(&session, Some(until)).await
 }
 
 /// What the builder keys have sealed, of one kind and one revision.

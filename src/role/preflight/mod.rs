@@ -18,6 +18,7 @@ use crate::replication::PassError;
 use facts::Facts;
 pub use standing::CLOCK_WAIT;
 use std::time::Duration;
+pub use there::ID_SLACK;
 
 /// Which promotion is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -205,10 +205,17 @@ pub fn clocks(facts: &Facts) -> Check {
     };
     let drain = facts.config.takeover.drain_timeout.as_secs_f64();
     let step = "set both servers' clocks by NTP";
-    // Ids are made of time: one that were made here would lie among those that are there.
-    let ahead = server
-        .newest_id
-        .map(|newest| (newest - server.clock).as_seconds_f64());
+    // Ids are made of time: one that were made here would lie among those that are there. Ids of a time to come are none
+    // that the primary goes on from.
+    let to_come = facts.there.as_ref().ok().and_then(|there| {
+        let until = there.clock() + super::there::ID_SLACK;
+        server.newest_id.filter(|newest| *newest >= until)
+    });
+    let newest = match to_come {
+        Some(_) => server.newest_past_id,
+        None => server.newest_id,
+    };
+    let ahead = newest.map(|newest| (newest - server.clock).as_seconds_f64());
     if let Some(ahead) = ahead.filter(|ahead| *ahead > 0.0) {
         let text = format!(
             "the local clock is {} behind Builder's newest id",
@@ -230,6 +237,14 @@ pub fn clocks(facts: &Facts) -> Check {
             refuse(NAME, format!("{text}, over takeover.drain_timeout"), step)
         }
         apart if apart > CLOCKS_APART => warn(NAME, text, step),
+        _ if to_come.is_some() => warn(
+            NAME,
+            format!(
+                "{text}; an id of Builder's is of a time to come ({}): a clock was wrong when it was made, and new ids are smaller",
+                to_come.unwrap_or_default().format("%Y-%m-%d")
+            ),
+            "nothing, if the primary's clock is right now",
+        ),
         _ => ok(
             NAME,
             format!("{text}; the local one is past Builder's newest id"),

@@ -9,6 +9,7 @@ use crate::replication::stream::{Seen, ask};
 use crate::replication::{
     PassError, Rights, decide, lacking_extensions, major, rights, two_servers,
 };
+use chrono::{DateTime, TimeDelta, Utc};
 use std::time::Duration;
 
 /// What of ours there is asked for.
@@ -38,6 +39,17 @@ pub struct There {
     /// What it says of itself; None: it keeps no state of ours.
     pub record: Option<Record>,
     pub server: PeerServer,
+}
+
+/// Ids that are further ahead of the primary's own clock were made by a wrong one.
+pub const ID_SLACK: TimeDelta = TimeDelta::seconds(5);
+
+impl There {
+    /// The primary's clock, as of now.
+    pub fn clock(&self) -> DateTime<Utc> {
+        let ahead = (self.seen.clock_offset_seconds * 1e6) as i64;
+        Utc::now() + TimeDelta::microseconds(ahead)
+    }
 }
 
 pub struct PeerServer {

@@ -282,7 +282,7 @@ impl Duties<'_> {
                 "peer: {} gaps lately; the next copy waits {seconds} s",
                 self.gaps.len()
             );
-            self.plan.not_before = Some(self.desk.now() + TimeDelta::seconds(seconds));
+            self.wait_for(TimeDelta::seconds(seconds));
         }
     }
 
@@ -381,7 +381,7 @@ impl Duties<'_> {
         let mut rules = Rules::of(config);
         loop {
             let now = self.desk.now();
-            self.plan.mind_the_clock(now);
+            self.mind_the_clock();
             let until = match self.plan.beside(&rules, now) {
                 Next::Verify => {
                     self.begin_verification(config);
@@ -418,14 +418,9 @@ impl Duties<'_> {
                     }
                 }
             }
-            if self
-                .verify_again
-                .is_some_and(|again| again <= self.desk.now())
-            {
-                self.verify_again = None;
-                self.plan.verified = chrono::DateTime::UNIX_EPOCH;
-            }
-            if self.handover_at.is_some_and(|at| at <= self.desk.now()) {
+            self.verify_if_due();
+            let steady = self.desk.clock.steady();
+            if self.handover_at.is_some_and(|at| at <= steady) {
                 return Ok("a handover is tried again");
             }
         }
@@ -433,7 +428,7 @@ impl Duties<'_> {
 
     fn gets_on(&mut self) {
         log::info!("following the primary's transactions");
-        self.plan.not_before = None;
+        self.wait_no_more();
         self.plan.waiting = None;
         self.settled();
     }
@@ -450,7 +445,7 @@ impl Duties<'_> {
     /// What the primary lacks, as it stands beside the rows.
     async fn recount(&mut self, config: &Config) -> Result<(), PassError> {
         super::super::tenure::recall(self.desk, config, &self.tenure.state).await?;
-        self.plan.lacking = self.desk.read(crate::observe::State::lacks_artifacts);
+        self.plan.lacking = self.desk.read(crate::observe::State::waits_for_artifacts);
         Ok(())
     }
 }

@@ -74,6 +74,23 @@ pub(super) async fn given_up(desk: &Desk, mut configs: Configs, begun: &Config) 
     }
 }
 
+/// Waits for a configuration that does not ask for the handover under way any more. Not once its promotion is at its commit:
+/// that is a matter of moments, and what came of it must be known.
+pub(super) async fn called_off(desk: &Desk, mut configs: Configs, begun: &Config) {
+    loop {
+        let current = configs.borrow_and_update().clone();
+        let other = current.is_some_and(|current| another_wish(&current, begun));
+        let late = desk.read(|state| {
+            let step = state.transition.as_ref().map(|shown| shown.step.clone());
+            step.is_some_and(|step| matches!(step.as_str(), "promote" | "undo"))
+        });
+        if other && !late {
+            return;
+        }
+        next(&mut configs).await;
+    }
+}
+
 /// Whether a stream begun with one of them would be another one with the other.
 pub(super) fn another_stream(a: &Config, b: &Config) -> bool {
     let settings = |config: &Config| Config {

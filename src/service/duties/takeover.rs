@@ -2,10 +2,11 @@
 
 use super::Duties;
 use super::following::Ear;
+use super::interrupts::called_off;
 use crate::cluster::{PeerFence, Record, State, Transition, peers_record};
 use crate::config::Config;
 use crate::observe::HoldReason;
-use crate::replication::{Courier, PassError};
+use crate::replication::{Courier, PassError, end_appliers};
 use crate::role::{Handover, Outcome, asked, is_asked_for, may_have_fenced};
 use chrono::TimeDelta;
 use std::sync::Arc;
@@ -15,6 +16,9 @@ use std::time::Duration;
 pub(super) const AGAIN: TimeDelta = TimeDelta::seconds(30);
 /// For the peer to say its epoch before a handover begins: when it is gone it may not even refuse.
 const HEARING: Duration = Duration::from_millis(400);
+
+/// A peer that answered within so long is not taken for gone by one silence.
+const LATELY: Duration = Duration::from_secs(60);
 
 impl Duties<'_> {
     /// True: this cluster is the primary now.
@@ -30,7 +34,8 @@ impl Duties<'_> {
             return Ok(false);
         }
         let entry = self.tenure.state.transition().await?;
-        let due = self.handover_at.is_none_or(|at| at <= self.desk.now());
+        let steady = self.desk.clock.steady();
+        let due = self.handover_at.is_none_or(|at| at <= steady);
         if !is_asked_for(config) {
             return self.not_asked(config, entry, due).await;
         }
@@ -87,11 +92,28 @@ impl Duties<'_> {
         // The tenure's own session has other users, and this has transactions.
         let state = State::open(&config.local.datastore).await?;
         let outcome = match self.begin_handover(config, &state).await {
-            Ok(handover) => Box::pin(handover.run()).await,
+            Ok(handover) => {
+                let called_off = called_off(self.desk, self.configs.clone(), config);
+                tokio::select! {
+                    outcome = Box::pin(handover.run()) => outcome.map(Some),
+                    () = called_off => Ok(None),
+                }
+            }
             Err(error) => Err(error),
         };
         self.desk.update(|state| state.transition = None);
-        self.ended(config, outcome?).await
+        match outcome? {
+            Some(outcome) => self.ended(config, outcome).await,
+            None => {
+                // As if it had been killed: the journal says how far it came, and a process that is not asked for it
+                // any more undoes it.
+                log::warn!("the handover under way is called off: another role is asked for");
+                self.unsettled = true;
+                self.handover_at = None;
+                end_appliers(config).await?;
+                Ok(false)
+            }
+        }
     }
 
     /// True: there was nothing to undo any more, for it is the primary.
@@ -129,6 +151,7 @@ impl Duties<'_> {
             told: Box::new(move |shown| desk.update(|state| state.transition = Some(shown))),
             heard: Ear::of(self.desk),
             epoch,
+            heard_lately: self.desk.read(|state| state.peer_answered_within(LATELY)),
         })
     }
 
@@ -141,7 +164,7 @@ impl Duties<'_> {
 
     async fn ended(&mut self, config: &Arc<Config>, outcome: Outcome) -> Result<bool, PassError> {
         self.desk.update(|state| state.transition = None);
-        let now = self.desk.now();
+        let (now, steady) = (self.desk.now(), self.desk.clock.steady());
         match outcome {
             Outcome::Promoted => {
                 self.desk.update(|state| state.undone = None);
@@ -149,7 +172,7 @@ impl Duties<'_> {
                 return Ok(true);
             }
             Outcome::Held(error) => {
-                self.handover_at = Some(now + AGAIN);
+                self.handover_at = Some(steady + AGAIN);
                 let (text, next_step) = (error.to_string(), error.next_step());
                 let text = text.strip_prefix("force_needed: ").unwrap_or(&text);
                 let told = self
@@ -166,7 +189,7 @@ impl Duties<'_> {
                 let code = error.code();
                 self.complaint.failed(now, code, &error.to_string(), pace);
                 let retry = TimeDelta::from_std(config.takeover.fence_retry);
-                self.handover_at = Some(now + retry.unwrap_or(AGAIN));
+                self.handover_at = Some(steady + retry.unwrap_or(AGAIN));
             }
             Outcome::Undone(why) => {
                 self.handover_at = None;
@@ -176,7 +199,7 @@ impl Duties<'_> {
             }
             Outcome::Undoing(why, error) => {
                 let retry = TimeDelta::from_std(config.takeover.fence_retry);
-                self.handover_at = Some(now + retry.unwrap_or(AGAIN));
+                self.handover_at = Some(steady + retry.unwrap_or(AGAIN));
                 let text = format!(
                     "the handover was given up ({why}), and whether the primary's fence stands cannot be told: {error}. It is withdrawn as soon as the primary answers"
                 );

@@ -54,7 +54,7 @@ impl Duties<'_> {
 
     pub(super) fn verification_failed(&mut self, text: &str) {
         log::warn!("local: the verification could not be finished: {text}");
-        self.verify_again = Some(self.desk.now() + VERIFY_AGAIN);
+        self.verify_again = Some(self.desk.clock.steady() + VERIFY_AGAIN);
         self.desk.counters.error("local", "verification");
         self.desk
             .update(|state| state.verification_error = Some(text.to_string()));

@@ -1,0 +1,68 @@
+//! What the primary's store says of one object is believed only of a store that proves to be the right one.
+
+use super::{Shared, item_of, named};
+use crate::replication::error::PassError;
+
+impl Shared {
+    /// The primary's store refuses this object for good and serves others: then it is no fault of the store's.
+    pub(super) async fn is_of_the_object(&self, error: &PassError) -> bool {
+        let PassError::Store(error) = error else {
+            return false;
+        };
+        error.may_be_of_the_object() && self.serves_others().await.unwrap_or_default()
+    }
+
+    async fn serves_others(&self) -> Result<bool, PassError> {
+        for key in &self.known_keys().await? {
+            match self.courier.peer.get(key).await {
+                Ok(Some(_)) => return Ok(true),
+                Ok(None) => {}
+                // Any single one may be refused too.
+                Err(error) if error.may_be_of_the_object() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(false)
+    }
+
+    /// Before "no such key" is believed: the bucket still serves, and one of the artifacts that rows here name is in it.
+    pub(super) async fn believe(&self) -> Result<(), PassError> {
+        let peer = &self.courier.peer;
+        peer.check_bucket().await?;
+        let keys = self.known_keys().await?;
+        for key in &keys {
+            // Any single one may have been deleted since.
+            if peer.head(key).await?.is_some() {
+                return Ok(());
+            }
+        }
+        let Some(example) = keys.first() else {
+            return Ok(());
+        };
+        Err(PassError::Unfit {
+            check: "missing_artifacts",
+            text: format!(
+                "the peer's bucket {} lacks an artifact, and {} others too, which it served before (for example {example})",
+                peer.bucket(),
+                keys.len(),
+            ),
+            next_step: "check peer.s3.endpoint and peer.s3.bucket_name; if the primary really lost them, remove their rows there".into(),
+        })
+    }
+
+    /// Artifacts that rows here name, and that the primary served once.
+    async fn known_keys(&self) -> Result<Vec<String>, PassError> {
+        let doing = "choosing known artifacts";
+        let columns = "SELECT ident, target, checksum FROM public.origin_packages";
+        let some = format!("{columns} TABLESAMPLE SYSTEM (10) LIMIT 20");
+        let mut rows = self.rows.query(doing, &some, &[]).await?;
+        if rows.is_empty() {
+            let latest = format!("{columns} ORDER BY id DESC LIMIT 20");
+            rows = self.rows.query(doing, &latest, &[]).await?;
+        }
+        let keys = rows
+            .iter()
+            .filter_map(|row| item_of(&named(row, 0)).map(|item| item.key));
+        Ok(keys.collect())
+    }
+}

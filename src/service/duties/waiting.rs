@@ -1,0 +1,70 @@
+//! What is waited for before something is tried again, by a time that no setting of a clock delays.
+
+use super::super::plan::LONGEST_WAIT;
+use super::Duties;
+use chrono::TimeDelta;
+
+/// Artifacts that are missing here have a verification begin once within so long.
+const MISSING_AGAIN: TimeDelta = TimeDelta::minutes(30);
+
+impl Duties<'_> {
+    pub(super) fn verify_if_due(&mut self) {
+        let steady = self.desk.clock.steady();
+        if self.verify_again.is_some_and(|again| again <= steady) {
+            self.verify_again = None;
+            self.plan.verified = chrono::DateTime::UNIX_EPOCH;
+        }
+        self.verify_what_is_missing();
+    }
+
+    /// Artifacts are missing in our own bucket: which ones, a verification tells, and has them copied again. Once in a while,
+    /// for what is missing on the primary too comes back by no copy.
+    pub(super) fn verify_what_is_missing(&mut self) {
+        let missing = self.desk.read(|state| {
+            let sampled = state.sampled.as_ref();
+            sampled.is_some_and(|sampled| !sampled.absent.is_empty())
+        });
+        let steady = self.desk.clock.steady();
+        let lately = self
+            .missing_since
+            .is_some_and(|then| steady - then < MISSING_AGAIN);
+        if missing && !lately && !self.plan.verifying {
+            self.missing_since = Some(steady);
+            self.plan.verified = chrono::DateTime::UNIX_EPOCH;
+        }
+    }
+
+    /// The plan counts by the clock, and what is waited for by a time that nobody sets.
+    pub(super) fn mind_the_clock(&mut self) {
+        let now = self.desk.now();
+        self.plan.mind_the_clock(now);
+        let clock = &self.desk.clock;
+        self.wait_until = self.wait_until.filter(|until| *until > clock.steady());
+        self.plan.not_before = self.wait_until.map(|until| clock.from_steady(until));
+    }
+
+    pub(super) fn wait_no_more(&mut self) {
+        self.wait_until = None;
+        self.plan.not_before = None;
+    }
+
+    pub(super) fn wait_for(&mut self, wait: TimeDelta) {
+        self.wait_until = Some(self.desk.clock.steady() + wait.min(LONGEST_WAIT));
+        self.mind_the_clock();
+    }
+
+    /// What is tried again by itself goes before what is due.
+    pub(super) fn soonest(
+        &self,
+        until: chrono::DateTime<chrono::Utc>,
+    ) -> chrono::DateTime<chrono::Utc> {
+        // Half replaced bytes come before a handover.
+        let handover = self.handover_at.filter(|_| !self.unsettled);
+        let again = [self.verify_again, handover];
+        again
+            .into_iter()
+            .flatten()
+            .map(|steady| self.desk.clock.from_steady(steady))
+            .fold(until, chrono::DateTime::min)
+    }
+}
