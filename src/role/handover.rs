@@ -214,9 +214,10 @@ impl Handover<'_> {
         self.drain(&fence, point, limit).await?;
         walk.step("compare").await?;
         let sequences = self.compare(point, &lacked).await?;
+        let clock = self.peers_clock().await?;
         walk.step("sequences").await?;
         self.set_sequences(&sequences).await?;
-        self.wait_for_clock(true).await?;
+        self.wait_for_clock(Some(clock)).await?;
         log::debug!("the peer was at PostgreSQL {}", seen.version);
         Ok(Reached {
             fenced: true,
@@ -231,6 +232,7 @@ impl Handover<'_> {
         point: &CopiedPoint,
     ) -> Result<Reached, PassError> {
         let mut reached = Reached::default();
+        let mut clock = None;
         let lacked = self.lacking().await?;
         walk.step("fence").await?;
         if let Some(fence) = self.fence_if_it_answers(point).await? {
@@ -240,6 +242,7 @@ impl Handover<'_> {
             let drained = async {
                 self.drain(&fence, point, limit).await?;
                 let sequences = self.compare(point, &lacked).await?;
+                clock = Some(self.peers_clock().await?);
                 self.set_sequences(&sequences).await
             };
             match drained.await {
@@ -256,7 +259,7 @@ impl Handover<'_> {
         if !reached.complete {
             next_sequences(self.config).await?;
         }
-        if let Err(error) = self.wait_for_clock(reached.complete).await {
+        if let Err(error) = self.wait_for_clock(clock).await {
             log::warn!("{error}");
         }
         Ok(reached)

@@ -54,7 +54,7 @@ pub async fn run(start: Start) -> Infallible {
     let web = web::keep_open(&desk, configs.clone(), &start.config, &start.data);
     let reloading = configuration.keep_reading(start.reload, &desk);
     let data = Arc::from(start.data.as_path());
-    let looking = sight::keep_looking(&desk, configs.clone());
+    let looking = Box::pin(sight::keep_looking(&desk, configs.clone()));
     let working = tenure::work(&desk, configs, &data);
     tokio::select! {
         never = web => never,

@@ -155,20 +155,23 @@ impl Handover<'_> {
         set_all_as_holder(&inside, values, self.lock.token).await
     }
 
-    /// Ids are made of time, and of the server's own: none may be given twice. The primary's clock, if it answers, tells which
+    /// The primary's, behind its fence. It is not asked for anything after that.
+    pub(super) async fn peers_clock(&self) -> Result<DateTime<Utc>, PassError> {
+        let peer = PeerSession::open(&self.config.peer.datastore).await?;
+        let sql = "SELECT clock_timestamp()";
+        let row = peer.query_one("reading the clock", sql, &[]).await?;
+        Ok(row.get(0))
+    }
+
+    /// Ids are made of time, and of the server's own: none may be given twice. The primary's clock, if it answered, tells which
     /// ids are of a time to come and so none that others go on from, and how far it may have given them.
-    pub(super) async fn wait_for_clock(&self, ask_peer: bool) -> Result<(), PassError> {
+    pub(super) async fn wait_for_clock(
+        &self,
+        theirs: Option<DateTime<Utc>>,
+    ) -> Result<(), PassError> {
         let local = &self.config.local.datastore;
         let inside = LocalSession::open(local, &local.database).await?;
         let sql = "SELECT clock_timestamp()";
-        let theirs: Option<DateTime<Utc>> = match ask_peer {
-            true => {
-                let peer = PeerSession::open(&self.config.peer.datastore).await?;
-                let row = peer.row("reading the clock", sql, &[]).await?;
-                Some(row.get(0)?)
-            }
-            false => None,
-        };
         let until = theirs.map(|clock| clock + ID_SLACK);
         let Some(newest) = newest_id(&inside, until).await? else {
             return Ok(());

@@ -193,7 +193,12 @@ impl Duties<'_> {
             }
             Outcome::Undone(why) => {
                 self.handover_at = None;
-                self.desk.update(|state| state.undone = Some(why));
+                self.desk.update(|state| {
+                    state.undone = Some(why);
+                    // As it was behind our own fence.
+                    state.peer.fenced = None;
+                    state.peer_fenced_by = None;
+                });
                 self.desk
                     .release(|hold| hold.reason == HoldReason::ForceNeeded);
             }

@@ -48,3 +48,96 @@ impl Table {
         self.keys.get(key)?.iter().find(waits).copied()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Item, Outcome, Want};
+    use super::*;
+    use crate::cluster::Lsn;
+    use crate::package::Checksum;
+    use std::str::FromStr;
+
+    const KEY: &str = "k";
+
+    fn add(table: &mut Table, id: WantId, tx: Option<u64>) {
+        let checksum = Checksum::from_str(&"0".repeat(64)).expect("a checksum");
+        let want = Want {
+            item: Some(Item {
+                key: KEY.into(),
+                checksum,
+                ident: String::new(),
+                target: String::new(),
+            }),
+            row: Vec::new(),
+            tx: tx.map(Lsn),
+            begun: false,
+            released: false,
+            settled: None,
+        };
+        table.wants.insert(id, want);
+    }
+
+    fn early(table: &mut Table, id: WantId, tx: u64) {
+        add(table, id, Some(tx));
+        table.keys.entry(KEY.into()).or_default().push_back(id);
+    }
+
+    fn late(table: &mut Table, id: WantId) -> bool {
+        let first = table.queue_late(KEY, id);
+        add(table, id, None);
+        if first {
+            table.late_ones_first(KEY);
+        }
+        first
+    }
+
+    fn order(table: &Table) -> Vec<WantId> {
+        table.keys[KEY].iter().copied().collect()
+    }
+
+    fn begin(table: &mut Table, id: WantId) {
+        table.wants.get_mut(&id).expect("a want").begun = true;
+    }
+
+    fn settle(table: &mut Table, id: WantId) {
+        table.wants.get_mut(&id).expect("a want").settled = Some(Outcome::Here);
+    }
+
+    #[test]
+    fn what_was_found_for_a_later_transaction_is_found_again_after_an_earlier_one() {
+        let mut table = Table::default();
+        early(&mut table, 1, 9);
+        begin(&mut table, 1);
+        settle(&mut table, 1);
+        assert!(late(&mut table, 2), "nobody is at work");
+        assert_eq!(order(&table), [2, 1]);
+        let later = &table.wants[&1];
+        assert!(!later.begun && later.settled.is_none());
+    }
+
+    #[test]
+    fn nobody_begins_beside_a_job_at_work_and_the_open_transaction_keeps_its_order() {
+        let mut table = Table::default();
+        early(&mut table, 1, 9);
+        begin(&mut table, 1);
+        assert!(!late(&mut table, 2), "one is at work");
+        assert!(!late(&mut table, 3));
+        settle(&mut table, 1);
+        assert_eq!(table.next_late(KEY), Some(2));
+        assert_eq!(order(&table), [2, 3, 1]);
+        begin(&mut table, 2);
+        settle(&mut table, 2);
+        assert_eq!(table.next_late(KEY), Some(3));
+        begin(&mut table, 3);
+        settle(&mut table, 3);
+        assert_eq!(table.next_late(KEY), None);
+        assert!(!table.wants[&1].begun, "it has its turn after them");
+    }
+
+    #[test]
+    fn a_claim_is_waited_for() {
+        let mut table = Table::default();
+        table.keys.entry(KEY.into()).or_default().push_back(7);
+        assert!(!late(&mut table, 8), "somebody has claimed it");
+    }
+}
