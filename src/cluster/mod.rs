@@ -5,6 +5,7 @@
 
 mod applying;
 mod builder_keys;
+mod cancelling;
 mod clients;
 mod datastore;
 mod fence;
