@@ -66,6 +66,7 @@ async fn promotion(site: &Site) -> Result<Promotion> {
         .await?
         .get(0);
     Ok(Promotion {
+        id: String::new(),
         epoch: 2,
         kind: "failover".into(),
         time: chrono::Utc::now(),
@@ -288,6 +289,46 @@ async fn without_the_slot_both_sides_are_compared_and_that_is_said() -> Result<(
     planned.promotion.kind = "switchover".into();
     let found = planned.record().await?;
     assert!(found.exact && found.rows == 0, "{found:?}");
+    Ok(())
+}
+
+/// What was deleted there is not nothing, and what is not proved is never called nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deletion_is_found_by_comparison_and_no_comparison_ends_with_nothing() -> Result<()> {
+    let (site, _, packages) = parted("deleted").await?;
+    let mut returning = Returning::of(&site).await?;
+    assert!(slots::drop_slot(&site.primary).await?);
+    let found = returning.record().await?;
+    assert!(!found.exact && found.rows == 0, "{found:?}");
+    assert!(found.reason.contains("cannot be told"), "{found:?}");
+    let (code, told) = returning.told(&[]).await;
+    assert_eq!(code, Some(1), "{told:#}");
+
+    returning.promotion.commit_time = Some(chrono::Utc::now());
+    // Made by the new primary itself.
+    tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    tamper(
+        &site,
+        "INSERT INTO accounts (name, email) VALUES ('there', '')",
+    )
+    .await?;
+    delete_package(&site.primary, &packages[2]).await?;
+    let found = returning.record().await?;
+    assert!(!found.exact && found.rows > 0, "{found:?}");
+    let (code, told) = returning.told(&[]).await;
+    assert_eq!(code, Some(1), "{told:#}");
+    let gone = ("gone_here".to_string(), packages[2].ident.clone());
+    assert_eq!(classes(&told), [gone], "{told:#}");
+    assert_eq!(
+        table(&told, "public.origin_packages")["deleted"],
+        1,
+        "{told:#}"
+    );
+    let rows = returning.rows().await?;
+    assert!(
+        rows.iter().all(|(table, ..)| table != "public.accounts"),
+        "{rows:?}"
+    );
     Ok(())
 }
 

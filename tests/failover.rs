@@ -8,7 +8,7 @@ use support::pair::{
     PROMOTE, Pair, Writers, forced, is_writable, returned, sequences, until_primary, until_settled,
     write,
 };
-use support::service::SOON;
+use support::service::{SOON, approval, until_conflict};
 use support::{Cluster, Factory, Result, Service, Site, Spec};
 
 #[tokio::test]
@@ -321,10 +321,11 @@ async fn a_failback_that_cannot_close_its_fence_says_so_and_ends_when_it_can() -
 
 /// In both orders: whoever was declared first, and whoever is chosen.
 #[tokio::test]
-async fn two_primaries_of_one_epoch_are_told_and_one_is_chosen() -> Result<()> {
+async fn two_declared_primaries_are_told_and_one_comes_over_when_asked() -> Result<()> {
     for reversed in [false, true] {
         let site = Site::builder("failover_two")
             .primary(support::follow::logical())
+            .spare(support::follow::logical())
             .spare_database()
             .start()
             .await?;
@@ -344,17 +345,23 @@ async fn chosen(first: &Site, second: &Site) -> Result<()> {
     until_primary(&one, 1).await;
     let two = Service::start(second, PROMOTE);
     for service in [&one, &two] {
-        let status = service.until_hold("two_primaries").await;
-        assert_eq!(status["health"]["level"], 2, "{status:#}");
-        assert_eq!(service.get("/primary").await?.status, 503);
+        let status = until_conflict(service, &["another line", "system id"]).await;
+        assert_eq!(status["state"], "primary", "{status:#}");
     }
-    // Nobody decides for the operator.
-    assert!(is_writable(&first.spare).await && is_writable(&second.spare).await);
+    // Nobody decides for the operator, and neither obeys a stranger.
     two.reconfigure(&forced(2));
     until_primary(&two, 2).await;
-    one.until_state("fenced").await;
+    until_conflict(&one, &["another line", "epoch 2"]).await;
+    assert!(is_writable(&first.spare).await && is_writable(&second.spare).await);
+    prepare(first).await;
+    one.reconfigure("role = \"spare\"");
+    let status = until_conflict(&one, &["another line"]).await;
+    assert!(is_writable(&first.spare).await);
+    one.reconfigure(&format!("role = \"spare\"\n{}", approval(&status)));
+    support::follow::until_following(&one).await;
     assert!(!is_writable(&first.spare).await);
     write(&second.spare, "chosen").await?;
+    until_equal(first).await?;
     one.stop().await.ok();
     two.stop().await.ok();
     Ok(())

@@ -276,6 +276,92 @@ async fn assert_listed(old: &Site) {
     assert_eq!(told.json()["divergence"]["exact"], false, "{told}");
 }
 
+/// A planned handover is compared too: what the new primary did itself is nothing that was lost, and a client that goes
+/// round the fence writes what nobody else has.
+#[tokio::test]
+async fn what_was_written_round_the_fence_after_a_planned_handover_is_listed() -> Result<()> {
+    for written in [false, true] {
+        let pair = Pair::start("races_round").await?;
+        let site = &pair.there;
+        let service = handed_over(&pair).await?;
+        write(&site.spare, "on the new one").await?;
+        let new = site.spare.conn().await?;
+        new.batch_execute(
+            "UPDATE accounts SET email = 'changed there' WHERE name <> 'on the new one'; \
+             DELETE FROM origin_channel_packages",
+        )
+        .await?;
+        if written {
+            let round = site.primary.conn().await?;
+            let sql = "SET default_transaction_read_only = off; \
+                       INSERT INTO accounts (name, email) VALUES ('round the fence', '')";
+            round.batch_execute(sql).await?;
+        }
+        let back = returned(&pair.back, "").await?;
+        let told = pair.back.warm_spare(&["divergence", "--json"]).await;
+        assert_eq!(told.code, Some(i32::from(written)), "{told}");
+        let found = &told.json()["divergence"];
+        assert_eq!(found["exact"], !written, "{told}");
+        assert_eq!(found["rows"], i32::from(written), "{told}");
+        back.stop().await.ok();
+        service.stop().await.ok();
+    }
+    Ok(())
+}
+
+/// Nobody of ours saw it: no service ran on either side.
+#[tokio::test]
+async fn what_was_written_while_nobody_looked_after_the_fence_is_listed() -> Result<()> {
+    let pair = Pair::start("races_unseen").await?;
+    let site = &pair.there;
+    let service = handed_over(&pair).await?;
+    service.stop().await.ok();
+    site.primary.pg.set_fence(false).await?;
+    write(&site.primary, "while it was open").await?;
+    site.primary.pg.set_fence(true).await?;
+    let service = Service::start(site, "");
+    until_primary(&service, 2).await;
+    let back = returned(&pair.back, "").await?;
+    assert_listed(&pair.back).await;
+    back.stop().await.ok();
+    service.stop().await.ok();
+    Ok(())
+}
+
+/// A failback that was stopped after its list was made is taken up again, months later: what was written since is on it.
+#[tokio::test]
+async fn what_was_written_between_two_tries_to_come_back_is_listed() -> Result<()> {
+    let pair = Pair::start("races_resumed").await?;
+    let site = &pair.there;
+    let service = followed(site, "").await?;
+    service.stop().await.ok();
+    let service = Service::start(site, &forced(2));
+    until_primary(&service, 2).await;
+    until_settled(&service).await;
+    pair.back.write_config("");
+    support::follow::prepare(&pair.back).await;
+    Service::doomed(&pair.back, "", "failback.role")
+        .dead()
+        .await?;
+    // The slot is gone by now.
+    let nobody = "SELECT count(*) FROM pg_replication_slots";
+    let slots = site.primary.conn().await?.query_one(nobody, &[]).await?;
+    assert_eq!(slots.get::<_, i64>(0), 0);
+    service.stop().await.ok();
+    site.primary.pg.set_fence(false).await?;
+    write(&site.primary, "in an emergency").await?;
+    site.primary.pg.set_fence(true).await?;
+    let service = Service::start(site, &forced(2));
+    until_primary(&service, 2).await;
+    let back = returned(&pair.back, "").await?;
+    assert_listed(&pair.back).await;
+    let told = pair.back.warm_spare(&["divergence", "--json"]).await.json();
+    assert_eq!(told["divergence"]["rows"], 1, "{told:#}");
+    back.stop().await.ok();
+    service.stop().await.ok();
+    Ok(())
+}
+
 /// What somebody wrote behind a fence that was lifted for a while is looked for, and never called nothing.
 #[tokio::test]
 async fn what_was_written_behind_a_lifted_fence_is_listed() -> Result<()> {

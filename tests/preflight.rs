@@ -321,3 +321,61 @@ async fn a_user_that_is_no_superuser_is_told_what_it_lacks_to_fence_and_fences_w
     service.stop().await.ok();
     Ok(())
 }
+
+/// Every revision that a ciphertext names is looked for, wherever it lies; a single one that is spoilt refuses nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_revision_that_a_ciphertext_names_is_opened() -> Result<()> {
+    use base64::prelude::{BASE64_STANDARD, Engine};
+    let (site, used) = spare("preflight_revisions").await?;
+    let newer = BuilderKey::new(NEWER);
+    newer.write(&keys_dir(&site))?;
+    let token = |key: &BuilderKey| format!("_{}", BASE64_STANDARD.encode(key.seal("a token")));
+    let sealed = |key: &BuilderKey| key.seal("a secret key");
+    // Secret keys and the newest tokens are the newer key's; one old token, and an integration, the older one's.
+    let secret = format!(
+        "UPDATE origin_secret_keys SET body = '{}', encryption_key_rev = '{NEWER}'",
+        sealed(&newer)
+    );
+    tamper(&site, &secret).await?;
+    let accounts = "INSERT INTO accounts (name) SELECT 'more-' || n FROM generate_series(1, 9) n";
+    tamper(&site, accounts).await?;
+    let all = "DELETE FROM account_tokens; INSERT INTO account_tokens (account_id, token)";
+    let tokens = format!("{all} SELECT id, '{}' FROM accounts", token(&newer));
+    tamper(&site, &tokens).await?;
+    let old = format!(
+        "UPDATE account_tokens SET token = '{}' WHERE id = (SELECT min(id) FROM account_tokens)",
+        token(&used)
+    );
+    tamper(&site, &old).await?;
+    let found = preflight(&site, "unplanned").await;
+    assert_check(&found, "builder_keys", "ok", &format!("bldr-{USED} opens"));
+    used.remove(&keys_dir(&site))?;
+    let found = preflight(&site, "unplanned").await;
+    assert_eq!(refused(&found), ["builder_keys"], "{found:#}");
+    assert_check(
+        &found,
+        "builder_keys",
+        "refuse",
+        &format!("bldr-{USED} (an access token: 1 rows)"),
+    );
+    tamper(&site, &tokens).await?;
+    let integration = format!(
+        "INSERT INTO origin_integrations (origin, integration, name, body) SELECT name, 'docker', 'hub', '{}' FROM origins LIMIT 1",
+        BASE64_STANDARD.encode(sealed(&used))
+    );
+    tamper(&site, &integration).await?;
+    let found = preflight(&site, "unplanned").await;
+    assert_check(&found, "builder_keys", "refuse", "an integration: 1 rows");
+    let step = found.to_string();
+    assert!(step.contains("local.builder_keys_dir = \\\"\\\""), "{step}");
+    tamper(&site, "DELETE FROM origin_integrations").await?;
+
+    // The newest token is cut short: its key opens all others.
+    let cut = "UPDATE account_tokens SET token = '_' || encode(substr(decode(substr(token, 2), 'base64'), 1, 110), 'base64') \
+               WHERE id = (SELECT max(id) FROM account_tokens)";
+    tamper(&site, cut).await?;
+    let found = preflight(&site, "unplanned").await;
+    let (result, reason) = check(&found, "builder_keys");
+    assert!(result != "refuse", "{reason}");
+    Ok(())
+}

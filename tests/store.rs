@@ -5,8 +5,11 @@ mod support;
 use bytes::Bytes;
 use std::time::Duration;
 use support::http_fault::{Fault, HttpFault};
+use support::proxy::{Mode, Proxy};
 use support::{Cluster, Factory, Package, Result, Spec, site};
-use warm_spare::cluster::{ByteBudget, LocalStore, Side, Store, StoreError, StoreFault, Throttle};
+use warm_spare::cluster::{
+    ByteBudget, Expected, LocalStore, Side, Store, StoreError, StoreFault, Throttle,
+};
 use warm_spare::config::{Backend, S3, Secret, SecretSource};
 use warm_spare::package::Checksum;
 use warm_spare::replication::{Courier, Delivery};
@@ -339,5 +342,115 @@ async fn artifactory_is_recognised() -> Result<()> {
     let output = site.warm_spare(&["sync"]).await;
     assert_eq!(output.code, Some(3), "{output}");
     assert!(output.stderr.contains("Artifactory"), "{output}");
+    Ok(())
+}
+
+/// A proxy without a route answers 404 with nothing in it, and the library makes "no such key" of that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_404_without_a_body_says_nothing_of_the_object() -> Result<()> {
+    let between = between("empty404").await?;
+    between.from.set(|_| Fault::Respond(404, Bytes::new()));
+    let error = between.fetch(&between.small).await.expect_err("no answer");
+    assert_eq!(error.fault, StoreFault::Unreachable, "{error}");
+    let key = &between.small.key;
+    let asked = between.courier.peer.head(key).await;
+    assert_eq!(asked.expect_err("no answer").fault, StoreFault::Unreachable);
+    // Of two servers behind one address one is wrong: what HEAD seems to say is asked by GET.
+    let is_head = |r: &hyper::http::request::Parts| r.method == "HEAD";
+    between.from.set(move |r| match is_head(r) {
+        true => Fault::Respond(404, Bytes::new()),
+        false => Fault::Forward,
+    });
+    assert!(between.courier.peer.head(key).await?.is_some());
+    between
+        .from
+        .times(1, |_| true, Fault::Respond(404, Bytes::new()));
+    assert!(matches!(
+        between.fetch(&between.small).await?,
+        Delivery::Done(_)
+    ));
+    // Of the bucket likewise.
+    between.from.set(|_| Fault::Respond(404, Bytes::new()));
+    let error = between.courier.peer.check_bucket().await;
+    assert_eq!(error.expect_err("no answer").fault, StoreFault::Unreachable);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_is_waited_for_as_long_as_the_line_carries_it() -> Result<()> {
+    let between = between("slow_line").await?;
+    let line = Proxy::start(between.site.spare.minio.port()).await?;
+    let endpoint = format!("http://127.0.0.1:{}", line.port());
+    let patience = Duration::from_millis(300);
+    let local = LocalStore::open(&config(&between.site.spare, endpoint))?.with_limits(patience, 2);
+    let courier = Courier {
+        local,
+        ..between.courier.clone()
+    };
+    line.set(Mode::Slow).await;
+    for package in [&between.small, &between.large] {
+        let checksum: Checksum = package.checksum.parse().expect("a checksum");
+        let began = std::time::Instant::now();
+        let fetched = courier.fetch(&package.key, &package.key, &checksum).await?;
+        println!("{} bytes in {:?}", package.size, began.elapsed());
+        assert!(matches!(fetched, Delivery::Done(_)));
+        assert!(between.arrived(package).await?);
+        between.site.spare.delete(&package.key).await?;
+    }
+    // One that carries nothing at all is not waited for.
+    line.set(Mode::Hold).await;
+    let began = std::time::Instant::now();
+    let checksum: Checksum = between.small.checksum.parse().expect("a checksum");
+    let error = courier
+        .fetch(&between.small.key, &between.small.key, &checksum)
+        .await
+        .expect_err("a line that is held");
+    assert_eq!(error.fault, StoreFault::Unreachable, "{error}");
+    assert!(
+        began.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        began.elapsed()
+    );
+    Ok(())
+}
+
+/// Whoever was asleep between its look and its request changes nothing that somebody else has written since.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_written_meanwhile_is_not_overwritten() -> Result<()> {
+    let between = between("meanwhile").await?;
+    let store = &between.courier.local;
+    for package in [&between.small, &between.large] {
+        let key = &package.key;
+        let checksum: Checksum = package.checksum.parse().expect("a checksum");
+        let expecting = async |expected: &Expected| {
+            let courier = &between.courier;
+            courier.fetch_as_found(key, key, &checksum, expected).await
+        };
+        between.site.spare.put(key, "of another one").await?;
+        let error = expecting(&Expected::Nothing)
+            .await
+            .expect_err("it is there");
+        assert_eq!(error.fault, StoreFault::Unreachable, "{error}");
+        let found = store.reading().head(key).await?.expect("it is there");
+        between.site.spare.put(key, "of another one, later").await?;
+        let seen = Expected::Etag(found.etag);
+        expecting(&seen).await.expect_err("it was written since");
+        let there = between.site.spare.get(key).await?.expect("it is there");
+        assert_eq!(there, "of another one, later");
+        let found = store.reading().head(key).await?;
+        let seen = Expected::as_found(found.as_ref());
+        assert!(matches!(expecting(&seen).await?, Delivery::Done(_)));
+        assert!(between.arrived(package).await?);
+        // An answer that is lost has the request come again, and it finds its own bytes.
+        between.site.spare.delete(key).await?;
+        let writes = |r: &hyper::http::request::Parts| {
+            r.method == "PUT" && r.headers.contains_key("if-none-match") || completes(r)
+        };
+        between.to.times(1, writes, Fault::ForwardThenDrop);
+        let delivered = expecting(&Expected::Nothing).await?;
+        assert!(matches!(delivered, Delivery::Done(_)));
+        assert!(between.arrived(package).await?);
+        between.to.set(|_| Fault::Forward);
+    }
     Ok(())
 }

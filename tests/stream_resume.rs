@@ -7,8 +7,8 @@ use support::follow::{
     until_following,
 };
 use support::packages::{insert, put};
-use support::service::SOON;
-use support::{Factory, Result, Service, Site, Spec, slots, wait_until};
+use support::service::{SOON, approval, until_conflict};
+use support::{Factory, Result, Service, Site, Spec, content, slots, wait_until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slot_that_was_dropped_made_anew_or_moved_is_noticed() -> Result<()> {
@@ -101,31 +101,6 @@ async fn what_is_not_published_any_more_is_noticed() -> Result<()> {
     until_equal(&site).await
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_primary_set_back_to_an_older_copy_is_noticed() -> Result<()> {
-    let site = prepared("primary_back").await?;
-    let mut factory = Factory::seeded();
-    factory.fill(&site.primary, 1).await?;
-    let service = Service::start(&site, "");
-    until_following(&service).await;
-    let pg = &site.primary.pg;
-    pg.stop_fast().await?;
-    pg.keep_data().await?;
-    pg.start_again().await?;
-    until_following(&service).await;
-    audit(&site, "lost with the primary").await?;
-    factory
-        .package(&site.primary, Spec::new("core", "lost", "1"))
-        .await?;
-    until_equal(&site).await?;
-
-    let before = copies(&service).await?;
-    pg.stop_fast().await?;
-    pg.restore_data().await?;
-    pg.start_again().await?;
-    until_closed(&service, "set back to an older copy", before).await
-}
-
 /// The older copy has outgrown the spare before anybody looks: no position tells it from the right one.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_older_copy_that_has_outgrown_the_spare_is_noticed() -> Result<()> {
@@ -151,7 +126,11 @@ async fn an_older_copy_that_has_outgrown_the_spare_is_noticed() -> Result<()> {
         .batch_execute("SELECT pg_switch_wal()")
         .await?;
     audit(&site, "another history").await?;
+    let newer = content(&site.spare).await?;
     service.running.sigcont();
+    let status = until_conflict(&service, &["set back to an older copy"]).await;
+    assert_eq!(content(&site.spare).await?, newer);
+    service.reconfigure(&approval(&status));
     until_closed(&service, "set back to an older copy", before).await
 }
 

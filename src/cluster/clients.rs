@@ -1,6 +1,7 @@
 //! PostgreSQL's own client programs: the schema travels by `pg_dump` and `pg_restore`.
 
 use super::Side;
+use super::channel;
 use crate::config::{Datastore, SslMode};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -223,6 +224,11 @@ impl ClientPrograms {
             .env("PGCLIENTENCODING", "UTF8")
             .env("PGOPTIONS", self.options(side))
             .env("PGSSLMODE", to.ssl_mode.as_str());
+        // As our own sessions. Clients before 16 do not know this; ours have asked the same server before.
+        match channel::is_loopback(&to.host) || channel::is_verified(to) {
+            true => command.env_remove("PGREQUIREAUTH"),
+            false => command.env("PGREQUIREAUTH", "!password"),
+        };
         if let Some(path) = root_certificates(to) {
             command.env("PGSSLROOTCERT", path);
         }
@@ -251,8 +257,9 @@ impl ClientPrograms {
         if server >= 17 {
             limits.push("transaction_timeout");
         }
-        let mut options =
-            format!("-c default_transaction_read_only={read_only} -c maintenance_work_mem=256MB");
+        let mut options = format!(
+            "-c search_path=pg_catalog -c synchronous_commit=on -c default_transaction_read_only={read_only} -c maintenance_work_mem=256MB"
+        );
         for limit in limits {
             options.push_str(&format!(" -c {limit}=0"));
         }

@@ -1,10 +1,15 @@
 //! Connecting to PostgreSQL, and what can go wrong with it.
 
+use super::channel::{self, CLEARTEXT_REFUSED, MALFORMED, Watched, WatchedTls};
 use super::{Side, tls};
 use crate::config::{Datastore, SslMode};
+use std::io;
 use std::time::Duration;
+use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
+use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::{CancelToken, Client, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
@@ -25,6 +30,8 @@ pub enum DatastoreFault {
     Cancelled,
     /// The statement itself was refused.
     Statement,
+    /// The answer is none that a PostgreSQL server gives, or not of the form that was asked for.
+    Malformed,
 }
 
 /// A failed connection or statement: which side, what was being done, and the server's own words.
@@ -52,7 +59,7 @@ impl DatastoreError {
             address: address(to),
             doing: doing.to_string(),
             fault,
-            text,
+            text: printable(&text),
             sql_state: None,
         }
     }
@@ -69,7 +76,7 @@ impl DatastoreError {
             address: address.to_string(),
             doing: doing.to_string(),
             fault,
-            text,
+            text: printable(&text),
             sql_state: error.code().cloned(),
         }
     }
@@ -100,12 +107,41 @@ impl DatastoreError {
             DatastoreFault::DiskFull => format!("make room on the {side} datastore's disk"),
             DatastoreFault::Cancelled => "run it again".into(),
             DatastoreFault::Statement => format!("read the {side} datastore's log"),
+            DatastoreFault::Malformed => format!(
+                "check that {side}.datastore.host and {side}.datastore.port lead to a PostgreSQL server that you trust (docs/security.md)"
+            ),
         }
     }
 }
 
+/// Characters of a server's own words that are shown.
+const TEXT_MAX: usize = 2000;
+
+/// The server's own words, so that they make no line of their own in a log, and move no cursor on a terminal.
+pub(super) fn printable(text: &str) -> String {
+    let shown = text.chars().take(TEXT_MAX);
+    shown
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
+}
+
 pub(super) fn address(to: &Datastore) -> String {
     format!("{}:{}", to.host, to.port)
+}
+
+/// Start-up options of every session of ours. Server, database and role may have other settings: of the text of values,
+/// and of `synchronous_commit`, with which a promotion would be reported before it is on disk.
+pub(super) const SESSION_OPTIONS: &str = "-c DateStyle=ISO -c IntervalStyle=postgres -c TimeZone=UTC \
+     -c extra_float_digits=3 -c bytea_output=hex -c synchronous_commit=on";
+
+/// The schemas in which a session of ours looks for names that have none. A function that somebody else made must not
+/// take the place of the server's own: `pg_catalog` goes before every path that does not name it. Our own tables are in
+/// `public` of our own database, where only we create.
+pub(super) fn search_path(database: &str) -> &'static str {
+    match database {
+        super::state::DATABASE => "public",
+        _ => "pg_catalog",
+    }
 }
 
 /// Opens a session. `read_only` is what the server is told its transactions are; it also lifts our own fence for us.
@@ -116,8 +152,12 @@ pub(super) async fn connect(
     read_only: bool,
 ) -> Result<(Client, Wire), DatastoreError> {
     let options = format!(
-        "-c DateStyle=ISO -c IntervalStyle=postgres -c TimeZone=UTC -c extra_float_digits=3 \
-         -c bytea_output=hex -c row_security=off -c default_transaction_read_only={}",
+        "{SESSION_OPTIONS} -c row_security=off -c search_path={} -c default_transaction_read_only={}",
+        if read_only {
+            "pg_catalog"
+        } else {
+            search_path(database)
+        },
         if read_only { "on" } else { "off" }
     );
     let (client, wire) = open(side, to, database, Some(options)).await?;
@@ -144,13 +184,9 @@ async fn open(
 ) -> Result<(Client, Wire), DatastoreError> {
     let mut config = tokio_postgres::Config::new();
     config
-        .host(&to.host)
-        .port(to.port)
         .user(&to.user)
         .dbname(database)
         .application_name("warm-spare")
-        .connect_timeout(CONNECT_TIMEOUT)
-        .keepalives_idle(Duration::from_secs(30))
         .ssl_mode(match to.ssl_mode {
             SslMode::Disable => tokio_postgres::config::SslMode::Disable,
             SslMode::Prefer => tokio_postgres::config::SslMode::Prefer,
@@ -174,20 +210,37 @@ async fn open(
         config.password(password.expose());
     }
     let opening = async {
+        let (tcp, loopback) = timeout(CONNECT_TIMEOUT, channel::connect(to))
+            .await
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+            .map_err(Opening::Tcp)?;
         if to.ssl_mode == SslMode::Disable {
-            let (client, connection) = config.connect(NoTls).await?;
+            let tcp = Watched::new(tcp, loopback).with_known_types_only(side == Side::Peer);
+            let (client, connection) = config.connect_raw(tcp, NoTls).await?;
             return Ok((client, drive(side, connection)));
         }
-        let tls = MakeRustlsConnect::new(tls::client_config(side, to).map_err(Opening::Prepared)?);
-        let (client, connection) = config.connect(tls).await?;
+        let tls = WatchedTls {
+            inner: tls_of::<Watched<TcpStream>>(side, to)?,
+            private: loopback || channel::is_verified(to),
+            known_types_only: side == Side::Peer,
+        };
+        let tcp = Watched::before_tls(tcp, loopback).with_known_types_only(side == Side::Peer);
+        let (client, connection) = config.connect_raw(tcp, tls).await?;
         Ok((client, drive(side, connection)))
     };
     let doing = format!("connecting to database {database} as {}", to.user);
     // The library's own limit covers only the TCP connection, not a server that accepts and never answers.
-    match tokio::time::timeout(2 * CONNECT_TIMEOUT, opening).await {
+    match timeout(2 * CONNECT_TIMEOUT, opening).await {
         Ok(Ok(opened)) => Ok(opened),
         Ok(Err(Opening::Failed(e))) => Err(DatastoreError::of(side, &address(to), &doing, &e)),
         Ok(Err(Opening::Prepared(e))) => Err(e),
+        Ok(Err(Opening::Tcp(e))) => Err(DatastoreError::new(
+            side,
+            to,
+            DatastoreFault::Unreachable,
+            &doing,
+            e.to_string(),
+        )),
         Err(_) => Err(DatastoreError::new(
             side,
             to,
@@ -198,7 +251,20 @@ async fn open(
     }
 }
 
+fn tls_of<S>(
+    side: Side,
+    to: &Datastore,
+) -> Result<<MakeRustlsConnect as MakeTlsConnect<S>>::TlsConnect, Opening>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let config = tls::client_config(side, to).map_err(Opening::Prepared)?;
+    MakeTlsConnect::<S>::make_tls_connect(&mut MakeRustlsConnect::new(config), &to.host)
+        .map_err(|error| Opening::Tcp(io::Error::other(error)))
+}
+
 enum Opening {
+    Tcp(io::Error),
     Failed(tokio_postgres::Error),
     Prepared(DatastoreError),
 }
@@ -240,14 +306,15 @@ pub(super) fn cancel(side: Side, to: &Datastore, token: CancelToken) {
     let to = to.clone();
     tokio::spawn(async move {
         let cancelling = async {
-            match to.ssl_mode {
-                SslMode::Disable => token.cancel_query(NoTls).await.map_err(Opening::Failed),
+            let (tcp, _) = channel::connect(&to).await.map_err(Opening::Tcp)?;
+            let cancelled = match to.ssl_mode {
+                SslMode::Disable => token.cancel_query_raw(tcp, NoTls).await,
                 _ => {
-                    let tls = tls::client_config(side, &to).map_err(Opening::Prepared)?;
-                    let tls = MakeRustlsConnect::new(tls);
-                    token.cancel_query(tls).await.map_err(Opening::Failed)
+                    let tls = tls_of::<TcpStream>(side, &to)?;
+                    token.cancel_query_raw(tcp, tls).await
                 }
-            }
+            };
+            cancelled.map_err(Opening::Failed)
         };
         match tokio::time::timeout(CONNECT_TIMEOUT, cancelling).await {
             Ok(Ok(())) => {}
@@ -294,6 +361,9 @@ async fn lift_time_outs(client: &Client) -> Result<(), tokio_postgres::Error> {
 fn classify(error: &tokio_postgres::Error) -> (DatastoreFault, String) {
     let text = super::store_error::chain(error);
     let Some(db) = error.as_db_error() else {
+        if let Some(fault) = refused_by_us(&text) {
+            return (fault, text);
+        }
         if let Some(person) = tls::explain(&text) {
             return (DatastoreFault::Tls, person);
         }
@@ -313,6 +383,15 @@ fn classify(error: &tokio_postgres::Error) -> (DatastoreFault, String) {
         None => db.message().to_string(),
     };
     (fault_of_state(db.code()), message)
+}
+
+/// An answer that the channel did not let through.
+pub(super) fn refused_by_us(text: &str) -> Option<DatastoreFault> {
+    if text.contains(CLEARTEXT_REFUSED) {
+        return Some(DatastoreFault::Authentication);
+    }
+    text.contains(MALFORMED)
+        .then_some(DatastoreFault::Malformed)
 }
 
 pub(super) fn fault_of_state(state: &SqlState) -> DatastoreFault {

@@ -51,13 +51,15 @@ impl FenceError {
 }
 
 /// The expression of SQL, for a statement's text, that tells whether the fence's setting stands on the database that
-/// `$name` gives.
+/// `$name` gives. It is kept as it was written: `on`, `true`, `1`, …
 macro_rules! fenced {
     ($name:literal) => {
         concat!(
-            "EXISTS (SELECT 1 FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase WHERE d.datname = ",
+            "EXISTS (SELECT 1 FROM pg_catalog.pg_db_role_setting s JOIN pg_catalog.pg_database d ON d.oid = s.setdatabase, ",
+            "pg_catalog.unnest(s.setconfig) c WHERE d.datname = ",
             $name,
-            " AND s.setrole = 0 AND 'default_transaction_read_only=on' = ANY (s.setconfig))"
+            " AND s.setrole = 0 AND CASE pg_catalog.split_part(c, '=', 1) WHEN 'default_transaction_read_only' ",
+            "THEN pg_catalog.split_part(c, '=', 2)::pg_catalog.bool END)"
         )
     };
 }
@@ -115,16 +117,11 @@ pub async fn enforce_fence(
 }
 
 /// Ends every session from before the fence, and waits until none is left: only the new ones are held by it.
+///
+/// The fence's setting is committed. A session that is seen after that may be from before it, and is ended. A session
+/// that begins later reads the setting, so it may come and go. No clock is asked: a server's clock may be set back.
 pub async fn clear_out(session: &LocalSession, database: &str) -> Result<(), FenceError> {
-    let sql = "SELECT clock_timestamp()";
-    let since = session.query_one("asking for the time", sql, &[]).await?;
-    let former = Former {
-        session,
-        database,
-        since: since.get(0),
-        // Whoever begins later reads the fence's setting.
-        starting: starting(session, database).await?,
-    };
+    let former = Former::look(session, database).await?;
     let deadline = Instant::now() + LEAVING;
     loop {
         former.end().await?;
@@ -153,46 +150,87 @@ pub async fn end_sessions(session: &LocalSession, database: &str) -> Result<(), 
     Ok(())
 }
 
-const ENDABLE: &str = "datname = $1 AND pid <> pg_backend_pid() \
+const ENDABLE: &str = "a.datname = $1 AND a.pid <> pg_backend_pid() \
      AND ((SELECT rolsuper FROM pg_roles WHERE rolname = current_user) \
        OR EXISTS (SELECT 1 FROM pg_roles r WHERE r.oid = a.usesysid AND NOT r.rolsuper))";
 
-/// A session that began after the fence reads its setting, and so cannot write: clients that connect for ever do not keep
-/// the fence from standing. What we may not be told of a session counts as the worst. A walsender writes nothing, and one of ours is to bring what was written last.
-const FORMER: &str = "coalesce(backend_start <= $2, true) AND coalesce(backend_type, '') NOT IN ('walsender', 'autovacuum worker')";
+/// A walsender writes nothing, and one of ours is to bring what was written last. The server's own workers leave by
+/// themselves.
+const WRITES: &str = "coalesce(a.backend_type, '') NOT IN ('walsender', 'autovacuum worker')";
 
+/// The same session as one of those that were seen first: process id and start together are its identity. Of a session
+/// whose start we may not see, the process id must do. A process that was still starting is known by its id alone.
+const SEEN_FIRST: &str = "(a.pid = ANY ($2::int4[]) OR EXISTS (SELECT 1 FROM unnest($3::int4[], $4::timestamptz[]) f(pid, start) \
+     WHERE f.pid = a.pid AND (f.start IS NULL OR a.backend_start IS NULL OR f.start = a.backend_start)))";
+
+/// The sessions that are there when the fence's setting has just been committed.
 struct Former<'a> {
     session: &'a LocalSession,
     database: &'a str,
-    since: DateTime<Utc>,
+    /// Backends that were on their way in, and may have read the database's settings before the fence.
     starting: Vec<i32>,
+    pids: Vec<i32>,
+    /// None: we may not see it.
+    starts: Vec<Option<DateTime<Utc>>>,
 }
 
-impl Former<'_> {
+impl<'a> Former<'a> {
+    /// What starts is looked at first, or it could pass between the two.
+    async fn look(session: &'a LocalSession, database: &'a str) -> Result<Self, DatastoreError> {
+        let starting = starting(session, database).await?;
+        let sql = format!(
+            "SELECT a.pid, a.backend_start FROM pg_stat_activity a \
+             WHERE a.datname = $1 AND a.pid <> pg_backend_pid() AND {WRITES}"
+        );
+        let doing = "looking for sessions from before the fence";
+        let rows = session.query(doing, &sql, &[&database]).await?;
+        Ok(Former {
+            session,
+            database,
+            starting,
+            pids: rows.iter().map(|row| row.get(0)).collect(),
+            starts: rows.iter().map(|row| row.get(1)).collect(),
+        })
+    }
+
     async fn end(&self) -> Result<(), DatastoreError> {
         let sql = format!(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity a WHERE {ENDABLE} AND {FORMER}"
+            "SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity a WHERE {ENDABLE} AND {WRITES} AND {SEEN_FIRST}"
         );
         let doing = "ending other sessions";
         self.session
-            .query(doing, &sql, &[&self.database, &self.since])
+            .query(
+                doing,
+                &sql,
+                &[&self.database, &self.starting, &self.pids, &self.starts],
+            )
             .await?;
         Ok(())
     }
 
     /// Those that are seen, those that are still about to be, and prepared transactions: whoever commits one later writes.
-    /// What starts is looked at first, or it could pass between the two.
     async fn left(&self) -> Result<i64, DatastoreError> {
         let mut starting = starting(self.session, self.database).await?;
         starting.retain(|pid| self.starting.contains(pid));
         let sql = format!(
-            "SELECT cardinality($3::int4[]) + (SELECT count(*) FROM pg_prepared_xacts WHERE database = $1) + count(*) \
-             FROM pg_stat_activity WHERE datname = $1 AND pid <> pg_backend_pid() AND pid <> ALL ($3) AND {FORMER}"
+            "SELECT cardinality($5::int4[]) + (SELECT count(*) FROM pg_prepared_xacts WHERE database = $1) + count(*) \
+             FROM pg_stat_activity a WHERE a.datname = $1 AND a.pid <> pg_backend_pid() AND a.pid <> ALL ($5) \
+               AND {WRITES} AND {SEEN_FIRST}"
         );
         let doing = "counting sessions";
         let row = self
             .session
-            .query_one(doing, &sql, &[&self.database, &self.since, &starting])
+            .query_one(
+                doing,
+                &sql,
+                &[
+                    &self.database,
+                    &self.starting,
+                    &self.pids,
+                    &self.starts,
+                    &starting,
+                ],
+            )
             .await?;
         Ok(row.get(0))
     }

@@ -49,6 +49,7 @@ impl State {
         let (role, has): (Option<String>, i64) = (row.get(0), row.get(1));
         if role.as_deref() == Some("primary") && has >= epoch {
             return Err(StateError::Overtaken {
+                side: self.session.side(),
                 text: format!(
                     "the cluster that is to be fenced under epoch {epoch} is the primary of epoch {has} by now"
                 ),
@@ -63,6 +64,7 @@ impl State {
         match rows.first() {
             None => Ok(()),
             Some(row) => Err(StateError::Overtaken {
+                side: self.session.side(),
                 text: format!(
                     "the cluster that is to be fenced under epoch {epoch} is fenced by cluster {} under epoch {}",
                     row.get::<_, String>(1),

@@ -3,7 +3,7 @@
 
 use super::datastore::DatastoreError;
 use super::session::{LocalSession, PeerSession, Session};
-use super::store::{LocalStore, Store};
+use super::store::{Expected, LocalStore, Store};
 use super::store_error::StoreError;
 use bytes::Bytes;
 use std::hash::{BuildHasher, Hasher};
@@ -25,8 +25,8 @@ pub enum IdentityError {
 /// By which PostgreSQL tells one server's data from another's.
 pub async fn system_id(server: &Session) -> Result<String, DatastoreError> {
     let sql = "SELECT system_identifier::text FROM pg_control_system()";
-    let row = server.query_one("reading the system id", sql, &[]).await?;
-    Ok(row.get(0))
+    let row = server.row("reading the system id", sql, &[]).await?;
+    Ok(row.get(0)?)
 }
 
 /// A lock that is random, taken on our own server: whoever cannot take it too is on the same one.
@@ -37,30 +37,30 @@ pub async fn differ_in_server(
 ) -> Result<(), IdentityError> {
     let key = unpredictable() as i64;
     local
-        .query(
+        .rows(
             "taking the probe lock",
             "SELECT pg_advisory_lock($1)",
             &[&key],
         )
         .await?;
     let row = peer
-        .query_one(
+        .row(
             "trying the probe lock",
             "SELECT pg_try_advisory_lock($1)",
             &[&key],
         )
         .await?;
-    if !row.get::<_, bool>(0) {
+    if !row.get::<bool>(0)? {
         return Err(IdentityError::SameServer);
     }
-    peer.query(
+    peer.rows(
         "giving the probe lock back",
         "SELECT pg_advisory_unlock($1)",
         &[&key],
     )
     .await?;
     local
-        .query(
+        .rows(
             "giving the probe lock back",
             "SELECT pg_advisory_unlock($1)",
             &[&key],
@@ -70,13 +70,10 @@ pub async fn differ_in_server(
     // their server, which is told to the microsecond.
     let sql = "SELECT system_identifier::text || '/' || pg_postmaster_start_time()::text FROM pg_control_system()";
     let (ours, theirs) = (
-        local
-            .query_one("reading the server's identity", sql, &[])
-            .await?,
-        peer.query_one("reading the server's identity", sql, &[])
-            .await?,
+        local.row("reading the server's identity", sql, &[]).await?,
+        peer.row("reading the server's identity", sql, &[]).await?,
     );
-    if ours.get::<_, String>(0) == theirs.get::<_, String>(0) {
+    if ours.get::<String>(0)? == theirs.get::<String>(0)? {
         return Err(IdentityError::SameServer);
     }
     Ok(())
@@ -105,7 +102,8 @@ async fn put_probe(local: &LocalStore) -> Result<String, StoreError> {
     let key = format!(".warm-spare/probe-{:016x}", unpredictable());
     let body =
         b"warm-spare looks whether it can write here, and whether its peer's bucket is its own\n";
-    local.put(&key, Bytes::from_static(body)).await?;
+    let body = Bytes::from_static(body);
+    local.put(&key, body, &Expected::Anything).await?;
     Ok(key)
 }
 

@@ -4,19 +4,23 @@
 //! [`PeerSession`] has no way to write, and its transactions are read-only for the server too.
 
 mod applying;
+mod as_client;
 mod builder_keys;
 mod cancelling;
+mod channel;
 mod clients;
 mod datastore;
 mod fence;
 mod fence_record;
 mod history;
 mod identity;
+mod lineage;
 mod lsn;
 mod peer_fence;
 pub mod preparation;
 mod rehearsal;
 mod roles;
+mod rows;
 mod session;
 mod state;
 mod store;
@@ -27,6 +31,7 @@ mod upkeep;
 mod walsender;
 
 pub use applying::{Applying, TextValue, end_former_writers};
+pub use as_client::{AsClient, as_client};
 pub use builder_keys::{BuilderKeyError, BuilderKeys, sealed_by};
 pub use clients::{ClientPrograms, InstalledClients, ProgramError};
 pub use datastore::{DatastoreError, DatastoreFault};
@@ -37,11 +42,13 @@ pub use fence::{
 };
 pub use history::{Confirmation, DrillRecord, Event, VerificationRecord};
 pub use identity::{IdentityError, differ_in_bucket, differ_in_server, prove_writable, system_id};
+pub use lineage::{Descent, Lineage, record_lineage};
 pub(crate) use lsn::timeline;
 pub use lsn::{Lsn, NoLsn};
 pub use peer_fence::{PeerFence, RaiseError};
 pub use rehearsal::lift_and_write;
-pub use roles::{FenceRecord, Promotion, Record, Transition, peers_record};
+pub use roles::{EPOCH_STEP_MAX, FenceRecord, Promotion, Record, Transition, peers_record};
+pub use rows::Row;
 pub(crate) use session::pipe;
 pub use session::{
     CopyIn, CopyRows, LocalSession, PeerSession, Session, Snapshot, quote_ident, quote_literal,
@@ -51,7 +58,7 @@ pub use state::{
     Artifact, ClusterRecord, CopiedPoint, Generation, Lock, State, StateError, TableContent,
     record_artifacts,
 };
-pub use store::{Completion, Download, Listed, LocalStore, Store, Stored, Upload};
+pub use store::{Completion, Download, Expected, Listed, LocalStore, Store, Stored, Upload};
 pub use store_error::{StoreError, StoreFault};
 pub use throttle::{ByteBudget, Throttle};
 pub use upkeep::{ComparedTable, Replacement, Retirement};

@@ -2,7 +2,9 @@
 //! written together: a promotion, its epoch and the lifted fence are one transaction.
 
 use super::fence::lift_statement;
-use super::session::{LocalSession, PeerSession};
+use super::lineage::{LINEAGE, Lineage, descent};
+use super::rows::Row;
+use super::session::{LocalSession, PeerSession, Session};
 use super::state::{DATABASE, Lock, State, StateError};
 use super::{DatastoreError, DatastoreFault};
 use crate::config::Datastore;
@@ -13,6 +15,8 @@ use chrono::{DateTime, Utc};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Promotion {
     pub epoch: i64,
+    /// Its id in the line of descent; empty, where it was read back.
+    pub id: String,
     /// `switchover`: nothing was lost. `failover`: at the recovery point. `declared`: it was the primary all along.
     /// `taken_back`: a fenced primary, by force.
     pub kind: String,
@@ -59,7 +63,7 @@ pub struct Transition {
     pub undone: Option<String>,
 }
 
-/// What a cluster says of itself, on its own server.
+/// What a cluster has on record of itself, on its own server.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Record {
     pub cluster_id: String,
@@ -71,38 +75,105 @@ pub struct Record {
     /// The server that its copy is from, and when that copy was last known to be complete.
     pub copied_from: Option<String>,
     pub confirmed: Option<DateTime<Utc>>,
+    pub lineage: Lineage,
+    /// The servers that it followed before each of its promotions.
+    pub followed: Vec<String>,
+}
+
+impl Record {
+    /// Proof that two clusters are of one line: a promotion that both know of, or that one has followed the other.
+    pub fn is_kin(&self, system_id: &str, other: &Record, others_system_id: &str) -> bool {
+        self.lineage.shares_with(&other.lineage)
+            || self.has_followed(others_system_id)
+            || other.has_followed(system_id)
+    }
+
+    /// The other is a primary that a spare with this record follows: its epoch and its line go on from here.
+    pub fn goes_on_with(&self, primary: &Record) -> bool {
+        let ours = self.epoch.max(1);
+        primary.role.as_deref() == Some("primary")
+            && (ours..=ours.saturating_add(EPOCH_STEP_MAX)).contains(&primary.epoch)
+            && primary.lineage.goes_on_from(&self.lineage)
+    }
+
+    fn has_followed(&self, system_id: &str) -> bool {
+        !system_id.is_empty()
+            && (self.copied_from.as_deref() == Some(system_id)
+                || self.followed.iter().any(|followed| followed == system_id))
+    }
 }
 
 const PROMOTION: &str = "SELECT epoch, kind, time, lsn, commit_time, system_id, timeline, peer_cluster, slot, publication, \
-     peer_fenced, settled FROM promotion ORDER BY epoch DESC LIMIT 1";
-const FENCE: &str =
-    "SELECT epoch, by_cluster, since, settled, lifted FROM fence ORDER BY epoch DESC LIMIT 1";
+     peer_fenced, settled FROM public.promotion ORDER BY epoch DESC LIMIT 1";
+const FENCE: &str = "SELECT epoch, by_cluster, since, settled, lifted FROM public.fence ORDER BY epoch DESC LIMIT 1";
+const OWN: &str = "SELECT id, role, epoch, (SELECT system_id FROM public.copied), (SELECT time FROM public.confirmation), \
+     ARRAY(SELECT DISTINCT system_id FROM public.promotion WHERE system_id <> '' LIMIT 10000), \
+     to_regclass('public.lineage') IS NOT NULL FROM public.cluster";
+/// No promotion takes an epoch so far above the last one. Whoever says so is broken, or wants to use the numbers up.
+pub const EPOCH_STEP_MAX: i64 = 1000;
 
-fn promotion(row: &tokio_postgres::Row) -> Promotion {
-    Promotion {
-        epoch: row.get(0),
-        kind: row.get(1),
-        time: row.get(2),
-        lsn: row.get(3),
-        commit_time: row.get(4),
-        system_id: row.get(5),
-        timeline: row.get(6),
-        peer_cluster: row.get(7),
-        slot: row.get(8),
-        publication: row.get(9),
-        peer_fenced: row.get(10),
-        settled: row.get(11),
+/// What the session's database `warm_spare` has on record of its cluster.
+async fn record(session: &Session, doing: &str) -> Result<Record, DatastoreError> {
+    let row = session.row(doing, OWN, &[]).await?;
+    let lineage = match row.get(6)? {
+        true => session.rows(doing, LINEAGE, &[]).await?,
+        false => Vec::new(),
+    };
+    let malformed = |text: &str| session.origin(doing).malformed(text.to_string());
+    let epoch: i64 = row.get(2)?;
+    if epoch < 0 {
+        return Err(malformed(&format!("its epoch is {epoch}")));
     }
+    let lineage =
+        Lineage::of(lineage.iter().map(descent).collect::<Result<_, _>>()?).ok_or_else(|| {
+            malformed("its line of descent is none: ids, parents and epochs do not fit")
+        })?;
+    Ok(Record {
+        cluster_id: row.get(0)?,
+        role: row.get(1)?,
+        epoch,
+        fence: first(&session.rows(doing, FENCE, &[]).await?, fence)?,
+        promotion: first(&session.rows(doing, PROMOTION, &[]).await?, promotion)?,
+        copied_from: row.get(3)?,
+        confirmed: row.get(4)?,
+        lineage,
+        followed: row.get(5)?,
+    })
 }
 
-fn fence(row: &tokio_postgres::Row) -> FenceRecord {
-    FenceRecord {
-        epoch: row.get(0),
-        by_cluster: row.get(1),
-        since: row.get(2),
-        settled: row.get(3),
-        lifted: row.get(4),
-    }
+fn first<T>(
+    rows: &[Row],
+    read: impl Fn(&Row) -> Result<T, DatastoreError>,
+) -> Result<Option<T>, DatastoreError> {
+    rows.first().map(read).transpose()
+}
+
+fn promotion(row: &Row) -> Result<Promotion, DatastoreError> {
+    Ok(Promotion {
+        id: String::new(),
+        epoch: row.get(0)?,
+        kind: row.get(1)?,
+        time: row.get(2)?,
+        lsn: row.get(3)?,
+        commit_time: row.get(4)?,
+        system_id: row.get(5)?,
+        timeline: row.get(6)?,
+        peer_cluster: row.get(7)?,
+        slot: row.get(8)?,
+        publication: row.get(9)?,
+        peer_fenced: row.get(10)?,
+        settled: row.get(11)?,
+    })
+}
+
+fn fence(row: &Row) -> Result<FenceRecord, DatastoreError> {
+    Ok(FenceRecord {
+        epoch: row.get(0)?,
+        by_cluster: row.get(1)?,
+        since: row.get(2)?,
+        settled: row.get(3)?,
+        lifted: row.get(4)?,
+    })
 }
 
 /// What the peer says of itself; None: it keeps no state of ours, or one of an older program.
@@ -114,50 +185,44 @@ pub async fn peers_record(to: &Datastore) -> Result<Option<Record>, DatastoreErr
     };
     let doing = "reading what the peer says of itself";
     let sql = "SELECT to_regclass('public.promotion') IS NOT NULL";
-    if !session.query_one(doing, sql, &[]).await?.get::<_, bool>(0) {
+    if !session.row(doing, sql, &[]).await?.get::<bool>(0)? {
         return Ok(None);
     }
-    let sql = "SELECT id, role, epoch, (SELECT system_id FROM copied), (SELECT time FROM confirmation) FROM cluster";
-    let row = session.query_one(doing, sql, &[]).await?;
-    Ok(Some(Record {
-        cluster_id: row.get(0),
-        role: row.get(1),
-        epoch: row.get(2),
-        fence: session.query(doing, FENCE, &[]).await?.first().map(fence),
-        promotion: session
-            .query(doing, PROMOTION, &[])
-            .await?
-            .first()
-            .map(promotion),
-        copied_from: row.get(3),
-        confirmed: row.get(4),
-    }))
+    Ok(Some(record(&session, doing).await?))
 }
 
 impl State {
+    /// What this cluster has on record of itself, as its peer would read it.
+    pub async fn own_record(&self) -> Result<Record, StateError> {
+        Ok(record(&self.session, "reading our own record").await?)
+    }
+
     pub async fn fence_record(&self) -> Result<Option<FenceRecord>, StateError> {
-        let rows = self.session.query("reading the fence", FENCE, &[]).await?;
-        Ok(rows.first().map(fence))
+        let rows = self.session.rows("reading the fence", FENCE, &[]).await?;
+        Ok(first(&rows, fence)?)
     }
 
     /// The latest.
     pub async fn promotion(&self) -> Result<Option<Promotion>, StateError> {
         let doing = "reading the last promotion";
-        let rows = self.session.query(doing, PROMOTION, &[]).await?;
-        Ok(rows.first().map(promotion))
+        let rows = self.session.rows(doing, PROMOTION, &[]).await?;
+        Ok(first(&rows, promotion)?)
     }
 
     pub async fn transition(&self) -> Result<Option<Transition>, StateError> {
         let sql = "SELECT kind, epoch, step, started, asked, undone FROM transition";
-        let rows = self.session.query("reading the journal", sql, &[]).await?;
-        Ok(rows.first().map(|row| Transition {
-            kind: row.get(0),
-            epoch: row.get(1),
-            step: row.get(2),
-            started: row.get(3),
-            asked: row.get(4),
-            undone: row.get(5),
-        }))
+        let rows = self.session.rows("reading the journal", sql, &[]).await?;
+        let transition = |row: &Row| {
+            Ok(Transition {
+                kind: row.get(0)?,
+                epoch: row.get(1)?,
+                step: row.get(2)?,
+                started: row.get(3)?,
+                asked: row.get(4)?,
+                undone: row.get(5)?,
+            })
+        };
+        Ok(first(&rows, transition)?)
     }
 
     /// Durable before the step begins; only by whoever holds the lock.
@@ -255,6 +320,12 @@ impl State {
                 ],
             )
             .await?;
+        let sql = "INSERT INTO lineage (epoch, id, parent, cluster, system_id) \
+                   SELECT $1, $2, coalesce((SELECT id FROM lineage ORDER BY epoch DESC LIMIT 1), ''), \
+                     (SELECT id FROM cluster), (SELECT system_identifier::text FROM pg_control_system())";
+        session
+            .execute("recording the promotion", sql, &[&by.epoch, &by.id])
+            .await?;
         self.event("promotion", text, change).await?;
         let keep = "UPDATE generation SET pinned = true WHERE name = \
                     (SELECT name FROM generation ORDER BY created DESC, name DESC LIMIT 1); DELETE FROM fence";
@@ -269,7 +340,11 @@ impl State {
 
     /// A cluster that was the primary before anybody was told: nothing changes but that it is on record.
     pub async fn declare_primary(&self, lock: Lock, epoch: i64) -> Result<(), StateError> {
-        let sql = "UPDATE cluster SET role = 'primary', epoch = $1, since = now() \
+        let sql = "WITH root AS (INSERT INTO lineage (epoch, id, parent, cluster, system_id) \
+                     SELECT $1, 'root-' || system_identifier::text, '', (SELECT id FROM cluster), system_identifier::text \
+                     FROM pg_control_system() WHERE NOT EXISTS (SELECT 1 FROM lineage) \
+                       AND EXISTS (SELECT 1 FROM meta WHERE token = $2) AND EXISTS (SELECT 1 FROM cluster WHERE role IS NULL)) \
+                   UPDATE cluster SET role = 'primary', epoch = $1, since = now() \
                    WHERE role IS NULL AND EXISTS (SELECT 1 FROM meta WHERE token = $2)";
         let changed = self
             .session
@@ -331,8 +406,8 @@ impl State {
 async fn begin_as_holder(session: &LocalSession, lock: Lock) -> Result<(), StateError> {
     session.batch("beginning the promotion", "BEGIN").await?;
     let sql = "SELECT token FROM meta FOR UPDATE";
-    let held = session.query_one("checking our token", sql, &[]).await?;
-    match held.get::<_, i64>(0) == lock.token {
+    let held = session.row("checking our token", sql, &[]).await?;
+    match held.get::<i64>(0)? == lock.token {
         true => Ok(()),
         false => Err(StateError::Superseded),
     }

@@ -1,6 +1,7 @@
 //! Sessions: what may be asked of the local datastore, and the little that may be asked of the peer.
 
 use super::datastore::{self, DatastoreError, DatastoreFault};
+use super::rows::Origin;
 use super::{Side, Throttle};
 use crate::config::Datastore;
 use bytes::Bytes;
@@ -61,6 +62,15 @@ impl Session {
 
     pub fn side(&self) -> Side {
         self.side
+    }
+
+    /// Where an answer comes from.
+    pub(super) fn origin(&self, doing: &str) -> Origin {
+        Origin {
+            side: self.side,
+            address: self.address.clone(),
+            doing: doing.to_string(),
+        }
     }
 
     /// Waits for the session's end, by whom it may be: a session that is kept for long has an owner who waits for this,

@@ -11,7 +11,10 @@ use chrono::{DateTime, Utc};
 
 pub const DATABASE: &str = "warm_spare";
 /// Of the tables below; a newer one is refused.
-const FORMAT: i32 = 3;
+const FORMAT: i32 = 4;
+/// The oldest format in which a fence can be recorded. The peer's program may be older than ours: its tables are left as
+/// they are.
+const FORMAT_OF_A_PEER_MIN: i32 = 3;
 /// Key of the advisory lock: "warm" in ASCII.
 const LOCK_KEY: i64 = 0x7761_726d;
 const LOCK_TRIES: u32 = 15;
@@ -22,9 +25,9 @@ pub enum StateError {
     #[error(transparent)]
     Datastore(#[from] DatastoreError),
     #[error(
-        "database warm_spare has format {found}, this program knows up to {FORMAT}: use the newer warm-spare that wrote it"
+        "{side} database warm_spare has format {found}, this program knows up to {FORMAT}: use the newer warm-spare that wrote it"
     )]
-    Newer { found: i32 },
+    Newer { side: Side, found: i32 },
     #[error(
         "another warm-spare is at work on this cluster (server process {pid}, connected since {since})"
     )]
@@ -35,7 +38,18 @@ pub enum StateError {
     Superseded,
     /// Its epoch is behind: somebody was promoted meanwhile.
     #[error("{text}")]
-    Overtaken { text: String },
+    Overtaken { side: Side, text: String },
+}
+
+impl StateError {
+    /// The server whose state it is about.
+    pub fn side(&self) -> Side {
+        match self {
+            StateError::Datastore(error) => error.side,
+            StateError::Newer { side, .. } | StateError::Overtaken { side, .. } => *side,
+            StateError::Locked { .. } | StateError::Superseded => Side::Local,
+        }
+    }
 }
 
 /// Facts of an object in our bucket whose bytes were hashed here.
@@ -94,6 +108,8 @@ pub struct ClusterRecord {
     pub coming_back: bool,
     /// The fence was set again here, and sessions from before that may still be there.
     pub fence_begun: bool,
+    /// An operator's word by which the next copy may replace what is here; empty: there is none. That copy pins it.
+    pub approved: String,
 }
 
 pub struct State {
@@ -155,24 +171,19 @@ impl State {
             return Ok(None);
         }
         let session = LocalSession::open_on(side, to, DATABASE).await?;
-        let made = session
-            .query_one(
-                "looking for our tables",
-                "SELECT to_regclass('public.compared') IS NOT NULL",
-                &[],
-            )
-            .await?;
-        if !made.get::<_, bool>(0) {
+        let mut found = format_of(&session).await?;
+        let oldest = match side {
+            Side::Local => FORMAT,
+            Side::Peer => FORMAT_OF_A_PEER_MIN,
+        };
+        if found < oldest {
             // Killed between making the database and its tables, or made by an older program, which knew fewer: made
             // now, in one transaction.
             session.batch("making our tables", TABLES).await?;
+            found = format_of(&session).await?;
         }
-        let row = session
-            .query_one("reading the format", "SELECT format FROM meta", &[])
-            .await?;
-        let found: i32 = row.get(0);
         if found > FORMAT {
-            return Err(StateError::Newer { found });
+            return Err(StateError::Newer { side, found });
         }
         Ok(Some(State { session }))
     }
@@ -234,7 +245,7 @@ impl State {
     }
 
     pub async fn cluster(&self) -> Result<ClusterRecord, StateError> {
-        let sql = "SELECT id, role, epoch, since, coming_back, fence_begun FROM cluster";
+        let sql = "SELECT id, role, epoch, since, coming_back, fence_begun, approved FROM cluster";
         let row = self.session.query_one("reading our role", sql, &[]).await?;
         Ok(ClusterRecord {
             id: row.get(0),
@@ -243,7 +254,17 @@ impl State {
             since: row.get(3),
             coming_back: row.get(4),
             fence_begun: row.get(5),
+            approved: row.get(6),
         })
+    }
+
+    /// The next copy replaces what an operator has given up by this word.
+    pub async fn approve_next_copy(&self, id: &str) -> Result<(), StateError> {
+        let sql = "UPDATE cluster SET approved = $1 WHERE role = 'spare'";
+        self.session
+            .execute("recording the approval", sql, &[&id])
+            .await?;
+        Ok(())
     }
 
     pub async fn copied_point(&self) -> Result<Option<CopiedPoint>, StateError> {
@@ -324,6 +345,19 @@ impl State {
             .await?;
         Ok(row.get::<_, i64>(0).unsigned_abs())
     }
+}
+
+/// 0: the tables are not there yet.
+async fn format_of(session: &LocalSession) -> Result<i32, DatastoreError> {
+    let doing = "reading the format";
+    let sql = "SELECT to_regclass('public.meta') IS NOT NULL";
+    if !session.query_one(doing, sql, &[]).await?.get::<_, bool>(0) {
+        return Ok(0);
+    }
+    let row = session
+        .query_one(doing, "SELECT max(format) FROM meta", &[])
+        .await?;
+    Ok(row.get::<_, Option<i32>>(0).unwrap_or_default())
 }
 
 /// Remembers objects whose bytes were hashed here and found right. `session` is one on the state database.
@@ -414,7 +448,7 @@ CREATE TABLE IF NOT EXISTS verification (
 INSERT INTO cluster (id, epoch, since)
     SELECT substr(md5(random()::text || clock_timestamp()::text), 1, 8), 0, now()
     WHERE NOT EXISTS (SELECT 1 FROM cluster);
-INSERT INTO meta (format, token) SELECT 3, 0 WHERE NOT EXISTS (SELECT 1 FROM meta);
+INSERT INTO meta (format, token) SELECT 4, 0 WHERE NOT EXISTS (SELECT 1 FROM meta);
 -- Of format 1, which knew no stream.
 ALTER TABLE replacement ADD COLUMN IF NOT EXISTS lsn text NOT NULL DEFAULT '';
 ALTER TABLE vanished ADD COLUMN IF NOT EXISTS lsn text NOT NULL DEFAULT '';
@@ -484,11 +518,22 @@ CREATE TABLE IF NOT EXISTS drill (
     text text NOT NULL,
     write_seconds float8,
     answer_seconds float8);
+-- Of format 3, which knew epochs as numbers only.
+CREATE TABLE IF NOT EXISTS lineage (
+    id text PRIMARY KEY,
+    epoch bigint NOT NULL,
+    parent text NOT NULL,
+    cluster text NOT NULL,
+    system_id text NOT NULL,
+    since timestamptz NOT NULL DEFAULT now());
+ALTER TABLE cluster ADD COLUMN IF NOT EXISTS approved text NOT NULL DEFAULT '';
+-- Where everybody may make functions, one of them could take the place of the server's own.
+REVOKE CREATE ON SCHEMA public FROM PUBLIC;
 CREATE TABLE IF NOT EXISTS compared (
     table_name text PRIMARY KEY,
     file bigint NOT NULL,
     time timestamptz NOT NULL DEFAULT now());
-GRANT SELECT ON cluster, copied, confirmation, fence, promotion TO PUBLIC;
-UPDATE meta SET format = 3 WHERE format < 3;
+GRANT SELECT ON cluster, copied, confirmation, fence, promotion, lineage, meta TO PUBLIC;
+UPDATE meta SET format = 4 WHERE format < 4;
 COMMIT;
 ";

@@ -4,7 +4,7 @@
 //! Every call has a time limit and is tried again while the fault is a passing one.
 
 use super::Side;
-use super::store_error::{StoreError, StoreFault, chain, classify};
+use super::store_error::{StoreError, StoreFault, chain, classify, is_bodiless_no};
 use crate::config;
 use backon::{ExponentialBuilder, Retryable};
 use bytes::Bytes;
@@ -26,6 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const TRIES: usize = 9;
 /// Bytes between two cuts after which a body counts as getting on.
 const PROGRESS: u64 = 1 << 20;
+/// A line that carries fewer bytes a second carries no artifacts.
+const LEAST_RATE: u64 = 8 << 10;
 
 /// Reading from one bucket. All that is ever held of the peer's store.
 #[derive(Clone)]
@@ -51,6 +53,39 @@ pub struct Stored {
 pub struct Listed {
     pub key: String,
     pub stored: Stored,
+}
+
+/// What must lie under a key when a request changes it, for the server to carry the request out. Whoever was asleep since
+/// it looked, and is not at work any more, does no harm by it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Expected {
+    /// No matter what: nobody else gives that name to other bytes.
+    Anything,
+    Nothing,
+    Etag(String),
+}
+
+impl Expected {
+    /// What was found there.
+    pub fn as_found(stored: Option<&Stored>) -> Expected {
+        match stored {
+            Some(stored) => Expected::Etag(stored.etag.clone()),
+            None => Expected::Nothing,
+        }
+    }
+
+    fn header(&self) -> Option<(&'static str, String)> {
+        match self {
+            Expected::Anything => None,
+            Expected::Nothing => Some(("If-None-Match", "*".into())),
+            Expected::Etag(etag) => Some(("If-Match", format!("\"{etag}\""))),
+        }
+    }
+}
+
+tokio::task_local! {
+    /// Of the request that this task sends; the library's own calls take no such headers.
+    static EXPECTED: Expected;
 }
 
 /// The body of an object, on its way.
@@ -157,17 +192,21 @@ impl Store {
     pub async fn head(&self, key: &str) -> Result<Option<Stored>, StoreError> {
         let doing = format!("asking for {key}");
         self.persist(&doing, || async {
-            let answer = self
-                .once(&doing, async {
-                    self.client
-                        .stat_object(self.bucket.clone(), object(key)?)?
-                        .build()
-                        .send()
-                        .await
-                })
-                .await?;
-            let Some(answer) = answer else {
-                return Ok(None);
+            let asked = async {
+                let stat = self
+                    .client
+                    .stat_object(self.bucket.clone(), object(key)?)?
+                    .build();
+                match stat.send().await {
+                    Ok(answer) => Ok(Some(answer)),
+                    Err(error) if is_bodiless_no(&error) => Ok(None),
+                    Err(error) => Err(error),
+                }
+            };
+            let Some(answer) = self.once(&doing, asked).await?.flatten() else {
+                // An answer to HEAD has no body, so anybody's 404 looks like the store's own: GET tells them apart.
+                let opened = self.open_body(&doing, key, 0, None).await?;
+                return Ok(opened.map(|(_, stored)| stored));
             };
             let bytes = answer.size().map_err(|e| self.unexpected(&doing, &e))?;
             let etag = etag_of(answer.headers());
@@ -276,6 +315,46 @@ impl Store {
             },
             Err(_) => Err(self.silent(doing)),
         }
+    }
+
+    /// The same for a request that sends much: a slow line may need long for it. As long as the server answers others, and
+    /// the line carries at least [`LEAST_RATE`], it is waited for.
+    async fn once_sending<T>(
+        &self,
+        doing: &str,
+        bytes: usize,
+        request: impl Future<Output = Result<T, Error>>,
+    ) -> Result<Option<T>, StoreError> {
+        let limit = self.patience + Duration::from_secs(bytes as u64 / LEAST_RATE);
+        let silence = async {
+            loop {
+                tokio::time::sleep(self.patience).await;
+                let answered = tokio::time::timeout(self.patience, self.look_once(doing)).await;
+                if !matches!(answered, Ok(true)) {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            answer = tokio::time::timeout(limit, request) => match answer {
+                Ok(Ok(answer)) => Ok(Some(answer)),
+                Ok(Err(error)) => match classify(&error) {
+                    None => Ok(None),
+                    Some(_) => Err(self.error(doing, &error)),
+                },
+                Err(_) => {
+                    let text = format!("{bytes} bytes were not taken within {} s", limit.as_secs());
+                    Err(self.fault(doing, StoreFault::Unreachable, text))
+                }
+            },
+            () = silence => Err(self.silent(doing)),
+        }
+    }
+
+    /// Whether the server answers at all.
+    async fn look_once(&self, doing: &str) -> bool {
+        let asked = self.open_body(doing, ".warm-spare/none", 0, None).await;
+        !matches!(asked, Err(error) if error.is_transient())
     }
 
     /// Tries again, calmly, while the fault is a passing one. The first failure is logged, and the recovery.
@@ -432,30 +511,44 @@ impl LocalStore {
     }
 
     /// A request that changes something; "no such key" is no answer to it.
-    async fn ask<T, F>(&self, doing: &str, request: impl Fn() -> F) -> Result<T, StoreError>
+    async fn ask<T, F>(
+        &self,
+        doing: &str,
+        bytes: usize,
+        request: impl Fn() -> F,
+    ) -> Result<T, StoreError>
     where
         F: Future<Output = Result<T, Error>>,
     {
         let store = &self.0;
         store
             .persist(doing, || async {
-                let answer = store.once(doing, request()).await?;
+                let answer = store.once_sending(doing, bytes, request()).await?;
                 answer.ok_or_else(|| self.strange(doing))
             })
             .await
     }
 
     /// Stores a whole small object. The server checks the body against its SHA-256, which the request's signature covers.
-    pub async fn put(&self, key: &str, body: Bytes) -> Result<Stored, StoreError> {
+    pub async fn put(
+        &self,
+        key: &str,
+        body: Bytes,
+        expected: &Expected,
+    ) -> Result<Stored, StoreError> {
         let store = &self.0;
-        let request = || async {
-            let data = SegmentedBytes::from(body.clone());
-            let put = store
-                .client
-                .put_object(store.bucket.clone(), object(key)?, data)?;
-            put.build().send().await
+        let request = || {
+            EXPECTED.scope(expected.clone(), async {
+                let data = SegmentedBytes::from(body.clone());
+                let put = store
+                    .client
+                    .put_object(store.bucket.clone(), object(key)?, data)?;
+                put.build().send().await
+            })
         };
-        let answer = self.ask(&format!("writing {key}"), request).await?;
+        let answer = self
+            .ask(&format!("writing {key}"), body.len(), request)
+            .await?;
         Ok(Stored {
             bytes: body.len() as u64,
             etag: etag_of(answer.headers()),
@@ -471,7 +564,7 @@ impl LocalStore {
                 .create_multipart_upload(store.bucket.clone(), object(key)?)?;
             create.build().send().await
         };
-        let answer = self.ask(&doing, request).await?;
+        let answer = self.ask(&doing, 0, request).await?;
         let id = answer
             .upload_id()
             .await
@@ -487,23 +580,37 @@ impl LocalStore {
 
     /// Deleting what is not there is no error.
     pub async fn delete(&self, key: &str) -> Result<(), StoreError> {
-        let store = &self.0;
-        let doing = format!("deleting {key}");
-        store
-            .persist(&doing, || async {
-                store
-                    .once(&doing, async {
-                        store
-                            .client
-                            .delete_object(store.bucket.clone(), object(key)?)?
-                            .build()
-                            .send()
-                            .await
-                    })
-                    .await
-            })
+        self.delete_as_found(key, &Expected::Anything)
             .await
             .map(|_| ())
+    }
+
+    /// False: other bytes are there by now, and they stay. Only some stores look (AWS does); others delete whatever is there.
+    pub async fn delete_as_found(
+        &self,
+        key: &str,
+        expected: &Expected,
+    ) -> Result<bool, StoreError> {
+        let store = &self.0;
+        let doing = format!("deleting {key}");
+        let request = || {
+            EXPECTED.scope(expected.clone(), async {
+                store
+                    .client
+                    .delete_object(store.bucket.clone(), object(key)?)?
+                    .build()
+                    .send()
+                    .await
+            })
+        };
+        let deleted = store
+            .persist(&doing, || async { store.once(&doing, request()).await })
+            .await;
+        match deleted {
+            Ok(_) => Ok(true),
+            Err(error) if error.fault == StoreFault::Changed => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     fn strange(&self, doing: &str) -> StoreError {
@@ -541,7 +648,7 @@ impl Upload {
             )?;
             upload.build().send().await
         };
-        let answer = self.store.ask(&doing, request).await?;
+        let answer = self.store.ask(&doing, body.len(), request).await?;
         let etag = answer.etag().map_err(|e| store.unexpected(&doing, &e))?;
         self.parts.push(PartInfo {
             number,
@@ -554,11 +661,15 @@ impl Upload {
     }
 
     /// Makes the object visible, and believes it only when the server's answer and its HEAD say the same.
-    pub async fn complete(&self) -> Result<Completion, StoreError> {
+    pub async fn complete(&self, expected: &Expected) -> Result<Completion, StoreError> {
         let store = &self.store.0;
         let doing = format!("completing the upload of {}", self.key);
         let answered = store
-            .persist(&doing, || async { self.ask_to_complete(&doing).await })
+            .persist(&doing, || {
+                EXPECTED.scope(expected.clone(), async {
+                    self.ask_to_complete(&doing).await
+                })
+            })
             .await;
         let stored = store.head(&self.key).await?;
         match (answered, stored) {
@@ -651,7 +762,7 @@ pub enum Completion {
     Unproven(Stored),
 }
 
-/// Notices Artifactory by the headers that it puts on every answer.
+/// Notices Artifactory by the headers that it puts on every answer; and says in a request what it expects to change.
 #[derive(Debug)]
 struct Recognise(Arc<AtomicBool>);
 
@@ -659,6 +770,25 @@ struct Recognise(Arc<AtomicBool>);
 impl minio::s3::client::RequestHooks for Recognise {
     fn name(&self) -> &'static str {
         "recognise"
+    }
+
+    async fn before_signing_mut(
+        &self,
+        _: &minio::s3::client::Method,
+        _: &mut minio::s3::http::Url,
+        _: &str,
+        headers: &mut minio::s3::multimap_ext::Multimap,
+        _: &minio::s3::multimap_ext::Multimap,
+        _: Option<&BucketName>,
+        _: Option<&ObjectKey>,
+        _: Option<&SegmentedBytes>,
+        _: &mut minio::s3::client::hooks::Extensions,
+    ) -> Result<(), Error> {
+        let header = EXPECTED.try_with(Expected::header).ok().flatten();
+        if let Some((name, value)) = header {
+            headers.insert(name.to_string(), value);
+        }
+        Ok(())
     }
 
     async fn after_execute(

@@ -18,6 +18,8 @@ pub enum StoreFault {
     Tls,
     /// Not an S3 server that Builder can use (Artifactory).
     Unsupported,
+    /// What lies under the key is not what the request was to change: somebody else wrote meanwhile.
+    Changed,
     /// An answer that fits nothing above; the text says which.
     Unexpected,
 }
@@ -36,6 +38,12 @@ pub struct StoreError {
 impl StoreError {
     pub fn is_transient(&self) -> bool {
         self.fault == StoreFault::Unreachable
+    }
+
+    /// The peer refuses this one object, as far as that tells, and would go on refusing it: an archived one, a key that was
+    /// disabled, a policy of its own. Whether it serves others must be asked.
+    pub fn may_be_of_the_object(&self) -> bool {
+        self.side == Side::Peer && matches!(self.fault, StoreFault::Denied | StoreFault::Unexpected)
     }
 
     pub fn next_step(&self) -> String {
@@ -62,6 +70,9 @@ impl StoreError {
                 "warm-spare replicates MinIO and S3 only; move the packages out of Artifactory"
                     .into()
             }
+            StoreFault::Changed => {
+                format!("look who else writes in the {side} bucket; it is looked at again")
+            }
             StoreFault::Unexpected => format!("read the {side} artifact store's log"),
         }
     }
@@ -73,6 +84,12 @@ pub(super) fn classify(error: &Error) -> Option<(StoreFault, String)> {
         Error::S3Server(S3ServerError::S3Error(answer)) => {
             let message = answer.message().clone().unwrap_or_default();
             let code = answer.code();
+            if is_made_up(&code, &message) {
+                return Some((
+                    StoreFault::Unreachable,
+                    "HTTP status 404 without a body: no S3 server answers so".into(),
+                ));
+            }
             if matches!(code, MinioErrorCode::NoSuchKey) {
                 return None;
             }
@@ -98,9 +115,27 @@ pub(super) fn classify(error: &Error) -> Option<(StoreFault, String)> {
     Some((fault, text))
 }
 
+/// Where a 404 has no body, the library makes code and message itself. A proxy without a route answers so for a moment; a
+/// store says what is not there.
+fn is_made_up(code: &MinioErrorCode, message: &str) -> bool {
+    match code {
+        MinioErrorCode::NoSuchKey => message == "Object does not exist",
+        MinioErrorCode::NoSuchBucket => message == "Bucket does not exist",
+        MinioErrorCode::ResourceNotFound => message == "Request resource not found",
+        _ => false,
+    }
+}
+
+/// The same answer to HEAD, which never has a body.
+pub(super) fn is_bodiless_no(error: &Error) -> bool {
+    matches!(error, Error::S3Server(S3ServerError::S3Error(answer))
+        if matches!(answer.code(), MinioErrorCode::NoSuchKey))
+}
+
 fn fault_of_status(status: u16) -> StoreFault {
     match status {
         507 => StoreFault::Full,
+        412 => StoreFault::Changed,
         401 | 403 => StoreFault::Denied,
         429 | 500.. => StoreFault::Unreachable,
         _ => StoreFault::Unexpected,
@@ -116,6 +151,7 @@ fn fault_of_code(code: &MinioErrorCode) -> StoreFault {
             // An error page that is none of S3's: a proxy before the server, or a server that is not up yet.
             "" => StoreFault::Unreachable,
             "xminiostoragefull" => StoreFault::Full,
+            "preconditionfailed" => StoreFault::Changed,
             "invalidaccesskeyid" | "signaturedoesnotmatch" | "requesttimetooskewed" => {
                 StoreFault::Denied
             }

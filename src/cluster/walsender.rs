@@ -2,6 +2,7 @@
 //! it; the messages themselves are encoded by the library that our SQL client is made of.
 
 use super::cancelling::{CANCELLED, Cancelling, Unanswered};
+use super::channel::{self, Watched};
 use super::datastore::{self, DatastoreError, DatastoreFault};
 use super::{Lsn, Side, Snapshot, quote_ident, quote_literal, tls};
 use crate::config::{Datastore, SslMode};
@@ -14,13 +15,11 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio_postgres::error::SqlState;
 use tokio_rustls::TlsConnector;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 const PATIENCE: Duration = Duration::from_secs(60);
-const KEEPALIVE: Duration = Duration::from_secs(30);
 /// A slot is released a moment after its reader has gone.
 const IN_USE: Duration = Duration::from_secs(5);
 const IN_USE_PAUSE: Duration = Duration::from_millis(50);
@@ -51,10 +50,14 @@ struct Told {
 impl Told {
     fn error(&self, doing: &str, trouble: Trouble) -> DatastoreError {
         let (fault, text, sql_state) = match trouble {
-            Trouble::Wire(error) => match tls::explain(&error.to_string()) {
-                Some(person) => (DatastoreFault::Tls, person, None),
-                None => (DatastoreFault::Unreachable, error.to_string(), None),
-            },
+            Trouble::Wire(error) => {
+                let text = error.to_string();
+                match (datastore::refused_by_us(&text), tls::explain(&text)) {
+                    (Some(fault), _) => (fault, text, None),
+                    (None, Some(person)) => (DatastoreFault::Tls, person, None),
+                    (None, None) => (DatastoreFault::Unreachable, text, None),
+                }
+            }
             Trouble::Refused { state, text } => {
                 (datastore::fault_of_state(&state), text, Some(state))
             }
@@ -66,7 +69,7 @@ impl Told {
             address: self.address.clone(),
             doing: doing.to_string(),
             fault,
-            text,
+            text: datastore::printable(&text),
             sql_state,
         }
     }
@@ -167,6 +170,25 @@ impl WalSession {
                 Err(self.told.silent(doing, patience.as_secs()))
             }
         }
+    }
+
+    /// Where the server's history left timeline `left` on its way to the timeline `now`; None: it was never on that one.
+    pub async fn left_timeline(
+        &mut self,
+        left: i32,
+        now: i32,
+    ) -> Result<Option<Lsn>, DatastoreError> {
+        let sql = format!("TIMELINE_HISTORY {now}");
+        let rows = self.query("reading the timeline's history", &sql).await?;
+        let content = rows.first().and_then(|row| row.get(1)?.clone());
+        let content = content.unwrap_or_default();
+        // Lines of `TIMELINE LSN reason`.
+        let mut lines = content.lines().map(str::split_whitespace);
+        let line = lines.find_map(|mut words| {
+            let of = words.next()?.parse::<i32>().ok()?;
+            (of == left).then(|| words.next())?
+        });
+        Ok(line.and_then(|lsn| lsn.parse().ok()))
     }
 
     /// Makes a slot that ends with this session. The snapshot is there until the session's next command. The server waits
@@ -310,15 +332,18 @@ impl Wire {
                 secret: 0,
             },
         };
-        let options = "-c DateStyle=ISO -c IntervalStyle=postgres -c TimeZone=UTC -c extra_float_digits=3 \
-                       -c bytea_output=hex -c default_transaction_read_only=off";
+        let options = format!(
+            "{} -c search_path={} -c default_transaction_read_only=off",
+            datastore::SESSION_OPTIONS,
+            datastore::search_path(&to.database)
+        );
         let parameters = [
             ("user", to.user.as_str()),
             ("database", to.database.as_str()),
             ("replication", "database"),
             ("application_name", "warm-spare"),
             ("client_encoding", "UTF8"),
-            ("options", options),
+            ("options", options.as_str()),
         ];
         let mut out = BytesMut::new();
         frontend::startup_message(parameters, &mut out)?;
@@ -550,20 +575,16 @@ fn refused(body: &backend::ErrorResponseBody) -> Trouble {
 }
 
 pub(super) async fn connect(side: Side, to: &Datastore) -> Result<Box<dyn Io>, Trouble> {
-    let mut tcp = TcpStream::connect((to.host.as_str(), to.port)).await?;
-    tcp.set_nodelay(true)?;
-    // It is silent for as long as a copy takes, and what lies between may forget silent connections.
-    rustix::net::sockopt::set_socket_keepalive(&tcp, true).map_err(io::Error::from)?;
-    rustix::net::sockopt::set_tcp_keepidle(&tcp, KEEPALIVE).map_err(io::Error::from)?;
+    let (mut tcp, loopback) = channel::connect(to).await?;
     if to.ssl_mode == SslMode::Disable {
-        return Ok(Box::new(tcp));
+        return Ok(Box::new(Watched::new(tcp, loopback)));
     }
     let mut out = BytesMut::new();
     frontend::ssl_request(&mut out);
     tcp.write_all(&out).await?;
     let accepted = tcp.read_u8().await? == b'S';
     if !accepted && to.ssl_mode == SslMode::Prefer {
-        return Ok(Box::new(tcp));
+        return Ok(Box::new(Watched::new(tcp, loopback)));
     }
     if !accepted {
         return Err(Trouble::Tls("server does not support TLS".into()));
@@ -574,5 +595,6 @@ pub(super) async fn connect(side: Side, to: &Datastore) -> Result<Box<dyn Io>, T
     let stream = TlsConnector::from(Arc::new(config))
         .connect(name, tcp)
         .await?;
-    Ok(Box::new(stream))
+    let private = loopback || channel::is_verified(to);
+    Ok(Box::new(Watched::new(stream, private)))
 }

@@ -1,8 +1,9 @@
 //! `check-config`: 0 good, 2 names the key; with `--connect` 3 and 4 as for a pass, which it stops short of.
 
 use super::{exit, show};
+use crate::cluster::State;
 use crate::config::{Config, Side};
-use crate::replication::{Ends, Facts, PassError, check, existing_id, may_work};
+use crate::replication::{Ends, Facts, Here, PassError, check, may_work};
 use bytesize::ByteSize;
 use serde_json::json;
 use std::path::Path;
@@ -26,8 +27,11 @@ pub async fn run(config: &Config, path: &Path, connect: bool, as_json: bool) -> 
 
 async fn look(config: &Config) -> Result<Facts, PassError> {
     may_work(config).await?;
-    let id = existing_id(config).await?.unwrap_or_default();
-    check(config, &Ends::open(config).await?, &id, false).await
+    let (id, here) = match State::open_existing(&config.local.datastore).await? {
+        Some(state) => (state.cluster().await?.id, Here::read(config, &state).await?),
+        None => Default::default(),
+    };
+    check(config, &Ends::open(config).await?, &id, false, &here).await
 }
 
 fn print(config: &Config, path: &Path, facts: Option<&Facts>) {

@@ -54,8 +54,9 @@ pub async fn run(config: &Config, fetch: Option<&Path>, as_json: bool) -> u8 {
     if outcomes.iter().any(|outcome| outcome.result.is_err()) {
         return exit::UNFINISHED;
     }
-    match recorded.summary.rows {
-        0 => exit::DONE,
+    // Only what was proved is nothing.
+    match (recorded.summary.rows, recorded.summary.exact) {
+        (0, true) => exit::DONE,
         _ => exit::NO,
     }
 }

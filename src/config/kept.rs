@@ -72,9 +72,9 @@ impl Accepted {
             make_private(&folder)?;
         }
         for (key, secret) in &self.secrets {
-            write_if_new(&folder.join(key), file_of(secret).as_bytes())?;
+            write_whole(&folder.join(key), file_of(secret).as_bytes())?;
         }
-        write_if_new(&data.join(FILE), text.as_bytes())?;
+        write_whole(&data.join(FILE), text.as_bytes())?;
         let named = self.secrets.iter().map(|(key, _)| *key).collect();
         remove_others(&folder, &named)
     }
@@ -179,7 +179,7 @@ fn make_private(folder: &Path) -> io::Result<()> {
 }
 
 /// Writes a file so that after a crash there is either the old one or the new one.
-fn write_if_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     if is_there(path, bytes) {
         return Ok(());
     }

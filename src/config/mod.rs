@@ -18,6 +18,7 @@ mod tests;
 mod units;
 mod values;
 
+pub(crate) use kept::write_whole;
 pub use kept::{Accepted, data_dir, load_kept};
 pub use keys::Key;
 pub use load::{http_of, load, load_text};

@@ -81,7 +81,7 @@ impl Health {
 }
 
 /// Every code that a reason may bear, besides those of a hold.
-pub const CODES: [&str; 20] = [
+pub const CODES: [&str; 23] = [
     "starting",
     "first_baseline",
     "baseline_stalled",
@@ -89,6 +89,8 @@ pub const CODES: [&str; 20] = [
     "config_refused",
     "missing_on_primary",
     "damaged_on_primary",
+    "unreadable_on_primary",
+    "missing_here",
     "local_store_unreachable",
     "peer_store_unreachable",
     "peer_datastore_unreachable",
@@ -102,6 +104,7 @@ pub const CODES: [&str; 20] = [
     "fenced",
     "primary_read_only",
     "handover_undone",
+    "state_went_back",
 ];
 
 pub fn health(state: &State, meter: &Meter, now: DateTime<Utc>) -> Health {
@@ -136,6 +139,7 @@ pub fn health(state: &State, meter: &Meter, now: DateTime<Utc>) -> Health {
             }
         }
     }
+    of_witness(state, &mut found);
     of_stores(state, &mut found);
     found.judge(state.settings.quiet_until.is_some_and(|until| now < until))
 }
@@ -156,6 +160,12 @@ fn next_step(code: &str) -> &'static str {
         }
         "damaged_on_primary" => {
             "upload the package again on the primary (hab pkg upload --force); its file there is not what its row says"
+        }
+        "unreadable_on_primary" => {
+            "see on the primary why its store refuses that object (archived, a disabled key, a policy); or upload the package again there, or delete it"
+        }
+        "missing_here" => {
+            "find out what took them away; with verify.schedule set a verification begins at once, and what the primary still has is copied again"
         }
         "local_store_unreachable" => "check that MinIO runs here, and local.s3",
         "peer_datastore_unreachable" => {
@@ -183,10 +193,13 @@ fn next_step(code: &str) -> &'static str {
             "set role = \"spare\" here to come back as the spare: docs/failback.md; Builder here is read-only until then"
         }
         "primary_read_only" => {
-            "if nobody meant it: ALTER DATABASE builder RESET default_transaction_read_only, and end the sessions from before"
+            "if nobody meant it, on the primary: ALTER DATABASE builder RESET default_transaction_read_only, and end the sessions from before"
         }
         "handover_undone" => {
             "see what stood in the way, mend it, and apply role = \"primary\" with another change number: docs/failover.md"
+        }
+        "state_went_back" => {
+            "find out which cluster has the newest rows before anything is promoted: docs/failover.md, \"A database that was set back\"; a consent to an epoch of before has no effect any more"
         }
         _ => "nothing",
     }
@@ -247,6 +260,18 @@ fn holds(state: &State, reason: HoldReason) -> bool {
         .is_some_and(|hold| hold.reason == reason)
 }
 
+/// PostgreSQL was restored from a time before a promotion of this cluster.
+fn of_witness(state: &State, found: &mut Findings) {
+    if let (Some(known), Some(recorded)) = (state.witnessed_epoch, state.epoch)
+        && known > recorded
+    {
+        let text = format!(
+            "this cluster remembers epoch {known} outside PostgreSQL, and epoch {recorded} is on record in it: its database was set back to an older copy"
+        );
+        found.add(Level::Critical, "state_went_back", text);
+    }
+}
+
 fn of_hold(state: &State, now: DateTime<Utc>, found: &mut Findings) {
     let Some(hold) = &state.hold else { return };
     let level = match hold.reason {
@@ -297,6 +322,31 @@ fn of_the_spare(state: &State, meter: &Meter, now: DateTime<Utc>, found: &mut Fi
                 found.add(Level::Warning, code, text);
             }
         }
+    }
+    if let Some((number, key)) = &state.unreadable {
+        let text = format!(
+            "artifacts that the primary's store refuses while it serves others: {number}, for example {key}"
+        );
+        found.add(Level::Warning, "unreadable_on_primary", text);
+    }
+    if let Some(sampled) = &state.sampled
+        && let Some(key) = sampled.absent.first()
+    {
+        let text = format!(
+            "artifacts that rows here name are not in the local bucket: {} of {} that were looked for, for example {key}",
+            sampled.absent.len(),
+            sampled.looked_for
+        );
+        found.add(Level::Critical, "missing_here", text);
+    }
+    // Our own handover fences it, and says so.
+    if state.peer.fenced == Some(true) && state.transition.is_none() {
+        let by = state.peer_fenced_by.as_ref();
+        let by = by.map_or(", and no record says by whom".into(), |(epoch, cluster)| {
+            format!(", by cluster {cluster} under epoch {epoch}")
+        });
+        let text = format!("the primary's database is read-only for its clients{by}");
+        found.add(Level::Critical, "primary_read_only", text);
     }
     of_log(state, found);
     of_verification(state, found);

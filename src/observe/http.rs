@@ -1,7 +1,6 @@
 //! The HTTP interface: reading only. A slow or broken client costs nobody else anything.
 
 use super::status::Watched;
-use crate::observe::state::StateName;
 use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
 use http::{Method, Request, Response, StatusCode};
@@ -115,9 +114,9 @@ enum Asked {
 fn role(watched: &Watched, asked: Asked) -> Response<Full<Bytes>> {
     let state = watched.state();
     let is = match asked {
-        Asked::Primary => state.name() == StateName::Primary && state.local.fenced != Some(true),
-        // Readable: it stands at a point of the primary's history, whatever holds it at present.
-        Asked::Spare => state.role.as_deref() == Some("spare") && state.point.is_some(),
+        Asked::Primary => state.serves(),
+        // It stands at a point of the primary's history, whatever holds it at present.
+        Asked::Spare => state.can_be_read(),
     };
     let status = if is {
         StatusCode::OK

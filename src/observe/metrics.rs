@@ -281,6 +281,10 @@ fn upkeep(page: &mut Page, state: &State) {
         let counts = [
             ("missing_on_primary", Some(found.missing)),
             ("damaged_on_primary", Some(found.damaged)),
+            (
+                "unreadable_on_primary",
+                Some(state.unreadable.as_ref().map_or(0, |(number, _)| *number)),
+            ),
             ("staged", found.staged),
             ("retired", found.retired),
         ];

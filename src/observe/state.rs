@@ -2,15 +2,18 @@
 //! is computed where it is asked for, so that it is true also when nothing happens.
 
 use crate::cluster::{
-    Confirmation, CopiedPoint, DrillRecord, Event, Generation, VerificationRecord,
+    Confirmation, CopiedPoint, DrillRecord, EPOCH_STEP_MAX, Event, Generation, VerificationRecord,
 };
 use crate::config::{Config, Role};
+use crate::replication::Sampled;
 use chrono::{DateTime, TimeDelta, Utc};
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Kept in memory, and shown; the state database keeps more.
 const EVENTS_SHOWN: usize = 50;
+/// What was seen of our own server counts for so long.
+const SEEN_LATELY: Duration = Duration::from_secs(8);
 
 #[derive(Debug, Clone)]
 pub struct State {
@@ -45,13 +48,21 @@ pub struct State {
     pub orphans: Option<Vec<String>>,
     pub baseline: Option<Baseline>,
     pub artifacts: Option<Artifacts>,
+    /// How many the primary's store refuses while it serves others, and one of them.
+    pub unreadable: Option<(u64, String)>,
+    /// A few artifacts that rows here name, looked for in our own bucket; None: not looked for.
+    pub sampled: Option<Sampled>,
     pub local: Sighting,
     pub peer: Sighting,
+    /// Under which epoch, and by which cluster, the peer says that it is fenced.
+    pub peer_fenced_by: Option<(i64, String)>,
     pub generations: Option<Vec<Generation>>,
     pub generations_bytes: Option<u64>,
     pub verified: Option<Verified>,
     /// The visible database is not the one that was copied here, or there is none.
     pub astray: bool,
+    /// Our own server as a client meets it; None: it does not answer.
+    pub seen: Option<Seen>,
     pub verifying: bool,
     /// Why the verification that was due could not be finished.
     pub verification_error: Option<String>,
@@ -66,6 +77,8 @@ pub struct State {
     /// What the peer says of itself.
     pub peer_role: Option<String>,
     pub peer_epoch: Option<i64>,
+    /// The highest epoch that is remembered outside PostgreSQL.
+    pub witnessed_epoch: Option<i64>,
     /// Under which epoch, and by which cluster, this one is fenced although it was no spare.
     pub fenced_by: Option<(i64, String)>,
     pub preflight: Option<Preflight>,
@@ -374,6 +387,16 @@ pub struct Sighting {
     pub fenced: Option<bool>,
 }
 
+/// Our own server as a client met it at that moment, by a clock that nobody sets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    pub at: Instant,
+    /// A primary on record that takes writes.
+    pub writable: bool,
+    /// A spare on record whose database is the one that was copied.
+    pub readable: bool,
+}
+
 /// Whether a store answered when it was last asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reach {
@@ -437,12 +460,16 @@ impl State {
             orphans: None,
             baseline: None,
             artifacts: None,
+            unreadable: None,
+            sampled: None,
             local: Sighting::default(),
             peer: Sighting::default(),
+            peer_fenced_by: None,
             generations: None,
             generations_bytes: None,
             verified: None,
             astray: false,
+            seen: None,
             verifying: false,
             verification_error: None,
             transition: None,
@@ -451,6 +478,7 @@ impl State {
             standing: Standing::Unknown,
             peer_role: None,
             peer_epoch: None,
+            witnessed_epoch: None,
             fenced_by: None,
             preflight: None,
             drill: None,
@@ -464,7 +492,9 @@ impl State {
             // It serves, or is read-only, whatever is asked of it besides.
             Work::Fenced => StateName::Fenced,
             _ if self.is_promoting() => StateName::Promoting,
-            Work::Primary if !self.holds(HoldReason::TwoPrimaries) => StateName::Primary,
+            Work::Primary if self.active && !self.holds(HoldReason::TwoPrimaries) => {
+                StateName::Primary
+            }
             _ if self.hold.is_some() => StateName::Holding,
             Work::Standby => StateName::Standby,
             Work::Primary => StateName::Primary,
@@ -472,6 +502,29 @@ impl State {
             Work::Following if self.point.is_some() => StateName::Following,
             _ => StateName::Starting,
         }
+    }
+
+    /// Whether artifacts are recorded that the primary did not give out, and may give out later.
+    pub fn lacks_artifacts(&self) -> bool {
+        let recorded = self.artifacts.as_ref();
+        recorded.is_some_and(|found| found.missing + found.damaged > 0) || self.unreadable.is_some()
+    }
+
+    /// Whether clients may be sent to this cluster as to the primary: seen within seconds, and nothing seen before counts.
+    pub fn serves(&self) -> bool {
+        self.name() == StateName::Primary
+            && self.active
+            && self.local.fenced != Some(true)
+            && self.seen_lately().is_some_and(|seen| seen.writable)
+    }
+
+    /// Whether a spare can be read: the same of its own database, which stands at a point of the primary's history.
+    pub fn can_be_read(&self) -> bool {
+        !self.astray && self.seen_lately().is_some_and(|seen| seen.readable)
+    }
+
+    fn seen_lately(&self) -> Option<Seen> {
+        self.seen.filter(|seen| seen.at.elapsed() <= SEEN_LATELY)
     }
 
     fn is_promoting(&self) -> bool {
@@ -486,12 +539,16 @@ impl State {
     /// The epoch that the next promotion here would take.
     pub fn next_epoch(&self) -> Option<i64> {
         let fenced = self.fenced_by.as_ref().map(|(epoch, _)| *epoch);
-        let known = [self.epoch, self.peer_epoch, fenced];
+        // What the peer says is believed within bounds: a number out of them would use all others up.
+        let ours = self.epoch.unwrap_or_default().max(1);
+        let believed = ours.saturating_add(EPOCH_STEP_MAX);
+        let theirs = self.peer_epoch.filter(|epoch| *epoch <= believed);
+        let known = [self.epoch, theirs, fenced, self.witnessed_epoch];
         known
             .into_iter()
             .flatten()
             .max()
-            .map(|epoch| epoch.max(1) + 1)
+            .map(|epoch| epoch.max(1).saturating_add(1))
     }
 
     /// Now, minus the time at which the spare was last known to be complete, both by the primary's clock. It grows

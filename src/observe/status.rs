@@ -179,8 +179,11 @@ fn artifacts(state: &State) -> Value {
     json!({
         "missing_on_primary": found.missing,
         "damaged_on_primary": found.damaged,
+        "unreadable_on_primary": state.unreadable.as_ref().map_or(0, |(number, _)| *number),
         "staged": found.staged,
         "retired": found.retired,
+        "looked_for_here": state.sampled.as_ref().map(|sampled| sampled.looked_for),
+        "missing_here": state.sampled.as_ref().map(|sampled| sampled.absent.len()),
         "examples": found.examples.iter()
             .map(|(key, reason)| json!({ "key": key, "reason": reason })).collect::<Vec<_>>(),
     })

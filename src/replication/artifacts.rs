@@ -2,8 +2,8 @@
 
 use super::courier::{Courier, Delivery};
 use super::error::PassError;
-use super::inventory::{Inventory, Todo};
-use crate::cluster::{Artifact, State, Stored};
+use super::inventory::{Inventory, Todo, UNREADABLE};
+use crate::cluster::{Artifact, Expected, State, StoreError, Stored};
 use crate::observe::Step;
 use crate::package::Checksum;
 use tokio::task::JoinSet;
@@ -11,6 +11,8 @@ use tokio::task::JoinSet;
 const PAGE: i64 = 1000;
 /// Checked artifacts remembered in one statement. What is not yet remembered when we are killed is read once more.
 const REMEMBER: usize = 200;
+/// So many and nothing else is no fault of single objects.
+const MANY_REFUSED: usize = 20;
 
 pub const STAGED: &str = ".warm-spare/staged/";
 pub const RETIRED: &str = ".warm-spare/retired/";
@@ -24,6 +26,8 @@ pub struct Round {
     pub verified: u64,
     pub missing: Vec<Unavailable>,
     pub damaged: Vec<Unavailable>,
+    /// The primary's store refused these, and may serve others.
+    pub refused: Vec<(Unavailable, StoreError)>,
     /// Other bytes lie under the key; the new ones wait beside.
     pub staged: Vec<Swap>,
 }
@@ -50,12 +54,15 @@ impl Round {
         self.verified += other.verified;
         self.missing.extend(other.missing);
         self.damaged.extend(other.damaged);
+        self.refused.extend(other.refused);
         self.staged.extend(other.staged);
     }
 
     pub fn unavailable(&self) -> impl Iterator<Item = (&Unavailable, &'static str)> {
         let missing = self.missing.iter().map(|item| (item, "missing"));
-        missing.chain(self.damaged.iter().map(|item| (item, "damaged")))
+        let damaged = self.damaged.iter().map(|item| (item, "damaged"));
+        let refused = self.refused.iter().map(|(item, _)| (item, UNREADABLE));
+        missing.chain(damaged).chain(refused)
     }
 }
 
@@ -66,6 +73,8 @@ pub enum Settled {
     Staged(Swap),
     Missing,
     Damaged(Checksum),
+    /// What only a look at other objects can tell to be this one's own fault.
+    Refused(StoreError),
 }
 
 /// Works through the inventory's plan with `copies` at once.
@@ -93,8 +102,13 @@ pub async fn round(
             }
             let courier = courier.clone();
             busy.spawn(async move {
-                let settled = settle(&courier, &todo).await?;
-                Ok((todo, settled))
+                match settle(&courier, &todo).await {
+                    Ok(settled) => Ok((todo, settled)),
+                    Err(PassError::Store(error)) if error.may_be_of_the_object() => {
+                        Ok((todo, Settled::Refused(error)))
+                    }
+                    Err(error) => Err(error),
+                }
             });
         }
     }
@@ -142,6 +156,13 @@ async fn take(
         }
         Settled::Staged(swap) => round.staged.push(swap),
         Settled::Missing => round.missing.push(unavailable()),
+        Settled::Refused(error) => {
+            // A store that refuses everything need not be asked for all of it.
+            if round.refused.len() >= MANY_REFUSED && round.copied + round.verified == 0 {
+                return Err(error.into());
+            }
+            round.refused.push((unavailable(), error));
+        }
         Settled::Damaged(found) => {
             log::debug!(
                 "{} on the primary hashes to {found}, its row says {}",
@@ -187,7 +208,8 @@ pub async fn settle(courier: &Courier, todo: &Todo) -> Result<Settled, PassError
         Some(visible) => visible == todo.checksum,
     };
     if in_place {
-        return deliver(courier, todo, &todo.key).await;
+        let expected = Expected::as_found(todo.present.as_ref());
+        return deliver(courier, todo, &todo.key, &expected).await;
     }
     let swap = Swap {
         key: todo.key.clone(),
@@ -200,14 +222,22 @@ pub async fn settle(courier: &Courier, todo: &Todo) -> Result<Settled, PassError
     {
         return Ok(Settled::Staged(swap));
     }
-    Ok(match deliver(courier, todo, &waiting).await? {
-        Settled::Copied(_) => Settled::Staged(swap),
-        other => other,
-    })
+    Ok(
+        match deliver(courier, todo, &waiting, &Expected::Anything).await? {
+            Settled::Copied(_) => Settled::Staged(swap),
+            other => other,
+        },
+    )
 }
 
-async fn deliver(courier: &Courier, todo: &Todo, to: &str) -> Result<Settled, PassError> {
-    Ok(match courier.fetch(&todo.key, to, &todo.checksum).await? {
+async fn deliver(
+    courier: &Courier,
+    todo: &Todo,
+    to: &str,
+    expected: &Expected,
+) -> Result<Settled, PassError> {
+    let fetched = courier.fetch_as_found(&todo.key, to, &todo.checksum, expected);
+    Ok(match fetched.await? {
         Delivery::Done(stored) => Settled::Copied(stored),
         Delivery::Missing => Settled::Missing,
         Delivery::Damaged(found) => Settled::Damaged(found),

@@ -11,6 +11,7 @@ use super::fuse::Shrinkage;
 use super::gate::{Gated, Work, record_unavailable};
 use super::inventory::UNSOUND;
 use super::meeting::BeginningSlot;
+use super::sequences::{self, Sequence};
 use super::switch::{self, Arrival, Properties};
 use super::{guard, replacements, stream, tables};
 use crate::cluster::{
@@ -136,7 +137,7 @@ impl Baseline<'_> {
             mut point,
             mut contents,
             files,
-            sequences,
+            sequences: values,
         } = Box::pin(guard::guarded(peer, copying)).await?;
         if let Some(slot) = &mut slot {
             slot.let_snapshot_go().await?;
@@ -151,9 +152,7 @@ impl Baseline<'_> {
             .restore(target, name, "post-data", &archive, jobs, owner)
             .await?;
         let inside = LocalSession::open(target, name).await?;
-        for statement in &sequences {
-            inside.batch("setting a sequence", statement).await?;
-        }
+        sequences::set_in_copy(&inside, &values).await?;
         inside.long("collecting statistics", "ANALYZE").await?;
 
         let (rows, number) = (
@@ -215,7 +214,7 @@ impl Baseline<'_> {
             point.slot = slot.name().to_string();
             point.schema = stream::fingerprint(&holder, slot.publication()).await?;
         }
-        let names = tables::sequence_names(&holder).await?;
+        let names = sequences::sequence_names(&holder).await?;
         let tables = tables::tables(&holder).await?;
 
         self.work.progress.begin(Phase::Schema, 0);
@@ -244,8 +243,8 @@ impl Baseline<'_> {
         holder.end().await?;
         // Read after the rows, in a transaction of their own: never behind them.
         let reader = PeerSession::open(peer).await?;
-        let sequences = tables::sequence_values(&reader, &names).await?;
-        point.sequences = digest(&sequences);
+        let values = sequences::read_sequences(&reader, names).await?;
+        point.sequences = sequences::digest(&values);
         log::debug!(
             "{} tables copied into {incoming} on {}:{}",
             tables.len(),
@@ -256,7 +255,7 @@ impl Baseline<'_> {
             point,
             contents,
             files: tables.iter().map(|t| (t.full_name(), t.file)).collect(),
-            sequences,
+            sequences: values,
         })
     }
 
@@ -378,7 +377,8 @@ impl Baseline<'_> {
             .progress
             .begin(Phase::Replacements, staged.len() as u64);
         if !staged.is_empty() {
-            replacements::carry_out(staged, state, courier, None, Some(&step)).await?;
+            let owner = (*state, self.work.lock);
+            replacements::carry_out(staged, owner, courier, None, Some(&step)).await?;
         }
         // Recorded although the switch may not come about: what a row still names is not deleted.
         state.retire_vanished().await?;
@@ -396,6 +396,7 @@ impl Baseline<'_> {
             incoming: &incoming.name,
             generation: generation.clone(),
             point: &filled.point,
+            line: &self.facts.line,
             contents: &filled.contents,
             files: &filled.files,
             vanished_packages: vanished,
@@ -411,7 +412,7 @@ impl Baseline<'_> {
         if switched.is_err() && !superseded && !staged.is_empty() {
             // The visible database is still the old one: its bytes go back at once rather than at the next start.
             // Had the commit gone through with its answer lost, this session would be gone too, and with it the undoing.
-            replacements::undo(state, courier, None).await?;
+            replacements::undo((state, self.work.lock), courier, None).await?;
         }
         switched?;
         Ok(Copied {
@@ -432,7 +433,8 @@ impl Baseline<'_> {
         if let Err(error) = &dropped {
             told(error);
         }
-        if let Err(error) = replacements::clear_all_staged(self.work.courier).await {
+        let owner = (self.work.state, self.work.lock);
+        if let Err(error) = replacements::clear_all_staged(owner, self.work.courier).await {
             told(&error);
         }
         dropped.unwrap_or_default()
@@ -453,7 +455,7 @@ struct Rows {
     contents: BTreeMap<String, ContentHash>,
     /// The primary's file of each table.
     files: BTreeMap<String, i64>,
-    sequences: Vec<String>,
+    sequences: Vec<Sequence>,
 }
 
 /// A database that is ready to become the visible one.
@@ -467,16 +469,6 @@ struct Filled {
     round: Round,
     shrinkage: Shrinkage,
     approved: bool,
-}
-
-/// One number for all sequences: whether they moved is all that is asked of it.
-pub fn digest(statements: &[String]) -> String {
-    let joined = statements.join("\n");
-    blake2b_simd::Params::new()
-        .hash_length(16)
-        .hash(joined.as_bytes())
-        .to_hex()
-        .to_string()
 }
 
 fn scratch() -> Result<TempDir, PassError> {

@@ -1,6 +1,7 @@
 //! What must be so before a pass begins. Everything here reads, but for a probe object that is put into our own bucket
 //! and deleted again; a refusal leaves both sides as they were.
 
+use super::descent::{Here, PrimaryLine, There, doubt, left_at};
 use super::error::PassError;
 use super::mode::{self, Chosen};
 use super::pass::Ends;
@@ -29,6 +30,7 @@ pub struct Facts {
     /// `CREATE DATABASE`'s options for the primary's encoding and locale.
     pub locale: String,
     pub system_id: String,
+    pub line: PrimaryLine,
     /// The peer's own cluster id; empty, if it keeps no state of ours.
     pub peer_cluster: String,
     /// The peer was promoted over this very server.
@@ -46,15 +48,14 @@ pub async fn check(
     ends: &Ends,
     cluster_id: &str,
     fenced_by_us: bool,
+    here: &Here,
 ) -> Result<Facts, PassError> {
     let (local, peer) = (&ends.local, &ends.peer);
     let visible = has_database(local, &config.local.datastore.database).await?;
     two_ends(config, ends).await?;
     is_builder(peer).await?;
     is_primary(peer, fenced_by_us).await?;
-    let record = peers_record(&config.peer.datastore)
-        .await?
-        .unwrap_or_default();
+    let record = peers_record(&config.peer.datastore).await?;
     let (local_major, peer_major) = (major(local).await?, major(peer).await?);
     versions_fit(peer_major, local_major)?;
     let clients = InstalledClients::look()
@@ -65,23 +66,41 @@ pub async fn check(
     peer_privileges(peer).await?;
     nothing_uncopied(peer).await?;
     let row = peer
-        .query_one(
+        .row(
             "reading the primary's facts",
             concat!(
                 "SELECT pg_database_size(current_database()), (SELECT system_identifier::text FROM pg_control_system()), ",
                 timeline!(),
-                ", (SELECT count(*) FROM public.origin_packages), to_jsonb(d)::text, pg_encoding_to_char(d.encoding) \
+                ", (SELECT count(*) FROM public.origin_packages), to_jsonb(d)::text, pg_encoding_to_char(d.encoding), \
+                   CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_lsn()::text END, txid_current_snapshot()::text \
              FROM pg_database d WHERE d.datname = current_database()"
             ),
             &[],
         )
         .await?;
-    let Some(timeline) = row.get::<_, Option<i32>>(2) else {
+    let Some(timeline) = row.get::<Option<i32>>(2)? else {
         return Err(PassError::standby());
     };
-    let database_bytes: i64 = row.get(0);
+    let database_bytes: i64 = row.get(0)?;
+    let peers_id: String = row.get(1)?;
+    let there = There {
+        record: record.as_ref(),
+        system_id: &peers_id,
+        timeline,
+        wal: row
+            .get::<Option<String>>(6)?
+            .and_then(|wal| wal.parse().ok()),
+        transactions: row.get(7)?,
+        left_at: left_at(config, here.point.as_ref(), timeline).await,
+    };
+    let approved = match doubt(here, &there) {
+        Some(doubt) => Some(doubt.ask(config)?),
+        None => None,
+    };
+    let line = PrimaryLine::of(record.as_ref(), &peers_id, approved);
+    let record = record.unwrap_or_default();
     enough_disk(config, local, database_bytes).await?;
-    let packages: i64 = row.get(3);
+    let packages: i64 = row.get(3)?;
     if packages == 0 {
         return Err(PassError::Refused {
             rule: "empty_primary",
@@ -95,12 +114,9 @@ pub async fn check(
         clients,
         lz4: lz4(local).await?,
         visible,
-        locale: locale_options(
-            &row.get::<_, String>(4),
-            &row.get::<_, String>(5),
-            local_major,
-        ),
-        system_id: row.get(1),
+        locale: locale_options(&row.get::<String>(4)?, &row.get::<String>(5)?, local_major),
+        system_id: peers_id,
+        line,
         peer_cluster: record.cluster_id,
         was_primary: match record.promotion {
             Some(promotion) => promotion.system_id == system_id(local).await?,
@@ -124,9 +140,9 @@ fn unfit(check: &'static str, text: String, next_step: String) -> PassError {
 pub async fn has_database(local: &LocalSession, name: &str) -> Result<bool, PassError> {
     let sql = "SELECT EXISTS (SELECT 1 FROM pg_database WHERE datname = $1)";
     Ok(local
-        .query_one("looking for our database", sql, &[&name])
+        .row("looking for our database", sql, &[&name])
         .await?
-        .get(0))
+        .get(0)?)
 }
 
 async fn two_ends(config: &Config, ends: &Ends) -> Result<(), PassError> {
@@ -165,9 +181,9 @@ pub(super) async fn is_builder(peer: &PeerSession) -> Result<(), PassError> {
     let sql = "SELECT count(*) FROM pg_attribute WHERE attrelid = to_regclass('public.origin_packages') \
                AND attname IN ('ident', 'target', 'checksum') AND NOT attisdropped";
     let columns: i64 = peer
-        .query_one("looking for Builder's tables", sql, &[])
+        .row("looking for Builder's tables", sql, &[])
         .await?
-        .get(0);
+        .get(0)?;
     if columns == 3 {
         return Ok(());
     }
@@ -208,12 +224,12 @@ pub(super) async fn is_primary(peer: &PeerSession, fenced_by_us: bool) -> Result
         fenced!("current_database()")
     );
     let row = peer
-        .query_one("looking whether the peer is a primary", sql, &[])
+        .row("looking whether the peer is a primary", sql, &[])
         .await?;
-    if row.get(0) {
+    if row.get(0)? {
         return Err(PassError::standby());
     }
-    if row.get(1) && !fenced_by_us {
+    if row.get(1)? && !fenced_by_us {
         return Err(PassError::Refused {
             rule: "peer_is_fenced",
             text: "the peer's database is read-only, as a spare's is: local and peer may be exchanged".into(),
@@ -225,8 +241,8 @@ pub(super) async fn is_primary(peer: &PeerSession, fenced_by_us: bool) -> Result
 
 pub async fn major(server: &Session) -> Result<u32, PassError> {
     let sql = "SELECT current_setting('server_version_num')::int4 / 10000";
-    let row = server.query_one("reading the version", sql, &[]).await?;
-    Ok(row.get::<_, i32>(0) as u32)
+    let row = server.row("reading the version", sql, &[]).await?;
+    Ok(row.get::<i32>(0)? as u32)
 }
 
 async fn extensions(local: &LocalSession, peer: &PeerSession) -> Result<(), PassError> {
@@ -247,18 +263,22 @@ async fn extensions(local: &LocalSession, peer: &PeerSession) -> Result<(), Pass
 /// Those of the database of `of` that the server of `on` has no files for.
 pub async fn lacking_extensions(on: &Session, of: &Session) -> Result<Vec<String>, PassError> {
     let used = of
-        .query(
+        .rows(
             "reading the extensions",
             "SELECT extname::text FROM pg_extension ORDER BY 1",
             &[],
         )
         .await?;
-    let wanted: Vec<String> = used.iter().map(|row| row.get(0)).collect();
+    let wanted: Vec<String> = used
+        .iter()
+        .map(|row| row.get(0))
+        .collect::<Result<_, _>>()?;
     let sql = "SELECT w FROM unnest($1::text[]) w WHERE w NOT IN (SELECT name FROM pg_available_extensions) ORDER BY 1";
     let lacking = on
-        .query("looking for the extensions", sql, &[&wanted])
+        .rows("looking for the extensions", sql, &[&wanted])
         .await?;
-    Ok(lacking.iter().map(|row| row.get(0)).collect())
+    let names = lacking.iter().map(|row| row.get(0));
+    Ok(names.collect::<Result<_, _>>()?)
 }
 
 async fn local_privileges(config: &Config, local: &LocalSession) -> Result<(), PassError> {
@@ -284,11 +304,15 @@ async fn peer_privileges(peer: &PeerSession) -> Result<(), PassError> {
                  AND n.nspname <> 'warm_spare' \
                  AND NOT (has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')) \
                ORDER BY 1";
-    let rows = peer.query("reading the privileges", sql, &[]).await?;
+    let rows = peer.rows("reading the privileges", sql, &[]).await?;
     if rows.is_empty() {
         return Ok(());
     }
-    let names: Vec<String> = rows.iter().take(5).map(|row| row.get(0)).collect();
+    let names: Vec<String> = rows
+        .iter()
+        .take(5)
+        .map(|row| row.get(0))
+        .collect::<Result<_, _>>()?;
     Err(unfit(
         "privilege",
         format!(
@@ -304,10 +328,8 @@ async fn peer_privileges(peer: &PeerSession) -> Result<(), PassError> {
 async fn nothing_uncopied(peer: &PeerSession) -> Result<(), PassError> {
     let sql = "SELECT (SELECT count(*) FROM pg_largeobject_metadata), \
                  (SELECT count(*) FROM pg_class WHERE relkind IN ('p', 'f', 'm') AND relnamespace <> 'information_schema'::regnamespace)";
-    let row = peer
-        .query_one("looking for what is not copied", sql, &[])
-        .await?;
-    let (objects, tables): (i64, i64) = (row.get(0), row.get(1));
+    let row = peer.row("looking for what is not copied", sql, &[]).await?;
+    let (objects, tables): (i64, i64) = (row.get(0)?, row.get(1)?);
     if objects == 0 && tables == 0 {
         return Ok(());
     }
@@ -358,8 +380,8 @@ pub struct Disk {
 /// Only a superuser is told where the data are; and only on the server's own machine can one look.
 pub async fn disk(config: &Config, local: &Session) -> Option<Disk> {
     let sql = "SELECT current_setting('data_directory', true)";
-    let asked = local.query_one("asking where the data are", sql, &[]).await;
-    let directory: Option<String> = asked.ok()?.get(0);
+    let asked = local.row("asking where the data are", sql, &[]).await;
+    let directory: Option<String> = asked.ok()?.get(0).ok()?;
     let here = matches!(
         config.local.datastore.host.as_str(),
         "127.0.0.1" | "localhost" | "::1"
@@ -375,7 +397,7 @@ pub async fn disk(config: &Config, local: &Session) -> Option<Disk> {
 
 async fn lz4(local: &LocalSession) -> Result<bool, PassError> {
     let sql = "SELECT EXISTS (SELECT 1 FROM pg_settings WHERE name = 'default_toast_compression' AND 'lz4' = ANY (enumvals))";
-    Ok(local.query_one("asking for lz4", sql, &[]).await?.get(0))
+    Ok(local.row("asking for lz4", sql, &[]).await?.get(0)?)
 }
 
 /// The catalog's columns for it differ from version to version, so it comes as JSON.

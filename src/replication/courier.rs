@@ -1,7 +1,8 @@
 //! Copies one artifact: streaming, hashing in flight, and making it visible only if checksum and length are right.
 
 use crate::cluster::{
-    ByteBudget, Completion, Download, LocalStore, Side, Store, StoreError, Stored, Throttle,
+    ByteBudget, Completion, Download, Expected, LocalStore, Side, Store, StoreError, StoreFault,
+    Stored, Throttle,
 };
 use crate::config::Config;
 use crate::package::{Checksum, Hasher};
@@ -47,7 +48,19 @@ impl Courier {
         to: &str,
         checksum: &Checksum,
     ) -> Result<Delivery, StoreError> {
-        self.copy(&self.peer, key, to, checksum).await
+        self.fetch_as_found(key, to, checksum, &Expected::Anything)
+            .await
+    }
+
+    /// The same, where `expected` must lie there.
+    pub async fn fetch_as_found(
+        &self,
+        key: &str,
+        to: &str,
+        checksum: &Checksum,
+        expected: &Expected,
+    ) -> Result<Delivery, StoreError> {
+        self.copy(&self.peer, key, to, checksum, expected).await
     }
 
     /// Copies within our bucket, through our own hands, so that what arrives is what was checked.
@@ -56,8 +69,10 @@ impl Courier {
         from: &str,
         to: &str,
         checksum: &Checksum,
+        expected: &Expected,
     ) -> Result<Delivery, StoreError> {
-        self.copy(self.local.reading(), from, to, checksum).await
+        let local = self.local.reading();
+        self.copy(local, from, to, checksum, expected).await
     }
 
     /// Reads an object of ours and hashes it. None: it is not there.
@@ -78,6 +93,7 @@ impl Courier {
         key: &str,
         to: &str,
         checksum: &Checksum,
+        expected: &Expected,
     ) -> Result<Delivery, StoreError> {
         let mut damaged = None;
         for _ in 0..2 {
@@ -87,7 +103,7 @@ impl Courier {
                 return Ok(Delivery::Missing);
             };
             let sent = if body.stored.bytes <= PART {
-                self.send_whole(body, to, checksum).await?
+                self.send_whole(body, to, checksum, expected).await?
             } else {
                 // Giving back before asking for more: nobody holds some and waits for the rest.
                 let part = PART.max(body.stored.bytes.div_ceil(MOST_PARTS));
@@ -96,7 +112,8 @@ impl Courier {
                 let Some(body) = from.get(key).await? else {
                     return Ok(Delivery::Missing);
                 };
-                self.send_parts(body, to, checksum, part).await?
+                self.send_parts(body, (to, expected), checksum, part)
+                    .await?
             };
             match sent {
                 Sent::Stored(stored) => return Ok(Delivery::Done(stored)),
@@ -117,8 +134,8 @@ impl Courier {
                 side: self.local.reading().side(),
                 endpoint: self.local.reading().endpoint().to_string(),
                 doing: format!("writing {to}"),
-                fault: crate::cluster::StoreFault::Unreachable,
-                text: "two uploads were answered with nothing that proves them".into(),
+                fault: StoreFault::Unreachable,
+                text: "two uploads were answered with nothing that proves them, or other bytes came there meanwhile".into(),
             }),
         }
     }
@@ -128,6 +145,7 @@ impl Courier {
         mut body: Download,
         to: &str,
         checksum: &Checksum,
+        expected: &Expected,
     ) -> Result<Sent, StoreError> {
         let mut hasher = Hasher::new();
         let announced = usize::try_from(body.stored.bytes).unwrap_or(usize::MAX);
@@ -140,14 +158,17 @@ impl Courier {
         if found != *checksum {
             return Ok(Sent::Wrong(found));
         }
-        Ok(Sent::Stored(self.local.put(to, whole).await?))
+        match self.local.put(to, whole, expected).await {
+            Ok(stored) => Ok(Sent::Stored(stored)),
+            Err(error) => self.written_meanwhile(to, error).await,
+        }
     }
 
     /// The next part is read while the last one is being written: two parts in memory, whatever the object's size.
     async fn send_parts(
         &self,
         mut body: Download,
-        to: &str,
+        (to, expected): (&str, &Expected),
         checksum: &Checksum,
         part: u64,
     ) -> Result<Sent, StoreError> {
@@ -170,12 +191,12 @@ impl Courier {
         .await;
         let found = hasher.finalize();
         match result {
-            Ok(()) if found == *checksum => match upload.complete().await {
+            Ok(()) if found == *checksum => match upload.complete(expected).await {
                 Ok(Completion::Confirmed(stored)) => Ok(Sent::Stored(stored)),
                 Ok(Completion::Unproven(stored)) => Ok(Sent::Unproven(stored)),
                 Err(error) => {
                     upload.abort().await;
-                    Err(error)
+                    self.written_meanwhile(to, error).await
                 }
             },
             Ok(()) => {
@@ -186,6 +207,21 @@ impl Courier {
                 upload.abort().await;
                 Err(error)
             }
+        }
+    }
+
+    /// Something else lies there than what was expected: our own bytes, if an answer was lost and the request came again; else
+    /// what somebody else wrote, and all of it is judged once more.
+    async fn written_meanwhile(&self, to: &str, error: StoreError) -> Result<Sent, StoreError> {
+        if error.fault != StoreFault::Changed {
+            return Err(error);
+        }
+        match self.local.reading().head(to).await? {
+            Some(stored) => Ok(Sent::Unproven(stored)),
+            None => Err(StoreError {
+                fault: StoreFault::Unreachable,
+                ..error
+            }),
         }
     }
 

@@ -210,10 +210,10 @@ impl PassError {
             PassError::Program(ProgramError::Failed { program, .. }) if program == "pg_dump" => {
                 Some(Side::Peer)
             }
-            PassError::Program(_)
-            | PassError::State(_)
-            | PassError::Scratch { .. }
-            | PassError::Spool(_) => Some(Side::Local),
+            PassError::State(error) => Some(error.side()),
+            PassError::Program(_) | PassError::Scratch { .. } | PassError::Spool(_) => {
+                Some(Side::Local)
+            }
             PassError::Fence(error) => Some(error.side()),
             PassError::Rewritten { .. }
             | PassError::InTheWay { .. }

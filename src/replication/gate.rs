@@ -34,6 +34,7 @@ impl Work<'_> {
         let copies = self.config.replication.copies;
         let mut round =
             artifacts::round(self.inventory, self.state, self.courier, copies, &step).await?;
+        self.believe_refusals(&round).await?;
         if !newly_unavailable(&round, known).is_empty() {
             // One grace for all: an upload under way is seen whole, a delete under way will not come back.
             tokio::time::sleep(self.config.replication.gate_grace).await;
@@ -42,12 +43,33 @@ impl Work<'_> {
             self.inventory.plan(&settled).await?;
             let again =
                 artifacts::round(self.inventory, self.state, self.courier, copies, &step).await?;
+            self.believe_refusals(&again).await?;
             round.missing.clear();
             round.damaged.clear();
+            round.refused.clear();
             round.absorb(again);
         }
         let newly = newly_unavailable(&round, known);
         Ok(Gated { round, newly })
+    }
+
+    /// A refusal is the object's own only where the store serves others: else it is what the pass ends with.
+    pub async fn believe_refusals(&self, round: &Round) -> Result<(), PassError> {
+        let Some((_, error)) = round.refused.first() else {
+            return Ok(());
+        };
+        if round.copied > 0 {
+            return Ok(());
+        }
+        for key in &self.some_known_keys().await? {
+            match self.courier.peer.get(key).await {
+                Ok(Some(_)) => return Ok(()),
+                Ok(None) => {}
+                Err(error) if error.may_be_of_the_object() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(error.clone().into())
     }
 
     /// Before a "no such key" is believed: the bucket itself still answers, and, where one is known, so does an object
@@ -100,7 +122,9 @@ impl Work<'_> {
     /// Lets the change through, or stops and asks.
     pub async fn judge(&self, change: Shrinkage) -> Result<bool, PassError> {
         // What it has and its new primary lacks was put on record, and is expected to go.
-        if self.state.cluster().await?.coming_back {
+        let cluster = self.state.cluster().await?;
+        let approved = !cluster.approved.is_empty() && cluster.approved == self.config.fuse.approve;
+        if cluster.coming_back || approved {
             return Ok(true);
         }
         fuse::ask(self.config, self.state, change).await

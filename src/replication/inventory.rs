@@ -17,6 +17,8 @@ const BATCH: usize = 64 * 1024;
 
 /// Why a row has no artifact: it names none that could be. Recorded by its package instead of a key.
 pub const UNSOUND: &str = "unsound";
+/// The primary's store serves others and refuses this one object.
+pub const UNREADABLE: &str = "unreadable";
 
 pub struct Inventory<'a> {
     session: &'a LocalSession,

@@ -1,9 +1,8 @@
 //! Has the primary committed anything since the recovery point? Asked without reading a row.
 
-use super::baseline::digest;
 use super::error::PassError;
 use super::pass::recovery_point;
-use super::tables;
+use super::sequences::{self, Sequence};
 use crate::cluster::{
     Confirmation, CopiedPoint, DatastoreFault, LocalSession, PeerSession, fenced, timeline,
 };
@@ -74,9 +73,9 @@ async fn stands_at(config: &Config, point: &CopiedPoint) -> Result<bool, PassErr
     };
     let sql = "SELECT to_regclass('warm_spare.recovery_point') IS NOT NULL";
     let row = session
-        .query_one("looking for the recovery point", sql, &[])
+        .row("looking for the recovery point", sql, &[])
         .await?;
-    Ok(row.get::<_, bool>(0) && recovery_point(&session).await?.as_ref() == Some(&point.lsn))
+    Ok(row.get::<bool>(0)? && recovery_point(&session).await?.as_ref() == Some(&point.lsn))
 }
 
 /// One statement, so that all of it is seen at one instant; `now()` is the start of its transaction, before it looks.
@@ -110,46 +109,46 @@ pub(super) async fn look_at(
     let lsn = point.map_or("", |point| point.lsn.as_str());
     let asked = clock.now();
     let row = peer
-        .query_one("asking for committed transactions", QUESTION, &[&lsn])
+        .row("asking for committed transactions", QUESTION, &[&lsn])
         .await?;
     let answered = clock.now();
     let between = asked + (answered - asked) / 2;
-    let theirs: DateTime<Utc> = row.get(1);
-    let ahead = row.get::<_, Option<i64>>(10);
+    let theirs: DateTime<Utc> = row.get(1)?;
+    let ahead = row.get::<Option<i64>>(10)?;
     let changed = match point {
         None => Some("nothing was copied yet"),
-        Some(point) if row.get::<_, String>(4) != point.system_id => Some("it is another server"),
-        Some(point) if row.get::<_, Option<i32>>(5) != Some(point.timeline) => {
+        Some(point) if row.get::<String>(4)? != point.system_id => Some("it is another server"),
+        Some(point) if row.get::<Option<i32>>(5)? != Some(point.timeline) => {
             Some("it is on another timeline")
         }
-        Some(point) if row.get::<_, String>(6) != point.server_started => {
+        Some(point) if row.get::<String>(6)? != point.server_started => {
             Some("its server was restarted")
         }
         Some(_) if ahead.is_none_or(|bytes| bytes < 0) => Some("it stands before that point"),
-        Some(point) if row.get::<_, String>(2) != point.transactions => {
+        Some(point) if row.get::<String>(2)? != point.transactions => {
             Some("it has had transactions")
         }
-        Some(point) if digest(&sequences(peer).await?) != point.sequences => {
+        Some(point) if sequences::digest(&moved(peer).await?) != point.sequences => {
             Some("its sequences have moved")
         }
         Some(_) => None,
     };
     Ok(Look {
-        time: row.get(0),
+        time: row.get(0)?,
         clock_offset_seconds: (theirs - between).num_microseconds().unwrap_or_default() as f64
             / 1e6,
         changed,
         astray: false,
         lag_bytes: ahead.and_then(|bytes| u64::try_from(bytes).ok()),
         server: Server {
-            version: row.get(7),
-            tls: row.get(8),
+            version: row.get(7)?,
+            tls: row.get(8)?,
         },
-        fenced: row.get(9),
+        fenced: row.get(9)?,
     })
 }
 
-async fn sequences(peer: &PeerSession) -> Result<Vec<String>, PassError> {
-    let names = tables::sequence_names(peer).await?;
-    tables::sequence_values(peer, &names).await
+async fn moved(peer: &PeerSession) -> Result<Vec<Sequence>, PassError> {
+    let names = sequences::sequence_names(peer).await?;
+    sequences::read_sequences(peer, names).await
 }

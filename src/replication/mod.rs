@@ -8,6 +8,7 @@ mod choice;
 mod clone;
 mod content;
 mod courier;
+mod descent;
 mod error;
 mod fuse;
 mod gate;
@@ -23,6 +24,8 @@ mod replacements;
 mod retention;
 mod retry;
 mod rights;
+mod sample;
+mod sequences;
 pub mod stream;
 mod switch;
 mod tables;
@@ -36,21 +39,23 @@ pub use choice::{Because, Choice, choose, is_extendable};
 pub(crate) use clone::clone_visible;
 pub use content::ContentHash;
 pub use courier::{Courier, Delivery};
+pub use descent::{Doubt, Here, PrimaryLine, There, doubt};
 pub use error::{PassError, Policy};
 pub use generations::{Kept, drop_kept, kept_generations};
 pub(crate) use guard::guarded;
-pub use inventory::{Inventory, InventoryError, UNSOUND};
+pub use inventory::{Inventory, InventoryError, UNREADABLE, UNSOUND};
 pub use look::{Look, Server, look};
 pub use mode::{Chosen, decide, may_apply};
 pub use pass::{
-    Ends, Options, Outcome, Report, WAS_PRIMARY, end_appliers, existing_id, is_ours, may_work,
-    mend, recovery_point, stands_at, sync, unavailable, unavailable_here,
+    Ends, Options, Outcome, Report, WAS_PRIMARY, approve, end_appliers, existing_id, is_ours,
+    may_work, mend, recovery_point, stands_at, sync, unavailable, unavailable_here,
 };
 pub use preparation::{PATIENCE, Prepare, Release, prepare, release};
 pub use retention::{Swept, sweep};
 pub use retry::retry_unavailable;
 pub use rights::{Rights, rights};
+pub use sample::{Sampled, not_in_time, sample};
+pub use sequences::{Sequence, advance_sequences, next_sequences, set_all_as_holder};
 pub(crate) use switch::drop_database;
-pub(crate) use tables::sequence_names;
-pub use tables::{Table, newest_id, next_sequences, tables};
+pub use tables::{Table, first_id_of, newest_id, tables};
 pub use traces::{Traces, lift_the_fence, remove_traces, script as traces_script};

@@ -74,12 +74,12 @@ pub async fn may_apply(local: &LocalSession) -> Result<bool, PassError> {
     let sql = "SELECT rolsuper, current_setting('server_version_num')::int4 >= 150000 \
                FROM pg_roles WHERE rolname = current_user";
     let doing = "asking whether we may apply changes";
-    let row = local.query_one(doing, sql, &[]).await?;
-    if row.get(0) || !row.get::<_, bool>(1) {
-        return Ok(row.get(0));
+    let row = local.row(doing, sql, &[]).await?;
+    if row.get(0)? || !row.get::<bool>(1)? {
+        return Ok(row.get(0)?);
     }
     let sql = "SELECT has_parameter_privilege('session_replication_role', 'SET')";
-    Ok(local.query_one(doing, sql, &[]).await?.get(0))
+    Ok(local.row(doing, sql, &[]).await?.get(0)?)
 }
 
 /// Makes what new tables ask for: an operator prepared this primary, and a table that is not published would be lost.

@@ -4,13 +4,14 @@ use super::artifacts::{self, Round};
 use super::baseline::{self, Baseline, Copied, Incoming};
 use super::checks::{self, Facts};
 use super::courier::Courier;
+use super::descent::Here;
 use super::error::PassError;
 use super::fuse::Shrinkage;
 use super::gate::{Work, record_unavailable};
 use super::guard::guarded;
 use super::inventory::{Inventory, InventoryError, UNSOUND};
 use super::mode::Chosen;
-use super::stream::{self, Follow, Unheard};
+use super::stream::{self, Follow, Gap, Unheard};
 use super::{look, mode, replacements, switch};
 use crate::cluster::preparation::Names;
 use crate::cluster::{
@@ -106,7 +107,11 @@ pub async fn sync(
         Some(held) => held.state.cluster().await?.id,
         None => existing_id(config).await?.unwrap_or_default(),
     };
-    let mut facts = checks::check(config, &ends, &cluster_id, options.fenced_by_us).await?;
+    let here = match &held {
+        Some(held) => Here::read(config, &held.state).await?,
+        None => Here::default(),
+    };
+    let mut facts = checks::check(config, &ends, &cluster_id, options.fenced_by_us, &here).await?;
     if !recorded && facts.was_primary {
         return Err(PassError::Refused {
             rule: WAS_PRIMARY,
@@ -122,6 +127,9 @@ pub async fn sync(
         Some(held) => held,
         None => Held::take(config, options.lock, recorded).await?,
     };
+    if let Some(id) = &facts.line.approved {
+        approve(&state, id, config).await?;
+    }
     if cluster_id.is_empty() {
         let id = state.cluster().await?.id;
         facts.chosen = mode::decide(config, &id, &ends.local, &ends.peer).await?;
@@ -157,6 +165,17 @@ pub async fn sync(
     Box::pin(pass.run(options, !recorded)).await
 }
 
+/// Puts on record that the next copy may replace what an operator has given up.
+pub async fn approve(state: &State, id: &str, config: &Config) -> Result<(), PassError> {
+    if state.cluster().await?.approved != id {
+        state.approve_next_copy(id).await?;
+        let text =
+            format!("a copy over newer or other rows was let through by fuse.approve = {id:?}");
+        state.event("approved", &text, &config.change).await?;
+    }
+    Ok(())
+}
+
 /// The cluster's id, if it has one already.
 pub async fn existing_id(config: &Config) -> Result<Option<String>, PassError> {
     Ok(match State::open_existing(&config.local.datastore).await? {
@@ -184,7 +203,7 @@ impl Held {
         if recorded {
             may_work(config).await?;
         }
-        let mended = put_right(config, &state, recorded).await?;
+        let mended = put_right(config, &state, lock, recorded).await?;
         Ok(Held {
             state,
             lock,
@@ -206,13 +225,18 @@ pub async fn mend(config: &Config, lock: Lock) -> Result<(), PassError> {
     let state = State::open(&config.local.datastore).await?;
     state.still_ours(lock).await?;
     if !state.replacements().await?.is_empty() {
-        put_back(config, &state).await?;
+        put_back(config, &state, lock).await?;
     }
     switch::drop_database(state.session(), &baseline::incoming_name(config)).await
 }
 
-async fn put_right(config: &Config, state: &State, recorded: bool) -> Result<Mended, PassError> {
-    let undone = put_back(config, state).await?;
+async fn put_right(
+    config: &Config,
+    state: &State,
+    lock: Lock,
+    recorded: bool,
+) -> Result<Mended, PassError> {
+    let undone = put_back(config, state, lock).await?;
     // Before the first copy the visible database is somebody's, and no spare's.
     let fence_reset = recorded && keep_fenced(config, state).await?;
     Ok(Mended {
@@ -222,7 +246,7 @@ async fn put_right(config: &Config, state: &State, recorded: bool) -> Result<Men
 }
 
 /// The number of artifacts whose bytes were put back.
-async fn put_back(config: &Config, state: &State) -> Result<usize, PassError> {
+async fn put_back(config: &Config, state: &State, lock: Lock) -> Result<usize, PassError> {
     let local = LocalStore::open(&config.local.s3)?;
     let courier = Courier {
         // Nothing is asked of the peer here.
@@ -232,7 +256,7 @@ async fn put_back(config: &Config, state: &State) -> Result<usize, PassError> {
         throttle: Throttle::new(None),
     };
     let reached = reached(config).await?;
-    let undone = replacements::undo(state, &courier, reached).await?;
+    let undone = replacements::undo((state, lock), &courier, reached).await?;
     if undone > 0 {
         log::warn!(
             "local: a pass before this one was interrupted while it replaced {undone} artifacts; they were put back"
@@ -591,6 +615,9 @@ impl Pass<'_> {
             Err(gap) => match gap.failure() {
                 Ok(error) => Err(error),
                 Err(gap) => {
+                    if let Gap::WentBack(doubt) = &gap {
+                        approve(work.state, &doubt.ask(config)?, config).await?;
+                    }
                     log::warn!("{gap}; a new baseline is made");
                     Ok(None)
                 }
@@ -661,6 +688,7 @@ impl Pass<'_> {
             let copies = work.config.replication.copies;
             let round =
                 artifacts::round(work.inventory, work.state, work.courier, copies, &step).await?;
+            work.believe_refusals(&round).await?;
             if number == 0 && !round.missing.is_empty() {
                 work.confirm_bucket(&round).await?;
             }

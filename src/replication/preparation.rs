@@ -173,12 +173,12 @@ async fn two_servers(config: &Config) -> Result<(LocalSession, PeerSession), Pas
 async fn may_apply(local: &LocalSession) -> Result<bool, PassError> {
     let doing = "reading our privileges";
     let sql = "SELECT rolsuper, current_setting('server_version_num')::int4 >= 150000 FROM pg_roles WHERE rolname = current_user";
-    let row = local.query_one(doing, sql, &[]).await?;
-    if row.get(0) || !row.get::<_, bool>(1) {
-        return Ok(row.get(0));
+    let row = local.row(doing, sql, &[]).await?;
+    if row.get(0)? || !row.get::<bool>(1)? {
+        return Ok(row.get(0)?);
     }
     let sql = "SELECT has_parameter_privilege('session_replication_role', 'SET')";
-    Ok(local.query_one(doing, sql, &[]).await?.get(0))
+    Ok(local.row(doing, sql, &[]).await?.get(0)?)
 }
 
 fn refuse_obstacles(plan: &Plan) -> Result<(), PassError> {

@@ -6,7 +6,7 @@
 use super::artifacts::{RETIRED, STAGED, Swap};
 use super::courier::{Courier, Delivery};
 use super::error::PassError;
-use crate::cluster::{Artifact, Lsn, Replacement, State, Stored};
+use crate::cluster::{Artifact, Expected, Lock, Lsn, Replacement, State, Stored};
 use crate::killpoint;
 use crate::observe::Step;
 use crate::package::Checksum;
@@ -15,7 +15,7 @@ use std::str::FromStr;
 /// Keeps the old bytes aside and puts the staged ones in place. `end`: for the transaction of the stream that ends there.
 pub async fn carry_out(
     swaps: &[Swap],
-    state: &State,
+    (state, lock): (&State, Lock),
     courier: &Courier,
     end: Option<Lsn>,
     step: Option<&Step>,
@@ -31,9 +31,13 @@ pub async fn carry_out(
         })
         .collect();
     // Old bytes first, all of them: nothing has changed until the last one is safe.
+    let mut found = Vec::new();
     for swap in swaps {
+        found.push(courier.local.reading().head(&swap.key).await?);
         if let Some(old) = &swap.old {
-            place(courier, state, &swap.key, &format!("{RETIRED}{old}"), old).await?;
+            let retired = format!("{RETIRED}{old}");
+            let (from, to) = (&swap.key, &retired);
+            place(courier, (state, lock), from, to, old, &Expected::Anything).await?;
         }
     }
     let laid_aside: Vec<(String, &str)> = planned
@@ -44,15 +48,11 @@ pub async fn carry_out(
     state.retire(&laid_aside).await?;
     state.plan_replacements(&planned).await?;
     killpoint::reach("swap.journalled");
-    for swap in swaps {
-        place(
-            courier,
-            state,
-            &format!("{STAGED}{}", swap.new),
-            &swap.key,
-            &swap.new,
-        )
-        .await?;
+    for (swap, found) in swaps.iter().zip(&found) {
+        let staged = format!("{STAGED}{}", swap.new);
+        let expected = Expected::as_found(found.as_ref());
+        let (from, to) = (&staged, &swap.key);
+        place(courier, (state, lock), from, to, &swap.new, &expected).await?;
         killpoint::reach("swap.half");
         if let Some(step) = step {
             step.add(1);
@@ -64,7 +64,7 @@ pub async fn carry_out(
 /// Puts back what was begun to be replaced. What stands at or before `reached`, the recovery point, is not put back: its
 /// transaction was committed, and the journal alone was not emptied any more.
 pub async fn undo(
-    state: &State,
+    (state, lock): (&State, Lock),
     courier: &Courier,
     reached: Option<Lsn>,
 ) -> Result<usize, PassError> {
@@ -76,29 +76,45 @@ pub async fn undo(
         },
     );
     for replacement in &begun {
+        let found = courier.local.reading().head(&replacement.key).await?;
+        let expected = Expected::as_found(found.as_ref());
         let Ok(old) = Checksum::from_str(&replacement.old_checksum) else {
             // Nothing lay there before.
-            courier.local.delete(&replacement.key).await?;
+            state.still_ours(lock).await?;
+            courier
+                .local
+                .delete_as_found(&replacement.key, &expected)
+                .await?;
             continue;
         };
         let retired = format!("{RETIRED}{old}");
-        place(courier, state, &retired, &replacement.key, &old).await?;
+        let (from, to) = (&retired, &replacement.key);
+        place(courier, (state, lock), from, to, &old, &expected).await?;
     }
+    state.still_ours(lock).await?;
     state.forget_replacements().await?;
     Ok(begun.len())
 }
 
 /// The bytes that waited are in place.
-pub async fn clear_staged(courier: &Courier, swaps: &[Swap]) -> Result<(), PassError> {
+pub async fn clear_staged(
+    (state, lock): (&State, Lock),
+    courier: &Courier,
+    swaps: &[Swap],
+) -> Result<(), PassError> {
     for swap in swaps {
         let staged = format!("{STAGED}{}", swap.new);
+        state.still_ours(lock).await?;
         courier.local.delete(&staged).await?;
     }
     Ok(())
 }
 
 /// After the rename: staged bytes are in place, or of a plan that was given up.
-pub async fn clear_all_staged(courier: &Courier) -> Result<(), PassError> {
+pub async fn clear_all_staged(
+    (state, lock): (&State, Lock),
+    courier: &Courier,
+) -> Result<(), PassError> {
     let mut staged = Vec::new();
     courier
         .local
@@ -109,6 +125,7 @@ pub async fn clear_all_staged(courier: &Courier) -> Result<(), PassError> {
         })
         .await?;
     for key in staged {
+        state.still_ours(lock).await?;
         courier.local.delete(&key).await?;
     }
     Ok(())
@@ -116,12 +133,15 @@ pub async fn clear_all_staged(courier: &Courier) -> Result<(), PassError> {
 
 async fn place(
     courier: &Courier,
-    state: &State,
+    (state, lock): (&State, Lock),
     from: &str,
     to: &str,
     checksum: &Checksum,
+    expected: &Expected,
 ) -> Result<(), PassError> {
-    let stored: Stored = match courier.move_within(from, to, checksum).await? {
+    state.still_ours(lock).await?;
+    let moved = courier.move_within(from, to, checksum, expected);
+    let stored: Stored = match moved.await? {
         Delivery::Done(stored) => stored,
         other => {
             return Err(PassError::Unfit {

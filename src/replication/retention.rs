@@ -3,7 +3,9 @@
 
 use super::artifacts::RETIRED;
 use super::error::PassError;
-use crate::cluster::{DatastoreError, DatastoreFault, LocalSession, LocalStore, Retirement, State};
+use crate::cluster::{
+    DatastoreError, DatastoreFault, Expected, LocalSession, LocalStore, Lock, Retirement, State,
+};
 use crate::config::{Config, Datastore};
 use crate::killpoint;
 use crate::package::package_of_key;
@@ -24,6 +26,7 @@ pub struct Swept {
 pub async fn sweep<C>(
     config: &Config,
     state: &State,
+    lock: Lock,
     store: &LocalStore,
     claim: impl Fn(&str) -> Option<C>,
 ) -> Result<Swept, PassError> {
@@ -38,14 +41,26 @@ pub async fn sweep<C>(
         let Some(_claim) = claim(&gone.key) else {
             continue;
         };
+        // What is judged is what lies there now, and nothing that comes there later.
+        let present = store.reading().head(&gone.key).await?;
         let names = named(&databases, &gone).await?;
         if !names.contains(&gone.checksum) {
+            state.still_ours(lock).await?;
             // Where the old bytes were laid aside when others took their place.
             store.delete(&format!("{RETIRED}{}", gone.checksum)).await?;
         }
         if names.is_empty() {
             killpoint::reach("retention.before_delete");
-            store.delete(&gone.key).await?;
+            // Whoever slept may have been followed by another one, which knows of rows that name it again.
+            state.still_ours(lock).await?;
+            if let Some(stored) = present
+                && !store
+                    .delete_as_found(&gone.key, &Expected::Etag(stored.etag))
+                    .await?
+            {
+                swept.kept += 1;
+                continue;
+            }
             state.forget_artifact(&gone.key).await?;
             swept.deleted += 1;
         } else {

@@ -1,10 +1,9 @@
 //! Artifacts that the primary lacked or had damaged are tried again: they may have been uploaded anew.
 
-use super::artifacts::Unavailable;
 use super::courier::{Courier, Delivery};
 use super::error::PassError;
-use super::inventory::UNSOUND;
-use crate::cluster::{Artifact, LocalSession, Lock, State};
+use super::inventory::{UNREADABLE, UNSOUND};
+use crate::cluster::{Artifact, Expected, LocalSession, Lock, State};
 use crate::config::Config;
 use crate::package::Checksum;
 
@@ -28,10 +27,15 @@ pub async fn retry_unavailable<C>(
         if !recorded(&session, Some(&item.key)).await?.contains(&item) {
             continue;
         }
+        let present = courier.local.reading().head(&item.key).await?;
+        let expected = Expected::as_found(present.as_ref());
         state.still_ours(lock).await?;
-        let stored = match courier.fetch(&item.key, &item.key, &item.checksum).await {
+        let fetched = courier.fetch_as_found(&item.key, &item.key, &item.checksum, &expected);
+        let stored = match fetched.await {
             Ok(Delivery::Done(stored)) => stored,
             Ok(_) => continue,
+            // Recorded as what the store refuses, it is refused still; others may be there again.
+            Err(error) if error.may_be_of_the_object() && item.refused => continue,
             // One that always fails keeps no other one waiting.
             Err(error) => {
                 failed.get_or_insert(error);
@@ -64,21 +68,27 @@ pub async fn retry_unavailable<C>(
     }
 }
 
+#[derive(PartialEq, Eq)]
+struct Recorded {
+    key: String,
+    checksum: Checksum,
+    /// The primary's store did not give it out.
+    refused: bool,
+}
+
 /// All of them, or the one of that key.
-async fn recorded(
-    session: &LocalSession,
-    key: Option<&str>,
-) -> Result<Vec<Unavailable>, PassError> {
-    let sql = "SELECT key, checksum FROM warm_spare.unavailable \
+async fn recorded(session: &LocalSession, key: Option<&str>) -> Result<Vec<Recorded>, PassError> {
+    let sql = "SELECT key, checksum, reason FROM warm_spare.unavailable \
                WHERE reason <> $1 AND ($2::text IS NULL OR key = $2) ORDER BY key";
     let rows = session
         .query("reading what the primary lacks", sql, &[&UNSOUND, &key])
         .await?;
     // A row whose checksum is none is unsound, and says so.
     let items = rows.iter().filter_map(|row| {
-        Some(Unavailable {
+        Some(Recorded {
             key: row.get(0),
             checksum: row.get::<_, String>(1).parse::<Checksum>().ok()?,
+            refused: row.get::<_, String>(2) == UNREADABLE,
         })
     });
     Ok(items.collect())

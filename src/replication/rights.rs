@@ -23,15 +23,15 @@ pub async fn rights(session: &Session, database: &str) -> Result<Rights, PassErr
                  (SELECT pg_has_role(current_user, datdba, 'MEMBER') FROM pg_database WHERE datname = $2) \
                FROM pg_roles WHERE rolname = current_user";
     let row = session
-        .query_one("reading our privileges", sql, &[&database, &STATE_DATABASE])
+        .row("reading our privileges", sql, &[&database, &STATE_DATABASE])
         .await?;
     Ok(Rights {
-        superuser: row.get(0),
-        create: row.get(1),
-        signal: row.get(2),
-        stats: row.get(3),
-        owner: row.get(4),
-        owns_state: row.get(5),
+        superuser: row.get(0)?,
+        create: row.get(1)?,
+        signal: row.get(2)?,
+        stats: row.get(3)?,
+        owner: row.get(4)?,
+        owns_state: row.get(5)?,
     })
 }
 

@@ -1,10 +1,11 @@
 //! The incoming database becomes the visible one: both renames and all that we remember of it in one transaction.
 
 use super::content::ContentHash;
+use super::descent::PrimaryLine;
 use super::error::PassError;
 use crate::cluster::{
     CopiedPoint, DatastoreError, LocalSession, Lock, State, StateError, end_sessions, quote_ident,
-    quote_literal,
+    quote_literal, record_lineage,
 };
 use crate::config::Config;
 use crate::killpoint;
@@ -129,6 +130,8 @@ pub struct Arrival<'a> {
     /// Under which name the replaced database is kept; None: there is none.
     pub generation: Option<String>,
     pub point: &'a CopiedPoint,
+    /// Whom the new database comes from.
+    pub line: &'a PrimaryLine,
     pub contents: &'a BTreeMap<String, ContentHash>,
     /// The primary's file of each table at the snapshot.
     pub files: &'a BTreeMap<String, i64>,
@@ -200,9 +203,10 @@ async fn rename(
         return Err(StateError::Superseded.into());
     }
     if let Some(generation) = &arrival.generation {
-        // What a spare that came back replaces is what it had as a primary.
+        // A spare that came back replaces what it had as a primary. An operator may have given newer rows up.
+        let sql = "SELECT coming_back OR approved <> '' FROM cluster";
         let pinned = session
-            .query_one("reading our role", "SELECT coming_back FROM cluster", &[])
+            .query_one("reading our role", sql, &[])
             .await?
             .get::<_, bool>(0);
         let sql = format!(
@@ -300,12 +304,19 @@ async fn remember(
             .await?;
     }
     // Somebody may have made this cluster the primary while we copied.
-    let sql = "UPDATE cluster SET role = 'spare', epoch = greatest(epoch, 1), coming_back = false, fence_begun = false, \
+    let PrimaryLine { epoch, .. } = arrival.line;
+    let approved = arrival.line.approved.is_some();
+    let sql = "UPDATE cluster SET role = 'spare', epoch = CASE WHEN $2 THEN $1 ELSE greatest(epoch, $1) END, \
+                 coming_back = false, fence_begun = false, approved = '', \
                  since = CASE WHEN role = 'spare' THEN since ELSE now() END \
                WHERE coalesce(role, 'spare') = 'spare'";
-    if session.execute("remembering our role", sql, &[]).await? != 1 {
+    let changed = session
+        .execute("remembering our role", sql, &[epoch, &approved])
+        .await?;
+    if changed != 1 {
         return Err(StateError::Superseded.into());
     }
+    record_lineage(session, &arrival.line.lineage).await?;
     let sql = "INSERT INTO event (kind, text, change) VALUES ('baseline', $1, $2)";
     session
         .execute(

@@ -4,7 +4,7 @@ use super::content::ContentHash;
 use super::error::PassError;
 use crate::cluster::preparation::COPIED_TABLES;
 use crate::cluster::{
-    LocalSession, PeerSession, Session, Side, Snapshot, Throttle, pipe, quote_ident,
+    DatastoreError, LocalSession, PeerSession, Session, Side, Snapshot, Throttle, pipe, quote_ident,
 };
 use crate::config::Config;
 use crate::observe::Step;
@@ -83,19 +83,21 @@ ORDER BY 6 DESC, 1, 2";
 /// The tables that the session's transaction sees, the largest first.
 pub async fn tables(session: &Session) -> Result<Vec<Table>, PassError> {
     let sql = format!("{TABLES}{COPIED_TABLES}{ORDER}");
-    let rows = session.query("reading the tables", &sql, &[]).await?;
+    let rows = session.rows("reading the tables", &sql, &[]).await?;
     Ok(rows
         .iter()
-        .map(|row| Table {
-            schema: row.get(0),
-            name: row.get(1),
-            columns: row.get(2),
-            file: row.get(3),
-            oid: row.get(4),
-            bytes: row.get(5),
-            pages: row.get(6),
+        .map(|row| {
+            Ok::<_, DatastoreError>(Table {
+                schema: row.get(0)?,
+                name: row.get(1)?,
+                columns: row.get(2)?,
+                file: row.get(3)?,
+                oid: row.get(4)?,
+                bytes: row.get(5)?,
+                pages: row.get(6)?,
+            })
         })
-        .collect())
+        .collect::<Result<_, _>>()?)
 }
 
 /// Copies all rows; returns each table's content as the primary sent it.
@@ -155,7 +157,7 @@ pub async fn copy_all(
 }
 
 /// A column or table that went after the snapshot is no error of the statement: the copy begins again.
-fn changed_in_form(error: PassError, what: &str) -> PassError {
+pub(super) fn changed_in_form(error: PassError, what: &str) -> PassError {
     use tokio_postgres::error::SqlState;
     match &error {
         PassError::Datastore(e)
@@ -255,9 +257,12 @@ pub async fn rewritten(peer: &PeerSession, tables: &[Table]) -> Result<Vec<Strin
     let oids: Vec<u32> = tables.iter().map(|t| t.oid).collect();
     let sql = "SELECT o, pg_relation_filenode(o)::int8 FROM unnest($1::oid[]) o";
     let rows = peer
-        .query("looking for rewritten tables", sql, &[&oids])
+        .rows("looking for rewritten tables", sql, &[&oids])
         .await?;
-    let now: BTreeMap<u32, Option<i64>> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+    let now: BTreeMap<u32, Option<i64>> = rows
+        .iter()
+        .map(|row| Ok::<_, DatastoreError>((row.get(0)?, row.get(1)?)))
+        .collect::<Result<_, _>>()?;
     Ok(tables
         .iter()
         .filter(|table| now.get(&table.oid).copied().flatten() != Some(table.file))
@@ -265,58 +270,9 @@ pub async fn rewritten(peer: &PeerSession, tables: &[Table]) -> Result<Vec<Strin
         .collect())
 }
 
-const SEQUENCES: &str = "
-SELECT n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE c.relkind = 'S' AND n.nspname NOT IN ('information_schema', 'warm_spare') AND n.nspname !~ '^pg_'
-  AND c.relpersistence <> 't' ORDER BY 1, 2";
-
-/// The sequences that the session's snapshot sees, quoted.
-pub async fn sequence_names(session: &Session) -> Result<Vec<String>, PassError> {
-    let rows = session
-        .query("reading the sequences", SEQUENCES, &[])
-        .await?;
-    let quoted = |row: &tokio_postgres::Row| {
-        format!("{}.{}", quote_ident(row.get(0)), quote_ident(row.get(1)))
-    };
-    Ok(rows.iter().map(quoted).collect())
-}
-
-/// Their values, as statements that set them. They move outside of transactions: ahead of the rows, never behind.
-pub async fn sequence_values(
-    peer: &PeerSession,
-    names: &[String],
-) -> Result<Vec<String>, PassError> {
-    if names.is_empty() {
-        return Ok(Vec::new());
-    }
-    let select = |name: &String| {
-        let literal = crate::cluster::quote_literal(name);
-        format!(
-            "SELECT format('SELECT setval(%L, %s, %L)', {literal}, last_value, is_called) FROM {name}"
-        )
-    };
-    let selects: Vec<String> = names.iter().map(select).collect();
-    let rows = peer
-        .query("reading the sequences", &selects.join(" UNION ALL "), &[])
-        .await
-        .map_err(|error| changed_in_form(error.into(), "its sequences"))?;
-    Ok(rows.iter().map(|row| row.get(0)).collect())
-}
-
-/// So much further than was last heard of: a failover does not know how far they went.
-const AHEAD: i64 = 1024;
-
-/// Moves every sequence of the local database ahead of what the primary may have given out unseen.
-pub async fn next_sequences(config: &Config) -> Result<(), PassError> {
-    let local = &config.local.datastore;
-    let inside = LocalSession::open(local, &local.database).await?;
-    let sql = "SELECT setval(format('%I.%I', schemaname, sequencename)::regclass, \
-                 least(coalesce(last_value, start_value) + $1 * increment_by, max_value)) \
-               FROM pg_sequences WHERE schemaname NOT IN ('information_schema', 'warm_spare') AND schemaname !~ '^pg_'";
-    inside
-        .query("moving the sequences ahead", sql, &[&AHEAD])
-        .await?;
-    Ok(())
+/// The least of Builder's ids that can have been made at that time.
+pub fn first_id_of(time: DateTime<Utc>) -> i64 {
+    (time.timestamp_millis() - IDS_BEGIN).max(0) << ID_BITS
 }
 
 /// Milliseconds since 1970 at which Builder's ids begin.
@@ -333,13 +289,16 @@ pub async fn newest_id(session: &LocalSession) -> Result<Option<DateTime<Utc>>, 
                JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum \
                WHERE i.indisprimary AND i.indnkeyatts = 1 AND c.relkind = 'r' AND a.attname = 'id' \
                  AND a.atttypid = 'int8'::regtype AND pg_get_expr(d.adbin, d.adrelid) LIKE '%next_id_v1(%'";
-    let tables = session.query(doing, sql, &[]).await?;
-    let newest: Vec<String> = tables.iter().map(|row| row.get(0)).collect();
+    let tables = session.rows(doing, sql, &[]).await?;
+    let newest: Vec<String> = tables
+        .iter()
+        .map(|row| row.get(0))
+        .collect::<Result<_, _>>()?;
     if newest.is_empty() {
         return Ok(None);
     }
     let sql = format!("SELECT greatest({})", newest.join(", "));
-    let id: Option<i64> = session.query_one(doing, &sql, &[]).await?.get(0);
+    let id: Option<i64> = session.row(doing, &sql, &[]).await?.get(0)?;
     Ok(id.and_then(|id| DateTime::from_timestamp_millis((id >> ID_BITS) + IDS_BEGIN)))
 }
 

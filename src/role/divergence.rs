@@ -10,9 +10,10 @@ mod fetch;
 mod judge;
 mod slot;
 
-use crate::cluster::{DatastoreFault, Lsn, Promotion, Side, State};
+use crate::cluster::{DatastoreFault, LocalSession, Lsn, Promotion, STATE_DATABASE, Side, State};
 use crate::config::Config;
-use crate::replication::PassError;
+use crate::replication::{PassError, first_id_of};
+use approximate::Bounds;
 use book::Book;
 pub use fetch::{Fetched, fetch, file_name};
 use slot::{Server, Usable};
@@ -74,6 +75,80 @@ pub async fn record(
     promotion: &Promotion,
     lifted: bool,
 ) -> Result<Divergence, PassError> {
+    let fenced_by = fence_number(config).await?;
+    let behind = Behind { lifted, fenced_by };
+    record_behind(config, state, promotion, &behind).await
+}
+
+/// What is known of this cluster's fence since its place was taken.
+#[derive(Debug, Clone, Default)]
+pub struct Behind {
+    /// It was found open meanwhile.
+    pub lifted: bool,
+    /// Of the transaction that set it, before anybody sets it again; None: not known.
+    pub fenced_by: Option<String>,
+}
+
+/// The number of the transaction that set this cluster's fence, or of a later one that no writer can have gone before: the
+/// record of it is as old as its last change, and so is the setting, which somebody may have taken away for a while. The
+/// older one counts. None: it is not fenced.
+pub async fn fence_number(config: &Config) -> Result<Option<String>, PassError> {
+    let local = &config.local.datastore;
+    let session = LocalSession::open(local, STATE_DATABASE).await?;
+    let sql = "SELECT number::text FROM ( \
+                 SELECT s.xmin AS number FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase \
+                 WHERE d.datname = $1 AND s.setrole = 0 UNION ALL SELECT xmin FROM fence) set_by \
+               ORDER BY age(number) DESC LIMIT 1";
+    let doing = "looking when the fence was set";
+    let rows = session.query(doing, sql, &[&local.database]).await?;
+    Ok(rows.first().map(|row| row.get(0)))
+}
+
+/// The number of the next transaction of the local server.
+pub async fn next_number(config: &Config) -> Result<String, PassError> {
+    let session = LocalSession::open(&config.local.datastore, "postgres").await?;
+    let sql = "SELECT (txid_snapshot_xmax(txid_current_snapshot()) % 4294967296)::text";
+    let row = session
+        .query_one("reading the next transaction", sql, &[])
+        .await?;
+    Ok(row.get(0))
+}
+
+/// The list was made when that transaction was the next one, and the slot may be gone: what was written since is added.
+pub async fn record_again(
+    config: &Config,
+    state: &State,
+    promotion: &Promotion,
+    (behind, listed): (&Behind, &str),
+) -> Result<Divergence, PassError> {
+    let server = slot::ask(config, promotion).await?;
+    if matches!(slot::usable(&server, promotion), Usable::From(_)) {
+        return record_behind(config, state, promotion, behind).await;
+    }
+    let mut book = Book::open_again(config, promotion.epoch).await?;
+    let bounds = Bounds {
+        written_since: Some(listed.to_string()),
+        made_before: made_before(promotion),
+    };
+    Box::pin(approximate::compare(config, &mut book, &bounds)).await?;
+    if book.added() > 0 {
+        book.forget_packages().await?;
+        judge::judge_packages(config, &mut book).await?;
+        let why = format!(
+            "; then the fence here was open, and {} rows more were found by comparison",
+            book.added()
+        );
+        book.close_again(&why).await?;
+    }
+    recorded(state).await?.ok_or_else(gone_again)
+}
+
+pub async fn record_behind(
+    config: &Config,
+    state: &State,
+    promotion: &Promotion,
+    behind: &Behind,
+) -> Result<Divergence, PassError> {
     let server = slot::ask(config, promotion).await?;
     match slot::usable(&server, promotion) {
         Usable::From(from) => match Box::pin(by_slot(config, promotion, &server, from)).await {
@@ -82,18 +157,27 @@ pub async fn record(
                 let Some(reason) = unreadable(&error) else {
                     return Err(error);
                 };
-                without_slot(config, promotion, lifted, &server.wal, &reason).await?;
+                without_slot(config, promotion, behind, &server.wal, &reason).await?;
             }
         },
         Usable::Not(reason) => {
-            without_slot(config, promotion, lifted, &server.wal, &reason).await?
+            without_slot(config, promotion, behind, &server.wal, &reason).await?
         }
     }
-    recorded(state).await?.ok_or_else(|| PassError::Unfit {
+    recorded(state).await?.ok_or_else(gone_again)
+}
+
+fn gone_again() -> PassError {
+    PassError::Unfit {
         check: "divergence",
         text: "what was recorded just now is gone again".into(),
         next_step: "look who else writes in the local database warm_spare".into(),
-    })
+    }
+}
+
+/// Rows of lower ids were made before the promotion. Who was made the primary by hand has no such time.
+fn made_before(promotion: &Promotion) -> Option<i64> {
+    promotion.commit_time.map(first_id_of)
 }
 
 async fn by_slot(
@@ -115,26 +199,39 @@ async fn by_slot(
     book.close(&promotion.lsn, &found).await
 }
 
-/// A planned handover left nothing behind; after any other, what is here and not there is looked for.
+/// Both sides are compared. A planned handover left nothing behind, so of it only what was written behind the fence counts:
+/// what was there before is the new primary's to change.
 async fn without_slot(
     config: &Config,
     promotion: &Promotion,
-    lifted: bool,
+    behind: &Behind,
     wal: &str,
     reason: &str,
 ) -> Result<(), PassError> {
     let mut book = Book::open(config, promotion.epoch).await?;
-    let planned = promotion.kind == "switchover" && !lifted;
-    if !planned {
-        Box::pin(approximate::compare(config, &mut book)).await?;
-        judge::judge_packages(config, &mut book).await?;
-    }
+    let planned = promotion.kind == "switchover" && !behind.lifted;
+    let bounds = Bounds {
+        written_since: behind.fenced_by.clone().filter(|_| planned),
+        made_before: made_before(promotion),
+    };
+    Box::pin(approximate::compare(config, &mut book, &bounds)).await?;
+    judge::judge_packages(config, &mut book).await?;
+    let nothing = planned && book.added() == 0;
+    let deletions = match bounds.made_before {
+        Some(_) => "",
+        None => "; what was deleted here cannot be told",
+    };
     let found = Found {
-        exact: planned,
-        reason: match planned {
-            true => format!("a planned switchover loses nothing ({reason})"),
-            false => format!(
-                "{reason}: compared with the new primary as it is now, so changes made there since count too"
+        exact: nothing,
+        reason: match (nothing, planned) {
+            (true, _) => format!(
+                "a planned switchover loses nothing ({reason}), and a comparison found nothing that was written behind its fence"
+            ),
+            (false, true) => format!(
+                "a planned switchover loses nothing ({reason}), but rows were written behind its fence: compared with the new primary as it is now{deletions}"
+            ),
+            (false, false) => format!(
+                "{reason}: compared with the new primary as it is now, so changes made there since count too{deletions}"
             ),
         },
         to: wal.to_string(),

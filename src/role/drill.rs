@@ -6,9 +6,9 @@ mod clone;
 mod command;
 mod leftovers;
 
-use crate::cluster::{DrillRecord, LocalSession, State, lift_and_write, quote_literal, set_fence};
+use crate::cluster::{DrillRecord, LocalSession, State, lift_and_write, set_fence};
 use crate::config::Config;
-use crate::replication::{PassError, drop_database, sequence_names};
+use crate::replication::{PassError, advance_sequences, drop_database};
 use chrono::{DateTime, Utc};
 use clone::Clone;
 use command::Running;
@@ -221,15 +221,7 @@ impl Work<'_> {
     /// As a failover would: ids past the last known ones, the fence lifted, and somebody writes.
     async fn take_over(&self, inside: &LocalSession) -> Result<String, String> {
         let taken = async {
-            let names = sequence_names(inside).await?;
-            let ahead = |name: &String| {
-                let literal = quote_literal(name);
-                format!("SELECT setval({literal}, (SELECT last_value + {AHEAD} FROM {name}))")
-            };
-            let ahead: Vec<String> = names.iter().map(ahead).collect();
-            inside
-                .batch("advancing the sequences", &ahead.join("; "))
-                .await?;
+            advance_sequences(inside).await?;
             let local = &self.config.local.datastore;
             lift_and_write(self.state.session(), local, self.name).await?;
             Ok::<(), PassError>(())
@@ -240,9 +232,6 @@ impl Work<'_> {
         }
     }
 }
-
-/// By so many the sequences are ahead after a failover.
-const AHEAD: i64 = 1024;
 
 fn told_of(result: Result<String, String>) -> (bool, String) {
     match result {

@@ -1,12 +1,13 @@
 //! Two clusters, one primary: who of them is it? Decided from what both have on record alone.
 
-use crate::cluster::{Promotion, Record};
+use crate::cluster::{EPOCH_STEP_MAX, Promotion, Record};
 
 /// A primary, as it has itself on record.
 #[derive(Debug, Clone)]
 pub struct Ours<'a> {
-    pub epoch: i64,
+    pub record: &'a Record,
     pub system_id: &'a str,
+    /// That of the recorded epoch; None: it was made the primary by hand, or declared.
     pub promotion: Option<&'a Promotion>,
 }
 
@@ -16,6 +17,7 @@ pub struct Theirs {
     pub system_id: String,
     /// Its database is read-only by default.
     pub fenced: bool,
+    /// None: it keeps no state of ours.
     pub record: Option<Record>,
 }
 
@@ -30,41 +32,85 @@ pub enum Stand {
     FencePeer,
     /// The old primary is fenced, and does not follow yet.
     PeerFenced,
-    /// It is the newer primary: this one gives way.
+    /// It is the newer primary of our line: this one gives way.
     FenceSelf { epoch: i64, by: String },
     /// Nobody can tell who is the newer one; what is known.
     TwoPrimaries(String),
+    /// It is not of our line: it is neither obeyed nor touched.
+    Stranger(String),
+    /// The server that was followed may be written to, and has another cluster's record: it is not touched.
+    PeerChanged(String),
+    /// The spare knows of a later time of this very cluster: our own state was set back.
+    WentBack(String),
 }
 
 pub fn decide(ours: &Ours<'_>, theirs: &Theirs) -> Stand {
     let record = theirs.record.clone().unwrap_or_default();
     let known = ours
         .promotion
-        .is_some_and(|promotion| is_recorded(promotion, theirs, &record));
+        .is_some_and(|promotion| is_recorded(promotion, theirs));
+    let kin = known
+        || ours
+            .record
+            .is_kin(ours.system_id, &record, &theirs.system_id);
+    let epoch = ours.record.epoch;
     match record.role.as_deref() {
-        Some("spare") if record.copied_from.as_deref() == Some(ours.system_id) => Stand::Followed,
+        Some("spare") if record.copied_from.as_deref() == Some(ours.system_id) => {
+            match forgotten(ours, &record) {
+                Some(text) => Stand::WentBack(text),
+                None => Stand::Followed,
+            }
+        }
         Some("spare") => {
             Stand::Alone("the peer is a spare, but has copied nothing from here yet".into())
         }
-        // One that is read-only itself is nobody to give way to.
-        Some("primary") if record.epoch > ours.epoch && theirs.fenced => {
+        Some("primary") if !kin => Stand::Stranger(stranger(ours, theirs, &record)),
+        Some("primary") if record.epoch > epoch.saturating_add(EPOCH_STEP_MAX) => {
             Stand::TwoPrimaries(format!(
-                "the peer is the primary of the higher epoch {}, and read-only",
+                "the peer says that it is the primary of epoch {}, more than {EPOCH_STEP_MAX} above ours ({epoch}): it is not believed",
                 record.epoch
             ))
         }
-        Some("primary") if record.epoch > ours.epoch => Stand::FenceSelf {
+        // One that is read-only itself is nobody to give way to.
+        Some("primary") if record.epoch > epoch && theirs.fenced => Stand::TwoPrimaries(format!(
+            "the peer is the primary of the higher epoch {}, and read-only",
+            record.epoch
+        )),
+        Some("primary") if record.epoch > epoch => Stand::FenceSelf {
             epoch: record.epoch,
             by: record.cluster_id,
         },
-        // Another spare's, or its own choice: it is read-only, whoever is asked.
-        _ if theirs.fenced && record.fence.is_some_and(|fence| fence.epoch >= ours.epoch) => {
-            Stand::PeerFenced
+        _ => beside_no_newer(ours, theirs, &record, known),
+    }
+}
+
+/// The peer is no newer primary.
+fn beside_no_newer(ours: &Ours<'_>, theirs: &Theirs, record: &Record, known: bool) -> Stand {
+    let epoch = ours.record.epoch;
+    if let Some(fence) = record.fence.as_ref().filter(|_| theirs.fenced) {
+        let by_another = fence.by_cluster != ours.record.cluster_id;
+        if fence.epoch >= epoch && by_another && ours.promotion.is_some() {
+            return Stand::TwoPrimaries(format!(
+                "cluster {} has fenced the old primary under epoch {}, and this one is the primary of epoch {epoch}",
+                fence.by_cluster, fence.epoch
+            ));
+        }
+        // By ours, or it gave way by itself.
+        if fence.epoch >= epoch {
+            return Stand::PeerFenced;
+        }
+    }
+    let followed = ours
+        .promotion
+        .is_some_and(|promotion| promotion.system_id == theirs.system_id);
+    match record.role.as_deref() {
+        Some("primary") if record.epoch == epoch => {
+            Stand::TwoPrimaries(format!("both clusters are the primary of epoch {epoch}"))
         }
         _ if known => Stand::FencePeer,
-        Some("primary") if record.epoch == ours.epoch => Stand::TwoPrimaries(format!(
-            "both clusters are the primary of epoch {}",
-            ours.epoch
+        _ if followed => Stand::PeerChanged(format!(
+            "the server that was followed (system id {}) now has the record of cluster {}",
+            theirs.system_id, record.cluster_id
         )),
         Some("primary") => Stand::TwoPrimaries(format!(
             "the peer is a primary too, of the lower epoch {}, and is not the server that was followed here: it gives way when its own warm-spare sees this one",
@@ -74,20 +120,53 @@ pub fn decide(ours: &Ours<'_>, theirs: &Theirs) -> Stand {
     }
 }
 
-/// Only the server that was recorded while following is ever fenced.
-pub fn is_recorded(promotion: &Promotion, theirs: &Theirs, record: &Record) -> bool {
-    promotion.system_id == theirs.system_id
-        && (promotion.peer_cluster.is_empty() || promotion.peer_cluster == record.cluster_id)
+/// What the spare has on record of this cluster's later life; None: nothing.
+fn forgotten(ours: &Ours<'_>, record: &Record) -> Option<String> {
+    let epoch = ours.record.epoch;
+    if record.epoch > epoch {
+        return Some(format!(
+            "the spare followed this cluster (system id {}) under epoch {}, and here epoch {epoch} is on record: the state of this cluster was set back to an older copy",
+            ours.system_id, record.epoch
+        ));
+    }
+    let (our_head, their_head) = (ours.record.lineage.head()?, record.lineage.head()?);
+    let another =
+        record.epoch == epoch && our_head.epoch == their_head.epoch && our_head.id != their_head.id;
+    another.then(|| {
+        format!(
+            "the spare followed this cluster by promotion {} of epoch {epoch}, and here promotion {} of that epoch is on record: the state of this cluster was set back, and it was promoted once more",
+            their_head.id, our_head.id
+        )
+    })
+}
+
+fn stranger(ours: &Ours<'_>, theirs: &Theirs, record: &Record) -> String {
+    format!(
+        "the peer is the primary of epoch {} of another line (cluster {}, system id {}); this is cluster {}, system id {}: neither has followed the other, and they share no promotion",
+        record.epoch, record.cluster_id, theirs.system_id, ours.record.cluster_id, ours.system_id
+    )
+}
+
+/// Only the server that was recorded while following is ever fenced. One that has lost our record is still that server;
+/// a record without a role is what our own fence left there.
+pub fn is_recorded(promotion: &Promotion, theirs: &Theirs) -> bool {
+    let same_cluster = theirs.record.as_ref().is_none_or(|record| {
+        record.role.is_none()
+            || promotion.peer_cluster.is_empty()
+            || promotion.peer_cluster == record.cluster_id
+    });
+    promotion.system_id == theirs.system_id && same_cluster
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::FenceRecord;
+    use crate::cluster::{Descent, FenceRecord, Lineage};
 
     fn promotion() -> Promotion {
         Promotion {
             epoch: 2,
+            id: String::new(),
             kind: "failover".into(),
             time: chrono::DateTime::UNIX_EPOCH,
             lsn: "0/1".into(),
@@ -100,6 +179,29 @@ mod tests {
             peer_fenced: false,
             settled: false,
         }
+    }
+
+    fn ours() -> Record {
+        Record {
+            cluster_id: "us".into(),
+            role: Some("primary".into()),
+            epoch: 2,
+            lineage: line(&[(1, "root-old"), (2, "x")]),
+            followed: vec!["old".into()],
+            ..Record::default()
+        }
+    }
+
+    fn line(promotions: &[(i64, &str)]) -> Lineage {
+        let mut parent = String::new();
+        let entries = promotions.iter().map(|(epoch, id)| Descent {
+            epoch: *epoch,
+            id: id.to_string(),
+            parent: std::mem::replace(&mut parent, id.to_string()),
+            cluster: String::new(),
+            system_id: String::new(),
+        });
+        Lineage::of(entries.collect()).expect("a sound line")
     }
 
     fn peer(system_id: &str, role: Option<&str>, epoch: i64) -> Theirs {
@@ -115,20 +217,28 @@ mod tests {
         }
     }
 
+    fn decided(ours: &Record, promotion: Option<&Promotion>, theirs: &Theirs) -> Stand {
+        let ours = Ours {
+            record: ours,
+            system_id: "new",
+            promotion,
+        };
+        decide(&ours, theirs)
+    }
+
     #[track_caller]
     fn expect(theirs: &Theirs, stand: impl Fn(&Stand) -> bool) {
-        let promotion = promotion();
-        let ours = Ours {
-            epoch: 2,
-            system_id: "new",
-            promotion: Some(&promotion),
-        };
-        let found = decide(&ours, theirs);
+        let found = decided(&ours(), Some(&promotion()), theirs);
         assert!(stand(&found), "{found:?}");
     }
 
+    fn of_line(mut theirs: Theirs, promotions: &[(i64, &str)]) -> Theirs {
+        theirs.record.as_mut().expect("a record").lineage = line(promotions);
+        theirs
+    }
+
     #[test]
-    fn the_server_that_was_followed_is_fenced_whatever_it_says_of_itself() {
+    fn the_server_that_was_followed_is_fenced_also_without_a_record() {
         let stock = Theirs {
             system_id: "old".into(),
             ..Theirs::default()
@@ -136,8 +246,21 @@ mod tests {
         expect(&stock, |s| *s == Stand::FencePeer);
         expect(&peer("old", None, 0), |s| *s == Stand::FencePeer);
         expect(&peer("old", Some("primary"), 1), |s| *s == Stand::FencePeer);
-        // Declared with the same number meanwhile: it is still the one whose place was taken.
-        expect(&peer("old", Some("primary"), 2), |s| *s == Stand::FencePeer);
+        // Its cluster id was recorded, and it has lost its record since: restored from before, or dropped.
+        let mut promotion = promotion();
+        promotion.peer_cluster = "bbbbbbbb".into();
+        let found = decided(&ours(), Some(&promotion), &stock);
+        assert_eq!(found, Stand::FencePeer);
+        let found = decided(&ours(), Some(&promotion), &peer("old", None, 0));
+        assert_eq!(found, Stand::FencePeer);
+    }
+
+    #[test]
+    fn equal_epochs_are_nobodys_to_decide() {
+        for server in ["old", "third"] {
+            let theirs = of_line(peer(server, Some("primary"), 2), &[(1, "root-old")]);
+            expect(&theirs, |s| matches!(s, Stand::TwoPrimaries(_)));
+        }
     }
 
     #[test]
@@ -147,32 +270,52 @@ mod tests {
             ..Theirs::default()
         };
         expect(&stock, |s| matches!(s, Stand::Alone(_)));
-        expect(&peer("third", Some("primary"), 1), |s| {
-            matches!(s, Stand::TwoPrimaries(_))
-        });
-        expect(&peer("third", Some("primary"), 2), |s| {
-            matches!(s, Stand::TwoPrimaries(_))
-        });
-        // Restored under the same system id, by another cluster's hand.
+        let kin = of_line(peer("third", Some("primary"), 1), &[(1, "root-old")]);
+        expect(&kin, |s| matches!(s, Stand::TwoPrimaries(_)));
+        // The same server, with another cluster's record.
         let mut promotion = promotion();
         promotion.peer_cluster = "bbbbbbbb".into();
-        let ours = Ours {
-            epoch: 2,
-            system_id: "new",
-            promotion: Some(&promotion),
-        };
-        let found = decide(&ours, &peer("old", Some("primary"), 1));
-        assert!(matches!(found, Stand::TwoPrimaries(_)), "{found:?}");
+        let found = decided(&ours(), Some(&promotion), &peer("old", Some("primary"), 1));
+        assert!(matches!(found, Stand::PeerChanged(_)), "{found:?}");
     }
 
     #[test]
-    fn the_lower_epoch_gives_way() {
+    fn the_lower_epoch_gives_way_within_one_line() {
         expect(&peer("old", Some("primary"), 3), |s| {
             matches!(s, Stand::FenceSelf { epoch: 3, .. })
         });
-        expect(&peer("third", Some("primary"), 3), |s| {
-            matches!(s, Stand::FenceSelf { epoch: 3, .. })
+        // Promoted over this server, or over one of the same line.
+        let mut over_us = peer("third", Some("primary"), 3);
+        over_us.record.as_mut().expect("a record").followed = vec!["new".into()];
+        expect(&over_us, |s| matches!(s, Stand::FenceSelf { epoch: 3, .. }));
+        let kin = of_line(peer("third", Some("primary"), 3), &[(2, "x"), (3, "y")]);
+        expect(&kin, |s| matches!(s, Stand::FenceSelf { epoch: 3, .. }));
+    }
+
+    #[test]
+    fn a_stranger_is_neither_obeyed_nor_fenced() {
+        for epoch in [1, 2, 3, i64::MAX] {
+            expect(&peer("third", Some("primary"), epoch), |s| {
+                matches!(s, Stand::Stranger(_))
+            });
+            let staging = of_line(
+                peer("third", Some("primary"), epoch),
+                &[(1, "root-staging")],
+            );
+            expect(&staging, |s| matches!(s, Stand::Stranger(_)));
+        }
+    }
+
+    #[test]
+    fn an_epoch_out_of_all_bounds_is_not_obeyed() {
+        expect(&peer("old", Some("primary"), 2 + EPOCH_STEP_MAX), |s| {
+            matches!(s, Stand::FenceSelf { .. })
         });
+        for epoch in [3 + EPOCH_STEP_MAX, i64::MAX] {
+            expect(&peer("old", Some("primary"), epoch), |s| {
+                matches!(s, Stand::TwoPrimaries(_))
+            });
+        }
     }
 
     #[test]
@@ -182,17 +325,20 @@ mod tests {
         expect(&theirs, |s| matches!(s, Stand::TwoPrimaries(_)));
     }
 
+    fn fence(epoch: i64, by_cluster: &str) -> Option<FenceRecord> {
+        Some(FenceRecord {
+            lifted: false,
+            epoch,
+            by_cluster: by_cluster.into(),
+            since: chrono::DateTime::UNIX_EPOCH,
+            settled: true,
+        })
+    }
+
     #[test]
     fn a_fence_counts_only_with_its_setting_and_its_epoch() {
         let mut theirs = peer("old", Some("primary"), 1);
-        let record = theirs.record.as_mut().expect("a record");
-        record.fence = Some(FenceRecord {
-            lifted: false,
-            epoch: 2,
-            by_cluster: "us".into(),
-            since: chrono::DateTime::UNIX_EPOCH,
-            settled: true,
-        });
+        theirs.record.as_mut().expect("a record").fence = fence(2, "us");
         expect(&theirs, |s| *s == Stand::FencePeer);
         theirs.fenced = true;
         expect(&theirs, |s| *s == Stand::PeerFenced);
@@ -201,10 +347,33 @@ mod tests {
     }
 
     #[test]
+    fn a_fence_by_another_cluster_of_our_epoch_is_another_primary() {
+        let mut theirs = peer("old", Some("primary"), 1);
+        theirs.fenced = true;
+        for (epoch, two) in [(1, false), (2, true), (3, true)] {
+            theirs.record.as_mut().expect("a record").fence = fence(epoch, "them");
+            expect(&theirs, |s| matches!(s, Stand::TwoPrimaries(_)) == two);
+        }
+    }
+
+    #[test]
     fn a_spare_follows_only_with_a_copy_of_ours() {
         let mut theirs = peer("old", Some("spare"), 2);
         expect(&theirs, |s| matches!(s, Stand::Alone(_)));
         theirs.record.as_mut().expect("a record").copied_from = Some("new".into());
         expect(&theirs, |s| *s == Stand::Followed);
+    }
+
+    #[test]
+    fn a_spare_that_knows_more_of_us_proves_that_we_were_set_back() {
+        let mut later = peer("old", Some("spare"), 3);
+        later.record.as_mut().expect("a record").copied_from = Some("new".into());
+        expect(&later, |s| matches!(s, Stand::WentBack(_)));
+        let mut other = of_line(peer("old", Some("spare"), 2), &[(1, "root-old"), (2, "z")]);
+        other.record.as_mut().expect("a record").copied_from = Some("new".into());
+        expect(&other, |s| matches!(s, Stand::WentBack(_)));
+        let mut same = of_line(peer("old", Some("spare"), 2), &[(1, "root-old"), (2, "x")]);
+        same.record.as_mut().expect("a record").copied_from = Some("new".into());
+        expect(&same, |s| *s == Stand::Followed);
     }
 }

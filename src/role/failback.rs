@@ -1,13 +1,16 @@
 //! The old primary comes back as the spare: fenced first, then what it has and its peer lacks is put on record, and only
 //! then is what would hold log for the peer removed, and the role changed. The copy itself is an ordinary one.
 
-use super::divergence;
+use super::divergence::{self, Behind};
 use super::steps::{Told, Walk};
 use super::watch::look_at_peer;
 use crate::cluster::preparation::Names;
-use crate::cluster::{LocalSession, Lock, Promotion, Record, State, quote_ident, raise_fence};
+use crate::cluster::{
+    EPOCH_STEP_MAX, LocalSession, Lock, Promotion, Record, State, Transition, quote_ident,
+    raise_fence, system_id,
+};
 use crate::config::Config;
-use crate::replication::{PassError, has_database, stream};
+use crate::replication::{Doubt, PassError, has_database, stream};
 use chrono::Utc;
 
 /// Each step may be done again, so after a kill all of it is; but what was read from a slot is not read again once the
@@ -19,19 +22,100 @@ pub async fn come_back(
     told: Told<'_>,
 ) -> Result<(), PassError> {
     let before = state.transition().await?;
-    let cluster = state.cluster().await?;
-    let peer = newer_primary(config, cluster.epoch, cluster.role.as_deref()).await?;
+    let journal = Noted::of(before.as_ref());
+    let own = state.own_record().await?;
+    let server = system_id(state.session()).await?;
+    let peer = newer_primary(config, &own, &server).await?;
     let promotion = promotion_of(&peer);
     let mut walk = Walk::new(state, lock, told, "failback", (peer.epoch, ""));
-    let recorded = walk.was_at(before.as_ref(), "release");
-    if !recorded {
+    let mut noted = match walk.was_at(before.as_ref(), "peer") {
+        true => journal,
+        false => Noted::default(),
+    };
+    if noted.fenced_by.is_none() {
+        // Before we set it again.
+        noted.fenced_by = divergence::fence_number(config).await?;
+    }
+    walk.entry.asked = noted.text();
+    if noted.listed.is_none() {
         walk.step("peer").await?;
+    }
+    // However far an earlier try came: the fence may have been lifted since, and rows written.
+    fence_and_list(config, state, &mut walk, &peer, &mut noted).await?;
+    walk.step("release").await?;
+    release(config, state, &promotion, &peer.cluster_id).await?;
+    walk.step("role").await?;
+    state.return_as_spare(lock, peer.epoch).await?;
+    state.adopt_lineage(&peer.lineage).await?;
+    let text = format!("came back as the spare of epoch {}", peer.epoch);
+    state.event("failback", &text, &config.change).await?;
+    Ok(state.close_journal(lock).await?)
+}
+
+/// What the journal keeps of a failback besides its step: numbers of transactions of the local server.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Noted {
+    /// Of the one that set the fence.
+    fenced_by: Option<String>,
+    /// The next one when the list was made.
+    listed: Option<String>,
+}
+
+impl Noted {
+    fn of(entry: Option<&Transition>) -> Noted {
+        let asked = entry.map_or("", |entry| entry.asked.as_str());
+        let find = |name: &str| {
+            let mut words = asked.split_whitespace();
+            words.find_map(|word| Some(word.strip_prefix(name)?.to_string()))
+        };
+        Noted {
+            fenced_by: find("fenced_by="),
+            listed: find("listed="),
+        }
+    }
+
+    fn text(&self) -> String {
+        let noted = [("fenced_by", &self.fenced_by), ("listed", &self.listed)];
+        let noted = noted.iter().filter_map(|(name, number)| {
+            let number = number.as_ref()?;
+            Some(format!("{name}={number}"))
+        });
+        noted.collect::<Vec<_>>().join(" ")
+    }
+}
+
+async fn fence_and_list(
+    config: &Config,
+    state: &State,
+    walk: &mut Walk<'_>,
+    peer: &Record,
+    noted: &mut Noted,
+) -> Result<(), PassError> {
+    let promotion = promotion_of(peer);
+    if noted.listed.is_none() {
         walk.step("fence").await?;
-        fence_here(config, state, peer.epoch, &peer.cluster_id).await?;
-        walk.step("divergence").await?;
-        let fence = state.fence_record().await?;
-        let lifted = fence.is_some_and(|fence| fence.lifted);
-        let found = divergence::record(config, state, &promotion, lifted).await?;
+    }
+    fence_here(config, state, peer.epoch, &peer.cluster_id).await?;
+    let fence = state.fence_record().await?;
+    let behind = Behind {
+        lifted: fence.is_some_and(|fence| fence.lifted),
+        fenced_by: noted.fenced_by.clone(),
+    };
+    // Read before, so that nothing lies between the list and the number.
+    let next = divergence::next_number(config).await?;
+    let found = match &noted.listed {
+        None => {
+            walk.step("divergence").await?;
+            divergence::record_behind(config, state, &promotion, &behind).await?
+        }
+        Some(listed) => {
+            let since = (&behind, listed.as_str());
+            divergence::record_again(config, state, &promotion, since).await?
+        }
+    };
+    let known = noted.listed.replace(next);
+    walk.entry.asked = noted.text();
+    if known.is_none() || !found.exact {
         let text = format!(
             "{} transactions of this cluster are not on the new primary ({} rows, {} packages): `warm-spare divergence`",
             found.transactions, found.rows, found.packages
@@ -43,13 +127,7 @@ pub async fn come_back(
         }
         state.event("divergence", &text, &config.change).await?;
     }
-    walk.step("release").await?;
-    release(config, state, &promotion, &peer.cluster_id).await?;
-    walk.step("role").await?;
-    state.return_as_spare(lock, peer.epoch).await?;
-    let text = format!("came back as the spare of epoch {}", peer.epoch);
-    state.event("failback", &text, &config.change).await?;
-    Ok(state.close_journal(lock).await?)
+    Ok(())
 }
 
 /// That of the peer's epoch. Whoever was made the primary by hand has none, or one of before, which tells nothing of now.
@@ -60,6 +138,7 @@ fn promotion_of(peer: &Record) -> Promotion {
         .unwrap_or_else(|| {
             let ours = Names::of_cluster(&peer.cluster_id);
             Promotion {
+                id: String::new(),
                 epoch: peer.epoch,
                 kind: "by_hand".into(),
                 time: Utc::now(),
@@ -77,13 +156,35 @@ fn promotion_of(peer: &Record) -> Promotion {
 }
 
 /// A primary becomes a spare only of a newer one.
-async fn newer_primary(
-    config: &Config,
-    epoch: i64,
-    role: Option<&str>,
-) -> Result<Record, PassError> {
+async fn newer_primary(config: &Config, own: &Record, server: &str) -> Result<Record, PassError> {
+    let (epoch, role) = (own.epoch, own.role.as_deref());
     let seen = look_at_peer(config).await?;
     let record = seen.theirs.record.unwrap_or_default();
+    let primary = record.role.as_deref() == Some("primary");
+    if primary && !own.is_kin(server, &record, &seen.theirs.system_id) {
+        let stranger = Doubt {
+            rule: "stranger",
+            text: format!(
+                "the peer is the primary of epoch {} of another line (cluster {}, system id {}); this is cluster {}, system id {server}: neither has followed the other, and they share no promotion",
+                record.epoch, record.cluster_id, seen.theirs.system_id, own.cluster_id
+            ),
+            case: format!(
+                "{} {server} {} {}",
+                own.cluster_id, record.cluster_id, seen.theirs.system_id
+            ),
+        };
+        stranger.ask(config)?;
+    }
+    if primary && record.epoch > epoch.max(1).saturating_add(EPOCH_STEP_MAX) {
+        return Err(PassError::Refused {
+            rule: "epoch_out_of_range",
+            text: format!(
+                "the peer says that it is the primary of epoch {}, more than {EPOCH_STEP_MAX} above ours ({epoch}): it is not believed",
+                record.epoch
+            ),
+            next_step: "look into table cluster of database warm_spare on the peer".into(),
+        });
+    }
     let newer = record.role.as_deref() == Some("primary") && record.epoch > epoch;
     if newer && !seen.theirs.fenced {
         return Ok(record);

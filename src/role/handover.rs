@@ -7,7 +7,10 @@ use super::preflight::{Purpose, preflight};
 use super::steps::Walk;
 use super::watch::{PeerSeen, another_server, look_at_peer, open_fence};
 use crate::cluster::preparation::Names;
-use crate::cluster::{CopiedPoint, Lock, PeerFence, Promotion, Side, State, Transition, clear_out};
+use crate::cluster::{
+    CopiedPoint, EPOCH_STEP_MAX, Lock, PeerFence, Promotion, Record, Side, State, Transition,
+    clear_out, system_id,
+};
 use crate::config::{Config, Role};
 use crate::observe::{self, Check, Clock, Verdict};
 use crate::replication::stream::Told as Heard;
@@ -39,8 +42,10 @@ pub enum Outcome {
     Again(PassError),
 }
 
-/// The rule by which a primary of no lower epoch is left alone.
+/// The rule by which a cluster of no lower epoch is left alone.
 const NEWER: &str = "newer_primary";
+/// The rule by which a cluster is not promoted whose own state is older than what others remember of it.
+pub const STATE_WENT_BACK: &str = "state_went_back";
 
 /// What of the configuration asks for a handover: another one is another wish.
 pub fn asked(config: &Config) -> String {
@@ -275,7 +280,12 @@ impl Handover<'_> {
         };
         match fenced {
             Ok(Ok(fence)) => Ok(Some(fence)),
-            Ok(Err(error)) if matches!(error.code(), NEWER | "overtaken" | "superseded") => {
+            Ok(Err(error))
+                if matches!(
+                    error.code(),
+                    NEWER | STATE_WENT_BACK | "overtaken" | "superseded"
+                ) =>
+            {
                 Err(error)
             }
             Ok(Err(error)) => {
@@ -293,28 +303,58 @@ impl Handover<'_> {
     async fn known_peer(&self, point: &CopiedPoint) -> Result<PeerSeen, PassError> {
         let seen = look_at_peer(self.config).await?;
         let record = seen.theirs.record.clone().unwrap_or_default();
+        let ours = system_id(self.state.session()).await?;
+        // Whatever its role: whoever bears that epoch, or a later one, knows of a promotion that is not on record here.
+        if record.epoch > self.epoch.saturating_add(EPOCH_STEP_MAX) {
+            return Err(PassError::Refused {
+                rule: "epoch_out_of_range",
+                text: format!(
+                    "the peer says that its epoch is {}, and this promotion would take epoch {}: no line of promotions jumps so far, and it is not believed",
+                    record.epoch, self.epoch
+                ),
+                next_step: "look into table cluster of database warm_spare on the peer; a promotion by force_epoch goes on without it".into(),
+            });
+        }
+        if record.role.is_some() && record.epoch >= self.epoch {
+            return Err(self.newer(
+                &record,
+                record.copied_from.as_deref() == Some(ours.as_str()),
+            ));
+        }
         let followed = Promotion {
             system_id: point.system_id.clone(),
             peer_cluster: point.peer_cluster.clone(),
             ..self.promotion(point, Reached::default())
         };
-        if record.role.as_deref() == Some("spare") || !is_recorded(&followed, &seen.theirs, &record)
-        {
+        if record.role.as_deref() == Some("spare") || !is_recorded(&followed, &seen.theirs) {
             return Err(another_server());
         }
-        if record.role.as_deref() == Some("primary") && record.epoch >= self.epoch {
-            return Err(PassError::Refused {
-                rule: NEWER,
-                text: format!(
-                    "the peer is the primary of epoch {} by now, and this promotion would take epoch {}",
-                    record.epoch, self.epoch
-                ),
-                next_step:
-                    "set role = \"spare\" here; or, to take its place all the same, ask for it anew"
-                        .into(),
-            });
-        }
         Ok(seen)
+    }
+
+    /// The peer bears the epoch that is to be taken, or a later one. A spare that has copied from this very server proves
+    /// that this cluster was a primary, and that its state was set back since.
+    fn newer(&self, record: &Record, copied_from_here: bool) -> PassError {
+        let (rule, why) = match copied_from_here {
+            true => (
+                STATE_WENT_BACK,
+                "the peer has copied from this very server: this cluster was a primary, and its state was set back to an older copy; ",
+            ),
+            false => (NEWER, ""),
+        };
+        PassError::Refused {
+            rule,
+            text: format!(
+                "{why}the peer is a {} of epoch {} by now, and this promotion would take epoch {}",
+                record.role.as_deref().unwrap_or("cluster"),
+                record.epoch,
+                self.epoch
+            ),
+            next_step: format!(
+                "set role = \"spare\" here, and promote the peer if it is a spare; or, to promote this one all the same, set force_epoch = {}",
+                record.epoch.saturating_add(1)
+            ),
+        }
     }
 
     async fn raise(&self, point: &CopiedPoint) -> Result<PeerFence, PassError> {
@@ -330,6 +370,7 @@ impl Handover<'_> {
         let complete = reached.fenced && reached.complete;
         Promotion {
             epoch: self.epoch,
+            id: String::new(),
             kind: if complete { "switchover" } else { "failover" }.into(),
             time: self.clock.now(),
             lsn: point.lsn.clone(),
@@ -354,6 +395,7 @@ impl Handover<'_> {
         };
         let id = self.state.cluster().await?.id;
         let mut promotion = self.promotion(&point, reached);
+        promotion.id = self.state.new_promotion_id().await?;
         if !point.slot.is_empty() {
             promotion.publication = Names::of(&id, &self.config.replication).publication;
         }
@@ -381,9 +423,7 @@ fn told_of(why: &str) {
 
 /// Of our own server, or another process at work: nothing can be undone now, and all of it is begun again.
 fn is_our_own(error: &PassError) -> bool {
-    matches!(error, PassError::State(_))
-        && error.code() != "overtaken"
-        && error.side() == Some(Side::Local)
+    matches!(error, PassError::State(_)) && error.side() == Some(Side::Local)
 }
 
 /// One reason is told once, whatever it keeps from being known.

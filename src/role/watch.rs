@@ -26,15 +26,15 @@ pub async fn look_at_peer(config: &Config) -> Result<PeerSeen, PassError> {
            coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false), ",
         fenced!("current_database()")
     );
-    let row = peer.query_one("asking what the peer is", sql, &[]).await?;
+    let row = peer.row("asking what the peer is", sql, &[]).await?;
     Ok(PeerSeen {
         theirs: Theirs {
-            system_id: row.get(0),
-            fenced: row.get(3),
+            system_id: row.get(0)?,
+            fenced: row.get(3)?,
             record: peers_record(&config.peer.datastore).await?,
         },
-        version: row.get(1),
-        tls: row.get(2),
+        version: row.get(1)?,
+        tls: row.get(2)?,
     })
 }
 
@@ -46,8 +46,7 @@ pub async fn settle(
     promotion: &Promotion,
     seen: &PeerSeen,
 ) -> Result<(), PassError> {
-    let record = seen.theirs.record.clone().unwrap_or_default();
-    if !is_recorded(promotion, &seen.theirs, &record) {
+    if !is_recorded(promotion, &seen.theirs) {
         return Err(another_server());
     }
     let id = state.cluster().await?.id;

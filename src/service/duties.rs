@@ -9,10 +9,10 @@ use super::complaint::Complaint;
 use super::guard::{End, ask_store};
 use super::plan::{Next, Plan, Rules};
 use super::tenure::{Tenure, recall};
-use super::{Configs, Desk, next};
+use super::{Configs, Desk, next, sight};
 use crate::cluster::{Confirmation, CopiedPoint, LocalStore, Side, StateError, Store};
 use crate::config::Config;
-use crate::observe::{Baseline, HoldReason};
+use crate::observe::{Baseline, HoldReason, State};
 use crate::replication::stream::Differed;
 use crate::replication::{
     Courier, Look, Options, Outcome, PassError, RETIRED, Report, STAGED, WAS_PRIMARY, look, mend,
@@ -66,10 +66,7 @@ impl<'a> Duties<'a> {
         let mut plan = Plan::new(now);
         desk.read(|state| {
             plan.copied = state.point.is_some();
-            plan.lacking = state
-                .artifacts
-                .as_ref()
-                .is_some_and(|a| a.missing + a.damaged > 0);
+            plan.lacking = state.lacks_artifacts();
             if let Some(verified) = &state.verified {
                 plan.verified = verified.record.time;
             }
@@ -277,6 +274,9 @@ impl<'a> Duties<'a> {
         self.look_at_mode(config, point.as_ref()).await?;
         self.clock_offset = found.clock_offset_seconds;
         self.show_look(&found);
+        if found.fenced {
+            self.mind_the_fence(config).await;
+        }
         if found.changed.is_none() {
             self.confirm(found.confirmation()).await?;
             self.settled();
@@ -409,6 +409,7 @@ impl<'a> Duties<'a> {
         }
         self.plan.copied = true;
         self.plan.waiting = None;
+        sight::look_again(self.desk, config).await;
         let differed = self.desk.read(|state| {
             state
                 .verified
@@ -453,7 +454,10 @@ impl<'a> Duties<'a> {
     async fn sweep(&self, config: &Config) {
         let swept = async {
             let store = LocalStore::open(&config.local.s3)?;
-            sweep(config, &self.tenure.state, &store, |_| Some(())).await
+            sweep(config, &self.tenure.state, self.tenure.lock, &store, |_| {
+                Some(())
+            })
+            .await
         };
         if let Err(error) = swept.await {
             log::warn!("{error}; artifacts whose packages went are deleted later");
@@ -493,12 +497,7 @@ impl<'a> Duties<'a> {
             note_brought(self.desk, brought);
             recall(self.desk, config, &self.tenure.state).await?;
         }
-        self.plan.lacking = self.desk.read(|state| {
-            state
-                .artifacts
-                .as_ref()
-                .is_some_and(|a| a.missing + a.damaged > 0)
-        });
+        self.plan.lacking = self.desk.read(State::lacks_artifacts);
         Ok(())
     }
 }

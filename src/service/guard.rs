@@ -9,8 +9,8 @@ use crate::cluster::{
     StoreError, enforce_fence, is_fenced, prove_fence,
 };
 use crate::config::{Config, S3};
-use crate::observe::Preflight;
-use crate::replication::{PassError, has_database};
+use crate::observe::{Preflight, State};
+use crate::replication::{PassError, has_database, sample};
 use crate::role::{Purpose, preflight, remove_drill_leftovers, unplanned, worst};
 use std::convert::Infallible;
 use std::time::Duration;
@@ -22,6 +22,9 @@ const LOOKS_PER_PROOF: u32 = 12;
 const PATIENCE: Duration = Duration::from_secs(15);
 const STORE_LOOK: Duration = Duration::from_secs(10);
 const LOOKS_PER_MINUTE: u32 = 6;
+/// An emptied bucket is to be known within a minute, the time of the look included.
+const LOOKS_PER_SAMPLE: u32 = 2;
+const SAMPLE_PATIENCE: Duration = Duration::from_secs(20);
 const STORE_PATIENCE: Duration = Duration::from_secs(10);
 const PREFLIGHT_LOOK: Duration = Duration::from_secs(300);
 const TIDY: Duration = Duration::from_secs(60);
@@ -205,6 +208,9 @@ fn refused(role: Option<String>, error: StateError) -> Result<Found, PassError> 
 pub async fn keep_seeing(desk: &Desk, config: &Config) -> Infallible {
     for look in 0_u32.. {
         desk.see_store(Side::Local, ask_store(Side::Local, &config.local.s3).await);
+        if look % LOOKS_PER_SAMPLE == 0 {
+            look_for_artifacts(desk, config).await;
+        }
         let followed = desk.read(|state| state.mode.as_ref().is_some_and(|mode| mode.stream));
         if followed && look % LOOKS_PER_MINUTE == 0 {
             // Nobody else asks it while nothing is uploaded.
@@ -221,6 +227,38 @@ pub async fn keep_seeing(desk: &Desk, config: &Config) -> Infallible {
         tokio::time::sleep(STORE_LOOK).await;
     }
     unreachable!("the loop has no end")
+}
+
+/// A spare's bucket has what its rows name, as far as a sample tells. What could not be found out leaves what is known: a
+/// bucket that does not answer is told by itself.
+async fn look_for_artifacts(desk: &Desk, config: &Config) {
+    let copied = |state: &State| state.role.as_deref() == Some("spare") && state.point.is_some();
+    if !desk.read(copied) {
+        desk.update(|state| state.sampled = None);
+        return;
+    }
+    let found = tokio::time::timeout(SAMPLE_PATIENCE, sample(config, STORE_PATIENCE)).await;
+    let sampled = match found {
+        Ok(Ok(sampled)) => sampled,
+        Ok(Err(error)) => return log::debug!("{error}"),
+        Err(_) => {
+            return log::debug!("local: a sample of the artifacts was not looked for in time");
+        }
+    };
+    let before = desk.read(|state| state.sampled.as_ref().is_some_and(|s| !s.absent.is_empty()));
+    if let Some(found) = &sampled
+        && let Some(key) = found.absent.first()
+        && !before
+    {
+        let text = format!(
+            "{} of {} artifacts that were looked for are not in the local bucket, for example {key}",
+            found.absent.len(),
+            found.looked_for
+        );
+        log::warn!("local: {text}");
+        desk.note("artifacts", &text);
+    }
+    desk.update(|state| state.sampled = sampled);
 }
 
 /// What is wrong with a store. A client is made each time: keys and certificates may have been changed.

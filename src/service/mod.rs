@@ -10,8 +10,10 @@ mod duties;
 mod guard;
 mod plan;
 mod primary;
+mod sight;
 mod tenure;
 mod web;
+mod witness;
 
 pub use configuration::{Configuration, address_file};
 pub use desk::Desk;
@@ -52,10 +54,12 @@ pub async fn run(start: Start) -> Infallible {
     let web = web::keep_open(&desk, configs.clone(), &start.config, &start.data);
     let reloading = configuration.keep_reading(start.reload, &desk);
     let data = Arc::from(start.data.as_path());
+    let looking = sight::keep_looking(&desk, configs.clone());
     let working = tenure::work(&desk, configs, &data);
     tokio::select! {
         never = web => never,
         never = reloading => never,
+        never = looking => never,
         never = working => never,
     }
 }

@@ -10,8 +10,9 @@ use crate::config::{Config, Role};
 use crate::observe::{HoldReason, Work};
 use crate::replication::PassError;
 use crate::role::{PeerSeen, come_back, look_at_peer};
+use chrono::{DateTime, Utc};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// For the peer to answer all that it is asked.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -31,8 +32,12 @@ pub struct Primary<'a> {
     fencing: Complaint,
     /// Of coming back as the spare.
     returning: Complaint,
+    /// What the spare confirmed last, and when that was first seen, by a clock that nobody sets.
+    confirmed: Option<(DateTime<Utc>, Instant)>,
     /// Looks since our own fence was last proven; None: not in this process.
     unproven: Option<u32>,
+    /// This look found what an operator must decide.
+    conflicting: bool,
 }
 
 impl<'a> Primary<'a> {
@@ -44,7 +49,9 @@ impl<'a> Primary<'a> {
             complaint: Complaint::new("peer: answers"),
             fencing: Complaint::new("the fence stands"),
             returning: Complaint::new("local: may come back"),
+            confirmed: None,
             unproven: None,
+            conflicting: false,
         }
     }
 
@@ -108,14 +115,13 @@ impl<'a> Primary<'a> {
         if cluster.role.as_deref() == Some("spare") {
             return Ok(Some(End::RoleChanged));
         }
+        self.conflicting = false;
         if config.role == Role::Spare {
             if self.come_back(config).await? {
                 return Ok(Some(End::RoleChanged));
             }
         } else {
             self.returning.over(self.desk.now());
-            self.desk
-                .release(|hold| matches!(hold.reason, HoldReason::Conflict | HoldReason::Failed));
         }
         if fence.is_none() {
             self.unproven = None;
@@ -129,7 +135,18 @@ impl<'a> Primary<'a> {
             // The peer says that it was the primary; as long as the peer cannot be asked, nothing is done.
             (None, None) => {}
         }
+        if config.role != Role::Spare && !self.conflicting {
+            self.desk
+                .release(|hold| matches!(hold.reason, HoldReason::Conflict | HoldReason::Failed));
+        }
         Ok(None)
+    }
+
+    /// Shows what an operator must decide. Nothing is done about it here.
+    fn conflict(&mut self, detail: &str, next_step: &str) {
+        self.conflicting = true;
+        self.desk
+            .hold(HoldReason::Conflict, detail, next_step, false);
     }
 
     fn show(&self, cluster: &ClusterRecord, fence: Option<&FenceRecord>) {

@@ -4,11 +4,11 @@ use super::complaint::Complaint;
 use super::duties::Duties;
 use super::guard::{self, End};
 use super::primary::Primary;
-use super::{Configs, Desk, next};
+use super::{Configs, Desk, next, sight, witness};
 use crate::cluster::{self, Lock, StateError};
 use crate::config::{Config, Role};
 use crate::observe::{Artifacts, HoldReason, Sighting, Standing, State, Verified, Work};
-use crate::replication::{PassError, stands_at, unavailable_here};
+use crate::replication::{PassError, UNREADABLE, stands_at, unavailable_here};
 use std::convert::Infallible;
 use std::path::Path;
 use std::sync::Arc;
@@ -16,6 +16,8 @@ use std::time::Duration;
 
 /// Between two tries to take the lock, and between two looks at a role that was never told.
 const STANDBY_LOOK: Duration = Duration::from_secs(3);
+/// Between two looks at what the bucket remembers of our epochs.
+const WITNESS_LOOK: Duration = Duration::from_secs(60);
 
 /// The right to work on this cluster, as long as the session in `state` lives.
 pub struct Tenure {
@@ -79,6 +81,8 @@ fn forget_work(state: &mut State) {
     state.standing = Standing::Unknown;
     state.peer_role = None;
     state.peer_epoch = None;
+    state.peer_fenced_by = None;
+    state.sampled = None;
 }
 
 /// What a spare knows of its primary, and a primary has no use for.
@@ -89,6 +93,7 @@ fn forget_following(state: &mut State) {
     state.ours = None;
     state.orphans = None;
     state.artifacts = None;
+    state.unreadable = None;
     state.preflight = None;
 }
 
@@ -156,7 +161,26 @@ async fn tenures(
     }
 }
 
+/// What the local bucket remembers of our epochs. A bucket that is away is asked again.
+async fn keep_witness(desk: &Desk, tenure: &Tenure) -> Infallible {
+    loop {
+        let show = |epoch| desk.update(|state| witness::remember(state, epoch));
+        if let Err(error) = witness::bring_up_to_date(show, &tenure.state, &tenure.data).await {
+            log::debug!("{error}");
+        }
+        match witness::bring_up_to_date_in_bucket(&tenure.config, &tenure.state).await {
+            Ok(epoch) => desk.update(|state| witness::remember(state, epoch)),
+            Err(error) => log::debug!("{error}"),
+        }
+        let known = desk.read(|state| state.epoch);
+        let other = desk.wait_for(|state| state.epoch != known);
+        // A new epoch is written down at once.
+        let _ = tokio::time::timeout(WITNESS_LOOK, other).await;
+    }
+}
+
 async fn serve(desk: &Desk, tenure: &Tenure, configs: &Configs, kind: Kind) -> End {
+    sight::look_again(desk, &tenure.config).await;
     desk.update(|state| {
         state.active = true;
         state.work = match kind {
@@ -171,9 +195,13 @@ async fn serve(desk: &Desk, tenure: &Tenure, configs: &Configs, kind: Kind) -> E
     desk.see_datastore(cluster::Side::Local, None);
     desk.release(|hold| hold.passing || hold.reason == HoldReason::RoleUnset);
     match kind {
-        Kind::Primary => Primary::new(desk, tenure, configs.clone()).perform().await,
+        Kind::Primary => tokio::select! {
+            end = Primary::new(desk, tenure, configs.clone()).perform() => end,
+            never = keep_witness(desk, tenure) => match never {},
+        },
         Kind::Spare => tokio::select! {
             end = guard::keep(desk, tenure) => end,
+            never = keep_witness(desk, tenure) => match never {},
             end = Duties::new(desk, tenure, configs.clone()).perform() => end,
         },
     }
@@ -233,6 +261,8 @@ async fn begin(
         log::info!("local: the working lock is free now; this warm-spare works");
     }
     recall(desk, config, &state).await?;
+    let show = |epoch| desk.update(|state| witness::remember(state, epoch));
+    witness::bring_up_to_date(show, &state, data).await?;
     // While the lock was waited for, whoever held it may have changed the role.
     let role = desk.read(|state| state.role.clone());
     let fenced = state.fence_record().await?.is_some();
@@ -308,6 +338,8 @@ pub async fn recall(
         if let Some(lacking) = lacking {
             let count =
                 |reason: &str| lacking.iter().filter(|(_, why)| why == reason).count() as u64;
+            let refused = lacking.iter().find(|(_, why)| why == UNREADABLE);
+            state.unreadable = refused.map(|(key, _)| (count(UNREADABLE), key.clone()));
             let known = state.artifacts.take().unwrap_or_default();
             state.artifacts = Some(Artifacts {
                 missing: count("missing"),

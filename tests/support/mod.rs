@@ -9,6 +9,7 @@ pub mod faults;
 pub mod follow;
 pub mod habitat;
 pub mod history;
+pub mod hostile;
 pub mod http_fault;
 pub mod inventory;
 pub mod minio;

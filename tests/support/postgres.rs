@@ -26,6 +26,7 @@ pub struct Postgres {
     major: u32,
     dir: TempDir,
     settings: Vec<(String, String)>,
+    own_clock: bool,
 }
 
 /// What may differ from builder-datastore's own settings.
@@ -36,6 +37,7 @@ pub struct Builder {
     altered: Vec<(&'static str, &'static str)>,
     scram: bool,
     tls: Option<(String, String)>,
+    own_clock: bool,
 }
 
 impl Builder {
@@ -61,6 +63,12 @@ impl Builder {
     /// TLS for those who ask for it, with this certificate and key, both PEM text.
     pub fn ssl(mut self, certificate: &str, key: &str) -> Self {
         self.tls = Some((certificate.into(), key.into()));
+        self
+    }
+
+    /// A clock of its own, which [`Postgres::set_clock`] sets.
+    pub fn own_clock(mut self) -> Self {
+        self.own_clock = true;
         self
     }
 
@@ -107,7 +115,17 @@ impl Builder {
             major,
             dir,
             settings,
+            own_clock: self.own_clock,
         })
+    }
+}
+
+/// libfaketime, as `scripts/setup` has found it.
+fn faketime() -> Result<PathBuf> {
+    let named = std::env::var("WARM_SPARE_FAKETIME").unwrap_or_default();
+    match Path::new(&named).is_file() {
+        true => Ok(named.into()),
+        false => Err("libfaketime is not here: run scripts/setup, and source .tools/env".into()),
     }
 }
 
@@ -273,6 +291,18 @@ impl Postgres {
         Ok(client.query_opt(sql, &[&name]).await?.is_some())
     }
 
+    fn clock_file(&self) -> PathBuf {
+        self.dir.path().join("clock")
+    }
+
+    /// Steps the clock of a server with a clock of its own: so many seconds ahead of the machine's.
+    pub fn set_clock(&self, ahead_seconds: i64) -> Result<()> {
+        let new = self.dir.path().join("clock.new");
+        fs::write(&new, format!("{ahead_seconds:+}"))?;
+        fs::set_permissions(&new, fs::Permissions::from_mode(0o644))?;
+        Ok(fs::rename(&new, self.clock_file())?)
+    }
+
     /// The postmaster.
     pub fn pid(&self) -> u32 {
         self.with(|server| server.pid())
@@ -378,6 +408,16 @@ impl Postgres {
             .stderr(out);
         for (name, value) in settings {
             command.args(["-c", &format!("{name}={value}")]);
+        }
+        if self.own_clock {
+            if !self.clock_file().exists() {
+                self.set_clock(0)?;
+            }
+            command
+                .env("LD_PRELOAD", faketime()?)
+                .env("FAKETIME_TIMESTAMP_FILE", self.clock_file())
+                .env("FAKETIME_NO_CACHE", "1")
+                .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
         }
         unprivileged(&mut command);
         // QUIT also gives back the System V shared memory, which KILL leaves behind.

@@ -237,3 +237,25 @@ pub async fn request(port: u16, method: &str, path: &str) -> Result<Answer> {
     };
     tokio::time::timeout(Duration::from_secs(10), asking).await?
 }
+
+/// The operator's word for what the hold is about, as configuration.
+pub fn approval(status: &Value) -> String {
+    let step = status["hold"]["next_step"].as_str().unwrap_or_default();
+    let (_, rest) = step
+        .split_once("fuse.approve = \"")
+        .unwrap_or_else(|| panic!("no approval in {status:#}"));
+    let (id, _) = rest.split_once('"').expect("a closing quote");
+    format!("[fuse]\napprove = \"{id}\"")
+}
+
+/// Waits for a hold that only an operator ends, and that says these words.
+pub async fn until_conflict(service: &Service<'_>, words: &[&str]) -> Value {
+    let status = service
+        .until(&format!("a conflict: {words:?}"), |status| {
+            let detail = status["hold"]["detail"].as_str().unwrap_or_default();
+            status["hold"]["reason"] == "conflict" && words.iter().all(|word| detail.contains(word))
+        })
+        .await;
+    assert_eq!(status["health"]["level"], 2, "{status:#}");
+    status
+}

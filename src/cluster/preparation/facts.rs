@@ -2,7 +2,7 @@
 
 use super::publication::{self, Publication, PublicationState};
 use super::{Names, id_of};
-use crate::cluster::{DatastoreError, Lsn, Session, quote_ident};
+use crate::cluster::{DatastoreError, Lsn, Row, Session, quote_ident};
 use std::collections::BTreeMap;
 
 /// Which tables are copied, in a query of `pg_class c` and its `pg_namespace n`.
@@ -241,37 +241,40 @@ SELECT pubname::text FROM pg_publication WHERE pubname ~ '^warm_spare_[0-9a-f]{8
 /// Looks at everything; nothing is changed, and no right but to connect is needed.
 pub async fn inspect(session: &Session, names: &Names) -> Result<Prepared, DatastoreError> {
     let doing = "looking at what is prepared";
-    let server = session.query_one(doing, SERVER, &[]).await?;
-    let (superuser, files): (bool, bool) = (server.get(3), server.get(7));
-    let major: i32 = server.get(2);
+    let server = session.row(doing, SERVER, &[]).await?;
+    let (superuser, files): (bool, bool) = (server.get(3)?, server.get(7)?);
+    let major: i32 = server.get(2)?;
     let (wal_level, wal_bound) = settings(session, files).await?;
     let mut all = slots(session).await?;
     let slot = all.iter().position(|slot| slot.name == names.slot);
     let slot = slot.map(|at| all.remove(at));
     all.retain(|slot| slot.logical);
     let others = session
-        .query(doing, PUBLICATIONS, &[&names.publication])
+        .rows(doing, PUBLICATIONS, &[&names.publication])
         .await?;
     Ok(Prepared {
         names: names.clone(),
-        user: server.get(0),
-        database: server.get(1),
+        user: server.get(0)?,
+        database: server.get(1)?,
         major,
         wal_level,
         wal_bound,
         rights: Rights {
-            replication: server.get(4),
-            create: server.get(5),
-            reload: server.get(6),
+            replication: server.get(4)?,
+            create: server.get(5)?,
+            reload: server.get(6)?,
             alter_system: superuser || may_alter_system(session, major).await?,
         },
         tables: tables(session, &names.publication).await?,
         publication: publication::read(session, &names.publication, major).await?,
         slot,
         other_slots: all,
-        other_publications: others.iter().map(|row| row.get(0)).collect(),
-        free_slots: server.get(8),
-        free_senders: server.get(9),
+        other_publications: others
+            .iter()
+            .map(|row| row.get(0))
+            .collect::<Result<_, _>>()?,
+        free_slots: server.get(8)?,
+        free_senders: server.get(9)?,
     })
 }
 
@@ -282,8 +285,8 @@ async fn may_alter_system(session: &Session, major: i32) -> Result<bool, Datasto
     }
     let sql = "SELECT has_parameter_privilege('wal_level', 'ALTER SYSTEM') \
                   AND has_parameter_privilege('max_slot_wal_keep_size', 'ALTER SYSTEM')";
-    let row = session.query_one("reading our privileges", sql, &[]);
-    Ok(row.await?.get(0))
+    let row = session.row("reading our privileges", sql, &[]);
+    row.await?.get(0)
 }
 
 async fn settings(session: &Session, files: bool) -> Result<(Setting, Setting), DatastoreError> {
@@ -292,9 +295,11 @@ async fn settings(session: &Session, files: bool) -> Result<(Setting, Setting), 
     let written = if files {
         let sql = "SELECT DISTINCT ON (name) name, setting FROM pg_file_settings \
                    WHERE sourcefile ~ '[/\\\\]postgresql\\.auto\\.conf$' ORDER BY name, seqno DESC";
-        let rows = session.query(doing, sql, &[]).await?;
-        let pairs = rows.iter().map(|row| (row.get(0), row.get(1)));
-        Some(pairs.collect::<BTreeMap<String, Option<String>>>())
+        let rows = session.rows(doing, sql, &[]).await?;
+        let pairs = rows
+            .iter()
+            .map(|row| Ok::<_, DatastoreError>((row.get(0)?, row.get(1)?)));
+        Some(pairs.collect::<Result<BTreeMap<String, Option<String>>, _>>()?)
     } else {
         None
     };
@@ -302,15 +307,15 @@ async fn settings(session: &Session, files: bool) -> Result<(Setting, Setting), 
         "SELECT setting, source, sourcefile, pending_restart FROM pg_settings WHERE name = $1";
     let mut found = Vec::new();
     for name in ["wal_level", "max_slot_wal_keep_size"] {
-        let rows = session.query(doing, sql, &[&name]).await?;
+        let rows = session.rows(doing, sql, &[&name]).await?;
         // A server before 13 has no bound at all.
         found.push(match rows.first() {
             None => Setting::unknown("-1"),
             Some(row) => Setting {
-                value: row.get(0),
-                source: row.get(1),
-                file: row.get(2),
-                pending_restart: row.get(3),
+                value: row.get(0)?,
+                source: row.get(1)?,
+                file: row.get(2)?,
+                pending_restart: row.get(3)?,
                 in_auto_conf: AutoConf::Unknown,
             },
         });
@@ -355,36 +360,40 @@ impl Setting {
 async fn tables(session: &Session, publication: &str) -> Result<Vec<CopiedTable>, DatastoreError> {
     let sql = format!("{TABLES}{COPIED_TABLES} ORDER BY 2, 3");
     let rows = session
-        .query("reading the tables", &sql, &[&publication])
+        .rows("reading the tables", &sql, &[&publication])
         .await?;
-    let table = |row: &tokio_postgres::Row| CopiedTable {
-        oid: row.get(0),
-        schema: row.get(1),
-        name: row.get(2),
-        identity: row.get::<_, String>(3).chars().next().unwrap_or('d'),
-        keyed: row.get(4),
-        indexed: row.get(5),
-        unlogged: row.get(6),
-        owned: row.get(7),
-        in_other_publication: row.get(8),
+    let table = |row: &Row| {
+        Ok(CopiedTable {
+            oid: row.get(0)?,
+            schema: row.get(1)?,
+            name: row.get(2)?,
+            identity: row.get::<String>(3)?.chars().next().unwrap_or('d'),
+            keyed: row.get(4)?,
+            indexed: row.get(5)?,
+            unlogged: row.get(6)?,
+            owned: row.get(7)?,
+            in_other_publication: row.get(8)?,
+        })
     };
-    Ok(rows.iter().map(table).collect())
+    rows.iter().map(table).collect()
 }
 
 async fn slots(session: &Session) -> Result<Vec<Slot>, DatastoreError> {
-    let rows = session.query("reading the slots", SLOTS, &[]).await?;
+    let rows = session.rows("reading the slots", SLOTS, &[]).await?;
     let lsn = |text: Option<String>| text.and_then(|text| text.parse().ok());
-    let slot = |row: &tokio_postgres::Row| Slot {
-        name: row.get(0),
-        logical: row.get(1),
-        plugin: row.get(2),
-        database: row.get(3),
-        temporary: row.get(4),
-        active: row.get(5),
-        wal_status: row.get(6),
-        restart_lsn: lsn(row.get(7)),
-        confirmed_flush_lsn: lsn(row.get(8)),
-        held_bytes: row.get::<_, Option<i64>>(9).map(i64::unsigned_abs),
+    let slot = |row: &Row| {
+        Ok(Slot {
+            name: row.get(0)?,
+            logical: row.get(1)?,
+            plugin: row.get(2)?,
+            database: row.get(3)?,
+            temporary: row.get(4)?,
+            active: row.get(5)?,
+            wal_status: row.get(6)?,
+            restart_lsn: lsn(row.get(7)?),
+            confirmed_flush_lsn: lsn(row.get(8)?),
+            held_bytes: row.get::<Option<i64>>(9)?.map(i64::unsigned_abs),
+        })
     };
-    Ok(rows.iter().map(slot).collect())
+    rows.iter().map(slot).collect()
 }

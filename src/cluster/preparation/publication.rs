@@ -136,34 +136,43 @@ pub(super) async fn read(
     major: i32,
 ) -> Result<Option<Publication>, DatastoreError> {
     let doing = "reading the publication";
-    let rows = session.query(doing, PUBLICATION, &[&name]).await?;
+    let rows = session.rows(doing, PUBLICATION, &[&name]).await?;
     let Some(row) = rows.first() else {
         return Ok(None);
     };
     let operations = ["insert", "update", "delete", "truncate"];
-    let lacking = (1..5).zip(operations);
-    let lacking = lacking.filter(|(column, _)| !row.get::<_, bool>(column));
+    let mut lacking = Vec::new();
+    for (column, operation) in (1..5).zip(operations) {
+        if !row.get::<bool>(column)? {
+            lacking.push(operation);
+        }
+    }
     let schemas = if major >= 15 {
-        session.query(doing, SCHEMAS, &[&name]).await?
+        session.rows(doing, SCHEMAS, &[&name]).await?
     } else {
         Vec::new()
     };
-    let tables = session.query(doing, PUBLISHED, &[&name]).await?;
+    let tables = session.rows(doing, PUBLISHED, &[&name]).await?;
     Ok(Some(Publication {
-        all_tables: row.get(0),
-        schemas: schemas.iter().map(|row| row.get(0)).collect(),
+        all_tables: row.get(0)?,
+        schemas: schemas
+            .iter()
+            .map(|row| row.get(0))
+            .collect::<Result<_, _>>()?,
         tables: tables
             .iter()
-            .map(|row| PublishedTable {
-                schema: row.get(0),
-                name: row.get(1),
-                row_filter: row.get(2),
-                column_list: row.get(3),
+            .map(|row| {
+                Ok::<_, DatastoreError>(PublishedTable {
+                    schema: row.get(0)?,
+                    name: row.get(1)?,
+                    row_filter: row.get(2)?,
+                    column_list: row.get(3)?,
+                })
             })
-            .collect(),
-        lacking: lacking.map(|(_, operation)| operation).collect(),
-        via_root: row.get(5),
-        generated_columns: row.get(6),
-        owned: row.get(7),
+            .collect::<Result<_, _>>()?,
+        lacking,
+        via_root: row.get(5)?,
+        generated_columns: row.get(6)?,
+        owned: row.get(7)?,
     }))
 }

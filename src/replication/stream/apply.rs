@@ -2,6 +2,7 @@
 //! point in the same transaction.
 
 use super::super::artifacts::Swap;
+use super::super::descent::Doubt;
 use super::ahead::{Ahead, Info, key, named};
 use super::changes::{Change, Changes, Effects, Named};
 use super::error::Gap;
@@ -10,7 +11,7 @@ use super::pgoutput::{Begin, Commit, Message, decode};
 use super::settle::{Settling, Verdict};
 use super::spool::{Frame, Receiver};
 use super::{Applied, Told};
-use crate::cluster::{Lsn, StateError};
+use crate::cluster::{CopiedPoint, Lsn, StateError};
 use crate::killpoint;
 use chrono::{DateTime, Utc};
 use std::collections::HashSet;
@@ -37,6 +38,8 @@ pub struct Applier<'a> {
     pub spool: Receiver,
     pub settling: Settling<'a>,
     pub told: &'a dyn Told,
+    /// The copy that it goes on from.
+    pub recorded: &'a CopiedPoint,
     /// The recovery point as it is stored.
     pub point: Point,
     /// What the primary may forget.
@@ -167,10 +170,15 @@ impl Applier<'_> {
     }
 
     fn another_history(&self) -> Gap {
-        Gap::Broken(format!(
+        let text = format!(
             "the primary has no longer the transaction of {} that the spare stands at: it was set back to an older copy, and written to since",
             self.point.commit_time.format("%Y-%m-%d %H:%M:%S%.6f UTC")
-        ))
+        );
+        let stood = CopiedPoint {
+            lsn: self.point.lsn.to_string(),
+            ..self.recorded.clone()
+        };
+        Gap::WentBack(Doubt::set_back(&stood, text))
     }
 
     /// The last transaction that is here comes once more, and is not applied once more.

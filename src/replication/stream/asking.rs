@@ -5,6 +5,7 @@
 
 use super::super::both_sides::{Compared, Ours, compare};
 use super::super::error::PassError;
+use super::super::sequences::{Sequence, set_as_holder};
 use super::super::tables;
 use super::error::Gap;
 use super::follow::{Channels, Follow};
@@ -194,7 +195,7 @@ impl<'a> Follow<'a> {
     async fn look(
         &self,
         seen: &Seen,
-        sequences: &mut Vec<String>,
+        sequences: &mut Vec<Sequence>,
         proven: bool,
     ) -> Result<(), Gap> {
         self.bounded(seen)?;
@@ -202,12 +203,9 @@ impl<'a> Follow<'a> {
             let local = LocalSession::open(&self.config.local.datastore, self.database)
                 .await
                 .map_err(PassError::from)?;
-            for statement in &seen.sequences {
-                // One that is not here any more, or not yet, shows in the form of the tables.
-                if let Err(error) = local.batch("setting a sequence", statement).await {
-                    log::debug!("{error}");
-                }
-            }
+            // A holder that was paused, and lost the lock meanwhile, finds that out before it sets anything.
+            self.state.still_ours(self.lock).await?;
+            set_as_holder(&local, &seen.sequences, self.lock.token).await?;
             sequences.clone_from(&seen.sequences);
         }
         Ok(())

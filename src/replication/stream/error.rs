@@ -1,5 +1,6 @@
 //! Why following ended: by a failure that may pass, or because the spare can only be right again by a new baseline.
 
+use super::super::descent::Doubt;
 use super::super::error::PassError;
 use super::spool::SpoolError;
 use crate::cluster::{DatastoreError, DatastoreFault, StoreError};
@@ -43,6 +44,9 @@ pub enum Gap {
         "slot holds {held} bytes of write-ahead log on the primary, more than replication.wal_hold_limit = {limit}"
     )]
     Held { held: u64, limit: u64 },
+    /// The primary's history does not go on from ours.
+    #[error("{}", .0.text)]
+    WentBack(Doubt),
     /// What the slot gives does not join what is here.
     #[error("the stream does not join: {0}")]
     Broken(String),

@@ -3,6 +3,7 @@
 
 use super::super::artifacts::Swap;
 use super::super::courier::Courier;
+use super::super::descent::{Here, There, doubt, left_at};
 use super::super::error::{PassError, Policy};
 use super::super::fuse::Shrinkage;
 use super::super::retention::{Swept, sweep};
@@ -21,7 +22,7 @@ use super::spool::{SpoolError, spool};
 use crate::cluster::preparation::Names;
 use crate::cluster::{
     Applying, CopiedPoint, DatastoreError, LocalSession, Lock, Lsn, State, StateError,
-    end_former_writers,
+    end_former_writers, peers_record,
 };
 use crate::config::Config;
 use crate::observe::Clock;
@@ -121,7 +122,7 @@ impl Follow<'_> {
         let (proven, proven_seen) = watch::channel(proof != Proof::Mark);
         let settling = Settling::open(
             self.config,
-            self.state,
+            (self.state, self.lock),
             self.courier,
             &session,
             self.incoming,
@@ -167,6 +168,7 @@ impl Follow<'_> {
             spool: receiver,
             settling,
             told: self.told.as_ref(),
+            recorded: &self.recorded,
             point,
             durable,
             careful,
@@ -264,7 +266,7 @@ impl Follow<'_> {
             tokio::time::sleep(pause).await;
             let local = &self.courier.local;
             let claim = |key: &str| gate.claim(key);
-            match sweep(self.config, self.state, local, claim).await {
+            match sweep(self.config, self.state, self.lock, local, claim).await {
                 Ok(Swept { deleted: 0, .. }) => {}
                 Ok(swept) => log::info!(
                     "local: {} artifacts deleted whose packages went long ago",
@@ -301,10 +303,46 @@ impl Follow<'_> {
         }
     }
 
+    /// Before anything of the primary is applied: it is of our line, and was not set back behind the point.
+    async fn same_history(&self, seen: &Seen, point: &Point) -> Result<(), Gap> {
+        let record = peers_record(&self.config.peer.datastore)
+            .await
+            .map_err(PassError::from)?;
+        let ours = CopiedPoint {
+            lsn: point.lsn.to_string(),
+            commit_time: point.commit_time,
+            ..self.recorded.clone()
+        };
+        let here = match self.incoming {
+            // Its baseline has asked for the record of this cluster; the point is the incoming database's own.
+            true => Here {
+                point: Some(ours),
+                ..Here::default()
+            },
+            false => Here {
+                record: self.state.own_record().await?,
+                point: Some(ours),
+            },
+        };
+        let there = There {
+            record: record.as_ref().filter(|_| !self.incoming),
+            system_id: &seen.system_id,
+            timeline: seen.timeline,
+            wal: Some(seen.wal),
+            transactions: String::new(),
+            left_at: left_at(self.config, here.point.as_ref(), seen.timeline).await,
+        };
+        match doubt(&here, &there) {
+            Some(doubt) => Err(Gap::WentBack(doubt)),
+            None => Ok(()),
+        }
+    }
+
     /// Asked, and the stream would join what is here.
     async fn joined(&self, point: Point) -> Result<Seen, Gap> {
         let seen = self.ask().await?;
         let database = &self.config.peer.datastore.database;
+        self.same_history(&seen, &point).await?;
         question::joins(&seen, &self.recorded, point.lsn, database).map_err(Gap::Broken)?;
         self.told.seen(&seen);
         Ok(seen)

@@ -4,7 +4,7 @@
 use super::super::artifacts::{Settled, Swap, settle};
 use super::super::courier::Courier;
 use super::super::error::{PassError, Policy};
-use super::super::inventory::{Todo, UNSOUND};
+use super::super::inventory::{Todo, UNREADABLE, UNSOUND};
 use super::Told;
 use super::changes::{Named, named};
 use crate::cluster::{Artifact, DatastoreError, DatastoreFault, LocalSession, Lsn, STATE_DATABASE};
@@ -170,21 +170,18 @@ impl Gate {
     /// transaction's commit; None: it is of the transaction that is being applied, and goes before all others.
     pub fn want(&self, named: &Named, row: Vec<u8>, tx: Option<Lsn>) -> WantId {
         let item = item_of(named);
+        let late = item.as_ref().map(|item| item.key.clone());
         let mut table = self.table();
         table.next += 1;
         let id = table.next;
-        let first = match &item {
-            Some(item) => {
-                let front = table.keys.get(&item.key).and_then(|queue| queue.front());
-                let claimed = front.is_some_and(|front| !table.wants.contains_key(front));
+        let first = match (&item, tx) {
+            (Some(item), Some(_)) => {
                 let queue = table.keys.entry(item.key.clone()).or_default();
-                match tx {
-                    Some(_) => queue.push_back(id),
-                    None => queue.insert(usize::from(claimed), id),
-                }
+                queue.push_back(id);
                 queue.front() == Some(&id)
             }
-            None => false,
+            (Some(item), None) => table.queue_late(&item.key, id),
+            (None, _) => false,
         };
         let settled = item.is_none().then(|| Outcome::Lacking {
             key: key_of(named),
@@ -205,6 +202,9 @@ impl Gate {
                 settled,
             },
         );
+        if let (true, Some(key), None) = (first, &late, tx) {
+            table.late_ones_first(key);
+        }
         drop(table);
         if first {
             self.begin(id);
@@ -371,6 +371,53 @@ impl Gate {
     }
 }
 
+impl Table {
+    /// A want that goes before all that are not of the open transaction. Whoever is at work on the key, or has claimed it,
+    /// is let finish first. True: nobody is.
+    fn queue_late(&mut self, key: &str, id: WantId) -> bool {
+        let queue = self.keys.entry(key.to_string()).or_default();
+        let is_busy = |other: &WantId| match self.wants.get(other) {
+            Some(want) => want.begun && want.settled.is_none(),
+            // A claim is no want.
+            None => true,
+        };
+        let busy = queue.iter().any(is_busy);
+        queue.push_back(id);
+        !busy
+    }
+
+    /// Nobody is at work on the key now: what the open transaction wants goes before all others. Other bytes may be under
+    /// the key when it is their turn, so what was found out for them does not count.
+    fn late_ones_first(&mut self, key: &str) {
+        let Some(queue) = self.keys.get_mut(key) else {
+            return;
+        };
+        let wants = &mut self.wants;
+        let is_late = |id: &WantId| wants.get(id).is_some_and(|want| want.tx.is_none());
+        let (late, others): (Vec<WantId>, Vec<WantId>) = queue.iter().partition(|id| is_late(id));
+        if late.is_empty() || queue.iter().take(late.len()).all(is_late) {
+            return;
+        }
+        for id in &others {
+            if let Some(want) = wants.get_mut(id) {
+                want.settled = None;
+                want.begun = false;
+            }
+        }
+        *queue = late.into_iter().chain(others).collect();
+    }
+
+    /// One that came while somebody was at work on the key has its turn.
+    fn next_late(&mut self, key: &str) -> Option<WantId> {
+        self.late_ones_first(key);
+        let waits = |id: &&WantId| {
+            let want = self.wants.get(id);
+            want.is_some_and(|want| want.tx.is_none() && !want.begun)
+        };
+        self.keys.get(key)?.iter().find(waits).copied()
+    }
+}
+
 impl Shared {
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().expect("no holder panics")
@@ -382,6 +429,11 @@ impl Shared {
         let want = table.wants.get_mut(&id)?;
         want.settled = Some(outcome);
         let (tx, key) = (want.tx, want.item.as_ref()?.key.clone());
+        if let Some(late) = table.next_late(&key) {
+            let want = table.wants.get_mut(&late)?;
+            want.begun = true;
+            return Some((late, want.item.clone()?));
+        }
         let queue = table.keys.get(&key)?;
         let at = queue.iter().position(|other| *other == id)?;
         let next = *queue.get(at + 1)?;
@@ -418,6 +470,9 @@ impl Shared {
             return std::future::pending().await;
         }
         let mut lacking_since: Option<Instant> = None;
+        let mut found: Option<&'static str> = None;
+        // It was asked for once more after the bucket had proved to be the right one.
+        let mut doubted = false;
         let mut pause = LEAST_PAUSE;
         loop {
             let tried = {
@@ -441,26 +496,40 @@ impl Shared {
                     self.trouble(Some(Arc::new(error)));
                     None
                 }
-                Err(error) => return Outcome::Failed(Arc::new(error)),
+                Err(error) => match self.is_of_the_object(&error).await {
+                    true => {
+                        self.trouble(None);
+                        Some(UNREADABLE)
+                    }
+                    false => return Outcome::Failed(Arc::new(error)),
+                },
             };
+            // What comes and goes is no property of the object.
+            if reason.is_none() || reason != found {
+                (lacking_since, doubted) = (None, false);
+            }
+            found = reason;
             if let Some(reason) = reason {
                 let since = *lacking_since.get_or_insert_with(Instant::now);
                 let released = self.is_released(id);
-                let believed = match released || since.elapsed() < self.grace {
-                    true => Ok(()),
-                    false => self.believe().await,
-                };
-                match believed {
-                    Ok(()) if released || since.elapsed() >= self.grace => {
-                        return Outcome::Lacking {
-                            key: item.key.clone(),
-                            checksum: item.checksum.to_string(),
-                            reason,
-                            quiet: released,
-                        };
+                if released || doubted {
+                    return Outcome::Lacking {
+                        key: item.key.clone(),
+                        checksum: item.checksum.to_string(),
+                        reason,
+                        quiet: released,
+                    };
+                }
+                if since.elapsed() >= self.grace {
+                    match self.believe().await {
+                        // Behind one address there may be several servers: that one answers rightly for this key too
+                        // must be seen after it has proved to be the right one.
+                        Ok(()) => {
+                            doubted = true;
+                            continue;
+                        }
+                        Err(error) => self.trouble(Some(Arc::new(error))),
                     }
-                    Ok(()) => {}
-                    Err(error) => self.trouble(Some(Arc::new(error))),
                 }
             }
             let released = self.released.notified();
@@ -485,6 +554,7 @@ impl Shared {
             Settled::Staged(swap) => return Ok(Tried::Staged(swap)),
             Settled::Missing => return Ok(Tried::Lacking("missing")),
             Settled::Damaged(_) => return Ok(Tried::Lacking("damaged")),
+            Settled::Refused(error) => return Err(error.into()),
         };
         if todo.known != Some(item.checksum) || todo.present.as_ref() != Some(&stored) {
             let artifact = Artifact {
@@ -537,22 +607,32 @@ impl Shared {
         })
     }
 
+    /// The primary's store refuses this object for good and serves others: then it is no fault of the store's.
+    async fn is_of_the_object(&self, error: &PassError) -> bool {
+        let PassError::Store(error) = error else {
+            return false;
+        };
+        error.may_be_of_the_object() && self.serves_others().await.unwrap_or_default()
+    }
+
+    async fn serves_others(&self) -> Result<bool, PassError> {
+        for key in &self.known_keys().await? {
+            match self.courier.peer.get(key).await {
+                Ok(Some(_)) => return Ok(true),
+                Ok(None) => {}
+                // Any single one may be refused too.
+                Err(error) if error.may_be_of_the_object() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(false)
+    }
+
     /// Before "no such key" is believed: the bucket still serves, and one of the artifacts that rows here name is in it.
     async fn believe(&self) -> Result<(), PassError> {
         let peer = &self.courier.peer;
         peer.check_bucket().await?;
-        let doing = "choosing known artifacts";
-        let columns = "SELECT ident, target, checksum FROM public.origin_packages";
-        let some = format!("{columns} TABLESAMPLE SYSTEM (10) LIMIT 20");
-        let mut rows = self.rows.query(doing, &some, &[]).await?;
-        if rows.is_empty() {
-            let latest = format!("{columns} ORDER BY id DESC LIMIT 20");
-            rows = self.rows.query(doing, &latest, &[]).await?;
-        }
-        let keys: Vec<String> = rows
-            .iter()
-            .filter_map(|row| item_of(&named(row, 0)).map(|item| item.key))
-            .collect();
+        let keys = self.known_keys().await?;
         for key in &keys {
             // Any single one may have been deleted since.
             if peer.head(key).await?.is_some() {
@@ -571,6 +651,22 @@ impl Shared {
             ),
             next_step: "check peer.s3.endpoint and peer.s3.bucket_name; if the primary really lost them, remove their rows there".into(),
         })
+    }
+
+    /// Artifacts that rows here name, and that the primary served once.
+    async fn known_keys(&self) -> Result<Vec<String>, PassError> {
+        let doing = "choosing known artifacts";
+        let columns = "SELECT ident, target, checksum FROM public.origin_packages";
+        let some = format!("{columns} TABLESAMPLE SYSTEM (10) LIMIT 20");
+        let mut rows = self.rows.query(doing, &some, &[]).await?;
+        if rows.is_empty() {
+            let latest = format!("{columns} ORDER BY id DESC LIMIT 20");
+            rows = self.rows.query(doing, &latest, &[]).await?;
+        }
+        let keys = rows
+            .iter()
+            .filter_map(|row| item_of(&named(row, 0)).map(|item| item.key));
+        Ok(keys.collect())
     }
 }
 
@@ -603,10 +699,12 @@ pub struct Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         let mut table = self.gate.table();
-        let next = table.keys.get_mut(&self.key).and_then(|queue| {
+        if let Some(queue) = table.keys.get_mut(&self.key) {
             queue.retain(|other| *other != self.id);
-            queue.front().copied()
-        });
+        }
+        table.late_ones_first(&self.key);
+        let next = table.keys.get(&self.key);
+        let next = next.and_then(|queue| queue.front().copied());
         if next.is_none() {
             table.keys.remove(&self.key);
         }

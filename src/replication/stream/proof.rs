@@ -7,6 +7,7 @@
 //! primary's.
 
 use super::super::both_sides::{Ours, compare_all};
+use super::super::descent::Doubt;
 use super::super::error::PassError;
 use super::apply::Point;
 use super::changes::{Change, Changes};
@@ -182,9 +183,8 @@ impl Follow<'_> {
             (None, Ok(compared)) => compared,
             // Changes that our rows refuse were made to others.
             (Some(gap @ (Gap::Row { .. } | Gap::Refused { .. })), _) => {
-                return Err(Gap::Broken(format!(
-                    "{gap}: it was set back to an older copy"
-                )));
+                let text = format!("{gap}: the primary was set back to an older copy");
+                return Err(self.went_back(&point, text));
             }
             (_, Err(Gap::Spool(SpoolError::Full { limit }))) => {
                 return Err(Gap::Broken(format!(
@@ -196,9 +196,10 @@ impl Follow<'_> {
         let session = rehearsal.changes.session();
         session.batch("ending the comparison", "ROLLBACK").await?;
         if let Some((table, rows)) = compared.differing.first() {
-            return Err(Gap::Broken(format!(
+            let text = format!(
                 "since the primary's server was started anew, {rows} rows of {table} are on one side only: it was set back to an older copy"
-            )));
+            );
+            return Err(self.went_back(&point, text));
         }
         log::info!(
             "peer: the rows of both sides are the same ({} in {} tables)",
@@ -206,6 +207,14 @@ impl Follow<'_> {
             compared.tables
         );
         self.note_start(seen).await
+    }
+
+    fn went_back(&self, point: &Point, text: String) -> Gap {
+        let here = CopiedPoint {
+            lsn: point.lsn.to_string(),
+            ..self.recorded.clone()
+        };
+        Gap::WentBack(Doubt::set_back(&here, text))
     }
 
     /// The history is proven for this run of the primary's server.

@@ -3,7 +3,7 @@
 
 use super::super::error::PassError;
 use super::super::look::Server;
-use super::super::tables;
+use super::super::sequences::{self, Sequence};
 use super::fingerprint::fingerprint;
 use crate::cluster::{CopiedPoint, Lsn, PeerSession, fenced, timeline};
 use crate::config::Config;
@@ -35,8 +35,7 @@ pub struct Seen {
     pub oldest_writer: Option<String>,
     pub server: Server,
     pub fenced: bool,
-    /// Statements that set its sequences.
-    pub sequences: Vec<String>,
+    pub sequences: Vec<Sequence>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,7 +124,7 @@ pub async fn ask(
         active: row.get::<_, Option<bool>>(14).unwrap_or_default(),
     });
     let files: String = row.get(19);
-    let names = tables::sequence_names(&peer).await?;
+    let names = sequences::sequence_names(&peer).await?;
     Ok(Seen {
         time: row.get(0),
         clock_offset_seconds: (theirs - between).num_microseconds().unwrap_or_default() as f64
@@ -145,7 +144,7 @@ pub async fn ask(
             tls: row.get(7),
         },
         fenced: row.get(8),
-        sequences: tables::sequence_values(&peer, &names).await?,
+        sequences: sequences::read_sequences(&peer, names).await?,
     })
 }
 
@@ -155,7 +154,7 @@ fn unread(files: &str, error: &serde_json::Error) -> PassError {
     }
 }
 
-/// Why the stream would not join what is here. A server asked for a position that its slot is past gives what it has, and
+/// Why the stream would not join what is here, where the primary's history goes on from ours. A server asked for a position that its slot is past gives what it has, and
 /// says nothing of what it left out.
 pub fn joins(
     seen: &Seen,
@@ -163,22 +162,10 @@ pub fn joins(
     point: Lsn,
     database: &str,
 ) -> Result<(), String> {
-    if seen.system_id != recorded.system_id {
-        return Err(format!(
-            "the peer is another server (system id {} instead of {})",
-            seen.system_id, recorded.system_id
-        ));
-    }
     if seen.timeline != recorded.timeline {
         return Err(format!(
             "the primary is on timeline {} instead of {}",
             seen.timeline, recorded.timeline
-        ));
-    }
-    if seen.wal < point {
-        return Err(format!(
-            "the primary stands at {}, before the spare ({point}): it was set back to an older copy",
-            seen.wal
         ));
     }
     stands(seen, recorded, database)?;

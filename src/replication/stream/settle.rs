@@ -10,7 +10,7 @@ use super::apply::keys;
 use super::changes::Named;
 use super::error::Gap;
 use super::gate::Outcome;
-use crate::cluster::{LocalSession, Lsn, State};
+use crate::cluster::{LocalSession, Lock, Lsn, State};
 use crate::config::Config;
 use crate::package::package_of_key;
 use std::collections::HashSet;
@@ -18,6 +18,7 @@ use std::collections::HashSet;
 pub struct Settling<'a> {
     config: &'a Config,
     state: &'a State,
+    lock: Lock,
     courier: &'a Courier,
     /// Keys recorded as unavailable, with the checksum of each.
     lacking: HashSet<(String, String)>,
@@ -50,7 +51,7 @@ pub struct Verdict<'a> {
 impl<'a> Settling<'a> {
     pub async fn open(
         config: &'a Config,
-        state: &'a State,
+        (state, lock): (&'a State, Lock),
         courier: &'a Courier,
         session: &LocalSession,
         incoming: bool,
@@ -62,6 +63,7 @@ impl<'a> Settling<'a> {
         Ok(Settling {
             config,
             state,
+            lock,
             courier,
             lacking: rows.iter().map(|row| (row.get(0), row.get(1))).collect(),
             packages: None,
@@ -229,13 +231,14 @@ impl<'a> Settling<'a> {
             }
             return Ok(());
         }
-        replacements::carry_out(swaps, self.state, self.courier, Some(end), None).await
+        let owner = (self.state, self.lock);
+        replacements::carry_out(swaps, owner, self.courier, Some(end), None).await
     }
 
     /// The transaction did not come about.
     pub async fn unswap(&self, reached: Lsn) -> Result<(), PassError> {
         if !self.incoming {
-            replacements::undo(self.state, self.courier, Some(reached)).await?;
+            replacements::undo((self.state, self.lock), self.courier, Some(reached)).await?;
         }
         Ok(())
     }
@@ -246,7 +249,7 @@ impl<'a> Settling<'a> {
             return Ok(());
         }
         self.state.forget_replacements().await?;
-        replacements::clear_staged(self.courier, swaps).await
+        replacements::clear_staged((self.state, self.lock), self.courier, swaps).await
     }
 }
 

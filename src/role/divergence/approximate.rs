@@ -1,9 +1,12 @@
-//! Without the slot: every row that is here and not there, as both sides are now.
+//! Without the slot: every row that is here and not there, as both sides are now; and every one that is there and not here,
+//! and was made before the new primary made any.
 //!
 //! Rows are compared by hash, on our own server, so that memory does not grow with them.
 
 use super::book::{Book, Change};
-use crate::cluster::{CopyRows, LocalSession, PeerSession, Throttle, pipe, quote_ident};
+use crate::cluster::{
+    CopyRows, LocalSession, PeerSession, Throttle, pipe, quote_ident, quote_literal,
+};
 use crate::config::Config;
 use crate::replication::{PassError, Table, guarded, tables};
 use std::collections::HashMap;
@@ -11,7 +14,17 @@ use std::collections::HashMap;
 /// Rows told at once; one may be tens of KB long.
 const PAGE: usize = 200;
 
-pub async fn compare(config: &Config, book: &mut Book) -> Result<(), PassError> {
+/// What of both sides counts as a difference.
+#[derive(Debug, Clone, Default)]
+pub struct Bounds {
+    /// Of our own rows only those that a transaction of this number or a later one wrote. None: all.
+    pub written_since: Option<String>,
+    /// Ids are made of time: a row there with a lower one was not made by the new primary, so it was deleted here. None:
+    /// nothing tells them apart.
+    pub made_before: Option<i64>,
+}
+
+pub async fn compare(config: &Config, book: &mut Book, bounds: &Bounds) -> Result<(), PassError> {
     let database = &config.local.datastore.database;
     let local = LocalSession::open(&config.local.datastore, database).await?;
     // Rows are told by their place, which must not change.
@@ -19,10 +32,14 @@ pub async fn compare(config: &Config, book: &mut Book) -> Result<(), PassError> 
     local.batch("beginning to compare", begin).await?;
     let throttle = Throttle::new(config.replication.bandwidth_limit);
     for table in tables(&local).await? {
-        let loading = load(config, book, &local, &table, &throttle);
+        let by_id = has_ids(&local, &table).await?;
+        let loading = load(config, book, &local, (&table, by_id), (bounds, &throttle));
         // Reading holds a lock on the primary like any other, so it gives way like any other.
         let there = Box::pin(guarded(&config.peer.datastore, loading)).await?;
         record(config, book, &local, &table, there).await?;
+        if let (true, true, Some(bound)) = (there, by_id, bounds.made_before) {
+            record_gone(config, book, &table, bound).await?;
+        }
     }
     Ok(())
 }
@@ -32,24 +49,31 @@ async fn load(
     config: &Config,
     book: &Book,
     local: &LocalSession,
-    table: &Table,
-    throttle: &Throttle,
+    (table, by_id): (&Table, bool),
+    (bounds, throttle): (&Bounds, &Throttle),
 ) -> Result<bool, PassError> {
+    let id = if by_id { "id" } else { "NULL::int8" };
+    let late = match &bounds.written_since {
+        Some(number) => format!("age(xmin) <= age({}::xid)", quote_literal(number)),
+        None => "true".into(),
+    };
     let quoted = table.quoted();
     let doing = format!("comparing table {}", table.full_name());
     book.session()
         .batch("emptying working tables", "TRUNCATE ours, theirs")
         .await?;
-    let ours =
-        format!("COPY (SELECT ctid, md5(whole_row::text) FROM ONLY {quoted} whole_row) TO STDOUT");
+    let ours = format!(
+        "COPY (SELECT ctid, md5(whole_row::text), {id}, {late} FROM ONLY {quoted} whole_row) TO STDOUT"
+    );
     let rows = local.copy_out(&doing, &ours).await?;
     fill(book.session(), "ours", rows, throttle).await?;
     let peer = PeerSession::open(&config.peer.datastore).await?;
     let sql = "SELECT to_regclass($1) IS NOT NULL";
     let there: bool = peer.query_one(&doing, sql, &[&quoted]).await?.get(0);
     if there {
-        let theirs =
-            format!("COPY (SELECT md5(whole_row::text) FROM ONLY {quoted} whole_row) TO STDOUT");
+        let theirs = format!(
+            "COPY (SELECT md5(whole_row::text), {id} FROM ONLY {quoted} whole_row) TO STDOUT"
+        );
         let rows = peer.copy_out(&doing, &theirs).await?;
         fill(book.session(), "theirs", rows, throttle).await?;
     }
@@ -71,9 +95,15 @@ async fn fill(
 /// A row that is there twice on one side and once on the other is one row more.
 const ONLY_HERE: &str = "
 DECLARE only_here CURSOR FOR
-SELECT o.at FROM (SELECT at, hash, row_number() OVER (PARTITION BY hash) AS number FROM ours) o
+SELECT o.at FROM (SELECT at, hash, late, row_number() OVER (PARTITION BY hash ORDER BY late) AS number FROM ours) o
 LEFT JOIN (SELECT hash, count(*) AS rows FROM theirs GROUP BY hash) t ON t.hash = o.hash
-WHERE o.number > coalesce(t.rows, 0)";
+WHERE o.number > coalesce(t.rows, 0) AND o.late";
+
+/// Deleted here: those that are on record as that already are left out.
+const GONE_HERE: &str = "
+SELECT t.id FROM theirs t WHERE t.id > $1 AND t.id < $2 AND NOT EXISTS (SELECT FROM ours o WHERE o.id = t.id)
+  AND NOT EXISTS (SELECT FROM diverged_row r WHERE r.epoch = $3 AND r.table_name = $4 AND r.change = 'delete' AND r.old->>'id' = t.id::text)
+ORDER BY t.id LIMIT $5";
 
 async fn record(
     config: &Config,
@@ -116,6 +146,53 @@ async fn record(
     }
     book.session().batch(&doing, "CLOSE only_here").await?;
     Ok(())
+}
+
+/// Whether its rows have ids of Builder's own making.
+async fn has_ids(local: &LocalSession, table: &Table) -> Result<bool, PassError> {
+    let sql = "SELECT EXISTS (SELECT FROM pg_attribute a \
+                 JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum \
+                 WHERE a.attrelid = $1 AND a.attname = 'id' AND a.atttypid = 'int8'::regtype AND NOT a.attisdropped \
+                   AND pg_get_expr(d.adbin, d.adrelid) LIKE '%next_id_v1(%')";
+    let doing = "looking how rows are told apart";
+    Ok(local.query_one(doing, sql, &[&table.oid]).await?.get(0))
+}
+
+async fn record_gone(
+    config: &Config,
+    book: &mut Book,
+    table: &Table,
+    bound: i64,
+) -> Result<(), PassError> {
+    book.flush().await?;
+    let peer = PeerSession::open(&config.peer.datastore).await?;
+    let doing = format!("reading the rows of {}", table.full_name());
+    let (name, epoch, page) = (table.full_name(), book.epoch, PAGE as i64);
+    let rows = format!(
+        "SELECT to_jsonb(whole_row)::text FROM ONLY {} whole_row WHERE id = ANY ($1)",
+        table.quoted()
+    );
+    let mut after = i64::MIN;
+    loop {
+        let session = book.session();
+        let found = session
+            .query(&doing, GONE_HERE, &[&after, &bound, &epoch, &name, &page])
+            .await?;
+        let Some(last) = found.last() else {
+            return Ok(());
+        };
+        after = last.get(0);
+        let ids: Vec<i64> = found.iter().map(|row| row.get(0)).collect();
+        for row in peer.query(&doing, &rows, &[&ids]).await? {
+            let change = Change {
+                table: name.clone(),
+                kind: "delete",
+                old: Some(row.get(0)),
+                new: None,
+            };
+            book.add(change).await?;
+        }
+    }
 }
 
 async fn primary_key(local: &LocalSession, table: &Table) -> Result<Vec<String>, PassError> {

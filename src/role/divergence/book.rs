@@ -12,8 +12,8 @@ const MOST_BYTES: usize = 1 << 20;
 
 const TABLES: &str = "
 CREATE TEMP TABLE touched (ident text, target text, deleted boolean NOT NULL, PRIMARY KEY (ident, target)) ON COMMIT DROP;
-CREATE TEMP TABLE ours (at text NOT NULL, hash text NOT NULL) ON COMMIT DROP;
-CREATE TEMP TABLE theirs (hash text NOT NULL) ON COMMIT DROP;";
+CREATE TEMP TABLE ours (at text NOT NULL, hash text NOT NULL, id int8, late boolean NOT NULL) ON COMMIT DROP;
+CREATE TEMP TABLE theirs (hash text NOT NULL, id int8) ON COMMIT DROP;";
 
 /// One change of a row, or of a whole table. Rows are JSON.
 pub struct Change {
@@ -33,29 +33,61 @@ impl Change {
 pub struct Book {
     session: LocalSession,
     pub epoch: i64,
+    added: usize,
     waiting: Vec<Change>,
     bytes: usize,
 }
 
 impl Book {
     pub async fn open(config: &Config, epoch: i64) -> Result<Book, PassError> {
+        let book = Book::open_again(config, epoch).await?;
+        for table in ["divergence", "diverged_row", "diverged_package"] {
+            let sql = format!("DELETE FROM {table} WHERE epoch = $1");
+            book.session
+                .execute("replacing the old record", &sql, &[&epoch])
+                .await?;
+        }
+        Ok(book)
+    }
+
+    /// What is on record stands, and more is added to it.
+    pub async fn open_again(config: &Config, epoch: i64) -> Result<Book, PassError> {
         let session = LocalSession::open(&config.local.datastore, STATE_DATABASE).await?;
         // Two at once: the second replaces what the first has found.
         let begin = "BEGIN; LOCK TABLE divergence IN SHARE ROW EXCLUSIVE MODE";
         session.batch("beginning the record", begin).await?;
-        for table in ["divergence", "diverged_row", "diverged_package"] {
-            let sql = format!("DELETE FROM {table} WHERE epoch = $1");
-            session
-                .execute("replacing the old record", &sql, &[&epoch])
-                .await?;
-        }
         session.batch("making working tables", TABLES).await?;
         Ok(Book {
             session,
             epoch,
+            added: 0,
             waiting: Vec::new(),
             bytes: 0,
         })
+    }
+
+    /// Of rows that were added since it was opened.
+    pub fn added(&self) -> usize {
+        self.added
+    }
+
+    /// The judgement of packages that are on record is made once more, over all rows.
+    pub async fn forget_packages(&self) -> Result<(), PassError> {
+        let sql = "DELETE FROM diverged_package WHERE epoch = $1";
+        self.session
+            .execute("replacing the old record", sql, &[&self.epoch])
+            .await?;
+        Ok(())
+    }
+
+    /// The record is no more what it was made as.
+    pub async fn close_again(mut self, why: &str) -> Result<(), PassError> {
+        self.flush().await?;
+        let sql = "UPDATE divergence SET exact = false, reason = reason || $2 WHERE epoch = $1";
+        self.session
+            .execute("amending the divergence", sql, &[&self.epoch, &why])
+            .await?;
+        Ok(self.session.batch("ending the record", "COMMIT").await?)
     }
 
     /// For working tables, within the transaction.
@@ -65,6 +97,7 @@ impl Book {
 
     pub async fn add(&mut self, change: Change) -> Result<(), PassError> {
         self.bytes += change.bytes();
+        self.added += 1;
         self.waiting.push(change);
         if self.waiting.len() >= MOST || self.bytes >= MOST_BYTES {
             self.flush().await?;

@@ -150,6 +150,7 @@ mod tests {
 
     fn promotion() -> Promotion {
         Promotion {
+            id: String::new(),
             epoch: 2,
             kind: "failover".into(),
             time: chrono::Utc::now(),

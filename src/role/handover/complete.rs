@@ -7,7 +7,9 @@ use crate::cluster::preparation::Names;
 use crate::cluster::{CopiedPoint, LocalSession, Lsn, PeerFence};
 use crate::observe::{Listener, Phase, Progress};
 use crate::replication::stream::{self, Follow};
-use crate::replication::{Options, PassError, newest_id, sync, unavailable_here};
+use crate::replication::{
+    Options, PassError, Sequence, newest_id, set_all_as_holder, sync, unavailable_here,
+};
 use chrono::{DateTime, Utc};
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
@@ -102,13 +104,13 @@ impl Handover<'_> {
     }
 
     /// The primary is as fenced as before and its tables have the form that was followed, and no row passed without its
-    /// artifact just now. Returns the statements that set its sequences: a copy has them from its snapshot, the stream
+    /// artifact just now. Returns its sequences: a copy has them from its snapshot, the stream
     /// carries none.
     pub(super) async fn compare(
         &self,
         point: &CopiedPoint,
         lacked: &HashSet<String>,
-    ) -> Result<Vec<String>, PassError> {
+    ) -> Result<Vec<Sequence>, PassError> {
         let (fenced, sequences) = if point.slot.is_empty() {
             let seen = look_at_peer(self.config).await?;
             (seen.theirs.fenced, Vec::new())
@@ -139,15 +141,12 @@ impl Handover<'_> {
         stream::ask(self.config, &point.slot, &names.publication, &self.clock).await
     }
 
-    pub(super) async fn set_sequences(&self, statements: &[String]) -> Result<(), PassError> {
-        if statements.is_empty() {
-            return Ok(());
-        }
+    pub(super) async fn set_sequences(&self, values: &[Sequence]) -> Result<(), PassError> {
         let local = &self.config.local.datastore;
         let inside = LocalSession::open(local, &local.database).await?;
-        Ok(inside
-            .batch("setting the sequences", &statements.join(";\n"))
-            .await?)
+        // A holder that was paused, and lost the lock meanwhile, finds that out before it sets anything.
+        self.state.still_ours(self.lock).await?;
+        set_all_as_holder(&inside, values, self.lock.token).await
     }
 
     /// Ids are made of time, and of the server's own: none may be given twice.

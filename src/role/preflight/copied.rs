@@ -98,19 +98,60 @@ pub fn lag(facts: &Facts) -> Check {
 
 pub fn artifacts(facts: &Facts) -> Check {
     const NAME: &str = "artifacts";
-    let lacking = match &facts.remembered {
-        Ok(state) => state.as_ref().and_then(|state| state.lacking.as_ref()),
+    let remembered = match &facts.remembered {
+        Ok(state) => state.as_ref(),
         Err(error) => return unknown(NAME, error),
     };
+    let (looked_for, absent) = match &facts.sampled {
+        Ok(Some(sampled)) => (sampled.looked_for, sampled.absent.as_slice()),
+        Ok(None) => (0, [].as_slice()),
+        // That check refuses, and says why.
+        Err(_) if facts.bucket.is_err() => {
+            return warn(NAME, "not looked for: the local bucket does not answer", "");
+        }
+        Err(error) => {
+            let check = unknown(NAME, error);
+            return consented(facts, remembered, check);
+        }
+    };
+    if let Some(key) = absent.first() {
+        let text = format!(
+            "{} of {looked_for} artifacts that were looked for are not in the local bucket, although rows here name them, such as {key}",
+            absent.len()
+        );
+        let step = "find out what took them away; while the primary is there they are brought again after a verification (verify.schedule)";
+        return consented(facts, remembered, refuse(NAME, text, step));
+    }
+    let lacking = remembered.and_then(|state| state.lacking.as_ref());
     match lacking.map(|lacking| (lacking.len(), lacking.first())) {
         None => warn(NAME, "not known: the visible database is none of ours", ""),
-        Some((_, None)) => ok(NAME, "every package row has its artifact here"),
+        Some((_, None)) => ok(
+            NAME,
+            format!(
+                "none is recorded as missing, and all {looked_for} that were looked for are in the local bucket"
+            ),
+        ),
         Some((number, Some((key, reason)))) => warn(
             NAME,
             format!("{number} are missing or damaged on the primary, such as {key} ({reason})"),
             "upload these packages again on the primary",
         ),
     }
+}
+
+/// A promotion without artifacts that rows name needs the operator's word for it, by force too: it holds for one epoch.
+fn consented(facts: &Facts, remembered: Option<&Remembered>, refused: Check) -> Check {
+    let epoch = remembered.map_or(1, |state| state.cluster.epoch.max(1)) + 1;
+    let id = format!("artifacts-{epoch}");
+    if facts.config.fuse.approve == id {
+        let text = format!("{}; let through by fuse.approve", refused.reason);
+        return warn(refused.name, text, refused.next_step);
+    }
+    let step = format!(
+        "{}; to promote all the same, set fuse.approve = \"{id}\"",
+        refused.next_step
+    );
+    refuse(refused.name, refused.reason, step)
 }
 
 pub fn verification(facts: &Facts) -> Check {

@@ -9,7 +9,7 @@ use crate::cluster::{
     Side,
 };
 use crate::config::{Config, Datastore};
-use crate::replication::PassError;
+use crate::replication::{PassError, Sampled, not_in_time, sample};
 use chrono::{DateTime, Utc};
 use std::pin::Pin;
 use std::time::Duration;
@@ -25,6 +25,8 @@ pub struct Facts<'a> {
     pub remembered: Result<Option<Remembered>, PassError>,
     pub server: Result<Server, PassError>,
     pub bucket: Result<(), PassError>,
+    /// A few artifacts that rows here name, looked for in our own bucket; None: the visible database is none of ours.
+    pub sampled: Result<Option<Sampled>, PassError>,
     pub there: Result<There, PassError>,
     pub peer_bucket: Result<(), PassError>,
     pub clients: Option<Result<ClientPrograms, ProgramError>>,
@@ -76,9 +78,10 @@ async fn datastores(config: &Config, patience: Duration) -> Datastores {
 
 impl<'a> Facts<'a> {
     pub async fn gather(config: &'a Config, purpose: Purpose, patience: Duration) -> Facts<'a> {
-        let (datastores, bucket, peer_bucket, supervisor) = tokio::join!(
+        let (datastores, bucket, sampled, peer_bucket, supervisor) = tokio::join!(
             Box::pin(datastores(config, patience)),
             here::bucket(config, LOCAL_PATIENCE),
+            Box::pin(sampled(config)),
             there::bucket(config, patience),
             supervisor::look(),
         );
@@ -91,6 +94,7 @@ impl<'a> Facts<'a> {
             there: datastores.there,
             clients: datastores.clients,
             bucket,
+            sampled,
             peer_bucket,
             supervisor,
         }
@@ -108,6 +112,13 @@ impl<'a> Facts<'a> {
 
     pub fn is_planned(&self) -> bool {
         self.purpose == Purpose::Planned
+    }
+}
+
+async fn sampled(config: &Config) -> Result<Option<Sampled>, PassError> {
+    match tokio::time::timeout(LOCAL_PATIENCE, sample(config, LOCAL_PATIENCE)).await {
+        Ok(found) => found,
+        Err(_) => Err(not_in_time(config, LOCAL_PATIENCE)),
     }
 }
 

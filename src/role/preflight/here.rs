@@ -81,7 +81,7 @@ pub struct Server {
     pub clock: DateTime<Utc>,
     /// When the newest of Builder's ids was made, which are made of time.
     pub newest_id: Option<DateTime<Utc>>,
-    pub sealed: Result<Sealed, PassError>,
+    pub sealed: Result<Vec<Sealed>, PassError>,
 }
 
 pub async fn server(config: &Config) -> Result<Server, PassError> {
@@ -105,29 +105,69 @@ pub async fn server(config: &Config) -> Result<Server, PassError> {
     })
 }
 
-/// What a builder key has sealed, a little of it.
+/// What the builder keys have sealed, of one kind and one revision.
 pub struct Sealed {
-    /// The newest origin's secret key of each revision, with that.
-    pub secret_keys: Vec<(String, String)>,
-    /// The newest access token.
-    pub token: Option<String>,
+    /// In words.
+    pub what: &'static str,
+    /// As its table has it; empty: only the ciphertext names it.
+    pub revision: String,
+    pub rows: i64,
+    /// The newest of them.
+    pub newest: Vec<String>,
 }
 
-/// Both tables grow with origins and people, not with packages.
-async fn sealed(session: &LocalSession) -> Result<Sealed, PassError> {
+/// Where ciphertexts of the builder keys lie, with the column that names the revision beside, if there is one.
+const CIPHERTEXTS: [(&str, &str, &str, &str); 4] = [
+    (
+        "an origin's secret key",
+        "origin_secret_keys",
+        "body",
+        "encryption_key_rev",
+    ),
+    ("an access token", "account_tokens", "token", ""),
+    ("an integration", "origin_integrations", "body", ""),
+    (
+        "a project's integration",
+        "origin_project_integrations",
+        "body",
+        "",
+    ),
+];
+/// Characters by which ciphertexts of different revisions differ: in both forms format and sender lie before it. A base64
+/// digit more or less would make groups of one row each.
+const HEAD: u32 = 37;
+/// One that is spoilt says nothing of the key.
+const NEWEST: u32 = 3;
+
+/// All of these tables grow with origins and people, not with packages.
+async fn sealed(session: &LocalSession) -> Result<Vec<Sealed>, PassError> {
     let doing = "reading what the builder keys have sealed";
-    let sql = "SELECT DISTINCT ON (encryption_key_rev) encryption_key_rev::text, coalesce(body, '')::text \
-               FROM public.origin_secret_keys WHERE encryption_key_rev <> '' ORDER BY encryption_key_rev, id DESC";
-    let secret_keys = session.query(doing, sql, &[]).await?;
-    let sql = "SELECT token::text FROM public.account_tokens WHERE token IS NOT NULL ORDER BY id DESC LIMIT 1";
-    let token = session.query(doing, sql, &[]).await?;
-    Ok(Sealed {
-        secret_keys: secret_keys
-            .iter()
-            .map(|row| (row.get(0), row.get(1)))
-            .collect(),
-        token: token.first().map(|row| row.get(0)),
-    })
+    let mut found = Vec::new();
+    for (what, table, column, revision) in CIPHERTEXTS {
+        let there = "SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('public.' || $1) \
+                       AND attname = $2 AND NOT attisdropped)";
+        let row = session.query_one(doing, there, &[&table, &column]).await?;
+        if !row.get::<_, bool>(0) {
+            continue;
+        }
+        let revision = match revision {
+            "" => "''",
+            named => &format!("coalesce({named}::text, '')"),
+        };
+        let sql = format!(
+            "SELECT revision, count(*), (array_agg(sealed ORDER BY id DESC))[1:{NEWEST}] FROM ( \
+               SELECT id, {revision} AS revision, {column}::text AS sealed FROM public.{table} WHERE {column} <> '') t \
+             GROUP BY revision, left(sealed, {HEAD})"
+        );
+        let rows = session.query(doing, &sql, &[]).await?;
+        found.extend(rows.iter().map(|row| Sealed {
+            what,
+            revision: row.get(0),
+            rows: row.get(1),
+            newest: row.get(2),
+        }));
+    }
+    Ok(found)
 }
 
 /// Whether our own bucket is there and can be written.

@@ -5,7 +5,7 @@ use super::here::Sealed;
 use super::{ok, refuse, unknown, warn};
 use crate::cluster::{BuilderKeys, sealed_by};
 use crate::observe::Check;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 const NAME: &str = "builder_keys";
 
@@ -46,27 +46,44 @@ pub fn builder_keys(facts: &Facts) -> Check {
     judge(&keys, sealed, copy)
 }
 
-fn judge(keys: &BuilderKeys, sealed: &Sealed, copy: String) -> Check {
-    let mut named = BTreeSet::new();
-    for (revision, body) in &sealed.secret_keys {
-        let revision = revision.strip_prefix("bldr-").unwrap_or(revision);
-        named.insert(revision.to_string());
-        if let Err(error) = keys.open(body) {
-            let text =
-                format!("an origin's secret key, of revision {revision}, does not open: {error}");
-            return refuse(NAME, text, copy);
-        }
+/// Rows that one revision has sealed.
+#[derive(Default)]
+struct Named {
+    /// By what they are.
+    rows: BTreeMap<&'static str, i64>,
+    opened: bool,
+    /// Why one of them does not open.
+    error: Option<String>,
+}
+
+impl Named {
+    fn told(&self) -> String {
+        let told = self.rows.iter();
+        let told = told.map(|(what, number)| format!("{what}: {number} rows"));
+        told.collect::<Vec<_>>().join(", ")
     }
-    // A token of another make names no key, and is none of theirs.
-    if let Some((token, revision)) = token(sealed) {
-        named.insert(revision);
-        if let Err(error) = keys.open(token) {
-            let text = format!("the newest access token does not open: {error}");
-            return refuse(NAME, text, copy);
-        }
+}
+
+fn judge(keys: &BuilderKeys, sealed: &[Sealed], copy: String) -> Check {
+    let named = by_revision(keys, sealed);
+    // One that opens proves the key; one that does not, beside it, is spoilt itself.
+    let shut = named.iter().filter(|(_, named)| !named.opened);
+    let shut: Vec<String> = shut
+        .map(|(revision, named)| {
+            let error = named.error.as_deref().unwrap_or("nothing of it opens");
+            format!("bldr-{revision} ({}): {error}", named.told())
+        })
+        .collect();
+    if !shut.is_empty() {
+        let text = format!("what is sealed here does not open: {}", shut.join("; "));
+        let step = format!(
+            "{copy}; if the key is lost, or kept elsewhere, local.builder_keys_dir = \"\" has a forced promotion go on without this check"
+        );
+        return refuse(NAME, text, step);
     }
     let here = keys.revisions();
-    if let (Some(newest), Some(used)) = (here.last(), named.last())
+    let used = named.keys().next_back();
+    if let (Some(newest), Some(used)) = (here.last(), used)
         && newest > used
     {
         return warn(
@@ -79,27 +96,60 @@ fn judge(keys: &BuilderKeys, sealed: &Sealed, copy: String) -> Check {
             ),
         );
     }
+    if let Some(error) = named.values().find_map(|named| named.error.as_ref()) {
+        let text = format!("single rows do not open, although others of their key do: {error}");
+        return warn(
+            NAME,
+            text,
+            "make that key, token or integration again on the primary",
+        );
+    }
     if let Some(flaw) = keys.flaws().first() {
         return warn(NAME, flaw.clone(), copy);
     }
     ok(NAME, describe(&named, &here))
 }
 
-fn token(sealed: &Sealed) -> Option<(&str, String)> {
-    let token = sealed.token.as_deref()?;
-    Some((token, sealed_by(token)?))
+/// Every revision that a ciphertext names, with what it has sealed. What names no key is none of theirs: a token of
+/// another make.
+fn by_revision(keys: &BuilderKeys, sealed: &[Sealed]) -> BTreeMap<String, Named> {
+    let mut named: BTreeMap<String, Named> = BTreeMap::new();
+    for group in sealed {
+        let beside = group.revision.strip_prefix("bldr-");
+        let beside = beside.unwrap_or(&group.revision);
+        let inside = group.newest.iter().find_map(|stored| sealed_by(stored));
+        let revision = match (inside, beside) {
+            (Some(inside), _) => inside,
+            (None, "") => continue,
+            (None, beside) => beside.to_string(),
+        };
+        let entry = named.entry(revision).or_default();
+        *entry.rows.entry(group.what).or_default() += group.rows;
+        for stored in &group.newest {
+            match keys.open(stored) {
+                Ok(_) => entry.opened = true,
+                Err(error) => {
+                    let text = format!("{} does not open: {error}", group.what);
+                    entry.error.get_or_insert(text);
+                }
+            }
+        }
+    }
+    named
 }
 
-fn describe(named: &BTreeSet<String>, here: &[String]) -> String {
+fn describe(named: &BTreeMap<String, Named>, here: &[String]) -> String {
     if named.is_empty() {
         return format!(
             "bldr-{} here; the database names none",
             here.join(", bldr-")
         );
     }
-    let named: Vec<&str> = named.iter().map(String::as_str).collect();
-    format!(
-        "bldr-{} opens what is in the database",
-        named.join(", bldr-")
-    )
+    let opens = named.iter().map(|(revision, named)| {
+        format!(
+            "bldr-{revision} opens what it has sealed ({})",
+            named.told()
+        )
+    });
+    opens.collect::<Vec<_>>().join("; ")
 }

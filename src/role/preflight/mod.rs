@@ -61,7 +61,7 @@ pub const CHECKS: [&str; 19] = [
 ];
 
 /// What alone keeps a cluster from being promoted when its primary is gone: nothing else is as bad as no Builder at all.
-const WITHOUT_WHICH_NOTHING: [&str; 3] = ["recovery_point", "builder_keys", "bucket"];
+const WITHOUT_WHICH_NOTHING: [&str; 4] = ["recovery_point", "artifacts", "builder_keys", "bucket"];
 
 /// `patience`: how long the peer is waited for.
 pub async fn preflight(config: &Config, purpose: Purpose, patience: Duration) -> Vec<Check> {
@@ -146,11 +146,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_unplanned_promotion_is_refused_for_three_reasons_only() {
+    fn an_unplanned_promotion_is_refused_for_four_reasons_only() {
         for name in CHECKS {
             let mut check = refuse(name, "", "");
             soften(&mut check);
-            let stays = matches!(name, "recovery_point" | "builder_keys" | "bucket");
+            let stays = matches!(
+                name,
+                "recovery_point" | "artifacts" | "builder_keys" | "bucket"
+            );
             assert_eq!(check.result == Verdict::Refuse, stays, "{name}");
         }
     }

@@ -35,12 +35,44 @@ pub fn fence(facts: &Facts) -> Check {
             ),
             "take that away on the primary first",
         ),
-        None => ok(NAME, format!("holds here; {peer}")),
+        None => match facts
+            .there
+            .as_ref()
+            .ok()
+            .and_then(|there| fenced_by_other(facts, there))
+        {
+            Some(check) => check,
+            None => ok(NAME, format!("holds here; {peer}")),
+        },
         Some(why) => refuse(
             NAME,
             format!("{why}, so clients may have written; {peer}"),
             "let the service set it again (or run `warm-spare sync`), then `warm-spare verify`",
         ),
+    }
+}
+
+/// A primary that somebody else has fenced is not this one's to hand over: another cluster has taken its place, or is about
+/// to. One without a record was made read-only by hand.
+fn fenced_by_other(facts: &Facts, there: &There) -> Option<Check> {
+    const NAME: &str = "fence";
+    let ours = facts.remembered.as_ref().ok()?.as_ref()?;
+    let record = there.record.as_ref().and_then(|there| there.fence.as_ref());
+    match record {
+        Some(fence) if fence.by_cluster != ours.cluster.id => Some(refuse(
+            NAME,
+            format!(
+                "the peer was fenced by cluster {} under epoch {}: it is not this cluster's to hand over",
+                fence.by_cluster, fence.epoch
+            ),
+            "see which cluster is the primary now, and follow that one",
+        )),
+        None if there.seen.fenced => Some(warn(
+            NAME,
+            "the peer is read-only, and no record says by whom",
+            "if nobody meant it, on the primary: ALTER DATABASE builder RESET default_transaction_read_only",
+        )),
+        _ => None,
     }
 }
 

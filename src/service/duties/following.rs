@@ -11,7 +11,7 @@ use crate::cluster::{Confirmation, LocalSession, Lsn, PeerSession, Side, State};
 use crate::config::{Config, Mode};
 use crate::observe::{Held, Mode as Shown};
 use crate::replication::stream::{self, Applied, Follow, Followed, Gap, Seen, Told};
-use crate::replication::{Chosen, Courier, PassError, decide};
+use crate::replication::{Chosen, Courier, PassError, approve, decide};
 use chrono::{DateTime, TimeDelta, Utc};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,6 +21,8 @@ use tokio::sync::{Notify, watch};
 /// So many gaps within so long are closed at once.
 const GAPS_AT_ONCE: usize = 5;
 const GAPS_KEPT: Duration = Duration::from_secs(600);
+/// For the peer to say by whom it is fenced.
+const HEARING: Duration = Duration::from_secs(15);
 
 /// What the stream tells is put into the state at once; what must be written down is left to the chores.
 pub(super) struct Ear {
@@ -29,6 +31,8 @@ pub(super) struct Ear {
     gets_on: Notify,
     told_so: AtomicBool,
     lacking: Notify,
+    /// The primary was seen read-only.
+    fenced: Notify,
     confirmed: watch::Sender<Option<Confirmation>>,
 }
 
@@ -39,6 +43,7 @@ impl Ear {
             gets_on: Notify::new(),
             told_so: AtomicBool::new(false),
             lacking: Notify::new(),
+            fenced: Notify::new(),
             confirmed: watch::Sender::new(None),
         })
     }
@@ -122,6 +127,9 @@ impl Told for Ear {
                 state.lag_bytes = reached.map(|lsn| seen.wal.0.saturating_sub(lsn.0));
             }
         });
+        if seen.fenced {
+            self.fenced.notify_one();
+        }
     }
 
     fn compared(&self, server_started: &str) {
@@ -247,6 +255,9 @@ impl Duties<'_> {
         match gap.failure() {
             Ok(error) => Err(error),
             Err(gap) => {
+                if let Gap::WentBack(doubt) = &gap {
+                    approve(&self.tenure.state, &doubt.ask(config)?, config).await?;
+                }
                 let text = format!("{gap}; a new baseline is made");
                 log::warn!("peer: {text}");
                 self.desk.note("gap", &text);
@@ -399,6 +410,7 @@ impl Duties<'_> {
                 }
                 () = ear.gets_on.notified() => self.gets_on(),
                 () = ear.lacking.notified() => self.recount(config).await?,
+                () = ear.fenced.notified() => self.mind_the_fence(config).await,
                 changed = confirmations.changed() => {
                     let confirmation = *confirmations.borrow_and_update();
                     if let (Ok(()), Some(confirmation)) = (changed, confirmation) {
@@ -426,15 +438,19 @@ impl Duties<'_> {
         self.settled();
     }
 
+    /// A primary that is read-only while nobody hands over: by whom, and whether it is a forgotten fence of our own.
+    pub(super) async fn mind_the_fence(&self, config: &Config) {
+        match tokio::time::timeout(HEARING, self.hear_of_peer(config)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => log::debug!("{error}"),
+            Err(_) => log::debug!("peer: who fenced it could not be asked in time"),
+        }
+    }
+
     /// What the primary lacks, as it stands beside the rows.
     async fn recount(&mut self, config: &Config) -> Result<(), PassError> {
         super::super::tenure::recall(self.desk, config, &self.tenure.state).await?;
-        self.plan.lacking = self.desk.read(|state| {
-            state
-                .artifacts
-                .as_ref()
-                .is_some_and(|a| a.missing + a.damaged > 0)
-        });
+        self.plan.lacking = self.desk.read(crate::observe::State::lacks_artifacts);
         Ok(())
     }
 }

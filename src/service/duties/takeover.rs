@@ -134,7 +134,7 @@ impl Duties<'_> {
 
     /// The number that status shows, and the operator may have typed.
     async fn epoch_to_take(&self, state: &State) -> Result<i64, PassError> {
-        let recorded = state.cluster().await?.epoch.max(1) + 1;
+        let recorded = state.cluster().await?.epoch.max(1).saturating_add(1);
         let shown = self.desk.read(|state| state.next_epoch());
         Ok(shown.map_or(recorded, |shown| shown.max(recorded)))
     }
@@ -195,14 +195,23 @@ impl Duties<'_> {
 
     /// What the primary says of itself: its epoch is what the next one must be higher than.
     pub(super) async fn hear_of_peer(&self, config: &Config) -> Result<(), PassError> {
+        let state = &self.tenure.state;
         let record = peers_record(&config.peer.datastore).await?;
         let record = record.unwrap_or_default();
         self.withdraw_forgotten(config, &record).await?;
-        self.tenure.state.heard_of_epoch(record.epoch).await?;
-        let epoch = self.tenure.state.cluster().await?.epoch;
+        let own = state.own_record().await?;
+        if own.goes_on_with(&record) {
+            state.heard_of_epoch(record.epoch).await?;
+            if record.lineage != own.lineage && !record.lineage.is_empty() {
+                state.adopt_lineage(&record.lineage).await?;
+            }
+        }
+        let epoch = state.cluster().await?.epoch;
         self.desk.update(|state| {
             state.epoch = Some(epoch);
             state.peer_role = record.role;
+            let fence = record.fence.as_ref();
+            state.peer_fenced_by = fence.map(|fence| (fence.epoch, fence.by_cluster.clone()));
             state.peer_epoch = (!record.cluster_id.is_empty()).then_some(record.epoch);
         });
         Ok(())

@@ -82,7 +82,7 @@ impl Primary<'_> {
 
     pub(super) fn next_epoch(&self, cluster: &ClusterRecord) -> i64 {
         let known = self.desk.read(|state| state.next_epoch());
-        known.unwrap_or(cluster.epoch + 1)
+        known.unwrap_or(cluster.epoch.saturating_add(1))
     }
 
     pub(super) fn say_what_takes_it_back(&self, fence: &FenceRecord, epoch: i64) {
@@ -108,6 +108,7 @@ impl Primary<'_> {
         let state = State::open(local).await?;
         let by = Promotion {
             epoch,
+            id: state.new_promotion_id().await?,
             kind: TAKEN_BACK.into(),
             time: self.desk.now(),
             lsn: String::new(),

@@ -1,15 +1,21 @@
 //! A primary beside its peer: which of both it is, what is still to be done there, and whether anybody could take over.
 
 use super::{Primary, TAKEN_BACK, forces};
-use crate::cluster::{ClusterRecord, Promotion, Side, State, is_fenced, system_id};
+use crate::cluster::{
+    ClusterRecord, EPOCH_STEP_MAX, Promotion, Record, Side, State, StateError, is_fenced, system_id,
+};
 use crate::config::{Config, Role};
 use crate::observe::{HoldReason, Standing};
 use crate::replication::{PassError, has_database};
 use crate::role::{Ours, PeerSeen, Stand, decide, fence_here, settle};
 use crate::service::complaint::Pace;
-use chrono::Utc;
+use crate::service::sight;
+use chrono::{DateTime, TimeDelta, Utc};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// A clock that is slewed runs back by no more.
+const CLOCK_SLACK: TimeDelta = TimeDelta::seconds(1);
 
 impl Primary<'_> {
     /// It was the primary all along: put on record, and nothing else.
@@ -27,15 +33,30 @@ impl Primary<'_> {
                 local.database
             );
             let step = "check that role = \"primary\" stands on the primary only";
-            self.desk.hold(HoldReason::Conflict, &detail, step, false);
+            self.conflict(&detail, step);
             return Ok(());
         }
         let seen = self.see_peer(config).await?;
-        let theirs = seen.and_then(|seen| seen.theirs.record);
-        let epoch = theirs.map_or(1, |record| match record.role.as_deref() {
-            Some("spare") => record.epoch.max(1),
-            _ => 1,
-        });
+        let spare = seen
+            .and_then(|seen| seen.theirs.record)
+            .filter(|record| record.role.as_deref() == Some("spare"));
+        let mut epoch = 1;
+        if let Some(record) = spare {
+            if record.epoch > EPOCH_STEP_MAX {
+                let detail = format!(
+                    "the peer says that it is a spare of epoch {}: no line of promotions is that long",
+                    record.epoch
+                );
+                self.conflict(&detail, "check that peer.datastore names the spare");
+                return Ok(());
+            }
+            epoch = record.epoch.max(1);
+            // It remembers of this cluster what is not on record here any more.
+            let ours = system_id(session).await?;
+            if record.copied_from.as_deref() == Some(ours.as_str()) {
+                self.tenure.state.adopt_lineage(&record.lineage).await?;
+            }
+        }
         self.tenure
             .state
             .declare_primary(self.tenure.lock, epoch)
@@ -57,6 +78,9 @@ impl Primary<'_> {
         let read_only = is_fenced(state.session(), database).await?;
         self.desk
             .update(|state| state.local.fenced = Some(read_only));
+        if !read_only && !self.desk.read(|state| state.serves()) {
+            sight::look_again(self.desk, config).await;
+        }
         // Whoever was made the primary by hand since has none of that epoch.
         let promotion = state.promotion().await?;
         let promotion = promotion.filter(|promotion| promotion.epoch == cluster.epoch);
@@ -64,8 +88,9 @@ impl Primary<'_> {
             return self.alone_in_the_dark(promotion.as_ref());
         };
         let system_id = system_id(state.session()).await?;
+        let own = state.own_record().await?;
         let ours = Ours {
-            epoch: cluster.epoch,
+            record: &own,
             system_id: &system_id,
             promotion: promotion.as_ref(),
         };
@@ -91,9 +116,35 @@ impl Primary<'_> {
                 if let Some(promotion) = promotion.filter(|by| !(by.settled && by.peer_fenced)) {
                     state.peer_was_fenced(promotion.epoch, true).await?;
                 }
-                self.followed(config, &seen);
+                self.followed(config, &seen).await?;
             }
             (Stand::Alone(why), _) => self.set_standing(Standing::Alone(why)),
+            (Stand::Stranger(_), _)
+                if config.role == Role::Primary && forces(config, self.next_epoch(cluster)) =>
+            {
+                let epoch = self.next_epoch(cluster);
+                self.take_back(config, cluster, epoch).await?;
+            }
+            (Stand::Stranger(what), _) => {
+                self.set_standing(Standing::Alone(what.clone()));
+                let step = "let peer.datastore name the other cluster of this pair; nothing was done on either side";
+                self.conflict(&what, step);
+            }
+            (Stand::WentBack(_), _)
+                if config.role == Role::Primary && forces(config, self.next_epoch(cluster)) =>
+            {
+                let epoch = self.next_epoch(cluster);
+                self.take_back(config, cluster, epoch).await?;
+            }
+            (Stand::WentBack(what), _) => {
+                self.set_standing(Standing::Alone(what.clone()));
+                self.conflict(&what, &set_back_step(&own, &seen));
+            }
+            (Stand::PeerChanged(what), _) => {
+                self.set_standing(Standing::PeerOpen(what.clone()));
+                let step = "stop Builder there by hand until it is known what that server is; if it is the old primary, set force_epoch or role there by its own warm-spare, or drop database warm_spare there, and it is fenced";
+                self.conflict(&what, step);
+            }
             (Stand::FencePeer, None) => {
                 self.set_standing(Standing::Alone("the peer was never followed here".into()));
             }
@@ -120,22 +171,35 @@ impl Primary<'_> {
         Ok(())
     }
 
-    /// A spare is worth what its last confirmation is.
-    pub(super) fn followed(&self, config: &Config, seen: &PeerSeen) {
-        let confirmed = seen
-            .theirs
-            .record
-            .as_ref()
-            .and_then(|record| record.confirmed);
-        let behind = confirmed.map(|time| (Utc::now() - time).to_std().unwrap_or_default());
-        self.set_standing(match behind {
-            Some(behind) if behind <= config.replication.rpo => Standing::Followed,
-            Some(behind) => Standing::Alone(format!(
-                "the spare was last complete {} ago, more than replication.rpo",
-                humantime::format_duration(Duration::from_secs(behind.as_secs()))
-            )),
-            None => Standing::Alone("the spare was never known to be complete".into()),
-        });
+    /// A spare is worth what its last confirmation is. That bears the time of our own datastore, so it is compared with
+    /// that; and one that does not change grows old by a clock that nobody sets.
+    pub(super) async fn followed(
+        &mut self,
+        config: &Config,
+        seen: &PeerSeen,
+    ) -> Result<(), PassError> {
+        let record = seen.theirs.record.as_ref();
+        let Some(confirmed) = record.and_then(|record| record.confirmed) else {
+            self.confirmed = None;
+            let why = "the spare was never known to be complete";
+            self.set_standing(Standing::Alone(why.into()));
+            return Ok(());
+        };
+        let first_seen = match self.confirmed {
+            Some((same, first_seen)) if same == confirmed => first_seen,
+            _ => Instant::now(),
+        };
+        self.confirmed = Some((confirmed, first_seen));
+        let sql = "SELECT clock_timestamp()";
+        let session = self.tenure.state.session();
+        let now = session.query_one("asking for the time", sql, &[]).await?;
+        let now: DateTime<Utc> = now.get(0);
+        self.set_standing(followed_since(
+            now - confirmed,
+            first_seen.elapsed(),
+            config,
+        ));
+        Ok(())
     }
 
     /// Fences the old primary, and removes there what is not needed any more.
@@ -156,6 +220,12 @@ impl Primary<'_> {
                 self.set_standing(fenced_and_idle());
             }
             Err(error) if error.side() == Some(Side::Local) => return Err(error),
+            // Another cluster holds that epoch, or a later one, on the old primary.
+            Err(error @ PassError::State(StateError::Overtaken { .. })) => {
+                let cluster = state.cluster().await?;
+                self.two_primaries(config, &cluster, &error.to_string())
+                    .await?;
+            }
             Err(error) => {
                 let text = error.to_string();
                 let now = self.desk.now();
@@ -202,6 +272,33 @@ impl Primary<'_> {
         self.set_standing(Standing::Alone(what.to_string()));
         self.desk.hold(HoldReason::TwoPrimaries, what, &step, false);
         Ok(())
+    }
+}
+
+/// The ways out for a cluster whose state was set back, by what the spare knows.
+fn set_back_step(own: &Record, seen: &PeerSeen) -> String {
+    let theirs = seen.theirs.record.as_ref().map_or(0, |record| record.epoch);
+    format!(
+        "decide whose rows are to remain: the spare has the newer ones as a rule. To keep the spare's, set role = \"primary\" and force_epoch = {0} there; to keep this cluster's, set role = \"primary\" and force_epoch = {0} here",
+        theirs.max(own.epoch).saturating_add(1)
+    )
+}
+
+/// `by_clock`: by the datastore's clock, which may have been set since; `unchanged`: for how long nothing newer came.
+fn followed_since(by_clock: TimeDelta, unchanged: Duration, config: &Config) -> Standing {
+    if by_clock < -CLOCK_SLACK {
+        return Standing::Alone(format!(
+            "the spare was last complete at a time to come, {} ahead of the local datastore's clock: that clock was set back, or the spare is not this cluster's",
+            humantime::format_duration(Duration::from_secs(by_clock.num_seconds().unsigned_abs()))
+        ));
+    }
+    let behind = by_clock.to_std().unwrap_or_default().max(unchanged);
+    match behind <= config.replication.rpo {
+        true => Standing::Followed,
+        false => Standing::Alone(format!(
+            "the spare was last complete {} ago, more than replication.rpo",
+            humantime::format_duration(Duration::from_secs(behind.as_secs()))
+        )),
     }
 }
 

@@ -1,0 +1,36 @@
+//! Our own server as any client meets it: a new connection, with the settings of the server, the database and the role.
+
+use super::Side;
+use super::datastore::{self, DatastoreError};
+use crate::config::Datastore;
+
+/// What a client that connects now would find.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AsClient {
+    /// Its transactions write nothing: a fence, a server in recovery, or somebody's own setting.
+    pub read_only: bool,
+    /// Where the database says that it stands; None: it is none that was copied here.
+    pub stands: Option<String>,
+}
+
+pub async fn as_client(to: &Datastore, database: &str) -> Result<AsClient, DatastoreError> {
+    let (client, _wire) = datastore::connect_plainly(Side::Local, to, database).await?;
+    let doing = "looking at our database as a client";
+    let failed = |error: tokio_postgres::Error| {
+        DatastoreError::of(Side::Local, &datastore::address(to), doing, &error)
+    };
+    let sql = "SELECT pg_catalog.current_setting('transaction_read_only') = 'on', \
+                 pg_catalog.to_regclass('warm_spare.recovery_point') IS NOT NULL";
+    let row = client.query_one(sql, &[]).await.map_err(failed)?;
+    let stands = match row.get(1) {
+        true => {
+            let sql = "SELECT lsn::text FROM warm_spare.recovery_point";
+            client.query_opt(sql, &[]).await.map_err(failed)?
+        }
+        false => None,
+    };
+    Ok(AsClient {
+        read_only: row.get(0),
+        stands: stands.map(|row| row.get(0)),
+    })
+}

@@ -1,0 +1,425 @@
+//! May this spare follow, and be copied over by, the primary that it sees? Nothing that goes back is followed unasked.
+//!
+//! A spare that has a recovery point holds history. Before anything of the peer is written here, the peer must prove that
+//! its own history goes on from there. Where the proof fails, the spare holds, names both, and an operator decides.
+
+use super::error::PassError;
+use super::pass::stands_at;
+use crate::cluster::{CopiedPoint, EPOCH_STEP_MAX, Lineage, Lsn, Record, State, WalSession};
+use crate::config::Config;
+
+/// The primary that a copy is made from, as it describes itself.
+#[derive(Debug, Clone)]
+pub struct PrimaryLine {
+    pub lineage: Lineage,
+    pub epoch: i64,
+    /// The word by which an operator has let it through, although its history does not go on from ours.
+    pub approved: Option<String>,
+}
+
+impl PrimaryLine {
+    pub fn of(record: Option<&Record>, system_id: &str, approved: Option<String>) -> PrimaryLine {
+        let primary = record.filter(|record| record.role.as_deref() == Some("primary"));
+        let lineage = match primary {
+            Some(record) if !record.lineage.is_empty() => record.lineage.clone(),
+            _ => Lineage::root(system_id),
+        };
+        PrimaryLine {
+            lineage,
+            epoch: primary.map_or(1, |record| record.epoch.max(1)),
+            approved,
+        }
+    }
+}
+
+/// What is known of this spare.
+#[derive(Debug, Clone, Default)]
+pub struct Here {
+    pub record: Record,
+    /// None: nothing was copied yet.
+    pub point: Option<CopiedPoint>,
+}
+
+impl Here {
+    /// Of a cluster that was never told its role nothing is known.
+    pub async fn read(config: &Config, state: &State) -> Result<Here, PassError> {
+        let record = state.own_record().await?;
+        if record.role.as_deref() != Some("spare") {
+            return Ok(Here::default());
+        }
+        let point = match state.copied_point().await? {
+            Some(copied) => Some(stands_at(config, copied).await?),
+            None => None,
+        };
+        Ok(Here { record, point })
+    }
+}
+
+/// The server that is to be followed.
+#[derive(Debug, Clone)]
+pub struct There<'a> {
+    pub record: Option<&'a Record>,
+    pub system_id: &'a str,
+    pub timeline: i32,
+    /// How far its log is written; None: not asked.
+    pub wal: Option<Lsn>,
+    /// Its transactions, as a snapshot in text has them, `xmin:xmax:…`; empty: not asked.
+    pub transactions: String,
+    /// Where the recovery point's timeline was left by the one that the server is on now; None: not known.
+    pub left_at: Option<Lsn>,
+}
+
+/// A reason against following, which an operator may overrule for exactly this case.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Doubt {
+    pub rule: &'static str,
+    pub text: String,
+    /// What the operator's word covers, in text that stays the same while the case does.
+    pub case: String,
+}
+
+impl Doubt {
+    pub fn set_back(point: &CopiedPoint, text: String) -> Doubt {
+        Doubt {
+            rule: "set_back",
+            text,
+            case: format!("{} {} {}", point.system_id, point.timeline, point.lsn),
+        }
+    }
+
+    /// The word by which an operator lets exactly this through.
+    pub fn id(&self) -> String {
+        let case = format!("{} {}", self.rule, self.case);
+        let hash = blake2b_simd::Params::new()
+            .hash_length(4)
+            .hash(case.as_bytes());
+        hash.to_hex().to_string()
+    }
+
+    fn next_step(&self, id: &str) -> String {
+        let first = match self.rule {
+            "set_back" | "older_primary" | "other_line" => {
+                "if the spare has what the primary lost, promote the spare (docs/failover.md)"
+            }
+            _ => "if peer.datastore names the wrong server, correct it",
+        };
+        format!(
+            "{first}; if the peer is right, let it be copied over this cluster with fuse.approve = \"{id}\": the replaced database is kept and pinned"
+        )
+    }
+
+    /// The operator's word, if it was given: the peer is followed all the same, and what is replaced for it is pinned.
+    pub fn ask(&self, config: &Config) -> Result<String, PassError> {
+        let id = self.id();
+        if config.fuse.approve == id {
+            log::warn!(
+                "{}: let through by fuse.approve = {id:?}: {}",
+                self.rule,
+                self.text
+            );
+            return Ok(id);
+        }
+        Err(PassError::Refused {
+            rule: self.rule,
+            text: format!("{}. Nothing was changed", self.text),
+            next_step: self.next_step(&id),
+        })
+    }
+}
+
+/// Where the primary left the timeline that the recovery point is on; None: it is on that one, or does not say.
+pub async fn left_at(config: &Config, point: Option<&CopiedPoint>, timeline: i32) -> Option<Lsn> {
+    let before = point.map(|point| point.timeline)?;
+    if timeline <= before {
+        return None;
+    }
+    let asked = async {
+        let mut session = WalSession::open(&config.peer.datastore).await?;
+        session.left_timeline(before, timeline).await
+    };
+    match asked.await {
+        Ok(left) => left,
+        Err(error) => {
+            log::debug!("{error}");
+            None
+        }
+    }
+}
+
+/// The first doubt, the gravest kinds first.
+pub fn doubt(here: &Here, there: &There<'_>) -> Option<Doubt> {
+    let epochs = there.record.and_then(|record| of_epochs(here, record));
+    epochs.or_else(|| of_server(here, there))
+}
+
+fn of_epochs(here: &Here, record: &Record) -> Option<Doubt> {
+    let ours = &here.record;
+    let whom = format!("cluster {} of epoch {}", record.cluster_id, record.epoch);
+    let case = format!(
+        "{} {} {} {}",
+        ours.epoch,
+        head(&ours.lineage),
+        record.epoch,
+        head(&record.lineage)
+    );
+    let doubt = |rule, text| Some(Doubt { rule, text, case });
+    if record.epoch > ours.epoch.max(1).saturating_add(EPOCH_STEP_MAX) {
+        return doubt(
+            "epoch_out_of_range",
+            format!(
+                "the peer says that it is {whom}, more than {EPOCH_STEP_MAX} above ours ({}): it is not believed",
+                ours.epoch
+            ),
+        );
+    }
+    if record.role.as_deref() == Some("spare") {
+        return doubt(
+            "peer_is_spare",
+            format!("the peer is {whom}, a spare itself: only a primary is followed"),
+        );
+    }
+    // It was never told its role: a stock primary, or the record that a fence of ours has left there.
+    if record.role.is_none() {
+        return None;
+    }
+    if record.epoch < ours.epoch {
+        return doubt(
+            "older_primary",
+            format!(
+                "the peer is {whom}, and this spare has followed epoch {}: it is an older primary, or its state was set back",
+                ours.epoch
+            ),
+        );
+    }
+    if !record.lineage.is_empty() && !record.lineage.goes_on_from(&ours.lineage) {
+        let known = head(&ours.lineage);
+        return doubt(
+            "other_line",
+            format!(
+                "the peer is {whom}, and its line of descent does not have promotion {known}, which this spare has followed"
+            ),
+        );
+    }
+    None
+}
+
+fn head(lineage: &Lineage) -> &str {
+    lineage.head().map_or("none", |head| head.id.as_str())
+}
+
+/// The server by which this spare knows its line, where it has copied nothing from it yet.
+fn expected_server(here: &Here) -> Option<&str> {
+    match &here.point {
+        Some(point) => Some(&point.system_id),
+        None => here
+            .record
+            .lineage
+            .head()
+            .map(|head| head.system_id.as_str()),
+    }
+}
+
+fn of_server(here: &Here, there: &There<'_>) -> Option<Doubt> {
+    let expected = expected_server(here)?;
+    if there.system_id != expected {
+        // A newer promotion of our line, on another server.
+        let proved = there.record.is_some_and(|record| {
+            record.epoch > here.record.epoch
+                && !here.record.lineage.is_empty()
+                && record.lineage.goes_on_from(&here.record.lineage)
+        });
+        let point = here
+            .point
+            .as_ref()
+            .map_or("none", |point| point.lsn.as_str());
+        return (!proved).then(|| Doubt {
+            rule: "other_server",
+            text: format!(
+                "the peer is another server than the one that was followed (system id {} instead of {expected})",
+                there.system_id
+            ),
+            case: format!("{expected} {point} {}", there.system_id),
+        });
+    }
+    let point = here.point.as_ref()?;
+    let set_back = |text: String| Some(Doubt::set_back(point, text));
+    let ours: Lsn = point.lsn.parse().ok()?;
+    if there.timeline < point.timeline {
+        return set_back(format!(
+            "the primary is on timeline {}, and this spare has followed timeline {}: the primary was set back to an older copy",
+            there.timeline, point.timeline
+        ));
+    }
+    if there.timeline > point.timeline {
+        return match there.left_at {
+            Some(left) if left >= ours => None,
+            Some(left) => set_back(format!(
+                "the primary left timeline {} at {left}, and the spare has followed it to {ours}: what lies between is not on the primary any more",
+                point.timeline
+            )),
+            None => set_back(format!(
+                "the primary is on timeline {} instead of {}, and where it left that one is not known: the spare may have transactions that the primary has not",
+                there.timeline, point.timeline
+            )),
+        };
+    }
+    if let Some(wal) = there.wal.filter(|wal| *wal < ours) {
+        return set_back(format!(
+            "the primary is at {wal}, before the spare ({ours}): the primary was set back to an older copy"
+        ));
+    }
+    // All before `xmin` had ended then. Numbers above it may be given once more after a crash.
+    let number = |snapshot: &str, place: usize| snapshot.split(':').nth(place)?.parse::<u64>().ok();
+    match (
+        number(&there.transactions, 1),
+        number(&point.transactions, 0),
+    ) {
+        (Some(next), Some(ended)) if next < ended => set_back(format!(
+            "the primary's next transaction is number {next}, and the spare knows that all before {ended} had ended: the primary was set back to an older copy"
+        )),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::Descent;
+
+    fn point() -> CopiedPoint {
+        CopiedPoint {
+            lsn: "0/200".into(),
+            commit_time: chrono::DateTime::UNIX_EPOCH,
+            system_id: "7".into(),
+            timeline: 2,
+            transactions: "90:100:".into(),
+            server_started: String::new(),
+            sequences: String::new(),
+            schema: String::new(),
+            slot: String::new(),
+            peer_cluster: String::new(),
+        }
+    }
+
+    fn line(promotions: &[(i64, &str)]) -> Lineage {
+        let mut parent = String::new();
+        let entries = promotions.iter().map(|(epoch, id)| Descent {
+            epoch: *epoch,
+            id: id.to_string(),
+            parent: std::mem::replace(&mut parent, id.to_string()),
+            cluster: String::new(),
+            system_id: "7".into(),
+        });
+        Lineage::of(entries.collect()).expect("a sound line")
+    }
+
+    fn record(role: Option<&str>, epoch: i64, promotions: &[(i64, &str)]) -> Record {
+        Record {
+            cluster_id: "aaaaaaaa".into(),
+            role: role.map(String::from),
+            epoch,
+            lineage: line(promotions),
+            ..Record::default()
+        }
+    }
+
+    const LINE: &[(i64, &str)] = &[(1, "root-7"), (3, "x")];
+
+    fn here() -> Here {
+        Here {
+            record: record(Some("spare"), 3, LINE),
+            point: Some(point()),
+        }
+    }
+
+    fn there(record: Option<&Record>) -> There<'_> {
+        There {
+            record,
+            system_id: "7",
+            timeline: 2,
+            wal: Some(Lsn(0x200)),
+            transactions: "100:100:".into(),
+            left_at: None,
+        }
+    }
+
+    #[track_caller]
+    fn rule(there: &There<'_>) -> &'static str {
+        doubt(&here(), there).map_or("", |doubt| doubt.rule)
+    }
+
+    #[test]
+    fn the_server_that_was_followed_is_followed() {
+        assert_eq!(rule(&there(None)), "");
+        assert_eq!(rule(&there(Some(&record(Some("primary"), 3, LINE)))), "");
+        assert_eq!(rule(&there(Some(&record(None, 0, &[])))), "");
+        let next = record(Some("primary"), 4, &[(1, "root-7"), (3, "x"), (4, "y")]);
+        assert_eq!(rule(&there(Some(&next))), "");
+    }
+
+    #[test]
+    fn no_older_primary_and_no_spare_is_followed() {
+        let older = record(Some("primary"), 2, &[(1, "root-7"), (2, "w")]);
+        assert_eq!(rule(&there(Some(&older))), "older_primary");
+        let spare = record(Some("spare"), 3, LINE);
+        assert_eq!(rule(&there(Some(&spare))), "peer_is_spare");
+        let fork = record(Some("primary"), 4, &[(1, "root-7"), (4, "z")]);
+        assert_eq!(rule(&there(Some(&fork))), "other_line");
+        let twin = record(Some("primary"), 3, &[(1, "root-7"), (3, "z")]);
+        assert_eq!(rule(&there(Some(&twin))), "other_line");
+        let far = record(Some("primary"), i64::MAX, LINE);
+        assert_eq!(rule(&there(Some(&far))), "epoch_out_of_range");
+    }
+
+    #[test]
+    fn another_server_must_prove_that_it_goes_on_from_here() {
+        let mut other = there(None);
+        other.system_id = "8";
+        assert_eq!(rule(&other), "other_server");
+        let same_epoch = record(Some("primary"), 3, LINE);
+        other.record = Some(&same_epoch);
+        assert_eq!(rule(&other), "other_server");
+        let next = record(Some("primary"), 4, &[(1, "root-7"), (3, "x"), (4, "y")]);
+        other.record = Some(&next);
+        assert_eq!(rule(&other), "");
+    }
+
+    #[test]
+    fn a_primary_that_was_set_back_is_not_followed() {
+        let mut back = there(None);
+        back.wal = Some(Lsn(0x1ff));
+        assert_eq!(rule(&back), "set_back");
+        let mut back = there(None);
+        back.transactions = "80:89:".into();
+        assert_eq!(rule(&back), "set_back");
+        let mut back = there(None);
+        back.timeline = 1;
+        assert_eq!(rule(&back), "set_back");
+    }
+
+    #[test]
+    fn a_new_timeline_must_have_begun_behind_the_spare() {
+        let mut promoted = there(None);
+        promoted.timeline = 3;
+        for (left, expected) in [
+            (None, "set_back"),
+            (Some(0x1ff), "set_back"),
+            (Some(0x200), ""),
+        ] {
+            promoted.left_at = left.map(Lsn);
+            assert_eq!(rule(&promoted), expected, "{left:?}");
+        }
+    }
+
+    #[test]
+    fn an_approval_covers_one_case() {
+        let first = Doubt::set_back(&point(), "at 0/1".into());
+        let again = Doubt::set_back(&point(), "at 0/2".into());
+        assert_eq!(first.id(), again.id());
+        let later = CopiedPoint {
+            lsn: "0/300".into(),
+            ..point()
+        };
+        assert_ne!(first.id(), Doubt::set_back(&later, String::new()).id());
+    }
+}

@@ -1,0 +1,132 @@
+//! A few of the artifacts that the visible rows name are looked for in our own bucket: the newest, the oldest, and some at
+//! random. The cost does not grow with what is stored, and a bucket that was emptied, made anew or thinned out shows.
+
+use super::error::PassError;
+use super::inventory::UNSOUND;
+use crate::cluster::{DatastoreFault, LocalSession, Side, Store, StoreError, StoreFault};
+use crate::config::Config;
+use crate::package::{Checksum, Ident, Target, object_key};
+use futures_util::StreamExt;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// HEADs at once.
+const AT_ONCE: usize = 8;
+/// How often one is asked for: the next look is near.
+const TRIES: usize = 2;
+
+/// Ten at each end, and twenty in between.
+const CHOSEN: &str = "WITH bounds AS (SELECT min(id) AS least, max(id) AS most FROM public.origin_packages), chosen AS ( \
+       (SELECT id FROM public.origin_packages ORDER BY id DESC LIMIT 10) UNION \
+       (SELECT id FROM public.origin_packages ORDER BY id LIMIT 10) UNION \
+       (SELECT found.id FROM bounds, generate_series(1, 20) n, \
+          LATERAL (SELECT n, least + (random() * (most - least))::int8 AS place) random_one, \
+          LATERAL (SELECT id FROM public.origin_packages WHERE id >= place ORDER BY id LIMIT 1) found)) \
+     SELECT ident::text, target::text, checksum::text FROM public.origin_packages \
+     WHERE id IN (SELECT id FROM chosen) AND ident IS NOT NULL AND target IS NOT NULL AND checksum IS NOT NULL";
+
+/// The row still stands, and its artifact is on no list of what the primary lacks.
+const STILL_NAMED: &str = "SELECT EXISTS (SELECT FROM public.origin_packages WHERE ident = $1 AND target = $2 AND checksum = $3) \
+       AND NOT EXISTS (SELECT FROM warm_spare.unavailable WHERE key = $4 AND reason <> $5)";
+
+/// What was found of the artifacts that were looked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Sampled {
+    pub looked_for: usize,
+    /// Keys that are not there, although a row names them.
+    pub absent: Vec<String>,
+}
+
+struct Chosen {
+    ident: String,
+    target: String,
+    checksum: String,
+    key: String,
+}
+
+/// None: the visible database is none of ours.
+pub async fn sample(config: &Config, patience: Duration) -> Result<Option<Sampled>, PassError> {
+    let local = &config.local.datastore;
+    let session = match LocalSession::open(local, &local.database).await {
+        Ok(session) => session,
+        Err(error) if error.fault == DatastoreFault::NoDatabase => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let sql = "SELECT to_regclass('warm_spare.unavailable') IS NOT NULL \
+                 AND to_regclass('public.origin_packages') IS NOT NULL";
+    let row = session
+        .query_one("looking for our tables", sql, &[])
+        .await?;
+    if !row.get::<_, bool>(0) {
+        return Ok(None);
+    }
+    let doing = "choosing artifacts to look for";
+    let rows = session.query(doing, CHOSEN, &[]).await?;
+    let chosen: Vec<Chosen> = rows.iter().filter_map(chosen).collect();
+    let store = Store::open(Side::Local, &config.local.s3)?.with_limits(patience, TRIES);
+    let looked_for = chosen.len();
+    let mut looks = futures_util::stream::iter(chosen)
+        .map(|chosen| async {
+            let there = store.head(&chosen.key).await;
+            (chosen, there)
+        })
+        .buffer_unordered(AT_ONCE);
+    let mut absent = Vec::new();
+    while let Some((chosen, there)) = looks.next().await {
+        if there?.is_none() {
+            absent.push(chosen);
+        }
+    }
+    drop(looks);
+    let mut sampled = Sampled {
+        looked_for,
+        absent: Vec::new(),
+    };
+    for chosen in absent {
+        let Chosen {
+            ident,
+            target,
+            checksum,
+            key,
+        } = &chosen;
+        let row = session
+            .query_one(
+                doing,
+                STILL_NAMED,
+                &[ident, target, checksum, key, &UNSOUND],
+            )
+            .await?;
+        if row.get(0) {
+            sampled.absent.push(chosen.key);
+        }
+    }
+    sampled.absent.sort();
+    Ok(Some(sampled))
+}
+
+fn chosen(row: &tokio_postgres::Row) -> Option<Chosen> {
+    let (ident, target, checksum): (String, String, String) = (row.get(0), row.get(1), row.get(2));
+    // A row that names no possible artifact is told of elsewhere.
+    Checksum::from_str(&checksum).ok()?;
+    let key = object_key(
+        &Ident::from_str(&ident).ok()?,
+        &Target::from_str(&target).ok()?,
+    );
+    Some(Chosen {
+        ident,
+        target,
+        checksum,
+        key,
+    })
+}
+
+/// Of our own bucket, when it was not found out in time.
+pub fn not_in_time(config: &Config, limit: Duration) -> PassError {
+    PassError::Store(StoreError {
+        side: Side::Local,
+        endpoint: config.local.s3.endpoint.clone(),
+        doing: "looking for a sample of the artifacts".into(),
+        fault: StoreFault::Unreachable,
+        text: format!("not done within {}", humantime::format_duration(limit)),
+    })
+}
