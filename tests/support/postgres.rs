@@ -175,6 +175,7 @@ impl Postgres {
             major: self.major,
             dir,
             settings,
+            own_clock: false,
         };
         standby.start_on_a_free_port().await
     }
