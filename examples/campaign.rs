@@ -50,6 +50,12 @@ async fn main() -> ExitCode {
         }
         seed += 1;
     }
+    let missed = missed(&all, &mode, &only, faults);
+    if !missed.is_empty() {
+        println!("\n{all}");
+        println!("NEVER REACHED: {}", missed.join(", "));
+        return ExitCode::FAILURE;
+    }
     println!(
         "\n{all}  mode {mode}, seeds {} to {}, {:.0?}: no invariant was violated",
         first,
@@ -57,4 +63,18 @@ async fn main() -> ExitCode {
         began.elapsed()
     );
     ExitCode::SUCCESS
+}
+
+/// So many faults come by every point of the program, or the campaign has proved less than it says.
+const ENOUGH_FOR_EVERY_POINT: usize = 300;
+
+/// The points at which no service was killed.
+fn missed(all: &Summary, mode: &str, only: &str, faults: usize) -> Vec<&'static str> {
+    if faults < ENOUGH_FOR_EVERY_POINT || mode == "snapshot" || !only.is_empty() {
+        return Vec::new();
+    }
+    let points = warm_spare::killpoint::REPLICATION.iter().copied();
+    points
+        .filter(|point| !all.kinds.contains_key(&format!("ServiceKilledAt({point})")))
+        .collect()
 }

@@ -172,7 +172,16 @@ async fn exchanged_ends_are_noticed_before_the_first_copy() -> Result<()> {
         .query_one("SELECT count(*) FROM origin_packages", &[])
         .await?;
     assert_eq!(rows.get::<_, i64>(0), 3, "nothing was copied over");
+    // The consent to a promotion is none to this.
     site.write_config("force_epoch = 1");
+    let output = site.warm_spare(&["--json", "sync"]).await;
+    assert_eq!(output.code, Some(4), "{output}");
+    let (_, id) = output
+        .stderr
+        .split_once("fuse.approve = \"")
+        .unwrap_or_else(|| panic!("{output}"));
+    let id = id.split('"').next().unwrap_or_default();
+    site.write_config(&format!("[fuse]\napprove = \"{id}\""));
     site.warm_spare(&["sync"]).await.ok();
     Ok(())
 }

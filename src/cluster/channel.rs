@@ -50,12 +50,12 @@ pub(super) async fn connect(to: &Datastore) -> io::Result<(TcpStream, bool)> {
 }
 
 /// Whether the address is this very machine's, as far as the name alone tells.
-pub(super) fn is_loopback(host: &str) -> bool {
+pub fn is_loopback(host: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 /// Whether TLS to that server proves who it is.
-pub(super) fn is_verified(to: &Datastore) -> bool {
+pub fn is_verified(to: &Datastore) -> bool {
     match to.ssl_mode {
         SslMode::VerifyFull | SslMode::VerifyCa => true,
         // As libpq: a given root certificate is checked under `require` too.

@@ -70,9 +70,9 @@ pub(crate) use fenced;
 pub async fn is_fenced(session: &LocalSession, database: &str) -> Result<bool, DatastoreError> {
     let sql = concat!("SELECT ", fenced!("$1"));
     let row = session
-        .query_one("looking for the fence", sql, &[&database])
+        .row("looking for the fence", sql, &[&database])
         .await?;
-    Ok(row.get(0))
+    row.get(0)
 }
 
 /// Sets the fence's setting; sessions that are there already keep their own.
@@ -145,7 +145,7 @@ pub async fn clear_out(session: &LocalSession, database: &str) -> Result<(), Fen
 pub async fn end_sessions(session: &LocalSession, database: &str) -> Result<(), DatastoreError> {
     let sql = format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity a WHERE {ENDABLE}");
     session
-        .query("ending other sessions", &sql, &[&database])
+        .rows("ending other sessions", &sql, &[&database])
         .await?;
     Ok(())
 }
@@ -183,13 +183,19 @@ impl<'a> Former<'a> {
              WHERE a.datname = $1 AND a.pid <> pg_backend_pid() AND {WRITES}"
         );
         let doing = "looking for sessions from before the fence";
-        let rows = session.query(doing, &sql, &[&database]).await?;
+        let rows = session.rows(doing, &sql, &[&database]).await?;
         Ok(Former {
             session,
             database,
             starting,
-            pids: rows.iter().map(|row| row.get(0)).collect(),
-            starts: rows.iter().map(|row| row.get(1)).collect(),
+            pids: rows
+                .iter()
+                .map(|row| row.get(0))
+                .collect::<Result<_, _>>()?,
+            starts: rows
+                .iter()
+                .map(|row| row.get(1))
+                .collect::<Result<_, _>>()?,
         })
     }
 
@@ -199,7 +205,7 @@ impl<'a> Former<'a> {
         );
         let doing = "ending other sessions";
         self.session
-            .query(
+            .rows(
                 doing,
                 &sql,
                 &[&self.database, &self.starting, &self.pids, &self.starts],
@@ -220,7 +226,7 @@ impl<'a> Former<'a> {
         let doing = "counting sessions";
         let row = self
             .session
-            .query_one(
+            .row(
                 doing,
                 &sql,
                 &[
@@ -232,7 +238,7 @@ impl<'a> Former<'a> {
                 ],
             )
             .await?;
-        Ok(row.get(0))
+        row.get(0)
     }
 }
 
@@ -243,8 +249,8 @@ async fn starting(session: &LocalSession, database: &str) -> Result<Vec<i32>, Da
                WHERE l.locktype = 'object' AND l.classid = 'pg_database'::regclass AND d.datname = $1 \
                  AND l.pid <> pg_backend_pid()";
     let doing = "looking for sessions that start";
-    let row = session.query_one(doing, sql, &[&database]).await?;
-    Ok(row.get::<_, Option<Vec<i32>>>(0).unwrap_or_default())
+    let row = session.row(doing, sql, &[&database]).await?;
+    Ok(row.get::<Option<Vec<i32>>>(0)?.unwrap_or_default())
 }
 
 /// A role with a setting of its own, which goes before the database's.
@@ -257,8 +263,8 @@ pub async fn exempt_role(
                WHERE s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = $1)) \
                  AND CASE split_part(c, '=', 1) WHEN 'default_transaction_read_only' THEN NOT split_part(c, '=', 2)::bool END";
     let doing = "looking for roles that the fence does not hold";
-    let row = session.query_one(doing, sql, &[&database]).await?;
-    Ok(row.get(0))
+    let row = session.row(doing, sql, &[&database]).await?;
+    row.get(0)
 }
 
 /// Connects as a plain client does and tries to write; being refused is the proof. It covers our own user; of others it

@@ -122,24 +122,6 @@ impl Session {
         call.await.map_err(|e| self.error(doing, &e))
     }
 
-    pub async fn query(
-        &self,
-        doing: &str,
-        sql: &str,
-        params: Params<'_>,
-    ) -> Result<Vec<Row>, DatastoreError> {
-        self.within(doing, self.client.query(sql, params)).await
-    }
-
-    pub async fn query_one(
-        &self,
-        doing: &str,
-        sql: &str,
-        params: Params<'_>,
-    ) -> Result<Row, DatastoreError> {
-        self.within(doing, self.client.query_one(sql, params)).await
-    }
-
     pub(super) async fn batch(&self, doing: &str, sql: &str) -> Result<(), DatastoreError> {
         self.within(doing, self.client.batch_execute(sql)).await
     }
@@ -201,13 +183,13 @@ impl PeerSession {
         let begin = "BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY";
         self.0.batch("starting the snapshot", begin).await?;
         let row = self
-            .query_one(
+            .row(
                 "exporting the snapshot",
                 "SELECT pg_catalog.pg_export_snapshot()",
                 &[],
             )
             .await?;
-        Ok(Snapshot(row.get(0)))
+        Ok(Snapshot(row.get(0)?))
     }
 
     /// Starts a transaction that sees what the exported snapshot sees.
@@ -275,6 +257,27 @@ impl LocalSession {
         Ok(LocalSession(
             Session::open(side, to, database, false).await?,
         ))
+    }
+
+    /// The rows of our own server, which is believed; a wrong type in them is a fault of the program.
+    pub async fn query(
+        &self,
+        doing: &str,
+        sql: &str,
+        params: Params<'_>,
+    ) -> Result<Vec<Row>, DatastoreError> {
+        self.0.within(doing, self.0.client.query(sql, params)).await
+    }
+
+    pub async fn query_one(
+        &self,
+        doing: &str,
+        sql: &str,
+        params: Params<'_>,
+    ) -> Result<Row, DatastoreError> {
+        self.0
+            .within(doing, self.0.client.query_one(sql, params))
+            .await
     }
 
     pub async fn execute(

@@ -260,7 +260,7 @@ impl State {
 
     /// The next copy replaces what an operator has given up by this word.
     pub async fn approve_next_copy(&self, id: &str) -> Result<(), StateError> {
-        let sql = "UPDATE cluster SET approved = $1 WHERE role = 'spare'";
+        let sql = "UPDATE cluster SET approved = $1 WHERE coalesce(role, 'spare') = 'spare'";
         self.session
             .execute("recording the approval", sql, &[&id])
             .await?;

@@ -16,7 +16,7 @@ use super::kind::Checked;
 use super::values::Values;
 use super::{
     Config, ConfigError, Fuse, Http, LogFormat, Mode, Replication, Role, Takeover, VerifyPlan,
-    sides, syntax,
+    secret_places, sides, syntax,
 };
 
 /// S3 takes no smaller part of an upload in parts (but for the last), and a copy holds one at a time.
@@ -68,6 +68,7 @@ pub(super) fn accept(
     check_together(&values)?;
     values.refuse_not_built()?;
     check_mode(path, mode, &values)?;
+    secret_places::check(path, &values)?;
     let accepted = Accepted::new(table, &values, remembered, moved);
 
     let builder = builder_api(&values, places)?;

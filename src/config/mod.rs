@@ -11,6 +11,7 @@ mod kind;
 mod load;
 mod schedule;
 mod secret;
+mod secret_places;
 mod sides;
 mod suggest;
 #[cfg(test)]

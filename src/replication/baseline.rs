@@ -283,15 +283,15 @@ impl Baseline<'_> {
     async fn point(&self, holder: &PeerSession, lsn: String) -> Result<CopiedPoint, PassError> {
         let sql = "SELECT now(), txid_current_snapshot()::text, pg_postmaster_start_time()::text";
         let row = holder
-            .query_one("reading the snapshot's position", sql, &[])
+            .row("reading the snapshot's position", sql, &[])
             .await?;
         Ok(CopiedPoint {
             lsn,
-            commit_time: row.get(0),
+            commit_time: row.get(0)?,
             system_id: self.facts.system_id.clone(),
             timeline: self.facts.timeline,
-            transactions: row.get(1),
-            server_started: row.get(2),
+            transactions: row.get(1)?,
+            server_started: row.get(2)?,
             sequences: String::new(),
             schema: String::new(),
             slot: String::new(),
@@ -444,9 +444,9 @@ impl Baseline<'_> {
 async fn wal_position(session: &PeerSession) -> Result<String, PassError> {
     let sql = "SELECT pg_current_wal_lsn()::text";
     let row = session
-        .query_one("asking how far it has written", sql, &[])
+        .row("asking how far it has written", sql, &[])
         .await?;
-    Ok(row.get(0))
+    Ok(row.get(0)?)
 }
 
 /// What was copied at the snapshot.

@@ -269,9 +269,7 @@ async fn come_past(config: &Config, ours: &mut impl Ours) -> Result<(), PassErro
 async fn written(config: &Config) -> Result<(Lsn, String), PassError> {
     let peer = PeerSession::open(&config.peer.datastore).await?;
     let sql = "SELECT pg_current_wal_lsn()::text, txid_current_snapshot()::text";
-    let row = peer
-        .query_one("asking how far it has written", sql, &[])
-        .await?;
-    let place: String = row.get(0);
-    Ok((place.parse().unwrap_or_default(), row.get(1)))
+    let row = peer.row("asking how far it has written", sql, &[]).await?;
+    let place: String = row.get(0)?;
+    Ok((place.parse().unwrap_or_default(), row.get(1)?))
 }

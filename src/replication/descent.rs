@@ -101,6 +101,7 @@ impl Doubt {
             "set_back" | "older_primary" | "other_line" => {
                 "if the spare has what the primary lost, promote the spare (docs/failover.md)"
             }
+            "ends_exchanged" => "if local and peer are exchanged, exchange them",
             _ => "if peer.datastore names the wrong server, correct it",
         };
         format!(
@@ -179,9 +180,7 @@ fn of_epochs(here: &Here, record: &Record) -> Option<Doubt> {
         );
     }
     // It was never told its role: a stock primary, or the record that a fence of ours has left there.
-    if record.role.is_none() {
-        return None;
-    }
+    record.role.as_ref()?;
     if record.epoch < ours.epoch {
         return doubt(
             "older_primary",

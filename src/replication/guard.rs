@@ -1,7 +1,7 @@
 //! Do no harm: while we copy, nobody on the primary waits for us longer than a second, and its shutdown not much longer.
 
 use super::error::PassError;
-use crate::cluster::PeerSession;
+use crate::cluster::{DatastoreError, PeerSession};
 use crate::config::Datastore;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -47,15 +47,16 @@ async fn watch(peer: &Datastore) -> PassError {
         {
             return error.into();
         }
-        let rows = match session
-            .query("looking for sessions that wait for us", WAITING_FOR_US, &[])
-            .await
-        {
-            Ok(rows) => rows,
-            // Unwatched, we must not hold locks.
-            Err(error) => return error.into(),
+        let asked = async {
+            let doing = "looking for sessions that wait for us";
+            let rows = session.rows(doing, WAITING_FOR_US, &[]).await?;
+            rows.iter().map(|row| row.get(0)).collect()
         };
-        let waiting: Vec<i32> = rows.iter().map(|row| row.get(0)).collect();
+        let waiting: Vec<i32> = match asked.await {
+            Ok(waiting) => waiting,
+            // Unwatched, we must not hold locks.
+            Err(error) => return DatastoreError::into(error),
+        };
         since.retain(|pid, _| waiting.contains(pid));
         for pid in waiting {
             if since.entry(pid).or_insert_with(Instant::now).elapsed() > LIMIT {

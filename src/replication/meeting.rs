@@ -157,8 +157,8 @@ impl Baseline<'_> {
                      UNION ALL SELECT prepared, format('it waits for prepared transaction %L of %s in database %s, prepared %s', \
                        gid, owner, database, prepared) FROM pg_prepared_xacts) waits (since, text) \
                    ORDER BY since LIMIT 1";
-        let rows = session.query("looking whom a slot waits for", sql, &[]);
-        let waits_for: String = rows.await.ok()?.first()?.get(0);
+        let rows = session.rows("looking whom a slot waits for", sql, &[]);
+        let waits_for: String = rows.await.ok()?.first()?.get(0).ok()?;
         Some(PassError::Busy {
             what: "a slot could not be made".into(),
             seconds: PATIENCE.as_secs(),

@@ -4,7 +4,7 @@ use super::artifacts::{self, Round};
 use super::baseline::{self, Baseline, Copied, Incoming};
 use super::checks::{self, Facts};
 use super::courier::Courier;
-use super::descent::Here;
+use super::descent::{Doubt, Here};
 use super::error::PassError;
 use super::fuse::Shrinkage;
 use super::gate::{Work, record_unavailable};
@@ -560,21 +560,19 @@ impl Pass<'_> {
     async fn ends_not_exchanged(&self) -> Result<(), PassError> {
         self.load_wanted().await?;
         let lacking = self.work.inventory.vanishing().await?;
-        let epoch = self.work.state.cluster().await?.epoch + 1;
-        if lacking.is_empty() || self.work.config.force_epoch == epoch as u64 {
+        let Some(first) = lacking.first() else {
             return Ok(());
-        }
-        Err(PassError::Refused {
+        };
+        let exchanged = Doubt {
             rule: "ends_exchanged",
             text: format!(
-                "the local database holds {} packages that the peer lacks (for example {}); this would be the first copy over it",
+                "the local database holds {} packages that the peer lacks (for example {first}); this would be the first copy over it",
                 lacking.len(),
-                lacking[0]
             ),
-            next_step: format!(
-                "if local and peer are exchanged, exchange them; if these packages may go, set force_epoch = {epoch}"
-            ),
-        })
+            case: format!("{} {} {}", self.facts.system_id, lacking.len(), first),
+        };
+        let id = exchanged.ask(self.work.config)?;
+        approve(self.work.state, &id, self.work.config).await
     }
 
     /// Some: the stream goes on from where the spare stands, and went up to the primary's present.

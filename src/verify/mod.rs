@@ -208,11 +208,8 @@ async fn recovery_point(
 async fn newer(config: &Config, point: &CopiedPoint) -> Option<bool> {
     let peer = PeerSession::open(&config.peer.datastore).await.ok()?;
     let sql = "SELECT txid_current_snapshot()::text, pg_postmaster_start_time()::text";
-    let row = peer
-        .query_one("asking for newer changes", sql, &[])
-        .await
-        .ok()?;
-    let same = row.get::<_, String>(0) == point.transactions
-        && row.get::<_, String>(1) == point.server_started;
+    let row = peer.row("asking for newer changes", sql, &[]).await.ok()?;
+    let same = row.get::<String>(0).ok()? == point.transactions
+        && row.get::<String>(1).ok()? == point.server_started;
     Some(!same)
 }

@@ -11,6 +11,8 @@ use serde_json::Value;
 
 use super::faults::{Fault, Server};
 use super::history::History;
+use super::http_fault::HttpFault;
+use super::inventory::Inventory;
 use super::oracle::{self, Oracle};
 use super::proxy::Proxy;
 use super::stage::Stage;
@@ -25,6 +27,8 @@ const PAUSE: Duration = Duration::from_millis(250);
 const LEVEL_EVERY: usize = 10;
 /// For coming level after faults: the service's own pauses after failures lie within.
 const LEVEL_LIMIT: Duration = Duration::from_secs(90);
+/// For what an ended or abandoned session of ours held on the primary to go.
+const HELD_LIMIT: Duration = Duration::from_secs(20);
 /// Before half of the faults, for the service to be at its work again.
 const MOVES_ON: Duration = Duration::from_secs(6);
 /// After a fault is undone, for the service to say something new.
@@ -118,8 +122,12 @@ impl std::fmt::Display for Summary {
 pub async fn site(name: &str) -> Result<Site> {
     let primary = Postgres::builder()
         .logical()
+        .own_clock()
+        .setting("max_prepared_transactions", "5")
         .setting("min_wal_size", "32MB");
-    let spare = Postgres::builder().setting("min_wal_size", "32MB");
+    let spare = Postgres::builder()
+        .own_clock()
+        .setting("min_wal_size", "32MB");
     let builder = Site::builder(name).primary(primary).spare(spare);
     builder.own_stores().start().await
 }
@@ -145,13 +153,14 @@ pub async fn trial(plan: &Plan) -> Result<Summary> {
 async fn set_stage<'a>(site: &'a Site, plan: &Plan) -> Result<(Stage<'a>, Oracle)> {
     workload::prepare(site, plan.seed, HANDS).await?;
     Factory::new(plan.seed).fill(&site.primary, 12).await?;
+    let store = HttpFault::start(site.primary.minio.port()).await?;
     let lines = tokio::try_join!(
         Proxy::start(site.primary.pg.port()),
-        Proxy::start(site.primary.minio.port())
+        Proxy::start(store.port())
     )?;
     let extra = format!(
         "peer.datastore.port = {}\npeer.s3.endpoint = \"http://127.0.0.1:{}\"\n\
-         [replication]\nmode = \"{}\"\nretry_missing = \"3s\"\n[fuse]\nmax_percent = 100\n",
+         [replication]\nmode = \"{}\"\nretry_missing = \"3s\"\nartifact_retention = \"4s\"\n[fuse]\nmax_percent = 100\n",
         lines.0.port(),
         lines.1.port(),
         plan.mode
@@ -166,7 +175,7 @@ async fn set_stage<'a>(site: &'a Site, plan: &Plan) -> Result<(Stage<'a>, Oracle
     service.until_level().await;
     let workload = Workload::start(site, plan.seed, HANDS, PAUSE, &history, &weather);
     let oracle = Oracle::new(&history, &weather, plan.mode != "snapshot");
-    let stage = Stage::new(service, history, weather, workload, lines);
+    let stage = Stage::new(service, history, weather, workload, lines, (store, extra));
     Ok((stage, oracle))
 }
 
@@ -231,6 +240,7 @@ async fn play(
         let undoing = in_time(stage.undo(fault)).await;
         undoing.map_err(|error| format!("{fault:?} could not be undone: {error}"))?;
         news(stage, before).await;
+        stage.answer_hold().await;
         let after = in_time(look(stage, oracle, summary)).await?;
         let missed = if missed { " not reached" } else { "" };
         let mut told = format!(
@@ -239,6 +249,7 @@ async fn play(
         );
         if summary.faults.is_multiple_of(LEVEL_EVERY) {
             let took = come_level(stage, oracle, summary).await?;
+            stage.stepped = false;
             told.push_str(&format!(", level after {took:.1?}"));
         }
         if plan.talks {
@@ -329,6 +340,8 @@ async fn come_level(
         let level = oracle.is_level(stage.site).await;
         if let Err(error) = &level
             && claims
+            // Its confirmations are by a clock that was stepped.
+            && !stage.stepped
         {
             return Err(format!("INVARIANT 5: it says that nothing waits: {error}").into());
         }
@@ -347,12 +360,30 @@ async fn come_level(
                 format!("not level after {LEVEL_LIMIT:?}: {behind}; it says {said:#}").into(),
             );
         }
+        stage.answer_hold().await;
         tokio::time::sleep(Duration::from_millis(150)).await;
     }
     let took = began.elapsed();
     summary.worst_level = summary.worst_level.max(took);
+    nothing_is_held(stage).await?;
     stage.workload.resume();
     Ok(took)
+}
+
+/// A primary that is followed, and at rest, bears nothing of ours but the reader of our slot.
+async fn nothing_is_held(stage: &Stage<'_>) -> Result<()> {
+    let primary = &stage.site.primary.pg;
+    let began = Instant::now();
+    loop {
+        let held = Inventory::of(primary).await?;
+        if held.holds_nothing() {
+            return Ok(());
+        }
+        if began.elapsed() > HELD_LIMIT {
+            return Err(format!("INVARIANT 4: ours on a primary at rest: {held:?}").into());
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 /// Whether it says that it knows, from a time when nothing changed any more, that nothing waits.
@@ -389,6 +420,7 @@ async fn in_the_end(stage: &mut Stage<'_>, oracle: &mut Oracle) -> Result<()> {
         if began.elapsed() > LEVEL_LIMIT {
             return Err(format!("in the end: {told}").into());
         }
+        stage.answer_hold().await;
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     for path in ["/health", "/status", "/metrics"] {

@@ -51,6 +51,20 @@ pub enum Fault {
     /// The primary's datastore, while the service is away; and its log has grown past the old place when that comes back.
     RolledBackAndOutgrown,
     Schema,
+    /// One of our sessions on that server is ended by its administrator.
+    SessionEnded(Server),
+    /// The service stops at this point of the program, and wakes up later.
+    ServiceFrozenAt(&'static str),
+    /// The primary's store answers every second request with this status.
+    StoreAnswers(u16),
+    /// A transaction that writes is left open on the primary.
+    WriterLeftOpen,
+    /// The same, prepared: no session holds it.
+    PreparedLeftOpen,
+    /// More log than an idle primary is left to hold for us, of nothing.
+    LogOfNothing,
+    /// The datastore's clock, by so many seconds.
+    ClockStepped(Server, i64),
 }
 
 impl Fault {
@@ -63,6 +77,9 @@ impl Fault {
     }
 
     pub fn random(rng: &mut StdRng, points: &[&'static str]) -> Self {
+        if !points.is_empty() && rng.random_ratio(1, 4) {
+            return Self::of_a_stream(rng, points);
+        }
         let line = |rng: &mut StdRng| [Line::Datastore, Line::Store][rng.random_range(0..2)];
         match rng.random_range(0..100) {
             0..8 => Fault::ServiceKilled,
@@ -91,7 +108,28 @@ impl Fault {
             87..89 => Fault::RolledBack(PrimaryDatastore),
             89..91 => Fault::RolledBackAndOutgrown,
             91..93 => Fault::RolledBack(SpareDatastore),
-            _ => Fault::Schema,
+            93..97 => Fault::Schema,
+            _ => Fault::LogOfNothing,
+        }
+    }
+}
+
+impl Fault {
+    fn of_a_stream(rng: &mut StdRng, points: &[&'static str]) -> Self {
+        let datastore = [PrimaryDatastore, SpareDatastore][rng.random_range(0..2)];
+        match rng.random_range(0..12) {
+            0..3 => Fault::SessionEnded(datastore),
+            3..5 => Fault::ServiceFrozenAt(points.choose(rng).expect("there are points")),
+            5..8 => {
+                let status = [403, 404, 429, 500, 503][rng.random_range(0..5)];
+                Fault::StoreAnswers(status)
+            }
+            8 => Fault::WriterLeftOpen,
+            9 => Fault::PreparedLeftOpen,
+            _ => {
+                let by = [3600, -3600][rng.random_range(0..2)];
+                Fault::ClockStepped(datastore, by)
+            }
         }
     }
 }

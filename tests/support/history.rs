@@ -3,7 +3,7 @@
 //! Statements run freely on many connections; COMMIT alone goes through one lock, together with reading what the database
 //! then holds. So the list is exact: no commit is missing from it, and no two are taken for one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -126,6 +126,8 @@ pub struct Moments {
 pub struct History {
     primary: Cluster,
     moments: Mutex<Moments>,
+    /// Keys of objects that were ever taken away from the primary's store.
+    lacked: std::sync::Mutex<BTreeSet<String>>,
 }
 
 impl History {
@@ -139,9 +141,21 @@ impl History {
                 reader: None,
                 unsettled: false,
             }),
+            lacked: std::sync::Mutex::default(),
         };
         history.note("the beginning").await?;
         Ok(Arc::new(history))
+    }
+
+    /// To be said before the object is taken away.
+    pub fn note_lacking(&self, key: &str) {
+        let mut lacked = self.lacked.lock().expect("the keys' lock");
+        lacked.insert(key.to_string());
+    }
+
+    /// The primary's store has been without it at some time.
+    pub fn has_lacked(&self, key: &str) -> bool {
+        self.lacked.lock().expect("the keys' lock").contains(key)
     }
 
     pub async fn lock(&self) -> MutexGuard<'_, Moments> {

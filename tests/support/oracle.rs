@@ -325,6 +325,10 @@ impl Oracle {
         let mut bad = Vec::new();
         for (key, checksum) in &view.packages {
             if view.unavailable.contains(key) {
+                if !self.history.has_lacked(key) {
+                    let why = "listed as lacking on the primary, whose store has always had it";
+                    bad.push((key.clone(), why.to_string()));
+                }
                 continue;
             }
             let Some(etag) = listed.get(key) else {

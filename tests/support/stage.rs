@@ -6,10 +6,13 @@ use std::time::{Duration, Instant};
 
 use rand::Rng;
 use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
 
 use super::faults::Server::{self, PrimaryDatastore, PrimaryStore, SpareDatastore, SpareStore};
 use super::faults::{Blow, Fault, Line};
 use super::history::History;
+use super::http_fault::{Fault as HttpFaultKind, HttpFault};
+use super::inventory;
 use super::process::alive;
 use super::proxy::{Mode, Proxy};
 use super::weather::Weather;
@@ -40,6 +43,14 @@ pub struct Stage<'a> {
     kept: HashMap<Server, u32>,
     changes: u32,
     paused: bool,
+    /// What the service's configuration says besides what every test's does.
+    pub extra: String,
+    /// In front of the primary's store, behind the line.
+    pub store: HttpFault,
+    /// A writer that was left open on the primary.
+    writer: Option<tokio_postgres::Client>,
+    /// A clock was stepped since the spare was level last.
+    pub stepped: bool,
     /// Whether the point in which the service was to be killed last was ever reached.
     pub reached: bool,
 }
@@ -51,6 +62,7 @@ impl<'a> Stage<'a> {
         weather: Arc<Weather>,
         workload: Workload,
         lines: (Proxy, Proxy),
+        (store, extra): (HttpFault, String),
     ) -> Self {
         Self {
             site: service.site,
@@ -65,6 +77,10 @@ impl<'a> Stage<'a> {
             kept: HashMap::new(),
             changes: 0,
             paused: false,
+            extra,
+            store,
+            writer: None,
+            stepped: false,
             reached: false,
         }
     }
@@ -121,6 +137,20 @@ impl<'a> Stage<'a> {
             Fault::RolledBack(server) => return self.roll_back(server).await,
             Fault::RolledBackAndOutgrown => self.roll_back_unseen(rng).await?,
             Fault::Schema => self.change_schema(rng).await?,
+            Fault::SessionEnded(server) => return self.end_session(server, rng).await,
+            Fault::ServiceFrozenAt(point) => self.freeze_at(point, rng).await?,
+            Fault::StoreAnswers(status) => self.store_answers(status),
+            Fault::WriterLeftOpen => self.leave_a_writer(false).await?,
+            Fault::PreparedLeftOpen => self.leave_a_writer(true).await?,
+            Fault::LogOfNothing => {
+                self.workload.rest().await;
+                log_of_nothing(&self.site.primary).await?;
+                self.workload.resume();
+            }
+            Fault::ClockStepped(server, by) => {
+                self.stepped = true;
+                self.pg(server).set_clock(by)?;
+            }
         }
         Ok(true)
     }
@@ -129,7 +159,13 @@ impl<'a> Stage<'a> {
     pub async fn last(&self, fault: Fault, rng: &mut StdRng) {
         match fault {
             Fault::Struck(_, Blow::Restart) | Fault::Cut(_) | Fault::Schema => {}
-            Fault::Stalled(_) | Fault::Slow(_) | Fault::ServicePaused => {
+            Fault::Stalled(_)
+            | Fault::Slow(_)
+            | Fault::ServicePaused
+            | Fault::StoreAnswers(_)
+            | Fault::WriterLeftOpen
+            | Fault::PreparedLeftOpen
+            | Fault::ClockStepped(..) => {
                 sleep(rng, 200, 2500).await;
             }
             _ => sleep(rng, 0, 700).await,
@@ -155,6 +191,13 @@ impl<'a> Stage<'a> {
                 self.workload.resume();
             }
             Fault::Stalled(line) | Fault::Slow(line) => self.line(line).set(Mode::Pass).await,
+            Fault::StoreAnswers(_) => self.store.set(|_| HttpFaultKind::Forward),
+            Fault::WriterLeftOpen => drop(self.writer.take()),
+            Fault::PreparedLeftOpen => {
+                let client = self.site.primary.conn().await?;
+                client.batch_execute("ROLLBACK PREPARED 'left'").await?;
+            }
+            Fault::ClockStepped(server, _) => self.pg(server).set_clock(0)?,
             _ => {}
         }
         Ok(())
@@ -213,12 +256,26 @@ impl<'a> Stage<'a> {
             let _ = slots::drop_slot(&self.site.primary).await;
         }
         let at = format!("{point}:{count}");
-        self.start_service(&[("WARM_SPARE_KILL_AT", &at)]);
-        let deadline = Instant::now() + POINT_PATIENCE;
+        let idle = point.starts_with("confirm.");
+        if idle {
+            // Only an idle primary's log is passed over.
+            self.workload.rest().await;
+            let _ = log_of_nothing(&self.site.primary).await;
+        }
+        self.start_service(&[("WARM_SPARE_KILL_AT", if idle { point } else { &at })]);
+        let patience = if idle {
+            3 * POINT_PATIENCE
+        } else {
+            POINT_PATIENCE
+        };
+        let deadline = Instant::now() + patience;
         while self.service_lives() && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         self.reached = !self.service_lives();
+        if idle {
+            self.workload.resume();
+        }
         let told = if self.reached {
             "reached"
         } else {
@@ -226,6 +283,85 @@ impl<'a> Stage<'a> {
         };
         self.said.push(format!("-- killed at {at}: {told}"));
         self.kill_service();
+    }
+
+    /// False: the point was not reached, and nothing befell it.
+    async fn freeze_at(&mut self, point: &str, rng: &mut StdRng) -> Result<()> {
+        self.kill_service();
+        if !FOLLOWING.iter().any(|room| point.starts_with(room)) {
+            let _ = slots::drop_slot(&self.site.primary).await;
+        }
+        let folder = super::process::server_dir("freeze-")?;
+        let wanted = format!("{point}:{}", folder.path().display());
+        self.start_service(&[("WARM_SPARE_WAIT_AT", &wanted)]);
+        let deadline = Instant::now() + POINT_PATIENCE;
+        while !folder.path().join("reached").exists() && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        sleep(rng, 100, 2500).await;
+        std::fs::write(folder.path().join("go"), "")?;
+        // The folder must outlast the wait.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        Ok(())
+    }
+
+    /// False: there is none at this instant.
+    async fn end_session(&mut self, server: Server, rng: &mut StdRng) -> Result<bool> {
+        let pg = self.pg(server);
+        let sessions = inventory::lasting_sessions(&pg).await?;
+        match sessions.choose(rng) {
+            Some(session) => inventory::end(&pg, session).await,
+            None => Ok(false),
+        }
+    }
+
+    fn store_answers(&self, status: u16) {
+        let every = std::sync::atomic::AtomicU32::new(0);
+        let (history, bucket) = (self.history.clone(), self.site.primary.bucket.clone());
+        self.store.set(move |request| {
+            let count = every.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            match (count % 2, status) {
+                (0, _) => HttpFaultKind::Forward,
+                // As a balancer without a route says it.
+                (_, 404) => HttpFaultKind::Respond(404, bytes::Bytes::new()),
+                (_, 403) => {
+                    // An object that is refused may be listed for that.
+                    let key = request.uri.path().trim_start_matches('/');
+                    if let Some(key) = key.strip_prefix(&format!("{bucket}/")) {
+                        history.note_lacking(key);
+                    }
+                    HttpFaultKind::s3(403, "AccessDenied")
+                }
+                (_, status) => HttpFaultKind::s3(status, "SlowDown"),
+            }
+        });
+    }
+
+    async fn leave_a_writer(&mut self, prepared: bool) -> Result<()> {
+        let client = self.site.primary.conn().await?;
+        let write = "BEGIN; UPDATE accounts SET email = email WHERE false; SELECT txid_current()";
+        client.batch_execute(write).await?;
+        if prepared {
+            client.batch_execute("PREPARE TRANSACTION 'left'").await?;
+        } else {
+            self.writer = Some(client);
+        }
+        Ok(())
+    }
+
+    /// Does what an operator would about a hold that only an operator ends.
+    pub async fn answer_hold(&self) {
+        let Some(service) = self.awake() else { return };
+        let Ok(status) = service.status().await else {
+            return;
+        };
+        let step = status["hold"]["next_step"].as_str().unwrap_or_default();
+        if let Some((_, rest)) = step.split_once("fuse.approve = \"")
+            && let Some((id, _)) = rest.split_once('"')
+        {
+            let approved = format!("{}approve = \"{id}\"\n", self.extra);
+            service.reconfigure(&approved);
+        }
     }
 
     async fn end_service(&mut self) -> Result<bool> {
@@ -424,6 +560,17 @@ impl<'a> Stage<'a> {
         self.workload.resume();
         Ok(())
     }
+}
+
+/// More than an idle primary is left to hold for us.
+async fn log_of_nothing(primary: &Cluster) -> Result<()> {
+    let client = primary.conn().await?;
+    for _ in 0..6 {
+        let message = "SELECT pg_logical_emit_message(false, 'test', 'a new segment is begun')";
+        client.batch_execute(message).await?;
+        client.batch_execute("SELECT pg_switch_wal()").await?;
+    }
+    Ok(())
 }
 
 async fn sleep(rng: &mut StdRng, least: u64, most: u64) {

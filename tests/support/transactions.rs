@@ -13,7 +13,7 @@ use super::packages::{self, Names, blake2b, object_key, put};
 use super::{Cluster, Factory, Result, Spec, history::History};
 
 /// The kinds, with how often each is done.
-pub const DEEDS: [(Deed, u32); 21] = [
+pub const DEEDS: [(Deed, u32); 24] = [
     (Deed::Upload, 22),
     (Deed::Promote, 10),
     (Deed::Demote, 6),
@@ -35,6 +35,9 @@ pub const DEEDS: [(Deed, u32); 21] = [
     (Deed::GivenUp, 3),
     (Deed::Partly, 3),
     (Deed::Nothing, 2),
+    (Deed::Large, 1),
+    (Deed::KeyChange, 2),
+    (Deed::Truncate, 1),
 ];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -60,6 +63,10 @@ pub enum Deed {
     GivenUp,
     Partly,
     Nothing,
+    /// More than is applied in one piece, and then by-row deletions of it.
+    Large,
+    KeyChange,
+    Truncate,
 }
 
 /// More packages than these, and the next upload is a deletion.
@@ -155,6 +162,9 @@ impl Hand {
             Deed::OddText => self.odd_text(client).await,
             Deed::GivenUp => self.given_up(client).await,
             Deed::Partly => self.partly(client).await,
+            Deed::Large => self.large(client).await,
+            Deed::KeyChange => self.key_change(client).await,
+            Deed::Truncate => self.truncate(client).await,
             Deed::Nothing => {
                 begin(client).await?;
                 client.query_one("SELECT 1", &[]).await?;
@@ -282,6 +292,7 @@ impl Hand {
     async fn delete(&mut self, client: &Client, row: &Row) -> Result<()> {
         begin(client).await?;
         packages::delete_rows(client, row.names()).await?;
+        self.history.note_lacking(&row.key());
         self.cluster.delete(&row.key()).await?;
         self.commit(client, &format!("deletion of {}", row.ident))
             .await
@@ -370,6 +381,33 @@ impl Hand {
         let built = "SELECT job_graph_mark_complete($1, $2)";
         client.execute(built, &[&id, &self.odd()]).await?;
         self.commit(client, &format!("job {id} is built")).await
+    }
+
+    async fn large(&mut self, client: &Client) -> Result<()> {
+        begin(client).await?;
+        let many = "INSERT INTO audit_package (operation, trigger, requester_id, requester_name, package_ident)
+                    SELECT 'promote', 'hab_client', n, $1, repeat('x', 2500) FROM generate_series(1, 2000) n";
+        client.execute(many, &[&self.name]).await?;
+        self.commit(client, "2000 rows, 5 MB").await?;
+        begin(client).await?;
+        let trim =
+            "DELETE FROM audit_package WHERE requester_name = $1 AND length(package_ident) = 2500";
+        client.execute(trim, &[&self.name]).await?;
+        self.commit(client, "and all of them away").await
+    }
+
+    async fn key_change(&mut self, client: &Client) -> Result<()> {
+        begin(client).await?;
+        let sql = "UPDATE job_graph SET id = nextval('job_graph_id_seq')
+                   WHERE id = (SELECT max(id) FROM job_graph WHERE project_name = $1)";
+        client.execute(sql, &[&self.name]).await?;
+        self.commit(client, "another key of a job").await
+    }
+
+    async fn truncate(&mut self, client: &Client) -> Result<()> {
+        begin(client).await?;
+        client.batch_execute("TRUNCATE audit_package_group").await?;
+        self.commit(client, "no groups any more").await
     }
 
     async fn given_up(&mut self, client: &Client) -> Result<()> {

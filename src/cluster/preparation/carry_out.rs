@@ -139,16 +139,19 @@ impl Preparation {
         let rows = self
             .0
             .0
-            .query("asking who holds the lock", sql, &[&tables, &reading])
+            .rows("asking who holds the lock", sql, &[&tables, &reading])
             .await
             .unwrap_or_default();
         let holders: Vec<String> = rows
             .iter()
-            .map(|row| {
-                let (pid, name, state): (i32, String, String) =
-                    (row.get(0), row.get(1), row.get(2));
-                let since: String = row.get(3);
-                format!("process {pid} ({name}, {state}, transaction since {since})")
+            .filter_map(|row| {
+                let pid: i32 = row.get(0).ok()?;
+                let name: String = row.get(1).ok()?;
+                let state: String = row.get(2).ok()?;
+                let since: String = row.get(3).ok()?;
+                Some(format!(
+                    "process {pid} ({name}, {state}, transaction since {since})"
+                ))
             })
             .collect();
         let what: Vec<String> = steps.iter().map(|step| step.what.clone()).collect();
@@ -178,7 +181,7 @@ impl Preparation {
     async fn reload(&self, doing: &str, sql: &str) -> Result<(), PreparationError> {
         let loaded = async || -> Result<String, DatastoreError> {
             let sql = "SELECT pg_conf_load_time()::text";
-            Ok(self.0.0.query_one(doing, sql, &[]).await?.get(0))
+            self.0.0.row(doing, sql, &[]).await?.get(0)
         };
         let before = loaded().await?;
         self.0.0.batch(doing, sql).await?;

@@ -88,9 +88,7 @@ SELECT coalesce(md5(string_agg(line, E'\\n' ORDER BY line)), '') FROM lines";
 /// As the session's transaction sees it. The session finds unqualified names in the system's catalog alone after it.
 pub async fn fingerprint(session: &Session, publication: &str) -> Result<String, PassError> {
     let doing = "reading the form of the tables";
-    session.query(doing, PATH, &[]).await?;
-    let row = session
-        .query_one(doing, FINGERPRINT, &[&publication])
-        .await?;
-    Ok(row.get(0))
+    session.rows(doing, PATH, &[]).await?;
+    let row = session.row(doing, FINGERPRINT, &[&publication]).await?;
+    Ok(row.get(0)?)
 }

@@ -5,7 +5,7 @@ use super::super::error::PassError;
 use super::super::look::Server;
 use super::super::sequences::{self, Sequence};
 use super::fingerprint::fingerprint;
-use crate::cluster::{CopiedPoint, Lsn, PeerSession, fenced, timeline};
+use crate::cluster::{CopiedPoint, DatastoreError, Lsn, PeerSession, fenced, timeline};
 use crate::config::Config;
 use crate::observe::Clock;
 use chrono::{DateTime, Utc};
@@ -98,52 +98,55 @@ pub async fn ask(
     let peer = PeerSession::open(&config.peer.datastore).await?;
     let asked = clock.now();
     let row = peer
-        .query_one(
+        .row(
             "asking how the primary stands",
             QUESTION,
             &[&slot, &publication],
         )
         .await?;
     let answered = clock.now();
-    let Some(timeline) = row.get::<_, Option<i32>>(4) else {
+    let Some(timeline) = row.get::<Option<i32>>(4)? else {
         return Err(PassError::standby());
     };
     let between = asked + (answered - asked) / 2;
-    let theirs: DateTime<Utc> = row.get(1);
-    let lsn = |column: usize| {
-        let text: Option<String> = row.get(column);
-        text.and_then(|text| text.parse::<Lsn>().ok())
+    let theirs: DateTime<Utc> = row.get(1)?;
+    let lsn = |column: usize| -> Result<Option<Lsn>, DatastoreError> {
+        let text: Option<String> = row.get(column)?;
+        Ok(text.and_then(|text| text.parse().ok()))
     };
-    let slot = row.get::<_, Option<String>>(9).map(|plugin| Slot {
-        plugin,
-        database: row.get::<_, Option<String>>(10).unwrap_or_default(),
-        confirmed: lsn(11),
-        wal_status: row.get::<_, Option<String>>(12).unwrap_or_default(),
-        held_bytes: row.get::<_, Option<i64>>(13).unwrap_or_default().max(0) as u64,
-        unconfirmed_bytes: row.get::<_, Option<i64>>(17).unwrap_or_default().max(0) as u64,
-        active: row.get::<_, Option<bool>>(14).unwrap_or_default(),
-    });
-    let files: String = row.get(19);
+    let slot = match row.get::<Option<String>>(9)? {
+        None => None,
+        Some(plugin) => Some(Slot {
+            plugin,
+            database: row.get::<Option<String>>(10)?.unwrap_or_default(),
+            confirmed: lsn(11)?,
+            wal_status: row.get::<Option<String>>(12)?.unwrap_or_default(),
+            held_bytes: row.get::<Option<i64>>(13)?.unwrap_or_default().max(0) as u64,
+            unconfirmed_bytes: row.get::<Option<i64>>(17)?.unwrap_or_default().max(0) as u64,
+            active: row.get::<Option<bool>>(14)?.unwrap_or_default(),
+        }),
+    };
+    let files: String = row.get(19)?;
     let names = sequences::sequence_names(&peer).await?;
     Ok(Seen {
-        time: row.get(0),
+        time: row.get(0)?,
         clock_offset_seconds: (theirs - between).num_microseconds().unwrap_or_default() as f64
             / 1e6,
-        wal: lsn(2).unwrap_or_default(),
-        system_id: row.get(3),
+        wal: lsn(2)?.unwrap_or_default(),
+        system_id: row.get(3)?,
         timeline,
-        server_started: row.get(5),
+        server_started: row.get(5)?,
         schema: fingerprint(&peer, publication).await?,
         files: serde_json::from_str(&files).map_err(|error| unread(&files, &error))?,
-        unpublished: row.get(16),
+        unpublished: row.get(16)?,
         slot,
-        wal_bound: row.get::<_, Option<i64>>(15).map(i64::unsigned_abs),
-        oldest_writer: row.get(18),
+        wal_bound: row.get::<Option<i64>>(15)?.map(i64::unsigned_abs),
+        oldest_writer: row.get(18)?,
         server: Server {
-            version: row.get(6),
-            tls: row.get(7),
+            version: row.get(6)?,
+            tls: row.get(7)?,
         },
-        fenced: row.get(8),
+        fenced: row.get(8)?,
         sequences: sequences::read_sequences(&peer, names).await?,
     })
 }

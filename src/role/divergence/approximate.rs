@@ -69,7 +69,7 @@ async fn load(
     fill(book.session(), "ours", rows, throttle).await?;
     let peer = PeerSession::open(&config.peer.datastore).await?;
     let sql = "SELECT to_regclass($1) IS NOT NULL";
-    let there: bool = peer.query_one(&doing, sql, &[&quoted]).await?.get(0);
+    let there: bool = peer.row(&doing, sql, &[&quoted]).await?.get(0)?;
     if there {
         let theirs = format!(
             "COPY (SELECT md5(whole_row::text), {id} FROM ONLY {quoted} whole_row) TO STDOUT"
@@ -121,17 +121,23 @@ async fn record(
     book.session().batch(&doing, ONLY_HERE).await?;
     loop {
         let fetch = format!("FETCH {PAGE} FROM only_here");
-        let places = book.session().query(&doing, &fetch, &[]).await?;
+        let places = book.session().rows(&doing, &fetch, &[]).await?;
         if places.is_empty() {
             break;
         }
-        let places: Vec<String> = places.iter().map(|row| row.get(0)).collect();
+        let places: Vec<String> = places
+            .iter()
+            .map(|row| row.get(0))
+            .collect::<Result<_, _>>()?;
         let sql = format!(
             "SELECT to_jsonb(whole_row)::text FROM ONLY {} whole_row WHERE ctid = ANY ($1::text[]::tid[])",
             table.quoted()
         );
-        let rows = local.query(&doing, &sql, &[&places]).await?;
-        let rows: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+        let rows = local.rows(&doing, &sql, &[&places]).await?;
+        let rows: Vec<String> = rows
+            .iter()
+            .map(|row| row.get(0))
+            .collect::<Result<_, _>>()?;
         let mut theirs = namesakes(&peer, table, &keys, &rows).await?;
         for row in rows {
             let old = key_of(&keys, &row).and_then(|key| theirs.remove(&key));
@@ -155,7 +161,7 @@ async fn has_ids(local: &LocalSession, table: &Table) -> Result<bool, PassError>
                  WHERE a.attrelid = $1 AND a.attname = 'id' AND a.atttypid = 'int8'::regtype AND NOT a.attisdropped \
                    AND pg_get_expr(d.adbin, d.adrelid) LIKE '%next_id_v1(%')";
     let doing = "looking how rows are told apart";
-    Ok(local.query_one(doing, sql, &[&table.oid]).await?.get(0))
+    Ok(local.row(doing, sql, &[&table.oid]).await?.get(0)?)
 }
 
 async fn record_gone(
@@ -176,18 +182,21 @@ async fn record_gone(
     loop {
         let session = book.session();
         let found = session
-            .query(&doing, GONE_HERE, &[&after, &bound, &epoch, &name, &page])
+            .rows(&doing, GONE_HERE, &[&after, &bound, &epoch, &name, &page])
             .await?;
         let Some(last) = found.last() else {
             return Ok(());
         };
-        after = last.get(0);
-        let ids: Vec<i64> = found.iter().map(|row| row.get(0)).collect();
-        for row in peer.query(&doing, &rows, &[&ids]).await? {
+        after = last.get(0)?;
+        let ids: Vec<i64> = found
+            .iter()
+            .map(|row| row.get(0))
+            .collect::<Result<_, _>>()?;
+        for row in peer.rows(&doing, &rows, &[&ids]).await? {
             let change = Change {
                 table: name.clone(),
                 kind: "delete",
-                old: Some(row.get(0)),
+                old: Some(row.get(0)?),
                 new: None,
             };
             book.add(change).await?;
@@ -199,9 +208,12 @@ async fn primary_key(local: &LocalSession, table: &Table) -> Result<Vec<String>,
     let sql = "SELECT a.attname::text FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey) \
                WHERE i.indrelid = $1 AND i.indisprimary ORDER BY a.attnum";
     let rows = local
-        .query("reading the primary key", sql, &[&table.oid])
+        .rows("reading the primary key", sql, &[&table.oid])
         .await?;
-    Ok(rows.iter().map(|row| row.get(0)).collect())
+    Ok(rows
+        .iter()
+        .map(|row| row.get(0))
+        .collect::<Result<_, _>>()?)
 }
 
 /// The other side's rows of the same keys, by key.
@@ -222,11 +234,14 @@ async fn namesakes(
     );
     let ours = format!("[{}]", rows.join(","));
     let doing = format!("reading the rows of {}", table.full_name());
-    let found = peer.query(&doing, &sql, &[&ours]).await?;
-    let keyed = found.iter().filter_map(|row| {
-        let row: String = row.get(0);
-        Some((key_of(keys, &row)?, row))
-    });
+    let found = peer.rows(&doing, &sql, &[&ours]).await?;
+    let found: Vec<String> = found
+        .iter()
+        .map(|row| row.get(0))
+        .collect::<Result<_, _>>()?;
+    let keyed = found
+        .into_iter()
+        .filter_map(|row| Some((key_of(keys, &row)?, row)));
     Ok(keyed.collect())
 }
 

@@ -1,7 +1,7 @@
 //! The packages among what was found: each as both sides have it now.
 
 use super::book::Book;
-use crate::cluster::{LocalSession, PeerSession, Session};
+use crate::cluster::{LocalSession, PeerSession, Row, Session};
 use crate::config::Config;
 use crate::package::{Ident, Target, object_key};
 use crate::replication::PassError;
@@ -91,18 +91,27 @@ async fn touch_deleted(book: &Book, peer: &PeerSession) -> Result<(), PassError>
     loop {
         let session = book.session();
         let rows = session
-            .query(doing, page, &[&book.epoch, &PACKAGES, &after, &PAGE])
+            .rows(doing, page, &[&book.epoch, &PACKAGES, &after, &PAGE])
             .await?;
         let Some(last) = rows.last() else {
             return Ok(());
         };
-        after = last.get(0);
-        let ids: Vec<i64> = rows.iter().map(|row| row.get(1)).collect();
+        after = last.get(0)?;
+        let ids: Vec<i64> = rows
+            .iter()
+            .map(|row| row.get(1))
+            .collect::<Result<_, _>>()?;
         let sql =
             "SELECT ident::text, target::text FROM public.origin_packages WHERE id = ANY ($1)";
-        let known = peer.query(doing, sql, &[&ids]).await?;
-        let idents: Vec<String> = known.iter().map(|row| row.get(0)).collect();
-        let targets: Vec<String> = known.iter().map(|row| row.get(1)).collect();
+        let known = peer.rows(doing, sql, &[&ids]).await?;
+        let idents: Vec<String> = known
+            .iter()
+            .map(|row| row.get(0))
+            .collect::<Result<_, _>>()?;
+        let targets: Vec<String> = known
+            .iter()
+            .map(|row| row.get(1))
+            .collect::<Result<_, _>>()?;
         let sql = "INSERT INTO touched SELECT i, t, true FROM unnest($1::text[], $2::text[]) u(i, t) \
                    ON CONFLICT (ident, target) DO UPDATE SET deleted = true";
         session.execute(doing, sql, &[&idents, &targets]).await?;
@@ -115,10 +124,10 @@ async fn touched(book: &Book, after: &Name) -> Result<Vec<(Name, bool)>, PassErr
     let (ident, target) = after;
     let rows = book
         .session()
-        .query("reading the packages", sql, &[ident, target, &PAGE])
+        .rows("reading the packages", sql, &[ident, target, &PAGE])
         .await?;
-    let named = |row: &tokio_postgres::Row| ((row.get(0), row.get(1)), row.get(2));
-    Ok(rows.iter().map(named).collect())
+    let named = |row: &Row| Ok(((row.get(0)?, row.get(1)?), row.get(2)?));
+    rows.iter().map(named).collect()
 }
 
 async fn checksums(session: &Session, names: &[&Name]) -> Result<HashMap<Name, String>, PassError> {
@@ -127,10 +136,10 @@ async fn checksums(session: &Session, names: &[&Name]) -> Result<HashMap<Name, S
     let sql = "SELECT ident::text, target::text, checksum::text FROM public.origin_packages \
                WHERE (ident, target) IN (SELECT * FROM unnest($1::text[], $2::text[]))";
     let rows = session
-        .query("reading package rows", sql, &[&idents, &targets])
+        .rows("reading package rows", sql, &[&idents, &targets])
         .await?;
-    let known = |row: &tokio_postgres::Row| ((row.get(0), row.get(1)), row.get(2));
-    Ok(rows.iter().map(known).collect())
+    let known = |row: &Row| Ok(((row.get(0)?, row.get(1)?), row.get(2)?));
+    rows.iter().map(known).collect()
 }
 
 async fn write(book: &Book, judged: Vec<Judged<'_>>) -> Result<(), PassError> {

@@ -37,7 +37,7 @@ impl Clone {
         holder.batch("starting the snapshot", begin).await?;
         let sql = "SELECT pg_catalog.pg_export_snapshot()";
         let doing = "exporting the snapshot";
-        let snapshot: String = holder.query_one(doing, sql, &[]).await?.get(0);
+        let snapshot: String = holder.row(doing, sql, &[]).await?.get(0)?;
         let unavailable = unavailable(&holder).await?;
         let bytes = clone_visible(config, state, &snapshot, name).await?;
         Ok(Clone {
@@ -75,15 +75,15 @@ async fn content(session: &Session) -> Result<Content, PassError> {
     let mut rows = BTreeMap::new();
     for table in tables(session).await? {
         let sql = format!("SELECT count(*) FROM ONLY {}", table.quoted());
-        let counted = session.query_one("counting rows", &sql, &[]).await?;
-        rows.insert(table.full_name(), counted.get(0));
+        let counted = session.row("counting rows", &sql, &[]).await?;
+        rows.insert(table.full_name(), counted.get(0)?);
     }
     let row = session
-        .query_one("counting constraints", CONSTRAINTS, &[])
+        .row("counting constraints", CONSTRAINTS, &[])
         .await?;
     Ok(Content {
         rows,
-        constraints: (row.get(0), row.get(1)),
+        constraints: (row.get(0)?, row.get(1)?),
     })
 }
 

@@ -38,7 +38,7 @@ impl Purpose {
 }
 
 /// The names of all checks, in their order.
-pub const CHECKS: [&str; 19] = [
+pub const CHECKS: [&str; 20] = [
     "recovery_point",
     "lag",
     "artifacts",
@@ -51,6 +51,7 @@ pub const CHECKS: [&str; 19] = [
     "fence",
     "peer_identity",
     "peer_reachable",
+    "tls",
     "builder_keys",
     "bucket",
     "wal",
@@ -79,6 +80,7 @@ pub async fn preflight(config: &Config, purpose: Purpose, patience: Duration) ->
         standing::fence(&facts),
         standing::peer_identity(&facts),
         standing::peer_reachable(&facts),
+        servers::tls(&config.peer),
         keys::builder_keys(&facts),
         servers::bucket(&facts),
         standing::wal(&facts),

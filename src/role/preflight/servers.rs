@@ -2,6 +2,8 @@
 
 use super::facts::Facts;
 use super::{ok, refuse, unknown, warn};
+use crate::cluster::{is_loopback, is_verified};
+use crate::config;
 use crate::observe::Check;
 use bytesize::ByteSize;
 
@@ -149,5 +151,89 @@ pub fn bucket(facts: &Facts) -> Check {
     match &facts.bucket {
         Ok(()) => ok(NAME, format!("{bucket} takes objects, and lets them go")),
         Err(error) => unknown(NAME, error),
+    }
+}
+
+/// Whether the peer proves who it is before it is believed and given a password.
+pub fn tls(peer: &config::Side) -> Check {
+    const NAME: &str = "tls";
+    let mut open = Vec::new();
+    let datastore = &peer.datastore;
+    if !is_loopback(&datastore.host) && !is_verified(datastore) {
+        open.push(format!(
+            "peer.datastore.ssl_mode is {}, so any server may answer at {}",
+            datastore.ssl_mode.as_str(),
+            datastore.host
+        ));
+    }
+    let plain = peer.s3.endpoint.strip_prefix("http://");
+    let host = plain.map(|rest| rest.split([':', '/']).next().unwrap_or_default());
+    if let Some(host) = host.filter(|host| !is_loopback(host)) {
+        open.push(format!(
+            "peer.s3.endpoint is http, so any server may answer at {host}"
+        ));
+    }
+    match open.is_empty() {
+        true => ok(
+            NAME,
+            "the peer's servers prove who they are, or are on this machine",
+        ),
+        false => warn(
+            NAME,
+            open.join("; "),
+            "set peer.datastore.ssl_mode = \"verify-full\" with ssl_root_cert, and an https endpoint: docs/security.md",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observe::Verdict;
+
+    #[test]
+    fn a_peer_that_anybody_could_be_is_warned_of() {
+        let judged = |host: &str, mode: config::SslMode, endpoint: &str| {
+            let secret = || config::SecretSource::Inline(config::Secret::new(String::new()));
+            let peer = config::Side {
+                datastore: config::Datastore {
+                    host: host.into(),
+                    port: 5432,
+                    user: "hab".into(),
+                    database: "builder".into(),
+                    password: None,
+                    ssl_mode: mode,
+                    ssl_root_cert: None,
+                    ssl_cert: None,
+                    ssl_key: None,
+                    source: "configuration",
+                },
+                s3: config::S3 {
+                    backend: config::Backend::Minio,
+                    endpoint: endpoint.into(),
+                    region: String::new(),
+                    bucket_name: "b".into(),
+                    key_id: secret(),
+                    secret_key: secret(),
+                    ca_file: None,
+                    source: "configuration",
+                },
+            };
+            tls(&peer).result
+        };
+        use config::SslMode::{Prefer, Require, VerifyCa, VerifyFull};
+        let far = "https://dc1.example:9000";
+        assert_eq!(
+            judged("127.0.0.1", Prefer, "http://localhost:9000"),
+            Verdict::Ok
+        );
+        assert_eq!(judged("dc1.example", VerifyFull, far), Verdict::Ok);
+        assert_eq!(judged("dc1.example", VerifyCa, far), Verdict::Ok);
+        assert_eq!(judged("dc1.example", Prefer, far), Verdict::Warn);
+        assert_eq!(judged("10.0.0.1", Require, far), Verdict::Warn);
+        assert_eq!(
+            judged("dc1.example", VerifyFull, "http://dc1.example:9000"),
+            Verdict::Warn
+        );
     }
 }

@@ -107,8 +107,8 @@ async fn unfenceable(
                  (SELECT count(*) FROM pg_stat_activity a JOIN pg_roles r ON r.oid = a.usesysid \
                    WHERE a.datname = $1 AND r.rolsuper AND a.backend_type = 'client backend')";
     let doing = "looking for what a fence does not hold";
-    let row = peer.query_one(doing, sql, &[&database]).await?;
-    let (prepared, superusers): (i64, i64) = (row.get(0), row.get(1));
+    let row = peer.row(doing, sql, &[&database]).await?;
+    let (prepared, superusers): (i64, i64) = (row.get(0)?, row.get(1)?);
     if prepared > 0 {
         let text = format!("{prepared} prepared transactions are open there");
         return Ok(Some(text));

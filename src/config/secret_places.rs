@@ -1,0 +1,205 @@
+//! Files of secrets that a configuration by gossip may name.
+//!
+//! Whoever can write into the ring can name a host of his own and any file of this node: its content would be sent there
+//! as a password, or as a key's id in clear. So a configuration that Habitat has rendered may name the files of this
+//! service, and the passwords of Builder's own services; any other file must be named in `user.toml`, which only the
+//! operator of this node writes.
+
+use super::ConfigError;
+use super::values::Values;
+use std::path::{Component, Path, PathBuf};
+
+const KEYS: [&str; 6] = [
+    "local.datastore.password_file",
+    "local.s3.key_id_file",
+    "local.s3.secret_key_file",
+    "peer.datastore.password_file",
+    "peer.s3.key_id_file",
+    "peer.s3.secret_key_file",
+];
+
+/// Folders of Builder's own services whose files hold passwords, and no key of the packages.
+const BUILDERS: [&str; 3] = [
+    "builder-api/config",
+    "builder-datastore/config",
+    "builder-minio/config",
+];
+
+/// Refuses a file of a secret outside of these places. A configuration that no Supervisor has rendered is the
+/// operator's own, and may name any file.
+pub(super) fn check(config: &Path, values: &Values) -> Result<(), ConfigError> {
+    let Some(service) = Service::of(config) else {
+        return Ok(());
+    };
+    for key in KEYS {
+        let Some(file) = values.text(key) else {
+            continue;
+        };
+        if !service.may_name(key, Path::new(file)) {
+            return Err(ConfigError::key(
+                key,
+                format!(
+                    "names {file}, which is in none of {}; a configuration by gossip may name no other file: move the secret there, or name the file in {}",
+                    service.told(),
+                    service.user_toml().display()
+                ),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The service of a configuration at `…/svc/NAME/config/config.toml`.
+struct Service {
+    /// `…/svc/NAME`.
+    folder: PathBuf,
+    name: String,
+    /// Above `svc`, as a rule `/hab`.
+    root: PathBuf,
+}
+
+impl Service {
+    fn of(config: &Path) -> Option<Service> {
+        let config = std::path::absolute(config).ok()?;
+        let folder = config
+            .ends_with("config/config.toml")
+            .then(|| config.parent()?.parent())??;
+        let services = folder.parent()?;
+        if services.file_name()? != "svc" {
+            return None;
+        }
+        Some(Service {
+            name: folder.file_name()?.to_str()?.to_string(),
+            root: services.parent()?.to_path_buf(),
+            folder: folder.to_path_buf(),
+        })
+    }
+
+    fn user_toml(&self) -> PathBuf {
+        let user = self.root.join("user").join(&self.name);
+        user.join("config/user.toml")
+    }
+
+    fn places(&self) -> Vec<PathBuf> {
+        let own = [self.folder.clone(), self.root.join("user").join(&self.name)];
+        let builders = BUILDERS.map(|name| self.root.join("svc").join(name));
+        own.into_iter().chain(builders).collect()
+    }
+
+    fn told(&self) -> String {
+        let places = self.places();
+        let places = places.iter().map(|place| place.display().to_string());
+        places.collect::<Vec<_>>().join(", ")
+    }
+
+    fn may_name(&self, key: &str, file: &Path) -> bool {
+        let file = real(file);
+        let within = |place: &PathBuf| file.starts_with(real(place));
+        self.places().iter().any(within) || self.names_itself(key, &file)
+    }
+
+    /// The operator of this node has written it into `user.toml`.
+    fn names_itself(&self, key: &str, file: &Path) -> bool {
+        let text = std::fs::read_to_string(self.user_toml()).unwrap_or_default();
+        let Ok(table) = text.parse::<toml::Table>() else {
+            return false;
+        };
+        let mut value = toml::Value::Table(table);
+        for part in key.split('.') {
+            let Some(inner) = value.get(part) else {
+                return false;
+            };
+            value = inner.clone();
+        }
+        value
+            .as_str()
+            .is_some_and(|named| real(Path::new(named)) == file)
+    }
+}
+
+/// With every link followed; of what is not there, without `..`.
+fn real(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| {
+        let mut plain = PathBuf::new();
+        for part in path.components() {
+            match part {
+                Component::ParentDir => {
+                    plain.pop();
+                }
+                part => plain.push(part),
+            }
+        }
+        plain
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str = "peer.datastore.password_file";
+
+    fn service(root: &Path) -> Service {
+        let config = root.join("svc/warm-spare/config/config.toml");
+        Service::of(&config).expect("a service's configuration")
+    }
+
+    #[test]
+    fn a_configuration_by_gossip_names_no_file_of_others() {
+        let root = tempfile::tempdir().expect("a folder");
+        let root = root.path().canonicalize().expect("it is there");
+        let found = service(&root);
+        let may = |file: &str| found.may_name(KEY, &root.join(file));
+        for file in [
+            "svc/warm-spare/data/peer-password",
+            "user/warm-spare/secrets/peer",
+            "svc/builder-datastore/config/pwfile",
+        ] {
+            assert!(may(file), "{file}");
+        }
+        for file in [
+            "svc/builder-api/files/bldr-1.box.key",
+            "svc/warm-spare/../builder-api/files/bldr-1.box.key",
+            "svc/warm-spare-2/data/x",
+            "../etc/shadow",
+            "cache/keys/core-1.sig.key",
+        ] {
+            assert!(!may(file), "{file}");
+        }
+    }
+
+    #[test]
+    fn a_link_out_of_our_folder_is_followed() {
+        let root = tempfile::tempdir().expect("a folder");
+        let root = root.path().canonicalize().expect("it is there");
+        let data = root.join("svc/warm-spare/data");
+        std::fs::create_dir_all(&data).expect("a folder");
+        std::fs::write(root.join("shadow"), "x").expect("a file");
+        std::os::unix::fs::symlink(root.join("shadow"), data.join("link")).expect("a link");
+        assert!(!service(&root).may_name(KEY, &data.join("link")));
+    }
+
+    #[test]
+    fn what_the_operator_names_in_user_toml_is_his_own_choice() {
+        let root = tempfile::tempdir().expect("a folder");
+        let root = root.path().canonicalize().expect("it is there");
+        let user = root.join("user/warm-spare/config");
+        std::fs::create_dir_all(&user).expect("a folder");
+        let text = format!(
+            "[peer.datastore]\npassword_file = \"{}/vault/p\"",
+            root.display()
+        );
+        std::fs::write(user.join("user.toml"), text).expect("a file");
+        let found = service(&root);
+        assert!(found.may_name(KEY, &root.join("vault/p")));
+        assert!(!found.may_name(KEY, &root.join("vault/q")));
+        assert!(!found.may_name("peer.s3.key_id_file", &root.join("vault/p")));
+    }
+
+    #[test]
+    fn a_configuration_of_the_operators_own_may_name_any_file() {
+        for path in ["/etc/warm-spare.toml", "/root/config/config.toml"] {
+            assert!(Service::of(Path::new(path)).is_none(), "{path}");
+        }
+    }
+}
