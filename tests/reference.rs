@@ -11,7 +11,8 @@ use clap::CommandFactory;
 use serde_json::Value;
 use tokio::sync::watch;
 use warm_spare::cluster::{
-    Confirmation, CopiedPoint, DrillRecord, Event, Generation, Throttle, VerificationRecord,
+    Confirmation, CopiedPoint, DrillRecord, Event, Footprint, Generation, Throttle,
+    VerificationRecord,
 };
 use warm_spare::command::Arguments;
 use warm_spare::config::Config;
@@ -255,6 +256,14 @@ fn full() -> State {
         oldest_writer: Some("a transaction of hab".into()),
     });
     state.compared = Some(now);
+    state.footprint = Some(Footprint {
+        sessions: 2,
+        walsenders: 1,
+        transaction_seconds: Some(0.1),
+        xmin_age: Some(3),
+        locks: 1,
+        temporary_slots: 0,
+    });
     state.ours = Some(vec!["slot warm_spare_4f0c91aa".into()]);
     state.orphans = Some(vec!["89abcdef: slot warm_spare_89abcdef".into()]);
     state.confirmation = Some(Confirmation {

@@ -3,7 +3,9 @@
 mod support;
 
 use std::time::Duration;
-use support::follow::{copies, followed, logical, prepare, prepared, until_equal, until_following};
+use support::follow::{
+    copies, followed, logical, prepare, prepared, until_copied, until_equal, until_following,
+};
 use support::inventory::{self, Inventory, Session, lasting_sessions, until_nothing_is_held};
 use support::packages::{insert, put};
 use support::service::SOON;
@@ -209,4 +211,41 @@ async fn until_waiting(primary: &Postgres) {
         found.map(|_| ()).ok_or_else(|| "nobody waits".into())
     })
     .await;
+}
+
+/// What is ours on the primary is an inventory: what nothing explains is told.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_uses_any_more_on_the_primary_is_told() -> Result<()> {
+    let site = prepared("left_over").await?;
+    Factory::seeded().fill(&site.primary, 1).await?;
+    let service = followed(&site, "").await?;
+    let status = service
+        .until("the inventory", |status| {
+            status["peer"]["footprint"]["walsenders"] == 1
+        })
+        .await;
+    let footprint = &status["peer"]["footprint"];
+    assert_eq!(footprint["temporary_slots"], 0, "{footprint}");
+    let left = site.primary.conn().await?;
+    let name = status["cluster_id"].as_str().unwrap_or_default();
+    let sql = "SELECT pg_create_logical_replication_slot($1::text, 'pgoutput', true)";
+    left.execute(sql, &[&format!("warm_spare_{name}_7_7")])
+        .await?;
+    let told = |status: &serde_json::Value| {
+        let reasons = status["health"]["reasons"].to_string();
+        reasons.contains("left_on_primary") && reasons.contains("1 temporary slots")
+    };
+    let status = service.until("it is told", told).await;
+    assert_eq!(status["health"]["level"], 1, "{status:#}");
+    // The next copy ends it.
+    let copy = "CREATE TABLE another (a int PRIMARY KEY)";
+    let client = site.primary.conn().await?;
+    client.batch_execute(copy).await?;
+    until_copied(&service, 1).await;
+    assert!(
+        left.batch_execute("SELECT 1").await.is_err(),
+        "it was ended"
+    );
+    until_nothing_is_held(&site.primary.pg, LIMIT).await;
+    Ok(())
 }

@@ -136,3 +136,38 @@ async fn a_transaction_of_any_size_takes_bounded_memory() -> Result<()> {
     service.stop().await.ok();
     Ok(())
 }
+
+/// The tables that only grow have no key, and are the first to be trimmed: one statement of Builder's must not become one
+/// reading of the table for each row.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_rows_of_a_table_without_a_key_go_at_once() -> Result<()> {
+    let site = followed("keyless_many").await?;
+    let client = site.primary.conn().await?;
+    // Some are alike, and some hold nothing where others hold a NULL.
+    let rows = "CREATE TABLE plain (a int, b text, c numeric, d timestamptz DEFAULT now());
+        INSERT INTO plain (a, b, c) SELECT n / 2, CASE n % 4 WHEN 0 THEN NULL WHEN 1 THEN '' ELSE repeat('x', n % 7) END, 1.50
+        FROM generate_series(1, 60000) n";
+    client.batch_execute(rows).await?;
+    let service = follow(&site).await;
+    let began = std::time::Instant::now();
+    client
+        .batch_execute("DELETE FROM plain WHERE a % 3 = 0")
+        .await?;
+    arrived(&site).await?;
+    client
+        .batch_execute("UPDATE plain SET a = a + 1 WHERE a % 2 = 0; UPDATE plain SET c = 1.5, b = 'one' WHERE a % 5 = 0")
+        .await?;
+    arrived(&site).await?;
+    println!("{:?}", began.elapsed());
+    assert!(began.elapsed() < std::time::Duration::from_secs(30));
+    // Chains within one transaction, and twins that end differently.
+    let chains = "BEGIN; UPDATE plain SET a = -1 WHERE a = 1; UPDATE plain SET a = -2 WHERE a = -1;
+        UPDATE plain SET a = -1 WHERE ctid = (SELECT min(ctid) FROM plain WHERE a = -2);
+        DELETE FROM plain WHERE a = -2; INSERT INTO plain (a) VALUES (-1), (-1), (-3);
+        UPDATE plain SET b = 'twin' WHERE ctid = (SELECT max(ctid) FROM plain WHERE a = -1 AND b IS NULL);
+        DELETE FROM plain WHERE a = -3; COMMIT";
+    client.batch_execute(chains).await?;
+    arrived(&site).await?;
+    assert_eq!(baselines(&service).await?, Some(1.0), "no new baseline");
+    Ok(())
+}

@@ -416,6 +416,65 @@ async fn without_a_mark_a_restart_is_compared_once_while_the_gate_waits() -> Res
     Ok(())
 }
 
+/// The primary fails over to its own standby: while that is in recovery it is waited for, and then one copy is enough.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failover_of_the_primary_to_its_standby_costs_one_copy() -> Result<()> {
+    let site = prepared("standby").await?;
+    Factory::seeded().fill(&site.primary, 1).await?;
+    let service = Service::start(&site, "");
+    until_following(&service).await;
+    let pg = &site.primary.pg;
+    let standby = pg.standby().await?;
+    // So much that the checkpoint after the promotion takes its time.
+    let many = "INSERT INTO audit_package (operation, trigger, requester_id, requester_name, origin, channel, package_ident)
+                SELECT 'promote', 'hab_client', 1, 'me', 'core', 'stable', repeat(md5(n::text), 20) FROM generate_series(1, 6000) n";
+    site.primary.conn().await?.batch_execute(many).await?;
+    until_equal(&site).await?;
+    wait_until("the standby has it", SOON, || async {
+        let sql = "SELECT count(*) FROM audit_package";
+        let row = standby.conn("builder").await?.query_one(sql, &[]).await?;
+        (row.get::<_, i64>(0) >= 6000)
+            .then_some(())
+            .ok_or("not yet".into())
+    })
+    .await;
+    pg.kill9();
+    let moved = format!("[peer.datastore]\nport = {}\n", standby.port());
+    service.reconfigure(&moved);
+    let status = service
+        .until("it is known as a standby", |status| {
+            let detail = status["hold"]["detail"].as_str().unwrap_or_default();
+            detail.contains("physical standby")
+        })
+        .await;
+    assert_eq!(status["health"]["level"], 1, "it may pass: {status:#}");
+    standby.promote().await?;
+    let control = "SELECT timeline_id FROM pg_control_checkpoint()";
+    let client = standby.conn("builder").await?;
+    let timeline: i32 = client.query_one(control, &[]).await?.get(0);
+    assert_eq!(timeline, 1, "the checkpoint was too fast for this test");
+    until_copied(&service, 1).await;
+    service.until_level().await;
+    client.batch_execute("CHECKPOINT").await?;
+    let timeline: i32 = client.query_one(control, &[]).await?.get(0);
+    assert_eq!(timeline, 2);
+    // The line is cut, so that all is asked anew.
+    client.batch_execute(END_READERS).await?;
+    let sql = "INSERT INTO accounts (name, email) VALUES ('after', 'after')";
+    client.batch_execute(sql).await?;
+    wait_until("it is followed", SOON, || async {
+        let sql = "SELECT 1 FROM accounts WHERE name = 'after'";
+        let row = site.spare.conn().await?.query_opt(sql, &[]).await?;
+        row.map(|_| ()).ok_or_else(|| "not yet".into())
+    })
+    .await;
+    assert_eq!(copies(&service).await?, 2, "one copy for one failover");
+    Ok(())
+}
+
+const END_READERS: &str =
+    "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active";
+
 /// More than an idle primary is left to hold for us.
 async fn much_log_of_nothing(site: &Site) -> Result<()> {
     let client = site.primary.conn().await?;

@@ -2,7 +2,9 @@
 
 mod support;
 
-use support::follow::{audit, copies, prepared, until_copied, until_equal, until_following};
+use support::follow::{
+    audit, copies, prepared, tamper, until_closed, until_copied, until_equal, until_following,
+};
 use support::service::SOON;
 use support::{Factory, Result, Service, Site, wait_until};
 
@@ -42,28 +44,23 @@ async fn form(cluster: &support::Cluster) -> Result<String> {
 }
 
 /// Forms that no table shows, and that a promoted spare would miss.
-const UNSEEN_FORMS: [(&str, &str); 6] = [
-    (
-        "a body that is not text",
-        "CREATE OR REPLACE FUNCTION atomic() RETURNS int BEGIN ATOMIC SELECT 2; END",
-    ),
-    (
-        "a function's settings",
-        "ALTER FUNCTION atomic() SET search_path = pg_catalog",
-    ),
-    (
-        "a domain's default",
-        "ALTER DOMAIN few ALTER DEFAULT SET DEFAULT 3",
-    ),
-    ("a policy", "CREATE POLICY mine ON accounts USING (true)"),
-    (
-        "a rule",
-        "CREATE RULE quiet AS ON DELETE TO secure DO INSTEAD NOTHING",
-    ),
-    (
-        "a column of a composite type",
-        "ALTER TYPE twofold ADD ATTRIBUTE c int",
-    ),
+const UNSEEN_FORMS: [&str; 16] = [
+    "CREATE OR REPLACE FUNCTION atomic() RETURNS int BEGIN ATOMIC SELECT 2; END",
+    "ALTER FUNCTION atomic() SET search_path = pg_catalog",
+    "CREATE OR REPLACE FUNCTION given(a int DEFAULT 2) RETURNS int LANGUAGE sql AS 'SELECT 1'",
+    "ALTER DOMAIN few SET DEFAULT 3",
+    "ALTER DOMAIN few ADD CONSTRAINT small CHECK (VALUE < 9)",
+    "ALTER TYPE twofold ADD ATTRIBUTE c int",
+    "ALTER TABLE accounts ENABLE ROW LEVEL SECURITY",
+    "CREATE POLICY mine ON accounts USING (true)",
+    "ALTER POLICY mine ON accounts TO hab",
+    "CREATE RULE quiet AS ON DELETE TO secure DO INSTEAD NOTHING",
+    "CREATE AGGREGATE total(int) (SFUNC = int4pl, STYPE = int, INITCOND = '0')",
+    "CREATE OR REPLACE AGGREGATE total(int) (SFUNC = int4pl, STYPE = int, INITCOND = '1')",
+    "CREATE CAST (twofold AS text) WITH INOUT AS ASSIGNMENT",
+    "CREATE TABLE younger () INHERITS (secure)",
+    "CREATE COLLATION ours (provider = libc, locale = 'C')",
+    "SELECT lo_create(0)",
 ];
 
 async fn until_same_form(site: &Site) -> Result<()> {
@@ -161,19 +158,37 @@ async fn forms_that_no_table_shows_are_noticed_too() -> Result<()> {
     Factory::seeded().fill(&site.primary, 1).await?;
     let client = site.primary.conn().await?;
     let before = "CREATE FUNCTION atomic() RETURNS int BEGIN ATOMIC SELECT 1; END;
+        CREATE FUNCTION given(a int DEFAULT 1) RETURNS int LANGUAGE sql AS 'SELECT 1';
         CREATE DOMAIN few AS int DEFAULT 2; CREATE TYPE twofold AS (a int, b text); CREATE TABLE secure (a int PRIMARY KEY)";
     client.batch_execute(before).await?;
     site.warm_spare(&["prepare"]).await.ok();
     let service = Service::start(&site, "");
     until_following(&service).await;
-    for (what, change) in UNSEEN_FORMS {
-        println!("{what}");
-        let before = copies(&service).await?;
-        client.batch_execute(change).await?;
-        until_copied(&service, before).await;
-        until_following(&service).await;
+    let body = "CREATE OR REPLACE FUNCTION atomic() RETURNS int BEGIN ATOMIC SELECT 3; END";
+    client.batch_execute(body).await?;
+    until_copied(&service, 1).await;
+    service.stop().await.ok();
+
+    let config = warm_spare::config::load(&site.config_file())?;
+    let mut last = fingerprint(&config).await?;
+    for form in UNSEEN_FORMS {
+        client.batch_execute(form).await?;
+        let now = fingerprint(&config).await?;
+        assert_ne!(now, last, "{form}");
+        last = now;
     }
+    // What makes no difference to any row makes none here.
+    client
+        .batch_execute("GRANT SELECT ON accounts TO PUBLIC; ANALYZE")
+        .await?;
+    assert_eq!(fingerprint(&config).await?, last);
     Ok(())
+}
+
+/// As the service reads it.
+async fn fingerprint(config: &warm_spare::config::Config) -> Result<String> {
+    let peer = warm_spare::cluster::PeerSession::open(&config.peer.datastore).await?;
+    Ok(warm_spare::replication::stream::fingerprint(&peer, "none").await?)
 }
 
 /// The texts of definitions depend on it, and what they mean does not.
@@ -228,4 +243,39 @@ async fn a_rewrite_that_changes_no_form_is_noticed() -> Result<()> {
     let service = Service::start(&site, "");
     until_copied(&service, 0).await;
     until_equal(&site).await
+}
+
+/// A row that was changed past the fence: no question shows it, and nobody waits for the night.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_differs_is_found_by_the_rolling_comparison() -> Result<()> {
+    let site = prepared("rolling").await?;
+    Factory::seeded().fill(&site.primary, 2).await?;
+    let service = Service::start(&site, "[verify]\nrolling = 100\n");
+    until_following(&service).await;
+    let compared = service
+        .until("every table was compared", |status| {
+            status["replication"]["compared"].is_string()
+        })
+        .await;
+    let first = compared["replication"]["compared"].clone();
+    service
+        .until("and again", |status| {
+            status["replication"]["compared"] != first
+        })
+        .await;
+    assert_eq!(copies(&service).await?, 1);
+    tamper(&site, "UPDATE accounts SET email = 'another'").await?;
+    until_closed(&service, "accounts are on one side only", 1).await?;
+    // Once a day is enough: what stays different then is told, and the stream goes on.
+    tamper(&site, "UPDATE accounts SET email = 'again'").await?;
+    wait_until("it is told", SOON, || async {
+        let lines = service.running.stderr();
+        let told = lines.iter().any(|line| line.contains("again after a copy"));
+        told.then_some(()).ok_or("not yet".into())
+    })
+    .await;
+    audit(&site, "after it").await?;
+    service.until_level().await;
+    assert_eq!(copies(&service).await?, 2);
+    Ok(())
 }

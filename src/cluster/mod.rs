@@ -6,11 +6,13 @@
 mod applying;
 mod as_client;
 mod builder_keys;
+mod cancelling;
 mod channel;
 mod clients;
 mod datastore;
 mod fence;
 mod fence_record;
+mod footprint;
 mod history;
 mod identity;
 mod lineage;
@@ -40,6 +42,7 @@ pub use fence::{
     FenceError, clear_out, end_sessions, enforce_fence, exempt_role, is_fenced, prove_fence,
     raise_fence, set_fence,
 };
+pub use footprint::{Footprint, footprint};
 pub use history::{Confirmation, DrillRecord, Event, VerificationRecord};
 pub use identity::{IdentityError, differ_in_bucket, differ_in_server, prove_writable, system_id};
 pub use lineage::{Descent, Lineage, record_lineage};

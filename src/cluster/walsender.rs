@@ -1,6 +1,7 @@
 //! A session in the replication protocol: slots with an exported snapshot, and the stream of a slot. No SQL client speaks
 //! it; the messages themselves are encoded by the library that our SQL client is made of.
 
+use super::cancelling::{CANCELLED, Cancelling, Unanswered};
 use super::channel::{self, Watched};
 use super::datastore::{self, DatastoreError, DatastoreFault};
 use super::{Lsn, Side, Snapshot, quote_ident, quote_literal, tls};
@@ -19,10 +20,6 @@ use tokio_rustls::TlsConnector;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 const PATIENCE: Duration = Duration::from_secs(60);
-/// For the answer to a request to cancel.
-const CANCELLED: Duration = Duration::from_secs(5);
-/// A request to cancel from a future that was dropped is waited for so long: the process may be about to end.
-const LAST_WORD: Duration = Duration::from_secs(2);
 /// A slot is released a moment after its reader has gone.
 const IN_USE: Duration = Duration::from_secs(5);
 const IN_USE_PAUSE: Duration = Duration::from_millis(50);
@@ -31,7 +28,7 @@ const READ: usize = 64 * 1024;
 const SMALL: usize = 4096;
 const COPY_BOTH: u8 = b'W';
 
-trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(super) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 /// Rows of a simple query, as text.
@@ -86,7 +83,7 @@ impl Told {
     }
 }
 
-enum Trouble {
+pub(super) enum Trouble {
     Wire(io::Error),
     /// The server's own words.
     Refused {
@@ -155,7 +152,7 @@ impl WalSession {
         sql: &str,
         patience: Duration,
     ) -> Result<TextRows, DatastoreError> {
-        let unanswered = Unanswered(Some(self.wire.cancelling.clone()));
+        let unanswered = Unanswered::of(&self.wire.cancelling);
         let answer = tokio::time::timeout(patience, self.wire.query(sql)).await;
         let cancelling = unanswered.answered();
         match answer {
@@ -315,64 +312,6 @@ impl WalStream {
 fn microseconds_since_2000() -> i64 {
     const Y2000: i64 = 946_684_800_000_000;
     chrono::Utc::now().timestamp_micros() - Y2000
-}
-
-/// By which the server is asked to give up what it does for a session: its process there, and the secret of it.
-#[derive(Clone)]
-struct Cancelling {
-    side: Side,
-    to: Arc<Datastore>,
-    process: i32,
-    secret: i32,
-}
-
-impl Cancelling {
-    /// Best effort: a server that does not hear it has its own bounds.
-    async fn cancel(&self) {
-        let asking = async {
-            let mut io = connect(self.side, &self.to).await?;
-            let mut out = BytesMut::new();
-            frontend::cancel_request(self.process, self.secret, &mut out);
-            io.write_all(&out).await?;
-            io.flush().await?;
-            // It closes the connection when the request is passed on.
-            let _ = io.read_u8().await;
-            Ok::<(), Trouble>(())
-        };
-        if !matches!(tokio::time::timeout(CANCELLED, asking).await, Ok(Ok(()))) {
-            log::debug!("{}: a command could not be cancelled", self.side);
-        }
-    }
-}
-
-/// A command that has no answer yet. Dropped, it is cancelled on the server, which may wait in its lock manager and would
-/// not notice that the connection is closed.
-struct Unanswered(Option<Cancelling>);
-
-impl Unanswered {
-    fn answered(mut self) -> Cancelling {
-        self.0.take().expect("it is taken once")
-    }
-}
-
-impl Drop for Unanswered {
-    fn drop(&mut self) {
-        let Some(cancelling) = self.0.take() else {
-            return;
-        };
-        // On a thread of its own, for the runtime may be at its end.
-        let (done, heard) = std::sync::mpsc::channel();
-        std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build();
-            if let Ok(runtime) = runtime {
-                runtime.block_on(cancelling.cancel());
-            }
-            let _ = done.send(());
-        });
-        let _ = heard.recv_timeout(LAST_WORD);
-    }
 }
 
 struct Wire {
@@ -635,7 +574,7 @@ fn refused(body: &backend::ErrorResponseBody) -> Trouble {
     }
 }
 
-async fn connect(side: Side, to: &Datastore) -> Result<Box<dyn Io>, Trouble> {
+pub(super) async fn connect(side: Side, to: &Datastore) -> Result<Box<dyn Io>, Trouble> {
     let (mut tcp, loopback) = channel::connect(to).await?;
     if to.ssl_mode == SslMode::Disable {
         return Ok(Box::new(Watched::new(tcp, loopback)));

@@ -81,7 +81,7 @@ impl Health {
 }
 
 /// Every code that a reason may bear, besides those of a hold.
-pub const CODES: [&str; 23] = [
+pub const CODES: [&str; 24] = [
     "starting",
     "first_baseline",
     "baseline_stalled",
@@ -99,6 +99,7 @@ pub const CODES: [&str; 23] = [
     "verify_differences",
     "verify_failed",
     "open_transaction",
+    "left_on_primary",
     "no_spare",
     "old_primary_open",
     "fenced",
@@ -185,6 +186,9 @@ fn next_step(code: &str) -> &'static str {
         "open_transaction" => {
             "end that transaction on the primary (pg_terminate_backend, ROLLBACK PREPARED) if nobody needs it; the stream goes on meanwhile"
         }
+        "left_on_primary" => {
+            "see pg_stat_activity (application warm-spare) and pg_replication_slots there; what no running warm-spare uses can be ended with pg_terminate_backend"
+        }
         "no_spare" => "let the peer follow: set role = \"spare\" there, as docs/failback.md says",
         "old_primary_open" => {
             "make the old primary reachable from here, or stop Builder there; it is fenced as soon as it answers"
@@ -207,6 +211,9 @@ fn next_step(code: &str) -> &'static str {
 
 /// A phase that tells no steps (indexes of a large database, say) may take so long.
 const UNTOLD: TimeDelta = TimeDelta::hours(1);
+
+/// Longer than from one look at the primary to the next.
+const LEFT_OVER: TimeDelta = TimeDelta::seconds(15);
 
 struct Findings(Vec<Reason>);
 
@@ -349,7 +356,20 @@ fn of_the_spare(state: &State, meter: &Meter, now: DateTime<Utc>, found: &mut Fi
         found.add(Level::Critical, "primary_read_only", text);
     }
     of_log(state, found);
+    of_footprint(state, now, found);
     of_verification(state, found);
+}
+
+/// Seen at two looks: one may have come between the end of a copy and our saying so.
+fn of_footprint(state: &State, now: DateTime<Utc>, found: &mut Findings) {
+    let since = state.left_over_since;
+    if let Some(what) = state.left_over()
+        && since.is_some_and(|since| now - since >= LEFT_OVER)
+    {
+        let text =
+            format!("{what} of ours on the primary, which nothing that is being done explains");
+        found.add(Level::Warning, "left_on_primary", text);
+    }
 }
 
 /// The primary's log that is kept although we have confirmed it: no deed of ours frees it.

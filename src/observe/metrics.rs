@@ -234,6 +234,29 @@ fn freshness(page: &mut Page, state: &State, watched: &Watched) {
         "What of it was not confirmed by us",
         state.held.as_ref().map(|held| held.unconfirmed as f64),
     );
+    if let Some(found) = &state.footprint {
+        let counted = [
+            ("sessions", found.sessions),
+            ("walsenders", found.walsenders),
+            ("locks", found.locks),
+            ("temporary_slots", found.temporary_slots),
+        ];
+        page.gauge(
+            "peer_footprint",
+            "What of ours is on the primary's server at present",
+            counted.map(|(what, number)| (one("what", what), number as f64)),
+        );
+        page.plain(
+            "peer_footprint_transaction_seconds",
+            "How long the oldest transaction of ours has been open there",
+            Some(found.transaction_seconds.unwrap_or_default()),
+        );
+        page.plain(
+            "peer_footprint_xmin_age",
+            "Over so many transactions no row that went is vacuumed there for our sake",
+            Some(f64::from(found.xmin_age.unwrap_or_default())),
+        );
+    }
     page.plain(
         "compared_timestamp_seconds",
         "Since when every table was found equal on both sides, one after the other",

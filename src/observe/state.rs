@@ -2,7 +2,8 @@
 //! is computed where it is asked for, so that it is true also when nothing happens.
 
 use crate::cluster::{
-    Confirmation, CopiedPoint, DrillRecord, EPOCH_STEP_MAX, Event, Generation, VerificationRecord,
+    Confirmation, CopiedPoint, DrillRecord, EPOCH_STEP_MAX, Event, Footprint, Generation,
+    VerificationRecord,
 };
 use crate::config::{Config, Role};
 use crate::replication::Sampled;
@@ -12,6 +13,8 @@ use std::time::{Duration, Instant};
 
 /// Kept in memory, and shown; the state database keeps more.
 const EVENTS_SHOWN: usize = 50;
+/// Outside of a copy and a verification no transaction of ours lasts so long on the primary.
+const LONG_TRANSACTION_SECONDS: f64 = 600.0;
 /// What was seen of our own server counts for so long.
 const SEEN_LATELY: Duration = Duration::from_secs(8);
 
@@ -46,6 +49,10 @@ pub struct State {
     /// What is ours on the primary, and what is of other clusters' ids.
     pub ours: Option<Vec<String>>,
     pub orphans: Option<Vec<String>>,
+    /// What sessions of ours hold on the primary at present; None: not known.
+    pub footprint: Option<Footprint>,
+    /// Since when that is more than what is being done explains.
+    pub left_over_since: Option<DateTime<Utc>>,
     pub baseline: Option<Baseline>,
     pub artifacts: Option<Artifacts>,
     /// How many the primary's store refuses while it serves others, and one of them.
@@ -460,6 +467,8 @@ impl State {
             compared: None,
             ours: None,
             orphans: None,
+            footprint: None,
+            left_over_since: None,
             baseline: None,
             artifacts: None,
             unreadable: None,
@@ -584,6 +593,28 @@ impl State {
             },
             complete_at,
         })
+    }
+
+    pub fn see_footprint(&mut self, found: Option<Footprint>, now: DateTime<Utc>) {
+        self.footprint = found;
+        let left_over = self.left_over();
+        self.left_over_since = left_over.map(|_| self.left_over_since.unwrap_or(now));
+    }
+
+    /// What of ours on the primary nothing that is being done explains.
+    pub fn left_over(&self) -> Option<String> {
+        let found = self.footprint.as_ref()?;
+        let copying = i64::from(self.baseline.is_some());
+        let reading = self.baseline.is_some() || self.verifying;
+        let open = found.transaction_seconds.unwrap_or_default();
+        if found.temporary_slots > copying {
+            return Some(format!("{} temporary slots", found.temporary_slots));
+        }
+        if found.walsenders > 1 + copying {
+            return Some(format!("{} walsenders", found.walsenders));
+        }
+        (!reading && open > LONG_TRANSACTION_SECONDS)
+            .then(|| format!("a transaction that has been open for {open:.0} s"))
     }
 
     pub fn remember(&mut self, event: Event) {

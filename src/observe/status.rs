@@ -207,6 +207,14 @@ fn peer(state: &State) -> Value {
     document["epoch"] = json!(state.peer_epoch);
     document["ours"] = json!(state.ours);
     document["orphans"] = json!(state.orphans);
+    document["footprint"] = json!(state.footprint.map(|found| json!({
+        "sessions": found.sessions,
+        "walsenders": found.walsenders,
+        "transaction_seconds": found.transaction_seconds,
+        "xmin_age": found.xmin_age,
+        "locks": found.locks,
+        "temporary_slots": found.temporary_slots,
+    })));
     document["wal_held_bytes"] = json!(state.held.as_ref().map(|held| held.bytes));
     document["wal_unconfirmed_bytes"] = json!(state.held.as_ref().map(|held| held.unconfirmed));
     document["wal_bound_bytes"] = json!(state.held.as_ref().and_then(|held| held.bound));

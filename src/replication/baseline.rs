@@ -138,7 +138,7 @@ impl Baseline<'_> {
             mut contents,
             files,
             sequences: values,
-        } = guard::guarded(peer, copying).await?;
+        } = Box::pin(guard::guarded(peer, copying)).await?;
         if let Some(slot) = &mut slot {
             slot.let_snapshot_go().await?;
         }

@@ -21,6 +21,7 @@ const LOOKS_PER_PROOF: u32 = 12;
 /// A local server that does not answer for so long holds nobody else's lock either.
 const PATIENCE: Duration = Duration::from_secs(15);
 const STORE_LOOK: Duration = Duration::from_secs(10);
+const FOOTPRINT_LOOK: Duration = Duration::from_secs(10);
 const LOOKS_PER_MINUTE: u32 = 6;
 /// An emptied bucket is to be known within a minute, the time of the look included.
 const LOOKS_PER_SAMPLE: u32 = 2;
@@ -44,6 +45,7 @@ pub async fn keep(desk: &Desk, tenure: &Tenure) -> End {
         end = keep_fence(desk, tenure) => end,
         never = keep_seeing(desk, &tenure.config) => match never {},
         never = keep_checking(desk, &tenure.config) => match never {},
+        never = keep_counting(desk, &tenure.config) => match never {},
         never = keep_tidy(tenure) => match never {},
     }
 }
@@ -68,6 +70,30 @@ async fn keep_checking(desk: &Desk, config: &Config) -> Infallible {
             });
         });
         tokio::time::sleep(PREFLIGHT_LOOK).await;
+    }
+}
+
+/// What of ours is on the primary, whatever is being done.
+async fn keep_counting(desk: &Desk, config: &Config) -> Infallible {
+    loop {
+        let id = desk.read(|state| {
+            let spare = state.role.as_deref() == Some("spare") || state.baseline.is_some();
+            state.cluster_id.clone().filter(|_| spare)
+        });
+        let footprint = match id {
+            Some(id) => cluster::footprint(&config.peer.datastore, &id).await,
+            None => {
+                tokio::time::sleep(FOOTPRINT_LOOK).await;
+                continue;
+            }
+        };
+        let now = desk.now();
+        desk.update(|state| match footprint {
+            Ok(found) => state.see_footprint(Some(found), now),
+            // Who works with the primary says that it does not answer.
+            Err(_) => state.see_footprint(None, now),
+        });
+        tokio::time::sleep(FOOTPRINT_LOOK).await;
     }
 }
 

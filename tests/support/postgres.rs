@@ -138,6 +138,55 @@ impl Postgres {
         Builder::default()
     }
 
+    /// A physical standby of this server, on a port of its own.
+    pub async fn standby(&self) -> Result<Postgres> {
+        append(
+            &self.data_dir().join("pg_hba.conf"),
+            "host replication hab 127.0.0.1/32 md5\n",
+        )?;
+        let reload = "SELECT pg_reload_conf()";
+        self.conn("postgres").await?.batch_execute(reload).await?;
+        let dir = server_dir("pg-")?;
+        let data = dir.path().join("data");
+        own(dir.path())?;
+        let mut copy = Command::new(self.programs.join("pg_basebackup"));
+        copy.args([
+            "--checkpoint=fast",
+            "--no-sync",
+            "--write-recovery-conf",
+            "-d",
+        ])
+        .arg(self.url("postgres"))
+        .arg("-D")
+        .arg(&data);
+        unprivileged(&mut copy);
+        tokio::task::spawn_blocking(move || run(&mut copy, "")).await??;
+        let mut settings = self.settings.clone();
+        for (name, value) in &mut settings {
+            if name == "unix_socket_directories" {
+                *value = dir.path().to_string_lossy().into_owned();
+            }
+        }
+        let standby = Postgres {
+            server: Mutex::new(None),
+            port: 0,
+            password: self.password.clone(),
+            programs: self.programs.clone(),
+            major: self.major,
+            dir,
+            settings,
+            own_clock: false,
+        };
+        standby.start_on_a_free_port().await
+    }
+
+    /// A standby becomes a server of its own. Its control file names the old timeline until its next checkpoint.
+    pub async fn promote(&self) -> Result<()> {
+        let client = self.conn("postgres").await?;
+        client.query_one("SELECT pg_promote()", &[]).await?;
+        Ok(())
+    }
+
     async fn start_on_a_free_port(mut self) -> Result<Self> {
         let mut attempt = 0;
         loop {

@@ -6,6 +6,7 @@
 use super::super::error::PassError;
 use super::error::Gap;
 use super::pgoutput::{Identity, Old, Relation, Truncate, Value};
+use super::runs::Run;
 use super::target::{Found, Target, Types};
 use crate::cluster::{Applying, TextValue};
 use bytes::Bytes;
@@ -16,11 +17,13 @@ use std::sync::Arc;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Row, Statement};
 
-/// Changes sent together at most, in number and in bytes.
-const MOST: usize = 2000;
+/// Changes sent together at most, by what each costs and in bytes.
+const MOST: usize = 20_000;
 const MOST_BYTES: usize = 2 << 20;
-/// A row that is found by its values may be looked for through its whole table: it counts as so many.
-const BY_ROW: usize = 40;
+/// A change that is found by its key, or needs not be found; and one that is found by all its values: the more of those go
+/// at once, the less often their table is read.
+const COST: usize = 10;
+const COST_BY_ROW: usize = 1;
 /// Prepared statements that are kept: there is one for each set of columns, and of NULLs.
 const MOST_STATEMENTS: usize = 1000;
 
@@ -107,7 +110,7 @@ impl Changes {
         let by_row =
             matches!(target.identity, Identity::Full) && !matches!(change, Change::Insert(_));
         self.queued.entry(relation).or_default().push(change);
-        self.number += if by_row { BY_ROW } else { 1 };
+        self.number += if by_row { COST_BY_ROW } else { COST };
         self.bytes += bytes;
         if self.number >= MOST || self.bytes >= MOST_BYTES {
             self.flush().await?;
@@ -178,21 +181,21 @@ impl Changes {
 type Sent<'a> = Pin<Box<dyn Future<Output = Result<Vec<Row>, Gap>> + Send + 'a>>;
 
 /// One statement with its values, and how many rows it must change.
-struct Call {
-    sql: String,
-    kind: Kind,
-    values: Values,
-    rows: u64,
+pub struct Call {
+    pub sql: String,
+    pub kind: Kind,
+    pub values: Values,
+    pub rows: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub enum Kind {
     Insert,
     Update,
     Delete,
 }
 
-enum Values {
+pub enum Values {
     Single(Vec<TextValue>),
     /// One array for each column.
     Arrays(Vec<Vec<Option<String>>>),
@@ -268,27 +271,43 @@ pub fn named(row: &Row, from: usize) -> Named {
 fn calls_for(target: &Target, changes: Vec<Change>) -> Result<Vec<Call>, Gap> {
     let mut calls = Vec::new();
     let mut inserts: Vec<Vec<Value>> = Vec::new();
+    let (mut run, runs) = (Run::default(), Run::takes(target));
     for change in changes {
         match change {
             Change::Insert(new) => {
+                run.end(target, &mut calls);
                 inserts.push(sized(target, new)?);
                 continue;
             }
+            Change::Update {
+                old: Some(Old::Full(old)),
+                new,
+            } if runs => {
+                insert_all(target, &mut inserts, &mut calls)?;
+                run.update(target, old, sized(target, new)?, &mut calls)?;
+            }
+            Change::Delete(Old::Full(old)) if runs => {
+                insert_all(target, &mut inserts, &mut calls)?;
+                run.delete(target, old, &mut calls)?;
+            }
             Change::Update { old, new } => {
+                run.end(target, &mut calls);
                 insert_all(target, &mut inserts, &mut calls)?;
                 calls.extend(update(target, old, sized(target, new)?)?);
             }
             Change::Delete(old) => {
+                run.end(target, &mut calls);
                 insert_all(target, &mut inserts, &mut calls)?;
                 calls.push(delete(target, old)?);
             }
         }
     }
+    run.end(target, &mut calls);
     insert_all(target, &mut inserts, &mut calls)?;
     Ok(calls)
 }
 
-fn sized(target: &Target, values: Vec<Value>) -> Result<Vec<Value>, Gap> {
+pub fn sized(target: &Target, values: Vec<Value>) -> Result<Vec<Value>, Gap> {
     if values.len() == target.columns.len() {
         return Ok(values);
     }
@@ -323,11 +342,7 @@ fn insert_all(
         vec![Vec::with_capacity(rows.len()); target.columns.len()];
     for row in rows {
         for (array, value) in arrays.iter_mut().zip(row) {
-            array.push(match value {
-                Value::Null => None,
-                Value::Text(text) => Some(utf8(target, &text)?),
-                Value::Unchanged => return Err(unsent(target)),
-            });
+            array.push(text_of(target, &value)?);
         }
     }
     calls.push(Call {
@@ -345,7 +360,16 @@ fn utf8(target: &Target, text: &Bytes) -> Result<String, Gap> {
     Ok(text.to_string())
 }
 
-fn unsent(target: &Target) -> Gap {
+/// None: NULL.
+pub fn text_of(target: &Target, value: &Value) -> Result<Option<String>, Gap> {
+    match value {
+        Value::Null => Ok(None),
+        Value::Text(text) => utf8(target, text).map(Some),
+        Value::Unchanged => Err(unsent(target)),
+    }
+}
+
+pub fn unsent(target: &Target) -> Gap {
     Gap::Decoding(format!(
         "a row of {} lacks a value that it needs",
         target.name

@@ -15,6 +15,7 @@ pub mod pgoutput;
 mod proof;
 mod pump;
 mod question;
+mod runs;
 mod settle;
 pub mod spool;
 mod target;

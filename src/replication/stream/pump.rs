@@ -15,7 +15,9 @@ use tokio::time::Instant;
 
 /// The server is asked for a sign of life so often.
 const ASK: Duration = Duration::from_secs(2);
-const SILENCE: Duration = Duration::from_secs(20);
+/// Within a large transaction of which nothing is sent, the server gives a sign of life by itself alone, after half of its
+/// wal_sender_timeout: 30 s as it comes.
+const SILENCE: Duration = Duration::from_secs(45);
 /// Messages taken before the answers have their turn.
 const AT_ONCE: usize = 1000;
 /// A server that is behind sends each message by itself, many in a millisecond. It is faster when it need not wake us for each.

@@ -82,7 +82,7 @@ SELECT now(), clock_timestamp(), CASE WHEN NOT pg_is_in_recovery() THEN pg_curre
           WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid()
           UNION ALL SELECT prepared, format('prepared transaction %L of %s in database %s, prepared %s',
             gid, owner, database, prepared) FROM pg_prepared_xacts) writers (since, text) ORDER BY since LIMIT 1),
-       (SELECT coalesce(jsonb_object_agg(n.nspname || '.' || c.relname, pg_relation_filenode(c.oid)), '{}')::text
+       (SELECT coalesce(jsonb_object_agg(n.nspname || '.' || c.relname, pg_relation_filenode(c.oid)::int8), '{}')::text
         FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
         JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = $2)
 FROM (SELECT 1) one LEFT JOIN pg_replication_slots s ON s.slot_name = $1"
@@ -137,7 +137,7 @@ pub async fn ask(
         timeline,
         server_started: row.get(5)?,
         schema: fingerprint(&peer, publication).await?,
-        files: serde_json::from_str(&files).unwrap_or_default(),
+        files: serde_json::from_str(&files).map_err(|error| unread(&files, &error))?,
         unpublished: row.get(16)?,
         slot,
         wal_bound: row.get::<Option<i64>>(15)?.map(i64::unsigned_abs),
@@ -149,6 +149,12 @@ pub async fn ask(
         fenced: row.get(8)?,
         sequences: sequences::read_sequences(&peer, names).await?,
     })
+}
+
+fn unread(files: &str, error: &serde_json::Error) -> PassError {
+    PassError::NotMet {
+        text: format!("the primary's answer {files} is no list of its tables' files: {error}"),
+    }
 }
 
 /// Why the stream would not join what is here, where the primary's history goes on from ours. A server asked for a position that its slot is past gives what it has, and

@@ -56,16 +56,13 @@ impl<'a> Settling<'a> {
         session: &LocalSession,
         incoming: bool,
     ) -> Result<Settling<'a>, PassError> {
-        let sql = "SELECT key, checksum FROM warm_spare.unavailable";
-        let rows = session
-            .query("reading what the primary lacks", sql, &[])
-            .await?;
+        let lacking = recorded_as_lacking(session).await?;
         Ok(Settling {
             config,
             state,
             lock,
             courier,
-            lacking: rows.iter().map(|row| (row.get(0), row.get(1))).collect(),
+            lacking,
             packages: None,
             changed: false,
             incoming,
@@ -85,6 +82,11 @@ impl<'a> Settling<'a> {
 
     /// Lets the open transaction pass, or not; writes what must stand beside its rows.
     pub async fn judge(&mut self, session: &LocalSession, verdict: Verdict<'_>) -> Result<(), Gap> {
+        let lacks = |outcome: &Outcome| matches!(outcome, Outcome::Lacking { .. });
+        if self.lacks() && verdict.outcomes.iter().any(lacks) {
+            // What was brought meanwhile lacks anew.
+            self.lacking = recorded_as_lacking(session).await?;
+        }
         let newly: Vec<String> = verdict
             .outcomes
             .iter()
@@ -251,6 +253,16 @@ impl<'a> Settling<'a> {
         self.state.forget_replacements().await?;
         replacements::clear_staged((self.state, self.lock), self.courier, swaps).await
     }
+}
+
+async fn recorded_as_lacking(
+    session: &LocalSession,
+) -> Result<HashSet<(String, String)>, PassError> {
+    let sql = "SELECT key, checksum FROM warm_spare.unavailable";
+    let rows = session
+        .query("reading what the primary lacks", sql, &[])
+        .await?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
 /// Whose key it is; a row of no possible artifact is known by its own name.

@@ -1,5 +1,6 @@
 //! A table of the spare as the stream's changes meet it: the same columns, and the statements that change its rows.
 
+use super::changes::Kind;
 use super::pgoutput::{Column, Identity, Relation};
 use crate::cluster::{DatastoreError, LocalSession, quote_ident};
 use std::collections::HashMap;
@@ -157,6 +158,39 @@ impl Target {
                 )
             }
         }
+    }
+
+    /// Any number of rows at once, each found by all its values: one array of texts for each column, then one for each
+    /// that is set. Of rows that are alike, as many are taken as there are changes. A row's text tells NULL from nothing,
+    /// and 1.0 from 1.00.
+    pub fn of_rows(&self, kind: Kind, set: &[usize]) -> String {
+        let columns = || self.columns.iter().enumerate();
+        let joined = |texts: Vec<String>| texts.join(", ");
+        let arrays = (1..=self.columns.len() + set.len()).map(|n| format!("${n}::text[]"));
+        let mut names: Vec<String> = columns().map(|(n, _)| format!("c{n}")).collect();
+        names.extend(set.iter().map(|column| format!("s{column}")));
+        let theirs = columns().map(|(n, column)| format!("c{n}::{}::text", column.type_name));
+        let ours = columns().map(|(_, column)| format!("{}::text", column.quoted));
+        let (arrays, names) = (joined(arrays.collect()), joined(names));
+        let (theirs, ours) = (joined(theirs.collect()), joined(ours.collect()));
+        let table = &self.quoted;
+        let found = format!(
+            "WITH wanted AS MATERIALIZED (SELECT *, row_number() OVER (PARTITION BY row_text ORDER BY number) AS twin \
+               FROM (SELECT *, ROW({theirs})::text AS row_text FROM unnest({arrays}) WITH ORDINALITY AS u ({names}, number)) w), \
+             found AS MATERIALIZED (SELECT place, row_text, row_number() OVER (PARTITION BY row_text) AS twin \
+               FROM (SELECT ctid AS place, ROW({ours})::text AS row_text FROM {table}) f \
+               WHERE row_text IN (SELECT row_text FROM wanted)) "
+        );
+        let from = "found JOIN wanted USING (row_text, twin) WHERE this.ctid = found.place";
+        if kind == Kind::Delete {
+            return format!("{found} DELETE FROM {table} AS this USING {from}");
+        }
+        let assignments = set.iter().map(|column| {
+            let target = &self.columns[*column];
+            format!("{} = wanted.s{column}::{}", target.quoted, target.type_name)
+        });
+        let assignments = joined(assignments.collect());
+        format!("{found} UPDATE {table} AS this SET {assignments} FROM {from}")
     }
 
     pub fn delete(&self, found: &Found) -> String {

@@ -1,0 +1,50 @@
+//! What of ours is on the peer's server at present, and holds something back there: an inventory that is looked at, and no
+//! belief.
+
+use super::datastore::DatastoreError;
+use super::session::PeerSession;
+use crate::config::Datastore;
+
+/// Sessions of ours, and what they hold.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Footprint {
+    pub sessions: i64,
+    /// Readers of a slot, and those that make one.
+    pub walsenders: i64,
+    /// How long the oldest transaction of ours has been open; None: none is.
+    pub transaction_seconds: Option<f64>,
+    /// Over so many transactions no row that went is vacuumed, for our sake; None: we keep none.
+    pub xmin_age: Option<i32>,
+    /// Locks on tables.
+    pub locks: i64,
+    pub temporary_slots: i64,
+}
+
+const QUESTION: &str = "
+WITH ours AS (
+    SELECT * FROM pg_stat_activity
+    WHERE application_name = 'warm-spare' AND usename = current_user AND pid <> pg_backend_pid())
+SELECT count(*), count(*) FILTER (WHERE backend_type = 'walsender'),
+       extract(epoch FROM clock_timestamp() - min(xact_start)
+         FILTER (WHERE backend_xmin IS NOT NULL OR state LIKE 'idle in transaction%'))::float8,
+       max(age(backend_xmin)),
+       (SELECT count(*) FROM pg_locks JOIN ours USING (pid) JOIN pg_class c ON c.oid = relation
+        WHERE locktype = 'relation' AND c.oid >= 16384),
+       (SELECT count(*) FROM pg_replication_slots WHERE temporary AND starts_with(slot_name, $1))
+FROM ours";
+
+/// Asked on a session of its own, which does not count.
+pub async fn footprint(to: &Datastore, cluster_id: &str) -> Result<Footprint, DatastoreError> {
+    let session = PeerSession::open(to).await?;
+    let slots = format!("warm_spare_{cluster_id}_");
+    let doing = "looking for what is ours on the primary";
+    let row = session.row(doing, QUESTION, &[&slots]).await?;
+    Ok(Footprint {
+        sessions: row.get(0)?,
+        walsenders: row.get(1)?,
+        transaction_seconds: row.get(2)?,
+        xmin_age: row.get(3)?,
+        locks: row.get(4)?,
+        temporary_slots: row.get(5)?,
+    })
+}
