@@ -159,8 +159,8 @@ impl Handover<'_> {
     pub(super) async fn peers_clock(&self) -> Result<DateTime<Utc>, PassError> {
         let peer = PeerSession::open(&self.config.peer.datastore).await?;
         let sql = "SELECT clock_timestamp()";
-        let row = peer.query_one("reading the clock", sql, &[]).await?;
-        Ok(row.get(0))
+        let row = peer.row("reading the clock", sql, &[]).await?;
+        Ok(row.get(0)?)
     }
 
     /// Ids are made of time, and of the server's own: none may be given twice. The primary's clock, if it answered, tells which
