@@ -354,7 +354,7 @@ async fn chosen(first: &Site, second: &Site) -> Result<()> {
     until_conflict(&one, &["another line", "epoch 2"]).await;
     assert!(is_writable(&first.spare).await && is_writable(&second.spare).await);
     one.reconfigure("role = \"spare\"");
-    let status = until_conflict(&one, &["another line"]).await;
+    let status = until_conflict(&one, &["stranger", "another line"]).await;
     assert!(is_writable(&first.spare).await);
     one.reconfigure(&format!("role = \"spare\"\n{}", approval(&status)));
     one.until_state("following").await;

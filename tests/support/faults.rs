@@ -51,6 +51,8 @@ pub enum Fault {
     /// The primary's datastore, while the service is away; and its log has grown past the old place when that comes back.
     RolledBackAndOutgrown,
     Schema,
+    /// Of a table with rows. It locks the table, so nobody else is at work.
+    Truncated,
     /// One of our sessions on that server is ended by its administrator.
     SessionEnded(Server),
     /// The service stops at this point of the program, and wakes up later.
@@ -109,6 +111,7 @@ impl Fault {
             89..91 => Fault::RolledBackAndOutgrown,
             91..93 => Fault::RolledBack(SpareDatastore),
             93..97 => Fault::Schema,
+            97 => Fault::Truncated,
             _ => Fault::LogOfNothing,
         }
     }

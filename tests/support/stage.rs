@@ -142,6 +142,15 @@ impl<'a> Stage<'a> {
             Fault::StoreAnswers(status) => self.store_answers(status),
             Fault::WriterLeftOpen => self.leave_a_writer(false).await?,
             Fault::PreparedLeftOpen => self.leave_a_writer(true).await?,
+            Fault::Truncated => {
+                self.workload.rest().await;
+                self.history.settle().await?;
+                let client = self.site.primary.conn().await?;
+                let truncate = "TRUNCATE audit_package_group";
+                client.batch_execute(truncate).await?;
+                self.history.note("no groups any more").await?;
+                self.workload.resume();
+            }
             Fault::LogOfNothing => {
                 self.workload.rest().await;
                 log_of_nothing(&self.site.primary).await?;

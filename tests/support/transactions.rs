@@ -13,7 +13,7 @@ use super::packages::{self, Names, blake2b, object_key, put};
 use super::{Cluster, Factory, Result, Spec, history::History};
 
 /// The kinds, with how often each is done.
-pub const DEEDS: [(Deed, u32); 24] = [
+pub const DEEDS: [(Deed, u32); 23] = [
     (Deed::Upload, 22),
     (Deed::Promote, 10),
     (Deed::Demote, 6),
@@ -37,7 +37,6 @@ pub const DEEDS: [(Deed, u32); 24] = [
     (Deed::Nothing, 2),
     (Deed::Large, 1),
     (Deed::KeyChange, 2),
-    (Deed::Truncate, 1),
 ];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -66,7 +65,6 @@ pub enum Deed {
     /// More than is applied in one piece, and then by-row deletions of it.
     Large,
     KeyChange,
-    Truncate,
 }
 
 /// More packages than these, and the next upload is a deletion.
@@ -164,7 +162,6 @@ impl Hand {
             Deed::Partly => self.partly(client).await,
             Deed::Large => self.large(client).await,
             Deed::KeyChange => self.key_change(client).await,
-            Deed::Truncate => self.truncate(client).await,
             Deed::Nothing => {
                 begin(client).await?;
                 client.query_one("SELECT 1", &[]).await?;
@@ -402,12 +399,6 @@ impl Hand {
                    WHERE id = (SELECT max(id) FROM job_graph WHERE project_name = $1)";
         client.execute(sql, &[&self.name]).await?;
         self.commit(client, "another key of a job").await
-    }
-
-    async fn truncate(&mut self, client: &Client) -> Result<()> {
-        begin(client).await?;
-        client.batch_execute("TRUNCATE audit_package_group").await?;
-        self.commit(client, "no groups any more").await
     }
 
     async fn given_up(&mut self, client: &Client) -> Result<()> {
