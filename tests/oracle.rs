@@ -119,6 +119,9 @@ async fn the_oracle_sees_what_is_wrong_with_a_spare() -> Result<()> {
         "INSERT INTO warm_spare.unavailable (key, checksum, reason) VALUES ('{key}', '', 'missing')"
     );
     spare.batch_execute(&listed).await?;
+    // The list excuses only what the primary's store has really been without.
+    is_violation(oracle.check(&site).await, "always had it");
+    history.note_lacking(key);
     oracle.check(&site).await?;
     let unlisted = "DELETE FROM warm_spare.unavailable";
     spare.batch_execute(unlisted).await?;

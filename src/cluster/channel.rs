@@ -13,6 +13,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 use tokio_postgres::types::Type;
 
@@ -40,13 +41,30 @@ pub(super) const MALFORMED: &str = "the server does not keep to the protocol";
 
 /// Connects, and says whether the peer of the connection is this very machine.
 pub(super) async fn connect(to: &Datastore) -> io::Result<(TcpStream, bool)> {
-    let tcp = TcpStream::connect((to.host.as_str(), to.port)).await?;
+    let tcp = first_that_accepts(to).await?;
     tcp.set_nodelay(true)?;
     // It may be silent for as long as a copy takes, and firewalls forget silent connections.
     rustix::net::sockopt::set_socket_keepalive(&tcp, true)?;
     rustix::net::sockopt::set_tcp_keepidle(&tcp, KEEPALIVE_IDLE)?;
     let loopback = tcp.peer_addr()?.ip().is_loopback();
     Ok((tcp, loopback))
+}
+
+/// All addresses of the name are tried at once: one that is filtered must not keep us from the others.
+async fn first_that_accepts(to: &Datastore) -> io::Result<TcpStream> {
+    let mut tries = JoinSet::new();
+    for address in tokio::net::lookup_host((to.host.as_str(), to.port)).await? {
+        tries.spawn(TcpStream::connect(address));
+    }
+    let mut refused = None;
+    while let Some(tried) = tries.join_next().await {
+        match tried {
+            Ok(Ok(tcp)) => return Ok(tcp),
+            Ok(Err(error)) => refused = Some(error),
+            Err(_) => {}
+        }
+    }
+    Err(refused.unwrap_or_else(|| io::ErrorKind::HostUnreachable.into()))
 }
 
 /// Whether the address is this very machine's, as far as the name alone tells.

@@ -23,7 +23,9 @@ pub struct Footprint {
 const QUESTION: &str = "
 WITH ours AS (
     SELECT * FROM pg_stat_activity
-    WHERE application_name = 'warm-spare' AND usename = current_user AND pid <> pg_backend_pid())
+    WHERE application_name = 'warm-spare' AND usename = current_user AND pid <> pg_backend_pid()
+      -- Another spare's are not ours.
+      AND client_addr IS NOT DISTINCT FROM (SELECT client_addr FROM pg_stat_activity WHERE pid = pg_backend_pid()))
 SELECT count(*), count(*) FILTER (WHERE backend_type = 'walsender'),
        extract(epoch FROM clock_timestamp() - min(xact_start)
          FILTER (WHERE backend_xmin IS NOT NULL OR state LIKE 'idle in transaction%'))::float8,

@@ -6,7 +6,7 @@
 use super::datastore::DatastoreError;
 use super::rows::Row;
 use super::session::LocalSession;
-use super::state::{State, StateError};
+use super::state::{Lock, State, StateError};
 
 /// One promotion.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,17 +106,19 @@ impl State {
         Ok(row.get(0)?)
     }
 
-    /// Takes over the primary's line.
-    pub async fn adopt_lineage(&self, lineage: &Lineage) -> Result<(), StateError> {
-        Ok(record_lineage(&self.session, lineage).await?)
+    /// Takes over the primary's line, as the holder of the lock.
+    pub async fn adopt_lineage(&self, lock: Lock, lineage: &Lineage) -> Result<(), StateError> {
+        Ok(record_lineage(&self.session, lineage, Some(lock)).await?)
     }
 }
 
-/// Replaces the line on record. `session` is one on the state database, and may have a transaction open.
+/// Replaces the line on record. `session` is one on the state database. None: its transaction has checked the token.
 pub async fn record_lineage(
     session: &LocalSession,
     lineage: &Lineage,
+    lock: Option<Lock>,
 ) -> Result<(), DatastoreError> {
+    let token = lock.map(|lock| lock.token);
     let (mut epochs, mut ids, mut parents) = (Vec::new(), Vec::new(), Vec::new());
     let (mut clusters, mut servers) = (Vec::new(), Vec::new());
     for entry in &lineage.0 {
@@ -126,16 +128,17 @@ pub async fn record_lineage(
         clusters.push(entry.cluster.as_str());
         servers.push(entry.system_id.as_str());
     }
-    let sql = "WITH new AS (SELECT * FROM unnest($1::int8[], $2::text[], $3::text[], $4::text[], $5::text[]) \
-                     u(epoch, id, parent, cluster, system_id)), \
-                   gone AS (DELETE FROM lineage WHERE id NOT IN (SELECT id FROM new)) \
-                   INSERT INTO lineage (epoch, id, parent, cluster, system_id) SELECT * FROM new \
-                   ON CONFLICT (id) DO NOTHING";
+    let sql = "WITH ours AS (SELECT 1 WHERE $6::int8 IS NULL OR EXISTS (SELECT 1 FROM meta WHERE token = $6)), \
+               new AS (SELECT * FROM unnest($1::int8[], $2::text[], $3::text[], $4::text[], $5::text[]) \
+                 u(epoch, id, parent, cluster, system_id)), \
+               gone AS (DELETE FROM lineage WHERE id NOT IN (SELECT id FROM new) AND EXISTS (SELECT 1 FROM ours)) \
+               INSERT INTO lineage (epoch, id, parent, cluster, system_id) SELECT new.* FROM new, ours \
+               ON CONFLICT (id) DO NOTHING";
     session
         .execute(
             "recording the line of descent",
             sql,
-            &[&epochs, &ids, &parents, &clusters, &servers],
+            &[&epochs, &ids, &parents, &clusters, &servers, &token],
         )
         .await?;
     Ok(())

@@ -10,6 +10,7 @@ use super::{DatastoreError, DatastoreFault};
 use crate::config::Datastore;
 use crate::killpoint;
 use chrono::{DateTime, Utc};
+use tokio_postgres::types::ToSql;
 
 /// How a cluster became a primary.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,6 +79,8 @@ pub struct Record {
     pub lineage: Lineage,
     /// The servers that it followed before each of its promotions.
     pub followed: Vec<String>,
+    /// Its own server.
+    pub system_id: String,
 }
 
 impl Record {
@@ -93,7 +96,8 @@ impl Record {
         let ours = self.epoch.max(1);
         primary.role.as_deref() == Some("primary")
             && (ours..=ours.saturating_add(EPOCH_STEP_MAX)).contains(&primary.epoch)
-            && primary.lineage.goes_on_from(&self.lineage)
+            && self.copied_from.as_deref() == Some(primary.system_id.as_str())
+            && (primary.lineage.is_empty() || primary.lineage.goes_on_from(&self.lineage))
     }
 
     fn has_followed(&self, system_id: &str) -> bool {
@@ -108,7 +112,8 @@ const PROMOTION: &str = "SELECT epoch, kind, time, lsn, commit_time, system_id, 
 const FENCE: &str = "SELECT epoch, by_cluster, since, settled, lifted FROM public.fence ORDER BY epoch DESC LIMIT 1";
 const OWN: &str = "SELECT id, role, epoch, (SELECT system_id FROM public.copied), (SELECT time FROM public.confirmation), \
      ARRAY(SELECT DISTINCT system_id FROM public.promotion WHERE system_id <> '' LIMIT 10000), \
-     to_regclass('public.lineage') IS NOT NULL FROM public.cluster";
+     to_regclass('public.lineage') IS NOT NULL, (SELECT system_identifier::text FROM pg_catalog.pg_control_system()) \
+     FROM public.cluster";
 /// No promotion takes an epoch so far above the last one. Whoever says so is broken, or wants to use the numbers up.
 pub const EPOCH_STEP_MAX: i64 = 1000;
 
@@ -138,6 +143,7 @@ async fn record(session: &Session, doing: &str) -> Result<Record, DatastoreError
         confirmed: row.get(4)?,
         lineage,
         followed: row.get(5)?,
+        system_id: row.get(7)?,
     })
 }
 
@@ -393,12 +399,12 @@ impl State {
     }
 
     /// A spare knows the epoch of the primary that it follows, so that the next one is higher than both.
-    pub async fn heard_of_epoch(&self, epoch: i64) -> Result<(), StateError> {
-        let sql =
-            "UPDATE cluster SET epoch = greatest(epoch, $1) WHERE role = 'spare' AND epoch < $1";
-        self.session
-            .execute("recording the primary's epoch", sql, &[&epoch])
-            .await?;
+    pub async fn heard_of_epoch(&self, lock: Lock, epoch: i64) -> Result<(), StateError> {
+        let sql = "UPDATE cluster SET epoch = greatest(epoch, $1) WHERE role = 'spare' AND epoch < $1 \
+                   AND EXISTS (SELECT 1 FROM meta WHERE token = $2)";
+        let doing = "recording the primary's epoch";
+        let is: [&(dyn ToSql + Sync); 2] = [&epoch, &lock.token];
+        self.session.execute(doing, sql, &is).await?;
         Ok(())
     }
 }

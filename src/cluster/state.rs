@@ -526,6 +526,9 @@ CREATE TABLE IF NOT EXISTS lineage (
     cluster text NOT NULL,
     system_id text NOT NULL,
     since timestamptz NOT NULL DEFAULT now());
+INSERT INTO lineage (id, epoch, parent, cluster, system_id)
+    SELECT 'root-' || s.system_identifier, greatest(c.epoch, 1), '', c.id, s.system_identifier::text
+    FROM cluster c, pg_control_system() s WHERE c.role = 'primary' AND NOT EXISTS (SELECT 1 FROM lineage);
 ALTER TABLE cluster ADD COLUMN IF NOT EXISTS approved text NOT NULL DEFAULT '';
 -- Where everybody may make functions, one of them could take the place of the server's own.
 REVOKE CREATE ON SCHEMA public FROM PUBLIC;

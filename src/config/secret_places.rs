@@ -18,12 +18,14 @@ const KEYS: [&str; 6] = [
     "peer.s3.secret_key_file",
 ];
 
-/// Folders of Builder's own services whose files hold passwords, and no key of the packages.
-const BUILDERS: [&str; 3] = [
-    "builder-api/config",
-    "builder-datastore/config",
-    "builder-minio/config",
-];
+/// Folders of Builder's own services whose files hold a secret of this kind. A key's id goes to the store in clear, so it
+/// comes from no folder of the datastore's.
+fn builders(key: &str) -> &'static [&'static str] {
+    match key.ends_with("datastore.password_file") {
+        true => &["builder-api/config", "builder-datastore/config"],
+        false => &["builder-minio/config"],
+    }
+}
 
 /// Refuses a file of a secret outside of these places. A configuration that no Supervisor has rendered is the
 /// operator's own, and may name any file.
@@ -40,7 +42,7 @@ pub(super) fn check(config: &Path, values: &Values) -> Result<(), ConfigError> {
                 key,
                 format!(
                     "names {file}, which is in none of {}; a configuration by gossip may name no other file: move the secret there, or name the file in {}",
-                    service.told(),
+                    service.told(key),
                     service.user_toml().display()
                 ),
             ));
@@ -80,14 +82,15 @@ impl Service {
         user.join("config/user.toml")
     }
 
-    fn places(&self) -> Vec<PathBuf> {
+    fn places(&self, key: &str) -> Vec<PathBuf> {
         let own = [self.folder.clone(), self.root.join("user").join(&self.name)];
-        let builders = BUILDERS.map(|name| self.root.join("svc").join(name));
+        let builders = builders(key).iter();
+        let builders = builders.map(|name| self.root.join("svc").join(name));
         own.into_iter().chain(builders).collect()
     }
 
-    fn told(&self) -> String {
-        let places = self.places();
+    fn told(&self, key: &str) -> String {
+        let places = self.places(key);
         let places = places.iter().map(|place| place.display().to_string());
         places.collect::<Vec<_>>().join(", ")
     }
@@ -95,7 +98,7 @@ impl Service {
     fn may_name(&self, key: &str, file: &Path) -> bool {
         let file = real(file);
         let within = |place: &PathBuf| file.starts_with(real(place));
-        self.places().iter().any(within) || self.names_itself(key, &file)
+        self.places(key).iter().any(within) || self.names_itself(key, &file)
     }
 
     /// The operator of this node has written it into `user.toml`.
@@ -157,6 +160,8 @@ mod tests {
         ] {
             assert!(may(file), "{file}");
         }
+        let datastores = root.join("svc/builder-datastore/config/pwfile");
+        assert!(!found.may_name("peer.s3.key_id_file", &datastores));
         for file in [
             "svc/builder-api/files/bldr-1.box.key",
             "svc/warm-spare/../builder-api/files/bldr-1.box.key",

@@ -91,7 +91,7 @@ pub async fn check(
             .get::<Option<String>>(6)?
             .and_then(|wal| wal.parse().ok()),
         transactions: row.get(7)?,
-        left_at: left_at(config, here.point.as_ref(), timeline).await,
+        left_at: left_at(config, here.point.as_ref(), timeline).await?,
     };
     let approved = match doubt(here, &there) {
         Some(doubt) => Some(doubt.ask(config)?),

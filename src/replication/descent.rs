@@ -5,7 +5,9 @@
 
 use super::error::PassError;
 use super::pass::stands_at;
-use crate::cluster::{CopiedPoint, EPOCH_STEP_MAX, Lineage, Lsn, Record, State, WalSession};
+use crate::cluster::{
+    CopiedPoint, DatastoreError, EPOCH_STEP_MAX, Lineage, Lsn, Record, State, WalSession,
+};
 use crate::config::Config;
 
 /// The primary that a copy is made from, as it describes itself.
@@ -129,20 +131,28 @@ impl Doubt {
 }
 
 /// Where the primary left the timeline that the recovery point is on; None: it is on that one, or does not say.
-pub async fn left_at(config: &Config, point: Option<&CopiedPoint>, timeline: i32) -> Option<Lsn> {
-    let before = point.map(|point| point.timeline)?;
-    if timeline <= before {
-        return None;
-    }
+pub async fn left_at(
+    config: &Config,
+    point: Option<&CopiedPoint>,
+    timeline: i32,
+) -> Result<Option<Lsn>, PassError> {
+    let Some(before) = point
+        .map(|point| point.timeline)
+        .filter(|before| timeline > *before)
+    else {
+        return Ok(None);
+    };
     let asked = async {
         let mut session = WalSession::open(&config.peer.datastore).await?;
         session.left_timeline(before, timeline).await
     };
     match asked.await {
-        Ok(left) => left,
+        Ok(left) => Ok(left),
+        // Asked again, and no doubt.
+        Err(error) if error.is_transient() => Err(DatastoreError::into(error)),
         Err(error) => {
-            log::debug!("{error}");
-            None
+            log::warn!("{error}; where the primary left timeline {before} is not known");
+            Ok(None)
         }
     }
 }

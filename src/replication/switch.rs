@@ -316,7 +316,7 @@ async fn remember(
     if changed != 1 {
         return Err(StateError::Superseded.into());
     }
-    record_lineage(session, &arrival.line.lineage).await?;
+    record_lineage(session, &arrival.line.lineage, None).await?;
     let sql = "INSERT INTO event (kind, text, change) VALUES ('baseline', $1, $2)";
     session
         .execute(

@@ -87,7 +87,7 @@ pub fn decide(ours: &Ours<'_>, theirs: &Theirs) -> Stand {
 /// The peer is no newer primary.
 fn beside_no_newer(ours: &Ours<'_>, theirs: &Theirs, record: &Record, known: bool) -> Stand {
     let epoch = ours.record.epoch;
-    if let Some(fence) = record.fence.as_ref().filter(|_| theirs.fenced) {
+    if let Some(fence) = &record.fence {
         let by_another = fence.by_cluster != ours.record.cluster_id;
         if fence.epoch >= epoch && by_another && ours.promotion.is_some() {
             return Stand::TwoPrimaries(format!(
@@ -95,8 +95,8 @@ fn beside_no_newer(ours: &Ours<'_>, theirs: &Theirs, record: &Record, known: boo
                 fence.by_cluster, fence.epoch
             ));
         }
-        // By ours, or it gave way by itself.
-        if fence.epoch >= epoch {
+        // By ours, or it gave way by itself. A record counts only with its setting.
+        if fence.epoch >= epoch && theirs.fenced {
             return Stand::PeerFenced;
         }
     }

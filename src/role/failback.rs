@@ -33,8 +33,9 @@ pub async fn come_back(
         false => Noted::default(),
     };
     if noted.fenced_by.is_none() {
-        // Before we set it again.
-        noted.fenced_by = divergence::fence_number(config).await?;
+        // Before we set it again. That there is none is kept too: after a kill our own would be taken for it.
+        let number = divergence::fence_number(config).await?;
+        noted.fenced_by = Some(number.unwrap_or_else(|| NO_FENCE.into()));
     }
     walk.entry.asked = noted.text();
     if noted.listed.is_none() {
@@ -45,8 +46,9 @@ pub async fn come_back(
     walk.step("release").await?;
     release(config, state, &promotion, &peer.cluster_id).await?;
     walk.step("role").await?;
+    // The line first: killed between the two, this is an old primary still, and comes back once more.
+    state.adopt_lineage(lock, &peer.lineage).await?;
     state.return_as_spare(lock, peer.epoch).await?;
-    state.adopt_lineage(&peer.lineage).await?;
     let text = format!("came back as the spare of epoch {}", peer.epoch);
     state.event("failback", &text, &config.change).await?;
     Ok(state.close_journal(lock).await?)
@@ -60,6 +62,9 @@ struct Noted {
     /// The next one when the list was made.
     listed: Option<String>,
 }
+
+/// In place of the number, where the database was not fenced when this cluster began to come back.
+const NO_FENCE: &str = "none";
 
 impl Noted {
     fn of(entry: Option<&Transition>) -> Noted {
@@ -99,7 +104,7 @@ async fn fence_and_list(
     let fence = state.fence_record().await?;
     let behind = Behind {
         lifted: fence.is_some_and(|fence| fence.lifted),
-        fenced_by: noted.fenced_by.clone(),
+        fenced_by: noted.fenced_by.clone().filter(|number| number != NO_FENCE),
     };
     // Read before, so that nothing lies between the list and the number.
     let next = divergence::next_number(config).await?;

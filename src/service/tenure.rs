@@ -9,6 +9,7 @@ use crate::cluster::{self, Lock, StateError};
 use crate::config::{Config, Role};
 use crate::observe::{Artifacts, HoldReason, Sighting, Standing, State, Verified, Work};
 use crate::replication::{PassError, UNREADABLE, stands_at, unavailable_here};
+use crate::role::is_asked_for;
 use std::convert::Infallible;
 use std::path::Path;
 use std::sync::Arc;
@@ -163,6 +164,7 @@ async fn tenures(
 
 /// What the local bucket remembers of our epochs. A bucket that is away is asked again.
 async fn keep_witness(desk: &Desk, tenure: &Tenure) -> Infallible {
+    let mut told = false;
     loop {
         let show = |epoch| desk.update(|state| witness::remember(state, epoch));
         if let Err(error) = witness::bring_up_to_date(show, &tenure.state, &tenure.data).await {
@@ -170,7 +172,11 @@ async fn keep_witness(desk: &Desk, tenure: &Tenure) -> Infallible {
         }
         match witness::bring_up_to_date_in_bucket(&tenure.config, &tenure.state).await {
             Ok(epoch) => desk.update(|state| witness::remember(state, epoch)),
-            Err(error) => log::debug!("{error}"),
+            Err(error) if told => log::debug!("{error}"),
+            Err(error) => {
+                told = true;
+                log::warn!("{error}; the epoch is not remembered in the bucket");
+            }
         }
         let known = desk.read(|state| state.epoch);
         let other = desk.wait_for(|state| state.epoch != known);
@@ -263,6 +269,14 @@ async fn begin(
     recall(desk, config, &state).await?;
     let show = |epoch| desk.update(|state| witness::remember(state, epoch));
     witness::bring_up_to_date(show, &state, data).await?;
+    if is_asked_for(config) && desk.read(|state| state.witnessed_epoch.is_none()) {
+        // The directory may have gone back with the database. Before an old consent is taken for a new one, the bucket
+        // is asked too.
+        match witness::bring_up_to_date_in_bucket(config, &state).await {
+            Ok(epoch) => desk.update(|state| witness::remember(state, epoch)),
+            Err(error) => log::warn!("{error}; whether the bucket remembers an epoch is not known"),
+        }
+    }
     // While the lock was waited for, whoever held it may have changed the role.
     let role = desk.read(|state| state.role.clone());
     let fenced = state.fence_record().await?.is_some();

@@ -45,6 +45,7 @@ pub async fn bring_up_to_date(
         None
     });
     let own = own(state).await?;
+    let known = known.filter(|known| known.is_of(&own));
     if own.epoch > known.as_ref().map_or(0, |known| known.epoch)
         && let Err(error) = write_file(data, &own)
     {
@@ -69,6 +70,7 @@ pub async fn bring_up_to_date_in_bucket(
         // Whoever else writes meanwhile goes first, and is read the next time.
         let found = store.reading().head(KEY).await?;
         let known = read_object(&store).await?;
+        let known = known.filter(|known| known.is_of(&own));
         if own.epoch > known.as_ref().map_or(0, |known| known.epoch) {
             let expected = Expected::as_found(found.as_ref());
             store.put(KEY, Bytes::from(own.text()), &expected).await?;
@@ -84,11 +86,13 @@ pub async fn bring_up_to_date_in_bucket(
     })
 }
 
+/// What this cluster has taken itself; 0: it is no primary now. What a spare has heard of is its primary's.
 async fn own(state: &State) -> Result<Witness, PassError> {
     let record = state.own_record().await?;
     let head = record.lineage.head();
+    let primary = record.role.as_deref() == Some("primary");
     Ok(Witness {
-        epoch: record.epoch,
+        epoch: if primary { record.epoch } else { 0 },
         promotion: head.map_or_else(String::new, |head| head.id.clone()),
         cluster: record.cluster_id,
     })
@@ -97,6 +101,11 @@ async fn own(state: &State) -> Result<Witness, PassError> {
 impl Witness {
     fn text(&self) -> String {
         serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// Of this cluster, and not of one whose bucket or directory was copied here, or of one before the state was removed.
+    fn is_of(&self, own: &Witness) -> bool {
+        self.cluster == own.cluster
     }
 
     /// None: the text is none of ours.

@@ -330,7 +330,7 @@ impl Follow<'_> {
             timeline: seen.timeline,
             wal: Some(seen.wal),
             transactions: String::new(),
-            left_at: left_at(self.config, here.point.as_ref(), seen.timeline).await,
+            left_at: left_at(self.config, here.point.as_ref(), seen.timeline).await?,
         };
         match doubt(&here, &there) {
             Some(doubt) => Err(Gap::WentBack(doubt)),

@@ -197,7 +197,7 @@ impl Follow<'_> {
         session.batch("ending the comparison", "ROLLBACK").await?;
         if let Some((table, rows)) = compared.differing.first() {
             let text = format!(
-                "since the primary's server was started anew, {rows} rows of {table} are on one side only: it was set back to an older copy"
+                "since the primary's server was started anew, {rows} rows of {table} are on one side only: it was set back to an older copy, or rows were changed by hand or rewritten meanwhile"
             );
             return Err(self.went_back(&point, text));
         }

@@ -11,6 +11,12 @@ impl Handover<'_> {
     /// The primary may write again, and the spare follows as before.
     pub(super) async fn undo(&self, mut walk: Walk<'_>, why: String) -> Result<Outcome, PassError> {
         walk.entry.undone = Some(why.clone());
+        if walk.entry.step == "preflight" {
+            // Nothing was done at the peer yet, and nobody's session there is ended for it.
+            walk.entry.step = "undone".into();
+            self.state.journal(self.lock, &walk.entry).await?;
+            return self.told_undone(&walk.entry, why).await;
+        }
         walk.step("undo").await?;
         self.undo_now(walk.entry).await
     }
@@ -52,15 +58,19 @@ impl Handover<'_> {
             Ok(()) => {
                 entry.step = "undone".into();
                 self.state.journal(self.lock, &entry).await?;
-                let text = format!("{} undone: {why}", entry.kind);
-                log::warn!("{text}; the primary is as it was");
-                self.state
-                    .event("handover_undone", &text, &self.config.change)
-                    .await?;
-                Ok(Outcome::Undone(why))
+                self.told_undone(&entry, why).await
             }
             Err(error) => Ok(Outcome::Undoing(why, error)),
         }
+    }
+
+    async fn told_undone(&self, entry: &Transition, why: String) -> Result<Outcome, PassError> {
+        let text = format!("{} undone: {why}", entry.kind);
+        log::warn!("{text}; the primary is as it was");
+        self.state
+            .event("handover_undone", &text, &self.config.change)
+            .await?;
+        Ok(Outcome::Undone(why))
     }
 
     /// On that one server, and with it what began while the fence stood.

@@ -229,9 +229,10 @@ impl Duties<'_> {
         self.withdraw_forgotten(config, &record).await?;
         let own = state.own_record().await?;
         if own.goes_on_with(&record) {
-            state.heard_of_epoch(record.epoch).await?;
+            let lock = self.tenure.lock;
+            state.heard_of_epoch(lock, record.epoch).await?;
             if record.lineage != own.lineage && !record.lineage.is_empty() {
-                state.adopt_lineage(&record.lineage).await?;
+                state.adopt_lineage(lock, &record.lineage).await?;
             }
         }
         let epoch = state.cluster().await?.epoch;

@@ -54,7 +54,11 @@ impl Primary<'_> {
             // It remembers of this cluster what is not on record here any more.
             let ours = system_id(session).await?;
             if record.copied_from.as_deref() == Some(ours.as_str()) {
-                self.tenure.state.adopt_lineage(&record.lineage).await?;
+                let lock = self.tenure.lock;
+                self.tenure
+                    .state
+                    .adopt_lineage(lock, &record.lineage)
+                    .await?;
             }
         }
         self.tenure
@@ -142,7 +146,7 @@ impl Primary<'_> {
             }
             (Stand::PeerChanged(what), _) => {
                 self.set_standing(Standing::PeerOpen(what.clone()));
-                let step = "stop Builder there by hand until it is known what that server is; if it is the old primary, set force_epoch or role there by its own warm-spare, or drop database warm_spare there, and it is fenced";
+                let step = "stop Builder there. Find out what that server is. If it is the old primary, drop database warm_spare there: this cluster then fences it";
                 self.conflict(&what, step);
             }
             (Stand::FencePeer, None) => {
