@@ -189,6 +189,9 @@ fn evil(signature: &str, returns: &str, result: &str) -> String {
     )
 }
 
+/// The one that the review of 7cb844e took the spare over with.
+const ONE_FUNCTION: &str = "one function in the search path";
+
 /// What the owner of the primary's database does there, and how it is undone.
 fn in_builder() -> Vec<(&'static str, String, &'static str)> {
     let functions = [
@@ -212,6 +215,8 @@ fn in_builder() -> Vec<(&'static str, String, &'static str)> {
         evil("quote_ident(text)", "text", "'x'"),
     ]
     .concat();
+    let one = "CREATE SCHEMA evil; CREATE FUNCTION evil.format(text, text, bigint, boolean) RETURNS text LANGUAGE sql
+        AS $$ SELECT 'CREATE ROLE owned SUPERUSER LOGIN' $$;";
     let path = "ALTER DATABASE builder SET search_path = evil, pg_catalog, public";
     let undo_path = "ALTER DATABASE builder RESET search_path";
     let settings = "ALTER DATABASE builder SET DateStyle = 'SQL, DMY'; ALTER DATABASE builder SET IntervalStyle = 'iso_8601';
@@ -220,6 +225,7 @@ fn in_builder() -> Vec<(&'static str, String, &'static str)> {
         ALTER DATABASE builder SET synchronous_commit = off; ALTER DATABASE builder SET row_security = on;
         ALTER DATABASE builder SET standard_conforming_strings = off; ALTER DATABASE builder SET client_encoding = 'LATIN1'";
     vec![
+        (ONE_FUNCTION, format!("{one} {path}"), "ALTER DATABASE builder RESET search_path; DROP SCHEMA evil CASCADE"),
         ("functions in the search path", format!("CREATE SCHEMA evil; {functions} {path}"), undo_path),
         ("the same for the role", "ALTER ROLE hab SET search_path = evil, pg_catalog, public".into(), "ALTER ROLE hab RESET search_path; DROP SCHEMA evil CASCADE"),
         ("settings", settings.into(), "ALTER DATABASE builder RESET ALL"),
@@ -293,6 +299,18 @@ async fn the_owner_of_the_primarys_database_gets_nothing_run_on_either_side() ->
             }
         })
         .await;
+        if name == ONE_FUNCTION {
+            // Another question has been asked, and what follows from its answer was done.
+            let confirmed = |status: &serde_json::Value| status["lag"]["confirmed"].clone();
+            let before = confirmed(&service.status().await?);
+            let moved = "SELECT nextval(oid::regclass) FROM pg_class WHERE relkind = 'S'";
+            sql(&site.primary, "builder", moved).await?;
+            service
+                .until("it was asked again", |status| {
+                    confirmed(status) != before && status["lag"]["bytes"] == 0
+                })
+                .await;
+        }
         for cluster in [&site.primary, &site.spare] {
             assert_eq!(superusers(cluster).await?, ["hab"], "{name}");
         }
