@@ -330,6 +330,8 @@ async fn two_declared_primaries_are_told_and_one_comes_over_when_asked() -> Resu
             .start()
             .await?;
         Factory::seeded().fill(&site.primary, 1).await?;
+        // Either may become the spare, and no empty one is copied.
+        Factory::new(5).fill(&site.spare, 1).await?;
         let pair = Pair::of(site)?;
         match reversed {
             false => chosen(&pair.there, &pair.back).await?,
