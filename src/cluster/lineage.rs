@@ -158,6 +158,22 @@ pub(super) fn descent(row: &Row) -> Result<Descent, DatastoreError> {
 }
 
 #[cfg(test)]
+impl Lineage {
+    /// A line of these promotions: epoch and id of each, the oldest first.
+    pub(crate) fn of_promotions(promotions: &[(i64, &str)]) -> Lineage {
+        let mut parent = String::new();
+        let entries = promotions.iter().map(|(epoch, id)| Descent {
+            epoch: *epoch,
+            id: id.to_string(),
+            parent: std::mem::replace(&mut parent, id.to_string()),
+            cluster: String::new(),
+            system_id: "7".into(),
+        });
+        Lineage::of(entries.collect()).expect("a sound line")
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -292,7 +292,6 @@ fn of_server(here: &Here, there: &There<'_>) -> Option<Doubt> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::Descent;
 
     fn point() -> CopiedPoint {
         CopiedPoint {
@@ -309,24 +308,12 @@ mod tests {
         }
     }
 
-    fn line(promotions: &[(i64, &str)]) -> Lineage {
-        let mut parent = String::new();
-        let entries = promotions.iter().map(|(epoch, id)| Descent {
-            epoch: *epoch,
-            id: id.to_string(),
-            parent: std::mem::replace(&mut parent, id.to_string()),
-            cluster: String::new(),
-            system_id: "7".into(),
-        });
-        Lineage::of(entries.collect()).expect("a sound line")
-    }
-
     fn record(role: Option<&str>, epoch: i64, promotions: &[(i64, &str)]) -> Record {
         Record {
             cluster_id: "aaaaaaaa".into(),
             role: role.map(String::from),
             epoch,
-            lineage: line(promotions),
+            lineage: Lineage::of_promotions(promotions),
             ..Record::default()
         }
     }

@@ -161,7 +161,7 @@ pub fn is_recorded(promotion: &Promotion, theirs: &Theirs) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::{Descent, FenceRecord, Lineage};
+    use crate::cluster::{FenceRecord, Lineage};
 
     fn promotion() -> Promotion {
         Promotion {
@@ -186,22 +186,10 @@ mod tests {
             cluster_id: "us".into(),
             role: Some("primary".into()),
             epoch: 2,
-            lineage: line(&[(1, "root-old"), (2, "x")]),
+            lineage: Lineage::of_promotions(&[(1, "root-old"), (2, "x")]),
             followed: vec!["old".into()],
             ..Record::default()
         }
-    }
-
-    fn line(promotions: &[(i64, &str)]) -> Lineage {
-        let mut parent = String::new();
-        let entries = promotions.iter().map(|(epoch, id)| Descent {
-            epoch: *epoch,
-            id: id.to_string(),
-            parent: std::mem::replace(&mut parent, id.to_string()),
-            cluster: String::new(),
-            system_id: String::new(),
-        });
-        Lineage::of(entries.collect()).expect("a sound line")
     }
 
     fn peer(system_id: &str, role: Option<&str>, epoch: i64) -> Theirs {
@@ -233,7 +221,7 @@ mod tests {
     }
 
     fn of_line(mut theirs: Theirs, promotions: &[(i64, &str)]) -> Theirs {
-        theirs.record.as_mut().expect("a record").lineage = line(promotions);
+        theirs.record.as_mut().expect("a record").lineage = Lineage::of_promotions(promotions);
         theirs
     }
 
