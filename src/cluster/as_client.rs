@@ -4,7 +4,7 @@ use super::Side;
 use super::datastore::{self, DatastoreError};
 use crate::config::Datastore;
 
-/// What a client that connects now would find.
+/// The state in which a client that connects now finds our server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AsClient {
     /// Its transactions write nothing: a fence, a server in recovery, or somebody's own setting.

@@ -67,12 +67,12 @@ async fn first_that_accepts(to: &Datastore) -> io::Result<TcpStream> {
     Err(refused.unwrap_or_else(|| io::ErrorKind::HostUnreachable.into()))
 }
 
-/// Whether the address is this very machine's, as far as the name alone tells.
+/// Whether the address is a loopback address. Only the text is read; no name is resolved.
 pub fn is_loopback(host: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
-/// Whether TLS to that server proves who it is.
+/// Whether TLS proves the identity of the server.
 pub fn is_verified(to: &Datastore) -> bool {
     match to.ssl_mode {
         SslMode::VerifyFull | SslMode::VerifyCa => true,
@@ -145,7 +145,7 @@ impl<S> Watched<S> {
         }
     }
 
-    /// Of the peer's types only PostgreSQL's own are let through.
+    /// Lets through the types of PostgreSQL itself, and no other type of the peer.
     pub(super) fn with_known_types_only(mut self, only: bool) -> Self {
         self.known_types_only = only;
         self
@@ -306,7 +306,7 @@ fn known_types(kind: u8, description: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Of a message `r=…,s=…,i=4096`.
+/// Refuses a SCRAM message `r=…,s=…,i=4096` whose number of rounds (`i`) is too high.
 fn few_rounds(text: &[u8]) -> io::Result<()> {
     let text = String::from_utf8_lossy(text);
     let rounds = text.split(',').find_map(|part| part.strip_prefix("i="));

@@ -288,7 +288,7 @@ impl Wire {
         self.task.abort();
     }
 
-    /// Waits for the end of the connection, whoever ends it.
+    /// Waits until the connection has ended. Either side may end it.
     pub(super) fn closed(&self) -> impl Future<Output = ()> + Send + 'static {
         let mut open = self.open.clone();
         async move { while open.changed().await.is_ok() {} }

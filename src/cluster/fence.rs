@@ -175,7 +175,7 @@ struct Former<'a> {
 }
 
 impl<'a> Former<'a> {
-    /// What starts is looked at first, or it could pass between the two.
+    /// Reads the starting sessions first. In the other order a session could start between the two reads and be missed.
     async fn look(session: &'a LocalSession, database: &'a str) -> Result<Self, DatastoreError> {
         let starting = starting(session, database).await?;
         let sql = format!(

@@ -1,5 +1,5 @@
-//! What of ours is on the peer's server at present, and holds something back there: an inventory that is looked at, and no
-//! belief.
+//! Our sessions, locks and slots on the peer's server at present, and how much they hold back there. The server is asked;
+//! nothing is assumed.
 
 use super::datastore::DatastoreError;
 use super::session::PeerSession;

@@ -64,7 +64,7 @@ pub struct Transition {
     pub undone: Option<String>,
 }
 
-/// What a cluster has on record of itself, on its own server.
+/// The record that a cluster keeps of itself on its own server.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Record {
     pub cluster_id: String,
@@ -117,7 +117,7 @@ const OWN: &str = "SELECT id, role, epoch, (SELECT system_id FROM public.copied)
 /// No promotion takes an epoch so far above the last one. Whoever says so is broken, or wants to use the numbers up.
 pub const EPOCH_STEP_MAX: i64 = 1000;
 
-/// What the session's database `warm_spare` has on record of its cluster.
+/// Reads the record from the database `warm_spare` of the session.
 async fn record(session: &Session, doing: &str) -> Result<Record, DatastoreError> {
     let row = session.row(doing, OWN, &[]).await?;
     let lineage = match row.get(6)? {
@@ -198,7 +198,7 @@ pub async fn peers_record(to: &Datastore) -> Result<Option<Record>, DatastoreErr
 }
 
 impl State {
-    /// What this cluster has on record of itself, as its peer would read it.
+    /// Reads the record of this cluster, in the form in which its peer reads it.
     pub async fn own_record(&self) -> Result<Record, StateError> {
         Ok(record(&self.session, "reading our own record").await?)
     }

@@ -91,7 +91,7 @@ impl Session {
         }
     }
 
-    /// What has no answer is not waited for any more, here and on the server. The session is of no use after it.
+    /// Cancels the statement that has no answer on the server, and closes the connection. The session is of no use after it.
     fn give_up(&self) {
         datastore::cancel(self.side, &self.to, self.client.cancel_token());
         self.wire.close();

@@ -59,8 +59,8 @@ pub struct Listed {
     pub stored: Stored,
 }
 
-/// What must lie under a key when a request changes it, for the server to carry the request out. A process that slept
-/// since it looked, and is not at work any more, does no harm by it.
+/// The object that must lie under a key for a request that changes the key. The server refuses the request if another
+/// object lies there. So a process that looked, slept and lost its lock does no harm.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Expected {
     /// No matter what: nobody else gives that name to other bytes.
