@@ -10,7 +10,7 @@ use support::follow::{
 use support::http_fault::{Fault, HttpFault};
 use support::packages::{self, delete_rows, insert_rows};
 use support::service::SOON;
-use support::{Factory, Package, Result, Service, Site, Spec, wait_until};
+use support::{Factory, Package, Result, Service, Site, Spec, slots, wait_until};
 
 /// Two packages, so that one can be replaced and the other not yet; each before and after.
 struct Pairs {
@@ -139,7 +139,8 @@ async fn bytes_half_replaced_when_the_stream_is_left_are_put_back_at_once() -> R
 async fn a_row_changed_past_the_fence_is_told_while_the_primary_is_at_rest() -> Result<()> {
     let site = prepared("whole_rest").await?;
     Factory::seeded().fill(&site.primary, 2).await?;
-    let _service = followed(&site, "").await?;
+    // Else the service may find the row first, and mend it.
+    let _service = followed(&site, "[verify]\nrolling = 0\n").await?;
     let client = site.primary.conn().await?;
     client.batch_execute("CHECKPOINT").await?;
     site.warm_spare(&["verify"]).await.ok();
@@ -150,6 +151,30 @@ async fn a_row_changed_past_the_fence_is_told_while_the_primary_is_at_rest() -> 
     let listed = told["differences"].as_array().cloned().unwrap_or_default();
     let names: Vec<_> = listed.iter().map(|d| d["name"].as_str()).collect();
     assert_eq!(names, [Some("public.accounts")], "{output}");
+    Ok(())
+}
+
+/// The copy ends the sessions of whoever reads the database that it replaces.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_verification_goes_on_when_a_copy_replaces_what_it_reads() -> Result<()> {
+    let site = prepared("whole_replaced").await?;
+    Factory::seeded().fill(&site.primary, 2).await?;
+    let _service = followed(&site, "[verify]\nrolling = 0\n").await?;
+    let lock = site.spare.conn().await?;
+    let held = "SET default_transaction_read_only = off; BEGIN; LOCK accounts";
+    lock.batch_execute(held).await?;
+    let verification = site.spawn(&["verify", "--json"]);
+    let spare = site.spare.pg.conn("postgres").await?;
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'builder' AND wait_event_type = 'Lock'";
+    wait_until("the verification waits for the table", SOON, || async {
+        let number: i64 = spare.query_one(waiting, &[]).await?.get(0);
+        (number > 0).then_some(()).ok_or("not yet".into())
+    })
+    .await;
+    slots::drop_slot(&site.primary).await?;
+    let output = verification.wait(SOON).await?;
+    assert_eq!(output.code, Some(0), "{output}");
+    assert!(output.json()["rows"].as_u64() > Some(0), "{output}");
     Ok(())
 }
 

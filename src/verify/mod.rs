@@ -4,11 +4,13 @@
 mod artifacts;
 mod tables;
 
-use crate::cluster::{CopiedPoint, LocalSession, LocalStore, PeerSession, State};
+use crate::cluster::{CopiedPoint, LocalSession, LocalStore, PeerSession, Side, State};
 use crate::config::Config;
 use crate::observe::Progress;
-use crate::replication::{self, PassError, unavailable};
+use crate::replication::{self, PassError, Policy, unavailable};
 use serde::Serialize;
+use std::time::Duration;
+use tokio::time::Instant;
 
 pub(crate) use artifacts::{Compared as ComparedArtifacts, Reading};
 
@@ -41,6 +43,8 @@ pub struct Verification {
 
 /// A pass may make another database the visible one meanwhile; so often it is begun again.
 const BEGINNINGS: usize = 3;
+/// How long a copy may take from the sessions that it ends to its record.
+const SWITCH: Duration = Duration::from_secs(5);
 
 /// `deep` reads every artifact and checks its bytes and its signature; else presence and length.
 pub async fn verify(
@@ -49,7 +53,7 @@ pub async fn verify(
     progress: &Progress,
 ) -> Result<Verification, PassError> {
     if !open(config).await?.1.slot.is_empty() {
-        return verify_following(config, deep, progress).await;
+        return verify_through_copies(config, deep, progress).await;
     }
     for _ in 1..BEGINNINGS {
         let (state, before) = open(config).await?;
@@ -64,6 +68,48 @@ pub async fn verify(
     }
     let (state, point) = open(config).await?;
     look(config, state, &point, deep, progress).await
+}
+
+/// A full copy ends every session on the database that it replaces, those of a verification too.
+async fn verify_through_copies(
+    config: &Config,
+    deep: bool,
+    progress: &Progress,
+) -> Result<Verification, PassError> {
+    for _ in 1..BEGINNINGS {
+        let before = copied_at(config).await?;
+        let failure = match verify_following(config, deep, progress).await {
+            Err(failure) if is_passing_here(&failure) => failure,
+            found => return found,
+        };
+        if !was_replaced(config, &before).await? {
+            return Err(failure);
+        }
+        log::info!("local: a full copy was made meanwhile ({failure}); verifying what it brought");
+    }
+    verify_following(config, deep, progress).await
+}
+
+/// Has a copy come since? It ends the sessions shortly before it is on record.
+async fn was_replaced(config: &Config, before: &str) -> Result<bool, PassError> {
+    let deadline = Instant::now() + SWITCH;
+    loop {
+        match copied_at(config).await {
+            Ok(after) if after != before => return Ok(true),
+            Err(error) if !is_passing_here(&error) => return Err(error),
+            _ if Instant::now() >= deadline => return Ok(false),
+            _ => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
+}
+
+/// Where the last copy was made, however far the stream has brought it since.
+async fn copied_at(config: &Config) -> Result<String, PassError> {
+    let state = State::open_existing(&config.local.datastore)
+        .await?
+        .ok_or_else(PassError::nothing_copied)?;
+    let copied = state.copied_point().await?;
+    Ok(copied.ok_or_else(PassError::nothing_copied)?.lsn)
 }
 
 /// A spare that is being followed into goes on while it is verified: an artifact that differs must do so twice.
@@ -84,6 +130,10 @@ async fn verify_following(
         first.differences.iter().any(same)
     });
     Ok(second)
+}
+
+fn is_passing_here(error: &PassError) -> bool {
+    error.policy() == Policy::Retry && error.side() == Some(Side::Local)
 }
 
 async fn look(
