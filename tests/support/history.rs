@@ -39,13 +39,13 @@ impl Content {
         names
     }
 
-    /// The same rows wherever the same columns are: what a schema change leaves until it is noticed.
-    pub fn agrees_where_columns_do(&self, other: &Content) -> bool {
+    /// The same rows wherever the same columns are, but for these tables: what a change of the schema leaves until it is
+    /// noticed.
+    pub fn agrees_where_columns_do(&self, other: &Content, but_for: &BTreeSet<&String>) -> bool {
         self.tables.iter().all(|(name, mine)| {
-            other
-                .tables
-                .get(name)
-                .is_none_or(|theirs| theirs.columns != mine.columns || theirs == mine)
+            let theirs = other.tables.get(name);
+            but_for.contains(name)
+                || theirs.is_none_or(|theirs| theirs.columns != mine.columns || theirs == mine)
         })
     }
 }
@@ -86,12 +86,15 @@ pub async fn content_inside(client: &Client) -> Result<Content> {
     Ok(content)
 }
 
-/// One snapshot for all questions that follow, and row texts that do not depend on the server's own settings.
+/// Row texts that do not depend on the server's own settings.
+const READING: &str = "
+SET LOCAL timezone = 'UTC'; SET LOCAL datestyle = 'ISO'; SET LOCAL extra_float_digits = 3;
+SET LOCAL bytea_output = 'hex'; SET LOCAL intervalstyle = 'postgres'";
+
+/// One snapshot for all questions that follow.
 pub async fn begin_reading(client: &Client) -> Result<()> {
-    let sql = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
-               SET LOCAL timezone = 'UTC'; SET LOCAL datestyle = 'ISO'; SET LOCAL extra_float_digits = 3;
-               SET LOCAL bytea_output = 'hex'; SET LOCAL intervalstyle = 'postgres'";
-    Ok(client.batch_execute(sql).await?)
+    let begin = format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {READING}");
+    Ok(client.batch_execute(&begin).await?)
 }
 
 /// What the database holds, at one snapshot.
@@ -100,6 +103,42 @@ pub async fn content(client: &Client) -> Result<Content> {
     let content = content_inside(client).await?;
     client.batch_execute("COMMIT").await?;
     Ok(content)
+}
+
+/// What one transaction adds to each table: rows, and the sum of their hashes.
+type Addition = BTreeMap<String, (i64, i128)>;
+
+/// Transactions that are committed at the same time. Their order is read from the server's log, whatever comes of them.
+#[derive(Debug)]
+struct SideBySide {
+    /// Their commits lie behind this log position.
+    from: i64,
+    /// By the low half of the transaction's id, as the log names it.
+    additions: BTreeMap<i64, Addition>,
+    before: Arc<Content>,
+    what: String,
+}
+
+impl Content {
+    fn addition_to(&self, before: &Content) -> Result<Addition> {
+        let mut added = Addition::new();
+        for (name, table) in &self.tables {
+            let old = before.tables.get(name).ok_or("a table came meanwhile")?;
+            let sum = table.sum.parse::<i128>()? - old.sum.parse::<i128>()?;
+            added.insert(name.clone(), (table.rows - old.rows, sum));
+        }
+        Ok(added)
+    }
+
+    fn with(&self, addition: &Addition) -> Result<Content> {
+        let mut content = self.clone();
+        for (name, (rows, sum)) in addition {
+            let table = content.tables.get_mut(name).ok_or("a table is gone")?;
+            table.rows += rows;
+            table.sum = (table.sum.parse::<i128>()? + sum).to_string();
+        }
+        Ok(content)
+    }
 }
 
 /// A state of the primary.
@@ -112,6 +151,8 @@ pub struct Moment {
     pub content: Arc<Content>,
     pub what: String,
     pub at: Instant,
+    /// A table whose rows were all changed here in a way that no decoding shows.
+    pub rewritten: Option<String>,
 }
 
 /// The list, and the one session that reads the primary for it.
@@ -121,6 +162,7 @@ pub struct Moments {
     reader: Option<Client>,
     /// The last COMMIT was not answered, or what came of it could not be read yet.
     pub unsettled: bool,
+    side_by_side: Option<SideBySide>,
 }
 
 pub struct History {
@@ -140,9 +182,13 @@ impl History {
                 era: 0,
                 reader: None,
                 unsettled: false,
+                side_by_side: None,
             }),
             lacked: std::sync::Mutex::default(),
         };
+        let log_reader = "CREATE EXTENSION IF NOT EXISTS pg_walinspect";
+        let client = primary.pg.conn("postgres").await?;
+        client.batch_execute(log_reader).await?;
         history.note("the beginning").await?;
         Ok(Arc::new(history))
     }
@@ -174,6 +220,75 @@ impl History {
         // Whatever came of it; if the primary went away meanwhile, that is read when it is back.
         let _ = self.note_locked(&mut moments, what).await;
         Ok(committed?)
+    }
+
+    /// Commits what is open on each of them, all at the same time. They change different rows.
+    pub async fn commit_side_by_side(&self, clients: &[Client], what: &str) -> Result<()> {
+        let mut moments = self.moments.lock().await;
+        self.settle_locked(&mut moments).await?;
+        let before = moments.list.last().expect("a beginning").content.clone();
+        let mut additions = BTreeMap::new();
+        for client in clients {
+            client.batch_execute(READING).await?;
+            let inside = content_inside(client).await?;
+            let sql = "SELECT pg_current_xact_id()::text::int8 & x'ffffffff'::int8";
+            let id = client.query_one(sql, &[]).await?.get(0);
+            additions.insert(id, inside.addition_to(&before)?);
+        }
+        let sql = "SELECT (pg_current_wal_lsn() - '0/0'::pg_lsn)::int8";
+        let from = clients[0].query_one(sql, &[]).await?.get(0);
+        moments.side_by_side = Some(SideBySide {
+            from,
+            additions,
+            before,
+            what: what.into(),
+        });
+        let commits = clients.iter().map(|client| client.batch_execute("COMMIT"));
+        let committed = futures_util::future::join_all(commits).await;
+        let _ = self.note_locked(&mut moments, what).await;
+        for commit in committed {
+            commit?;
+        }
+        Ok(())
+    }
+
+    /// The states in between, in the order of the log.
+    async fn note_side_by_side(&self, moments: &mut Moments) -> Result<()> {
+        let Some(together) = &moments.side_by_side else {
+            return Ok(());
+        };
+        let sql = "SELECT xid::text::int8, (end_lsn - '0/0'::pg_lsn)::int8
+                   FROM pg_get_wal_records_info('0/0'::pg_lsn + $1::int8::numeric, pg_current_wal_flush_lsn())
+                   WHERE resource_manager = 'Transaction' AND record_type = 'COMMIT' ORDER BY end_lsn";
+        let client = self.primary.pg.conn("postgres").await?;
+        let commits = client.query(sql, &[&together.from]).await?;
+        let mut content = (*together.before).clone();
+        let mut states = Vec::new();
+        for commit in &commits {
+            if let Some(addition) = together.additions.get(&commit.get(0)) {
+                content = content.with(addition)?;
+                states.push(Moment {
+                    era: moments.era,
+                    lsn: commit.get(1),
+                    content: Arc::new(content.clone()),
+                    what: together.what.clone(),
+                    at: Instant::now(),
+                    rewritten: None,
+                });
+            }
+        }
+        moments.list.append(&mut states);
+        moments.side_by_side = None;
+        Ok(())
+    }
+
+    /// The change gave new values to all rows of this table, and its columns are what they were.
+    pub async fn note_rewritten(&self, what: &str, table: &str) -> Result<()> {
+        let mut moments = self.moments.lock().await;
+        self.note_locked(&mut moments, what).await?;
+        let last = moments.list.last_mut().expect("just noted");
+        last.rewritten = Some(table.into());
+        Ok(())
     }
 
     /// For changes that were made while nobody else made any.
@@ -211,6 +326,7 @@ impl History {
 
     async fn note_locked(&self, moments: &mut Moments, what: &str) -> Result<()> {
         moments.unsettled = true;
+        self.note_side_by_side(moments).await?;
         let reader = match moments.reader.take().filter(|reader| !reader.is_closed()) {
             Some(reader) => reader,
             None => self.primary.conn().await?,
@@ -233,6 +349,7 @@ impl History {
             content,
             what: what.into(),
             at: Instant::now(),
+            rewritten: None,
         });
         moments.unsettled = false;
         Ok(())

@@ -12,7 +12,7 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
 use super::faults::Server;
-use super::history::{Content, History, Moments, begin_reading, content_inside};
+use super::history::{Content, History, Moment, Moments, begin_reading, content_inside};
 use super::packages::object_key;
 use super::weather::Weather;
 use super::{Cluster, Error, Result, Site};
@@ -157,9 +157,18 @@ impl Oracle {
         if fitting.is_empty() && self.streams {
             // A state's own schema may be no older than the spare's may be late.
             schema_behind = true;
+            let lately = |moment: &Moment| moment.at.elapsed() < SCHEMA_LATE;
+            let rewritten: BTreeSet<&String> = list
+                .iter()
+                .filter(|moment| lately(moment))
+                .filter_map(|moment| moment.rewritten.as_ref())
+                .collect();
             fitting = (0..=last)
                 .filter(|number| within(*number))
-                .filter(|number| view.content.agrees_where_columns_do(&list[*number].content))
+                .filter(|number| {
+                    let content = &list[*number].content;
+                    view.content.agrees_where_columns_do(content, &rewritten)
+                })
                 .filter(|number| {
                     let same =
                         |content: &Content| columns(content) == columns(&list[*number].content);
@@ -167,9 +176,7 @@ impl Oracle {
                         .iter()
                         .rev()
                         .take_while(|m| same(&m.content));
-                    since
-                        .last()
-                        .is_some_and(|first| first.at.elapsed() < SCHEMA_LATE)
+                    !rewritten.is_empty() || since.last().is_some_and(lately)
                 })
                 .collect();
         }

@@ -9,12 +9,26 @@ use super::{Cluster, Result};
 /// Done while nobody is at work, as a migration is; only the service's own sessions can be in its way, and must give way.
 const PATIENCE: &str = "SET lock_timeout = '10s'";
 
-/// Carries out one of them; what it was.
-pub async fn one(primary: &Cluster, number: u32, rng: &mut StdRng) -> Result<String> {
+/// What was done.
+pub struct Change {
+    pub statement: String,
+    /// The table whose rows have other values, though its columns are what they were.
+    pub rewritten: Option<&'static str>,
+}
+
+/// Gives other values to all rows, and leaves the type as it was.
+const REWRITE: (&str, &str) = (
+    "audit_origin",
+    "ALTER TABLE audit_origin ALTER COLUMN target_object TYPE text USING left(target_object || '+', 60)",
+);
+
+/// Carries out one of them.
+pub async fn one(primary: &Cluster, number: u32, rng: &mut StdRng) -> Result<Change> {
     let client = primary.conn().await?;
     client.batch_execute(PATIENCE).await?;
-    let chosen = rng.random_range(0..13);
+    let chosen = rng.random_range(0..16);
     let extra = extra_table(&client).await?;
+    let mut rewritten = None;
     let statement = match (chosen, extra) {
         (0, _) => format!(
             "CREATE TABLE extra_{number} (id int8 PRIMARY KEY, note text); INSERT INTO extra_{number} VALUES (1, 'one'), (2, NULL)"
@@ -42,10 +56,17 @@ pub async fn one(primary: &Cluster, number: u32, rng: &mut StdRng) -> Result<Str
         (9, Some(table)) => format!("DROP TABLE {table}"),
         (10, Some(table)) => format!("ALTER TABLE {table} RENAME TO extra_{number}"),
         (11, Some(table)) => format!("ALTER TABLE {table} RENAME COLUMN note TO note_{number}"),
+        (13..16, _) => {
+            rewritten = Some(REWRITE.0);
+            REWRITE.1.into()
+        }
         _ => harmless(),
     };
     client.batch_execute(&statement).await?;
-    Ok(statement)
+    Ok(Change {
+        statement,
+        rewritten,
+    })
 }
 
 /// What Builder's API runs whenever it starts.

@@ -557,7 +557,14 @@ impl<'a> Stage<'a> {
         self.changes += 1;
         let done = schema_changes::one(&self.site.primary, self.changes, rng).await;
         match done {
-            Ok(what) => self.history.note(&what).await?,
+            Ok(change) => match change.rewritten {
+                Some(table) => {
+                    self.history
+                        .note_rewritten(&change.statement, table)
+                        .await?
+                }
+                None => self.history.note(&change.statement).await?,
+            },
             Err(error) => {
                 self.history
                     .note("a schema change that was not done")

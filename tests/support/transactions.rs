@@ -13,7 +13,7 @@ use super::packages::{self, Names, blake2b, object_key, put};
 use super::{Cluster, Factory, Result, Spec, history::History};
 
 /// The kinds, with how often each is done.
-pub const DEEDS: [(Deed, u32); 23] = [
+pub const DEEDS: [(Deed, u32); 24] = [
     (Deed::Upload, 22),
     (Deed::Promote, 10),
     (Deed::Demote, 6),
@@ -37,6 +37,7 @@ pub const DEEDS: [(Deed, u32); 23] = [
     (Deed::Nothing, 2),
     (Deed::Large, 1),
     (Deed::KeyChange, 2),
+    (Deed::SideBySide, 4),
 ];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -65,6 +66,8 @@ pub enum Deed {
     /// More than is applied in one piece, and then by-row deletions of it.
     Large,
     KeyChange,
+    /// Uploads on several sessions, committed at the same time.
+    SideBySide,
 }
 
 /// More packages than these, and the next upload is a deletion.
@@ -162,6 +165,7 @@ impl Hand {
             Deed::Partly => self.partly(client).await,
             Deed::Large => self.large(client).await,
             Deed::KeyChange => self.key_change(client).await,
+            Deed::SideBySide => self.side_by_side().await,
             Deed::Nothing => {
                 begin(client).await?;
                 client.query_one("SELECT 1", &[]).await?;
@@ -255,6 +259,27 @@ impl Hand {
         packages::insert_rows(client, &package).await?;
         self.commit(client, &format!("upload of {}", package.ident))
             .await
+    }
+
+    async fn side_by_side(&mut self) -> Result<()> {
+        let mut clients = Vec::new();
+        for number in 0..3 {
+            // Into channels that are there: none of them makes one that another would wait for.
+            let name = format!("beside{number}-{}", self.name);
+            let size = self.size();
+            let version = format!("1.{}", self.count);
+            let package = self
+                .factory
+                .make(Spec::new(&self.name, &name, &version).size(size));
+            put(&self.cluster, &package).await?;
+            let client = self.cluster.conn().await?;
+            client.batch_execute("SET lock_timeout = '2s'").await?;
+            begin(&client).await?;
+            packages::insert_rows(&client, &package).await?;
+            clients.push(client);
+        }
+        let what = format!("{}: uploads side by side", self.name);
+        self.history.commit_side_by_side(&clients, &what).await
     }
 
     async fn promote(&mut self, client: &Client) -> Result<()> {
