@@ -254,7 +254,7 @@ async fn without_the_slot_both_sides_are_compared_and_that_is_said() -> Result<(
         .package(&site.primary, Spec::new("core", "alone", "1"))
         .await?;
     touch(&site, &[&packages[3]]).await?;
-    assert!(slots::drop_slot(&site.primary).await?);
+    assert!(slots::drop_slot(&site.primary, slots::ANY).await?);
     site.primary.pg.set_fence(true).await?;
     let found = returning.record().await?;
     assert!(
@@ -297,7 +297,7 @@ async fn without_the_slot_both_sides_are_compared_and_that_is_said() -> Result<(
 async fn a_deletion_is_found_by_comparison_and_no_comparison_ends_with_nothing() -> Result<()> {
     let (site, _, packages) = parted("deleted").await?;
     let mut returning = Returning::of(&site).await?;
-    assert!(slots::drop_slot(&site.primary).await?);
+    assert!(slots::drop_slot(&site.primary, slots::ANY).await?);
     let found = returning.record().await?;
     assert!(!found.exact && found.rows == 0, "{found:?}");
     assert!(found.reason.contains("cannot be told"), "{found:?}");

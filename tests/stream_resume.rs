@@ -18,20 +18,20 @@ async fn a_slot_that_was_dropped_made_anew_or_moved_is_noticed() -> Result<()> {
     until_following(&service).await;
 
     let before = copies(&service).await?;
-    assert!(slots::drop_slot(&site.primary).await?);
+    assert!(slots::drop_slot(&site.primary, slots::ANY).await?);
     audit(&site, "without a slot").await?;
     until_closed(&service, "is gone", before).await?;
 
     // Made anew while nobody looks: its start is past what the spare has, and what lies between is in neither.
     let again = stopped(service).await;
     audit(&site, "between").await?;
-    assert!(slots::make_anew(&site.primary).await?);
+    assert!(slots::make_anew(&site.primary, slots::ANY).await?);
     let service = again();
     until_closed(&service, "made anew or moved by hand", 0).await?;
 
     let again = stopped(service).await;
     audit(&site, "skipped").await?;
-    assert!(slots::advance(&site.primary).await?);
+    assert!(slots::advance(&site.primary, slots::ANY).await?);
     let service = again();
     until_closed(&service, "made anew or moved by hand", 0).await?;
     audit(&site, "after").await?;

@@ -171,7 +171,7 @@ async fn a_verification_goes_on_when_a_copy_replaces_what_it_reads() -> Result<(
         (number > 0).then_some(()).ok_or("not yet".into())
     })
     .await;
-    slots::drop_slot(&site.primary).await?;
+    slots::drop_slot(&site.primary, slots::ANY).await?;
     let output = verification.wait(SOON).await?;
     assert_eq!(output.code, Some(0), "{output}");
     assert!(output.json()["rows"].as_u64() > Some(0), "{output}");

@@ -18,7 +18,7 @@ use super::proxy::Proxy;
 use super::stage::Stage;
 use super::weather::Weather;
 use super::workload::{self, Workload};
-use super::{Factory, Postgres, Result, Service, Site};
+use super::{Factory, Postgres, Result, Service, Site, slots};
 
 const HANDS: usize = 3;
 /// Between two transactions of one hand, at most.
@@ -52,6 +52,10 @@ pub struct Plan {
 
 impl Plan {
     pub fn new(mode: &str, seed: u64) -> Self {
+        let mut points = warm_spare::killpoint::REPLICATION.to_vec();
+        // One trial kills at about five of them: the next seed goes on where this one ends.
+        let first = (seed as usize).wrapping_mul(5) % points.len();
+        points.rotate_left(first);
         Self {
             mode: mode.into(),
             seed,
@@ -60,7 +64,7 @@ impl Plan {
             points: match mode {
                 // Its copies have phases; the rest of the points lies in the stream.
                 "snapshot" => Vec::new(),
-                _ => warm_spare::killpoint::REPLICATION.to_vec(),
+                _ => points,
             },
             only: String::new(),
             talks: true,
@@ -135,9 +139,10 @@ pub async fn site(name: &str) -> Result<Site> {
 /// One pair of clusters, one seed, many faults. An error says what was violated, and how to see it again.
 pub async fn trial(plan: &Plan) -> Result<Summary> {
     let site = site("trial").await?;
+    let other = site.other_spare("trial-other").await?;
     let mut seen = Vec::new();
     let mut tail = Vec::new();
-    let outcome = run(&site, plan, &mut seen, &mut tail).await;
+    let outcome = run(&site, &other, plan, &mut seen, &mut tail).await;
     outcome.map_err(|error| {
         format!(
             "{error}\n--- mode {}, seed {}; its faults:\n{}\n--- the service's log\n{}",
@@ -150,7 +155,17 @@ pub async fn trial(plan: &Plan) -> Result<Summary> {
     })
 }
 
-async fn set_stage<'a>(site: &'a Site, plan: &Plan) -> Result<(Stage<'a>, Oracle)> {
+/// The spare that faults strike, and the other one.
+struct Judges {
+    struck: Oracle,
+    other: Oracle,
+}
+
+async fn set_stage<'a>(
+    site: &'a Site,
+    other: &'a Site,
+    plan: &Plan,
+) -> Result<(Stage<'a>, Judges)> {
     workload::prepare(site, plan.seed, HANDS).await?;
     Factory::new(plan.seed).fill(&site.primary, 12).await?;
     let store = HttpFault::start(site.primary.minio.port()).await?;
@@ -173,21 +188,44 @@ async fn set_stage<'a>(site: &'a Site, plan: &Plan) -> Result<(Stage<'a>, Oracle
     }
     let service = Service::start(site, &extra);
     service.until_level().await;
+    let slot = match plan.mode.as_str() {
+        "snapshot" => "none".into(),
+        _ => slots::name(&site.primary).await?,
+    };
+    if plan.mode != "snapshot" {
+        other.write_config(&extra);
+        other.warm_spare(&["prepare"]).await.ok();
+    }
+    let beside = Service::start(other, &extra);
+    beside.until_level().await;
     let workload = Workload::start(site, plan.seed, HANDS, PAUSE, &history, &weather);
-    let oracle = Oracle::new(&history, &weather, plan.mode != "snapshot");
-    let stage = Stage::new(service, history, weather, workload, lines, (store, extra));
-    Ok((stage, oracle))
+    let oracle = || Oracle::new(&history, &weather, plan.mode != "snapshot");
+    let judges = Judges {
+        struck: oracle(),
+        other: oracle(),
+    };
+    let stage = Stage::new(
+        service,
+        history,
+        weather,
+        workload,
+        lines,
+        (store, extra),
+        (slot, beside),
+    );
+    Ok((stage, judges))
 }
 
 async fn run(
     site: &Site,
+    other: &Site,
     plan: &Plan,
     seen: &mut Vec<String>,
     tail: &mut Vec<String>,
 ) -> Result<Summary> {
-    let (mut stage, mut oracle) = set_stage(site, plan).await?;
+    let (mut stage, mut judges) = set_stage(site, other, plan).await?;
     let mut summary = Summary::default();
-    let played = play(plan, &mut stage, &mut oracle, &mut summary, seen).await;
+    let played = play(plan, &mut stage, &mut judges, &mut summary, seen).await;
     *tail = stage.log_tail(60);
     played?;
     summary.states = stage.history.len().await;
@@ -201,14 +239,21 @@ async fn run(
 async fn play(
     plan: &Plan,
     stage: &mut Stage<'_>,
-    oracle: &mut Oracle,
+    judges: &mut Judges,
     summary: &mut Summary,
     seen: &mut Vec<String>,
 ) -> Result<()> {
     let mut rng = StdRng::seed_from_u64(plan.seed);
+    let mut points = plan.points.iter().cycle();
     let began = Instant::now();
     while summary.faults < plan.faults && began.elapsed() < plan.time {
-        let fault = Fault::random(&mut rng, &plan.points);
+        let mut fault = Fault::random(&mut rng, &plan.points);
+        if matches!(fault, Fault::ServiceKilledAt(..))
+            && let Some(point) = points.next()
+        {
+            // One after the other, so that each has its turn.
+            fault = Fault::killed_at(point, &mut rng);
+        }
         if !fault.kind().starts_with(&plan.only) {
             continue;
         }
@@ -231,24 +276,24 @@ async fn play(
         let kind = fault.kind() + if missed { " not reached" } else { "" };
         *summary.kinds.entry(kind).or_default() += 1;
         if fault == Fault::RolledBack(Server::SpareDatastore) {
-            oracle.spare_was_put_back(stage.site).await?;
+            judges.struck.spare_was_put_back(stage.site).await?;
         }
         let line = format!("{:4} seed {} {fault:?}", summary.faults, plan.seed);
         seen.push(line.clone());
         stage.last(fault, &mut own).await;
-        let within = in_time(look(stage, oracle, summary)).await?;
+        let within = in_time(look(stage, &mut judges.struck, summary)).await?;
         let undoing = in_time(stage.undo(fault)).await;
         undoing.map_err(|error| format!("{fault:?} could not be undone: {error}"))?;
         news(stage, before).await;
         stage.answer_hold().await;
-        let after = in_time(look(stage, oracle, summary)).await?;
+        let after = in_time(look(stage, &mut judges.struck, summary)).await?;
         let missed = if missed { " not reached" } else { "" };
         let mut told = format!(
             "{line}{missed}: {within}, then {after}, {:.1?}",
             started.elapsed()
         );
         if summary.faults.is_multiple_of(LEVEL_EVERY) {
-            let took = come_level(stage, oracle, summary).await?;
+            let took = come_level(stage, judges, summary).await?;
             stage.stepped = false;
             told.push_str(&format!(", level after {took:.1?}"));
         }
@@ -257,8 +302,8 @@ async fn play(
         }
         *seen.last_mut().expect("a fault") = told;
     }
-    come_level(stage, oracle, summary).await?;
-    in_the_end(stage, oracle).await
+    come_level(stage, judges, summary).await?;
+    in_the_end(stage, judges).await
 }
 
 /// Nothing here may take longer, on however busy a machine.
@@ -323,45 +368,35 @@ async fn news(stage: &Stage<'_>, before: Option<Value>) {
     }
 }
 
-/// With the workload at rest, the spare comes to where the primary is, and the service says so.
+/// With the workload at rest, both spares come to where the primary is, and their services say so.
 async fn come_level(
     stage: &Stage<'_>,
-    oracle: &mut Oracle,
+    judges: &mut Judges,
     summary: &mut Summary,
 ) -> Result<Duration> {
     stage.workload.rest().await;
     stage.history.settle().await?;
     let (began, rested) = (Instant::now(), chrono::Utc::now());
-    loop {
-        summary.looks += 1;
-        let claims = status(stage)
-            .await
-            .is_some_and(|status| claims_level(&status, rested));
-        let level = oracle.is_level(stage.site).await;
-        if let Err(error) = &level
-            && claims
-            // Its confirmations are by a clock that was stepped.
-            && !stage.stepped
-        {
-            return Err(format!("INVARIANT 5: it says that nothing waits: {error}").into());
+    let struck = stage.awake().ok_or("its service does not run")?;
+    let other = stage.other.as_ref().ok_or("its service does not run")?;
+    let pairs = [(struck, &mut judges.struck), (other, &mut judges.other)];
+    for (service, oracle) in pairs {
+        loop {
+            summary.looks += 1;
+            let Some(behind) = is_behind(stage, service, oracle, rested).await? else {
+                break;
+            };
+            if began.elapsed() > LEVEL_LIMIT {
+                let said = service.status().await.unwrap_or_default();
+                return Err(format!(
+                    "{} not level after {LEVEL_LIMIT:?}: {behind}; it says {said:#}",
+                    service.site.spare.bucket
+                )
+                .into());
+            }
+            stage.answer_hold().await;
+            tokio::time::sleep(Duration::from_millis(150)).await;
         }
-        let behind = match level {
-            Ok(()) => match status(stage).await {
-                Some(status) if status["state"] == "following" && status["hold"].is_null() => break,
-                Some(status) => format!("it says {status}"),
-                None => "it says nothing".into(),
-            },
-            Err(error) if error.to_string().contains("INVARIANT") => return Err(error),
-            Err(error) => error.to_string(),
-        };
-        if began.elapsed() > LEVEL_LIMIT {
-            let said = status(stage).await.unwrap_or_default();
-            return Err(
-                format!("not level after {LEVEL_LIMIT:?}: {behind}; it says {said:#}").into(),
-            );
-        }
-        stage.answer_hold().await;
-        tokio::time::sleep(Duration::from_millis(150)).await;
     }
     let took = began.elapsed();
     summary.worst_level = summary.worst_level.max(took);
@@ -370,13 +405,37 @@ async fn come_level(
     Ok(took)
 }
 
+/// Why this spare does not count as level yet.
+async fn is_behind(
+    stage: &Stage<'_>,
+    service: &Service<'_>,
+    oracle: &mut Oracle,
+    rested: chrono::DateTime<chrono::Utc>,
+) -> Result<Option<String>> {
+    let said = service.status().await.ok();
+    let claims = said.is_some_and(|status| claims_level(&status, rested));
+    match oracle.is_level(service.site).await {
+        // Its confirmations are by a clock that was stepped.
+        Err(error) if claims && !stage.stepped => {
+            Err(format!("INVARIANT 5: it says that nothing waits: {error}").into())
+        }
+        Err(error) if error.to_string().contains("INVARIANT") => Err(error),
+        Err(error) => Ok(Some(error.to_string())),
+        Ok(()) => Ok(match service.status().await {
+            Ok(status) if status["state"] == "following" && status["hold"].is_null() => None,
+            Ok(status) => Some(format!("it says {status}")),
+            Err(_) => Some("it says nothing".into()),
+        }),
+    }
+}
+
 /// A primary that is followed, and at rest, bears nothing of ours but the reader of our slot.
 async fn nothing_is_held(stage: &Stage<'_>) -> Result<()> {
     let primary = &stage.site.primary.pg;
     let began = Instant::now();
     loop {
         let held = Inventory::of(primary).await?;
-        if held.holds_nothing() {
+        if held.holds_nothing_of(2) {
             return Ok(());
         }
         if began.elapsed() > HELD_LIMIT {
@@ -397,10 +456,33 @@ fn claims_level(status: &Value, since: chrono::DateTime<chrono::Utc>) -> bool {
 }
 
 /// Nothing strikes and nothing changes any more.
-async fn in_the_end(stage: &mut Stage<'_>, oracle: &mut Oracle) -> Result<()> {
+async fn in_the_end(stage: &mut Stage<'_>, judges: &mut Judges) -> Result<()> {
     stage.workload.stop().await;
     stage.history.settle().await?;
-    let site = stage.site;
+    ends_well(stage, stage.site, &mut judges.struck).await?;
+    ends_well(stage, stage.other_site, &mut judges.other).await?;
+    if let Some(harm) = stage.workload.harm().first() {
+        return Err(format!("INVARIANT 4: {harm}").into());
+    }
+    let struck = stage.service.take().expect("it was started");
+    for service in [struck, stage.take_other()] {
+        for path in ["/health", "/status", "/metrics"] {
+            let answer = service.get(path).await;
+            answer.map_err(|error| format!("{path}: {error}"))?;
+        }
+        service.running.signal(Signal::TERM);
+        let site = service.site;
+        service.running.wait(Duration::from_secs(30)).await?;
+        let verified = site.warm_spare(&["verify", "--deep"]).await;
+        if verified.code != Some(0) {
+            return Err(format!("in the end verify --deep: {verified}").into());
+        }
+    }
+    Ok(())
+}
+
+/// The spare is level, and lists as lacking what the primary lacks.
+async fn ends_well(stage: &Stage<'_>, site: &Site, oracle: &mut Oracle) -> Result<()> {
     let began = Instant::now();
     loop {
         let told = match oracle.is_level(site).await {
@@ -409,7 +491,7 @@ async fn in_the_end(stage: &mut Stage<'_>, oracle: &mut Oracle) -> Result<()> {
                 let view = oracle::view(&site.spare).await?.ok_or("no database")?;
                 // What the primary has lost since may still be here: then the oracle has seen it.
                 if view.unavailable.is_subset(&lacking) {
-                    break;
+                    return Ok(());
                 }
                 let listed = view.unavailable;
                 format!("listed as unavailable: {listed:?}; the primary really lacks {lacking:?}")
@@ -422,23 +504,5 @@ async fn in_the_end(stage: &mut Stage<'_>, oracle: &mut Oracle) -> Result<()> {
         }
         stage.answer_hold().await;
         tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-    for path in ["/health", "/status", "/metrics"] {
-        let service = stage.service.as_ref().expect("it was started");
-        service
-            .get(path)
-            .await
-            .map_err(|error| format!("{path}: {error}"))?;
-    }
-    if let Some(harm) = stage.workload.harm().first() {
-        return Err(format!("INVARIANT 4: {harm}").into());
-    }
-    let service = stage.service.take().expect("it was started");
-    service.running.signal(Signal::TERM);
-    service.running.wait(Duration::from_secs(30)).await?;
-    let verified = site.warm_spare(&["verify", "--deep"]).await;
-    match verified.code {
-        Some(0) => Ok(()),
-        _ => Err(format!("in the end verify --deep: {verified}").into()),
     }
 }

@@ -67,6 +67,10 @@ pub enum Fault {
     LogOfNothing,
     /// The datastore's clock, by so many seconds.
     ClockStepped(Server, i64),
+    /// The service of another spare of the same primary.
+    OtherSpare(Blow),
+    /// More packages in one transaction than the gate remembers at once.
+    ManyPackages,
 }
 
 impl Fault {
@@ -79,6 +83,13 @@ impl Fault {
     }
 
     pub fn random(rng: &mut StdRng, points: &[&'static str]) -> Self {
+        if rng.random_ratio(1, 30) {
+            let blow = [Blow::Kill, Blow::Pause, Blow::Restart][rng.random_range(0..3)];
+            return Fault::OtherSpare(blow);
+        }
+        if !points.is_empty() && rng.random_ratio(1, 100) {
+            return Fault::ManyPackages;
+        }
         if !points.is_empty() && rng.random_ratio(1, 4) {
             return Self::of_a_stream(rng, points);
         }
@@ -90,7 +101,7 @@ impl Fault {
             }
             8..26 if !points.is_empty() => {
                 let point = points.choose(rng).expect("there are points");
-                Fault::ServiceKilledAt(point, rng.random_range(1..4))
+                Fault::killed_at(point, rng)
             }
             8..28 => Fault::ServiceKilledIn(PHASES.choose(rng).expect("there are phases")),
             28..32 => Fault::ServicePaused,
@@ -118,6 +129,13 @@ impl Fault {
 }
 
 impl Fault {
+    /// A point of a copy comes by once in a process: the second copy may be hours away.
+    pub fn killed_at(point: &'static str, rng: &mut StdRng) -> Self {
+        let again = FOLLOWING.iter().any(|room| point.starts_with(room));
+        let count = if again { rng.random_range(1..4) } else { 1 };
+        Fault::ServiceKilledAt(point, count)
+    }
+
     fn of_a_stream(rng: &mut StdRng, points: &[&'static str]) -> Self {
         let datastore = [PrimaryDatastore, SpareDatastore][rng.random_range(0..2)];
         match rng.random_range(0..12) {
@@ -136,6 +154,9 @@ impl Fault {
         }
     }
 }
+
+/// Points that a service comes by which has made its copy already.
+pub const FOLLOWING: [&str; 4] = ["gate.", "apply.", "confirm.", "retention."];
 
 /// In which a copy may be killed, as the service's log names them.
 pub const PHASES: [&str; 8] = [

@@ -51,7 +51,12 @@ impl Inventory {
 
     /// Nothing but a reader of our slot, and at most a question that is just being asked.
     pub fn holds_nothing(&self) -> bool {
-        self.walsenders <= 1
+        self.holds_nothing_of(1)
+    }
+
+    /// The same, of so many spares.
+    pub fn holds_nothing_of(&self, spares: i64) -> bool {
+        self.walsenders <= spares
             && self.snapshots == 0
             && self.idle_in_transaction == 0
             && self.locks == 0

@@ -226,6 +226,18 @@ impl Site {
         })
     }
 
+    /// Another spare of the same primary, with servers of its own.
+    pub async fn other_spare(&self, name: &str) -> Result<Site> {
+        let (pg, minio) = tokio::try_join!(Postgres::builder().start(), Minio::start())?;
+        Ok(Site {
+            primary: self.primary.clone(),
+            spare: Cluster::new(Arc::new(pg), Arc::new(minio), name).await?,
+            dir: server_dir("site-")?,
+            program: self.program.clone(),
+            environment: self.environment.clone(),
+        })
+    }
+
     /// Where `write_config` writes.
     pub fn config_file(&self) -> PathBuf {
         self.dir.path().join("config.toml")

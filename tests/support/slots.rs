@@ -14,14 +14,23 @@ struct Slot {
     plugin: String,
 }
 
-async fn ours(client: &Client) -> Result<Option<Slot>> {
+/// Any slot of a spare.
+pub const ANY: &str = "warm_spare_%";
+
+async fn ours(client: &Client, name: &str) -> Result<Option<Slot>> {
     let sql = "SELECT slot_name::text, plugin::text FROM pg_replication_slots
-               WHERE slot_name LIKE 'warm_spare_%' AND NOT temporary AND plugin IS NOT NULL ORDER BY 1 LIMIT 1";
-    let row = client.query_opt(sql, &[]).await?;
+               WHERE slot_name LIKE $1 AND NOT temporary AND plugin IS NOT NULL ORDER BY 1 LIMIT 1";
+    let row = client.query_opt(sql, &[&name]).await?;
     Ok(row.map(|row| Slot {
         name: row.get(0),
         plugin: row.get(1),
     }))
+}
+
+/// The name of the only one that there is.
+pub async fn name(primary: &Cluster) -> Result<String> {
+    let slot = ours(&primary.conn().await?, ANY).await?;
+    Ok(slot.ok_or("no slot of ours")?.name)
 }
 
 /// Does it in one statement with ending the walsender, again and again until it comes between two connections of it.
@@ -39,18 +48,18 @@ async fn with_force(client: &Client, slot: &Slot, statement: &str) -> Result<boo
 }
 
 /// False: there is none, or it was never free.
-pub async fn drop_slot(primary: &Cluster) -> Result<bool> {
+pub async fn drop_slot(primary: &Cluster, name: &str) -> Result<bool> {
     let client = primary.conn().await?;
-    match ours(&client).await? {
+    match ours(&client, name).await? {
         Some(slot) => with_force(&client, &slot, "SELECT pg_drop_replication_slot($1::text)").await,
         None => Ok(false),
     }
 }
 
 /// The same name, and another position.
-pub async fn make_anew(primary: &Cluster) -> Result<bool> {
+pub async fn make_anew(primary: &Cluster, name: &str) -> Result<bool> {
     let client = primary.conn().await?;
-    let Some(slot) = ours(&client).await? else {
+    let Some(slot) = ours(&client, name).await? else {
         return Ok(false);
     };
     if !with_force(&client, &slot, "SELECT pg_drop_replication_slot($1::text)").await? {
@@ -65,9 +74,9 @@ pub async fn make_anew(primary: &Cluster) -> Result<bool> {
 }
 
 /// Past what the spare has.
-pub async fn advance(primary: &Cluster) -> Result<bool> {
+pub async fn advance(primary: &Cluster, name: &str) -> Result<bool> {
     let client = primary.conn().await?;
-    match ours(&client).await? {
+    match ours(&client, name).await? {
         Some(slot) => {
             let sql = "SELECT pg_replication_slot_advance($1::text, pg_current_wal_lsn())";
             with_force(&client, &slot, sql).await

@@ -4,12 +4,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::{StreamExt, TryStreamExt};
 use rand::Rng;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 
 use super::faults::Server::{self, PrimaryDatastore, PrimaryStore, SpareDatastore, SpareStore};
-use super::faults::{Blow, Fault, Line};
+use super::faults::{Blow, FOLLOWING, Fault, Line};
 use super::history::History;
 use super::http_fault::{Fault as HttpFaultKind, HttpFault};
 use super::inventory;
@@ -17,14 +18,16 @@ use super::process::alive;
 use super::proxy::{Mode, Proxy};
 use super::weather::Weather;
 use super::workload::Workload;
-use super::{Cluster, Postgres, Result, Service, Site, schema_changes, slots};
+use super::{Cluster, Factory, Postgres, Result, Service, Site, schema_changes, slots};
 
 /// After TERM the Supervisor kills what is not gone in this time.
 const SUPERVISOR_PATIENCE: Duration = Duration::from_secs(8);
-/// Points that a service comes by which has made its copy already.
-const FOLLOWING: [&str; 4] = ["gate.", "apply.", "confirm.", "retention."];
 /// How long the service may take to reach a point in which it is to be killed.
-const POINT_PATIENCE: Duration = Duration::from_secs(8);
+const POINT_PATIENCE: Duration = Duration::from_secs(12);
+/// The gate remembers 4096 wants at once.
+const MANY_PACKAGES: usize = 5000;
+/// How long they may take to the spare before they are taken away again.
+const MANY_PATIENCE: Duration = Duration::from_secs(40);
 
 /// Everything that can be struck.
 pub struct Stage<'a> {
@@ -53,6 +56,11 @@ pub struct Stage<'a> {
     pub stepped: bool,
     /// Whether the point in which the service was to be killed last was ever reached.
     pub reached: bool,
+    /// Of the spare that the faults strike.
+    pub slot: String,
+    /// The other spare's; None: it was killed, and not started again yet.
+    pub other: Option<Service<'a>>,
+    pub other_site: &'a Site,
 }
 
 impl<'a> Stage<'a> {
@@ -63,6 +71,7 @@ impl<'a> Stage<'a> {
         workload: Workload,
         lines: (Proxy, Proxy),
         (store, extra): (HttpFault, String),
+        (slot, other): (String, Service<'a>),
     ) -> Self {
         Self {
             site: service.site,
@@ -82,6 +91,9 @@ impl<'a> Stage<'a> {
             writer: None,
             stepped: false,
             reached: false,
+            slot,
+            other_site: other.site,
+            other: Some(other),
         }
     }
 
@@ -109,6 +121,11 @@ impl<'a> Stage<'a> {
         if let Some(service) = &self.service {
             said.extend(service.running.stderr());
         }
+        if let Some(other) = &self.other {
+            let last = other.running.stderr();
+            let last = last.iter().rev().take(lines / 3).rev();
+            said.extend(last.map(|line| format!("(other spare) {line}")));
+        }
         said.split_off(said.len().saturating_sub(lines))
     }
 
@@ -131,9 +148,9 @@ impl<'a> Stage<'a> {
             Fault::Cut(line) => self.line(line).cut(),
             Fault::Stalled(line) => self.line(line).set(Mode::Hold).await,
             Fault::Slow(line) => self.line(line).set(Mode::Slow).await,
-            Fault::SlotDropped => return slots::drop_slot(&self.site.primary).await,
-            Fault::SlotMadeAnew => return slots::make_anew(&self.site.primary).await,
-            Fault::SlotAdvanced => return slots::advance(&self.site.primary).await,
+            Fault::SlotDropped => return slots::drop_slot(&self.site.primary, &self.slot).await,
+            Fault::SlotMadeAnew => return slots::make_anew(&self.site.primary, &self.slot).await,
+            Fault::SlotAdvanced => return slots::advance(&self.site.primary, &self.slot).await,
             Fault::RolledBack(server) => return self.roll_back(server).await,
             Fault::RolledBackAndOutgrown => self.roll_back_unseen(rng).await?,
             Fault::Schema => self.change_schema(rng).await?,
@@ -160,8 +177,84 @@ impl<'a> Stage<'a> {
                 self.stepped = true;
                 self.pg(server).set_clock(by)?;
             }
+            Fault::OtherSpare(blow) => self.strike_other(blow).await?,
+            Fault::ManyPackages => self.many_packages().await?,
         }
         Ok(true)
+    }
+
+    async fn strike_other(&mut self, blow: Blow) -> Result<()> {
+        match blow {
+            Blow::Pause => self.other_running().sigstop(),
+            Blow::Kill => drop(self.take_other().running.kill9()?),
+            Blow::Restart => {
+                let service = self.take_other();
+                service.running.terminate();
+                service.running.wait(Duration::from_secs(30)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn other_running(&self) -> &super::Running {
+        &self.other.as_ref().expect("it was started").running
+    }
+
+    pub fn take_other(&mut self) -> Service<'a> {
+        self.other.take().expect("it was started")
+    }
+
+    fn mend_other(&mut self, blow: Blow) {
+        match blow {
+            Blow::Pause => self.other_running().sigcont(),
+            Blow::Kill | Blow::Restart => {
+                self.other = Some(Service::start(self.other_site, &self.extra))
+            }
+        }
+    }
+
+    /// All of them come in one transaction, and all go in another.
+    async fn many_packages(&mut self) -> Result<()> {
+        self.workload.rest().await;
+        self.history.settle().await?;
+        let primary = &self.site.primary;
+        self.changes += 1;
+        let mut factory = Factory::new(u64::from(self.changes));
+        let packages = factory
+            .bulk_artifacts_of(primary, MANY_PACKAGES, 300, 200)
+            .await?;
+        self.history.note("many packages").await?;
+        self.workload.resume();
+        // Whether they came, and came rightly, is the oracle's business.
+        let deadline = Instant::now() + MANY_PATIENCE;
+        while !self.spare_has_all(packages.len()).await.unwrap_or(false)
+            && Instant::now() < deadline
+        {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        self.workload.rest().await;
+        self.history.settle().await?;
+        let client = primary.conn().await?;
+        client
+            .batch_execute("DELETE FROM origin_packages WHERE origin = 'bulk'")
+            .await?;
+        self.history.note("all of them are gone").await?;
+        for package in &packages {
+            self.history.note_lacking(&package.key);
+        }
+        let deleting = packages.iter().map(|package| primary.delete(&package.key));
+        futures_util::stream::iter(deleting)
+            .buffer_unordered(8)
+            .try_collect::<Vec<()>>()
+            .await?;
+        self.workload.resume();
+        Ok(())
+    }
+
+    async fn spare_has_all(&self, packages: usize) -> Result<bool> {
+        let count = "SELECT count(*) FROM origin_packages WHERE origin = 'bulk'";
+        let row = self.site.spare.conn().await?.query_one(count, &[]).await?;
+        Ok(row.get::<_, i64>(0) == packages as i64)
     }
 
     /// How long a fault lasts that lasts at all.
@@ -174,6 +267,7 @@ impl<'a> Stage<'a> {
             | Fault::StoreAnswers(_)
             | Fault::WriterLeftOpen
             | Fault::PreparedLeftOpen
+            | Fault::OtherSpare(_)
             | Fault::ClockStepped(..) => {
                 sleep(rng, 200, 2500).await;
             }
@@ -207,6 +301,7 @@ impl<'a> Stage<'a> {
                 client.batch_execute("ROLLBACK PREPARED 'left'").await?;
             }
             Fault::ClockStepped(server, _) => self.pg(server).set_clock(0)?,
+            Fault::OtherSpare(blow) => self.mend_other(blow),
             _ => {}
         }
         Ok(())
@@ -262,7 +357,7 @@ impl<'a> Stage<'a> {
         self.kill_service();
         if !FOLLOWING.iter().any(|room| point.starts_with(room)) {
             // Only a copy comes by there, and without its slot it must make one.
-            let _ = slots::drop_slot(&self.site.primary).await;
+            let _ = slots::drop_slot(&self.site.primary, &self.slot).await;
         }
         let at = format!("{point}:{count}");
         let idle = point.starts_with("confirm.");
@@ -298,7 +393,7 @@ impl<'a> Stage<'a> {
     async fn freeze_at(&mut self, point: &str, rng: &mut StdRng) -> Result<()> {
         self.kill_service();
         if !FOLLOWING.iter().any(|room| point.starts_with(room)) {
-            let _ = slots::drop_slot(&self.site.primary).await;
+            let _ = slots::drop_slot(&self.site.primary, &self.slot).await;
         }
         let folder = super::process::server_dir("freeze-")?;
         let wanted = format!("{point}:{}", folder.path().display());
@@ -360,16 +455,17 @@ impl<'a> Stage<'a> {
 
     /// Does what an operator would about a hold that only an operator ends.
     pub async fn answer_hold(&self) {
-        let Some(service) = self.awake() else { return };
-        let Ok(status) = service.status().await else {
-            return;
-        };
-        let step = status["hold"]["next_step"].as_str().unwrap_or_default();
-        if let Some((_, rest)) = step.split_once("fuse.approve = \"")
-            && let Some((id, _)) = rest.split_once('"')
-        {
-            let approved = format!("{}approve = \"{id}\"\n", self.extra);
-            service.reconfigure(&approved);
+        for service in self.awake().into_iter().chain(&self.other) {
+            let Ok(status) = service.status().await else {
+                continue;
+            };
+            let step = status["hold"]["next_step"].as_str().unwrap_or_default();
+            if let Some((_, rest)) = step.split_once("fuse.approve = \"")
+                && let Some((id, _)) = rest.split_once('"')
+            {
+                let approved = format!("{}approve = \"{id}\"\n", self.extra);
+                service.reconfigure(&approved);
+            }
         }
     }
 

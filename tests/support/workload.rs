@@ -53,6 +53,7 @@ pub struct Workload {
 pub async fn prepare(site: &Site, seed: u64, hands: usize) -> Result<()> {
     let mut factory = Factory::new(seed);
     factory.origin(&site.primary, "core").await?;
+    factory.origin(&site.primary, "bulk").await?;
     for number in 0..hands {
         factory.origin(&site.primary, &format!("w{number}")).await?;
     }
