@@ -1,15 +1,18 @@
 //! A thousand faults and more: `scripts/campaign` builds the program and runs this.
 //!
-//! Arguments: how many faults, the first seed, the mode, and, to look into one kind of fault, how its name begins. One pair of clusters per `FAULTS_PER_SITE`, each with the next
+//! Arguments: how many faults, the first seed, the mode (`auto`, `snapshot`, or `roles`: so many handovers), and, to look
+//! into one kind of fault, how its name begins. One pair of clusters per `FAULTS_PER_SITE`, each with the next
 //! seed; it ends at the first violation, with everything that is needed to see it again.
 
 #[path = "../tests/support/mod.rs"]
 mod support;
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use support::campaign::{Plan, Summary, trial};
+use support::handovers;
 
 /// Few enough that a violation is seen again in minutes.
 const FAULTS_PER_SITE: usize = 40;
@@ -24,6 +27,9 @@ async fn main() -> ExitCode {
     let (faults, first) = (number(1000) as usize, number(1));
     let mode = arguments.next().unwrap_or_else(|| "auto".into());
     let only = arguments.next().unwrap_or_default();
+    if mode == "roles" {
+        return change_roles(first, faults).await;
+    }
     let began = Instant::now();
     let (mut all, mut seeds) = (Summary::default(), Vec::new());
     let mut seed = first;
@@ -60,6 +66,43 @@ async fn main() -> ExitCode {
         "\n{all}  mode {mode}, seeds {} to {}, {:.0?}: no invariant was violated",
         first,
         seeds.last().expect("there was one"),
+        began.elapsed()
+    );
+    ExitCode::SUCCESS
+}
+
+/// Few enough that what a trial left behind does not slow the next one down.
+const HANDOVERS_PER_SITE: usize = 12;
+
+async fn change_roles(first: u64, wanted: usize) -> ExitCode {
+    let began = Instant::now();
+    let (mut all, mut done, mut seed) = (BTreeMap::new(), 0, first);
+    while done < wanted {
+        let rounds = HANDOVERS_PER_SITE.min(wanted - done);
+        match handovers::trial(seed, rounds).await {
+            Ok(kinds) => {
+                for (kind, count) in kinds {
+                    *all.entry(kind).or_default() += count;
+                }
+            }
+            Err(error) => {
+                println!("\n{error}\n");
+                println!("VIOLATED after {done} handovers more, seed {seed}");
+                println!("again: scripts/campaign {rounds} {seed} roles");
+                return ExitCode::FAILURE;
+            }
+        }
+        done += rounds;
+        seed += 1;
+    }
+    let all: BTreeMap<String, usize> = all;
+    println!();
+    for (kind, count) in &all {
+        println!("  {count:5} {kind}");
+    }
+    println!(
+        "{done} handovers, seeds {first} to {}, {:.0?}: never two primaries, and no row lost without a record",
+        seed - 1,
         began.elapsed()
     );
     ExitCode::SUCCESS

@@ -27,6 +27,8 @@ const PAUSE: Duration = Duration::from_millis(250);
 const LEVEL_EVERY: usize = 10;
 /// For coming level after faults: the service's own pauses after failures lie within.
 const LEVEL_LIMIT: Duration = Duration::from_secs(90);
+/// For a fault to be struck.
+const STRIKE_LIMIT: Duration = Duration::from_secs(300);
 /// For what an ended or abandoned session of ours held on the primary to go.
 const HELD_LIMIT: Duration = Duration::from_secs(20);
 /// Before half of the faults, for the service to be at its work again.
@@ -265,7 +267,10 @@ async fn play(
         }
         let started = Instant::now();
         let before = status(stage).await;
-        let striking = in_time(stage.strike(fault, &mut own)).await;
+        // What is uploaded for it takes its time on a busy machine.
+        let striking = tokio::time::timeout(STRIKE_LIMIT, stage.strike(fault, &mut own)).await;
+        let striking =
+            striking.unwrap_or_else(|_| Err(format!("not done after {STRIKE_LIMIT:?}").into()));
         let befell = striking.map_err(|error| format!("{fault:?} could not be struck: {error}"))?;
         if !befell {
             summary.skipped += 1;

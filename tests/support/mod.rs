@@ -8,6 +8,7 @@ pub mod campaign;
 pub mod faults;
 pub mod follow;
 pub mod habitat;
+pub mod handovers;
 pub mod history;
 pub mod hostile;
 pub mod http_fault;
