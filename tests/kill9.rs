@@ -4,8 +4,12 @@ mod support;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use std::sync::Arc;
 use std::time::Duration;
+use support::history::History;
+use support::oracle::{Oracle, is_fenced};
 use support::packages::delete_package;
+use support::weather::Weather;
 use support::{Factory, Package, Result, Site, Spec, seed, site};
 
 const PHASES: [&str; 8] = [
@@ -19,14 +23,39 @@ const PHASES: [&str; 8] = [
     "switch",
 ];
 
-/// What an operator would promote: every table as copied, every row with its artifact, and nobody but us can write.
-async fn assert_promotable(site: &Site, after: &str) -> Result<()> {
-    let output = site.warm_spare(&["verify", "--deep"]).await;
-    assert_eq!(output.code, Some(0), "killed at {after}: {output}");
-    let plain = site.spare.conn().await?;
-    let written = plain.batch_execute("CREATE TABLE written ()").await;
-    assert!(written.is_err(), "killed at {after}: the fence stands");
-    Ok(())
+/// Knows the states that the primary had when the test asked, with nobody at work there.
+struct Judge<'a> {
+    site: &'a Site,
+    history: Arc<History>,
+    oracle: Oracle,
+}
+
+impl<'a> Judge<'a> {
+    async fn of(site: &'a Site) -> Result<Self> {
+        let history = History::start(&site.primary).await?;
+        let oracle = Oracle::new(&history, &Arc::new(Weather::default()), false);
+        Ok(Self {
+            site,
+            history,
+            oracle,
+        })
+    }
+
+    /// What an operator would promote: a state of the primary, every row with its artifact, and nobody but us can write.
+    async fn finds_it_promotable(&mut self, after: &str) -> Result<()> {
+        self.history.note("as it is now").await?;
+        let stand = self.oracle.check(self.site).await;
+        let stand = stand.map_err(|error| format!("killed at {after}: {error}"))?;
+        let stand = stand.ok_or_else(|| format!("killed at {after}: it cannot be looked at"))?;
+        assert!(stand.artifacts_seen, "killed at {after}: {stand:?}");
+        is_fenced(self.site, &Weather::default()).await
+    }
+
+    /// The same, and nothing is missing.
+    async fn finds_it_level(&mut self) -> Result<()> {
+        self.finds_it_promotable("nothing").await?;
+        self.oracle.is_level(self.site).await
+    }
 }
 
 /// Something new in rows and artifacts, something gone.
@@ -44,6 +73,7 @@ async fn killed_in_each_phase_it_finishes_the_next_time() -> Result<()> {
     let site = site("phases").await;
     let mut factory = Factory::seeded();
     let mut packages = factory.fill(&site.primary, 30).await?;
+    let mut judge = Judge::of(&site).await?;
     let mut first = true;
     for phase in PHASES {
         change(&site, &mut factory, &mut packages).await?;
@@ -54,7 +84,7 @@ async fn killed_in_each_phase_it_finishes_the_next_time() -> Result<()> {
             .await?;
         running.kill9()?;
         if !first {
-            assert_promotable(&site, phase).await?;
+            judge.finds_it_promotable(phase).await?;
         }
         let output = site.warm_spare(&["sync"]).await;
         assert_eq!(
@@ -62,7 +92,7 @@ async fn killed_in_each_phase_it_finishes_the_next_time() -> Result<()> {
             Some(0),
             "after being killed at {phase}: {output}"
         );
-        assert_promotable(&site, "nothing").await?;
+        judge.finds_it_level().await?;
         assert!(!site.spare.pg.has_database("builder_incoming").await?);
         let rows = site
             .spare
@@ -82,6 +112,7 @@ async fn a_killed_first_copy_leaves_nothing_that_could_be_mistaken() -> Result<(
     for phase in ["artifacts", "tables", "switch"] {
         let site = site("first").await;
         Factory::seeded().fill(&site.primary, 10).await?;
+        let mut judge = Judge::of(&site).await?;
         let mut running = site.spawn(&["sync"]);
         let begins = |line: &str| line == phase || line.starts_with(&format!("{phase}: "));
         running
@@ -90,10 +121,10 @@ async fn a_killed_first_copy_leaves_nothing_that_could_be_mistaken() -> Result<(
         running.kill9()?;
         if site.spare.pg.has_database("builder").await? {
             // The rename was already committed: then it stands whole.
-            assert_promotable(&site, phase).await?;
+            judge.finds_it_promotable(phase).await?;
         }
         site.warm_spare(&["sync"]).await.ok();
-        assert_promotable(&site, "nothing").await?;
+        judge.finds_it_level().await?;
     }
     Ok(())
 }
@@ -104,6 +135,7 @@ async fn killed_at_random_moments_it_is_promotable_throughout() -> Result<()> {
     let mut factory = Factory::seeded();
     let mut random = StdRng::seed_from_u64(seed());
     let mut packages = factory.fill(&site.primary, 30).await?;
+    let mut judge = Judge::of(&site).await?;
     let whole = site.warm_spare(&["sync"]).await.ok().took;
     for round in 0..12 {
         change(&site, &mut factory, &mut packages).await?;
@@ -111,10 +143,12 @@ async fn killed_at_random_moments_it_is_promotable_throughout() -> Result<()> {
         let moment = whole.mul_f64(random.random_range(0.0..1.2));
         tokio::time::sleep(moment).await;
         running.kill9()?;
-        assert_promotable(&site, &format!("{moment:?} of {whole:?}, round {round}")).await?;
+        judge
+            .finds_it_promotable(&format!("{moment:?} of {whole:?}, round {round}"))
+            .await?;
     }
     site.warm_spare(&["sync"]).await.ok();
-    assert_promotable(&site, "nothing").await
+    judge.finds_it_level().await
 }
 
 /// Bytes under a key that a visible row names are being replaced: the one moment at which a kill leaves both kinds.
@@ -126,6 +160,7 @@ async fn a_half_done_replacement_is_put_back_at_the_next_start() -> Result<()> {
     factory.fill(&site.primary, 3).await?;
     let spec = Spec::new("core", "again", "1").release("20240101000000");
     let old = factory.package(&site.primary, spec.clone()).await?;
+    let mut judge = Judge::of(&site).await?;
     site.warm_spare(&["sync"]).await.ok();
     delete_package(&site.primary, &old).await?;
     let new = factory.package(&site.primary, spec.size(5000)).await?;
@@ -168,7 +203,7 @@ async fn a_half_done_replacement_is_put_back_at_the_next_start() -> Result<()> {
         .checksum(&site.spare.bucket, &old.key)
         .await?;
     assert_eq!(found.as_deref(), Some(old.checksum.as_str()));
-    assert_promotable(&site, "the replacement").await?;
+    judge.finds_it_promotable("the replacement").await?;
 
     site.write_config("");
     site.warm_spare(&["sync"]).await.ok();
@@ -178,7 +213,7 @@ async fn a_half_done_replacement_is_put_back_at_the_next_start() -> Result<()> {
         .checksum(&site.spare.bucket, &old.key)
         .await?;
     assert_eq!(found.as_deref(), Some(new.checksum.as_str()));
-    assert_promotable(&site, "nothing").await
+    judge.finds_it_level().await
 }
 
 /// A first copy into a bucket that holds other bytes under the wanted keys: killed while it replaces them, it puts them
@@ -189,6 +224,7 @@ async fn killed_while_it_replaces_bytes_in_a_first_copy_it_finishes_the_next_tim
     let packages = Factory::seeded()
         .bulk_artifacts(&site.primary, 60, 3000)
         .await?;
+    let mut judge = Judge::of(&site).await?;
     for package in &packages {
         site.spare
             .put(&package.key, format!("not {}", package.ident))
@@ -216,5 +252,5 @@ async fn killed_while_it_replaces_bytes_in_a_first_copy_it_finishes_the_next_tim
     .await;
     running.kill9()?;
     site.warm_spare(&["sync"]).await.ok();
-    assert_promotable(&site, "nothing").await
+    judge.finds_it_level().await
 }

@@ -11,11 +11,9 @@ use serde_json::Value;
 
 use super::faults::{Fault, Server};
 use super::history::History;
-use super::http_fault::HttpFault;
 use super::inventory::Inventory;
 use super::oracle::{self, Oracle};
-use super::proxy::Proxy;
-use super::stage::Stage;
+use super::stage::{Lines, Stage};
 use super::weather::Weather;
 use super::workload::{self, Workload};
 use super::{Factory, Postgres, Result, Service, Site, slots};
@@ -170,18 +168,16 @@ async fn set_stage<'a>(
 ) -> Result<(Stage<'a>, Judges)> {
     workload::prepare(site, plan.seed, HANDS).await?;
     Factory::new(plan.seed).fill(&site.primary, 12).await?;
-    let store = HttpFault::start(site.primary.minio.port()).await?;
-    let lines = tokio::try_join!(
-        Proxy::start(site.primary.pg.port()),
-        Proxy::start(store.port())
-    )?;
-    let extra = format!(
+    let lines = Lines::start(site).await?;
+    let other_extra = format!(
         "peer.datastore.port = {}\npeer.s3.endpoint = \"http://127.0.0.1:{}\"\n\
          [replication]\nmode = \"{}\"\nretry_missing = \"3s\"\nartifact_retention = \"4s\"\n[fuse]\nmax_percent = 100\n",
-        lines.0.port(),
-        lines.1.port(),
+        lines.datastore.port(),
+        lines.store.port(),
         plan.mode
     );
+    let own_store = lines.own_store.port();
+    let extra = format!("local.s3.endpoint = \"http://127.0.0.1:{own_store}\"\n{other_extra}");
     let history = History::start(&site.primary).await?;
     let weather = Arc::new(Weather::default());
     if plan.mode != "snapshot" {
@@ -195,10 +191,10 @@ async fn set_stage<'a>(
         _ => slots::name(&site.primary).await?,
     };
     if plan.mode != "snapshot" {
-        other.write_config(&extra);
+        other.write_config(&other_extra);
         other.warm_spare(&["prepare"]).await.ok();
     }
-    let beside = Service::start(other, &extra);
+    let beside = Service::start(other, &other_extra);
     beside.until_level().await;
     let workload = Workload::start(site, plan.seed, HANDS, PAUSE, &history, &weather);
     let oracle = || Oracle::new(&history, &weather, plan.mode != "snapshot");
@@ -212,7 +208,7 @@ async fn set_stage<'a>(
         weather,
         workload,
         lines,
-        (store, extra),
+        (extra, other_extra),
         (slot, beside),
     );
     Ok((stage, judges))

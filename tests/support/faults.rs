@@ -24,8 +24,12 @@ pub enum Blow {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Line {
+    /// To the primary's.
     Datastore,
+    /// To the primary's.
     Store,
+    /// To the spare's.
+    OwnStore,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -57,8 +61,8 @@ pub enum Fault {
     SessionEnded(Server),
     /// The service stops at this point of the program, and wakes up later.
     ServiceFrozenAt(&'static str),
-    /// The primary's store answers every second request with this status.
-    StoreAnswers(u16),
+    /// The store answers every second request with this status.
+    StoreAnswers(Server, u16),
     /// A transaction that writes is left open on the primary.
     WriterLeftOpen,
     /// The same, prepared: no session holds it.
@@ -93,7 +97,8 @@ impl Fault {
         if !points.is_empty() && rng.random_ratio(1, 4) {
             return Self::of_a_stream(rng, points);
         }
-        let line = |rng: &mut StdRng| [Line::Datastore, Line::Store][rng.random_range(0..2)];
+        let lines = [Line::Datastore, Line::Store, Line::OwnStore];
+        let line = |rng: &mut StdRng| lines[rng.random_range(0..3)];
         match rng.random_range(0..100) {
             0..8 => Fault::ServiceKilled,
             8..18 if points.is_empty() => {
@@ -143,7 +148,8 @@ impl Fault {
             3..5 => Fault::ServiceFrozenAt(points.choose(rng).expect("there are points")),
             5..8 => {
                 let status = [403, 404, 429, 500, 503][rng.random_range(0..5)];
-                Fault::StoreAnswers(status)
+                let store = [PrimaryStore, SpareStore][rng.random_range(0..2)];
+                Fault::StoreAnswers(store, status)
             }
             8 => Fault::WriterLeftOpen,
             9 => Fault::PreparedLeftOpen,

@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 
 use super::follow::{logical, prepare, until_following};
 use super::pair::{PROMOTE, Pair, Writers, forced, is_writable};
+use super::process::alive;
 use super::{Cluster, Factory, Result, Service, Site, content, inventory};
 
 /// Until one is the primary and the other one follows it.
@@ -105,6 +106,8 @@ struct Ring<'a> {
     third: &'a Site,
     third_service: Service<'a>,
     primary: usize,
+    /// Whom the operator wants to be the primary.
+    wanted: usize,
     /// Whose datastore was killed.
     down: [bool; 2],
     /// Rows that were acknowledged and are on the primary, or were acknowledged since the last judgement.
@@ -202,6 +205,7 @@ impl<'a> Ring<'a> {
             third,
             third_service,
             primary: 0,
+            wanted: 0,
             down: [false; 2],
             rows: BTreeSet::new(),
             seen,
@@ -261,6 +265,7 @@ impl<'a> Ring<'a> {
         rng: &mut StdRng,
     ) -> Result<String> {
         let (primary, spare) = (self.primary, 1 - self.primary);
+        self.wanted = spare;
         self.seen.lock().expect("no panic").longest_both = Duration::ZERO;
         let clusters = [self.cluster(primary), self.cluster(spare)];
         let begin_writing = |word: &str| Writers::named(clusters, 1, &format!("r{round}-{word}"));
@@ -341,21 +346,18 @@ impl<'a> Ring<'a> {
                 self.kill(spare);
                 self.told[spare] = words.into();
                 let doomed = Service::doomed(self.sites[spare], words, &point(step));
-                if tokio::time::timeout(STEP_PATIENCE, doomed.dead())
-                    .await
-                    .is_err()
-                {
-                    // It does not come by there. Dropped, it is killed.
+                let deadline = Instant::now() + STEP_PATIENCE;
+                while alive(doomed.running.pid()) && Instant::now() < deadline {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
                 }
+                // Where it did not come by there, it is killed here.
+                let _ = doomed.running.kill9();
             }
             Trouble::Frozen(step) => {
                 self.kill(spare);
                 self.told[spare] = words.into();
                 let (frozen, halt) = Service::halting(self.sites[spare], words, &point(step));
-                if tokio::time::timeout(STEP_PATIENCE, halt.reached())
-                    .await
-                    .is_ok()
-                {
+                if halt.is_reached_within(STEP_PATIENCE).await {
                     let beside = frozen.beside(words);
                     let pg = &self.cluster(spare).pg;
                     for session in inventory::lasting_sessions(pg).await.unwrap_or_default() {
@@ -428,12 +430,17 @@ impl<'a> Ring<'a> {
                 alone_since = Instant::now();
             }
             if let Some(one) = one
+                && !self.told[1 - one].contains("primary")
                 && said[1 - one]["state"] == "following"
                 && said[1 - one]["hold"].is_null()
                 && (said[one]["state"] == "primary" || said[one]["hold"]["reason"] == "role_unset")
             {
                 self.primary = one;
-                return Ok(());
+                if said[1 - one]["replication"]["mode"] == "stream" {
+                    return Ok(());
+                }
+                // As the runbook has it, after every change of roles.
+                self.sites[1 - one].warm_spare(&["prepare"]).await.ok();
             }
             if began.elapsed() > SETTLED_LIMIT {
                 return Err(format!(
@@ -442,11 +449,19 @@ impl<'a> Ring<'a> {
                 )
                 .into());
             }
-            if let Some(one) = one
-                && alone_since.elapsed() > PATIENCE / 4
-            {
-                // Who is not the primary is told to be its spare; a primary that does not know it, that it is one.
-                if self.told[1 - one].contains("primary") {
+            if let Some(one) = one {
+                let done = said[one]["state"] == "primary" && self.told[one].contains("primary");
+                let patience = if done && self.wanted == one {
+                    PATIENCE / 4
+                } else {
+                    3 * PATIENCE
+                };
+                // The wish came true, or the operator gives it up: the other one is to be the spare.
+                if self.told[1 - one].contains("primary") && alone_since.elapsed() > patience {
+                    if !done {
+                        let why = &said[1 - one]["hold"];
+                        println!("    the wish is given up: {why}");
+                    }
                     self.tell(1 - one, "");
                 }
                 if said[one]["hold"]["reason"] == "conflict" && self.told[one].is_empty() {
@@ -456,6 +471,7 @@ impl<'a> Ring<'a> {
             if none_since.elapsed() > PATIENCE {
                 let newest = self.newest().await;
                 let epoch = self.epoch().await;
+                self.wanted = newest;
                 self.tell(newest, &forced(epoch + 1));
                 none_since = Instant::now();
             }

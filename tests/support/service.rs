@@ -34,6 +34,11 @@ impl Halt {
         .await;
     }
 
+    /// For a point that may not come by.
+    pub async fn is_reached_within(&self, limit: Duration) -> bool {
+        tokio::time::timeout(limit, self.reached()).await.is_ok()
+    }
+
     pub fn go(&self) {
         std::fs::write(self.0.path().join("go"), "").expect("it is written");
     }

@@ -29,6 +29,29 @@ const MANY_PACKAGES: usize = 5000;
 /// How long they may take to the spare before they are taken away again.
 const MANY_PATIENCE: Duration = Duration::from_secs(40);
 
+/// What lies between the service and the servers: a TCP proxy for each line, and before each store one for HTTP.
+pub struct Lines {
+    pub datastore: Proxy,
+    pub store: Proxy,
+    pub own_store: Proxy,
+    primary_store: HttpFault,
+    spare_store: HttpFault,
+}
+
+impl Lines {
+    pub async fn start(site: &Site) -> Result<Lines> {
+        let primary_store = HttpFault::start(site.primary.minio.port()).await?;
+        let spare_store = HttpFault::start(site.spare.minio.port()).await?;
+        Ok(Lines {
+            datastore: Proxy::start(site.primary.pg.port()).await?,
+            store: Proxy::start(primary_store.port()).await?,
+            own_store: Proxy::start(spare_store.port()).await?,
+            primary_store,
+            spare_store,
+        })
+    }
+}
+
 /// Everything that can be struck.
 pub struct Stage<'a> {
     pub site: &'a Site,
@@ -38,8 +61,7 @@ pub struct Stage<'a> {
     pub history: Arc<History>,
     pub weather: Arc<Weather>,
     pub workload: Workload,
-    pub datastore_line: Proxy,
-    pub store_line: Proxy,
+    lines: Lines,
     /// What the services that are gone said last.
     pub said: Vec<String>,
     /// Datastores of which there is a copy, and how often that was used.
@@ -48,8 +70,8 @@ pub struct Stage<'a> {
     paused: bool,
     /// What the service's configuration says besides what every test's does.
     pub extra: String,
-    /// In front of the primary's store, behind the line.
-    pub store: HttpFault,
+    /// The same for the other spare.
+    other_extra: String,
     /// A writer that was left open on the primary.
     writer: Option<tokio_postgres::Client>,
     /// A clock was stepped since the spare was level last.
@@ -69,8 +91,8 @@ impl<'a> Stage<'a> {
         history: Arc<History>,
         weather: Arc<Weather>,
         workload: Workload,
-        lines: (Proxy, Proxy),
-        (store, extra): (HttpFault, String),
+        lines: Lines,
+        (extra, other_extra): (String, String),
         (slot, other): (String, Service<'a>),
     ) -> Self {
         Self {
@@ -80,14 +102,13 @@ impl<'a> Stage<'a> {
             history,
             weather,
             workload,
-            datastore_line: lines.0,
-            store_line: lines.1,
+            lines,
             said: Vec::new(),
             kept: HashMap::new(),
             changes: 0,
             paused: false,
             extra,
-            store,
+            other_extra,
             writer: None,
             stepped: false,
             reached: false,
@@ -110,8 +131,9 @@ impl<'a> Stage<'a> {
 
     fn line(&self, line: Line) -> &Proxy {
         match line {
-            Line::Datastore => &self.datastore_line,
-            Line::Store => &self.store_line,
+            Line::Datastore => &self.lines.datastore,
+            Line::Store => &self.lines.store,
+            Line::OwnStore => &self.lines.own_store,
         }
     }
 
@@ -156,7 +178,7 @@ impl<'a> Stage<'a> {
             Fault::Schema => self.change_schema(rng).await?,
             Fault::SessionEnded(server) => return self.end_session(server, rng).await,
             Fault::ServiceFrozenAt(point) => self.freeze_at(point, rng).await?,
-            Fault::StoreAnswers(status) => self.store_answers(status),
+            Fault::StoreAnswers(store, status) => self.store_answers(store, status),
             Fault::WriterLeftOpen => self.leave_a_writer(false).await?,
             Fault::PreparedLeftOpen => self.leave_a_writer(true).await?,
             Fault::Truncated => {
@@ -208,7 +230,7 @@ impl<'a> Stage<'a> {
         match blow {
             Blow::Pause => self.other_running().sigcont(),
             Blow::Kill | Blow::Restart => {
-                self.other = Some(Service::start(self.other_site, &self.extra))
+                self.other = Some(Service::start(self.other_site, &self.other_extra))
             }
         }
     }
@@ -264,7 +286,7 @@ impl<'a> Stage<'a> {
             Fault::Stalled(_)
             | Fault::Slow(_)
             | Fault::ServicePaused
-            | Fault::StoreAnswers(_)
+            | Fault::StoreAnswers(..)
             | Fault::WriterLeftOpen
             | Fault::PreparedLeftOpen
             | Fault::OtherSpare(_)
@@ -294,7 +316,7 @@ impl<'a> Stage<'a> {
                 self.workload.resume();
             }
             Fault::Stalled(line) | Fault::Slow(line) => self.line(line).set(Mode::Pass).await,
-            Fault::StoreAnswers(_) => self.store.set(|_| HttpFaultKind::Forward),
+            Fault::StoreAnswers(store, _) => self.http_of(store).set(|_| HttpFaultKind::Forward),
             Fault::WriterLeftOpen => drop(self.writer.take()),
             Fault::PreparedLeftOpen => {
                 let client = self.site.primary.conn().await?;
@@ -419,17 +441,24 @@ impl<'a> Stage<'a> {
         }
     }
 
-    fn store_answers(&self, status: u16) {
+    fn http_of(&self, store: Server) -> &HttpFault {
+        match store {
+            SpareStore => &self.lines.spare_store,
+            _ => &self.lines.primary_store,
+        }
+    }
+
+    fn store_answers(&self, store: Server, status: u16) {
         let every = std::sync::atomic::AtomicU32::new(0);
         let (history, bucket) = (self.history.clone(), self.site.primary.bucket.clone());
-        self.store.set(move |request| {
+        self.http_of(store).set(move |request| {
             let count = every.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             match (count % 2, status) {
                 (0, _) => HttpFaultKind::Forward,
                 // As a balancer without a route says it.
                 (_, 404) => HttpFaultKind::Respond(404, bytes::Bytes::new()),
                 (_, 403) => {
-                    // An object that is refused may be listed for that.
+                    // An object that the primary's store refuses may be listed for that.
                     let key = request.uri.path().trim_start_matches('/');
                     if let Some(key) = key.strip_prefix(&format!("{bucket}/")) {
                         history.note_lacking(key);
@@ -455,7 +484,12 @@ impl<'a> Stage<'a> {
 
     /// Does what an operator would about a hold that only an operator ends.
     pub async fn answer_hold(&self) {
-        for service in self.awake().into_iter().chain(&self.other) {
+        let struck = self.awake().map(|service| (service, &self.extra));
+        let other = self
+            .other
+            .iter()
+            .map(|service| (service, &self.other_extra));
+        for (service, extra) in struck.into_iter().chain(other) {
             let Ok(status) = service.status().await else {
                 continue;
             };
@@ -463,7 +497,7 @@ impl<'a> Stage<'a> {
             if let Some((_, rest)) = step.split_once("fuse.approve = \"")
                 && let Some((id, _)) = rest.split_once('"')
             {
-                let approved = format!("{}approve = \"{id}\"\n", self.extra);
+                let approved = format!("{extra}approve = \"{id}\"\n");
                 service.reconfigure(&approved);
             }
         }
