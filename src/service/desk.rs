@@ -229,6 +229,9 @@ fn see(reach: &mut Option<Reach>, error: Option<String>, now: DateTime<Utc>) {
     *reach = Some(Reach { error, since });
 }
 
+/// Holds that end by an act on the other site, of which nobody tells us. To look costs one question.
+const ENDED_THERE: [&str; 2] = ["peer_is_fenced", "peer_is_spare"];
+
 /// What a failure means for the service.
 struct Verdict {
     reason: HoldReason,
@@ -246,8 +249,9 @@ impl Verdict {
                 // A password or a certificate may be rotated, a bucket made, without our being told.
                 HoldReason::LocalUnreachable | HoldReason::PeerUnreachable | HoldReason::Failed
             );
-        // What nobody knows to be passing is not worth a full copy every minute.
-        let quick = passing && (reason != HoldReason::Failed || error.policy() == Policy::Retry);
+        // A fault that nobody knows to be passing is not worth a full copy every minute.
+        let quick = passing && (reason != HoldReason::Failed || error.policy() == Policy::Retry)
+            || ENDED_THERE.contains(&error.code());
         Verdict {
             reason,
             passing,
@@ -276,5 +280,28 @@ fn reason(error: &PassError) -> HoldReason {
         PassError::State(StateError::Newer { .. })
         | PassError::Program(ProgramError::NoneFits { .. }) => HoldReason::Version,
         _ => HoldReason::Failed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hold_that_ends_on_the_other_site_is_looked_at_every_minute() {
+        let verdict = |rule| {
+            Verdict::of(&PassError::Refused {
+                rule,
+                text: String::new(),
+                next_step: String::new(),
+            })
+        };
+        for rule in ENDED_THERE {
+            let verdict = verdict(rule);
+            assert_eq!(verdict.reason, HoldReason::Conflict, "{rule}");
+            assert_eq!(verdict.pace, Pace::Passing, "{rule}");
+            assert!(!verdict.passing, "{rule}: health is critical");
+        }
+        assert_eq!(verdict("fuse").pace, Pace::Operator);
     }
 }

@@ -24,7 +24,9 @@ const SETTLED_LIMIT: Duration = Duration::from_secs(150);
 /// Two writable clusters, where an old primary came back by itself: for no longer than its fencing takes.
 const FENCED_LIMIT: Duration = Duration::from_secs(30);
 /// How long an operator looks on before he acts.
-const PATIENCE: Duration = Duration::from_secs(8);
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Between two rows of the writer.
+const PAUSE: Duration = Duration::from_millis(15);
 /// How long a service may take to the step at which it is to be killed or frozen.
 const STEP_PATIENCE: Duration = Duration::from_secs(8);
 
@@ -268,7 +270,8 @@ impl<'a> Ring<'a> {
         self.wanted = spare;
         self.seen.lock().expect("no panic").longest_both = Duration::ZERO;
         let clusters = [self.cluster(primary), self.cluster(spare)];
-        let begin_writing = |word: &str| Writers::named(clusters, 1, &format!("r{round}-{word}"));
+        let begin_writing =
+            |word: &str| Writers::named(clusters, 1, &format!("r{round}-{word}"), PAUSE);
         let mut writers = begin_writing("a");
         writers.until_written(0, 5).await;
         if let Trouble::SetBack(side) = trouble {
@@ -410,6 +413,7 @@ impl<'a> Ring<'a> {
         let began = Instant::now();
         let (mut alone_since, mut none_since) = (Instant::now(), Instant::now());
         let mut answered: BTreeMap<usize, String> = BTreeMap::new();
+        let mut before = String::new();
         loop {
             self.start(0);
             self.start(1);
@@ -418,6 +422,26 @@ impl<'a> Ring<'a> {
                 is_writable(self.cluster(1)).await,
             ];
             let said = [self.status(0).await, self.status(1).await];
+            let brief = |number: usize| {
+                let (status, hold) = (&said[number], &said[number]["hold"]["reason"]);
+                let step = &status["transition"]["step"];
+                let open = if writable[number] {
+                    "writable"
+                } else {
+                    "read-only"
+                };
+                let told = self.told[number].replace('\n', ", ");
+                format!(
+                    "dc{} {open}, told [{told}], says {} {hold} {step}",
+                    number + 1,
+                    status["state"]
+                )
+            };
+            let now = format!("{}; {}", brief(0), brief(1));
+            if now != before {
+                println!("      {:5.1} s: {now}", began.elapsed().as_secs_f64());
+                before = now;
+            }
             if writable.iter().any(|writable| *writable) {
                 none_since = Instant::now();
             }
@@ -458,17 +482,13 @@ impl<'a> Ring<'a> {
                 };
                 // The wish came true, or the operator gives it up: the other one is to be the spare.
                 if self.told[1 - one].contains("primary") && alone_since.elapsed() > patience {
-                    if !done {
-                        let why = &said[1 - one]["hold"];
-                        println!("    the wish is given up: {why}");
-                    }
                     self.tell(1 - one, "");
                 }
                 if said[one]["hold"]["reason"] == "conflict" && self.told[one].is_empty() {
                     self.tell(one, PROMOTE);
                 }
             }
-            if none_since.elapsed() > PATIENCE {
+            if none_since.elapsed() > 2 * PATIENCE {
                 let newest = self.newest().await;
                 let epoch = self.epoch().await;
                 self.wanted = newest;

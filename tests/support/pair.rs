@@ -179,11 +179,11 @@ pub struct Writers {
 
 impl Writers {
     pub fn start(sides: [&Cluster; 2], number: usize) -> Writers {
-        Writers::named(sides, number, "writer")
+        Writers::named(sides, number, "writer", Duration::from_millis(1))
     }
 
-    /// Their rows begin with a word of their own.
-    pub fn named(sides: [&Cluster; 2], number: usize, word: &str) -> Writers {
+    /// Their rows begin with a word of their own; so long is the pause between two of one writer.
+    pub fn named(sides: [&Cluster; 2], number: usize, word: &str, pause: Duration) -> Writers {
         let stop = Arc::new(AtomicBool::new(false));
         let acknowledged = Arc::new(Mutex::new(BTreeMap::new()));
         let mut tasks = JoinSet::new();
@@ -206,7 +206,7 @@ impl Writers {
                             break;
                         }
                         acknowledged.lock().await.insert(name, side);
-                        tokio::time::sleep(Duration::from_millis(1)).await;
+                        tokio::time::sleep(pause).await;
                     }
                     side = 1 - side;
                 }
