@@ -108,6 +108,8 @@ struct Ring<'a> {
     third: &'a Site,
     third_service: Service<'a>,
     primary: usize,
+    /// The operator forced a cluster, whatever the other one was about to do.
+    forced: bool,
     /// Whom the operator wants to be the primary.
     wanted: usize,
     /// Whose datastore was killed.
@@ -208,6 +210,7 @@ impl<'a> Ring<'a> {
             third_service,
             primary: 0,
             wanted: 0,
+            forced: false,
             down: [false; 2],
             rows: BTreeSet::new(),
             seen,
@@ -310,7 +313,9 @@ impl<'a> Ring<'a> {
         self.rows.extend(writers.stop().await.into_keys());
         settled?;
         self.until_equal().await?;
-        let may_be_both = wish == Wish::Forced || matches!(trouble, Trouble::SetBack(_));
+        let may_be_both =
+            wish == Wish::Forced || self.forced || matches!(trouble, Trouble::SetBack(_));
+        self.forced = false;
         let lost = self.judge(may_be_both).await?;
         Ok(format!(
             "dc{} is the primary, {} rows, {lost} of them in a record",
@@ -492,6 +497,7 @@ impl<'a> Ring<'a> {
                 let newest = self.newest().await;
                 let epoch = self.epoch().await;
                 self.wanted = newest;
+                self.forced = true;
                 self.tell(newest, &forced(epoch + 1));
                 none_since = Instant::now();
             }
