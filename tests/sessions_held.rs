@@ -13,7 +13,7 @@ use support::{Factory, Package, Postgres, Result, Service, Site, Spec, slots, wa
 use tokio::sync::watch;
 use tokio_postgres::Client;
 
-/// After so long an upload must be here, whatever was ended.
+/// What we hold on the primary is let go within so long.
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// No upload needs this table.
@@ -34,6 +34,17 @@ enum Work {
     CatchUp,
     /// The nightly comparison and the rolling one wait for a lock.
     Verification,
+}
+
+impl Work {
+    /// After so long an upload must be here, whatever was ended.
+    fn limit(self) -> Duration {
+        match self {
+            // The stream goes all the time.
+            Work::Verification => Duration::from_secs(15),
+            _ => Duration::from_secs(30),
+        }
+    }
 }
 
 /// A service in the middle of its work, which goes on when it is let go.
@@ -60,7 +71,7 @@ impl Stage {
         factory.fill(&site.primary, 1).await?;
         let rows = "INSERT INTO audit_package (operation, trigger, requester_id, requester_name, origin, channel, package_ident)
                     SELECT 'promote', 'hab_client', 1, 'me', 'core', 'stable', repeat(n::text, 400)
-                    FROM generate_series(1000, 9000) n";
+                    FROM generate_series(1000, 3500) n";
         site.primary.conn().await?.batch_execute(rows).await?;
         let store = HttpFault::start(site.primary.minio.port()).await?;
         Ok(Stage {
@@ -220,8 +231,13 @@ async fn lasting(server: &Postgres) -> Result<Vec<Session>> {
     Ok(after)
 }
 
-async fn until_here(site: &Site, package: &Package, service: &Service<'_>, what: &str) {
-    wait_until(what, LIMIT, || async {
+async fn until_here(
+    site: &Site,
+    package: &Package,
+    service: &Service<'_>,
+    (what, limit): (&str, Duration),
+) {
+    wait_until(what, limit, || async {
         let sql = "SELECT FROM origin_packages WHERE ident = $1";
         let rows = site.spare.conn().await?;
         match rows.query_opt(sql, &[&package.ident]).await? {
@@ -258,7 +274,7 @@ async fn end_each(stage: &mut Stage, work: Work, here: bool) -> Result<usize> {
         held.let_go(stage, work);
         let side = if here { "here" } else { "there" };
         let what = format!("{work:?}, {side}: {} {}", session.database, session.did);
-        until_here(site, &package, &held.service, &what).await;
+        until_here(site, &package, &held.service, (&what, work.limit())).await;
         println!("{:.1?} after the end of {what}", began.elapsed());
         until_read(site).await;
         until_nothing_is_held(&site.primary.pg, LIMIT).await;
