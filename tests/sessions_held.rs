@@ -206,28 +206,30 @@ impl Held<'_> {
 /// Waits until so many sessions of ours on the server are in this state.
 async fn until_sessions(server: &Postgres, number: usize, state: &str) {
     let what = format!("{number} sessions with {state}");
+    let sql =
+        format!("SELECT FROM pg_stat_activity WHERE application_name = 'warm-spare' AND {state}");
+    let client = server.conn("postgres").await.expect("it answers");
     wait_until(&what, SOON, || async {
-        let sql = format!(
-            "SELECT FROM pg_stat_activity WHERE application_name = 'warm-spare' AND {state}"
-        );
-        let client = server.conn("postgres").await?;
         match client.query(&sql, &[]).await?.len() {
             found if found >= number => Ok(()),
-            found => {
-                let all = all_sessions(server).await?;
-                Err(format!("{found} of {all:#?}").into())
-            }
+            found => Err(format!("{found}").into()),
         }
     })
     .await;
 }
 
-/// The sessions that are still there a moment later.
-async fn lasting(server: &Postgres) -> Result<Vec<Session>> {
-    let before = all_sessions(server).await?;
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    let mut after = all_sessions(server).await?;
-    after.retain(|session| before.iter().any(|other| other.pid == session.pid));
+/// Here and there, the sessions that are still there a moment later.
+async fn lasting(site: &Site) -> Result<[Vec<Session>; 2]> {
+    let all = async || -> Result<[Vec<Session>; 2]> {
+        let (here, there) = (&site.spare.pg, &site.primary.pg);
+        Ok([all_sessions(here).await?, all_sessions(there).await?])
+    };
+    let before = all().await?;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let mut after = all().await?;
+    for (after, before) in after.iter_mut().zip(&before) {
+        after.retain(|session| before.iter().any(|other| other.pid == session.pid));
+    }
     Ok(after)
 }
 
@@ -239,40 +241,43 @@ async fn until_here(
 ) {
     wait_until(what, limit, || async {
         let sql = "SELECT FROM origin_packages WHERE ident = $1";
-        let rows = site.spare.conn().await?;
-        match rows.query_opt(sql, &[&package.ident]).await? {
-            Some(_) => Ok(()),
-            None => Err(format!("it is not here\n{}", service.running.stderr().join("\n")).into()),
+        let asked = async || -> Result<bool> {
+            let client = site.spare.conn().await?;
+            Ok(!client.query(sql, &[&package.ident]).await?.is_empty())
+        };
+        if asked().await.unwrap_or_default() {
+            return Ok(());
         }
+        // Each question is a session of its own, for the database is renamed meanwhile.
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        Err(format!("it is not here\n{}", service.running.stderr().join("\n")).into())
     })
     .await;
 }
 
-/// Each session of one side, in one state of the work, which is brought about anew each time.
-async fn end_each(stage: &mut Stage, work: Work, here: bool) -> Result<usize> {
-    for number in 0.. {
-        let name = format!("{work:?}{here}").to_lowercase();
-        let spec = Spec::new("core", &name, &number.to_string());
-        let package = stage.factory.make(spec);
+/// Each session here, and then each there, in one state of the work, which is brought about anew each time.
+async fn end_each(stage: &mut Stage, work: Work) -> Result<[usize; 2]> {
+    let mut ended = [0, 0];
+    loop {
+        let name = format!("{work:?}").to_lowercase();
+        let version = ended.map(|number| number.to_string()).join(".");
+        let package = stage.factory.make(Spec::new("core", &name, &version));
         let stage = &*stage;
         let site = &stage.site;
         let mut held = stage.begin(work, &package).await?;
-        let server = if here {
-            &site.spare.pg
-        } else {
-            &site.primary.pg
+        let found = lasting(site).await?;
+        let Some(side) = (0..2).find(|side| ended[*side] < found[*side].len()) else {
+            return Ok(ended);
         };
-        let sessions = lasting(server).await?;
-        let Some(session) = sessions.get(number) else {
-            return Ok(number);
-        };
+        let session = &found[side][ended[side]];
         let began = Instant::now();
-        inventory::end(server, session).await?;
+        inventory::end([&site.spare.pg, &site.primary.pg][side], session).await?;
+        ended[side] += 1;
         if held.store.is_none() {
             insert(&site.primary, &package).await?;
         }
         held.let_go(stage, work);
-        let side = if here { "here" } else { "there" };
+        let side = ["here", "there"][side];
         let what = format!("{work:?}, {side}: {} {}", session.database, session.did);
         until_here(site, &package, &held.service, (&what, work.limit())).await;
         println!("{:.1?} after the end of {what}", began.elapsed());
@@ -283,8 +288,10 @@ async fn end_each(stage: &mut Stage, work: Work, here: bool) -> Result<usize> {
             // The next one begins with a copy.
             slots::drop_slot(&site.primary).await?;
         }
+        if (0..2).all(|side| ended[side] >= found[side].len()) {
+            return Ok(ended);
+        }
     }
-    unreachable!("there is an end to them")
 }
 
 async fn matrix(name: &str, works: &[Work]) -> Result<()> {
@@ -294,8 +301,7 @@ async fn matrix(name: &str, works: &[Work]) -> Result<()> {
         if *work == Work::Verification {
             followed(&stage.site, "").await?.stop().await.ok();
         }
-        let here = end_each(&mut stage, *work, true).await?;
-        let there = end_each(&mut stage, *work, false).await?;
+        let [here, there] = end_each(&mut stage, *work).await?;
         println!(
             "{work:?}: {here} sessions here, {there} there, in {:.0?}",
             began.elapsed()
