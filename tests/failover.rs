@@ -2,7 +2,7 @@
 
 mod support;
 
-use support::follow::{events, followed, prepare, until_equal};
+use support::follow::{events, followed, prepare, until_equal, until_following};
 use support::packages::delete_package;
 use support::pair::{
     PROMOTE, Pair, Writers, forced, is_writable, returned, sequences, until_primary, until_settled,
@@ -476,11 +476,14 @@ async fn a_promotion_outlasts_a_power_cut_whatever_the_server_is_set_to() -> Res
     let site = site.start().await?;
     Factory::seeded().fill(&site.primary, 1).await?;
     prepare(&site).await;
-    let service = followed(&site, "").await?;
+    // Right after the commit: what comes later would bring it to the disk too.
+    let (service, halt) = Service::halting(&site, "", "promote.after_commit");
+    until_following(&service).await;
     service.reconfigure(PROMOTE);
-    until_primary(&service, 2).await;
+    halt.reached().await;
     site.spare.pg.kill9();
     site.primary.pg.kill9();
+    halt.go();
     site.spare.pg.start_again().await?;
     site.primary.pg.start_again().await?;
     let role = "SELECT role, epoch FROM cluster";

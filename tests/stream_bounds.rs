@@ -7,9 +7,11 @@ use support::follow::{
     audit, copies, events, gaps, logical, prepare, prepared, slot, until_closed, until_equal,
     until_following,
 };
+use support::http_fault::{Fault, HttpFault};
 use support::proxy::Proxy;
 use support::service::SOON;
 use support::{Factory, Result, Service, Site, Spec, wait_until};
+use tokio::sync::watch;
 
 /// A segment of the primary's log.
 const SEGMENT: u64 = 16 << 20;
@@ -252,6 +254,87 @@ async fn a_forgotten_transaction_does_not_end_the_stream() -> Result<()> {
     assert_eq!(events(&status, "slot"), Vec::<String>::new());
     writer.batch_execute("COMMIT").await?;
     until_equal(&site).await?;
+    assert_eq!(copies(&service).await?, 1, "no new baseline");
+    Ok(())
+}
+
+/// What a full spool holds has been decoded and sent: it is applied, however long its gate waits, and not asked for again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_spool_is_drained_however_long_the_gate_waits() -> Result<()> {
+    const TRANSACTIONS: i64 = 50;
+    let site = prepared("full").await?;
+    let mut factory = Factory::seeded();
+    factory.fill(&site.primary, 1).await?;
+    let store = HttpFault::start(site.primary.minio.port()).await?;
+    // 4 MiB in memory, and 24 on disk.
+    let small = format!(
+        "[peer.s3]\nendpoint = \"{}\"\n[replication]\ncopies = 1\nbuffer = \"16MiB\"\nwal_hold_limit = \"24MiB\"\n",
+        store.endpoint()
+    );
+    let (service, time) = Service::with_own_time(&site, &small)?;
+    until_following(&service).await;
+
+    let package = factory.make(Spec::new("core", "awaited", "1"));
+    let (open, opened) = watch::channel(false);
+    let key = package.key.clone();
+    store.set(move |request| match request.uri.path().contains(&key) {
+        true => Fault::Until(opened.clone()),
+        false => Fault::Forward,
+    });
+    support::packages::upload(&site.primary, &package).await?;
+    let client = site.primary.conn().await?;
+    // The server's log has it compressed.
+    let large =
+        "INSERT INTO audit_package (origin, package_ident) VALUES ('large', repeat('x', 1000000))";
+    for _ in 0..TRANSACTIONS {
+        client.batch_execute(large).await?;
+    }
+    // The server sees that nobody reads any more.
+    let is_read = async || -> Result<bool> {
+        let sql = "SELECT active FROM pg_replication_slots WHERE NOT temporary";
+        Ok(site.primary.conn().await?.query_one(sql, &[]).await?.get(0))
+    };
+    wait_until("the spool is full", SOON, || async {
+        match is_read().await? {
+            false => Ok(()),
+            true => Err("the stream is read".into()),
+        }
+    })
+    .await;
+    let decoded = async || -> Result<i64> {
+        let sql = "SELECT total_txns FROM pg_stat_replication_slots";
+        Ok(site.primary.conn().await?.query_one(sql, &[]).await?.get(0))
+    };
+    let before = decoded().await?;
+    println!("{before} transactions were decoded");
+    assert!((20..TRANSACTIONS).contains(&before), "{before}");
+
+    // What is asked of a store has 30 s, so it asks again.
+    store.forget();
+    time.pass(100)?;
+    wait_until("its time has passed", SOON, || async {
+        match store.count("GET", &package.key) {
+            0 => Err("it does not ask again".into()),
+            _ => Ok(()),
+        }
+    })
+    .await;
+    assert!(!is_read().await?, "it is asked for again");
+    assert_eq!(decoded().await?, before);
+    open.send_replace(true);
+    wait_until("all is here", SOON, || async {
+        let sql = "SELECT count(*) FROM audit_package WHERE origin = 'large'";
+        match site.spare.conn().await?.query_one(sql, &[]).await?.get(0) {
+            TRANSACTIONS => Ok(()),
+            found => Err(format!("{found}").into()),
+        }
+    })
+    .await;
+    until_following(&service).await;
+    let after = decoded().await?;
+    println!("{after} in the end");
+    // Those that were on their way when the stream was closed come twice, and those that were here do not.
+    assert!(after <= TRANSACTIONS + 1 + before / 2, "{before}, {after}");
     assert_eq!(copies(&service).await?, 1, "no new baseline");
     Ok(())
 }

@@ -26,8 +26,10 @@ enum Deed<'a> {
     Many,
     Insert(&'a Package),
     Delete(&'a Package),
+    /// Empties a table, for which the spare waits where somebody reads it.
+    Empty(&'a str),
 }
-use Deed::{Delete, Insert, Many};
+use Deed::{Delete, Empty, Insert, Many};
 
 async fn at_once(site: &Site, deeds: &[Deed<'_>]) -> Result<()> {
     let client = site.primary.conn().await?;
@@ -37,6 +39,7 @@ async fn at_once(site: &Site, deeds: &[Deed<'_>]) -> Result<()> {
             Many => client.batch_execute(MANY).await?,
             Insert(package) => insert_rows(&client, package).await?,
             Delete(package) => delete_rows(&client, package.names()).await?,
+            Empty(table) => client.batch_execute(&format!("TRUNCATE {table}")).await?,
         }
     }
     Ok(client.batch_execute("COMMIT").await?)
@@ -279,5 +282,75 @@ async fn a_late_row_waits_for_whoever_is_at_its_key() -> Result<()> {
     audit(&site, "after").await?;
     until_equal(&site).await?;
     assert_here(&site, &old, "afterwards").await?;
+    assert_followed(&service).await
+}
+
+/// Of two rows with one key, the later one was looked at before the earlier one: what was found out for it then does not
+/// count any more when its turn comes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_row_comes_before_a_later_one_that_was_looked_at() -> Result<()> {
+    const TABLE: &str = "license_keys";
+    let site = prepared("keys_order").await?;
+    let mut factory = Factory::seeded();
+    let made = factory.fill(&site.primary, 3).await?;
+    let store = HttpFault::start(site.primary.minio.port()).await?;
+    let extra = format!(
+        "peer.s3.endpoint = \"{}\"\n[replication]\ngate_grace = \"1s\"\n{LENIENT}",
+        store.endpoint()
+    );
+    let service = followed(&site, &extra).await?;
+    let (earlier, later) = twins(&mut factory, "order");
+
+    // No row behind these is looked at before they are committed.
+    let held = factory.make(Spec::new("core", "held", "1"));
+    let (let_go, wait) = tokio::sync::watch::channel(false);
+    let key = held.key.clone();
+    store.set(move |request| match request.uri.path().contains(&key) {
+        true => Fault::Until(wait.clone()),
+        false => Fault::Forward,
+    });
+    packages::put(&site.primary, &held).await?;
+    at_once(&site, &[Insert(&held), Many]).await?;
+    let late = [Delete(&made[0]), Empty(TABLE), Insert(&earlier)];
+    at_once(&site, &late).await?;
+    service
+        .until("both have arrived", |status| {
+            status["replication"]["gate_waiting"].as_u64() >= Some(2)
+        })
+        .await;
+    // They are, and the one behind them stands right before its package.
+    let reader = site.spare.conn().await?;
+    reader
+        .batch_execute(&format!("BEGIN; SELECT FROM {TABLE}"))
+        .await?;
+    let_go.send(true)?;
+    wait_until("the table is waited for", SOON, || async {
+        let sql = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'TRUNCATE%'";
+        let waiting = site.spare.conn().await?.query(sql, &[]).await?;
+        (!waiting.is_empty()).then_some(()).ok_or("not yet".into())
+    })
+    .await;
+
+    packages::put(&site.primary, &later).await?;
+    at_once(&site, &[Delete(&earlier)]).await?;
+    at_once(&site, &[Insert(&later)]).await?;
+    wait_until("the later one was looked at", SOON, || async {
+        let sql = "SELECT FROM artifact WHERE key = $1 AND checksum = $2";
+        let state = site.spare.pg.conn("warm_spare").await?;
+        let found = state.query(sql, &[&later.key, &later.checksum]).await?;
+        (!found.is_empty()).then_some(()).ok_or("not yet".into())
+    })
+    .await;
+    assert_here(&site, &later, "ahead of its time").await?;
+    // The earlier one finds its own bytes, and puts them in place of those.
+    packages::put(&site.primary, &earlier).await?;
+    reader.batch_execute("COMMIT").await?;
+    until_equal(&site).await?;
+    assert_here(&site, &earlier, "that is all the primary has").await?;
+    let lacking = unavailable(&site).await?;
+    assert!(
+        lacking.contains(&later.key),
+        "the bytes of another row lie there, and nobody is told"
+    );
     assert_followed(&service).await
 }

@@ -83,6 +83,18 @@ pub async fn lasting_sessions(server: &Postgres) -> Result<Vec<Session>> {
                WHERE application_name = 'warm-spare' AND backend_start < clock_timestamp() - interval '300 milliseconds'
                  AND state <> 'active' OR application_name = 'warm-spare' AND backend_type = 'walsender'
                ORDER BY datname, backend_type, backend_start, pid";
+    sessions(server, sql).await
+}
+
+/// Every session of ours, whatever it does.
+pub async fn all_sessions(server: &Postgres) -> Result<Vec<Session>> {
+    let sql = "SELECT coalesce(datname::text, ''), backend_type, pid, query FROM pg_stat_activity
+               WHERE application_name = 'warm-spare' AND backend_type IN ('client backend', 'walsender')
+               ORDER BY datname, backend_type, backend_start, pid";
+    sessions(server, sql).await
+}
+
+async fn sessions(server: &Postgres, sql: &str) -> Result<Vec<Session>> {
     let rows = server.conn("postgres").await?.query(sql, &[]).await?;
     Ok(rows
         .iter()

@@ -121,7 +121,7 @@ impl Builder {
 }
 
 /// libfaketime, as `scripts/setup` has found it.
-fn faketime() -> Result<PathBuf> {
+pub fn faketime() -> Result<PathBuf> {
     let named = std::env::var("WARM_SPARE_FAKETIME").unwrap_or_default();
     match Path::new(&named).is_file() {
         true => Ok(named.into()),

@@ -58,6 +58,22 @@ impl Answer {
     }
 }
 
+/// The time of one service.
+pub struct OwnTime(tempfile::TempDir);
+
+impl OwnTime {
+    fn file(&self) -> std::path::PathBuf {
+        self.0.path().join("clock")
+    }
+
+    /// So many seconds have passed for it besides those that have passed for everybody.
+    pub fn pass(&self, seconds: u64) -> Result<()> {
+        let new = self.0.path().join("clock.new");
+        std::fs::write(&new, format!("+{seconds}"))?;
+        Ok(std::fs::rename(&new, self.file())?)
+    }
+}
+
 impl<'a> Service<'a> {
     /// Starts it with looks every second and phases in its log; `extra` is merged into the configuration.
     pub fn start(site: &'a Site, extra: &str) -> Self {
@@ -75,6 +91,19 @@ impl<'a> Service<'a> {
         let wanted = format!("{point}:{}", directory.path().display());
         let service = Self::start_with(site, extra, &[("WARM_SPARE_WAIT_AT", &wanted)]);
         (service, Halt(directory))
+    }
+
+    /// Its time is the test's: that of the calendar and that of its own time limits.
+    pub fn with_own_time(site: &'a Site, extra: &str) -> Result<(Self, OwnTime)> {
+        let time = OwnTime(super::process::server_dir("time-")?);
+        time.pass(0)?;
+        let (library, file) = (super::postgres::faketime()?, time.file());
+        let environment = [
+            ("LD_PRELOAD", &*library.to_string_lossy()),
+            ("FAKETIME_TIMESTAMP_FILE", &*file.to_string_lossy()),
+            ("FAKETIME_NO_CACHE", "1"),
+        ];
+        Ok((Self::start_with(site, extra, &environment), time))
     }
 
     fn start_with(site: &'a Site, extra: &str, environment: &[(&str, &str)]) -> Self {
