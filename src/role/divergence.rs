@@ -150,9 +150,16 @@ pub async fn record_behind(
     behind: &Behind,
 ) -> Result<Divergence, PassError> {
     let server = slot::ask(config, promotion).await?;
+    let set_back = Behind {
+        lifted: true,
+        fenced_by: None,
+    };
     match slot::usable(&server, promotion) {
         Usable::From(from) => match Box::pin(by_slot(config, promotion, &server, from)).await {
             Ok(()) => {}
+            Err(PassError::Unfit { check, text, .. }) if check == exact::SET_BACK => {
+                without_slot(config, promotion, &set_back, &server.wal, &text).await?;
+            }
             Err(error) => {
                 let Some(reason) = unreadable(&error) else {
                     return Err(error);
@@ -162,6 +169,10 @@ pub async fn record_behind(
         },
         Usable::Not(reason) => {
             without_slot(config, promotion, behind, &server.wal, &reason).await?
+        }
+        // It was open since, whatever fence it has now.
+        Usable::SetBack(reason) => {
+            without_slot(config, promotion, &set_back, &server.wal, &reason).await?
         }
     }
     recorded(state).await?.ok_or_else(gone_again)

@@ -10,11 +10,14 @@ use crate::replication::stream::pgoutput::{
     DecodeError, Message, Old, Relation, Truncate, Value, decode,
 };
 use bytes::Bytes;
+use chrono::{DateTime, Utc};
 use std::collections::HashMap;
 use std::time::Duration;
 
 /// The check that fails when the stream is not understood.
 pub const UNDECODED: &str = "undecoded";
+/// The check that fails when what the successor has followed is not there.
+pub const SET_BACK: &str = "set_back";
 /// The server is asked for a sign of life so often; it ends a session that does not speak.
 const ASK: Duration = Duration::from_secs(5);
 /// A large transaction is decoded in silence.
@@ -32,9 +35,10 @@ pub(super) async fn read(
     book: &mut Book,
 ) -> Result<Found, PassError> {
     let mark = mark_the_end(config, promotion.epoch).await?;
+    // From where the slot stands: what the successor has is read too, for the server may be another one than it was.
     let mut stream = WalSession::open_local(&config.local.datastore)
         .await?
-        .start(&promotion.slot, &promotion.publication, from)
+        .start(&promotion.slot, &promotion.publication, Lsn(0))
         .await?;
     let mut reading = Reading {
         from,
@@ -43,9 +47,22 @@ pub(super) async fn read(
         relations: HashMap::new(),
         skipped: false,
         changed: false,
+        begun: None,
+        last_skipped: None,
         transactions: 0,
     };
     let end = reading.run(&mut stream).await?;
+    if let (Some(here), Some(there)) = (reading.last_skipped, promotion.commit_time)
+        && here > there
+    {
+        return Err(PassError::Unfit {
+            check: SET_BACK,
+            text: format!(
+                "this server was set back to an older copy and has grown since: what lies before {from} here was committed at {here}, and the last transaction that the new primary has of it at {there}"
+            ),
+            next_step: String::new(),
+        });
+    }
     reading.book.flush().await?;
     Ok(Found {
         exact: true,
@@ -78,6 +95,10 @@ struct Reading<'a> {
     skipped: bool,
     /// It has changed a row.
     changed: bool,
+    /// When it was committed.
+    begun: Option<DateTime<Utc>>,
+    /// When the last one was committed that the successor has, and that changed a row.
+    last_skipped: Option<DateTime<Utc>>,
     transactions: i64,
 }
 
@@ -123,6 +144,7 @@ impl Reading<'_> {
                 // The commit record begins before the recovery point, so it ends there or before it.
                 self.skipped = begin.final_lsn < self.from;
                 self.changed = false;
+                self.begun = Some(begin.time);
             }
             Message::Commit(_) => self.transactions += i64::from(self.changed),
             Message::Relation(relation) => {
@@ -134,7 +156,7 @@ impl Reading<'_> {
             }
             Message::Type(_) | Message::Origin(_) => {}
             change if !self.skipped => self.change(change).await?,
-            _ => {}
+            _ => self.last_skipped = self.begun,
         }
         Ok(None)
     }

@@ -39,6 +39,8 @@ pub struct Slot {
 pub enum Usable {
     From(Lsn),
     Not(String),
+    /// The server was set back to an older copy: its slot is of a time before the recovery point, and so is its fence.
+    SetBack(String),
 }
 
 pub fn usable(server: &Server, promotion: &Promotion) -> Usable {
@@ -54,6 +56,12 @@ pub fn usable(server: &Server, promotion: &Promotion) -> Usable {
         return not(format!(
             "this server is on timeline {}, and the new primary followed timeline {}",
             server.timeline, promotion.timeline
+        ));
+    }
+    if server.wal.parse::<Lsn>().is_ok_and(|wal| wal < from) {
+        return Usable::SetBack(format!(
+            "this server was set back to an older copy: its log ends at {}, and the new primary has followed it to {from}",
+            server.wal
         ));
     }
     if name.is_empty() {
@@ -208,8 +216,16 @@ mod tests {
             spoil(&mut server, &mut promotion);
             match usable(&server, &promotion) {
                 Usable::Not(reason) => assert!(reason.contains(words), "{reason}"),
-                from => panic!("{words}: {from:?}"),
+                other => panic!("{words}: {other:?}"),
             }
         }
+    }
+
+    #[test]
+    fn a_log_that_ends_before_the_recovery_point_is_of_an_older_copy() {
+        let mut server = server();
+        server.wal = "0/1FF".into();
+        let found = usable(&server, &promotion());
+        assert!(matches!(found, Usable::SetBack(_)), "{found:?}");
     }
 }

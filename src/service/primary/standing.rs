@@ -7,7 +7,7 @@ use crate::cluster::{
 use crate::config::{Config, Role};
 use crate::observe::{HoldReason, Standing};
 use crate::replication::{PassError, has_database};
-use crate::role::{Ours, PeerSeen, Stand, decide, fence_here, settle};
+use crate::role::{Ours, PeerSeen, Stand, Theirs, decide, fence_here, settle};
 use crate::service::complaint::Pace;
 use crate::service::sight;
 use chrono::{DateTime, TimeDelta, Utc};
@@ -37,6 +37,12 @@ impl Primary<'_> {
             return Ok(());
         }
         let seen = self.see_peer(config).await?;
+        // Its state may be lost, or of a time before its place was taken.
+        if let Some(seen) = &seen
+            && let Stand::FenceSelf { epoch, by } = self.stand_of_none(&seen.theirs).await?
+        {
+            return self.give_way(config, epoch, &by).await;
+        }
         let spare = seen
             .and_then(|seen| seen.theirs.record)
             .filter(|record| record.role.as_deref() == Some("spare"));
@@ -69,6 +75,17 @@ impl Primary<'_> {
         log::info!("local: {text}");
         self.desk.note("role", &text);
         Ok(())
+    }
+
+    /// How a cluster without a role on record stands beside its peer.
+    async fn stand_of_none(&self, theirs: &Theirs) -> Result<Stand, PassError> {
+        let state = &self.tenure.state;
+        let ours = Ours {
+            record: &state.own_record().await?,
+            system_id: &system_id(state.session()).await?,
+            promotion: None,
+        };
+        Ok(decide(&ours, theirs))
     }
 
     /// Who of both is the primary, and what follows from that.
