@@ -86,6 +86,15 @@ impl State {
         Ok(())
     }
 
+    /// What of the primary's transactions had ended in this snapshot is here.
+    pub async fn transactions(&self, snapshot: &str) -> Result<(), StateError> {
+        let sql = "UPDATE copied SET transactions = $1 WHERE transactions <> $1";
+        self.session()
+            .execute("remembering what has ended", sql, &[&snapshot])
+            .await?;
+        Ok(())
+    }
+
     /// Every table that was compared with the primary's, or copied.
     pub async fn compared(&self) -> Result<BTreeMap<String, ComparedTable>, StateError> {
         let sql = "SELECT table_name, file, time FROM compared";

@@ -187,6 +187,8 @@ impl Follow<'_> {
                 return Err(self.went_back(&point, text));
             }
             (_, Err(Gap::Spool(SpoolError::Full { limit }))) => {
+                // The copy that follows has nothing to go by but the rows, though the server may be of the same start.
+                self.state.server_started("").await?;
                 return Err(Gap::Broken(format!(
                     "the primary's history cannot be proven, for more than {limit} bytes of changes wait"
                 )));
