@@ -64,7 +64,7 @@ pub use state::{
 pub use store::{Completion, Download, Expected, Listed, LocalStore, Store, Stored, Upload};
 pub use store_error::{StoreError, StoreFault};
 pub use throttle::{ByteBudget, Throttle};
-pub use upkeep::{ComparedTable, Replacement, Retirement};
+pub use upkeep::{AbsentArtifact, ComparedTable, Replacement, Retirement};
 pub use walsender::{Arrived, NewSlot, TextRows, WalSession, WalStream};
 
 use std::fmt;

@@ -538,6 +538,11 @@ CREATE TABLE IF NOT EXISTS compared (
     time timestamptz NOT NULL DEFAULT now());
 -- Of format 4, which pinned nothing for a time.
 ALTER TABLE generation ADD COLUMN IF NOT EXISTS unproven boolean NOT NULL DEFAULT false;
+CREATE TABLE IF NOT EXISTS absent (
+    key text PRIMARY KEY,
+    ident text NOT NULL,
+    target text NOT NULL,
+    since timestamptz NOT NULL DEFAULT now());
 GRANT SELECT ON cluster, copied, confirmation, fence, promotion, lineage, meta TO PUBLIC;
 UPDATE meta SET format = 5 WHERE format < 5;
 COMMIT;
