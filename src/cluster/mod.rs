@@ -34,6 +34,7 @@ mod walsender;
 pub use applying::{Applying, TextValue, end_former_writers};
 pub use as_client::{AsClient, as_client};
 pub use builder_keys::{BuilderKeyError, BuilderKeys, sealed_by};
+pub use cancelling::last_words;
 pub(crate) use channel::{is_loopback, is_verified};
 pub use clients::{ClientPrograms, InstalledClients, ProgramError};
 pub use datastore::{DatastoreError, DatastoreFault};

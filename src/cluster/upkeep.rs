@@ -43,8 +43,10 @@ pub struct AbsentArtifact {
 const ABSENT_MAX: i64 = 50;
 
 impl State {
+    /// Waits for a switch whose commit is on its way, although who asked for it is gone: it empties the journal.
     pub async fn replacements(&self) -> Result<Vec<Replacement>, StateError> {
-        let sql = "SELECT key, old_checksum, new_checksum, lsn FROM replacement ORDER BY key";
+        let sql =
+            "SELECT key, old_checksum, new_checksum, lsn FROM replacement ORDER BY key FOR UPDATE";
         let rows = self
             .session()
             .query("reading the replacements' journal", sql, &[])
