@@ -38,6 +38,7 @@ fn main() -> ExitCode {
     let code = runtime.block_on(run(arguments));
     // A look-up of a host's name may hang for long in a thread that nobody can end.
     runtime.shutdown_background();
+    warm_spare::cluster::last_words();
     code
 }
 

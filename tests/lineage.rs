@@ -100,6 +100,205 @@ async fn by_snapshots_a_primary_that_was_set_back_is_noticed_too() -> Result<()>
     Ok(())
 }
 
+/// The primary gives the same transaction numbers and positions out once more, for other rows, and more of them.
+async fn outgrow(site: &Site, factory: &mut Factory) -> Result<()> {
+    let client = site.primary.conn().await?;
+    for version in ["1", "2", "3", "4"] {
+        let spec = Spec::new("core", "other", version);
+        factory.package(&site.primary, spec).await?;
+        client.batch_execute("SELECT pg_switch_wal()").await?;
+    }
+    Ok(())
+}
+
+/// Our slot is not in a copy that pg_basebackup has made.
+fn forget_slots(cluster: &Cluster) -> Result<()> {
+    for slot in std::fs::read_dir(cluster.pg.data_dir().join("pg_replslot"))? {
+        std::fs::remove_dir_all(slot?.path())?;
+    }
+    Ok(())
+}
+
+/// What has ended on the primary is known to have ended.
+async fn until_known(site: &Site) -> Result<()> {
+    let sql = "SELECT txid_snapshot_xmin(txid_current_snapshot())::text";
+    let row = site.primary.conn().await?.query_one(sql, &[]).await?;
+    let ended: String = row.get(0);
+    support::wait_until("it is confirmed", support::service::SOON, || async {
+        let sql = "SELECT split_part(transactions, ':', 1)::int8 >= $1::text::int8 FROM copied";
+        let client = site.spare.pg.conn("warm_spare").await?;
+        let known: bool = client.query_one(sql, &[&ended]).await?.get(0);
+        known.then_some(()).ok_or("not yet".into())
+    })
+    .await;
+    Ok(())
+}
+
+/// An older copy of the primary that has outgrown the spare, of which no position and no stream tells.
+async fn an_older_copy_without_our_slot(name: &str, stream: bool) -> Result<()> {
+    let site = match stream {
+        true => support::follow::prepared(name).await?,
+        false => Site::builder(name).own_stores().start().await?,
+    };
+    let mut factory = Factory::seeded();
+    factory.fill(&site.primary, 2).await?;
+    let service = Service::start(&site, "");
+    service.until_level().await;
+    let pg = &site.primary.pg;
+    pg.stop_fast().await?;
+    pg.keep_data().await?;
+    pg.start_again().await?;
+    service.until_level().await;
+    for name in ["a", "b", "c"] {
+        let spec = Spec::new("core", name, "1");
+        factory.package(&site.primary, spec).await?;
+    }
+    until_equal(&site).await?;
+    until_known(&site).await?;
+    let newer = content(&site.spare).await?;
+    service.running.sigstop();
+    pg.stop_fast().await?;
+    pg.restore_data().await?;
+    if stream {
+        forget_slots(&site.primary)?;
+    }
+    pg.start_again().await?;
+    outgrow(&site, &mut factory).await?;
+    service.running.sigcont();
+    let status = until_conflict(
+        &service,
+        &["set back to an older copy", "are there and not here"],
+    )
+    .await;
+    let output = site.warm_spare(&["sync"]).await;
+    assert_eq!(output.code, Some(4), "{output}");
+    assert_eq!(content(&site.spare).await?, newer);
+
+    service.reconfigure(&approval(&status));
+    until_equal(&site).await?;
+    service.until_level().await;
+    // By snapshots the first start of the server, of which nothing was proven, has its own.
+    let kept = if stream { 1 } else { 2 };
+    assert_eq!(pinned(&site.spare).await?, kept);
+    service.stop().await.ok();
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_outgrown_older_copy_without_our_slot_is_followed_only_when_asked() -> Result<()> {
+    an_older_copy_without_our_slot("lineage_no_slot", true).await
+}
+
+#[tokio::test]
+async fn by_snapshots_an_outgrown_older_copy_is_followed_only_when_asked() -> Result<()> {
+    an_older_copy_without_our_slot("lineage_no_stream", false).await
+}
+
+/// Restored from a dump, on the server that was followed: all rows have new numbers, and the sequences have old values.
+#[tokio::test]
+async fn a_database_that_was_restored_from_a_dump_is_followed_only_when_asked() -> Result<()> {
+    let site = Site::builder("lineage_dump").own_stores().start().await?;
+    let mut factory = Factory::seeded();
+    factory.fill(&site.primary, 2).await?;
+    let service = Service::start(&site, "");
+    service.until_level().await;
+    let sequence = "SELECT last_value FROM origin_package_id_seq";
+    let client = site.primary.conn().await?;
+    let then: i64 = client.query_one(sequence, &[]).await?.get(0);
+    let spec = Spec::new("core", "newer", "1");
+    let lost = factory.package(&site.primary, spec).await?;
+    until_equal(&site).await?;
+    service.until_level().await;
+    let newer = content(&site.spare).await?;
+    service.running.sigstop();
+    support::packages::delete_package(&site.primary, &lost).await?;
+    let rewritten = format!(
+        "SET session_replication_role = replica; UPDATE origin_packages SET ident = ident; SELECT setval('origin_package_id_seq', {then})"
+    );
+    client.batch_execute(&rewritten).await?;
+    let pg = &site.primary.pg;
+    pg.stop_fast().await?;
+    pg.start_again().await?;
+    service.running.sigcont();
+    until_conflict(&service, &["set back", "origin_package_id_seq"]).await;
+    assert_eq!(content(&site.spare).await?, newer);
+    service.stop().await.ok();
+    Ok(())
+}
+
+/// What an honest primary does between two starts of its server raises no doubt, whatever it does.
+#[tokio::test]
+async fn a_primary_that_was_only_started_anew_is_copied_without_a_question() -> Result<()> {
+    let site = Site::builder("lineage_honest").own_stores().start().await?;
+    let mut factory = Factory::seeded();
+    let packages = factory.fill(&site.primary, 3).await?;
+    let client = site.primary.conn().await?;
+    client
+        .batch_execute(
+            "CREATE TABLE emptied (id serial PRIMARY KEY, created_at timestamptz DEFAULT now()); \
+             INSERT INTO emptied SELECT FROM generate_series(1, 50); \
+             CREATE TABLE swapped (id int8 PRIMARY KEY, note text); INSERT INTO swapped VALUES (1, 'one'); \
+             CREATE TABLE other (id int8 PRIMARY KEY, note text); INSERT INTO other VALUES (2, 'two'); \
+             CREATE UNLOGGED TABLE scratch (note text)",
+        )
+        .await?;
+    let service = Service::start(&site, "");
+    service.until_level().await;
+    for restarts in 1..=3 {
+        let early = site.primary.conn().await?;
+        early
+            .batch_execute("BEGIN; INSERT INTO audit_package (origin) VALUES ('of a lower number')")
+            .await?;
+        let spec = Spec::new("core", "later", &restarts.to_string());
+        factory.package(&site.primary, spec).await?;
+        until_equal(&site).await?;
+        let before = copies(&service).await?;
+        service.running.sigstop();
+        early.batch_execute("COMMIT").await?;
+        let client = site.primary.conn().await?;
+        let statements = match restarts {
+            1 => {
+                "DELETE FROM audit_package; UPDATE origin_packages SET hidden = NOT hidden; VACUUM FULL origin_packages"
+            }
+            2 => {
+                "TRUNCATE emptied RESTART IDENTITY; INSERT INTO emptied DEFAULT VALUES; \
+                  ALTER TABLE swapped RENAME TO old; ALTER TABLE other RENAME TO swapped; ALTER TABLE old RENAME TO other; \
+                  ALTER TABLE origin_channels DROP COLUMN updated_at; ALTER TABLE audit_origin ADD COLUMN extra text DEFAULT 'was'"
+            }
+            _ => {
+                "SELECT nextval('origin_package_id_seq') FROM generate_series(1, 40); ALTER TYPE origin_member_role RENAME VALUE 'owner' TO 'boss'"
+            }
+        };
+        for statement in statements.split("; ") {
+            client.batch_execute(statement).await?;
+        }
+        if restarts == 1 {
+            support::packages::delete_package(&site.primary, &packages[0]).await?;
+        }
+        let pg = &site.primary.pg;
+        match restarts {
+            3 => pg.kill9(),
+            _ => pg.stop_fast().await?,
+        }
+        pg.start_again().await?;
+        service.running.sigcont();
+        until_copied(&service, before).await;
+        until_equal(&site).await?;
+    }
+    // Of what could not be proven either way the first is kept, and no second one beside it.
+    assert_eq!(pinned(&site.spare).await?, 1);
+    service.stop().await.ok();
+
+    // Its time is over.
+    let old = "UPDATE generation SET created = created - interval '8 days' WHERE pinned";
+    sql(&site.spare, "warm_spare", old).await?;
+    let spec = Spec::new("core", "last", "1");
+    factory.package(&site.primary, spec).await?;
+    site.warm_spare(&["sync"]).await.ok();
+    assert_eq!(pinned(&site.spare).await?, 0);
+    Ok(())
+}
+
 /// A restored backup, an old machine that was switched on again, a name that leads elsewhere.
 #[tokio::test]
 async fn an_older_primary_is_not_followed() -> Result<()> {

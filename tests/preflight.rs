@@ -318,6 +318,60 @@ async fn a_user_that_is_no_superuser_is_told_what_it_lacks_to_fence_and_fences_w
     Ok(())
 }
 
+/// Chance chooses what is looked for; what was once found to be absent is not left to it.
+#[tokio::test]
+async fn an_artifact_that_was_found_to_be_absent_stays_known() -> Result<()> {
+    let site = Site::builder("preflight_absent")
+        .own_stores()
+        .start()
+        .await?;
+    let packages = Factory::seeded().fill(&site.primary, 120).await?;
+    site.write_config("");
+    site.warm_spare(&["sync"]).await.ok();
+    let sql = "SELECT ident, target FROM origin_packages ORDER BY id OFFSET 60 LIMIT 1";
+    let row = site.spare.conn().await?.query_one(sql, &[]).await?;
+    let (ident, target): (String, String) = (row.get(0), row.get(1));
+    let lost = packages
+        .iter()
+        .find(|package| package.ident == ident && package.target == target)
+        .expect("one of these packages");
+    let key = lost.key.clone();
+    let bytes = site.spare.get(&key).await?.expect("it was copied");
+    site.spare.delete(&key).await?;
+    let result = async || {
+        let json = ask(&site, "unplanned").await.json();
+        check(&json, "artifacts").0.to_string()
+    };
+    support::wait_until(
+        "it is among the chosen ones",
+        support::service::SOON,
+        || async {
+            match result().await.as_str() {
+                "refuse" => Ok(()),
+                other => Err(other.to_string().into()),
+            }
+        },
+    )
+    .await;
+    for _ in 0..8 {
+        assert_eq!(result().await, "refuse");
+    }
+    site.spare.put(&key, bytes).await?;
+    assert_eq!(result().await, "ok");
+    site.spare.delete(&key).await?;
+    support::wait_until("it is found once more", support::service::SOON, || async {
+        match result().await.as_str() {
+            "refuse" => Ok(()),
+            other => Err(other.to_string().into()),
+        }
+    })
+    .await;
+    support::packages::delete_package(&site.primary, lost).await?;
+    site.warm_spare(&["sync"]).await.ok();
+    assert_eq!(result().await, "ok");
+    Ok(())
+}
+
 /// Every revision that a ciphertext names is looked for, wherever it lies; a single one that is spoilt refuses nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn each_revision_that_a_ciphertext_names_is_opened() -> Result<()> {

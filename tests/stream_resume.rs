@@ -300,6 +300,61 @@ async fn shown(site: &Site) -> Result<(bool, bool, i64)> {
     Ok((row.get(0), row.get(1), row.get(2)))
 }
 
+/// More waits than the spare may lay down while it compares: what is there is looked at all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_history_that_is_too_long_to_be_compared_is_not_simply_copied() -> Result<()> {
+    let site = prepared("too_long").await?;
+    Factory::seeded().fill(&site.primary, 1).await?;
+    let limit = "[replication]\nwal_hold_limit = \"4MB\"\n";
+    let service = Service::start(&site, "");
+    until_following(&service).await;
+    let pg = &site.primary.pg;
+    pg.stop_fast().await?;
+    pg.keep_data().await?;
+    pg.start_again().await?;
+    until_following(&service).await;
+    audit(&site, "lost").await?;
+    until_unmarked(&site).await?;
+    let newer = content(&site.spare).await?;
+    service.stop().await.ok();
+    pg.stop_fast().await?;
+    pg.restore_data().await?;
+    pg.start_again().await?;
+    let builder = site.primary.conn().await?;
+    for _ in 0..12 {
+        audit(&site, "other").await?;
+        builder.batch_execute("SELECT pg_switch_wal()").await?;
+    }
+    let much = "INSERT INTO audit_package (origin) SELECT repeat(md5(n::text), 20) FROM generate_series(1, 50000) n";
+    builder.batch_execute(much).await?;
+    let before = copies_ever(&site).await?;
+    // The comparison waits here until more has come than may be laid down.
+    let here = site.spare.conn().await?;
+    here.batch_execute("BEGIN; LOCK TABLE accounts IN ACCESS EXCLUSIVE MODE")
+        .await?;
+    let service = Service::start(&site, limit);
+    service
+        .until("the proof is given up", |status| {
+            let gaps = support::follow::gaps(status);
+            gaps.iter().any(|text| text.contains("cannot be proven"))
+        })
+        .await;
+    here.batch_execute("ROLLBACK").await?;
+    let status = until_conflict(&service, &["are there and not here"]).await;
+    assert_eq!(content(&site.spare).await?, newer);
+    assert_eq!(copies_ever(&site).await?, before);
+    service.reconfigure(&format!("{limit}{}", approval(&status)));
+    until_equal(&site).await?;
+    service.stop().await.ok();
+    Ok(())
+}
+
+/// Databases that were replaced, and are kept.
+async fn copies_ever(site: &Site) -> Result<usize> {
+    let sql = "SELECT FROM pg_database WHERE datname LIKE 'builder\\_%'";
+    Ok(site.spare.conn().await?.query(sql, &[]).await?.len())
+}
+
 /// Where no transaction proves the history, nothing of it leaves a trace before it is compared.
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_mark_nothing_is_applied_before_the_history_is_proven() -> Result<()> {

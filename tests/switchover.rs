@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use support::packages::delete_package;
 use support::service::SOON;
 use support::wait_until;
 use tokio::task::JoinSet;
@@ -216,6 +217,67 @@ async fn an_id_of_a_time_to_come_keeps_no_handover_from_its_end() -> Result<()> 
     let told = events(&status, "promotion");
     assert!(told[0].contains("by switchover"), "{told:?}");
     service.stop().await.ok();
+    Ok(())
+}
+
+/// The switch of the last copy is one transaction. Called off while its commit is on its way, it is there whole or not at
+/// all, and nothing is put back of bytes whose rows have come.
+#[tokio::test(flavor = "multi_thread")]
+async fn in_snapshot_mode_a_switchover_may_be_called_off_at_its_last_commit() -> Result<()> {
+    let pair = Pair::with("switchover_last_commit", Postgres::builder()).await?;
+    let site = &pair.there;
+    let mut factory = Factory::new(11);
+    let spec = Spec::new("core", "again", "1").release("20240101000000");
+    let old = factory.package(&site.primary, spec.clone()).await?;
+    let service = Service::start(site, "");
+    service.until_level().await;
+    let slow = "[replication]\ninterval = \"1h\"\nrpo = \"2h\"";
+    service.reconfigure(slow);
+    delete_package(&site.primary, &old).await?;
+    let new = factory.package(&site.primary, spec.size(9000)).await?;
+    // The commit of the switch takes its time.
+    let state = site.spare.pg.conn("warm_spare").await?;
+    let slowly = "CREATE FUNCTION slowly() RETURNS trigger LANGUAGE plpgsql AS \
+                    $$ BEGIN PERFORM pg_catalog.pg_sleep(1.5); RETURN NULL; END $$; \
+                  CREATE CONSTRAINT TRIGGER slowly AFTER INSERT ON event DEFERRABLE INITIALLY DEFERRED \
+                    FOR EACH ROW WHEN (NEW.kind = 'baseline') EXECUTE FUNCTION slowly()";
+    state.batch_execute(slowly).await?;
+    service.reconfigure(&format!("{PROMOTE}\n{slow}"));
+    wait_until("the switch is at its commit", SOON, || async {
+        let sql = "SELECT FROM pg_stat_activity WHERE query = 'COMMIT' AND wait_event = 'PgSleep'";
+        let rows = state.query(sql, &[]).await?;
+        (!rows.is_empty()).then_some(()).ok_or("not yet".into())
+    })
+    .await;
+    service.reconfigure(slow);
+    until_writable(&site.primary).await;
+    service
+        .until("it is over", |status| status["transition"].is_null())
+        .await;
+    wait_until("the commit has come or gone", SOON, || async {
+        let sql = "SELECT FROM pg_stat_activity WHERE query = 'COMMIT' AND state = 'active'";
+        let rows = state.query(sql, &[]).await?;
+        rows.is_empty().then_some(()).ok_or("not yet".into())
+    })
+    .await;
+    let sql = "SELECT checksum FROM origin_packages WHERE ident LIKE 'core/again/%'";
+    let row = site.spare.conn().await?.query_one(sql, &[]).await?;
+    let bytes = site.spare.get(&new.key).await?.expect("it is there");
+    let named = row.get::<_, String>(0);
+    let size = if named == new.checksum {
+        new.size
+    } else {
+        old.size
+    };
+    assert_eq!(bytes.len() as u64, size, "row and bytes are of one state");
+    // In memory too: the service knows where it stands.
+    service.reconfigure("");
+    let last = factory.package(&site.primary, Spec::new("core", "last", "1"));
+    last.await?;
+    until_equal(site).await?;
+    service.until_level().await;
+    service.stop().await.ok();
+    site.warm_spare(&["verify"]).await.ok();
     Ok(())
 }
 

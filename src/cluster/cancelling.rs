@@ -5,14 +5,26 @@ use super::walsender::{Trouble, connect};
 use crate::config::Datastore;
 use bytes::BytesMut;
 use postgres_protocol::message::frontend;
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// For the answer to a request to cancel.
 pub(super) const CANCELLED: Duration = Duration::from_secs(5);
-/// A request to cancel from a future that was dropped is waited for so long: the process may be about to end.
+/// A process that ends waits so long for requests that are on their way.
 const LAST_WORD: Duration = Duration::from_secs(2);
+
+/// Requests to cancel whose threads have not ended.
+static ON_THEIR_WAY: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
+
+/// Before the process ends: waits for the requests to cancel that futures left behind when they were dropped. Not from
+/// a thread of the runtime.
+pub fn last_words() {
+    let (number, changed) = &ON_THEIR_WAY;
+    let number = number.lock().expect("no holder panics");
+    let waited = changed.wait_timeout_while(number, LAST_WORD, |number| *number > 0);
+    drop(waited);
+}
 
 /// By which the server is asked to give up what it does for a session: its process there, and the secret of it.
 #[derive(Clone)]
@@ -61,8 +73,9 @@ impl Drop for Unanswered {
         let Some(cancelling) = self.0.take() else {
             return;
         };
-        // On a thread of its own, for the runtime may be at its end.
-        let (done, heard) = std::sync::mpsc::channel();
+        // On a thread of its own, for the runtime may be at its end; and not waited for, for this one is the runtime's.
+        let (number, changed) = &ON_THEIR_WAY;
+        *number.lock().expect("no holder panics") += 1;
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -70,8 +83,52 @@ impl Drop for Unanswered {
             if let Ok(runtime) = runtime {
                 runtime.block_on(cancelling.cancel());
             }
-            let _ = done.send(());
+            *number.lock().expect("no holder panics") -= 1;
+            changed.notify_all();
         });
-        let _ = heard.recv_timeout(LAST_WORD);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::SslMode;
+    use std::io::Read;
+    use std::net::TcpListener;
+    use std::time::Instant;
+
+    /// A server that takes the request and does not pass it on keeps no thread of the runtime.
+    #[test]
+    fn a_dropped_command_is_cancelled_and_nobody_waits_for_it() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let to = Datastore {
+            host: "127.0.0.1".into(),
+            port: listener.local_addr().expect("an address").port(),
+            user: String::new(),
+            database: String::new(),
+            password: None,
+            ssl_mode: SslMode::Disable,
+            ssl_root_cert: None,
+            ssl_cert: None,
+            ssl_key: None,
+            source: "default",
+        };
+        let cancelling = Cancelling {
+            side: Side::Peer,
+            to: Arc::new(to),
+            process: 7,
+            secret: 9,
+        };
+        let begun = Instant::now();
+        drop(Unanswered::of(&cancelling));
+        let (mut server, _) = listener.accept().expect("it connects");
+        let mut request = [0; 16];
+        server.read_exact(&mut request).expect("a request");
+        assert_eq!(request[8..12], 7_i32.to_be_bytes());
+        // Nothing was answered yet.
+        assert!(begun.elapsed() < LAST_WORD, "{:?}", begun.elapsed());
+        drop(server);
+        last_words();
+        assert_eq!(*ON_THEIR_WAY.0.lock().expect("no holder panics"), 0);
     }
 }

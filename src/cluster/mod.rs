@@ -34,6 +34,7 @@ mod walsender;
 pub use applying::{Applying, TextValue, end_former_writers};
 pub use as_client::{AsClient, as_client};
 pub use builder_keys::{BuilderKeyError, BuilderKeys, sealed_by};
+pub use cancelling::last_words;
 pub(crate) use channel::{is_loopback, is_verified};
 pub use clients::{ClientPrograms, InstalledClients, ProgramError};
 pub use datastore::{DatastoreError, DatastoreFault};
@@ -64,7 +65,7 @@ pub use state::{
 pub use store::{Completion, Download, Expected, Listed, LocalStore, Store, Stored, Upload};
 pub use store_error::{StoreError, StoreFault};
 pub use throttle::{ByteBudget, Throttle};
-pub use upkeep::{ComparedTable, Replacement, Retirement};
+pub use upkeep::{AbsentArtifact, ComparedTable, Replacement, Retirement};
 pub use walsender::{Arrived, NewSlot, TextRows, WalSession, WalStream};
 
 use std::fmt;

@@ -333,7 +333,7 @@ impl State {
             .execute("recording the promotion", sql, &[&by.epoch, &by.id])
             .await?;
         self.event("promotion", text, change).await?;
-        let keep = "UPDATE generation SET pinned = true WHERE name = \
+        let keep = "UPDATE generation SET pinned = true, unproven = false WHERE name = \
                     (SELECT name FROM generation ORDER BY created DESC, name DESC LIMIT 1); DELETE FROM fence";
         session.batch("recording the promotion", keep).await?;
         let lift = lift_statement(database);

@@ -31,9 +31,22 @@ pub struct ComparedTable {
     pub time: DateTime<Utc>,
 }
 
+/// An artifact that a row names and our bucket lacks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AbsentArtifact {
+    pub key: String,
+    pub ident: String,
+    pub target: String,
+}
+
+/// No more are added once so many are remembered.
+const ABSENT_MAX: i64 = 50;
+
 impl State {
+    /// Waits for a switch whose commit is on its way, although who asked for it is gone: it empties the journal.
     pub async fn replacements(&self) -> Result<Vec<Replacement>, StateError> {
-        let sql = "SELECT key, old_checksum, new_checksum, lsn FROM replacement ORDER BY key";
+        let sql =
+            "SELECT key, old_checksum, new_checksum, lsn FROM replacement ORDER BY key FOR UPDATE";
         let rows = self
             .session()
             .query("reading the replacements' journal", sql, &[])
@@ -83,6 +96,55 @@ impl State {
         self.session()
             .execute("remembering the server's start", sql, &[&server_started])
             .await?;
+        Ok(())
+    }
+
+    /// What of the primary's transactions had ended in this snapshot is here.
+    pub async fn transactions(&self, snapshot: &str) -> Result<(), StateError> {
+        let sql = "UPDATE copied SET transactions = $1 WHERE transactions <> $1";
+        self.session()
+            .execute("remembering what has ended", sql, &[&snapshot])
+            .await?;
+        Ok(())
+    }
+
+    /// Artifacts that were found to be absent from our bucket, and not seen there since.
+    pub async fn absent(&self) -> Result<Vec<AbsentArtifact>, StateError> {
+        let sql = "SELECT key, ident, target FROM absent";
+        let rows = self
+            .session()
+            .query("reading which artifacts are absent", sql, &[])
+            .await?;
+        let absent = |row: &tokio_postgres::Row| AbsentArtifact {
+            key: row.get(0),
+            ident: row.get(1),
+            target: row.get(2),
+        };
+        Ok(rows.iter().map(absent).collect())
+    }
+
+    /// Remembers these, as long as there are few: where many are absent, any look finds some. Forgets `gone`.
+    pub async fn note_absent(
+        &self,
+        absent: &[AbsentArtifact],
+        gone: &[String],
+    ) -> Result<(), StateError> {
+        let doing = "remembering which artifacts are absent";
+        if !gone.is_empty() {
+            let sql = "DELETE FROM absent WHERE key = ANY ($1)";
+            self.session().execute(doing, sql, &[&gone]).await?;
+        }
+        if !absent.is_empty() {
+            let keys: Vec<&str> = absent.iter().map(|a| a.key.as_str()).collect();
+            let idents: Vec<&str> = absent.iter().map(|a| a.ident.as_str()).collect();
+            let targets: Vec<&str> = absent.iter().map(|a| a.target.as_str()).collect();
+            let sql = "INSERT INTO absent (key, ident, target) \
+                       SELECT * FROM unnest($1::text[], $2::text[], $3::text[]) \
+                       WHERE (SELECT count(*) FROM absent) < $4 ON CONFLICT DO NOTHING";
+            let values: &[&(dyn tokio_postgres::types::ToSql + Sync)] =
+                &[&keys, &idents, &targets, &ABSENT_MAX];
+            self.session().execute(doing, sql, values).await?;
+        }
         Ok(())
     }
 

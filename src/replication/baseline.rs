@@ -6,6 +6,7 @@
 use super::artifacts::Round;
 use super::checks::Facts;
 use super::content::ContentHash;
+use super::continuation::Continuation;
 use super::error::PassError;
 use super::fuse::Shrinkage;
 use super::gate::{Gated, Work, record_unavailable};
@@ -35,6 +36,7 @@ pub struct Baseline<'a> {
     pub visible_rows: u64,
     /// Bytes (key and checksum) that are recorded as unavailable in it.
     pub known_unavailable: HashSet<(String, String)>,
+    pub continuation: Continuation,
     /// Our slot lasts since then, and is of no use but to this copy.
     pub kept: AtomicBool,
     /// Where the stream is laid down that does not fit into memory.
@@ -209,6 +211,7 @@ impl Baseline<'_> {
         };
         killpoint::reach("baseline.snapshot");
         let mut point = self.point(&holder, before).await?;
+        self.continuation.still_holds(&point)?;
         if let Some(slot) = slot {
             point.lsn = slot.from().to_string();
             point.slot = slot.name().to_string();
@@ -402,6 +405,7 @@ impl Baseline<'_> {
             vanished_packages: vanished,
             vanished_artifacts: filled.shrinkage.artifacts.len() as u64,
             approved: filled.approved,
+            unproven: self.continuation.unproven,
             event: format!(
                 "{rows} rows at {} of {}",
                 filled.point.lsn, filled.point.commit_time

@@ -17,13 +17,14 @@ pub struct Kept {
     pub bytes: u64,
 }
 
-/// Pinned is the last one from before each promotion, and what a returning primary had.
+/// Pinned is the last one from before each promotion, what a returning primary had, and for a time what was unproven.
 const KEPT: &str = "
 SELECT g.name, g.created, g.pinned, pg_database_size(d.oid),
        (SELECT max(v.epoch) FROM divergence v WHERE v.found <= g.created
           AND NOT EXISTS (SELECT 1 FROM generation o WHERE o.created >= v.found AND o.created < g.created)),
        (SELECT max(p.epoch) FROM promotion p WHERE p.time >= g.created
-          AND NOT EXISTS (SELECT 1 FROM generation o WHERE o.created <= p.time AND o.created > g.created))
+          AND NOT EXISTS (SELECT 1 FROM generation o WHERE o.created <= p.time AND o.created > g.created)),
+       g.unproven
 FROM generation g JOIN pg_database d ON d.datname = g.name
 ORDER BY g.created DESC, g.name DESC";
 
@@ -38,6 +39,7 @@ pub async fn kept_generations(state: &State) -> Result<Vec<Kept>, PassError> {
             created: row.get(1),
             pinned,
             why: match (pinned, row.get(4), row.get(5)) {
+                _ if pinned && row.get(6) => UNPROVEN.into(),
                 (true, Some(epoch), _) => why_diverged(epoch),
                 (true, None, Some(epoch)) => why_promoted(epoch),
                 _ => String::new(),
@@ -47,6 +49,8 @@ pub async fn kept_generations(state: &State) -> Result<Vec<Kept>, PassError> {
     };
     Ok(rows.iter().map(kept).collect())
 }
+
+const UNPROVEN: &str = "for a time: nothing proved that the primary's history went on from it";
 
 fn why_diverged(epoch: i64) -> String {
     format!("what this cluster had when it came back to the primary of epoch {epoch}")

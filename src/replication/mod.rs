@@ -7,6 +7,7 @@ mod checks;
 mod choice;
 mod clone;
 mod content;
+mod continuation;
 mod courier;
 mod descent;
 mod error;

@@ -3,6 +3,7 @@
 use super::artifacts::{self, Round};
 use super::baseline::{self, Baseline, Copied, Incoming};
 use super::checks::{self, Facts};
+use super::continuation::Continuation;
 use super::courier::Courier;
 use super::descent::{Doubt, Here};
 use super::error::PassError;
@@ -12,7 +13,7 @@ use super::guard::guarded;
 use super::inventory::{Inventory, InventoryError, UNSOUND};
 use super::mode::Chosen;
 use super::stream::{self, Follow, Gap, Unheard};
-use super::{look, mode, replacements, switch};
+use super::{continuation, look, mode, replacements, switch};
 use crate::cluster::preparation::Names;
 use crate::cluster::{
     ByteBudget, CopiedPoint, DatastoreFault, LocalSession, LocalStore, Lock, Lsn, PeerSession,
@@ -497,6 +498,7 @@ impl Pass<'_> {
             let round = self.mend(&visible).await?;
             return self.report(Outcome::Unchanged(point), round).await;
         }
+        let continuation = self.goes_on_from(&visible).await?;
         // Before hours of copying: whether the spare can have such a database at all.
         let incoming = Incoming::create(self.work, self.facts).await?;
         let mut round = match self.artifacts_first().await {
@@ -513,6 +515,7 @@ impl Pass<'_> {
             facts: self.facts,
             visible_rows,
             known_unavailable,
+            continuation,
             kept: AtomicBool::new(false),
             spool: self.spool.clone(),
         }
@@ -573,6 +576,32 @@ impl Pass<'_> {
         };
         let id = exchanged.ask(self.work.config)?;
         approve(self.work.state, &id, self.work.config).await
+    }
+
+    /// Before anything of the primary is written: nothing there says that its history does not go on from here.
+    async fn goes_on_from(&self, visible: &Visible) -> Result<Continuation, PassError> {
+        let (work, config) = (self.work, self.work.config);
+        let (Some(session), Some(copied)) =
+            (visible.session_of_ours(), work.state.copied_point().await?)
+        else {
+            return Ok(Continuation::default());
+        };
+        let point = stands_at(config, copied).await?;
+        let found = recovery_point(session).await?;
+        // An old primary that comes back, or what an operator has given up: it is pinned.
+        let given_up =
+            self.facts.line.approved.is_some() || work.state.cluster().await?.coming_back;
+        let of_this_server = point.system_id == self.facts.system_id;
+        if given_up || !of_this_server || !is_ours(&point, found.as_ref()) {
+            return Ok(Continuation::default());
+        }
+        match continuation::look(config, session, &point).await? {
+            Ok(continuation) => Ok(continuation),
+            Err(doubt) => {
+                approve(work.state, &doubt.ask(config)?, config).await?;
+                Ok(Continuation::default())
+            }
+        }
     }
 
     /// Some: the stream goes on from where the spare stands, and went up to the primary's present.

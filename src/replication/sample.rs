@@ -1,12 +1,17 @@
 //! A few of the artifacts that the visible rows name are looked for in our own bucket: the newest, the oldest, and some at
-//! random. The cost does not grow with what is stored, and a bucket that was emptied, replaced or thinned out shows.
+//! random. The cost does not grow with what is stored, and a bucket that was emptied, replaced or thinned out shows. An
+//! artifact that was found to be absent is looked for each time until it is seen again, or no row names it any more: two
+//! looks do not contradict each other because chance chose other rows.
 
 use super::error::PassError;
 use super::inventory::UNSOUND;
-use crate::cluster::{DatastoreFault, LocalSession, Side, Store, StoreError, StoreFault};
+use crate::cluster::{
+    AbsentArtifact, DatastoreFault, LocalSession, Side, State, Store, StoreError, StoreFault,
+};
 use crate::config::Config;
 use crate::package::{Checksum, Ident, Target, object_key};
 use futures_util::StreamExt;
+use std::collections::HashSet;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -24,6 +29,11 @@ const CHOSEN: &str = "WITH bounds AS (SELECT min(id) AS least, max(id) AS most F
           LATERAL (SELECT id FROM public.origin_packages WHERE id >= place ORDER BY id LIMIT 1) found)) \
      SELECT ident::text, target::text, checksum::text FROM public.origin_packages \
      WHERE id IN (SELECT id FROM chosen) AND ident IS NOT NULL AND target IS NOT NULL AND checksum IS NOT NULL";
+
+/// The rows, as they are now, of artifacts that were absent before.
+const KNOWN: &str = "SELECT p.ident::text, p.target::text, p.checksum::text \
+     FROM unnest($1::text[], $2::text[]) k (ident, target) JOIN public.origin_packages p USING (ident, target) \
+     WHERE p.checksum IS NOT NULL";
 
 /// The row still stands, and its artifact is not recorded as missing on the primary.
 const STILL_NAMED: &str = "SELECT EXISTS (SELECT FROM public.origin_packages WHERE ident = $1 AND target = $2 AND checksum = $3) \
@@ -62,7 +72,17 @@ pub async fn sample(config: &Config, patience: Duration) -> Result<Option<Sample
     }
     let doing = "choosing artifacts to look for";
     let rows = session.query(doing, CHOSEN, &[]).await?;
-    let chosen: Vec<Chosen> = rows.iter().filter_map(chosen).collect();
+    let state = State::open_existing(&config.local.datastore).await?;
+    let known = match &state {
+        Some(state) => state.absent().await?,
+        None => Vec::new(),
+    };
+    let idents: Vec<&str> = known.iter().map(|absent| absent.ident.as_str()).collect();
+    let targets: Vec<&str> = known.iter().map(|absent| absent.target.as_str()).collect();
+    let named = session.query(doing, KNOWN, &[&idents, &targets]).await?;
+    let mut chosen: Vec<Chosen> = named.iter().chain(&rows).filter_map(chosen).collect();
+    let mut twice = HashSet::new();
+    chosen.retain(|chosen| twice.insert(chosen.key.clone()));
     let store = Store::open(Side::Local, &config.local.s3)?.with_limits(patience, TRIES);
     let looked_for = chosen.len();
     let mut looks = futures_util::stream::iter(chosen)
@@ -82,6 +102,7 @@ pub async fn sample(config: &Config, patience: Duration) -> Result<Option<Sample
         looked_for,
         absent: Vec::new(),
     };
+    let mut lacking = Vec::new();
     for chosen in absent {
         let Chosen {
             ident,
@@ -97,10 +118,20 @@ pub async fn sample(config: &Config, patience: Duration) -> Result<Option<Sample
             )
             .await?;
         if row.get(0) {
-            sampled.absent.push(chosen.key);
+            sampled.absent.push(key.clone());
+            lacking.push(AbsentArtifact {
+                key: chosen.key,
+                ident: chosen.ident,
+                target: chosen.target,
+            });
         }
     }
     sampled.absent.sort();
+    let gone = known.into_iter().map(|absent| absent.key);
+    let gone: Vec<String> = gone.filter(|key| !sampled.absent.contains(key)).collect();
+    if let Some(state) = &state {
+        state.note_absent(&lacking, &gone).await?;
+    }
     Ok(Some(sampled))
 }
 

@@ -4,9 +4,7 @@
 
 use super::error::PassError;
 use super::tables::changed_in_form;
-use crate::cluster::{
-    DatastoreError, LocalSession, PeerSession, Row, Session, StateError, quote_ident,
-};
+use crate::cluster::{DatastoreError, LocalSession, Row, Session, StateError, quote_ident};
 use crate::config::Config;
 
 /// A sequence by its name.
@@ -49,7 +47,7 @@ pub async fn sequence_names(session: &Session) -> Result<Vec<SequenceName>, Pass
 
 /// Their values. They move outside of transactions: ahead of the rows, never behind.
 pub async fn read_sequences(
-    peer: &PeerSession,
+    of: &Session,
     names: Vec<SequenceName>,
 ) -> Result<Vec<Sequence>, PassError> {
     if names.is_empty() {
@@ -61,7 +59,7 @@ pub async fn read_sequences(
     };
     let selects: Vec<String> = names.iter().enumerate().map(select).collect();
     let sql = format!("{} ORDER BY 1", selects.join(" UNION ALL "));
-    let rows = peer
+    let rows = of
         .rows("reading the sequences", &sql, &[])
         .await
         .map_err(|error| changed_in_form(error.into(), "its sequences"))?;

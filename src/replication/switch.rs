@@ -139,6 +139,8 @@ pub struct Arrival<'a> {
     pub vanished_artifacts: u64,
     /// An operator has seen and approved this change, and with it those before: the fuse counts anew.
     pub approved: bool,
+    /// Nothing has proven that the primary's history goes on from what is replaced.
+    pub unproven: bool,
     pub event: String,
 }
 
@@ -216,9 +218,18 @@ async fn rename(
         session
             .batch("renaming the replaced database", &sql)
             .await?;
-        let sql = "INSERT INTO generation (name, pinned) VALUES ($1, $2)";
+        // One of them at a time: the first was here before whatever went back was copied.
+        let keep = config.replication.artifact_retention.as_secs_f64();
+        let sql = "INSERT INTO generation (name, pinned, unproven) \
+                   SELECT $1, $2 OR u.unproven, u.unproven AND NOT $2 \
+                   FROM (SELECT $3 AND NOT EXISTS (SELECT 1 FROM generation g JOIN pg_database d ON d.datname = g.name \
+                     WHERE g.unproven AND g.created > now() - $4 * interval '1 second') AS unproven) u";
         session
-            .execute("remembering the generation", sql, &[generation, &pinned])
+            .execute(
+                "remembering the generation",
+                sql,
+                &[generation, &pinned, &arrival.unproven, &keep],
+            )
             .await?;
     }
     let sql = format!(
@@ -330,6 +341,11 @@ async fn remember(
 
 /// Drops replaced databases beyond those to be kept; pinned ones stay.
 pub async fn prune(config: &Config, state: &State) -> Result<Vec<String>, PassError> {
+    let keep = config.replication.artifact_retention.as_secs_f64();
+    let sql = "UPDATE generation SET pinned = false, unproven = false \
+               WHERE unproven AND created <= now() - $1 * interval '1 second'";
+    let doing = "unpinning what was kept for a time";
+    state.session().execute(doing, sql, &[&keep]).await?;
     let generations = state.generations().await?;
     let surplus: Vec<String> = generations
         .into_iter()

@@ -94,7 +94,7 @@ impl<'a> Follow<'a> {
         first: Seen,
         mut channels: Channels<'_>,
     ) -> Result<std::convert::Infallible, Gap> {
-        let mut pending: VecDeque<(Lsn, Confirmation)> = VecDeque::new();
+        let mut pending: VecDeque<(Lsn, Confirmation, String)> = VecDeque::new();
         let mut sequences = Vec::new();
         let started = first.server_started.clone();
         let mut noted = started == self.recorded.server_started;
@@ -134,17 +134,19 @@ impl<'a> Follow<'a> {
                         time: seen.time,
                         clock_offset_seconds: seen.clock_offset_seconds,
                     };
-                    pending.push_back((seen.wal, confirmation));
+                    pending.push_back((seen.wal, confirmation, seen.transactions.clone()));
                 }
                 latest = seen;
             }
             let reached = *channels.applied.borrow_and_update();
             let mut confirmed = None;
-            while let Some((_, confirmation)) = pending.front().filter(|(lsn, _)| *lsn <= reached) {
-                confirmed = Some(*confirmation);
-                pending.pop_front();
+            while pending.front().is_some_and(|(lsn, ..)| *lsn <= reached) {
+                confirmed = pending.pop_front();
             }
-            if let Some(confirmation) = confirmed {
+            if let Some((_, confirmation, transactions)) = confirmed {
+                if !self.incoming {
+                    self.state.transactions(&transactions).await?;
+                }
                 self.told.confirmed(confirmation);
             }
             if proven && !self.incoming {

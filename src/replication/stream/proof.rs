@@ -150,6 +150,8 @@ impl Follow<'_> {
         log::info!(
             "peer: no transaction proves its history since it was last seen; the rows of both sides are compared before anything is applied"
         );
+        // Where this comes to no end, a full copy has to ask for itself, though the server may be of the same start.
+        self.state.server_started("").await?;
         let local = &self.config.local.datastore;
         let session = Applying::open(local, self.database)
             .await

@@ -22,6 +22,8 @@ pub struct Seen {
     pub system_id: String,
     pub timeline: i32,
     pub server_started: String,
+    /// Its transactions, as a snapshot in text has them: what had ended by then is in its log before `wal`.
+    pub transactions: String,
     /// The form of its tables, as one number.
     pub schema: String,
     /// The file of each published table: another one, and its rows may be others without a word of it in the stream.
@@ -84,7 +86,8 @@ SELECT now(), clock_timestamp(), CASE WHEN NOT pg_is_in_recovery() THEN pg_curre
             gid, owner, database, prepared) FROM pg_prepared_xacts) writers (since, text) ORDER BY since LIMIT 1),
        (SELECT coalesce(jsonb_object_agg(n.nspname || '.' || c.relname, pg_relation_filenode(c.oid)::int8), '{}')::text
         FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
-        JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = $2)
+        JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = $2),
+       txid_current_snapshot()::text
 FROM (SELECT 1) one LEFT JOIN pg_replication_slots s ON s.slot_name = $1"
 );
 
@@ -136,6 +139,7 @@ pub async fn ask(
         system_id: row.get(3)?,
         timeline,
         server_started: row.get(5)?,
+        transactions: row.get(20)?,
         schema: fingerprint(&peer, publication).await?,
         files: serde_json::from_str(&files).map_err(|error| unread(&files, &error))?,
         unpublished: row.get(16)?,
@@ -222,6 +226,7 @@ pub(super) mod tests {
             system_id: "1".into(),
             timeline: 1,
             server_started: started.into(),
+            transactions: String::new(),
             schema: String::new(),
             files: BTreeMap::new(),
             unpublished: None,
