@@ -227,7 +227,12 @@ impl Load {
             .collect();
         let uploads = tokio::spawn(upload(site.primary.clone(), made));
         let sides = [&site.primary, &site.spare];
-        let writers = Writers::named(sides, WRITERS, &format!("writer-{epoch}"));
+        let writers = Writers::named(
+            sides,
+            WRITERS,
+            &format!("writer-{epoch}"),
+            Duration::from_millis(1),
+        );
         writers.until_written(0, 1000).await;
         Ok(Load { writers, uploads })
     }

@@ -286,7 +286,7 @@ async fn end_each(stage: &mut Stage, work: Work) -> Result<[usize; 2]> {
         held.service.stop().await.ok();
         if work != Work::Verification {
             // The next one begins with a copy.
-            slots::drop_slot(&site.primary).await?;
+            slots::drop_slot(&site.primary, slots::ANY).await?;
         }
         if (0..2).all(|side| ended[side] >= found[side].len()) {
             return Ok(ended);
