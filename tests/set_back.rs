@@ -7,7 +7,7 @@ use support::follow::{events, followed, until_equal};
 use support::pair::{
     PROMOTE, Pair, is_writable, returned, until_primary, until_read_only, until_settled, write,
 };
-use support::{Cluster, Result, Service};
+use support::{Cluster, Result, Service, slots};
 
 /// The second cluster has taken the place of the first, whose server is then set back, and nobody is at work.
 async fn set_back(name: &str) -> Result<Pair> {
@@ -112,6 +112,39 @@ async fn one_whose_place_was_taken_is_not_declared_the_primary() -> Result<()> {
     until_settled(&new).await;
     assert!(is_writable(&pair.there.spare).await);
     old.stop().await.ok();
+    new.stop().await.ok();
+    Ok(())
+}
+
+/// Its fence is younger than what was written while it was open, and no slot tells of that.
+#[tokio::test]
+async fn what_was_written_before_it_gave_way_is_listed() -> Result<()> {
+    let pair = set_back("set_back_late_fence").await?;
+    let old = &pair.back.spare;
+    slots::drop_slot(old, slots::ANY).await?;
+    write(old, "written before it gave way").await?;
+    let client = old.conn().await?;
+    // Past the promotion's place: the log does not tell that it was set back.
+    for _ in 0..4 {
+        let message = "SELECT pg_logical_emit_message(false, 'test', 'a new segment is begun')";
+        client.batch_execute(message).await?;
+        client.batch_execute("SELECT pg_switch_wal()").await?;
+    }
+    drop(client);
+    let service = Service::start(&pair.back, PROMOTE);
+    until_read_only(old).await;
+    service
+        .until("it gave way", |status| status["state"] == "fenced")
+        .await;
+    service.stop().await.ok();
+    let new = Service::start(&pair.there, PROMOTE);
+    until_settled(&new).await;
+    let service = returned(&pair.back, "").await?;
+    until_equal(&pair.back).await?;
+    assert_eq!(diverged(old).await?, ["written before it gave way"]);
+    let output = pair.back.warm_spare(&["divergence", "--json"]).await;
+    assert_eq!(output.json()["divergence"]["exact"], false, "{output}");
+    service.stop().await.ok();
     new.stop().await.ok();
     Ok(())
 }

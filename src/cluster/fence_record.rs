@@ -21,13 +21,16 @@ impl State {
             let session = &self.session;
             session.batch("beginning the fence", "BEGIN").await?;
             self.not_overtaken(epoch, by_cluster).await?;
-            // One that is on record and does not stand was lifted by somebody.
+            // One that is on record and does not stand was lifted by somebody. A settled one that finds neither record nor
+            // setting comes late: whoever was fenced before was set back, and open since.
             let sql = concat!(
                 "WITH old AS (DELETE FROM fence RETURNING *), same AS (SELECT * FROM old WHERE epoch = $1 AND by_cluster = $2) \
                  INSERT INTO fence (epoch, by_cluster, since, settled, lifted) \
                  SELECT $1, $2, coalesce((SELECT min(since) FROM old WHERE epoch = $1), now()), \
                    $3 OR coalesce((SELECT bool_or(settled) FROM same), false), \
                    coalesce((SELECT bool_or(lifted) FROM same), false) OR (EXISTS (SELECT FROM same) AND NOT ",
+                fenced!("$4"),
+                ") OR ($3 AND NOT EXISTS (SELECT FROM old) AND NOT ",
                 fenced!("$4"),
                 ")"
             );

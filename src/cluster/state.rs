@@ -11,7 +11,7 @@ use chrono::{DateTime, Utc};
 
 pub const DATABASE: &str = "warm_spare";
 /// Of the tables below; a newer one is refused.
-const FORMAT: i32 = 5;
+const FORMAT: i32 = 4;
 /// The oldest format in which a fence can be recorded. The peer's program may be older than ours: its tables are left as
 /// they are.
 const FORMAT_OF_A_PEER_MIN: i32 = 3;
@@ -448,7 +448,7 @@ CREATE TABLE IF NOT EXISTS verification (
 INSERT INTO cluster (id, epoch, since)
     SELECT substr(md5(random()::text || clock_timestamp()::text), 1, 8), 0, now()
     WHERE NOT EXISTS (SELECT 1 FROM cluster);
-INSERT INTO meta (format, token) SELECT 5, 0 WHERE NOT EXISTS (SELECT 1 FROM meta);
+INSERT INTO meta (format, token) SELECT 4, 0 WHERE NOT EXISTS (SELECT 1 FROM meta);
 -- Of format 1, which knew no stream.
 ALTER TABLE replacement ADD COLUMN IF NOT EXISTS lsn text NOT NULL DEFAULT '';
 ALTER TABLE vanished ADD COLUMN IF NOT EXISTS lsn text NOT NULL DEFAULT '';
@@ -536,7 +536,6 @@ CREATE TABLE IF NOT EXISTS compared (
     table_name text PRIMARY KEY,
     file bigint NOT NULL,
     time timestamptz NOT NULL DEFAULT now());
--- Of format 4, which pinned nothing for a time.
 ALTER TABLE generation ADD COLUMN IF NOT EXISTS unproven boolean NOT NULL DEFAULT false;
 CREATE TABLE IF NOT EXISTS absent (
     key text PRIMARY KEY,
@@ -544,6 +543,6 @@ CREATE TABLE IF NOT EXISTS absent (
     target text NOT NULL,
     since timestamptz NOT NULL DEFAULT now());
 GRANT SELECT ON cluster, copied, confirmation, fence, promotion, lineage, meta TO PUBLIC;
-UPDATE meta SET format = 5 WHERE format < 5;
+UPDATE meta SET format = 4 WHERE format < 4;
 COMMIT;
 ";

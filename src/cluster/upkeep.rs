@@ -1,7 +1,7 @@
 //! What we remember of things that go: packages that vanished lately, artifacts that no row names any more, and bytes
 //! that are being replaced under a key. And of tables, when they were last found equal.
 
-use super::state::{State, StateError};
+use super::state::{Lock, State, StateError};
 use chrono::{DateTime, Utc};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -90,20 +90,31 @@ impl State {
         Ok(())
     }
 
-    /// The rows were found to be the primary's since its server was started then.
-    pub async fn server_started(&self, server_started: &str) -> Result<(), StateError> {
-        let sql = "UPDATE copied SET server_started = $1";
+    /// The rows were found to be the primary's since its server was started then. A holder that slept, and lost the lock
+    /// meanwhile, writes nothing.
+    pub async fn server_started(&self, lock: Lock, server_started: &str) -> Result<(), StateError> {
+        let sql =
+            "UPDATE copied SET server_started = $1 WHERE (SELECT token FROM meta FOR SHARE) = $2";
         self.session()
-            .execute("remembering the server's start", sql, &[&server_started])
+            .execute(
+                "remembering the server's start",
+                sql,
+                &[&server_started, &lock.token],
+            )
             .await?;
         Ok(())
     }
 
-    /// What of the primary's transactions had ended in this snapshot is here.
-    pub async fn transactions(&self, snapshot: &str) -> Result<(), StateError> {
-        let sql = "UPDATE copied SET transactions = $1 WHERE transactions <> $1";
+    /// Every transaction of the primary that had ended in this snapshot is here.
+    pub async fn transactions(&self, lock: Lock, snapshot: &str) -> Result<(), StateError> {
+        let sql = "UPDATE copied SET transactions = $1 \
+                   WHERE transactions <> $1 AND (SELECT token FROM meta FOR SHARE) = $2";
         self.session()
-            .execute("remembering what has ended", sql, &[&snapshot])
+            .execute(
+                "remembering the transactions that ended",
+                sql,
+                &[&snapshot, &lock.token],
+            )
             .await?;
         Ok(())
     }
@@ -140,7 +151,7 @@ impl State {
             let targets: Vec<&str> = absent.iter().map(|a| a.target.as_str()).collect();
             let sql = "INSERT INTO absent (key, ident, target) \
                        SELECT * FROM unnest($1::text[], $2::text[], $3::text[]) \
-                       WHERE (SELECT count(*) FROM absent) < $4 ON CONFLICT DO NOTHING";
+                       LIMIT greatest($4 - (SELECT count(*) FROM absent), 0) ON CONFLICT DO NOTHING";
             let values: &[&(dyn tokio_postgres::types::ToSql + Sync)] =
                 &[&keys, &idents, &targets, &ABSENT_MAX];
             self.session().execute(doing, sql, values).await?;

@@ -1,5 +1,5 @@
-//! Does the primary's content go on from what is here? Asked before a full copy, where nothing else has proven it: the
-//! primary's server was started anew since its history was last known to be ours, and there is no stream that tells.
+//! Does the primary's content go on from what is here? Asked before a full copy, where no stream tells. The sequences are
+//! asked for each time; the rows only if the primary's server was started anew since its history was last known to be ours.
 //!
 //! A primary that was restored from an older copy gives transaction numbers out again. So a row version of it may bear
 //! the number of a transaction that had ended before our recovery point, and yet not be here. On the server that we have
@@ -17,6 +17,7 @@ use crate::cluster::{
 };
 use crate::config::Config;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// Row versions of each table that are looked at: the youngest of those that must be here.
 const YOUNGEST: usize = 1000;
@@ -58,20 +59,40 @@ pub async fn look(
         session.row(doing, sql, &[]).await?.get::<String>(0)?
     };
     let unproven = started != point.server_started;
-    if unproven {
-        // Its reading holds locks like any other, so it gives way like any other.
-        let found = guarded(peer, async {
-            let session = PeerSession::open(peer).await?;
-            contradiction(&session, visible, &point.transactions).await
-        });
-        if let Some(text) = Box::pin(found).await? {
-            return Ok(Err(Doubt::set_back(
-                point,
-                format!(
-                    "since the primary's server was started anew, {text}: the primary was set back to an older copy, or rows of the spare were changed by hand"
-                ),
-            )));
+    // Its reading holds locks like any other, so it gives way like any other.
+    let found = guarded(peer, async {
+        let session = PeerSession::open(peer).await?;
+        let looking = Looking {
+            peer: &session,
+            here: visible,
+            theirs: shapes(&session).await?,
+            ours: shapes(visible).await?,
+        };
+        if let Some(text) = looking.sequence_that_went_back().await? {
+            return Ok(Some(text));
         }
+        if !unproven {
+            return Ok(None);
+        }
+        let rows = looking.rows_that_are_not_here(&point.transactions);
+        match tokio::time::timeout(READING_TIME, rows).await {
+            Ok(found) => found,
+            Err(_) => {
+                let seconds = READING_TIME.as_secs();
+                log::info!(
+                    "peer: its rows were not looked through within {seconds} s; the database that the copy replaces is pinned for replication.artifact_retention"
+                );
+                Ok(None)
+            }
+        }
+    });
+    if let Some(text) = Box::pin(found).await? {
+        return Ok(Err(Doubt::set_back(
+            point,
+            format!(
+                "{text}: the primary was set back to an older copy, or rows of the spare were changed by hand"
+            ),
+        )));
     }
     Ok(Ok(Continuation {
         server_started: Some(started),
@@ -92,8 +113,14 @@ fn whole_number(xmin: &str, next: &str) -> String {
     )
 }
 
+/// Computed once for a statement: without OFFSET it would be computed for each row.
 const NEXT: &str =
-    "(SELECT pg_catalog.txid_snapshot_xmax(pg_catalog.txid_current_snapshot()) AS next)";
+    "(SELECT pg_catalog.txid_snapshot_xmax(pg_catalog.txid_current_snapshot()) AS next OFFSET 0)";
+
+/// For all tables together. A primary whose tables take longer to read is copied unproven.
+const READING_TIME: Duration = Duration::from_secs(60);
+/// So many values a server may take back after a crash: it writes that many ahead to its log.
+const WRITTEN_AHEAD: i64 = 32;
 
 /// A table as one side has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,7 +147,7 @@ async fn shapes(session: &Session) -> Result<BTreeMap<String, Shape>, PassError>
            coalesce((SELECT array_agg(x.attname::text ORDER BY k.place) FROM pg_catalog.pg_index i \
              CROSS JOIN LATERAL unnest(i.indkey::int2[]) WITH ORDINALITY k (number, place) \
              JOIN pg_catalog.pg_attribute x ON x.attrelid = c.oid AND x.attnum = k.number \
-             WHERE i.indrelid = c.oid AND i.indisprimary), '{{}}'), \
+             WHERE i.indrelid = c.oid AND i.indisprimary AND k.place <= i.indnkeyatts), '{{}}'), \
            greatest({of_table}, (SELECT max({number}) FROM pg_catalog.pg_attribute x \
              WHERE x.attrelid = c.oid AND x.attnum > 0))::int8 \
          FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n0 ON n0.oid = c.relnamespace CROSS JOIN {NEXT} n \
@@ -249,75 +276,113 @@ impl<'a> Common<'a> {
     }
 }
 
-/// The first thing that cannot be where the primary's history goes on from here.
-async fn contradiction(
-    peer: &PeerSession,
-    here: &LocalSession,
-    transactions: &str,
-) -> Result<Option<String>, PassError> {
-    let ended = transactions
-        .split(':')
-        .next()
-        .and_then(|xmin| xmin.parse::<i64>().ok());
-    let (theirs, ours) = (shapes(peer).await?, shapes(here).await?);
-    let mut common = BTreeMap::new();
-    for (name, there) in &theirs {
-        let shape = ours.get(name);
-        let Some(both) = shape.and_then(|ours| Common::of(name, there, ours)) else {
-            continue;
+/// Both sides, while a contradiction is looked for.
+struct Looking<'a> {
+    peer: &'a PeerSession,
+    here: &'a LocalSession,
+    theirs: BTreeMap<String, Shape>,
+    ours: BTreeMap<String, Shape>,
+}
+
+impl Looking<'_> {
+    fn common<'a>(&'a self, name: &'a str, there: &'a Shape) -> Option<Common<'a>> {
+        Common::of(name, there, self.ours.get(name)?)
+    }
+
+    /// Rows of the primary that must be here, by the numbers of their transactions, and are not.
+    async fn rows_that_are_not_here(
+        &self,
+        transactions: &str,
+    ) -> Result<Option<String>, PassError> {
+        let ended = transactions.split(':').next();
+        let Some(ended) = ended.and_then(|xmin| xmin.parse::<i64>().ok()) else {
+            return Ok(None);
         };
-        // One that was made or changed since may hold other rows under the same name.
-        if let Some(ended) = ended.filter(|ended| there.formed < *ended) {
+        for (name, there) in &self.theirs {
+            let Some(both) = self.common(name, there) else {
+                continue;
+            };
+            // One that was made or changed since may hold other rows under the same name.
+            if there.formed >= ended {
+                continue;
+            }
             let number = whole_number("t.xmin", "n.next");
             let which = format!(
                 "SELECT t.ctid FROM ONLY {name} t CROSS JOIN {NEXT} n WHERE {number} < {ended} \
                  ORDER BY {number} DESC LIMIT {YOUNGEST}"
             );
-            let versions = both.read(peer, &which).await?;
-            let lacking = both.lacking(here, &versions).await?;
+            let versions = both.read(self.peer, &which).await?;
+            let lacking = both.lacking(self.here, &versions).await?;
             if lacking > 0 {
                 return Ok(Some(format!(
-                    "{lacking} rows of {name} are there and not here, although the transactions that wrote them are older than what the spare has"
+                    "{lacking} rows of {name} are there and not here, although the transactions that wrote them are older than the spare's recovery point"
                 )));
             }
         }
-        common.insert(there.oid, both);
+        Ok(None)
     }
-    let now = sequences::read_sequences(peer, sequences::sequence_names(peer).await?).await?;
-    let then = sequences::read_sequences(here, sequences::sequence_names(here).await?).await?;
-    for (sequence, before) in gone_back(&then, &now) {
-        // TRUNCATE … RESTART IDENTITY sets it back too, and leaves none of the rows.
-        for table in tables_of(peer, sequence).await? {
-            let Some(both) = common.get(&table) else {
-                continue;
-            };
-            let which = format!("SELECT t.ctid FROM ONLY {} t LIMIT {YOUNGEST}", both.table);
-            let versions = both.read(peer, &which).await?;
-            if both.lacking(here, &versions).await? < versions.hashes.len() as u64 {
-                return Ok(Some(format!(
-                    "sequence {} is at {}, and the spare knows that it was at {before}",
-                    sequence.name.quoted(),
-                    sequence.last_value
-                )));
+
+    /// A sequence that stands further back than here, although its table was not emptied.
+    async fn sequence_that_went_back(&self) -> Result<Option<String>, PassError> {
+        let (peer, here) = (self.peer, self.here);
+        let now = sequences::read_sequences(peer, sequences::sequence_names(peer).await?).await?;
+        let then = sequences::read_sequences(here, sequences::sequence_names(here).await?).await?;
+        let steps = steps(peer).await?;
+        for (sequence, before) in gone_back(&then, &now, &steps) {
+            // TRUNCATE … RESTART IDENTITY sets it back too, and leaves none of the rows.
+            for table in tables_of(peer, sequence).await? {
+                let there = self.theirs.iter().find(|(_, shape)| shape.oid == table);
+                let Some(both) = there.and_then(|(name, shape)| self.common(name, shape)) else {
+                    continue;
+                };
+                let which = format!("SELECT t.ctid FROM ONLY {} t LIMIT {YOUNGEST}", both.table);
+                let versions = both.read(peer, &which).await?;
+                if both.lacking(here, &versions).await? < versions.hashes.len() as u64 {
+                    return Ok(Some(format!(
+                        "the primary's sequence {} is at {}, and the spare knows that it was past {before}",
+                        sequence.name.quoted(),
+                        sequence.last_value
+                    )));
+                }
             }
         }
+        Ok(None)
     }
-    Ok(None)
 }
 
-/// Sequences that stand further back than before, with where they stood.
+/// The steps of those sequences that only rise.
+async fn steps(peer: &PeerSession) -> Result<BTreeMap<String, i64>, PassError> {
+    let sql = "SELECT n.nspname::text, c.relname::text, s.seqincrement FROM pg_catalog.pg_sequence s \
+               JOIN pg_catalog.pg_class c ON c.oid = s.seqrelid \
+               JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+               WHERE s.seqincrement > 0 AND NOT s.seqcycle";
+    let mut steps = BTreeMap::new();
+    for row in peer.rows("reading the sequences' steps", sql, &[]).await? {
+        let (schema, name): (String, String) = (row.get(0)?, row.get(1)?);
+        let name = format!("{}.{}", quote_ident(&schema), quote_ident(&name));
+        steps.insert(name, row.get(2)?);
+    }
+    Ok(steps)
+}
+
+/// Sequences that stand further back than before, and further than a crash takes them, with where they stood.
 fn gone_back<'a>(
     then: &[Sequence],
     now: &'a [Sequence],
+    steps: &BTreeMap<String, i64>,
 ) -> impl Iterator<Item = (&'a Sequence, i64)> {
     let given = |sequence: &Sequence| sequence.last_value - i64::from(!sequence.is_called);
     let before: BTreeMap<String, i64> = then
         .iter()
-        .map(|sequence| (sequence.name.quoted(), given(sequence)))
+        .filter_map(|sequence| {
+            let name = sequence.name.quoted();
+            let slack = steps.get(&name)?.saturating_mul(WRITTEN_AHEAD);
+            Some((name, given(sequence).saturating_sub(slack)))
+        })
         .collect();
     now.iter().filter_map(move |sequence| {
-        let before = *before.get(&sequence.name.quoted())?;
-        (given(sequence) < before).then_some((sequence, before))
+        let least = *before.get(&sequence.name.quoted())?;
+        (given(sequence) < least).then_some((sequence, least))
     })
 }
 
@@ -325,7 +390,9 @@ fn gone_back<'a>(
 async fn tables_of(peer: &PeerSession, sequence: &Sequence) -> Result<Vec<u32>, PassError> {
     let sql = "SELECT DISTINCT a.adrelid FROM pg_catalog.pg_depend d \
                JOIN pg_catalog.pg_attrdef a ON d.classid = 'pg_attrdef'::regclass AND d.objid = a.oid \
-               WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = to_regclass($1)";
+               WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = to_regclass($1) \
+               UNION SELECT d.refobjid FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_class'::regclass \
+                 AND d.refclassid = 'pg_class'::regclass AND d.deptype IN ('a', 'i') AND d.objid = to_regclass($1)";
     let name = sequence.name.quoted();
     let rows = peer
         .rows("looking who uses a sequence", sql, &[&name])

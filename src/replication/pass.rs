@@ -660,6 +660,10 @@ impl Pass<'_> {
         ) else {
             return Ok(None);
         };
+        // Its stream has just said that it does not go on: only a copy brings one that does.
+        if !point.slot.is_empty() {
+            return Ok(None);
+        }
         if recovery_point(session).await?.as_ref() != Some(&point.lsn) {
             return Ok(None);
         }

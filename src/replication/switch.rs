@@ -218,19 +218,21 @@ async fn rename(
         session
             .batch("renaming the replaced database", &sql)
             .await?;
-        // One of them at a time: the first was here before whatever went back was copied.
-        let keep = config.replication.artifact_retention.as_secs_f64();
-        let sql = "INSERT INTO generation (name, pinned, unproven) \
-                   SELECT $1, $2 OR u.unproven, u.unproven AND NOT $2 \
-                   FROM (SELECT $3 AND NOT EXISTS (SELECT 1 FROM generation g JOIN pg_database d ON d.datname = g.name \
-                     WHERE g.unproven AND g.created > now() - $4 * interval '1 second') AS unproven) u";
+        let sql =
+            "INSERT INTO generation (name, pinned, unproven) VALUES ($1, $2 OR $3, $3 AND NOT $2)";
         session
             .execute(
                 "remembering the generation",
                 sql,
-                &[generation, &pinned, &arrival.unproven, &keep],
+                &[generation, &pinned, &arrival.unproven],
             )
             .await?;
+        // Pins must not pile up. The oldest is from before any copy of a primary that was set back; the newest has the rows
+        // that the last such copy replaced.
+        let sql = "UPDATE generation SET pinned = false, unproven = false WHERE unproven AND created NOT IN \
+                     (SELECT unnest(ARRAY[min(created), max(created)]) FROM generation WHERE unproven)";
+        let doing = "unpinning what lies between";
+        session.execute(doing, sql, &[]).await?;
     }
     let sql = format!(
         "ALTER DATABASE {} RENAME TO {visible}",

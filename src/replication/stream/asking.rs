@@ -145,7 +145,7 @@ impl<'a> Follow<'a> {
             }
             if let Some((_, confirmation, transactions)) = confirmed {
                 if !self.incoming {
-                    self.state.transactions(&transactions).await?;
+                    self.state.transactions(self.lock, &transactions).await?;
                 }
                 self.told.confirmed(confirmation);
             }

@@ -151,7 +151,7 @@ impl Follow<'_> {
             "peer: no transaction proves its history since it was last seen; the rows of both sides are compared before anything is applied"
         );
         // Where this comes to no end, a full copy has to ask for itself, though the server may be of the same start.
-        self.state.server_started("").await?;
+        self.state.server_started(self.lock, "").await?;
         let local = &self.config.local.datastore;
         let session = Applying::open(local, self.database)
             .await
@@ -222,7 +222,9 @@ impl Follow<'_> {
     /// The history is proven for this run of the primary's server.
     pub(super) async fn note_start(&self, seen: &Seen) -> Result<(), Gap> {
         if !self.incoming {
-            self.state.server_started(&seen.server_started).await?;
+            self.state
+                .server_started(self.lock, &seen.server_started)
+                .await?;
             self.told.compared(&seen.server_started);
         }
         Ok(())

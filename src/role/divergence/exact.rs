@@ -49,16 +49,18 @@ pub(super) async fn read(
         changed: false,
         begun: None,
         last_skipped: None,
+        at_the_point: None,
         transactions: 0,
     };
     let end = reading.run(&mut stream).await?;
-    if let (Some(here), Some(there)) = (reading.last_skipped, promotion.commit_time)
-        && here > there
+    let other = reading.at_the_point.or(reading.last_skipped);
+    if let (Some(here), Some(there)) = (other, promotion.commit_time)
+        && (here > there || reading.at_the_point.is_some_and(|time| time != there))
     {
         return Err(PassError::Unfit {
             check: SET_BACK,
             text: format!(
-                "this server was set back to an older copy and has grown since: what lies before {from} here was committed at {here}, and the last transaction that the new primary has of it at {there}"
+                "this server was set back to an older copy and has grown since: the last transaction before {from} was committed at {here} here, and the new primary has one of {there} at that place"
             ),
             next_step: String::new(),
         });
@@ -99,6 +101,8 @@ struct Reading<'a> {
     begun: Option<DateTime<Utc>>,
     /// When the last one was committed that the successor has, and that changed a row.
     last_skipped: Option<DateTime<Utc>>,
+    /// The same of one that ends exactly where the successor stood.
+    at_the_point: Option<DateTime<Utc>>,
     transactions: i64,
 }
 
@@ -146,7 +150,12 @@ impl Reading<'_> {
                 self.changed = false;
                 self.begun = Some(begin.time);
             }
-            Message::Commit(_) => self.transactions += i64::from(self.changed),
+            Message::Commit(commit) => {
+                self.transactions += i64::from(self.changed);
+                if self.skipped && commit.end == self.from && self.last_skipped == self.begun {
+                    self.at_the_point = self.begun;
+                }
+            }
             Message::Relation(relation) => {
                 self.relations.insert(relation.id, relation);
             }
