@@ -218,8 +218,10 @@ async fn a_database_that_was_restored_from_a_dump_is_followed_only_when_asked() 
     let rewritten = format!(
         "SET session_replication_role = replica; UPDATE origin_packages SET ident = ident; SELECT setval('origin_package_id_seq', {then})"
     );
-    // By its owner, into the running server.
     client.batch_execute(&rewritten).await?;
+    let pg = &site.primary.pg;
+    pg.stop_fast().await?;
+    pg.start_again().await?;
     service.running.sigcont();
     until_conflict(&service, &["set back", "origin_package_id_seq"]).await;
     assert_eq!(content(&site.spare).await?, newer);

@@ -1,5 +1,5 @@
-//! Does the primary's content go on from what is here? Asked before a full copy, where no stream tells. The sequences are
-//! asked for each time; the rows only if the primary's server was started anew since its history was last known to be ours.
+//! Does the primary's content go on from what is here? Asked before a full copy, where nothing else has proven it: the
+//! primary's server was started anew since its history was last known to be ours, and there is no stream that tells.
 //!
 //! A primary that was restored from an older copy gives transaction numbers out again. So a row version of it may bear
 //! the number of a transaction that had ended before our recovery point, and yet not be here. On the server that we have
@@ -59,6 +59,12 @@ pub async fn look(
         session.row(doing, sql, &[]).await?.get::<String>(0)?
     };
     let unproven = started != point.server_started;
+    if !unproven {
+        return Ok(Ok(Continuation {
+            server_started: Some(started),
+            unproven,
+        }));
+    }
     // Its reading holds locks like any other, so it gives way like any other.
     let found = guarded(peer, async {
         let session = PeerSession::open(peer).await?;
@@ -70,9 +76,6 @@ pub async fn look(
         };
         if let Some(text) = looking.sequence_that_went_back().await? {
             return Ok(Some(text));
-        }
-        if !unproven {
-            return Ok(None);
         }
         let rows = looking.rows_that_are_not_here(&point.transactions);
         match tokio::time::timeout(READING_TIME, rows).await {
@@ -90,13 +93,13 @@ pub async fn look(
         return Ok(Err(Doubt::set_back(
             point,
             format!(
-                "{text}: the primary was set back to an older copy, or rows of the spare were changed by hand"
+                "since the primary's server was started anew, {text}: the primary was set back to an older copy, or rows of the spare were changed by hand"
             ),
         )));
     }
     Ok(Ok(Continuation {
         server_started: Some(started),
-        unproven,
+        unproven: true,
     }))
 }
 
@@ -339,7 +342,7 @@ impl Looking<'_> {
                 let versions = both.read(peer, &which).await?;
                 if both.lacking(here, &versions).await? < versions.hashes.len() as u64 {
                     return Ok(Some(format!(
-                        "the primary's sequence {} is at {}, and the spare knows that it was past {before}",
+                        "sequence {} is at {} there, and the spare knows that it was past {before}",
                         sequence.name.quoted(),
                         sequence.last_value
                     )));
