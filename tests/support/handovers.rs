@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 use super::follow::{logical, prepare, until_following};
 use super::pair::{PROMOTE, Pair, Writers, forced, is_writable};
 use super::process::alive;
+use super::service::Halt;
 use super::{Cluster, Factory, Result, Service, Site, content, inventory};
 
 /// Until one is the primary and the other one follows it.
@@ -112,6 +113,7 @@ struct Ring<'a> {
     forced: bool,
     /// Whom the operator wants to be the primary.
     wanted: usize,
+    halts: Vec<Halt>,
     /// Whose datastore was killed.
     down: [bool; 2],
     /// Rows that were acknowledged and are on the primary, or were acknowledged since the last judgement.
@@ -211,6 +213,7 @@ impl<'a> Ring<'a> {
             primary: 0,
             wanted: 0,
             forced: false,
+            halts: Vec::new(),
             down: [false; 2],
             rows: BTreeSet::new(),
             seen,
@@ -378,6 +381,8 @@ impl<'a> Ring<'a> {
                     beside.running.kill9()?;
                 }
                 halt.go();
+                // It comes by again, and waits for ever in a folder that is being removed.
+                self.halts.push(halt);
                 self.services[spare] = Some(frozen);
             }
             _ => {

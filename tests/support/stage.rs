@@ -78,6 +78,8 @@ pub struct Stage<'a> {
     pub stepped: bool,
     /// Whether the point in which the service was to be killed last was ever reached.
     pub reached: bool,
+    /// Where services were told to wait.
+    halts: Vec<tempfile::TempDir>,
     /// Of the spare that the faults strike.
     pub slot: String,
     /// The other spare's; None: it was killed, and not started again yet.
@@ -112,6 +114,7 @@ impl<'a> Stage<'a> {
             writer: None,
             stepped: false,
             reached: false,
+            halts: Vec::new(),
             slot,
             other_site: other.site,
             other: Some(other),
@@ -426,8 +429,8 @@ impl<'a> Stage<'a> {
         }
         sleep(rng, 100, 2500).await;
         std::fs::write(folder.path().join("go"), "")?;
-        // The folder must outlast the wait.
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        // The service comes by again, and waits for ever in a folder that is being removed.
+        self.halts.push(folder);
         Ok(())
     }
 
