@@ -737,8 +737,10 @@ pub async fn delete_rows(work: &Client, names: Names<'_>) -> Result<()> {
 
 /// The account of this name, made when there is none.
 pub async fn account(client: &Client, name: &str) -> Result<i64> {
-    let sql = "INSERT INTO accounts (name, email) VALUES ($1, $1 || '@example.com')
-               ON CONFLICT (name) DO UPDATE SET updated_at = now() RETURNING id";
+    let sql = "WITH there AS (SELECT id FROM accounts WHERE name = $1),
+                    made AS (INSERT INTO accounts (name, email) SELECT $1, $1 || '@example.com'
+                        WHERE NOT EXISTS (SELECT FROM there) ON CONFLICT (name) DO UPDATE SET name = excluded.name RETURNING id)
+               SELECT id FROM there UNION ALL SELECT id FROM made";
     Ok(client.query_one(sql, &[&name]).await?.get(0))
 }
 
