@@ -77,7 +77,7 @@ async fn verify_through_copies(
     progress: &Progress,
 ) -> Result<Verification, PassError> {
     for _ in 1..BEGINNINGS {
-        let before = copied_at(config).await?;
+        let before = last_copy(config).await?.1.lsn;
         let failure = match verify_following(config, deep, progress).await {
             Err(failure) if is_passing_here(&failure) => failure,
             found => return found,
@@ -94,22 +94,13 @@ async fn verify_through_copies(
 async fn was_replaced(config: &Config, before: &str) -> Result<bool, PassError> {
     let deadline = Instant::now() + SWITCH;
     loop {
-        match copied_at(config).await {
-            Ok(after) if after != before => return Ok(true),
+        match last_copy(config).await {
+            Ok((_, after)) if after.lsn != before => return Ok(true),
             Err(error) if !is_passing_here(&error) => return Err(error),
             _ if Instant::now() >= deadline => return Ok(false),
             _ => tokio::time::sleep(Duration::from_millis(100)).await,
         }
     }
-}
-
-/// Where the last copy was made, however far the stream has brought it since.
-async fn copied_at(config: &Config) -> Result<String, PassError> {
-    let state = State::open_existing(&config.local.datastore)
-        .await?
-        .ok_or_else(PassError::nothing_copied)?;
-    let copied = state.copied_point().await?;
-    Ok(copied.ok_or_else(PassError::nothing_copied)?.lsn)
 }
 
 /// A spare that is being followed into goes on while it is verified: an artifact that differs must do so twice.
@@ -226,6 +217,12 @@ fn nothing(point: CopiedPoint, deep: bool) -> Verification {
 }
 
 async fn open(config: &Config) -> Result<(State, CopiedPoint), PassError> {
+    let (state, copied) = last_copy(config).await?;
+    Ok((state, replication::stands_at(config, copied).await?))
+}
+
+/// Where the last copy was made, however far the stream has brought it since.
+async fn last_copy(config: &Config) -> Result<(State, CopiedPoint), PassError> {
     let state = State::open_existing(&config.local.datastore)
         .await?
         .ok_or_else(PassError::nothing_copied)?;
@@ -233,7 +230,7 @@ async fn open(config: &Config) -> Result<(State, CopiedPoint), PassError> {
         .copied_point()
         .await?
         .ok_or_else(PassError::nothing_copied)?;
-    Ok((state, replication::stands_at(config, copied).await?))
+    Ok((state, copied))
 }
 
 async fn recovery_point(

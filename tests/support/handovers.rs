@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 use super::follow::{logical, prepare, until_following};
 use super::pair::{PROMOTE, Pair, Writers, forced, is_writable};
 use super::process::alive;
-use super::service::Halt;
+use super::service::{Halt, approval, approval_id};
 use super::{Cluster, Factory, Result, Service, Site, content, inventory};
 
 /// Until one is the primary and the other one follows it.
@@ -507,9 +507,7 @@ impl<'a> Ring<'a> {
                 none_since = Instant::now();
             }
             for (number, status) in said.iter().enumerate() {
-                let step = status["hold"]["next_step"].as_str().unwrap_or_default();
-                if let Some((_, rest)) = step.split_once("fuse.approve = \"")
-                    && let Some((id, _)) = rest.split_once('"')
+                if let Some(id) = approval_id(status)
                     && answered.insert(number, id.into()).as_deref() != Some(id)
                 {
                     let words = format!("{}\n[fuse]\napprove = \"{id}\"", self.told[number]);
@@ -611,10 +609,8 @@ impl<'a> Ring<'a> {
             if began.elapsed() > SETTLED_LIMIT {
                 return Err(format!("the third is not level; it says {said:#}").into());
             }
-            let step = said["hold"]["next_step"].as_str().unwrap_or_default();
-            if step.contains("fuse.approve") {
-                let word = super::service::approval(&said);
-                self.third_service.reconfigure(&word);
+            if approval_id(&said).is_some() {
+                self.third_service.reconfigure(&approval(&said));
             }
             tokio::time::sleep(Duration::from_millis(500)).await;
         }

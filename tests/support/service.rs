@@ -274,12 +274,15 @@ pub async fn request(port: u16, method: &str, path: &str) -> Result<Answer> {
 
 /// The operator's word for what the hold is about, as configuration.
 pub fn approval(status: &Value) -> String {
-    let step = status["hold"]["next_step"].as_str().unwrap_or_default();
-    let (_, rest) = step
-        .split_once("fuse.approve = \"")
-        .unwrap_or_else(|| panic!("no approval in {status:#}"));
-    let (id, _) = rest.split_once('"').expect("a closing quote");
+    let id = approval_id(status).unwrap_or_else(|| panic!("no approval in {status:#}"));
     format!("[fuse]\napprove = \"{id}\"")
+}
+
+/// The id in it. None: the hold, if there is one, asks for no such word.
+pub fn approval_id(status: &Value) -> Option<&str> {
+    let step = status["hold"]["next_step"].as_str()?;
+    let (_, rest) = step.split_once("fuse.approve = \"")?;
+    Some(rest.split_once('"')?.0)
 }
 
 /// Waits for a hold that only an operator ends, and that says these words.

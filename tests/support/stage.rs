@@ -16,6 +16,7 @@ use super::http_fault::{Fault as HttpFaultKind, HttpFault};
 use super::inventory;
 use super::process::alive;
 use super::proxy::{Mode, Proxy};
+use super::service::approval_id;
 use super::weather::Weather;
 use super::workload::Workload;
 use super::{Cluster, Factory, Postgres, Result, Service, Site, schema_changes, slots};
@@ -496,10 +497,7 @@ impl<'a> Stage<'a> {
             let Ok(status) = service.status().await else {
                 continue;
             };
-            let step = status["hold"]["next_step"].as_str().unwrap_or_default();
-            if let Some((_, rest)) = step.split_once("fuse.approve = \"")
-                && let Some((id, _)) = rest.split_once('"')
-            {
+            if let Some(id) = approval_id(&status) {
                 let approved = format!("{extra}approve = \"{id}\"\n");
                 service.reconfigure(&approved);
             }
