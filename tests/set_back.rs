@@ -41,22 +41,37 @@ async fn diverged(cluster: &Cluster) -> Result<Vec<String>> {
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
-/// Its log ends before the place from which on the slot is to be read: the end of what is read would never come by.
-#[tokio::test]
-async fn an_old_primary_that_was_set_back_comes_back() -> Result<()> {
-    let pair = set_back("set_back_short").await?;
-    write(&pair.there.primary, "written after it was set back").await?;
+/// Brings the server's log past the place of the promotion: each segment is 16 MiB.
+async fn outgrow(cluster: &Cluster) -> Result<()> {
+    let client = cluster.conn().await?;
+    for _ in 0..4 {
+        let message = "SELECT pg_logical_emit_message(false, 'test', 'a new segment is begun')";
+        client.batch_execute(message).await?;
+        client.batch_execute("SELECT pg_switch_wal()").await?;
+    }
+    Ok(())
+}
+
+/// The old primary comes back to its successor, and these rows are in an approximate list.
+async fn comes_back_and_lists(pair: &Pair, rows: &[&str]) -> Result<()> {
     let new = Service::start(&pair.there, PROMOTE);
     until_settled(&new).await;
     let old = returned(&pair.back, "").await?;
     until_equal(&pair.back).await?;
-    let listed = diverged(&pair.back.spare).await?;
-    assert_eq!(listed, ["written after it was set back"]);
+    assert_eq!(diverged(&pair.back.spare).await?, rows);
     let output = pair.back.warm_spare(&["divergence", "--json"]).await;
     assert_eq!(output.json()["divergence"]["exact"], false, "{output}");
     old.stop().await.ok();
     new.stop().await.ok();
     Ok(())
+}
+
+/// Its log ends before the place from which on the slot is to be read: the end of what is read would never come by.
+#[tokio::test]
+async fn an_old_primary_that_was_set_back_comes_back() -> Result<()> {
+    let pair = set_back("set_back_short").await?;
+    write(&pair.there.primary, "written after it was set back").await?;
+    comes_back_and_lists(&pair, &["written after it was set back"]).await
 }
 
 /// What lies before that place is of another history now, and the successor does not have it.
@@ -70,28 +85,17 @@ async fn what_an_outgrown_old_primary_wrote_is_no_change_that_its_successor_has(
         state.query_one(sql, &[]).await?.get(0)
     };
     write(&site.primary, "before that place").await?;
-    let client = site.primary.conn().await?;
-    // Each is 16 MiB of log.
-    for _ in 0..4 {
-        let message = "SELECT pg_logical_emit_message(false, 'test', 'a new segment is begun')";
-        client.batch_execute(message).await?;
-        client.batch_execute("SELECT pg_switch_wal()").await?;
-    }
+    outgrow(&site.primary).await?;
     let past = "SELECT pg_current_wal_lsn() > $1::text::pg_lsn";
-    let row = client.query_one(past, &[&promoted]).await?;
+    let row = site
+        .primary
+        .conn()
+        .await?
+        .query_one(past, &[&promoted])
+        .await?;
     assert!(row.get::<_, bool>(0), "it has outgrown the promotion");
     write(&site.primary, "behind that place").await?;
-    let new = Service::start(site, PROMOTE);
-    until_settled(&new).await;
-    let old = returned(&pair.back, "").await?;
-    until_equal(&pair.back).await?;
-    let listed = diverged(&pair.back.spare).await?;
-    assert_eq!(listed, ["before that place", "behind that place"]);
-    let output = pair.back.warm_spare(&["divergence", "--json"]).await;
-    assert_eq!(output.json()["divergence"]["exact"], false, "{output}");
-    old.stop().await.ok();
-    new.stop().await.ok();
-    Ok(())
+    comes_back_and_lists(&pair, &["before that place", "behind that place"]).await
 }
 
 /// The configuration still says that it is the primary, and its server has no record any more.
@@ -123,28 +127,13 @@ async fn what_was_written_before_it_gave_way_is_listed() -> Result<()> {
     let old = &pair.back.spare;
     slots::drop_slot(old, slots::ANY).await?;
     write(old, "written before it gave way").await?;
-    let client = old.conn().await?;
-    // Past the promotion's place: the log does not tell that it was set back.
-    for _ in 0..4 {
-        let message = "SELECT pg_logical_emit_message(false, 'test', 'a new segment is begun')";
-        client.batch_execute(message).await?;
-        client.batch_execute("SELECT pg_switch_wal()").await?;
-    }
-    drop(client);
+    // The log does not tell any more that it was set back.
+    outgrow(old).await?;
     let service = Service::start(&pair.back, PROMOTE);
     until_read_only(old).await;
     service
         .until("it gave way", |status| status["state"] == "fenced")
         .await;
     service.stop().await.ok();
-    let new = Service::start(&pair.there, PROMOTE);
-    until_settled(&new).await;
-    let service = returned(&pair.back, "").await?;
-    until_equal(&pair.back).await?;
-    assert_eq!(diverged(old).await?, ["written before it gave way"]);
-    let output = pair.back.warm_spare(&["divergence", "--json"]).await;
-    assert_eq!(output.json()["divergence"]["exact"], false, "{output}");
-    service.stop().await.ok();
-    new.stop().await.ok();
-    Ok(())
+    comes_back_and_lists(&pair, &["written before it gave way"]).await
 }

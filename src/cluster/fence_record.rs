@@ -22,7 +22,7 @@ impl State {
             session.batch("beginning the fence", "BEGIN").await?;
             self.not_overtaken(epoch, by_cluster).await?;
             // One that is on record and does not stand was lifted by somebody. A settled one that finds neither record nor
-            // setting comes late: whoever was fenced before was set back, and open since.
+            // setting comes late: this cluster was set back to a copy from before its fence, and was open since.
             let sql = concat!(
                 "WITH old AS (DELETE FROM fence RETURNING *), same AS (SELECT * FROM old WHERE epoch = $1 AND by_cluster = $2) \
                  INSERT INTO fence (epoch, by_cluster, since, settled, lifted) \

@@ -22,7 +22,7 @@ use std::time::Duration;
 /// Row versions of each table that are looked at: the youngest of those that must be here.
 const YOUNGEST: usize = 1000;
 
-/// What is known of a primary before it is copied over the visible database.
+/// The result of the look before a primary is copied over the visible database.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Continuation {
     /// The start of its server that this holds for; None: there is nothing here that could be lost.
@@ -44,8 +44,8 @@ impl Continuation {
     }
 }
 
-/// Looks at the primary. `visible` is a session on the database that stands at `point`. Err: a doubt that an operator
-/// may overrule.
+/// Looks at the primary. `visible` is a session on the database that stands at `point`. The inner Err is a doubt, which an
+/// operator may overrule.
 pub async fn look(
     config: &Config,
     visible: &LocalSession,
@@ -58,11 +58,10 @@ pub async fn look(
         let doing = "asking for the server's start";
         session.row(doing, sql, &[]).await?.get::<String>(0)?
     };
-    let unproven = started != point.server_started;
-    if !unproven {
+    if started == point.server_started {
         return Ok(Ok(Continuation {
             server_started: Some(started),
-            unproven,
+            unproven: false,
         }));
     }
     // Its reading holds locks like any other, so it gives way like any other.
@@ -179,7 +178,7 @@ struct Versions {
     hashes: Vec<String>,
 }
 
-/// What both sides have of a table.
+/// The columns of a table that can be compared, and its key, as both sides have them.
 struct Common<'a> {
     table: &'a str,
     columns: Vec<(&'a String, &'a String)>,
