@@ -1,8 +1,8 @@
 //! PostgreSQL's own client programs: the schema travels by `pg_dump` and `pg_restore`.
 
 use super::Side;
-use super::channel;
-use crate::config::{Datastore, SslMode};
+use super::libpq::{self, Environment};
+use crate::config::Datastore;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use tokio::process::{Child, Command};
@@ -145,8 +145,9 @@ impl ClientPrograms {
         snapshot: &str,
         archive: &Path,
     ) -> Result<(), ProgramError> {
-        let mut command = self.command("pg_dump", Side::Peer, from);
-        command
+        let mut program = self.dump(Side::Peer, from)?;
+        program
+            .command
             .args(["--format=custom", "--schema-only"])
             .args(UNPRIVILEGED)
             .args(BUILDERS_ONLY)
@@ -154,7 +155,31 @@ impl ClientPrograms {
             .arg("--file")
             .arg(archive)
             .arg(&from.database);
-        run("pg_dump", command).await
+        program.run().await
+    }
+
+    /// Has `pg_dump` connect and leave out everything, for it reads no certificate, no host name and no pg_hba.conf line
+    /// quite as our own sessions do.
+    pub async fn try_out(
+        &self,
+        side: Side,
+        to: &Datastore,
+        database: &str,
+    ) -> Result<(), ProgramError> {
+        let mut program = self.dump(side, to)?;
+        program
+            .command
+            .args(["--schema-only", "--exclude-schema=*", "--file=/dev/null"])
+            .arg(database);
+        program.run().await
+    }
+
+    fn dump(&self, side: Side, to: &Datastore) -> Result<Program, ProgramError> {
+        let mut program = self.program("pg_dump", side, to)?;
+        if side == Side::Local {
+            program.name = "pg_dump of the local datastore".into();
+        }
+        Ok(program)
     }
 
     /// Restores one section of the archive into `database`, as `owner` where one is given.
@@ -167,8 +192,9 @@ impl ClientPrograms {
         jobs: usize,
         owner: Option<&str>,
     ) -> Result<(), ProgramError> {
-        let mut command = self.command("pg_restore", Side::Local, to);
-        command
+        let mut program = self.program("pg_restore", Side::Local, to)?;
+        program
+            .command
             .arg("--exit-on-error")
             .args(UNPRIVILEGED)
             .arg(format!("--section={section}"))
@@ -176,7 +202,7 @@ impl ClientPrograms {
             .args(owner.map(|name| format!("--role={name}")))
             .arg(format!("--dbname={database}"))
             .arg(archive);
-        run("pg_restore", command).await
+        program.run().await
     }
 
     /// Copies a whole database of our own server, as the snapshot sees it, into another one there; nothing is laid on disk.
@@ -187,14 +213,16 @@ impl ClientPrograms {
         to: &str,
         owner: Option<&str>,
     ) -> Result<(), ProgramError> {
-        let mut dump = self.command("pg_dump", Side::Local, server);
-        dump.args(["--format=custom", "--compress=0"])
+        let mut dump = self.dump(Side::Local, server)?;
+        dump.command
+            .args(["--format=custom", "--compress=0"])
             .args(UNPRIVILEGED)
             .args(BUILDERS_ONLY)
             .arg(format!("--snapshot={snapshot}"))
             .arg(&server.database);
-        let mut restore = self.command("pg_restore", Side::Local, server);
+        let mut restore = self.program("pg_restore", Side::Local, server)?;
         restore
+            .command
             .arg("--exit-on-error")
             .args(UNPRIVILEGED)
             .args(owner.map(|name| format!("--role={name}")))
@@ -202,44 +230,20 @@ impl ClientPrograms {
         through_a_pipe(dump, restore).await
     }
 
-    /// Connection parameters go by the environment, where only our own user can read them.
-    fn command(&self, program: &str, side: Side, to: &Datastore) -> Command {
-        let mut command = Command::new(self.directory.join(program));
-        for name in [
-            "PGSERVICE",
-            "PGHOSTADDR",
-            "PGPASSFILE",
-            "PGTARGETSESSIONATTRS",
-        ] {
-            command.env_remove(name);
-        }
+    fn program(&self, name: &str, side: Side, to: &Datastore) -> Result<Program, ProgramError> {
+        let mut command = Command::new(self.directory.join(name));
+        let environment =
+            libpq::connect(&mut command, to).map_err(|source| not_started(name, source))?;
         command
             // What they say is read by us too.
             .env("LC_ALL", "C")
-            .env("PGHOST", &to.host)
-            .env("PGPORT", to.port.to_string())
-            .env("PGUSER", &to.user)
-            .env("PGAPPNAME", "warm-spare")
-            .env("PGCONNECT_TIMEOUT", "10")
             .env("PGCLIENTENCODING", "UTF8")
-            .env("PGOPTIONS", self.options(side))
-            .env("PGSSLMODE", to.ssl_mode.as_str());
-        // As our own sessions. Clients before 16 do not know this; ours have asked the same server before.
-        match channel::is_loopback(&to.host) || channel::is_verified(to) {
-            true => command.env_remove("PGREQUIREAUTH"),
-            false => command.env("PGREQUIREAUTH", "!password"),
-        };
-        if let Some(path) = root_certificates(to) {
-            command.env("PGSSLROOTCERT", path);
-        }
-        if let (Some(cert), Some(key)) = (&to.ssl_cert, &to.ssl_key) {
-            command.env("PGSSLCERT", cert).env("PGSSLKEY", key);
-        }
-        // An unreadable password fails in the program with the server's own words.
-        if let Some(Ok(password)) = to.password.as_ref().map(|source| source.read("password")) {
-            command.env("PGPASSWORD", password.expose());
-        }
-        command
+            .env("PGOPTIONS", self.options(side));
+        Ok(Program {
+            name: name.to_string(),
+            command,
+            _environment: environment,
+        })
     }
 
     /// The programs lift most limits themselves, but not that on idle sessions: between two indexes theirs are idle.
@@ -265,23 +269,6 @@ impl ClientPrograms {
         }
         options
     }
-}
-
-/// libpq before 16 knows no system authorities, so Debian's and Red Hat's bundles are named to it.
-fn root_certificates(to: &Datastore) -> Option<PathBuf> {
-    if let Some(path) = &to.ssl_root_cert {
-        return Some(path.clone());
-    }
-    if !matches!(to.ssl_mode, SslMode::VerifyCa | SslMode::VerifyFull) {
-        return None;
-    }
-    [
-        "/etc/ssl/certs/ca-certificates.crt",
-        "/etc/pki/tls/certs/ca-bundle.crt",
-    ]
-    .iter()
-    .map(PathBuf::from)
-    .find(|path| path.exists())
 }
 
 /// The first line that speaks of an error, which is the cause, and the last few.
@@ -317,19 +304,46 @@ impl Drop for Running {
     }
 }
 
-async fn run(program: &str, mut command: Command) -> Result<(), ProgramError> {
-    command.stdin(Stdio::null()).stdout(Stdio::null());
-    let (child, running) = start(program, &mut command)?;
-    finish(program, child, running).await
+/// One that is ready to be started.
+struct Program {
+    name: String,
+    command: Command,
+    /// What it must find as long as it runs.
+    _environment: Environment,
 }
 
-fn start(program: &str, command: &mut Command) -> Result<(Child, Running), ProgramError> {
-    let child = command
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|source| not_started(program, source))?;
-    let running = Running(child.id());
-    Ok((child, running))
+impl Program {
+    async fn run(mut self) -> Result<(), ProgramError> {
+        self.command.stdin(Stdio::null()).stdout(Stdio::null());
+        let (child, running) = self.start()?;
+        self.finish(child, running).await
+    }
+
+    fn start(&mut self) -> Result<(Child, Running), ProgramError> {
+        let child = self
+            .command
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|source| not_started(&self.name, source))?;
+        let running = Running(child.id());
+        Ok((child, running))
+    }
+
+    async fn finish(&self, child: Child, mut running: Running) -> Result<(), ProgramError> {
+        let output = child
+            .wait_with_output()
+            .await
+            .map_err(|source| not_started(&self.name, source))?;
+        running.0 = None;
+        if output.status.success() {
+            return Ok(());
+        }
+        let text = String::from_utf8_lossy(&output.stderr);
+        Err(ProgramError::Failed {
+            program: self.name.clone(),
+            text: telling(&text),
+        })
+    }
 }
 
 fn not_started(program: &str, source: std::io::Error) -> ProgramError {
@@ -339,44 +353,26 @@ fn not_started(program: &str, source: std::io::Error) -> ProgramError {
     }
 }
 
-async fn finish(program: &str, child: Child, mut running: Running) -> Result<(), ProgramError> {
-    let output = child
-        .wait_with_output()
-        .await
-        .map_err(|source| not_started(program, source))?;
-    running.0 = None;
-    if output.status.success() {
-        return Ok(());
-    }
-    let text = String::from_utf8_lossy(&output.stderr);
-    Err(ProgramError::Failed {
-        program: program.to_string(),
-        text: telling(&text),
-    })
-}
-
-async fn through_a_pipe(mut from: Command, mut to: Command) -> Result<(), ProgramError> {
-    let (sender, receiver) = ("pg_dump of the local datastore", "pg_restore");
-    from.stdin(Stdio::null()).stdout(Stdio::piped());
-    let (mut sending, sends) = start(sender, &mut from)?;
+async fn through_a_pipe(mut from: Program, mut to: Program) -> Result<(), ProgramError> {
+    from.command.stdin(Stdio::null()).stdout(Stdio::piped());
+    let (mut sending, sends) = from.start()?;
     let pipe: Option<Stdio> = match sending.stdout.take() {
-        Some(out) => Some(out.try_into().map_err(|e| not_started(sender, e))?),
+        Some(out) => Some(out.try_into().map_err(|e| not_started(&from.name, e))?),
         None => None,
     };
-    to.stdin(pipe.unwrap_or_else(Stdio::null))
+    to.command
+        .stdin(pipe.unwrap_or_else(Stdio::null))
         .stdout(Stdio::null());
-    let (receiving, receives) = start(receiver, &mut to)?;
+    let (receiving, receives) = to.start()?;
     // Our own copy of the pipe's end would keep the sender from noticing that the receiver is gone.
-    drop(to);
-    let (sent, received) = tokio::join!(
-        finish(sender, sending, sends),
-        finish(receiver, receiving, receives)
-    );
+    to.command.stdin(Stdio::null());
+    let (sent, received) =
+        tokio::join!(from.finish(sending, sends), to.finish(receiving, receives));
     match (sent, received) {
         (Ok(()), received) => received,
         // Whoever failed first took the other along: a person reads both.
         (Err(sent), Err(received)) => Err(ProgramError::Failed {
-            program: format!("{sender} into {receiver}"),
+            program: format!("{} into {}", from.name, to.name),
             text: format!("{received}; {sent}"),
         }),
         (sent, Ok(())) => sent,

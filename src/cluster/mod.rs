@@ -15,6 +15,7 @@ mod fence_record;
 mod footprint;
 mod history;
 mod identity;
+mod libpq;
 mod lineage;
 mod lsn;
 mod peer_fence;

@@ -3,6 +3,8 @@
 use super::Side;
 use super::datastore::{DatastoreError, DatastoreFault};
 use crate::config::{Datastore, SslMode};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::CryptoProvider;
@@ -12,6 +14,7 @@ use rustls::server::ParsedCertificate;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
 };
+use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -86,6 +89,20 @@ fn system_roots() -> Result<RootCertStore, String> {
         return Err("this system has no certificate authorities; give one in ssl_root_cert".into());
     }
     Ok(roots)
+}
+
+/// The authorities of this system as one PEM file, for programs that would look for their own.
+pub(super) fn write_system_authorities(file: &mut impl Write) -> io::Result<()> {
+    for certificate in rustls_native_certs::load_native_certs().certs {
+        let text = STANDARD.encode(&certificate);
+        writeln!(file, "-----BEGIN CERTIFICATE-----")?;
+        for line in text.as_bytes().chunks(64) {
+            file.write_all(line)?;
+            writeln!(file)?;
+        }
+        writeln!(file, "-----END CERTIFICATE-----")?;
+    }
+    file.flush()
 }
 
 /// `require` and `prefer`: encrypted, but the server may be anybody.

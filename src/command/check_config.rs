@@ -1,7 +1,7 @@
 //! `check-config`: 0 good, 2 names the key; with `--connect` 3 and 4 as for a pass, which it stops short of.
 
 use super::{exit, show};
-use crate::cluster::State;
+use crate::cluster::{self, State};
 use crate::config::{Config, Side};
 use crate::replication::{Ends, Facts, Here, PassError, check, may_work};
 use bytesize::ByteSize;
@@ -31,7 +31,16 @@ async fn look(config: &Config) -> Result<Facts, PassError> {
         Some(state) => (state.cluster().await?.id, Here::read(config, &state).await?),
         None => Default::default(),
     };
-    check(config, &Ends::open(config).await?, &id, false, &here).await
+    let facts = check(config, &Ends::open(config).await?, &id, false, &here).await?;
+    let (local, peer) = (&config.local.datastore, &config.peer.datastore);
+    let clients = &facts.clients;
+    clients
+        .try_out(cluster::Side::Peer, peer, &peer.database)
+        .await?;
+    clients
+        .try_out(cluster::Side::Local, local, "postgres")
+        .await?;
+    Ok(facts)
 }
 
 fn print(config: &Config, path: &Path, facts: Option<&Facts>) {

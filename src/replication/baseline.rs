@@ -16,8 +16,8 @@ use super::sequences::{self, Sequence};
 use super::switch::{self, Arrival, Properties};
 use super::{guard, replacements, stream, tables};
 use crate::cluster::{
-    CopiedPoint, DatastoreFault, LocalSession, PeerSession, Snapshot, StateError, quote_ident,
-    set_fence,
+    CopiedPoint, DatastoreFault, LocalSession, PeerSession, Side, Snapshot, StateError,
+    quote_ident, set_fence,
 };
 use crate::config::Config;
 use crate::killpoint;
@@ -132,9 +132,12 @@ impl Baseline<'_> {
         let (name, owner) = (incoming.name.as_str(), incoming.owner.as_deref());
         let scratch = scratch()?;
         let archive = scratch.path().join("schema.dump");
+        let peer = &self.work.config.peer.datastore;
+        // Before anything is begun on the primary that would have to be taken back.
+        let clients = &self.facts.clients;
+        clients.try_out(Side::Peer, peer, &peer.database).await?;
         let mut slot = self.begin_slot().await?;
         let copying = self.copy_rows(name, owner, &archive, slot.as_ref());
-        let peer = &self.work.config.peer.datastore;
         let Rows {
             mut point,
             mut contents,
