@@ -146,43 +146,6 @@ async fn a_role_that_was_never_told_does_nothing() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn one_works_and_the_others_stand_by() -> Result<()> {
-    let site = site("standby").await;
-    let mut factory = Factory::seeded();
-    factory.fill(&site.primary, 3).await?;
-    let first = Service::start(&site, "");
-    first.until_level().await;
-    let second = first.beside("");
-    let status = second.until_state("standby").await;
-    assert_eq!(status["health"]["level"], 0, "{status:#}");
-    assert_eq!(status["active"], false);
-    assert!(
-        status["lag"]["seconds"].is_number(),
-        "it shows how the spare stands: {status:#}"
-    );
-    assert_eq!(second.metric("warm_spare_active").await?, Some(0.0));
-    assert_eq!(first.metric("warm_spare_active").await?, Some(1.0));
-    let pass = site.warm_spare(&["sync"]).await;
-    assert_eq!(pass.code, Some(4), "one works at a time: {pass}");
-
-    first.running.kill9()?;
-    second.until_level().await;
-    factory
-        .package(&site.primary, Spec::new("core", "more", "1"))
-        .await?;
-    wait_until("the new package", SOON, || async {
-        let rows = site.spare.conn().await?;
-        let sql = "SELECT count(*) FROM origin_packages";
-        match rows.query_one(sql, &[]).await?.get::<_, i64>(0) {
-            4 => Ok(()),
-            found => Err(format!("{found} of 4").into()),
-        }
-    })
-    .await;
-    Ok(())
-}
-
 async fn until_set_again(service: &Service<'_>) -> Value {
     let told = |status: &Value| !support::follow::events(status, "fence").is_empty();
     service.until("the fence is set again", told).await

@@ -17,7 +17,10 @@ use tokio::task::JoinSet;
 use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 use tokio_postgres::types::Type;
 
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+/// As the server is told for its own end: a machine that is gone is known to be after half a minute.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_COUNT: u32 = 3;
 
 /// Bytes. PostgreSQL itself makes none of more than 1 GiB; what the protocol adds to one is little.
 const MESSAGE_MAX: u32 = (1 << 30) + (64 << 10);
@@ -46,6 +49,8 @@ pub(super) async fn connect(to: &Datastore) -> io::Result<(TcpStream, bool)> {
     // It may be silent for as long as a copy takes, and firewalls forget silent connections.
     rustix::net::sockopt::set_socket_keepalive(&tcp, true)?;
     rustix::net::sockopt::set_tcp_keepidle(&tcp, KEEPALIVE_IDLE)?;
+    rustix::net::sockopt::set_tcp_keepintvl(&tcp, KEEPALIVE_INTERVAL)?;
+    rustix::net::sockopt::set_tcp_keepcnt(&tcp, KEEPALIVE_COUNT)?;
     let loopback = tcp.peer_addr()?.ip().is_loopback();
     Ok((tcp, loopback))
 }

@@ -1,6 +1,7 @@
 //! PostgreSQL's own client programs: the schema travels by `pg_dump` and `pg_restore`.
 
 use super::Side;
+use super::datastore::SESSION_OPTIONS;
 use super::libpq::{self, Environment};
 use crate::config::Datastore;
 use std::path::{Path, PathBuf};
@@ -262,7 +263,7 @@ impl ClientPrograms {
             limits.push("transaction_timeout");
         }
         let mut options = format!(
-            "-c search_path=pg_catalog -c synchronous_commit=on -c default_transaction_read_only={read_only} -c maintenance_work_mem=256MB"
+            "{SESSION_OPTIONS} -c search_path=pg_catalog -c default_transaction_read_only={read_only} -c maintenance_work_mem=256MB"
         );
         for limit in limits {
             options.push_str(&format!(" -c {limit}=0"));

@@ -130,9 +130,11 @@ pub(super) fn address(to: &Datastore) -> String {
 }
 
 /// Start-up options of every session of ours. Server, database and role may have other settings: of the text of values,
-/// and of `synchronous_commit`, with which a promotion would be reported before it is on disk.
+/// and of `synchronous_commit`, with which a promotion would be reported before it is on disk. A server that is not told to
+/// ask whether our machine is still there keeps the session of a lost one, with its locks, for two hours.
 pub(super) const SESSION_OPTIONS: &str = "-c DateStyle=ISO -c IntervalStyle=postgres -c TimeZone=UTC \
-     -c extra_float_digits=3 -c bytea_output=hex -c synchronous_commit=on";
+     -c extra_float_digits=3 -c bytea_output=hex -c synchronous_commit=on \
+     -c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3";
 
 /// The schemas in which a session of ours looks for names that have none. A function that somebody else made must not
 /// take the place of the server's own: `pg_catalog` goes before every path that does not name it. Our own tables are in

@@ -6,7 +6,8 @@
 use super::datastore::DatastoreError;
 use super::rows::Row;
 use super::session::LocalSession;
-use super::state::{Lock, State, StateError};
+use super::state::{State, StateError};
+use super::working_lock::Lock;
 
 /// One promotion.
 #[derive(Debug, Clone, PartialEq, Eq)]

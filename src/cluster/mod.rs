@@ -31,6 +31,7 @@ mod throttle;
 mod tls;
 mod upkeep;
 mod walsender;
+mod working_lock;
 
 pub use applying::{Applying, TextValue, end_former_writers};
 pub use as_client::{AsClient, as_client};
@@ -60,7 +61,7 @@ pub use session::{
 };
 pub use state::DATABASE as STATE_DATABASE;
 pub use state::{
-    Artifact, ClusterRecord, CopiedPoint, Generation, Lock, State, StateError, TableContent,
+    Artifact, ClusterRecord, CopiedPoint, Generation, State, StateError, TableContent,
     record_artifacts,
 };
 pub use store::{Completion, Download, Expected, Listed, LocalStore, Store, Stored, Upload};
@@ -68,6 +69,7 @@ pub use store_error::{StoreError, StoreFault};
 pub use throttle::{ByteBudget, Throttle};
 pub use upkeep::{AbsentArtifact, ComparedTable, Replacement, Retirement};
 pub use walsender::{Arrived, NewSlot, TextRows, WalSession, WalStream};
+pub use working_lock::{Holder, Lock, Watch};
 
 use std::fmt;
 

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use std::ops::Deref;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
@@ -20,7 +21,7 @@ type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
 
 /// What may be asked of either side: reading, and nothing else.
 pub struct Session {
-    client: Client,
+    client: Arc<Client>,
     wire: datastore::Wire,
     side: Side,
     address: String,
@@ -36,7 +37,7 @@ impl Session {
     ) -> Result<Self, DatastoreError> {
         let (client, wire) = datastore::connect(side, to, database, read_only).await?;
         Ok(Session {
-            client,
+            client: Arc::new(client),
             wire,
             side,
             address: datastore::address(to),
@@ -98,6 +99,11 @@ impl Session {
     }
 
     pub(super) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// For a task beside the session's owner, which must not keep it alive.
+    pub(super) fn shared_client(&self) -> &Arc<Client> {
         &self.client
     }
 

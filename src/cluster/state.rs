@@ -1,4 +1,4 @@
-//! What we remember: the small database `warm_spare` on the local server, and the lock that one process holds in it.
+//! What we remember: the small database `warm_spare` on the local server.
 //!
 //! It is a database of its own because `builder` gets renamed and dumped. Whatever must change together with the
 //! rename (facts of the copied point, replaced generation, bytes put in place) is written in the same transaction.
@@ -6,6 +6,7 @@
 use super::Side;
 use super::datastore::DatastoreError;
 use super::session::{LocalSession, quote_ident};
+use super::working_lock::Holder;
 use crate::config::Datastore;
 use chrono::{DateTime, Utc};
 
@@ -15,10 +16,6 @@ const FORMAT: i32 = 4;
 /// The oldest format in which a fence can be recorded. The peer's program may be older than ours: its tables are left as
 /// they are.
 const FORMAT_OF_A_PEER_MIN: i32 = 3;
-/// Key of the advisory lock: "warm" in ASCII.
-const LOCK_KEY: i64 = 0x7761_726d;
-const LOCK_TRIES: u32 = 15;
-const LOCK_STEP: std::time::Duration = std::time::Duration::from_millis(200);
 
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
@@ -29,9 +26,13 @@ pub enum StateError {
     )]
     Newer { side: Side, found: i32 },
     #[error(
-        "another warm-spare is at work on this cluster (server process {pid}, connected since {since})"
+        "another warm-spare is at work on this cluster ({})",
+        .holder.as_ref().map_or("since a moment ago".into(), ToString::to_string)
     )]
-    Locked { pid: i32, since: String },
+    Locked {
+        /// None: it has just let go.
+        holder: Option<Box<Holder>>,
+    },
     #[error(
         "another warm-spare has taken over since this one began; this one stops without touching anything"
     )]
@@ -116,12 +117,6 @@ pub struct State {
     pub(super) session: LocalSession,
 }
 
-/// Proof that this process is the one at work.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Lock {
-    pub token: i64,
-}
-
 impl State {
     /// Opens the database, or makes it.
     pub async fn open(to: &Datastore) -> Result<State, StateError> {
@@ -191,57 +186,6 @@ impl State {
     /// For working tables of the pass, and for the transaction in which databases are renamed.
     pub fn session(&self) -> &LocalSession {
         &self.session
-    }
-
-    /// Becomes the one process at work, as long as this session lives.
-    pub async fn lock(&self) -> Result<Lock, StateError> {
-        let sql = "SELECT pg_try_advisory_lock($1)";
-        let mut tries = 0;
-        let got = loop {
-            let row = self
-                .session
-                .query_one("taking the working lock", sql, &[&LOCK_KEY])
-                .await?;
-            tries += 1;
-            // The server may take a moment to notice that a holder's connection is gone.
-            if row.get(0) || tries == LOCK_TRIES {
-                break row.get::<_, bool>(0);
-            }
-            tokio::time::sleep(LOCK_STEP).await;
-        };
-        if !got {
-            let sql = "SELECT a.pid, a.backend_start::text FROM pg_locks l JOIN pg_stat_activity a USING (pid) \
-                       WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 \
-                         AND l.classid = 0 AND l.objid::bigint = $1 \
-                         AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())";
-            let holder = self
-                .session
-                .query("asking who holds the lock", sql, &[&LOCK_KEY])
-                .await?;
-            let (pid, since) = holder
-                .first()
-                .map_or((0, "a moment ago".into()), |row| (row.get(0), row.get(1)));
-            return Err(StateError::Locked { pid, since });
-        }
-        let sql = "UPDATE meta SET token = token + 1 RETURNING token";
-        let row = self
-            .session
-            .query_one("taking a new token", sql, &[])
-            .await?;
-        Ok(Lock { token: row.get(0) })
-    }
-
-    /// Whether the lock is still the newest. Its holder may have been paused, or lost its session, without noticing.
-    pub async fn still_ours(&self, lock: Lock) -> Result<(), StateError> {
-        let row = self
-            .session
-            .query_one("reading the token", "SELECT token FROM meta", &[])
-            .await?;
-        if row.get::<_, i64>(0) == lock.token {
-            Ok(())
-        } else {
-            Err(StateError::Superseded)
-        }
     }
 
     pub async fn cluster(&self) -> Result<ClusterRecord, StateError> {

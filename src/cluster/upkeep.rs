@@ -1,7 +1,8 @@
 //! What we remember of things that go: packages that vanished lately, artifacts that no row names any more, and bytes
 //! that are being replaced under a key. And of tables, when they were last found equal.
 
-use super::state::{Lock, State, StateError};
+use super::state::{State, StateError};
+use super::working_lock::Lock;
 use chrono::{DateTime, Utc};
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -81,7 +81,7 @@ impl Health {
 }
 
 /// Every code that a reason may bear, besides those of a hold.
-pub const CODES: [&str; 24] = [
+pub const CODES: [&str; 25] = [
     "starting",
     "first_baseline",
     "baseline_stalled",
@@ -106,6 +106,7 @@ pub const CODES: [&str; 24] = [
     "primary_read_only",
     "handover_undone",
     "state_went_back",
+    "silent_holder",
 ];
 
 pub fn health(state: &State, meter: &Meter, now: DateTime<Utc>) -> Health {
@@ -124,6 +125,11 @@ pub fn health(state: &State, meter: &Meter, now: DateTime<Utc>) -> Health {
                 ),
             }
             of_verification(state, &mut found);
+            if state.holder_is_silent {
+                let who = state.holder.as_deref().unwrap_or("not known");
+                let text = format!("the warm-spare at work ({who}) gives no sign of life");
+                found.add(Level::Warning, "silent_holder", text);
+            }
         }
         // Also while the first question to the primary has no answer yet.
         Work::Fenced | Work::Primary => of_role(state, &mut found),
@@ -149,6 +155,9 @@ pub fn health(state: &State, meter: &Meter, now: DateTime<Utc>) -> Health {
 fn next_step(code: &str) -> &'static str {
     match code {
         "starting" | "first_baseline" => "wait",
+        "silent_holder" => {
+            "nothing: this one takes over within half a minute; if it does not, stop the other one, or end its session in the local datastore with pg_terminate_backend"
+        }
         "baseline_stalled" => {
             "look at the log and at both sides' stores; a restart of the service loses no artifact"
         }

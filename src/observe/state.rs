@@ -30,6 +30,10 @@ pub struct State {
     pub role_since: Option<DateTime<Utc>>,
     /// Holds the working lock.
     pub active: bool,
+    /// Who holds the working lock while this process waits for it.
+    pub holder: Option<String>,
+    /// That one gives no sign of life.
+    pub holder_is_silent: bool,
     pub work: Work,
     pub hold: Option<Hold>,
     pub point: Option<CopiedPoint>,
@@ -454,6 +458,8 @@ impl State {
             epoch: None,
             role_since: None,
             active: false,
+            holder: None,
+            holder_is_silent: false,
             work: Work::Starting,
             hold: None,
             point: None,

@@ -83,6 +83,7 @@ fn document(state: &State, meter: &Meter, now: DateTime<Utc>) -> Value {
         "site": state.settings.site,
         "cluster_id": state.cluster_id,
         "active": state.active,
+        "holder": state.holder,
         "role": {
             "wanted": wanted,
             "actual": state.role,

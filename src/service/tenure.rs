@@ -5,7 +5,7 @@ use super::duties::Duties;
 use super::guard::{self, End};
 use super::primary::Primary;
 use super::{Configs, Desk, next, sight, witness};
-use crate::cluster::{self, Lock, StateError};
+use crate::cluster::{self, Holder, Lock, StateError, Watch};
 use crate::config::{Config, Role};
 use crate::observe::{Artifacts, HoldReason, Sighting, Standing, State, Verified, Work};
 use crate::replication::{PassError, UNREADABLE, stands_at, unavailable_here};
@@ -17,6 +17,10 @@ use std::time::Duration;
 
 /// Between two tries to take the lock, and between two looks at a role that was never told.
 const STANDBY_LOOK: Duration = Duration::from_secs(3);
+/// Looks at which the holder of the lock has done nothing, before it is told of, and before its session is ended. It does
+/// something every 3 s; a look takes 3 s, and so does the wait for the next one.
+const LOOKS_TILL_TOLD: u32 = 2;
+const LOOKS_TILL_ENDED: u32 = 4;
 /// Between two looks at what the bucket remembers of our epochs.
 const WITNESS_LOOK: Duration = Duration::from_secs(60);
 
@@ -123,10 +127,11 @@ async fn tenures(
 ) -> Infallible {
     let mut complaint = Complaint::new("local: works");
     let mut was_primary = false;
+    let mut watch = Watch::default();
     loop {
         // What is on record outlasts changes of the configuration that end nothing here.
         let config = configs.borrow().clone().unwrap_or_else(|| config.clone());
-        let error = match begin(desk, &config, data, was_primary).await {
+        let error = match begin(desk, &config, data, was_primary, &mut watch).await {
             Ok(Begun::Idle) => {
                 complaint.over(desk.now());
                 tokio::time::sleep(STANDBY_LOOK).await;
@@ -230,6 +235,7 @@ async fn begin(
     config: &Arc<Config>,
     data: &Arc<Path>,
     was_primary: bool,
+    watch: &mut Watch,
 ) -> Result<Begun, PassError> {
     let local = &config.local.datastore;
     let found = cluster::State::open_existing(local).await?;
@@ -257,12 +263,16 @@ async fn begin(
     };
     let lock = match state.lock().await {
         Ok(lock) => lock,
-        Err(StateError::Locked { .. }) => {
-            standby(desk);
-            return Ok(Begun::Idle);
-        }
+        Err(StateError::Locked { holder }) => match stand_by(desk, &state, holder, watch).await? {
+            Some(lock) => lock,
+            None => return Ok(Begun::Idle),
+        },
         Err(error) => return Err(error.into()),
     };
+    desk.update(|state| {
+        state.holder = None;
+        state.holder_is_silent = false;
+    });
     if desk.read(|state| state.work == Work::Standby) {
         log::info!("local: the working lock is free now; this warm-spare works");
     }
@@ -290,12 +300,37 @@ async fn begin(
     Ok(Begun::Working(Box::new(tenure), kind))
 }
 
-fn standby(desk: &Desk) {
+/// Waits for the lock, and takes it from a holder that gives no sign of life.
+async fn stand_by(
+    desk: &Desk,
+    state: &cluster::State,
+    holder: Option<Box<Holder>>,
+    watch: &mut Watch,
+) -> Result<Option<Lock>, PassError> {
+    let who = holder.as_ref().map(ToString::to_string).unwrap_or_default();
     if desk.read(|state| state.work != Work::Standby) {
-        log::info!("local: another warm-spare is at work on this cluster; standing by");
+        log::info!("local: another warm-spare is at work on this cluster ({who}); standing by");
     }
     desk.release(|hold| hold.reason != HoldReason::Config);
-    desk.update(|state| state.work = Work::Standby);
+    let silent = watch.see(holder.as_deref().cloned());
+    desk.update(|state| {
+        state.work = Work::Standby;
+        state.holder = holder.as_ref().map(ToString::to_string);
+        state.holder_is_silent = silent >= LOOKS_TILL_TOLD;
+    });
+    let Some(holder) = holder.filter(|_| silent >= LOOKS_TILL_ENDED) else {
+        return Ok(None);
+    };
+    log::warn!(
+        "local: the warm-spare at work ({who}) gives no sign of life; its session is ended, and this one takes over"
+    );
+    state.end_holder(&holder).await?;
+    match state.lock().await {
+        Ok(lock) => Ok(Some(lock)),
+        // Another one that waited was faster, or the session takes its time to end.
+        Err(StateError::Locked { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// What the state database and the visible one say, for those who ask us.

@@ -74,7 +74,7 @@ impl Hand {
             client.execute(statement, &[&origin]).await?;
         }
         for key in keys {
-            self.cluster.delete(&key).await?;
+            self.take_object_away(&key).await?;
         }
         self.commit(client, &format!("deletion of origin {origin}"))
             .await

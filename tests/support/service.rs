@@ -24,6 +24,13 @@ pub struct Service<'a> {
 pub struct Halt(tempfile::TempDir);
 
 impl Halt {
+    /// And the value of `WARM_SPARE_WAIT_AT` for the process that is to stop there.
+    pub fn at(point: &str) -> (Halt, String) {
+        let directory = super::process::server_dir("halt-").expect("a folder");
+        let wanted = format!("{point}:{}", directory.path().display());
+        (Halt(directory), wanted)
+    }
+
     pub async fn reached(&self) {
         wait_until("the point is reached", SOON, || async {
             match self.0.path().join("reached").exists() {
@@ -87,10 +94,9 @@ impl<'a> Service<'a> {
 
     /// It stops at this point of the program, for as long as the test wants it to.
     pub fn halting(site: &'a Site, extra: &str, point: &str) -> (Self, Halt) {
-        let directory = super::process::server_dir("halt-").expect("a folder");
-        let wanted = format!("{point}:{}", directory.path().display());
+        let (halt, wanted) = Halt::at(point);
         let service = Self::start_with(site, extra, &[("WARM_SPARE_WAIT_AT", &wanted)]);
-        (service, Halt(directory))
+        (service, halt)
     }
 
     /// Its time is the test's: that of the calendar and that of its own time limits.

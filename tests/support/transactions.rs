@@ -314,10 +314,15 @@ impl Hand {
     async fn delete(&mut self, client: &Client, row: &Row) -> Result<()> {
         begin(client).await?;
         packages::delete_rows(client, row.names()).await?;
-        self.history.note_lacking(&row.key());
-        self.cluster.delete(&row.key()).await?;
+        self.take_object_away(&row.key()).await?;
         self.commit(client, &format!("deletion of {}", row.ident))
             .await
+    }
+
+    /// A spare that is behind finds it gone, and may say so.
+    pub(super) async fn take_object_away(&self, key: &str) -> Result<()> {
+        self.history.note_lacking(key);
+        self.cluster.delete(key).await
     }
 
     /// The same bytes once more. What the store has lost or garbled is removed, as an operator would.
