@@ -18,7 +18,7 @@ pub enum Mode {
     Pass,
     /// The port is closed: new connections are refused, those that exist go on.
     Refuse,
-    /// Everything is accepted and nothing is forwarded, on connections that exist too.
+    /// Everything is accepted and nothing is forwarded, on connections that exist too, their end included.
     Hold,
     /// Every piece takes its time, in both directions.
     Slow,
@@ -240,5 +240,9 @@ async fn copy(
         }
         count.fetch_add(read as u64, Ordering::Relaxed);
     }
-    let _ = to.shutdown().await;
+    // The end of a connection is held back like everything else.
+    let held = control.wait_for(|control| control.mode != Mode::Hold);
+    if held.await.is_ok() {
+        let _ = to.shutdown().await;
+    }
 }
