@@ -9,8 +9,10 @@ use std::future::Future;
 use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -87,6 +89,33 @@ pub fn is_verified(to: &Datastore) -> bool {
     }
 }
 
+/// When a server's bytes came last. A row may be on its way for minutes.
+#[derive(Debug, Clone)]
+pub(super) struct Heard {
+    since: Instant,
+    /// Milliseconds after `since`.
+    last: Arc<AtomicU64>,
+}
+
+impl Heard {
+    pub(super) fn now() -> Heard {
+        Heard {
+            since: Instant::now(),
+            last: Arc::default(),
+        }
+    }
+
+    fn again(&self) {
+        let milliseconds = self.since.elapsed().as_millis();
+        self.last.store(milliseconds as u64, Ordering::Relaxed);
+    }
+
+    pub(super) fn elapsed(&self) -> Duration {
+        let last = Duration::from_millis(self.last.load(Ordering::Relaxed));
+        self.since.elapsed().saturating_sub(last)
+    }
+}
+
 /// The state of the watch.
 #[derive(Debug)]
 enum Place {
@@ -136,9 +165,14 @@ pub(super) struct Watched<S> {
     private: bool,
     /// The client asks the server about types that it does not know, and about those in the answer, without end.
     known_types_only: bool,
+    heard: Heard,
 }
 
 impl<S> Watched<S> {
+    pub(super) fn heard(&self) -> Heard {
+        self.heard.clone()
+    }
+
     /// `private`: nobody else can read what is sent.
     pub(super) fn new(io: S, private: bool) -> Self {
         Watched {
@@ -147,6 +181,7 @@ impl<S> Watched<S> {
             logged_in: false,
             private,
             known_types_only: false,
+            heard: Heard::now(),
         }
     }
 
@@ -343,6 +378,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.io).poll_read(context, buffer))?;
+        self.heard.again();
         let seen = self.see(&buffer.filled()[before..]);
         if seen.is_err() {
             // Nobody reads what is refused.

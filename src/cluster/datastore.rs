@@ -1,6 +1,6 @@
 //! Connecting to PostgreSQL, and what can go wrong with it.
 
-use super::channel::{self, CLEARTEXT_REFUSED, MALFORMED, Watched, WatchedTls};
+use super::channel::{self, CLEARTEXT_REFUSED, Heard, MALFORMED, Watched, WatchedTls};
 use super::{Side, tls};
 use crate::config::{Datastore, SslMode};
 use std::io;
@@ -218,8 +218,9 @@ async fn open(
             .map_err(Opening::Tcp)?;
         if to.ssl_mode == SslMode::Disable {
             let tcp = Watched::new(tcp, loopback).with_known_types_only(side == Side::Peer);
+            let heard = tcp.heard();
             let (client, connection) = config.connect_raw(tcp, NoTls).await?;
-            return Ok((client, drive(side, connection)));
+            return Ok((client, drive(side, connection, heard)));
         }
         let tls = WatchedTls {
             inner: tls_of::<Watched<TcpStream>>(side, to)?,
@@ -227,8 +228,9 @@ async fn open(
             known_types_only: side == Side::Peer,
         };
         let tcp = Watched::before_tls(tcp, loopback).with_known_types_only(side == Side::Peer);
+        let heard = tcp.heard();
         let (client, connection) = config.connect_raw(tcp, tls).await?;
-        Ok((client, drive(side, connection)))
+        Ok((client, drive(side, connection, heard)))
     };
     let doing = format!("connecting to database {database} as {}", to.user);
     // The library's own limit covers only the TCP connection, not a server that accepts and never answers.
@@ -283,6 +285,7 @@ pub(super) struct Wire {
     task: tokio::task::AbortHandle,
     /// Closed with the connection.
     open: watch::Receiver<()>,
+    pub(super) heard: Heard,
 }
 
 impl Wire {
@@ -327,7 +330,7 @@ pub(super) fn cancel(side: Side, to: &Datastore, token: CancelToken) {
     });
 }
 
-fn drive<S, T>(side: Side, connection: tokio_postgres::Connection<S, T>) -> Wire
+fn drive<S, T>(side: Side, connection: tokio_postgres::Connection<S, T>, heard: Heard) -> Wire
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
     T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
@@ -343,6 +346,7 @@ where
     Wire {
         task: task.abort_handle(),
         open,
+        heard,
     }
 }
 

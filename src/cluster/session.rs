@@ -7,14 +7,14 @@ use crate::config::Datastore;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use std::ops::Deref;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, CopyInSink, Row};
 
-/// Longest wait for the answer to a control statement, or for the next row of a copy.
+/// Longest silence of a server that is to answer a control statement, or to send the next row of a copy.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
@@ -112,9 +112,24 @@ impl Session {
         doing: &str,
         call: impl Future<Output = Result<T, tokio_postgres::Error>>,
     ) -> Result<T, DatastoreError> {
-        match tokio::time::timeout(PATIENCE, call).await {
-            Ok(result) => result.map_err(|e| self.error(doing, &e)),
-            Err(_) => Err(self.silent(doing)),
+        match self.patiently(call).await {
+            Some(result) => result.map_err(|e| self.error(doing, &e)),
+            None => Err(self.silent(doing)),
+        }
+    }
+
+    /// None: nothing has come from the server for too long. As long as bytes come, their end is waited for.
+    async fn patiently<T>(&self, call: impl Future<Output = T>) -> Option<T> {
+        let mut call = pin!(call);
+        let begun = Instant::now();
+        loop {
+            let silence = begun.elapsed().min(self.wire.heard.elapsed());
+            let left = PATIENCE
+                .checked_sub(silence)
+                .filter(|left| !left.is_zero())?;
+            if let Ok(done) = tokio::time::timeout(left, &mut call).await {
+                return Some(done);
+            }
         }
     }
 
@@ -151,12 +166,12 @@ pub struct CopyRows<'a> {
 
 impl CopyRows<'_> {
     pub async fn next(&mut self) -> Result<Option<Bytes>, DatastoreError> {
-        match tokio::time::timeout(PATIENCE, self.inner.next()).await {
-            Ok(None) => Ok(None),
-            Ok(Some(row)) => row
+        match self.session.patiently(self.inner.next()).await {
+            Some(None) => Ok(None),
+            Some(Some(row)) => row
                 .map(Some)
                 .map_err(|e| self.session.error(&self.doing, &e)),
-            Err(_) => Err(self.session.silent(&self.doing)),
+            None => Err(self.session.silent(&self.doing)),
         }
     }
 }

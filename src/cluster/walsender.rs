@@ -4,7 +4,7 @@
 use super::cancelling::{CANCELLED, Cancelling, Unanswered};
 use super::channel::{self, Watched};
 use super::datastore::{self, DatastoreError, DatastoreFault};
-use super::{Lsn, Side, Snapshot, quote_ident, quote_literal, tls};
+use super::{Lsn, Session, Side, Snapshot, quote_ident, quote_literal, tls};
 use crate::config::{Datastore, SslMode};
 use bytes::{Bytes, BytesMut};
 use fallible_iterator::FallibleIterator;
@@ -272,6 +272,8 @@ impl WalStream {
     /// Waits for the next message. May be dropped and called again at any time.
     pub async fn next(&mut self) -> Result<Arrived, DatastoreError> {
         let arrived = self.wire.arrived().await;
+        // What has waited here is no silence of the server.
+        self.wire.heard = Instant::now();
         arrived.map_err(|trouble| self.told.error("reading the stream", trouble))
     }
 
@@ -304,9 +306,40 @@ impl WalStream {
         }
     }
 
-    pub fn silent(&self, seconds: u64) -> DatastoreError {
-        self.told.silent("reading the stream", seconds)
+    /// Fails when nothing has come for this long, and the server does not say that it is at work for us. It has nothing to
+    /// send while it reads a large transaction of which we get nothing, and if it had to begin again, it would take as long.
+    pub async fn judge_silence(&mut self, limit: Duration) -> Result<(), DatastoreError> {
+        if self.wire.heard.elapsed() <= limit {
+            return Ok(());
+        }
+        let process = self.wire.cancelling.process;
+        let to = self.wire.cancelling.to.clone();
+        match is_at_work(self.told.side, &to, process).await {
+            Ok(true) => {
+                log::info!(
+                    "{} datastore {}: no word on the stream for {} s; its server process {process} is at work for it, and is waited for",
+                    self.told.side,
+                    self.told.address,
+                    limit.as_secs()
+                );
+                self.wire.heard = Instant::now();
+                Ok(())
+            }
+            Ok(false) => Err(self.told.silent("reading the stream", limit.as_secs())),
+            Err(error) => {
+                log::debug!("{error}");
+                Err(self.told.silent("reading the stream", limit.as_secs()))
+            }
+        }
     }
+}
+
+/// Whether the server process at the other end of a stream is still there. A server ends one whose client is gone.
+async fn is_at_work(side: Side, to: &Datastore, process: i32) -> Result<bool, DatastoreError> {
+    let session = Session::open(side, to, &to.database, true).await?;
+    let sql = "SELECT EXISTS (SELECT 1 FROM pg_stat_replication WHERE pid = $1)";
+    let doing = "asking for the stream's server process";
+    session.row(doing, sql, &[&process]).await?.get(0)
 }
 
 fn microseconds_since_2000() -> i64 {
@@ -317,6 +350,8 @@ fn microseconds_since_2000() -> i64 {
 struct Wire {
     io: Box<dyn Io>,
     buffer: BytesMut,
+    /// When bytes came last. A message may be on its way for minutes.
+    heard: Instant,
     cancelling: Cancelling,
 }
 
@@ -325,6 +360,7 @@ impl Wire {
         let mut wire = Wire {
             io: connect(side, to).await?,
             buffer: BytesMut::with_capacity(READ),
+            heard: Instant::now(),
             cancelling: Cancelling {
                 side,
                 to: Arc::new(to.clone()),
@@ -527,6 +563,7 @@ impl Wire {
                 "the server closed the connection",
             ));
         }
+        self.heard = Instant::now();
         Ok(())
     }
 
@@ -625,6 +662,7 @@ mod tests {
         let wire = Wire {
             io: Box::new(ours),
             buffer: BytesMut::with_capacity(READ),
+            heard: Instant::now(),
             cancelling: Cancelling {
                 side: Side::Peer,
                 to: Arc::new(to),

@@ -24,7 +24,7 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// So many faults, then the spare must come level.
 const LEVEL_EVERY: usize = 10;
 /// For coming level after faults: the service's own pauses after failures lie within.
-const LEVEL_LIMIT: Duration = Duration::from_secs(90);
+const LEVEL_LIMIT: Duration = Duration::from_secs(300);
 /// For a fault to be struck.
 const STRIKE_LIMIT: Duration = Duration::from_secs(300);
 /// For what an ended or abandoned session of ours held on the primary to go.

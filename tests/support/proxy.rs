@@ -13,6 +13,9 @@ use super::Result;
 /// By which every piece of up to 64 KiB is late on a slow line.
 const SLOW_PIECE: std::time::Duration = std::time::Duration::from_millis(25);
 
+/// 1 Mbit/s.
+const NARROW_BYTE: std::time::Duration = std::time::Duration::from_micros(8);
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     Pass,
@@ -22,6 +25,8 @@ pub enum Mode {
     Hold,
     /// Every piece takes its time, in both directions.
     Slow,
+    /// A line of 1 Mbit/s.
+    Narrow,
 }
 
 /// Ended when dropped.
@@ -232,9 +237,12 @@ async fn copy(
         {
             return;
         }
-        if control.borrow().mode == Mode::Slow {
-            tokio::time::sleep(SLOW_PIECE).await;
-        }
+        let takes = match control.borrow().mode {
+            Mode::Slow => SLOW_PIECE,
+            Mode::Narrow => NARROW_BYTE * read as u32,
+            _ => std::time::Duration::ZERO,
+        };
+        tokio::time::sleep(takes).await;
         if to.write_all(&buffer[..read]).await.is_err() {
             return;
         }

@@ -48,15 +48,14 @@ impl Pump {
 
     async fn read(&mut self) -> Result<(), Gap> {
         let mut ask = tokio::time::interval(ASK);
-        let mut heard = Instant::now();
-        let (mut lately, mut since) = (0, heard);
+        let (mut lately, mut since) = (0, Instant::now());
         self.tell(false).await?;
         loop {
             tokio::select! {
                 arrived = self.stream.next() => {
-                    heard = Instant::now();
-                    if heard - since > 4 * GATHER {
-                        (lately, since) = (0, heard);
+                    let now = Instant::now();
+                    if now - since > 4 * GATHER {
+                        (lately, since) = (0, now);
                     }
                     let mut wanted = self.take(arrived?)?;
                     for _ in 0..AT_ONCE {
@@ -77,9 +76,7 @@ impl Pump {
                     Err(_) => std::future::pending().await,
                 },
                 _ = ask.tick() => {
-                    if heard.elapsed() > SILENCE {
-                        return Err(self.stream.silent(SILENCE.as_secs()).into());
-                    }
+                    self.stream.judge_silence(SILENCE).await?;
                     self.tell(true).await?;
                 }
             }

@@ -110,20 +110,16 @@ impl Reading<'_> {
     /// Up to the mark; where that is.
     async fn run(&mut self, stream: &mut WalStream) -> Result<Lsn, PassError> {
         let mut ask = tokio::time::interval(ASK);
-        let mut heard = tokio::time::Instant::now();
         let mut received = self.from;
         loop {
             let arrived = tokio::select! {
                 arrived = stream.next() => arrived?,
                 _ = ask.tick() => {
-                    if heard.elapsed() > SILENCE {
-                        return Err(stream.silent(SILENCE.as_secs()).into());
-                    }
+                    stream.judge_silence(SILENCE).await?;
                     stream.answer(received, Lsn(0), true).await?;
                     continue;
                 }
             };
-            heard = tokio::time::Instant::now();
             match arrived {
                 Arrived::Data { bytes, end } => {
                     received = received.max(end);
