@@ -4,9 +4,6 @@
 //! process itself announces; memory is the kernel's own high-water mark.
 
 mod common;
-#[path = "../tests/support/mod.rs"]
-mod support;
-
 use common::{Plan, line, memory};
 
 use std::path::PathBuf;

@@ -4,9 +4,6 @@
 //! `scripts/bench handover [--smoke] [--runs N]`.
 
 mod common;
-#[path = "../tests/support/mod.rs"]
-mod support;
-
 use common::{Plan, median};
 use std::time::{Duration, Instant};
 use support::follow::{prepare, until_following};

@@ -3,9 +3,6 @@
 //! `scripts/bench service [--smoke]`.
 
 mod common;
-#[path = "../tests/support/mod.rs"]
-mod support;
-
 use common::{Plan, median, memory, ticks};
 use std::time::{Duration, Instant};
 use support::service::{SOON, get};

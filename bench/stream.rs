@@ -4,9 +4,6 @@
 //! `scripts/bench stream [--smoke]`.
 
 mod common;
-#[path = "../tests/support/mod.rs"]
-mod support;
-
 use common::{Plan, median, memory, ticks};
 use futures_util::{StreamExt, TryStreamExt};
 use std::collections::HashMap;

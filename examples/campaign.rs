@@ -4,9 +4,6 @@
 //! into one kind of fault, how its name begins. One pair of clusters per `FAULTS_PER_SITE`, each with the next
 //! seed; it ends at the first violation, with everything that is needed to see it again.
 
-#[path = "../tests/support/mod.rs"]
-mod support;
-
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Instant;

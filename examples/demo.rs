@@ -3,9 +3,6 @@
 
 #[path = "demo/handover.rs"]
 mod handover;
-#[path = "../tests/support/mod.rs"]
-mod support;
-
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 

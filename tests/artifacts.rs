@@ -1,7 +1,5 @@
 //! Artifacts: what the primary lacks or has damaged, what changes while it is copied, and what is very large.
 
-mod support;
-
 use std::time::Duration;
 use support::http_fault::{Fault, HttpFault};
 use support::packages::{self, delete_package};

@@ -1,7 +1,5 @@
 //! Everything BUILDER.md names arrives, at one point; a second run copies only what is missing.
 
-mod support;
-
 use support::packages::{self, delete_package, promote};
 use support::{Factory, Result, Site, Spec, site};
 use tokio_postgres::Client;

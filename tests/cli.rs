@@ -1,7 +1,5 @@
 //! The command line: exit codes, one clear error, one document on stdout, no secret anywhere.
 
-mod support;
-
 use std::os::unix::fs::PermissionsExt;
 use support::{Factory, Result, site};
 

@@ -1,7 +1,5 @@
 //! No clock decides safety: those of both servers are stepped, at every step of a handover.
 
-mod support;
-
 use support::follow::{followed, logical, prepare, until_equal};
 use support::pair::{PROMOTE, Pair, is_writable, until_primary, until_settled, write};
 use support::{Factory, Result, Service, Site};

@@ -1,7 +1,5 @@
 //! What an old primary has and its successor lacks is recorded before it is copied over, exactly where its slot is left.
 
-mod support;
-
 use std::path::Path;
 
 use serde_json::Value;

@@ -1,7 +1,5 @@
 //! A takeover is rehearsed on a clone, and nothing of that is left, however the drill ends.
 
-mod support;
-
 use std::time::Duration;
 
 use support::follow::{followed, prepared, until_equal};

@@ -1,7 +1,5 @@
 //! The primary is gone: its spare is promoted by force, and the old one, when it comes again, is fenced and comes back.
 
-mod support;
-
 use support::follow::{events, followed, prepare, until_equal, until_following};
 use support::packages::delete_package;
 use support::pair::{

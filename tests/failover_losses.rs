@@ -1,8 +1,6 @@
 //! A link or a store is lost at a step of a failover, and again at one of the failback: the failover is done all the same,
 //! the old primary comes back, and what was lost is told to the row.
 
-mod support;
-
 use std::collections::BTreeMap;
 
 use support::follow::{followed, until_equal, until_following};

@@ -1,7 +1,5 @@
 //! Servers that stop and come back while a pass runs; sessions that are in the way; two at once.
 
-mod support;
-
 use std::time::Duration;
 use support::packages::delete_package;
 use support::{Factory, Result, Site, Spec, site};

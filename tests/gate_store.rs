@@ -1,8 +1,6 @@
 //! What a store says at the gate, and what is done in our own bucket: one object that is refused holds nobody up, nothing is
 //! believed that no store said, and a process that slept does no harm.
 
-mod support;
-
 use bytes::Bytes;
 use hyper::http::request::Parts;
 use support::follow::{bytes_of, followed, prepared, unavailable, until_equal, until_following};

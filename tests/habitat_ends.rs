@@ -1,8 +1,6 @@
 //! The package under the real Supervisor when something ends: a bound node, the service, the Supervisor, one node of two.
 //! Skipped, loudly, where there is no `hab` (`support::supervisor` says what is wanted).
 
-mod support;
-
 use std::fs;
 use std::time::Instant;
 

@@ -1,7 +1,5 @@
 //! The hooks as the Supervisor renders them, run under bash with the real program.
 
-mod support;
-
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;

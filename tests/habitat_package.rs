@@ -1,8 +1,6 @@
 //! The package as it is laid out: by the plan's own callbacks under bash, by `scripts/package`, and by the real build where
 //! that is at hand. The two ways must come to the same.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

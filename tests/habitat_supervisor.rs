@@ -1,8 +1,6 @@
 //! The package under the real Supervisor: loaded by `hab svc load` and steered by `hab config apply`. Skipped, loudly, where
 //! there is no `hab` (`support::supervisor` says what is wanted).
 
-mod support;
-
 use std::fs;
 use std::time::Duration;
 

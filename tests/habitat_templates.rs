@@ -1,8 +1,6 @@
 //! The package's templates, rendered as the Supervisor renders them: for every bind situation the program finds the
 //! addresses that it should, and nothing that is gossiped reaches it half.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::path::Path;
 

@@ -1,7 +1,5 @@
 //! A link or a store is lost at a step of a switchover: it is done or undone, and never are both sides read-only for good.
 
-mod support;
-
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use support::follow::{followed, until_equal, until_following};

@@ -1,7 +1,5 @@
 //! Two processes, an operator and a pooled client at the wrong moment of a handover: in the end there is one primary.
 
-mod support;
-
 use std::time::Duration;
 
 use support::follow::{events, followed, until_equal, until_following};

@@ -1,8 +1,6 @@
 //! A primary that is not what it should be: by the hand of its owner, by damage, or because somebody else answers at its
 //! address. The spare takes data from it, and nothing else: no statement, no length, no number without bounds.
 
-mod support;
-
 use std::time::{Duration, Instant};
 
 use support::follow::{audit, followed, tamper, until_equal, until_following};

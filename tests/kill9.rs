@@ -1,7 +1,5 @@
 //! Killed at any moment, the spare stays promotable, and the next run finishes.
 
-mod support;
-
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::sync::Arc;

@@ -1,7 +1,5 @@
 //! Epochs count within one line of descent only, and nothing that goes back is followed, obeyed or promoted unasked.
 
-mod support;
-
 use support::follow::{copies, events, followed, until_copied, until_equal, until_following};
 use support::pair::{
     PROMOTE, Pair, forced, is_writable, returned, until_primary, until_read_only, until_settled,

@@ -1,7 +1,5 @@
 //! The cheap test of the primary: it may take for changed what is not, and never the other way round.
 
-mod support;
-
 use rand::seq::{IndexedMutRandom, IndexedRandom};
 use rand::{Rng, SeedableRng};
 use support::postgres::Postgres;

@@ -1,8 +1,6 @@
 //! Whatever befalls the service or its four servers, the spare stands at a commit of the primary, with its artifacts; and
 //! Builder on the primary never notices that it is followed.
 
-mod support;
-
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -1,7 +1,5 @@
 //! What a real server sends for each kind of change, and what we read of it.
 
-mod support;
-
 use bytes::Bytes;
 use chrono::Utc;
 use support::{Postgres, Result};

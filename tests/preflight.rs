@@ -1,7 +1,5 @@
 //! Would a promotion work today? Every reason against it is named, and a primary that is gone is none against a failover.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 

@@ -1,7 +1,5 @@
 //! What is made on the primary is named, harms nobody while it is made, and goes again without a trace.
 
-mod support;
-
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 use support::{Factory, Output, Postgres, Result, Running, Site, site};

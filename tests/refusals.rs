@@ -1,7 +1,5 @@
 //! What cannot be copied is said before anything is changed, and the old state stands.
 
-mod support;
-
 use support::{Factory, Output, Postgres, Result, Site, site};
 
 /// Databases and objects of the spare: what a refused pass must leave as it was.

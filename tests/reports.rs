@@ -1,7 +1,5 @@
 //! Reports are proved: what a load balancer, health and preflight say was seen within seconds.
 
-mod support;
-
 use std::time::{Duration, Instant};
 
 use support::follow::{followed, prepared};

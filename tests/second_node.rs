@@ -1,7 +1,5 @@
 //! Several nodes of one spare: one works, and another one takes over when it ends, is frozen, or is lost.
 
-mod support;
-
 use support::follow::until_equal;
 use support::proxy::{Mode, Proxy};
 use support::service::{Halt, SOON};

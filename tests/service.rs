@@ -1,7 +1,5 @@
 //! The service follows by itself, says how it stands, and ends when it is told to.
 
-mod support;
-
 use serde_json::Value;
 use support::service::SOON;
 use support::{Factory, Output, Result, Service, Site, Spec, site, wait_until};

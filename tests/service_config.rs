@@ -1,7 +1,5 @@
 //! The service's configuration: read again on SIGHUP, refused with the field's name, the last good one kept.
 
-mod support;
-
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 

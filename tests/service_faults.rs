@@ -1,8 +1,6 @@
 //! The service outlives its servers: each of the four may be down, killed, paused or cut off at any time. Meanwhile the
 //! service says so, and afterwards it goes on by itself.
 
-mod support;
-
 use futures_util::future::join_all;
 use serde_json::Value;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};

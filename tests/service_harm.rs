@@ -1,7 +1,5 @@
 //! What a pass under way may leave behind, and what others do to the spare meanwhile: found by a hostile reader.
 
-mod support;
-
 use serde_json::Value;
 use support::packages::{delete_package, upload};
 use support::service::SOON;

@@ -1,7 +1,5 @@
 //! What is due when, through a day of simulated time on real servers; verification and repair.
 
-mod support;
-
 use chrono::{DateTime, TimeDelta, Timelike, Utc};
 use rand::{Rng, SeedableRng};
 use serde_json::Value;

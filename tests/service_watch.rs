@@ -1,7 +1,5 @@
 //! What is seen from outside: HTTP, metrics, the log.
 
-mod support;
-
 use serde_json::Value;
 use std::collections::BTreeMap;
 use support::service::{SOON, get, request};

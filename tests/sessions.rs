@@ -1,7 +1,5 @@
 //! Every session of ours may be ended by somebody, on either server and at any time; and what we hold on the primary is let go.
 
-mod support;
-
 use std::time::Duration;
 use support::follow::{
     copies, followed, logical, prepare, prepared, until_copied, until_equal, until_following,

@@ -1,8 +1,6 @@
 //! Every session of ours may be ended while a copy, the catching up or a verification is under way, on either server: the
 //! next upload arrives all the same, and nothing of ours is left on the primary.
 
-mod support;
-
 use std::time::{Duration, Instant};
 use support::follow::{followed, logical, prepare, until_read};
 use support::http_fault::{Fault, HttpFault};

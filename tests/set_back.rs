@@ -1,8 +1,6 @@
 //! An old primary that was set back to a copy from before its place was taken: it comes back like any other, and what it
 //! has written since is on record.
 
-mod support;
-
 use support::follow::{events, followed, until_equal};
 use support::pair::{
     PROMOTE, Pair, is_writable, returned, until_primary, until_read_only, until_settled, write,

@@ -1,7 +1,5 @@
 //! Slow is not gone: a line that carries a row for a minute, and a server that has nothing to say for as long.
 
-mod support;
-
 use support::follow::{logical, prepare, until_equal, until_following};
 use support::proxy::{Mode, Proxy};
 use support::{Factory, Result, Service, Site, Spec, wait_until};

@@ -1,7 +1,5 @@
 //! No byte is believed that was not checked: each silent loss of the S3 library, and each fault of a server.
 
-mod support;
-
 use bytes::Bytes;
 use std::time::Duration;
 use support::http_fault::{Fault, HttpFault};

@@ -1,7 +1,5 @@
 //! The primary's transactions arrive one after the other, artifact before row, whatever kind of change they make.
 
-mod support;
-
 use support::packages::arrived;
 use support::packages::{delete_package, promote};
 use support::{Factory, Postgres, Result, Service, Site, Spec, content};

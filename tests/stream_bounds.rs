@@ -1,7 +1,5 @@
 //! What following costs the primary is bounded: its log, its bandwidth, and how long anybody waits.
 
-mod support;
-
 use std::time::{Duration, Instant};
 use support::follow::{
     audit, copies, events, gaps, logical, prepare, prepared, slot, until_closed, until_equal,

@@ -1,8 +1,6 @@
 //! The gate of the stream: artifact before row, and what happens when the primary does not have it, has it damaged, or has
 //! other bytes under the same key; the fuse; and artifacts that go after their time.
 
-mod support;
-
 use std::time::Duration;
 use support::packages::arrived;
 use support::packages::{self, delete_package};

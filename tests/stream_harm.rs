@@ -1,7 +1,5 @@
 //! Who is followed stops, starts and is upgraded as if nobody followed: each line was a real trap.
 
-mod support;
-
 use std::time::{Duration, Instant};
 use support::follow::{
     KEYLESS, assert_slot_is_not_ahead, audit, copies, logical, prepare, prepared, slot,

@@ -1,8 +1,6 @@
 //! Whose artifact a row names is found out for every row: past what is looked at ahead of time, named several times in one
 //! transaction, and for as long as the row is read and not committed.
 
-mod support;
-
 use hyper::http::request::Parts;
 use support::follow::{
     audit, bytes_of, copies, followed, gaps, prepared, unavailable, until_equal,

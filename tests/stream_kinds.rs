@@ -1,7 +1,5 @@
 //! Every kind of change, every kind of value, and a transaction that is larger than memory.
 
-mod support;
-
 use support::packages::arrived;
 use support::service::SOON;
 use support::{Factory, Postgres, Result, Service, Site, wait_until};

@@ -1,7 +1,5 @@
 //! Which way is gone, said with its reason and changed at run time; and who may read the stream.
 
-mod support;
-
 use support::follow::{
     audit, copies, events, logical, prepare, prepared, slot, until_copied, until_equal,
     until_following,

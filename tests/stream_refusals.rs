@@ -1,8 +1,6 @@
 //! What passes is waited for, and what was read is applied once: no refusal of a moment, and no primary that goes for good,
 //! costs a row or a new copy.
 
-mod support;
-
 use rustix::process::{Pid, Signal, kill_process};
 use std::time::Duration;
 use support::follow::{

@@ -1,7 +1,5 @@
 //! Whatever makes following impossible is noticed, and a new baseline closes the gap: nothing is lost without a word.
 
-mod support;
-
 use support::follow::{
     audit, copies, logical, prepare, prepared, slot, until_closed, until_copied, until_equal,
     until_following,

@@ -1,7 +1,5 @@
 //! A migration on the primary arrives without an operator, and Builder's harmless DDL at its start makes no work.
 
-mod support;
-
 use support::follow::{
     audit, copies, prepared, tamper, until_closed, until_copied, until_equal, until_following,
 };

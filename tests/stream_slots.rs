@@ -1,8 +1,6 @@
 //! Our slot on the primary: none is left behind by a copy that came to nothing or needs none, and one that somebody else
 //! made is never dropped.
 
-mod support;
-
 use support::follow::{
     audit, copies, followed, gaps, lasting_slots, prepared, tamper, until_closed, until_equal,
     until_following,

@@ -1,8 +1,6 @@
 //! What the spare shows is whole: bytes that were half replaced are put back, and what somebody changed or lost here is
 //! found and told, while the primary is at rest and while it is followed.
 
-mod support;
-
 use hyper::http::request::Parts;
 use support::follow::{
     bytes_of, copies, followed, gaps, prepared, tamper, until_equal, until_following,

@@ -1,7 +1,5 @@
 //! The tests' own tools do what the other tests believe of them.
 
-mod support;
-
 use std::io::Read;
 use std::process::Command;
 use std::time::{Duration, Instant};

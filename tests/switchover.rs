@@ -1,7 +1,5 @@
 //! A planned handover: the primary is fenced, drained, and its spare promoted; or all is as it was.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

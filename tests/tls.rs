@@ -1,7 +1,5 @@
 //! TLS to both stores: checked against a given authority, and certificate errors that a person understands.
 
-mod support;
-
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -1,7 +1,5 @@
 //! Killed at every step of a transition, it goes on or is undone, and never leaves both clusters read-only or both writable.
 
-mod support;
-
 use std::collections::BTreeMap;
 
 use support::follow::{followed, until_equal, until_following};

@@ -1,7 +1,5 @@
 //! Every difference is listed, and what is newer on the primary is none.
 
-mod support;
-
 use support::follow::tamper;
 use support::{Factory, Package, Result, Site, Spec, site};
 

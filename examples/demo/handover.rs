@@ -3,11 +3,9 @@
 
 use std::time::Instant;
 
-use super::support::pair::{
-    PROMOTE, Pair, first_write, forced, until_primary, until_settled, write,
-};
-use super::support::{Cluster, Factory, Package, Result, Service, Site, Spec};
 use super::{compare, operator, operator_sees, say, streaming};
+use support::pair::{PROMOTE, Pair, first_write, forced, until_primary, until_settled, write};
+use support::{Cluster, Factory, Package, Result, Service, Site, Spec};
 
 /// Of every configuration here.
 pub const NAMED: &str = "site = \"demo\"\n";

@@ -17,8 +17,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DatastoreFault {
-    /// Refused, cut, timed out, starting up or shutting down: tried again.
+    /// Nobody answers, or the line was cut, or no answer came in time: tried again.
     Unreachable,
+    /// The server answers, and takes no session now: it is out of connections, starts or stops. Tried again.
+    Refusing,
     /// Wrong user or password, or no pg_hba.conf line.
     Authentication,
     Tls,
@@ -84,7 +86,7 @@ impl DatastoreError {
     pub fn is_transient(&self) -> bool {
         matches!(
             self.fault,
-            DatastoreFault::Unreachable | DatastoreFault::Cancelled
+            DatastoreFault::Unreachable | DatastoreFault::Refusing | DatastoreFault::Cancelled
         )
     }
 
@@ -94,6 +96,12 @@ impl DatastoreError {
             DatastoreFault::Unreachable => format!(
                 "check that the server runs and that {side}.datastore.host and {side}.datastore.port are right"
             ),
+            DatastoreFault::Refusing if self.is_for_want_of_room() => format!(
+                "end sessions in the {side} datastore that nobody needs (pg_stat_activity), or raise max_connections there"
+            ),
+            DatastoreFault::Refusing => {
+                format!("wait until the {side} datastore has started; its log says what it does")
+            }
             DatastoreFault::Authentication => format!(
                 "check {side}.datastore.user and {side}.datastore.password (or password_file), and the server's pg_hba.conf"
             ),
@@ -416,13 +424,11 @@ pub(super) fn fault_of_state(state: &SqlState) -> DatastoreFault {
         {
             DatastoreFault::Cancelled
         }
-        _ if code.starts_with("28") => DatastoreFault::Authentication,
-        _ if code.starts_with("08")
-            || code.starts_with("57P0")
-            || *state == SqlState::TOO_MANY_CONNECTIONS =>
-        {
-            DatastoreFault::Unreachable
+        s if *s == SqlState::TOO_MANY_CONNECTIONS || *s == SqlState::CANNOT_CONNECT_NOW => {
+            DatastoreFault::Refusing
         }
+        _ if code.starts_with("28") => DatastoreFault::Authentication,
+        _ if code.starts_with("08") || code.starts_with("57P0") => DatastoreFault::Unreachable,
         _ => DatastoreFault::Statement,
     }
 }

@@ -22,6 +22,7 @@ mod peer_fence;
 pub mod preparation;
 mod rehearsal;
 mod roles;
+mod room;
 mod rows;
 mod session;
 mod state;
@@ -54,6 +55,7 @@ pub use lsn::{Lsn, NoLsn};
 pub use peer_fence::{PeerFence, RaiseError};
 pub use rehearsal::lift_and_write;
 pub use roles::{EPOCH_STEP_MAX, FenceRecord, Promotion, Record, Transition, peers_record};
+pub use room::make_room;
 pub use rows::Row;
 pub(crate) use session::pipe;
 pub use session::{

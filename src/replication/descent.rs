@@ -99,6 +99,11 @@ impl Doubt {
     }
 
     fn next_step(&self, id: &str) -> String {
+        if self.rule == "primary_lives" {
+            return format!(
+                "mend what the text names, or stop Builder there; it is tried again by itself. To promote this cluster beside a primary that can be written to, set fuse.approve = \"{id}\""
+            );
+        }
         let first = match self.rule {
             "set_back" | "older_primary" | "other_line" => {
                 "if the spare has what the primary lost, promote the spare (docs/failover.md)"

@@ -179,7 +179,7 @@ impl PassError {
         }
     }
 
-    fn datastore(&self) -> Option<&DatastoreError> {
+    pub fn datastore(&self) -> Option<&DatastoreError> {
         match self {
             PassError::Datastore(e)
             | PassError::State(StateError::Datastore(e))
@@ -226,10 +226,12 @@ impl PassError {
     /// The side cannot be worked with at present: it does not answer, or does not let us in.
     pub fn is_unreachable(&self) -> bool {
         let datastore = self.datastore().is_some_and(|error| {
-            use DatastoreFault::{Authentication, Cancelled, NoDatabase, Tls, Unreachable};
+            use DatastoreFault::{
+                Authentication, Cancelled, NoDatabase, Refusing, Tls, Unreachable,
+            };
             matches!(
                 error.fault,
-                Unreachable | Cancelled | Authentication | Tls | NoDatabase
+                Unreachable | Refusing | Cancelled | Authentication | Tls | NoDatabase
             )
         });
         let store = self.store().is_some_and(|error| {

@@ -86,8 +86,10 @@ struct Reached {
 }
 
 mod complete;
+mod living;
 mod undo;
 
+pub use living::PRIMARY_LIVES;
 pub use undo::may_have_fenced;
 
 impl Handover<'_> {
@@ -176,7 +178,16 @@ impl Handover<'_> {
             .filter(|check| check.result == Verdict::Refuse)
             .collect();
         if let Some(first) = refused.first() {
-            return Err(self.refusal(&in_words(&refused), &first.next_step));
+            let text = in_words(&refused);
+            // Force is for a primary that is lost.
+            return Err(match !self.forced() && self.peer_refuses().await {
+                true => PassError::Refused {
+                    rule: "force_needed",
+                    text: format!("not promoted: {text}"),
+                    next_step: first.next_step.clone(),
+                },
+                false => self.refusal(&text, &first.next_step),
+            });
         }
         match self.state.copied_point().await? {
             Some(copied) => stands_at(self.config, copied).await,
@@ -278,9 +289,11 @@ impl Handover<'_> {
         };
         let fenced = match tokio::time::timeout(patience, knock(&to.host, to.port)).await {
             Ok(Ok(())) => {
-                let seen = tokio::time::timeout(UNPLANNED_ANSWER, self.known_peer(point)).await;
+                let looking = self.with_room(point, || self.known_peer(point));
+                let seen = tokio::time::timeout(UNPLANNED_ANSWER, looking).await;
+                let raising = self.with_room(point, || self.raise(point));
                 match seen {
-                    Ok(Ok(_)) => tokio::time::timeout(UNPLANNED_FENCE, self.raise(point)).await,
+                    Ok(Ok(_)) => tokio::time::timeout(UNPLANNED_FENCE, raising).await,
                     Ok(Err(error)) => Ok(Err(error)),
                     Err(silent) => Err(silent),
                 }
@@ -302,6 +315,7 @@ impl Handover<'_> {
                 Err(error)
             }
             Ok(Err(error)) => {
+                self.ask_about_living(point, &error)?;
                 told_of(&error.to_string());
                 Ok(None)
             }

@@ -5,7 +5,7 @@ use super::complaint::{Complaint, Pace};
 use super::guard::{End, keep_seeing, keep_tidy};
 use super::tenure::Tenure;
 use super::{Configs, Desk, next};
-use crate::cluster::{ClusterRecord, FenceRecord, Side, State, clear_out};
+use crate::cluster::{self, ClusterRecord, FenceRecord, Side, State, clear_out};
 use crate::config::{Config, Role};
 use crate::observe::{HoldReason, Work};
 use crate::replication::PassError;
@@ -229,6 +229,7 @@ impl<'a> Primary<'a> {
                 next_step: "check that the peer's server runs".into(),
             },
         };
+        self.make_room(config, &error).await;
         let now = self.desk.now();
         let text = error.to_string();
         self.complaint
@@ -240,6 +241,28 @@ impl<'a> Primary<'a> {
             self.desk.see_datastore(Side::Peer, Some(text));
         }
         Ok(None)
+    }
+}
+
+impl Primary<'_> {
+    /// An old primary that is out of connections is to be fenced all the same.
+    async fn make_room(&self, config: &Config, error: &PassError) {
+        if !error
+            .datastore()
+            .is_some_and(|error| error.is_for_want_of_room())
+        {
+            return;
+        }
+        let Ok(Some(promotion)) = self.tenure.state.promotion().await else {
+            return;
+        };
+        if promotion.peer_fenced {
+            return;
+        }
+        let peer = &config.peer.datastore;
+        if let Err(error) = cluster::make_room(peer, &promotion.system_id).await {
+            log::debug!("{error}");
+        }
     }
 }
 

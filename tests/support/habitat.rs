@@ -15,7 +15,7 @@ use super::process::bound;
 use super::site::merge;
 use super::{Output as Ended, Result, Running};
 
-pub const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+pub const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 
 pub const HOOKS: [&str; 5] = ["run", "init", "health-check", "reconfigure", "file-updated"];
 

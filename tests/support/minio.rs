@@ -234,7 +234,7 @@ fn program() -> Result<PathBuf> {
     let home = std::env::var_os("HOME")
         .map(PathBuf::from)
         .unwrap_or_default();
-    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join(".tools");
+    let tools = Path::new(super::habitat::ROOT).join(".tools");
     let noted = fs::read_to_string(tools.join("env")).unwrap_or_default();
     let noted = noted
         .lines()

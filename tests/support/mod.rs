@@ -1,7 +1,6 @@
 //! Real servers, and what is put into them: PostgreSQL and MinIO as a Habitat Builder has them, packages, and faults.
 //!
-//! Used by the tests (`mod support;`), by `examples/demo.rs` and by the benchmarks (`#[path]`).
-#![allow(dead_code, unused_imports)] // Each test binary compiles all of it and uses a part.
+//! Used by the tests, by `examples/` and by the benchmarks.
 
 pub mod builder_keys;
 pub mod campaign;

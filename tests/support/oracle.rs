@@ -12,7 +12,7 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
 use super::faults::Server;
-use super::history::{Content, History, Moment, Moments, begin_reading, content_inside};
+use super::history::{Content, History, Moments, begin_reading, content_inside};
 use super::packages::object_key;
 use super::weather::Weather;
 use super::{Cluster, Error, Result, Site};
@@ -21,7 +21,8 @@ use super::{Cluster, Error, Result, Site};
 const EXCHANGE: Duration = Duration::from_secs(30);
 /// A disagreement that is none: the spare moved while it was looked at.
 const LOOKS: usize = 25;
-/// In stream mode a schema change is seen only so late (a fingerprint every 10 s, then a copy).
+/// In stream mode a schema change is seen only so late (a fingerprint every 10 s, then a copy). A spare that is behind comes
+/// to the change later, and its time begins then.
 const SCHEMA_LATE: Duration = Duration::from_secs(90);
 
 /// The visible database at one snapshot.
@@ -60,6 +61,8 @@ pub struct Oracle {
     hashes: HashMap<(String, String), String>,
     /// Seen while what the primary had committed could not be read.
     undecided: Vec<View>,
+    /// When the spare was first seen at or behind a state's commit, by the state's number.
+    passed: HashMap<usize, Instant>,
     /// A fault put the spare back to this log position: until it has left it, its bucket is ahead of its rows.
     put_back_to: Option<i64>,
 }
@@ -75,6 +78,7 @@ impl Oracle {
             floor_era: 0,
             hashes: HashMap::new(),
             undecided: Vec::new(),
+            passed: HashMap::new(),
             put_back_to: None,
         }
     }
@@ -139,6 +143,11 @@ impl Oracle {
     fn judge(&mut self, view: &View, moments: &Moments) -> Result<Stand> {
         let list = &moments.list;
         let last = list.len() - 1;
+        for (number, moment) in list.iter().enumerate() {
+            if moment.lsn <= view.lsn {
+                self.passed.entry(number).or_insert_with(Instant::now);
+            }
+        }
         let within = |number: usize| {
             // Behind the commit before it, and not behind the commit after it.
             let era = list[number].era;
@@ -157,11 +166,14 @@ impl Oracle {
         if fitting.is_empty() && self.streams {
             // A state's own schema may be no older than the spare's may be late.
             schema_behind = true;
-            let lately = |moment: &Moment| moment.at.elapsed() < SCHEMA_LATE;
-            let rewritten: BTreeSet<&String> = list
-                .iter()
-                .filter(|moment| lately(moment))
-                .filter_map(|moment| moment.rewritten.as_ref())
+            let lately = |number: usize| {
+                let passed = self.passed.get(&number);
+                list[number].at.elapsed() < SCHEMA_LATE
+                    || passed.is_none_or(|when| when.elapsed() < SCHEMA_LATE)
+            };
+            let rewritten: BTreeSet<&String> = (0..=last)
+                .filter(|number| lately(*number))
+                .filter_map(|number| list[number].rewritten.as_ref())
                 .collect();
             fitting = (0..=last)
                 .filter(|number| within(*number))
@@ -172,10 +184,9 @@ impl Oracle {
                 .filter(|number| {
                     let same =
                         |content: &Content| columns(content) == columns(&list[*number].content);
-                    let since = list[..=*number]
-                        .iter()
+                    let since = (0..=*number)
                         .rev()
-                        .take_while(|m| same(&m.content));
+                        .take_while(|earlier| same(&list[*earlier].content));
                     !rewritten.is_empty() || since.last().is_some_and(lately)
                 })
                 .collect();

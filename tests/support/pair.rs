@@ -12,7 +12,7 @@ use tokio_postgres::Client;
 
 use super::follow::{logical, prepare, until_following};
 use super::service::SOON;
-use super::{Cluster, Factory, Postgres, Result, Service, Site, postgres, wait_until};
+use super::{Cluster, Factory, Result, Service, Site, postgres, wait_until};
 
 /// `there`: A is the primary and B its spare. `back`: the other way round.
 pub struct Pair {

@@ -38,6 +38,8 @@ pub struct Builder {
     scram: bool,
     tls: Option<(String, String)>,
     own_clock: bool,
+    /// None: those of this machine's own version.
+    programs: Option<PathBuf>,
 }
 
 impl Builder {
@@ -72,6 +74,12 @@ impl Builder {
         self
     }
 
+    /// Another major version, from the directory that [`other_version`] gives.
+    pub fn programs(mut self, directory: &Path) -> Self {
+        self.programs = Some(directory.into());
+        self
+    }
+
     pub async fn start(self) -> Result<Postgres> {
         // Copying a data directory and waiting for a server block.
         let server = tokio::task::spawn_blocking(|| self.prepare()).await??;
@@ -79,13 +87,20 @@ impl Builder {
     }
 
     fn prepare(self) -> Result<Postgres> {
-        let programs = programs()?;
+        let programs = match &self.programs {
+            Some(directory) => directory.clone(),
+            None => programs()?,
+        };
         let major = major(&programs)?;
         let dir = server_dir("pg-")?;
         let data = dir.path().join("data");
         let password = random_word(20);
-        copy_template(&template(&programs)?, &data)?;
-        give_own_system_id(&programs, &data)?;
+        if programs.join("pg_resetwal").is_file() {
+            copy_template(&template(&programs)?, &data)?;
+            give_own_system_id(&programs, &data)?;
+        } else {
+            initdb(&programs, dir.path())?;
+        }
 
         let method = if self.scram { "scram-sha-256" } else { "md5" };
         let mut settings = stock_settings(method, dir.path());
@@ -559,22 +574,34 @@ fn template(programs: &Path) -> Result<PathBuf> {
         let new = tempfile::Builder::new()
             .permissions(fs::Permissions::from_mode(0o755))
             .tempdir_in(&cache)?;
-        // From a file: the server's user may not open a pipe of ours. The password is replaced in every copy.
-        let password = new.path().join("password");
-        write_private(&password, &random_word(20))?;
-        own(new.path())?;
-        let mut initdb = Command::new(programs.join("initdb"));
-        initdb
-            .arg("-D")
-            .arg(new.path().join("data"))
-            .args(["--username=hab", "--encoding=UTF8", "--locale=C.UTF-8"])
-            .args(["--auth=md5", "--no-sync", "--pwfile"])
-            .arg(password);
-        unprivileged(&mut initdb);
-        run(&mut initdb, "")?;
+        initdb(programs, new.path())?;
         fs::rename(new.path().join("data"), &done)?;
     }
     Ok(done)
+}
+
+/// Makes the directory `data` there.
+fn initdb(programs: &Path, directory: &Path) -> Result<()> {
+    // From a file: the server's user may not open a pipe of ours. The password is replaced in every copy.
+    let password = directory.join("password");
+    write_private(&password, &random_word(20))?;
+    own(directory)?;
+    let mut initdb = Command::new(programs.join("initdb"));
+    initdb
+        .arg("-D")
+        .arg(directory.join("data"))
+        .args(["--username=hab", "--encoding=UTF8", "--locale=C.UTF-8"])
+        .args(["--auth=md5", "--no-sync", "--pwfile"])
+        .arg(password);
+    unprivileged(&mut initdb);
+    run(&mut initdb, "")
+}
+
+/// Where the programs of that major version are, if `scripts/setup` has found them.
+pub fn other_version(major: u32) -> Option<PathBuf> {
+    let named = std::env::var_os(format!("WARM_SPARE_PG{major}_BIN"))?;
+    let directory = PathBuf::from(named);
+    directory.join("initdb").is_file().then_some(directory)
 }
 
 fn copy_template(from: &Path, to: &Path) -> Result<()> {

@@ -302,12 +302,14 @@ impl Site {
     }
 }
 
-/// Cargo's in a test, `WARM_SPARE_BIN` elsewhere.
+/// `WARM_SPARE_BIN`, or the one that Cargo has built for the program that runs: two folders above it.
 pub fn default_program() -> PathBuf {
-    option_env!("CARGO_BIN_EXE_warm-spare")
-        .map(PathBuf::from)
-        .or_else(|| std::env::var_os("WARM_SPARE_BIN").map(PathBuf::from))
-        .unwrap_or_else(|| "warm-spare".into())
+    let named = std::env::var_os("WARM_SPARE_BIN").map(PathBuf::from);
+    let built = || {
+        let ours = std::env::current_exe().ok()?;
+        Some(ours.parent()?.parent()?.join("warm-spare"))
+    };
+    named.or_else(built).unwrap_or_else(|| "warm-spare".into())
 }
 
 pub fn merge(into: &mut Table, from: Table) {

@@ -34,7 +34,6 @@ enum Wish {
 
 struct Shared {
     cluster: Cluster,
-    history: Arc<History>,
     weather: Arc<Weather>,
     harm: Mutex<Vec<String>>,
     done: Mutex<BTreeMap<Deed, u64>>,
@@ -72,7 +71,6 @@ impl Workload {
     ) -> Self {
         let shared = Arc::new(Shared {
             cluster: site.primary.clone(),
-            history: history.clone(),
             weather: weather.clone(),
             harm: Mutex::default(),
             done: Mutex::default(),

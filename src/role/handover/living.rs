@@ -1,0 +1,71 @@
+//! A failover over a primary that lives. It is fenced before anybody is promoted over it; where that cannot be done, the
+//! operator is asked, for both could be written to.
+
+use super::Handover;
+use crate::cluster::{CopiedPoint, Side, make_room};
+use crate::replication::{Doubt, PassError};
+
+/// Each ends some sessions that others hold there; they may come back faster than ours begin.
+const TRIES: u32 = 10;
+
+/// The rule by which a failover over a primary that can be written to is asked about.
+pub const PRIMARY_LIVES: &str = "primary_lives";
+
+impl Handover<'_> {
+    /// Tries again with room made for it, when the peer is out of connections.
+    pub(super) async fn with_room<T>(
+        &self,
+        point: &CopiedPoint,
+        call: impl AsyncFn() -> Result<T, PassError>,
+    ) -> Result<T, PassError> {
+        for _ in 0..TRIES {
+            match call().await {
+                Err(error) if wants_room(&error) => {
+                    log::warn!("{error}; sessions there that a fence would end are ended now");
+                    make_room(&self.config.peer.datastore, &point.system_id).await?;
+                }
+                other => return other,
+            }
+        }
+        call().await
+    }
+
+    /// Nobody is promoted over a primary that answers and is not fenced, unless the operator consents to just that.
+    pub(super) fn ask_about_living(
+        &self,
+        point: &CopiedPoint,
+        error: &PassError,
+    ) -> Result<(), PassError> {
+        if !shows_life(error) {
+            return Ok(());
+        }
+        let doubt = Doubt {
+            rule: PRIMARY_LIVES,
+            text: format!(
+                "not promoted: the primary answers, and cannot be fenced: {error}. Clients could write to it and to this cluster"
+            ),
+            case: format!("{} {}", point.system_id, self.epoch),
+        };
+        doubt.ask(self.config).map(|_| ())
+    }
+
+    /// Whether the primary lives and takes no session of ours: no reason to think that it is lost.
+    pub(super) async fn peer_refuses(&self) -> bool {
+        let peer = crate::cluster::PeerSession::open(&self.config.peer.datastore);
+        matches!(tokio::time::timeout(super::PLANNED_PATIENCE, peer).await,
+            Ok(Err(error)) if error.shows_life())
+    }
+}
+
+fn wants_room(error: &PassError) -> bool {
+    error
+        .datastore()
+        .is_some_and(|error| error.side == Side::Peer && error.is_for_want_of_room())
+}
+
+fn shows_life(error: &PassError) -> bool {
+    match error.datastore() {
+        Some(error) => error.side == Side::Peer && error.shows_life(),
+        None => matches!(error, PassError::Fence(_)),
+    }
+}

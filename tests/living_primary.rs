@@ -1,0 +1,103 @@
+//! A primary that takes no session of ours, and lives: it is not called lost, and nobody is promoted over it unasked.
+
+use support::follow::{logical, prepare, until_following};
+use support::pair::{PROMOTE, forced, is_writable, until_primary, until_read_only, write};
+use support::{Factory, Result, Service, Site};
+use tokio_postgres::Client;
+
+/// Followed by a service.
+async fn followed<'a>(site: &'a Site) -> Result<Service<'a>> {
+    prepare(site).await;
+    Factory::seeded().fill(&site.primary, 2).await?;
+    let service = Service::start(site, "");
+    until_following(&service).await;
+    Ok(service)
+}
+
+/// Sessions of a client that takes whatever is free, until none is.
+async fn pool(site: &Site) -> Vec<Client> {
+    let mut sessions = Vec::new();
+    while let Ok(session) = site.primary.conn().await {
+        sessions.push(session);
+    }
+    sessions
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_primary_without_a_free_connection_is_fenced_all_the_same() -> Result<()> {
+    let primary = logical().setting("max_connections", "24");
+    let site = Site::builder("full").primary(primary).own_stores();
+    let site = site.start().await?;
+    let service = followed(&site).await?;
+    let mut sessions = pool(&site).await;
+    service.reconfigure(PROMOTE);
+    let status = service.until_hold("force_needed").await;
+    let hold = &status["hold"];
+    assert!(
+        hold["detail"].to_string().contains("too many clients"),
+        "{hold:#}"
+    );
+    assert!(
+        !hold["next_step"].to_string().contains("force_epoch"),
+        "{hold:#}"
+    );
+    // What our own looks have let go of.
+    sessions.extend(pool(&site).await);
+    service.reconfigure(&forced(2));
+    until_primary(&service, 2).await;
+    let mut wrote = 0;
+    for session in &sessions {
+        let sql = "INSERT INTO accounts (name, email) VALUES (gen_random_uuid()::text, 'late')";
+        wrote += u32::from(session.execute(sql, &[]).await.is_ok());
+    }
+    assert_eq!(
+        wrote, 0,
+        "sessions of the old primary that could still write"
+    );
+    drop(sessions);
+    until_read_only(&site.primary).await;
+    write(&site.spare, "first").await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_promoted_over_a_primary_that_answers_and_cannot_be_fenced() -> Result<()> {
+    let site = Site::builder("lives").primary(logical()).own_stores();
+    let site = site.start().await?;
+    let service = followed(&site).await?;
+    let administrator = site.primary.conn().await?;
+    administrator
+        .batch_execute("ALTER ROLE hab PASSWORD 'another'")
+        .await?;
+    service.reconfigure(PROMOTE);
+    let status = service.until_hold("force_needed").await;
+    let hold = &status["hold"];
+    assert!(hold["detail"].to_string().contains("password"), "{hold:#}");
+    assert!(
+        !hold["next_step"].to_string().contains("force_epoch"),
+        "{hold:#}"
+    );
+    service.reconfigure(&forced(2));
+    let asked = service
+        .until("it asks", |status| {
+            status["hold"]["detail"]
+                .to_string()
+                .contains("cannot be fenced")
+        })
+        .await;
+    let step = asked["hold"]["next_step"].as_str().unwrap_or_default();
+    let id = step
+        .rsplit_once("fuse.approve = \"")
+        .and_then(|(_, id)| id.strip_suffix('"'));
+    let id = id.unwrap_or_else(|| panic!("{step}"));
+    assert!(!is_writable(&site.spare).await);
+    let count = "INSERT INTO accounts (name, email) VALUES ('alive', 'alive')";
+    administrator.execute(count, &[]).await?;
+    // The word for another case is none for this one.
+    service.reconfigure(&format!("{}\nfuse.approve = \"00000000\"", forced(2)));
+    service.until_hold("force_needed").await;
+    service.reconfigure(&format!("{}\nfuse.approve = \"{id}\"", forced(2)));
+    until_primary(&service, 2).await;
+    write(&site.spare, "first").await?;
+    Ok(())
+}
