@@ -695,3 +695,30 @@ async fn the_state_of_a_promoted_cluster_is_not_removed_unasked() -> Result<()> 
     assert!(!site.spare.pg.has_database("warm_spare").await?);
     Ok(())
 }
+
+/// A server of a provider: its parameters are in a file of its own, and the user is no superuser.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_providers_server_is_followed_with_its_own_parameters() -> Result<()> {
+    let site = site("provider").await;
+    Factory::seeded().fill(&site.primary, 1).await?;
+    let client = site.primary.conn().await?;
+    client
+        .batch_execute(
+            "CREATE ROLE rds_replication;
+             CREATE ROLE copier LOGIN PASSWORD 'copies' IN ROLE pg_read_all_settings, pg_read_all_data, rds_replication;
+             ALTER DATABASE builder OWNER TO copier",
+        )
+        .await?;
+    site.primary
+        .pg
+        .append_configuration("wal_level = logical\nmax_slot_wal_keep_size = 8GB\n")?;
+    restart(&site).await?;
+    site.write_config("peer.datastore.user = \"copier\"\npeer.datastore.password = \"copies\"");
+    let script = site.warm_spare(&["prepare", "--print"]).await.ok().stdout;
+    assert!(!script.contains("ALTER SYSTEM"), "{script}");
+    // An administrator makes the publication, whose tables are not the user's own.
+    psql(&site, &script).await?;
+    let document = site.warm_spare(&["prepare", "--json"]).await.ok().json();
+    assert_eq!(document["stream"]["possible"], true, "{document}");
+    Ok(())
+}

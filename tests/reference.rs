@@ -221,6 +221,7 @@ fn full() -> State {
     state.config.error = Some("role: unknown".into());
     state.cluster_id = Some("4f0c91aa".into());
     state.role = Some("spare".into());
+    state.holder = Some("server process 7".into());
     state.epoch = Some(1);
     state.role_since = Some(now);
     state.active = true;

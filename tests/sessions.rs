@@ -190,6 +190,12 @@ async fn a_slot_that_cannot_be_made_leaves_nothing_behind() -> Result<()> {
         let detail = status["hold"]["detail"].as_str().unwrap_or_default();
         detail.contains("prepared transaction") && detail.contains("forgotten")
     };
+    // The first copy does not wait for it.
+    service
+        .until("a copy without a slot", |status| {
+            status["recovery_point"]["lsn"].is_string()
+        })
+        .await;
     service.until("it says whom it waits for", named).await;
     until_nothing_is_held(pg, Duration::from_secs(5)).await;
     until_waiting(pg).await;
@@ -197,6 +203,29 @@ async fn a_slot_that_cannot_be_made_leaves_nothing_behind() -> Result<()> {
     writer.batch_execute("COMMIT PREPARED 'forgotten'").await?;
     until_following(&service).await;
     until_equal(&site).await
+}
+
+/// The columns that would tell are empty for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_who_may_not_look_says_so() -> Result<()> {
+    let site = Site::builder("blind").primary(logical()).start().await?;
+    prepare(&site).await;
+    Factory::seeded().fill(&site.primary, 1).await?;
+    let writer = site.primary.conn().await?;
+    writer
+        .batch_execute(
+            "CREATE ROLE copier LOGIN REPLICATION PASSWORD 'copies' IN ROLE pg_read_all_settings, pg_read_all_data;
+             BEGIN; CREATE TABLE hold_xid (i int)",
+        )
+        .await?;
+    let copier = "replication.mode = \"stream\"\npeer.datastore.user = \"copier\"\npeer.datastore.password = \"copies\"";
+    let service = Service::start(&site, copier);
+    let told = |status: &serde_json::Value| {
+        let detail = status["hold"]["detail"].as_str().unwrap_or_default();
+        detail.contains("GRANT pg_read_all_stats TO copier")
+    };
+    service.until("it says what it may not see", told).await;
+    Ok(())
 }
 
 /// Our walsender waits for the transaction.

@@ -94,6 +94,8 @@ fn wal_level(prepared: &Prepared) -> Option<Because> {
     }
     match &level.in_auto_conf {
         AutoConf::Holds(value) if value == "logical" => None,
+        // Who runs a server of its own, a provider as a rule, keeps its settings where that one reads them.
+        _ if level.is_from_a_file_elsewhere() => None,
         AutoConf::Unknown => Some(because(
             format!(
                 "whether every start of the primary's server has wal_level = logical cannot be seen by its user {}",

@@ -13,6 +13,7 @@ use crate::cluster::{
     CopiedPoint, DatastoreFault, LocalSession, Lsn, NewSlot, PeerSession, Snapshot, WalSession,
     quote_literal,
 };
+use crate::config::Mode;
 use crate::killpoint;
 use crate::observe::{Clock, Phase};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -104,7 +105,12 @@ impl Baseline<'_> {
         let made = session.temporary_slot(&temporary, PATIENCE).await;
         let new = match made {
             Err(error) if error.fault == DatastoreFault::Unreachable => {
-                return Err(self.busy().await.unwrap_or(error.into()));
+                let busy = self.busy().await.unwrap_or(error.into());
+                if !self.may_do_without_slot().await? {
+                    return Err(busy);
+                }
+                log::warn!("{busy}; the first copy is made at a snapshot meanwhile");
+                return Ok(None);
             }
             made => made?,
         };
@@ -114,6 +120,12 @@ impl Baseline<'_> {
             new,
             names,
         }))
+    }
+
+    /// A spare without any copy gets one; the next one is made for the stream.
+    async fn may_do_without_slot(&self) -> Result<bool, PassError> {
+        let auto = self.work.config.replication.mode == Mode::Auto;
+        Ok(auto && self.work.state.copied_point().await?.is_none())
     }
 
     /// One that no other try has had. Sessions that still make or keep one of ours are of a process that is gone, for we
@@ -146,7 +158,7 @@ impl Baseline<'_> {
         }
     }
 
-    /// Whom the slot waited for, if it was that.
+    /// Whom the slot waited for, if it was that. A user without the right to look sees no transaction of others.
     async fn busy(&self) -> Option<PassError> {
         let session = PeerSession::open(&self.work.config.peer.datastore)
             .await
@@ -157,8 +169,23 @@ impl Baseline<'_> {
                      UNION ALL SELECT prepared, format('it waits for prepared transaction %L of %s in database %s, prepared %s', \
                        gid, owner, database, prepared) FROM pg_prepared_xacts) waits (since, text) \
                    ORDER BY since LIMIT 1";
-        let rows = session.rows("looking whom a slot waits for", sql, &[]);
-        let waits_for: String = rows.await.ok()?.first()?.get(0).ok()?;
+        let doing = "looking whom a slot waits for";
+        let rows = session.rows(doing, sql, &[]).await.ok()?;
+        let waits_for: String = match rows.first() {
+            Some(row) => row.get(0).ok()?,
+            None => {
+                let blind = "SELECT format('whom it waits for cannot be seen by user %s: GRANT pg_read_all_stats TO %s on the primary', \
+                               current_user, quote_ident(current_user)) \
+                             WHERE NOT pg_has_role(current_user, 'pg_read_all_stats', 'USAGE')";
+                session
+                    .rows(doing, blind, &[])
+                    .await
+                    .ok()?
+                    .first()?
+                    .get(0)
+                    .ok()?
+            }
+        };
         Some(PassError::Busy {
             what: "a slot could not be made".into(),
             seconds: PATIENCE.as_secs(),

@@ -455,6 +455,11 @@ impl Postgres {
         Ok(())
     }
 
+    /// Lines at the end of `postgresql.conf`, for the next start.
+    pub fn append_configuration(&self, lines: &str) -> Result<()> {
+        append(&self.data_dir().join("postgresql.conf"), lines)
+    }
+
     /// As builder-datastore's upgrade hook starts the old server: without Builder's configuration file, so that only
     /// `postgresql.auto.conf` counts.
     pub async fn start_without_configuration(&self) -> Result<()> {

@@ -211,7 +211,11 @@ impl Slot {
 
 const SERVER: &str = "
 SELECT current_user::text, current_database()::text, current_setting('server_version_num')::int4 / 10000,
-       r.rolsuper, r.rolsuper OR r.rolreplication, has_database_privilege(current_database(), 'CREATE'),
+       r.rolsuper,
+       -- Amazon gives the right by a role of its own.
+       r.rolsuper OR r.rolreplication
+         OR EXISTS (SELECT FROM pg_roles g WHERE g.rolname = 'rds_replication' AND pg_has_role(g.oid, 'USAGE')),
+       has_database_privilege(current_database(), 'CREATE'),
        has_function_privilege('pg_catalog.pg_reload_conf()', 'EXECUTE'),
        has_table_privilege('pg_catalog.pg_file_settings', 'SELECT')
          AND has_function_privilege('pg_catalog.pg_show_all_file_settings()', 'EXECUTE'),
@@ -346,6 +350,16 @@ impl Setting {
             pending_restart: false,
             in_auto_conf: AutoConf::Absent,
         }
+    }
+
+    /// From a file that no service of Habitat writes. builder-datastore starts its server without its own file when it is
+    /// upgraded.
+    pub fn is_from_a_file_elsewhere(&self) -> bool {
+        let file = self
+            .file
+            .as_deref()
+            .filter(|file| !file.starts_with("/hab/"));
+        self.source == "configuration file" && file.is_some()
     }
 
     fn is_from_auto_conf(&self) -> bool {

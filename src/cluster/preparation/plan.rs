@@ -229,6 +229,7 @@ fn lacks_wal_level(prepared: &Prepared) -> bool {
         AutoConf::Holds(value) => value != "logical",
         // Whoever made a slot has seen to its server's starts.
         _ if prepared.names.slot_is_premade && level.value == "logical" => false,
+        _ if level.is_from_a_file_elsewhere() && level.value == "logical" => false,
         AutoConf::Absent => true,
         AutoConf::Unknown => level.value != "logical",
     }

@@ -61,6 +61,10 @@ fn each_lack_has_its_reason_and_what_would_change_it() {
     from_elsewhere.wal_level = setting("logical", "configuration file", AutoConf::Absent);
     from_elsewhere.wal_level.file = Some("/hab/svc/x/postgresql.conf".into());
     assert_refused(&from_elsewhere, "/hab/svc/x/postgresql.conf", "prepare");
+    let mut of_a_provider = from_elsewhere.clone();
+    of_a_provider.wal_level.file = Some("/rdsdbdata/config/postgresql.conf".into());
+    assert!(is_streamed(&of_a_provider, WANTED));
+    from_elsewhere.wal_level.file = None;
     from_elsewhere.wal_level.in_auto_conf = AutoConf::Unknown;
     assert_refused(
         &from_elsewhere,
