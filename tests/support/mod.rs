@@ -3,6 +3,8 @@
 //! Used by the tests (`mod support;`), by `examples/demo.rs` and by the benchmarks (`#[path]`).
 #![allow(dead_code, unused_imports)] // Each test binary compiles all of it and uses a part.
 
+pub mod between;
+pub mod bucket_rules;
 pub mod builder_keys;
 pub mod campaign;
 pub mod faults;
