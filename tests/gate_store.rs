@@ -5,7 +5,7 @@ use bytes::Bytes;
 use hyper::http::request::Parts;
 use support::follow::{bytes_of, followed, prepared, unavailable, until_equal, until_following};
 use support::http_fault::{Fault, HttpFault};
-use support::packages::{delete_package, upload};
+use support::packages::{delete_package, delete_rows, insert, upload};
 use support::service::SOON;
 use support::{Factory, Result, Service, Site, Spec, wait_until};
 
@@ -109,6 +109,24 @@ async fn one_object_that_is_refused_holds_no_copy_up() -> Result<()> {
         "{report:#}"
     );
     assert!(bytes_of(&site, &made[2].key).await?.is_some());
+    // One that the store fails at for long, the first of all: the others come, and it is named.
+    let mut more = Factory::new(7).fill(&site.primary, 12).await?;
+    more.sort_by(|one, other| one.key.cmp(&other.key));
+    let (spoilt, others) = more.split_first().expect("there are twelve");
+    let first = is_of(&spoilt.key);
+    store.set(move |request| match first(request) {
+        true => Fault::s3(503, "SlowDownRead"),
+        false => Fault::Forward,
+    });
+    site.write_config(&by(&store, "copies = 1"));
+    let running = site.spawn(&["sync"]);
+    for package in others {
+        until_here(&site, &package.key).await;
+    }
+    let output = running.kill9()?;
+    assert!(output.stderr.contains(&spoilt.key), "{output}");
+    assert!(bytes_of(&site, &spoilt.key).await?.is_none());
+    site.write_config(&by(&store, ""));
     // All of it refused.
     store.set(|request| match request.method == "GET" {
         true => Fault::s3(403, "AccessDenied"),
@@ -119,6 +137,58 @@ async fn one_object_that_is_refused_holds_no_copy_up() -> Result<()> {
         .await?;
     let output = site.warm_spare(&["sync"]).await;
     assert_eq!(output.code, Some(3), "{output}");
+    Ok(())
+}
+
+/// Of 255 bytes between two slashes MinIO can hold no more, and no store more than 1024 in all. The primary's may.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_cannot_be_held_holds_nobody_up() -> Result<()> {
+    let site = prepared("impossible_keys").await?;
+    let mut factory = Factory::seeded();
+    let made = factory.fill(&site.primary, 10).await?;
+    let mut long =
+        |letter: &str, bytes: usize| factory.make(Spec::new("core", &letter.repeat(bytes), "1"));
+    let (held_there, nowhere, longer) = (long("a", 230), long("b", 230), long("c", 1100));
+    let late = long("d", 240);
+    for package in [&held_there, &nowhere, &longer] {
+        insert(&site.primary, package).await?;
+    }
+    let store = before_the_primary(&site).await?;
+    let (here, bytes) = (is_of(&held_there.key), held_there.bytes());
+    store.set(move |request| match here(request) {
+        true => Fault::RespondWith(200, vec![("etag", "\"1\"")], bytes.clone()),
+        false => Fault::Forward,
+    });
+    let service = followed(&site, &by(&store, "gate_grace = \"200ms\"")).await?;
+    let told = |number: u64| {
+        move |status: &serde_json::Value| {
+            status["artifacts"]["unstorable"] == number && status["hold"].is_null()
+        }
+    };
+    let status = service.until("they are told", told(3)).await;
+    let reason = &status["health"]["reasons"][0];
+    assert_eq!(reason["code"], "unstorable", "{status:#}");
+    assert!(reason["text"].to_string().contains(&held_there.key));
+    let expected = [&held_there, &nowhere, &longer].map(|package| package.key.as_str());
+    assert_eq!(unavailable(&site).await?, expected);
+    for package in &made {
+        let here = bytes_of(&site, &package.key).await?;
+        assert_eq!(here.as_deref(), Some(package.checksum.as_str()));
+    }
+    // In the stream.
+    insert(&site.primary, &late).await?;
+    let behind = factory
+        .package(&site.primary, Spec::new("core", "behind", "1"))
+        .await?;
+    until_here(&site, &behind.key).await;
+    until_equal(&site).await?;
+    service.until("all four are told", told(4)).await;
+    // A row that goes takes what is known of it along.
+    delete_rows(&site.primary.conn().await?, late.names()).await?;
+    until_equal(&site).await?;
+    service.until("three are left", told(3)).await;
+    let verified = site.warm_spare(&["verify", "--deep"]).await;
+    assert_eq!(verified.code, Some(0), "{verified}");
     Ok(())
 }
 

@@ -2,11 +2,10 @@
 //! then nothing is read and nothing is done.
 
 use super::datastore::DatastoreError;
+use super::probe::{is_same_bucket, unpredictable};
 use super::session::{LocalSession, PeerSession, Session};
-use super::store::{Expected, LocalStore, Store};
+use super::store::{LocalStore, Store};
 use super::store_error::StoreError;
-use bytes::Bytes;
-use std::hash::{BuildHasher, Hasher};
 
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
@@ -79,37 +78,12 @@ pub async fn differ_in_server(
     Ok(())
 }
 
-/// A random object in our own bucket: whoever sees it too looks into the same one.
+/// An object in our own bucket: whoever has it too looks into the same one.
 pub async fn differ_in_bucket(local: &LocalStore, peer: &Store) -> Result<(), IdentityError> {
-    let key = put_probe(local).await?;
-    let seen = peer.head(&key).await;
-    local.delete(&key).await?;
-    match seen? {
-        None => Ok(()),
-        Some(_) => Err(IdentityError::SameBucket {
+    match is_same_bucket(local, peer).await? {
+        false => Ok(()),
+        true => Err(IdentityError::SameBucket {
             bucket: peer.bucket().to_string(),
         }),
     }
-}
-
-/// Whether our own bucket takes an object, and lets it go again.
-pub async fn prove_writable(local: &LocalStore) -> Result<(), StoreError> {
-    let key = put_probe(local).await?;
-    local.delete(&key).await
-}
-
-async fn put_probe(local: &LocalStore) -> Result<String, StoreError> {
-    let key = format!(".warm-spare/probe-{:016x}", unpredictable());
-    let body =
-        b"warm-spare looks whether it can write here, and whether its peer's bucket is its own\n";
-    let body = Bytes::from_static(body);
-    local.put(&key, body, &Expected::Anything).await?;
-    Ok(key)
-}
-
-/// Random enough for a name that nobody else uses: the standard library seeds its hash tables from the system.
-fn unpredictable() -> u64 {
-    std::collections::hash_map::RandomState::new()
-        .build_hasher()
-        .finish()
 }

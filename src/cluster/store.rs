@@ -4,9 +4,10 @@
 //! Every call has a time limit and is tried again while the fault is a passing one.
 
 use super::Side;
+use super::probe::unpredictable;
 use super::store_error::{StoreError, StoreFault, chain, classify, is_bodiless_no};
 use crate::config;
-use backon::{ExponentialBuilder, Retryable};
+use backon::{BackoffBuilder, ExponentialBuilder};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use minio::s3::client::{MinioClient, MinioClientBuilder};
@@ -14,20 +15,29 @@ use minio::s3::creds::StaticProvider;
 use minio::s3::error::Error;
 use minio::s3::http::BaseUrl;
 use minio::s3::response_traits::HasS3Fields;
-use minio::s3::segmented_bytes::SegmentedBytes;
-use minio::s3::types::{BucketName, ObjectKey, Region, S3Api, ToStream};
+use minio::s3::types::{BucketName, ObjectKey, Region, S3Api};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 mod local;
+mod pace;
+mod pages;
+mod wire;
 
-pub use local::{Completion, LocalStore, Upload};
+pub use local::{Completion, LocalStore, Upload, Written};
+use pace::Pace;
+pub(super) use wire::Answered;
+use wire::{EXPECTED, Wire, listening};
 
 /// Longest wait for an answer, or for the next bytes of one.
 const PATIENCE: Duration = Duration::from_secs(30);
 const TRIES: usize = 9;
+/// A store may ask to be left alone for so long; MinIO says 60 s with each such answer, whatever keeps it.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+/// An object that is never there.
+const NONE: &str = ".warm-spare/none";
 /// Bytes between two cuts after which a body counts as getting on.
 const PROGRESS: u64 = 1 << 20;
 /// A line that carries fewer bytes a second carries no artifacts.
@@ -43,6 +53,7 @@ pub struct Store {
     patience: Duration,
     tries: usize,
     artifactory: Arc<AtomicBool>,
+    pace: Pace,
 }
 
 /// What a store says of one object.
@@ -87,11 +98,6 @@ impl Expected {
     }
 }
 
-tokio::task_local! {
-    /// Of the request that this task sends; the library's own calls take no such headers.
-    static EXPECTED: Expected;
-}
-
 /// The body of an object, on its way.
 pub struct Download {
     pub stored: Stored,
@@ -114,6 +120,7 @@ impl Store {
             doing: "preparing the client".into(),
             fault,
             text,
+            wait: None,
         };
         let unexpected = |e: &dyn std::error::Error| fail(StoreFault::Unexpected, chain(e));
         let secret = |source: &config::SecretSource, key: &str| {
@@ -135,7 +142,7 @@ impl Store {
                 None,
             )))
             .ssl_cert_file(to.ca_file.as_deref())
-            .hook(Arc::new(Recognise(artifactory.clone())))
+            .hook(Arc::new(Wire(artifactory.clone())))
             .build()
             .map_err(|e| {
                 fail(
@@ -151,6 +158,7 @@ impl Store {
             patience: PATIENCE,
             tries: TRIES,
             artifactory,
+            pace: Pace::default(),
         })
     }
 
@@ -173,26 +181,25 @@ impl Store {
         &self.endpoint
     }
 
+    /// How many of so many transfers at once the store is to get now: fewer while it asks for fewer.
+    pub fn at_once(&self, most: usize) -> usize {
+        self.pace.of(most)
+    }
+
     /// Whether the bucket is there and the key may look into it.
     pub async fn check_bucket(&self) -> Result<(), StoreError> {
         let doing = format!("looking for bucket {}", self.bucket);
         let there = self
-            .persist(&doing, || async {
-                // An object that cannot be there: unlike HEAD of a bucket, the answer has a body, and so a cause.
-                self.once(&doing, async {
-                    self.client
-                        .get_object(self.bucket.clone(), object(".warm-spare/none")?)?
-                        .build()
-                        .send()
-                        .await
-                })
-                .await
-            })
-            .await;
-        there.map(|_| ())
+            // An object that cannot be there: unlike HEAD of a bucket, the answer has a body, and so a cause.
+            .persist(&doing, || self.open_body(&doing, NONE, 0))
+            .await?;
+        match there {
+            None => Ok(()),
+            Some(_) => Err(self.no_store(&doing, &format!("has {NONE}, which nobody made"))),
+        }
     }
 
-    /// None: the bucket is served and has no such key.
+    /// None: the bucket is served and has no such key, or cannot have it.
     pub async fn head(&self, key: &str) -> Result<Option<Stored>, StoreError> {
         let doing = format!("asking for {key}");
         self.persist(&doing, || async {
@@ -207,14 +214,47 @@ impl Store {
                     Err(error) => Err(error),
                 }
             };
-            let Some(answer) = self.once(&doing, asked).await?.flatten() else {
-                // An answer to HEAD has no body, so anybody's 404 looks like the store's own: GET tells them apart.
-                let opened = self.open_body(&doing, key, 0, None).await?;
+            let answer = match self.once(&doing, asked).await {
+                Ok(answer) => answer.flatten(),
+                Err(error) if error.is_transient() => return Err(error),
+                Err(_) => None,
+            };
+            let Some(answer) = answer else {
+                // An answer to HEAD has no body, so anybody's 404 looks like the store's own, and no other status has a
+                // cause: GET tells.
+                return match self.open_body(&doing, key, 0).await {
+                    Err(error) if error.is_of_the_key() => Ok(None),
+                    opened => Ok(opened?.map(|(_, stored)| stored)),
+                };
+            };
+            // A proxy that packs answers gives no length.
+            let Some(bytes) = length_of(answer.headers()) else {
+                let opened = self.open_body(&doing, key, 0).await?;
                 return Ok(opened.map(|(_, stored)| stored));
             };
-            let bytes = answer.size().map_err(|e| self.unexpected(&doing, &e))?;
-            let etag = etag_of(answer.headers());
+            let etag = self.etag_of(&doing, answer.headers())?;
             Ok(Some(Stored { bytes, etag }))
+        })
+        .await
+    }
+
+    /// Whether the store has an object that it did not get from another bucket by its own replication.
+    pub async fn has_of_its_own(&self, key: &str) -> Result<bool, StoreError> {
+        let doing = format!("asking for {key}");
+        self.persist(&doing, || async {
+            let request = async {
+                self.client
+                    .get_object(self.bucket.clone(), object(key)?)?
+                    .build()
+                    .send()
+                    .await
+            };
+            let Some(answer) = self.once(&doing, request).await? else {
+                return Ok(false);
+            };
+            self.etag_of(&doing, answer.headers())?;
+            let status = answer.headers().get("x-amz-replication-status");
+            Ok(!status.is_some_and(|status| status.as_bytes().eq_ignore_ascii_case(b"replica")))
         })
         .await
     }
@@ -223,7 +263,7 @@ impl Store {
     pub async fn get(&self, key: &str) -> Result<Option<Download>, StoreError> {
         let doing = format!("reading {key}");
         let opened = self
-            .persist(&doing, || self.open_body(&doing, key, 0, None))
+            .persist(&doing, || self.open_body(&doing, key, 0))
             .await?;
         Ok(opened.map(|(body, stored)| Download {
             stored,
@@ -237,58 +277,17 @@ impl Store {
         }))
     }
 
-    /// Every object whose key begins with `prefix`, in pages; a listing that breaks off is an error.
-    pub async fn list(
-        &self,
-        prefix: &str,
-        mut page: impl AsyncFnMut(Vec<Listed>) -> Result<(), StoreError>,
-    ) -> Result<(), StoreError> {
-        let doing = format!("listing bucket {}", self.bucket);
-        let mut pages = self
-            .client
-            .list_objects(self.bucket.clone())
-            .map_err(|e| self.unexpected(&doing, &e))?
-            .recursive(true)
-            .prefix((!prefix.is_empty()).then(|| prefix.to_string()))
-            .build()
-            .to_stream()
-            .await;
-        loop {
-            let next = tokio::time::timeout(self.patience, pages.next())
-                .await
-                .map_err(|_| self.silent(&doing))?;
-            let Some(answer) = next else { return Ok(()) };
-            let answer = answer.map_err(|e| self.error(&doing, &e))?;
-            let mut listed = Vec::with_capacity(answer.contents.len());
-            for entry in answer.contents {
-                if entry.is_prefix || entry.is_delete_marker {
-                    continue;
-                }
-                listed.push(Listed {
-                    key: entry.name,
-                    stored: Stored {
-                        bytes: entry.size.unwrap_or(0),
-                        etag: unquote(entry.etag.as_deref().unwrap_or("")),
-                    },
-                });
-            }
-            page(listed).await?;
-        }
-    }
-
     async fn open_body(
         &self,
         doing: &str,
         key: &str,
         offset: u64,
-        same: Option<&str>,
     ) -> Result<Option<(Body, Stored)>, StoreError> {
         let answer = self
             .once(doing, async {
                 self.client
                     .get_object(self.bucket.clone(), object(key)?)?
                     .offset((offset > 0).then_some(offset))
-                    .match_etag(same.map(|etag| format!("\"{etag}\"")))
                     .build()
                     .send()
                     .await
@@ -297,10 +296,14 @@ impl Store {
         let Some(answer) = answer else {
             return Ok(None);
         };
-        let etag = etag_of(answer.headers());
-        let (body, length) = answer
-            .into_boxed_stream()
-            .map_err(|e| self.error(doing, &e))?;
+        let etag = self.etag_of(doing, answer.headers())?;
+        let (body, length) = answer.into_boxed_stream().map_err(|e| {
+            let text = format!(
+                "the answer gives no length ({}): a proxy before the store packs what it gives out, and must not",
+                chain(&e)
+            );
+            self.fault(doing, StoreFault::Unexpected, text)
+        })?;
         let bytes = offset + length;
         Ok(Some((body, Stored { bytes, etag })))
     }
@@ -311,13 +314,23 @@ impl Store {
         doing: &str,
         request: impl Future<Output = Result<T, Error>>,
     ) -> Result<Option<T>, StoreError> {
-        match tokio::time::timeout(self.patience, request).await {
-            Ok(Ok(answer)) => Ok(Some(answer)),
-            Ok(Err(error)) => match classify(&error) {
-                None => Ok(None),
-                Some(_) => Err(self.error(doing, &error)),
-            },
+        let (answer, said) = listening(tokio::time::timeout(self.patience, request)).await;
+        match answer {
+            Ok(answer) => self.sorted(doing, answer, said),
             Err(_) => Err(self.silent(doing)),
+        }
+    }
+
+    fn sorted<T>(
+        &self,
+        doing: &str,
+        answer: Result<T, Error>,
+        said: Option<Answered>,
+    ) -> Result<Option<T>, StoreError> {
+        match answer {
+            Ok(answer) => Ok(Some(answer)),
+            Err(error) if classify(&error, said).is_none() => Ok(None),
+            Err(error) => Err(self.error(doing, &error, said)),
         }
     }
 
@@ -340,12 +353,8 @@ impl Store {
             }
         };
         tokio::select! {
-            answer = tokio::time::timeout(limit, request) => match answer {
-                Ok(Ok(answer)) => Ok(Some(answer)),
-                Ok(Err(error)) => match classify(&error) {
-                    None => Ok(None),
-                    Some(_) => Err(self.error(doing, &error)),
-                },
+            (answer, said) = listening(tokio::time::timeout(limit, request)) => match answer {
+                Ok(answer) => self.sorted(doing, answer, said),
                 Err(_) => {
                     let text = format!("{bytes} bytes were not taken within {} s", limit.as_secs());
                     Err(self.fault(doing, StoreFault::Unreachable, text))
@@ -355,40 +364,74 @@ impl Store {
         }
     }
 
-    /// Whether the server answers at all.
+    /// Whether the server answers at all. One that is busy does.
     async fn look_once(&self, doing: &str) -> bool {
-        let asked = self.open_body(doing, ".warm-spare/none", 0, None).await;
-        !matches!(asked, Err(error) if error.is_transient())
+        let asked = self.open_body(doing, NONE, 0).await;
+        !matches!(asked, Err(error) if error.fault == StoreFault::Unreachable)
     }
 
-    /// Tries again, calmly, while the fault is a passing one. The first failure is logged, and the recovery.
+    /// Tries again, calmly, while the fault is a passing one. A store that asks for fewer requests is no failing one: it is
+    /// asked again until the time of all tries is over. The first failure is logged, and the recovery.
     async fn persist<T, F>(&self, doing: &str, call: impl Fn() -> F) -> Result<T, StoreError>
     where
         F: Future<Output = Result<T, StoreError>>,
     {
-        let result = call
-            .retry(
-                ExponentialBuilder::default()
-                    .with_min_delay(Duration::from_millis(100))
-                    .with_max_delay(Duration::from_secs(5))
-                    .with_max_times(self.tries - 1)
-                    .with_jitter(),
-            )
-            .when(StoreError::is_transient)
-            .notify(|error, _| {
-                if !self.troubled().swap(true, Ordering::Relaxed) {
-                    log::warn!("{error}; trying again");
+        let mut pauses = ExponentialBuilder::default()
+            .with_min_delay(Duration::from_millis(100))
+            .with_max_delay(Duration::from_secs(5))
+            .without_max_times()
+            .with_jitter()
+            .build();
+        let begun = Instant::now();
+        let mut tries = 0;
+        loop {
+            // Boxed: each request lies within the futures of all who wait for it.
+            let error = match Box::pin(call()).await {
+                Err(error) if error.is_transient() => error,
+                result => {
+                    if result.is_ok() {
+                        self.answers_again(doing);
+                    }
+                    return result;
                 }
-            })
-            .await;
-        if result.is_ok() && self.troubled().swap(false, Ordering::Relaxed) {
+            };
+            let over = match error.asks_for_fewer() {
+                true => {
+                    self.pace.slow_down();
+                    begun.elapsed() >= self.patience * self.tries as u32
+                }
+                false => {
+                    tries += 1;
+                    // With the waits that it asks for, all tries would take minutes.
+                    tries >= self.tries || error.wait.is_some() && begun.elapsed() >= self.patience
+                }
+            };
+            if over {
+                return Err(error);
+            }
+            if !self.troubled().swap(true, Ordering::Relaxed) {
+                log::warn!("{error}; trying again");
+            }
+            let asked = error.wait.unwrap_or_default();
+            let pause = pauses.next().unwrap_or_default();
+            tokio::time::sleep(pause.max(self.wait(asked))).await;
+        }
+    }
+
+    /// As long as it asks for, within bounds. Who was refused together does not come again together.
+    fn wait(&self, asked: Duration) -> Duration {
+        let asked = asked.min(LONGEST_WAIT).min(self.patience);
+        asked.mul_f64(1.0 + f64::from(unpredictable() as u8) / 256.0)
+    }
+
+    fn answers_again(&self, doing: &str) {
+        if self.troubled().swap(false, Ordering::Relaxed) {
             log::info!(
                 "{} artifact store {}: answers again ({doing})",
                 self.side,
                 self.endpoint
             );
         }
-        result
     }
 
     /// A fault was logged and its recovery was not: eight copies at once tell it once, and so do all passes of a service
@@ -401,17 +444,31 @@ impl Store {
         }
     }
 
-    fn error(&self, doing: &str, error: &Error) -> StoreError {
-        let (fault, text) = classify(error).unwrap_or((StoreFault::Unexpected, chain(error)));
-        let (fault, text) = if self.artifactory.load(Ordering::Relaxed) {
-            (
-                StoreFault::Unsupported,
-                format!("this is an Artifactory server ({text})"),
-            )
-        } else {
-            (fault, text)
-        };
-        self.fault(doing, fault, text)
+    fn error(&self, doing: &str, error: &Error, said: Option<Answered>) -> StoreError {
+        let classified = classify(error, said);
+        let (fault, text) = classified.unwrap_or((StoreFault::Unexpected, chain(error)));
+        if self.artifactory.load(Ordering::Relaxed) {
+            let text = format!("this is an Artifactory server ({text})");
+            return self.fault(doing, StoreFault::Unsupported, text);
+        }
+        StoreError {
+            wait: said.and_then(|said| said.retry_after),
+            ..self.fault(doing, fault, text)
+        }
+    }
+
+    /// An answer that no artifact store gives: another server, or a proxy, stands in its place.
+    fn no_store(&self, doing: &str, what: &str) -> StoreError {
+        let text = format!("the server that answers {what}: it is no artifact store");
+        self.fault(doing, StoreFault::Unreachable, text)
+    }
+
+    fn etag_of(&self, doing: &str, headers: &http::HeaderMap) -> Result<String, StoreError> {
+        let etag = headers.get("etag").and_then(|value| value.to_str().ok());
+        match etag.map(unquote).filter(|etag| !etag.is_empty()) {
+            Some(etag) => Ok(etag),
+            None => Err(self.no_store(doing, "gives no ETag")),
+        }
     }
 
     fn unexpected(&self, doing: &str, error: &dyn std::error::Error) -> StoreError {
@@ -430,6 +487,7 @@ impl Store {
             doing: doing.to_string(),
             fault,
             text,
+            wait: None,
         }
     }
 }
@@ -483,72 +541,21 @@ impl Download {
                 self.at, self.stored.bytes
             )));
         }
-        let (store, key, etag, at) = (&self.store, &self.key, &self.stored.etag, self.at);
+        let (store, key, at) = (&self.store, &self.key, self.at);
         let opened = store
-            .persist(&doing, || store.open_body(&doing, key, at, Some(etag)))
-            .await?;
+            .persist(&doing, || store.open_body(&doing, key, at))
+            .await;
+        // It may be shorter by now.
+        let opened = match opened {
+            Err(error) if error.fault == StoreFault::Changed => None,
+            opened => opened?,
+        };
         match opened {
-            Some((body, rest)) if rest.bytes == self.stored.bytes => {
+            Some((body, rest)) if rest == self.stored => {
                 self.body = body;
                 Ok(())
             }
             _ => Err(cut(format!("{why}, and the object has changed since"))),
-        }
-    }
-}
-
-/// Notices Artifactory by the headers that it puts on every answer; and says in a request what it expects to change.
-#[derive(Debug)]
-struct Recognise(Arc<AtomicBool>);
-
-#[async_trait::async_trait]
-impl minio::s3::client::RequestHooks for Recognise {
-    fn name(&self) -> &'static str {
-        "recognise"
-    }
-
-    async fn before_signing_mut(
-        &self,
-        _: &minio::s3::client::Method,
-        _: &mut minio::s3::http::Url,
-        _: &str,
-        headers: &mut minio::s3::multimap_ext::Multimap,
-        _: &minio::s3::multimap_ext::Multimap,
-        _: Option<&BucketName>,
-        _: Option<&ObjectKey>,
-        _: Option<&SegmentedBytes>,
-        _: &mut minio::s3::client::hooks::Extensions,
-    ) -> Result<(), Error> {
-        let header = EXPECTED.try_with(Expected::header).ok().flatten();
-        if let Some((name, value)) = header {
-            headers.insert(name.to_string(), value);
-        }
-        Ok(())
-    }
-
-    async fn after_execute(
-        &self,
-        _: &minio::s3::client::Method,
-        _: &minio::s3::http::Url,
-        _: &str,
-        _: &minio::s3::multimap_ext::Multimap,
-        _: &minio::s3::multimap_ext::Multimap,
-        _: Option<&BucketName>,
-        _: Option<&ObjectKey>,
-        answer: &Result<minio::s3::client::Response, reqwest::Error>,
-        _: &mut minio::s3::client::hooks::Extensions,
-    ) {
-        let Ok(answer) = answer else { return };
-        let jfrog = [
-            "x-artifactory-id",
-            "x-artifactory-node-id",
-            "x-jfrog-version",
-        ];
-        if jfrog
-            .iter()
-            .any(|name| answer.headers().contains_key(*name))
-        {
-            self.0.store(true, Ordering::Relaxed);
         }
     }
 }
@@ -564,16 +571,18 @@ fn object(key: &str) -> Result<ObjectKey, Error> {
     ObjectKey::new(key).map_err(Error::Validation)
 }
 
-fn etag_of(headers: &http::HeaderMap) -> String {
-    headers
-        .get("etag")
-        .and_then(|value| value.to_str().ok())
-        .map(unquote)
-        .unwrap_or_default()
+fn length_of(headers: &http::HeaderMap) -> Option<u64> {
+    headers.get("content-length")?.to_str().ok()?.parse().ok()
 }
 
+/// As servers and proxies write it: in quotes, or as a weak one, where a proxy may have packed the body.
 fn unquote(etag: &str) -> String {
-    etag.replace("&#34;", "")
+    let etag = etag
+        .replace("&#34;", "")
         .replace("&quot;", "")
-        .replace('"', "")
+        .replace('"', "");
+    match etag.strip_prefix("W/") {
+        Some(strong) => strong.to_string(),
+        None => etag,
+    }
 }

@@ -1,25 +1,33 @@
 //! What can go wrong with an artifact store, in the classes that decide what happens next.
 
 use super::Side;
+use super::store::Answered;
 use minio::s3::error::{Error, NetworkError, S3ServerError, ValidationErr};
 use minio::s3::minio_error_response::MinioErrorCode;
+use std::time::Duration;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StoreFault {
     /// Refused, cut, timed out, or a 5xx: nothing is known about the object. Tried again.
     Unreachable,
+    /// The server answers, and asks for fewer requests. Tried again.
+    Busy,
     /// The key or the bucket policy does not allow it.
     Denied,
     /// The server has no such bucket.
     NoBucket,
-    /// The server says that its disks are full.
+    /// The server says that its disks are full, or that the bucket has its quota.
     Full,
     /// The certificate was not accepted.
     Tls,
     /// Not an S3 server that Builder can use (Artifactory).
     Unsupported,
-    /// What lies under the key is not what the request was to change: somebody else wrote meanwhile.
+    /// What lies under the key is not what the request was to change or to go on with: somebody else wrote meanwhile.
     Changed,
+    /// The object lies in an archive tier, and is read only after it was restored from there.
+    Archived,
+    /// The server can hold no object under such a key.
+    ImpossibleKey,
     /// An answer that fits nothing above; the text says which.
     Unexpected,
 }
@@ -33,17 +41,30 @@ pub struct StoreError {
     pub doing: String,
     pub fault: StoreFault,
     pub text: String,
+    /// How long the server asks to be left alone.
+    pub wait: Option<Duration>,
 }
 
 impl StoreError {
     pub fn is_transient(&self) -> bool {
-        self.fault == StoreFault::Unreachable
+        matches!(self.fault, StoreFault::Unreachable | StoreFault::Busy)
+    }
+
+    pub fn asks_for_fewer(&self) -> bool {
+        self.fault == StoreFault::Busy
     }
 
     /// The peer refuses this one object, as far as that tells, and would go on refusing it: an archived one, a key that was
-    /// disabled, a policy of its own. Whether it serves others must be asked.
+    /// disabled, a policy of its own. Whether it serves others must be asked. Or a store can hold no such key.
     pub fn may_be_of_the_object(&self) -> bool {
-        self.side == Side::Peer && matches!(self.fault, StoreFault::Denied | StoreFault::Unexpected)
+        use StoreFault::{Archived, Denied, Unexpected};
+        self.is_of_the_key()
+            || self.side == Side::Peer && matches!(self.fault, Archived | Denied | Unexpected)
+    }
+
+    /// Whatever the store holds besides, it cannot hold this key.
+    pub fn is_of_the_key(&self) -> bool {
+        self.fault == StoreFault::ImpossibleKey
     }
 
     pub fn next_step(&self) -> String {
@@ -52,6 +73,9 @@ impl StoreError {
             StoreFault::Unreachable => {
                 format!("check that the server runs and that {side}.s3.endpoint is right")
             }
+            StoreFault::Busy => format!(
+                "let the {side} artifact store take more requests at once (MinIO: MINIO_API_REQUESTS_MAX), or lower replication.copies"
+            ),
             StoreFault::Denied => {
                 format!(
                     "check {side}.s3.key_id and {side}.s3.secret_key, and what that key may do in the bucket"
@@ -61,6 +85,9 @@ impl StoreError {
                 format!(
                     "check {side}.s3.bucket_name; Builder's own name for it stands in builder-api's [s3]"
                 )
+            }
+            StoreFault::Full if names_a_quota(&self.text) => {
+                format!("raise the quota of the bucket in {side}.s3.bucket_name, or of its owner")
             }
             StoreFault::Full => format!("make room on the {side} artifact store's disks"),
             StoreFault::Tls => format!(
@@ -73,13 +100,23 @@ impl StoreError {
             StoreFault::Changed => {
                 format!("look who else writes in the {side} bucket; it is looked at again")
             }
+            StoreFault::Archived => format!(
+                "restore the object from its archive tier, and keep the {side} bucket's lifecycle rules from archiving packages"
+            ),
+            StoreFault::ImpossibleKey => {
+                "nothing on the spare; delete the package on the primary if nobody needs it".into()
+            }
+            StoreFault::Unexpected if self.text.contains("HTTP status 413") => format!(
+                "let the proxy before the {side} artifact store take requests of any size (nginx: client_max_body_size)"
+            ),
             StoreFault::Unexpected => format!("read the {side} artifact store's log"),
         }
     }
 }
 
-/// What the S3 library returned, sorted. `None` where the one good answer "there is no such key" was given.
-pub(super) fn classify(error: &Error) -> Option<(StoreFault, String)> {
+/// What the S3 library returned, sorted. `None` where the one good answer "there is no such key" was given. `said`: the
+/// answer's status, which the library keeps to itself where the answer has a code.
+pub(super) fn classify(error: &Error, said: Option<Answered>) -> Option<(StoreFault, String)> {
     let (fault, text) = match error {
         Error::S3Server(S3ServerError::S3Error(answer)) => {
             let message = answer.message().clone().unwrap_or_default();
@@ -93,12 +130,16 @@ pub(super) fn classify(error: &Error) -> Option<(StoreFault, String)> {
             if matches!(code, MinioErrorCode::NoSuchKey) {
                 return None;
             }
-            (fault_of_code(&code), format!("{code:?}: {message}"))
+            let status = said.map(|said| said.status);
+            (
+                fault_of_answer(&code, &message, status),
+                told(&code, &message, status),
+            )
         }
         Error::S3Server(S3ServerError::InvalidServerResponse {
             http_status_code, ..
         }) => (
-            fault_of_status(*http_status_code),
+            fault_of_page(*http_status_code),
             format!("HTTP status {http_status_code} without an S3 error body"),
         ),
         Error::S3Server(S3ServerError::HttpError(status, body)) => (
@@ -110,9 +151,34 @@ pub(super) fn classify(error: &Error) -> Option<(StoreFault, String)> {
         }
         Error::Validation(ValidationErr::HttpError(cause)) => network(cause),
         Error::Network(NetworkError::ReqwestError(cause)) => network(cause),
+        // S3's own bound, which the library keeps: no store has an object under a longer one.
+        Error::Validation(ValidationErr::InvalidObjectName(_)) => {
+            (StoreFault::ImpossibleKey, chain(error))
+        }
+        Error::Validation(ValidationErr::XmlParseError(_) | ValidationErr::XmlError { .. }) => {
+            match said {
+                Some(said) => (
+                    fault_of_page(said.status),
+                    format!(
+                        "HTTP status {} with what is no answer of S3: {}",
+                        said.status,
+                        chain(error)
+                    ),
+                ),
+                None => (StoreFault::Unreachable, chain(error)),
+            }
+        }
         other => (StoreFault::Unexpected, chain(other)),
     };
     Some((fault, text))
+}
+
+/// The answer in the server's own words. HEAD has none, so there the status says more than the code that the library makes.
+fn told(code: &MinioErrorCode, message: &str, status: Option<u16>) -> String {
+    match status {
+        Some(status) => format!("{code}: {message} (HTTP status {status})"),
+        None => format!("{code}: {message}"),
+    }
 }
 
 /// Where a 404 has no body, the library makes code and message itself. A proxy without a route answers so for a moment; a
@@ -135,41 +201,111 @@ pub(super) fn is_bodiless_no(error: &Error) -> bool {
 fn fault_of_status(status: u16) -> StoreFault {
     match status {
         507 => StoreFault::Full,
-        412 => StoreFault::Changed,
+        412 | 416 => StoreFault::Changed,
         401 | 403 => StoreFault::Denied,
-        429 | 500.. => StoreFault::Unreachable,
+        429 => StoreFault::Busy,
+        // What is not implemented does not pass.
+        501 => StoreFault::Unexpected,
+        408 | 425 | 499 | 500.. => StoreFault::Unreachable,
         _ => StoreFault::Unexpected,
     }
 }
 
-fn fault_of_code(code: &MinioErrorCode) -> StoreFault {
-    match code {
-        MinioErrorCode::NoSuchBucket => StoreFault::NoBucket,
-        MinioErrorCode::AccessDenied => StoreFault::Denied,
-        // The library lower-cases every code that it does not know.
-        MinioErrorCode::OtherError(name) => match name.to_ascii_lowercase().as_str() {
-            // An error page that is none of S3's: a proxy before the server, or a server that is not up yet.
-            "" => StoreFault::Unreachable,
-            "xminiostoragefull" => StoreFault::Full,
-            "preconditionfailed" => StoreFault::Changed,
-            "invalidaccesskeyid" | "signaturedoesnotmatch" | "requesttimetooskewed" => {
-                StoreFault::Denied
-            }
-            "slowdown"
-            | "slowdownread"
-            | "slowdownwrite"
-            | "internalerror"
-            | "serviceunavailable"
-            | "requesttimeout"
-            | "incompletebody"
-            | "xminioservernotinitialized"
-            | "xminioreadquorum"
-            | "xminiowritequorum"
-            | "operationaborted" => StoreFault::Unreachable,
-            _ => StoreFault::Unexpected,
-        },
-        _ => StoreFault::Unexpected,
+/// Of an answer whose body is none of S3's: a proxy, or a server that is not up yet, speaks for the store.
+fn fault_of_page(status: u16) -> StoreFault {
+    match status {
+        200..400 | 404 => StoreFault::Unreachable,
+        status => fault_of_status(status),
     }
+}
+
+/// Of a failure in the body of a 200.
+pub(super) fn fault_of_body(code: Option<&str>) -> StoreFault {
+    match code {
+        Some(code) => fault_of_name(code).unwrap_or(StoreFault::Unexpected),
+        None => StoreFault::Unreachable,
+    }
+}
+
+fn fault_of_answer(code: &MinioErrorCode, message: &str, status: Option<u16>) -> StoreFault {
+    // Some servers answer so with 500, and go on doing so.
+    if message.to_ascii_lowercase().contains("file name too long") {
+        return StoreFault::ImpossibleKey;
+    }
+    // Backblaze and Garage say so of a bound that was reached, under a code that means something else. Of a rate it is told
+    // by 429 and 503.
+    if names_a_quota(message) && status.is_none_or(|status| matches!(status, 400..429 | 507)) {
+        return StoreFault::Full;
+    }
+    let by_code = match code {
+        MinioErrorCode::NoSuchBucket => Some(StoreFault::NoBucket),
+        MinioErrorCode::AccessDenied => Some(StoreFault::Denied),
+        MinioErrorCode::OtherError(name) => fault_of_name(name),
+        _ => None,
+    };
+    by_code
+        .or(status.map(fault_of_status))
+        .unwrap_or(StoreFault::Unexpected)
+}
+
+/// By a code that says more than its status does. The library lower-cases every code that it does not know.
+fn fault_of_name(name: &str) -> Option<StoreFault> {
+    let name = name.to_ascii_lowercase();
+    Some(match name.as_str() {
+        // An error page that is none of S3's: a proxy before the server, or a server that is not up yet.
+        "" => StoreFault::Unreachable,
+        "xminiostoragefull" | "insufficientcapacity" | "insufficientstorage" | "notenoughspace" => {
+            StoreFault::Full
+        }
+        _ if names_a_quota(&name) => StoreFault::Full,
+        // An upload that somebody gave up, or a server's own housekeeping: begun anew, it may well go through.
+        "preconditionfailed" | "invalidrange" | "nosuchupload" => StoreFault::Changed,
+        "invalidobjectstate" => StoreFault::Archived,
+        "keytoolongerror"
+        | "keytoolong"
+        | "xminioinvalidobjectname"
+        | "xminioinvalidresourcename" => StoreFault::ImpossibleKey,
+        "nosuchbucket" => StoreFault::NoBucket,
+        "accessdenied"
+        | "allaccessdisabled"
+        | "expiredtoken"
+        | "invalidaccesskeyid"
+        | "requesttimetooskewed"
+        | "signaturedoesnotmatch" => StoreFault::Denied,
+        "slowdown"
+        | "toomanyrequests"
+        | "throttling"
+        | "throttlingexception"
+        | "throttledexception"
+        | "requestlimitexceeded"
+        | "requestthrottled"
+        | "ratelimitexceeded"
+        | "userratelimitexceeded"
+        | "bandwidthlimitexceeded"
+        | "serverbusy" => StoreFault::Busy,
+        // Of statuses below 500, and of bodies of a 200: what was sent was spoilt or cut on its way, or somebody else is at it.
+        "baddigest"
+        | "clientdisconnected"
+        | "conditionalrequestconflict"
+        | "incompletebody"
+        | "internalerror"
+        | "operationaborted"
+        | "requesttimeout"
+        | "serviceunavailable"
+        | "slowdownread"
+        | "slowdownwrite"
+        | "xamzcontentchecksummismatch"
+        | "xamzcontentsha256mismatch" => StoreFault::Unreachable,
+        _ => return None,
+    })
+}
+
+/// A bound that was set, not the end of a disk: MinIO, Ceph, Garage and providers each have a word of their own.
+fn names_a_quota(text: &str) -> bool {
+    let text = text.to_ascii_lowercase();
+    ["quota", "storagecap", "storage cap"]
+        .iter()
+        .any(|word| text.contains(word))
 }
 
 fn network(cause: &reqwest::Error) -> (StoreFault, String) {
@@ -194,3 +330,6 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests;

@@ -81,7 +81,7 @@ impl Health {
 }
 
 /// Every code that a reason may bear, besides those of a hold.
-pub const CODES: [&str; 25] = [
+pub const CODES: [&str; 26] = [
     "starting",
     "first_baseline",
     "baseline_stalled",
@@ -90,6 +90,7 @@ pub const CODES: [&str; 25] = [
     "missing_on_primary",
     "damaged_on_primary",
     "unreadable_on_primary",
+    "unstorable",
     "missing_here",
     "local_store_unreachable",
     "peer_store_unreachable",
@@ -173,6 +174,9 @@ fn next_step(code: &str) -> &'static str {
         }
         "unreadable_on_primary" => {
             "see on the primary why its store refuses that object (archived, a disabled key, a policy); or upload the package again there, or delete it"
+        }
+        "unstorable" => {
+            "delete the package on the primary if nobody needs it; a promoted spare serves its row and not its file"
         }
         "missing_here" => {
             "find out what took them away; with verify.schedule set a verification begins at once, and what the primary still has is copied again"
@@ -344,6 +348,12 @@ fn of_the_spare(state: &State, meter: &Meter, now: DateTime<Utc>, found: &mut Fi
             "artifacts that the primary's store refuses while it serves others: {number}, for example {key}"
         );
         found.add(Level::Warning, "unreadable_on_primary", text);
+    }
+    if let Some((number, key)) = &state.unstorable {
+        let text = format!(
+            "artifacts under keys that a store cannot hold (too long, as a rule): {number}, for example {key}"
+        );
+        found.add(Level::Warning, "unstorable", text);
     }
     if let Some(sampled) = &state.sampled
         && let Some(key) = sampled.absent.first()

@@ -308,6 +308,10 @@ fn upkeep(page: &mut Page, state: &State) {
                 "unreadable_on_primary",
                 Some(state.unreadable.as_ref().map_or(0, |(number, _)| *number)),
             ),
+            (
+                "unstorable",
+                Some(state.unstorable.as_ref().map_or(0, |(number, _)| *number)),
+            ),
             ("staged", found.staged),
             ("retired", found.retired),
         ];

@@ -61,6 +61,8 @@ pub struct State {
     pub artifacts: Option<Artifacts>,
     /// How many the primary's store refuses while it serves others, and one of them.
     pub unreadable: Option<(u64, String)>,
+    /// The same of keys that a store cannot hold.
+    pub unstorable: Option<(u64, String)>,
     /// A few artifacts that rows here name, looked for in our own bucket; None: not looked for.
     pub sampled: Option<Sampled>,
     pub local: Sighting,
@@ -478,6 +480,7 @@ impl State {
             baseline: None,
             artifacts: None,
             unreadable: None,
+            unstorable: None,
             sampled: None,
             local: Sighting::default(),
             peer: Sighting::default(),
@@ -530,7 +533,9 @@ impl State {
     /// Whether artifacts are recorded that the primary did not give out, and may give out later.
     pub fn waits_for_artifacts(&self) -> bool {
         let recorded = self.artifacts.as_ref();
-        recorded.is_some_and(|found| found.missing + found.damaged > 0) || self.unreadable.is_some()
+        recorded.is_some_and(|found| found.missing + found.damaged > 0)
+            || self.unreadable.is_some()
+            || self.unstorable.is_some()
     }
 
     /// Whether clients may be sent to this cluster as to the primary: seen within seconds, and nothing seen before counts.

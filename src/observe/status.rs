@@ -181,6 +181,7 @@ fn artifacts(state: &State) -> Value {
         "missing_on_primary": found.missing,
         "damaged_on_primary": found.damaged,
         "unreadable_on_primary": state.unreadable.as_ref().map_or(0, |(number, _)| *number),
+        "unstorable": state.unstorable.as_ref().map_or(0, |(number, _)| *number),
         "staged": found.staged,
         "retired": found.retired,
         "looked_for_here": state.sampled.as_ref().map(|sampled| sampled.looked_for),

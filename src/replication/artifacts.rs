@@ -2,7 +2,7 @@
 
 use super::courier::{Courier, Delivery};
 use super::error::PassError;
-use super::inventory::{Inventory, Todo, UNREADABLE};
+use super::inventory::{Inventory, Todo, reason_of};
 use crate::cluster::{Artifact, Expected, State, StoreError, Stored};
 use crate::observe::Step;
 use crate::package::Checksum;
@@ -13,6 +13,8 @@ const PAGE: i64 = 1000;
 const REMEMBER: usize = 200;
 /// So many and nothing else is no fault of single objects.
 const MANY_REFUSED: usize = 20;
+/// So many one after the other, each of which was tried often, are no fault of single objects either.
+const MANY_FAILED: usize = 3;
 
 pub const STAGED: &str = ".warm-spare/staged/";
 pub const RETIRED: &str = ".warm-spare/retired/";
@@ -26,10 +28,13 @@ pub struct Round {
     pub verified: u64,
     pub missing: Vec<Unavailable>,
     pub damaged: Vec<Unavailable>,
-    /// The primary's store refused these, and may serve others.
+    /// The primary's store refused these, and may serve others; or a store can hold no such key.
     pub refused: Vec<(Unavailable, StoreError)>,
     /// Other bytes lie under the key; the new ones wait beside.
     pub staged: Vec<Swap>,
+    /// The first that a store failed at again and again, while it served others; and how many failed since it served one.
+    failed: Option<StoreError>,
+    in_a_row: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,10 +63,19 @@ impl Round {
         self.staged.extend(other.staged);
     }
 
+    /// Those that may be the store's fault as well as the object's.
+    pub fn refusals(&self) -> impl Iterator<Item = &StoreError> {
+        let errors = self.refused.iter().map(|(_, error)| error);
+        errors.filter(|error| !error.is_of_the_key())
+    }
+
     pub fn unavailable(&self) -> impl Iterator<Item = (&Unavailable, &'static str)> {
         let missing = self.missing.iter().map(|item| (item, "missing"));
         let damaged = self.damaged.iter().map(|item| (item, "damaged"));
-        let refused = self.refused.iter().map(|(item, _)| (item, UNREADABLE));
+        let refused = self
+            .refused
+            .iter()
+            .map(|(item, error)| (item, reason_of(error)));
         missing.chain(damaged).chain(refused)
     }
 }
@@ -75,6 +89,8 @@ pub enum Settled {
     Damaged(Checksum),
     /// What only a look at other objects can tell to be this one's own fault.
     Refused(StoreError),
+    /// What would pass, and did not in all the tries.
+    Failed(StoreError),
 }
 
 /// Works through the inventory's plan with `copies` at once.
@@ -94,7 +110,7 @@ pub async fn round(
         let Some(last) = page.last() else { break };
         after = last.key.clone();
         for todo in page {
-            while busy.len() >= copies {
+            while busy.len() >= courier.at_once(copies) {
                 take(&mut busy, &mut round, &mut remembered, step).await?;
             }
             if remembered.len() >= REMEMBER {
@@ -107,6 +123,9 @@ pub async fn round(
                     Err(PassError::Store(error)) if error.may_be_of_the_object() => {
                         Ok((todo, Settled::Refused(error)))
                     }
+                    Err(PassError::Store(error)) if error.is_transient() => {
+                        Ok((todo, Settled::Failed(error)))
+                    }
                     Err(error) => Err(error),
                 }
             });
@@ -116,7 +135,11 @@ pub async fn round(
         take(&mut busy, &mut round, &mut remembered, step).await?;
     }
     remember(inventory, state, &mut remembered).await?;
-    Ok(round)
+    match round.failed.take() {
+        // All others are here; this one keeps the rows waiting.
+        Some(error) => Err(error.into()),
+        None => Ok(round),
+    }
 }
 
 async fn take(
@@ -143,7 +166,17 @@ async fn take(
         key: todo.key.clone(),
         checksum: todo.checksum,
     };
+    if !matches!(settled, Settled::Failed(_)) {
+        round.in_a_row = 0;
+    }
     match settled {
+        Settled::Failed(error) => {
+            round.in_a_row += 1;
+            if round.in_a_row >= MANY_FAILED {
+                return Err(error.into());
+            }
+            round.failed.get_or_insert(error);
+        }
         Settled::Copied(stored) => {
             round.copied += 1;
             round.copied_bytes += stored.bytes;
@@ -158,7 +191,7 @@ async fn take(
         Settled::Missing => round.missing.push(unavailable()),
         Settled::Refused(error) => {
             // A store that refuses everything need not be asked for all of it.
-            if round.refused.len() >= MANY_REFUSED && round.copied + round.verified == 0 {
+            if round.refusals().count() >= MANY_REFUSED && round.copied + round.verified == 0 {
                 return Err(error.into());
             }
             round.refused.push((unavailable(), error));

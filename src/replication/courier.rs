@@ -41,6 +41,12 @@ impl Courier {
         })
     }
 
+    /// How many of so many copies at once both stores are to get now.
+    pub fn at_once(&self, copies: usize) -> usize {
+        let peer = self.peer.at_once(copies);
+        peer.min(self.local.reading().at_once(copies))
+    }
+
     /// Brings `key` from the peer to `to` in our bucket.
     pub async fn fetch(
         &self,
@@ -136,6 +142,7 @@ impl Courier {
                 doing: format!("writing {to}"),
                 fault: StoreFault::Unreachable,
                 text: "two uploads were answered with nothing that proves them, or other bytes came there meanwhile".into(),
+                wait: None,
             }),
         }
     }
@@ -205,7 +212,7 @@ impl Courier {
             }
             Err(error) => {
                 upload.abort().await;
-                Err(error)
+                self.written_meanwhile(to, error).await
             }
         }
     }

@@ -162,7 +162,7 @@ impl PassError {
                     .into()
             }
             PassError::Identity(IdentityError::SameBucket { .. }) => {
-                "let peer.s3 name the primary's bucket and local.s3 the spare's".into()
+                "let peer.s3 name the primary's bucket and local.s3 the spare's; if they do, and MinIO itself replicates one to the other, exclude .warm-spare/ from that rule".into()
             }
             PassError::Fence(_) => "end what keeps it open, then run it again".into(),
             PassError::Scratch { .. } => "make room, or set TMPDIR to a directory with room".into(),
@@ -235,8 +235,8 @@ impl PassError {
             )
         });
         let store = self.store().is_some_and(|error| {
-            use StoreFault::{Denied, NoBucket, Tls, Unreachable};
-            matches!(error.fault, Unreachable | Denied | NoBucket | Tls)
+            use StoreFault::{Busy, Denied, NoBucket, Tls, Unreachable};
+            matches!(error.fault, Unreachable | Busy | Denied | NoBucket | Tls)
         });
         let program = matches!(self, PassError::Program(ProgramError::Failed { text, .. }) if is_connection_trouble(text));
         datastore || store || program

@@ -55,7 +55,7 @@ impl Work<'_> {
 
     /// A refusal is the object's own only where the store serves others: else it is what the pass ends with.
     pub async fn believe_refusals(&self, round: &Round) -> Result<(), PassError> {
-        let Some((_, error)) = round.refused.first() else {
+        let Some(error) = round.refusals().next() else {
             return Ok(());
         };
         if round.copied > 0 {

@@ -19,6 +19,16 @@ const BATCH: usize = 64 * 1024;
 pub const UNSOUND: &str = "unsound";
 /// The primary's store serves others and refuses this one object.
 pub const UNREADABLE: &str = "unreadable";
+/// The primary's store, or ours, can hold no object under such a key.
+pub const UNSTORABLE: &str = "unstorable";
+
+/// Why an artifact is not here that a store refused.
+pub fn reason_of(error: &StoreError) -> &'static str {
+    match error.is_of_the_key() {
+        true => UNSTORABLE,
+        false => UNREADABLE,
+    }
+}
 
 pub struct Inventory<'a> {
     session: &'a LocalSession,

@@ -44,7 +44,7 @@ pub use descent::{Doubt, Here, PrimaryLine, There, doubt};
 pub use error::{PassError, Policy};
 pub use generations::{Kept, drop_kept, kept_generations};
 pub(crate) use guard::guarded;
-pub use inventory::{Inventory, InventoryError, UNREADABLE, UNSOUND};
+pub use inventory::{Inventory, InventoryError, UNREADABLE, UNSOUND, UNSTORABLE};
 pub use look::{Look, Server, look};
 pub use mode::{Chosen, decide, may_apply};
 pub use pass::{

@@ -2,7 +2,7 @@
 
 use super::courier::{Courier, Delivery};
 use super::error::PassError;
-use super::inventory::{UNREADABLE, UNSOUND};
+use super::inventory::{UNREADABLE, UNSOUND, UNSTORABLE};
 use crate::cluster::{Artifact, Expected, LocalSession, Lock, State};
 use crate::config::Config;
 use crate::package::Checksum;
@@ -72,7 +72,7 @@ pub async fn retry_unavailable<C>(
 struct Recorded {
     key: String,
     checksum: Checksum,
-    /// The primary's store did not give it out.
+    /// A store did not give it out, or not take it.
     refused: bool,
 }
 
@@ -88,7 +88,7 @@ async fn recorded(session: &LocalSession, key: Option<&str>) -> Result<Vec<Recor
         Some(Recorded {
             key: row.get(0),
             checksum: row.get::<_, String>(1).parse::<Checksum>().ok()?,
-            refused: row.get::<_, String>(2) == UNREADABLE,
+            refused: [UNREADABLE, UNSTORABLE].contains(&row.get(2)),
         })
     });
     Ok(items.collect())

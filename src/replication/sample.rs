@@ -159,5 +159,6 @@ pub fn not_in_time(config: &Config, limit: Duration) -> PassError {
         doing: "looking for a sample of the artifacts".into(),
         fault: StoreFault::Unreachable,
         text: format!("not done within {}", humantime::format_duration(limit)),
+        wait: None,
     })
 }

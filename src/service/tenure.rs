@@ -8,7 +8,7 @@ use super::{Configs, Desk, next, sight, witness};
 use crate::cluster::{self, Holder, Lock, StateError, Watch};
 use crate::config::{Config, Role};
 use crate::observe::{Artifacts, HoldReason, Sighting, Standing, State, Verified, Work};
-use crate::replication::{PassError, UNREADABLE, stands_at, unavailable_here};
+use crate::replication::{PassError, UNREADABLE, UNSTORABLE, stands_at, unavailable_here};
 use crate::role::is_asked_for;
 use std::convert::Infallible;
 use std::path::Path;
@@ -99,6 +99,7 @@ fn forget_following(state: &mut State) {
     state.orphans = None;
     state.artifacts = None;
     state.unreadable = None;
+    state.unstorable = None;
     state.preflight = None;
 }
 
@@ -387,8 +388,12 @@ pub async fn recall(
         if let Some(lacking) = lacking {
             let count =
                 |reason: &str| lacking.iter().filter(|(_, why)| why == reason).count() as u64;
-            let refused = lacking.iter().find(|(_, why)| why == UNREADABLE);
-            state.unreadable = refused.map(|(key, _)| (count(UNREADABLE), key.clone()));
+            let of = |reason: &str| {
+                let first = lacking.iter().find(|(_, why)| why == reason);
+                first.map(|(key, _)| (count(reason), key.clone()))
+            };
+            state.unreadable = of(UNREADABLE);
+            state.unstorable = of(UNSTORABLE);
             let known = state.artifacts.take().unwrap_or_default();
             state.artifacts = Some(Artifacts {
                 missing: count("missing"),

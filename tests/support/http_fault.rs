@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use http_body_util::{BodyExt, BodyStream, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::{Frame, Incoming};
-use hyper::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use hyper::header::{CONTENT_LENGTH, HeaderMap, TRANSFER_ENCODING};
 use hyper::http::request::Parts;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
@@ -28,6 +28,10 @@ pub enum Fault {
     Forward,
     /// The server never sees it.
     Respond(u16, Bytes),
+    /// The same with headers of its own; `content-type` among them takes the place of XML's.
+    RespondWith(u16, Vec<(&'static str, &'static str)>, Bytes),
+    /// The server's answer with other headers.
+    Headers(fn(&mut HeaderMap)),
     /// The server does it, and the client is told this.
     ForwardThenRespond(u16, Bytes),
     /// The server does it, and the client sees the connection closed.
@@ -52,11 +56,26 @@ pub enum Fault {
 impl Fault {
     /// An error as S3 words it.
     pub fn s3(status: u16, code: &str) -> Self {
-        let body = format!(
-            "<?xml version=\"1.0\" encoding=\"UTF-8\"?><Error><Code>{code}</Code><Message>made by a test</Message></Error>"
-        );
-        Self::Respond(status, body.into())
+        Self::Respond(status, error_body(code))
     }
+
+    /// The same with the time after which to come again.
+    pub fn s3_later(status: u16, code: &str, retry_after: &'static str) -> Self {
+        Self::RespondWith(status, vec![("retry-after", retry_after)], error_body(code))
+    }
+
+    /// A page as a proxy or a portal writes it.
+    pub fn page(status: u16) -> Self {
+        let page = "<html><body><p>Please log in<br></body></html>";
+        Self::RespondWith(status, vec![("content-type", "text/html")], page.into())
+    }
+}
+
+fn error_body(code: &str) -> Bytes {
+    let body = format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?><Error><Code>{code}</Code><Message>made by a test</Message></Error>"
+    );
+    body.into()
 }
 
 type Handler = Arc<dyn Fn(&Parts) -> Fault + Send + Sync>;
@@ -178,6 +197,18 @@ async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Respo
     match fault {
         Fault::Forward => Ok(forward().await?.map(whole)),
         Fault::Respond(status, text) => respond(status, text),
+        Fault::RespondWith(status, headers, text) => {
+            let mut response = respond(status, text)?;
+            for (name, value) in headers {
+                response.headers_mut().insert(name, value.parse()?);
+            }
+            Ok(response)
+        }
+        Fault::Headers(change) => {
+            let mut response = forward().await?;
+            change(response.headers_mut());
+            Ok(response.map(whole))
+        }
         Fault::ForwardThenRespond(status, text) => {
             forward().await?.into_body().collect().await?;
             respond(status, text)

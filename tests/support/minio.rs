@@ -22,6 +22,8 @@ pub struct Minio {
     access_key: String,
     secret_key: String,
     tls: bool,
+    /// Set at its next start.
+    environment: Mutex<Vec<(String, String)>>,
     dir: TempDir,
 }
 
@@ -53,6 +55,7 @@ impl Builder {
             access_key: random_word(20),
             secret_key: random_word(40),
             tls: self.tls.is_some(),
+            environment: Mutex::default(),
             dir,
         };
         let mut attempt = 0;
@@ -138,6 +141,12 @@ impl Minio {
         )
     }
 
+    /// From its next start on.
+    pub fn set(&self, name: &str, value: &str) {
+        let mut environment = self.environment.lock().expect("its lock");
+        environment.push((name.into(), value.into()));
+    }
+
     /// On the same ports and data; after `stop` or `kill9`.
     pub async fn start_again(&self) -> Result<()> {
         let log = self.dir.path().join("log");
@@ -161,6 +170,7 @@ impl Minio {
             .env("MINIO_CI_CD", "on")
             .env("CI", "true")
             .env("HOME", self.dir.path())
+            .envs(self.environment.lock().expect("its lock").iter().cloned())
             .current_dir(self.dir.path())
             .stdout(out.try_clone()?)
             .stderr(out);

@@ -2,6 +2,8 @@
 //!
 //! Used by the tests, by `examples/` and by the benchmarks.
 
+pub mod between;
+pub mod bucket_rules;
 pub mod builder_keys;
 pub mod campaign;
 pub mod faults;

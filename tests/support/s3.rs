@@ -179,6 +179,26 @@ impl S3 {
     }
 }
 
+impl S3 {
+    /// The keys under `prefix`, once for each version and each mark of a deletion.
+    pub async fn list_versions(&self, bucket: &str, prefix: &str) -> Result<Vec<String>> {
+        let mut pages = self
+            .client
+            .list_objects(bucket)?
+            .recursive(true)
+            .include_versions(true)
+            .prefix(Some(prefix.to_string()))
+            .build()
+            .to_stream()
+            .await;
+        let mut keys = Vec::new();
+        while let Some(page) = pages.next().await {
+            keys.extend(page?.contents.into_iter().map(|entry| entry.name));
+        }
+        Ok(keys)
+    }
+}
+
 fn builder(endpoint: &str, key: &str, secret: &str) -> Result<MinioClientBuilder> {
     let mut url: BaseUrl = endpoint.parse()?;
     // Else every bucket is first asked for its region.

@@ -1,12 +1,13 @@
 //! Our own bucket: what a [`Store`] reads, and writing, deleting, uploads in parts.
 
-use super::{EXPECTED, Expected, Store, Stored, etag_of, object, unquote};
+use super::{EXPECTED, Expected, Store, Stored, object, unquote};
 use crate::cluster::Side;
-use crate::cluster::store_error::{StoreError, StoreFault};
+use crate::cluster::store_error::{StoreError, StoreFault, fault_of_body};
 use crate::config;
 use bytes::Bytes;
 use minio::s3::error::Error;
-use minio::s3::response_traits::{HasEtagFromHeaders, HasS3Fields};
+use minio::s3::multimap_ext::Multimap;
+use minio::s3::response_traits::HasS3Fields;
 use minio::s3::segmented_bytes::SegmentedBytes;
 use minio::s3::types::{PartInfo, S3Api, UploadId};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -55,6 +56,17 @@ impl LocalStore {
         body: Bytes,
         expected: &Expected,
     ) -> Result<Stored, StoreError> {
+        let written = self.put_version(key, body, expected).await?;
+        Ok(written.stored)
+    }
+
+    /// The same, where the version that it became must be known.
+    pub async fn put_version(
+        &self,
+        key: &str,
+        body: Bytes,
+        expected: &Expected,
+    ) -> Result<Written, StoreError> {
         let store = &self.0;
         let request = || {
             EXPECTED.scope(expected.clone(), async {
@@ -65,12 +77,16 @@ impl LocalStore {
                 put.build().send().await
             })
         };
-        let answer = self
-            .ask(&format!("writing {key}"), body.len(), request)
-            .await?;
-        Ok(Stored {
-            bytes: body.len() as u64,
-            etag: etag_of(answer.headers()),
+        let doing = format!("writing {key}");
+        let answer = self.ask(&doing, body.len(), request).await?;
+        let version = answer.headers().get("x-amz-version-id");
+        let version = version.and_then(|version| version.to_str().ok());
+        Ok(Written {
+            stored: Stored {
+                bytes: body.len() as u64,
+                etag: store.etag_of(&doing, answer.headers())?,
+            },
+            version: version.map(str::to_string),
         })
     }
 
@@ -101,6 +117,27 @@ impl LocalStore {
     /// Deleting what is not there is no error.
     pub async fn delete(&self, key: &str) -> Result<(), StoreError> {
         self.delete_as_found(key, &Expected::Anything)
+            .await
+            .map(|_| ())
+    }
+
+    /// That version alone, for good. In a bucket that keeps versions a plain deletion only puts a mark on top of them.
+    pub async fn delete_version(&self, key: &str, version: &str) -> Result<(), StoreError> {
+        let store = &self.0;
+        let doing = format!("deleting version {version} of {key}");
+        let request = || async {
+            let mut query = Multimap::new();
+            query.insert("versionId".to_string(), version.to_string());
+            store
+                .client
+                .delete_object(store.bucket.clone(), object(key)?)?
+                .extra_query_params(query)
+                .build()
+                .send()
+                .await
+        };
+        store
+            .persist(&doing, || async { store.once(&doing, request()).await })
             .await
             .map(|_| ())
     }
@@ -140,6 +177,14 @@ impl LocalStore {
             "the server answered that there is no such key".into(),
         )
     }
+}
+
+/// What a whole object became.
+#[derive(Debug)]
+pub struct Written {
+    pub stored: Stored,
+    /// None: the bucket keeps no versions.
+    pub version: Option<String>,
 }
 
 /// An upload in parts; nothing is visible under its key until [`Upload::complete`].
@@ -187,10 +232,10 @@ impl Upload {
             upload.build().send().await
         };
         let answer = self.store.ask(&doing, body.len(), request).await?;
-        let etag = answer.etag().map_err(|e| store.unexpected(&doing, &e))?;
+        let etag = store.etag_of(&doing, answer.headers())?;
         self.parts.push(PartInfo {
             number,
-            etag,
+            etag: etag.parse().map_err(|e| store.unexpected(&doing, &e))?,
             size,
             checksum: None,
         });
@@ -260,11 +305,7 @@ impl Upload {
             (true, Some(etag)) => Ok(unquote(&etag)),
             _ => Err(store.fault(
                 doing,
-                if tag(&body, "Code").as_deref() == Some("InternalError") || body.is_empty() {
-                    StoreFault::Unreachable
-                } else {
-                    StoreFault::Unexpected
-                },
+                fault_of_body(tag(&body, "Code").as_deref()),
                 format!("status 200 with a failure in its body: {}", body.trim()),
             )),
         }

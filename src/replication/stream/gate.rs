@@ -4,7 +4,7 @@
 use super::super::artifacts::{Settled, Swap, settle};
 use super::super::courier::Courier;
 use super::super::error::{PassError, Policy};
-use super::super::inventory::{Todo, UNREADABLE, UNSOUND};
+use super::super::inventory::{Todo, UNSOUND, reason_of};
 use super::Told;
 use super::changes::{Named, named};
 use crate::cluster::{Artifact, DatastoreError, DatastoreFault, LocalSession, Lsn, STATE_DATABASE};
@@ -40,6 +40,7 @@ pub struct Gate {
 struct Shared {
     courier: Courier,
     grace: Duration,
+    most: usize,
     copies: Semaphore,
     /// On the database that Builder sees, if there is one; on that whose rows are written; and on our state.
     visible: Option<LocalSession>,
@@ -66,7 +67,8 @@ struct Table {
     /// A row that waits was not looked at; and rows whose deletion was seen since, that may be such.
     overlooked: bool,
     deleted: HashSet<Vec<u8>>,
-    trouble: Option<Arc<PassError>>,
+    /// Of the job that had it first: another one's success does not end it.
+    trouble: Option<(WantId, Arc<PassError>)>,
 }
 
 struct Want {
@@ -125,6 +127,7 @@ impl Gate {
         let shared = Shared {
             courier,
             grace: config.replication.gate_grace,
+            most: config.replication.copies,
             copies: Semaphore::new(config.replication.copies),
             visible,
             rows,
@@ -278,7 +281,7 @@ impl Gate {
                 }
                 return outcomes;
             }
-            let trouble = self.table().trouble.clone();
+            let trouble = self.table().trouble.clone().map(|(_, error)| error);
             match (&trouble, &told_of) {
                 (Some(new), Some(old)) if Arc::ptr_eq(new, old) => {}
                 (None, None) => {}
@@ -404,10 +407,17 @@ impl Shared {
         self.table().wants.get(&id).is_none_or(|want| want.released)
     }
 
-    fn trouble(&self, trouble: Option<Arc<PassError>>) {
+    fn trouble(&self, id: WantId, trouble: Option<PassError>) {
         let mut table = self.table();
+        if table
+            .trouble
+            .as_ref()
+            .is_some_and(|(other, _)| *other != id)
+        {
+            return;
+        }
         let news = trouble.is_some() || table.trouble.is_some();
-        table.trouble = trouble;
+        table.trouble = trouble.map(|error| (id, Arc::new(error)));
         drop(table);
         if news {
             self.changed.notify_waiters();
@@ -432,33 +442,35 @@ impl Shared {
         let mut pause = LEAST_PAUSE;
         loop {
             let tried = {
-                let _copying = self.copies.acquire().await;
+                let _copying = self.copies.acquire_many(self.share()).await;
                 self.try_once(item).await
             };
             let reason = match tried {
                 Ok(Tried::Here) => {
-                    self.trouble(None);
+                    self.trouble(id, None);
                     return Outcome::Here;
                 }
                 Ok(Tried::Staged(swap)) => {
-                    self.trouble(None);
+                    self.trouble(id, None);
                     return Outcome::Staged(swap);
                 }
                 Ok(Tried::Lacking(reason)) => {
-                    self.trouble(None);
+                    self.trouble(id, None);
                     Some(reason)
                 }
                 Err(error) if error.policy() == Policy::Retry => {
-                    self.trouble(Some(Arc::new(error)));
+                    self.trouble(id, Some(error));
                     None
                 }
-                Err(error) => match self.is_of_the_object(&error).await {
-                    true => {
-                        self.trouble(None);
-                        Some(UNREADABLE)
+                Err(PassError::Store(error)) if self.is_of_the_object(&error).await => {
+                    self.trouble(id, None);
+                    let reason = reason_of(&error);
+                    if found != Some(reason) {
+                        log::warn!("{error}; it holds nobody else up");
                     }
-                    false => return Outcome::Failed(Arc::new(error)),
-                },
+                    Some(reason)
+                }
+                Err(error) => return Outcome::Failed(Arc::new(error)),
             };
             // What comes and goes is no property of the object.
             if reason.is_none() || reason != found {
@@ -484,7 +496,7 @@ impl Shared {
                             doubted = true;
                             continue;
                         }
-                        Err(error) => self.trouble(Some(Arc::new(error))),
+                        Err(error) => self.trouble(id, Some(error)),
                     }
                 }
             }
@@ -499,6 +511,11 @@ impl Shared {
         }
     }
 
+    /// Of the copies at once, what one takes: more while a store asks for fewer.
+    fn share(&self) -> u32 {
+        (self.most / self.courier.at_once(self.most)) as u32
+    }
+
     async fn try_once(&self, item: &Item) -> Result<Tried, PassError> {
         let todo = self.look(item).await?;
         let stored = match settle(&self.courier, &todo).await? {
@@ -510,7 +527,7 @@ impl Shared {
             Settled::Staged(swap) => return Ok(Tried::Staged(swap)),
             Settled::Missing => return Ok(Tried::Lacking("missing")),
             Settled::Damaged(_) => return Ok(Tried::Lacking("damaged")),
-            Settled::Refused(error) => return Err(error.into()),
+            Settled::Refused(error) | Settled::Failed(error) => return Err(error.into()),
         };
         if todo.known != Some(item.checksum) || todo.present.as_ref() != Some(&stored) {
             let artifact = Artifact {

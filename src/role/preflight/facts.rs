@@ -5,8 +5,8 @@ use super::here::{self, Remembered, Server};
 use super::supervisor;
 use super::there::{self, Asked, ID_SLACK, There};
 use crate::cluster::{
-    ClientPrograms, CopiedPoint, DatastoreError, DatastoreFault, InstalledClients, ProgramError,
-    Side,
+    ClientPrograms, CopiedPoint, DatastoreError, DatastoreFault, InstalledClients, Keeps,
+    ProgramError, Side,
 };
 use crate::config::{Config, Datastore};
 use crate::replication::{PassError, Sampled, not_in_time, sample};
@@ -24,7 +24,7 @@ pub struct Facts<'a> {
     /// None: there is no state of ours, so nothing was ever copied.
     pub remembered: Result<Option<Remembered>, PassError>,
     pub server: Result<Server, PassError>,
-    pub bucket: Result<(), PassError>,
+    pub bucket: Result<Keeps, PassError>,
     /// A few artifacts that rows here name, looked for in our own bucket; None: the visible database is none of ours.
     pub sampled: Result<Option<Sampled>, PassError>,
     pub there: Result<There, PassError>,

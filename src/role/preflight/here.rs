@@ -1,8 +1,8 @@
 //! Facts of our own side.
 
 use crate::cluster::{
-    ClusterRecord, Confirmation, CopiedPoint, LocalSession, LocalStore, State, VerificationRecord,
-    is_fenced, prove_fence, prove_writable,
+    ClusterRecord, Confirmation, CopiedPoint, Keeps, LocalSession, LocalStore, State,
+    VerificationRecord, is_fenced, prove_fence, prove_writable,
 };
 use crate::config::Config;
 use crate::replication::{
@@ -182,8 +182,8 @@ async fn sealed(session: &LocalSession) -> Result<Vec<Sealed>, PassError> {
     Ok(found)
 }
 
-/// Whether our own bucket is there and can be written.
-pub async fn bucket(config: &Config, patience: Duration) -> Result<(), PassError> {
+/// Whether our own bucket is there and can be written, and what it does with what is deleted.
+pub async fn bucket(config: &Config, patience: Duration) -> Result<Keeps, PassError> {
     let store = LocalStore::open(&config.local.s3)?.with_limits(patience, TRIES);
     store.reading().check_bucket().await?;
     Ok(prove_writable(&store).await?)

@@ -2,7 +2,7 @@
 
 use super::facts::Facts;
 use super::{ok, refuse, unknown, warn};
-use crate::cluster::{is_loopback, is_verified};
+use crate::cluster::{Keeps, is_loopback, is_verified};
 use crate::config;
 use crate::observe::Check;
 use bytesize::ByteSize;
@@ -149,7 +149,21 @@ pub fn bucket(facts: &Facts) -> Check {
     const NAME: &str = "bucket";
     let bucket = &facts.config.local.s3.bucket_name;
     match &facts.bucket {
-        Ok(()) => ok(NAME, format!("{bucket} takes objects, and lets them go")),
+        Ok(Keeps::Nothing) => ok(NAME, format!("{bucket} takes objects, and lets them go")),
+        Ok(Keeps::Versions) => warn(
+            NAME,
+            format!(
+                "{bucket} takes objects, and keeps a version of each that is deleted or overwritten: what retention deletes frees no room"
+            ),
+            "give the bucket a lifecycle rule that expires noncurrent versions: docs/limits.md",
+        ),
+        Ok(Keeps::Locked) => warn(
+            NAME,
+            format!(
+                "{bucket} takes objects, and its versions may not be deleted (it has a lock, or the key lacks s3:DeleteObjectVersion): what retention deletes frees no room, and a probe object stays"
+            ),
+            "use a bucket without a lock for the spare, or give it a lifecycle rule that expires noncurrent versions: docs/limits.md",
+        ),
         Err(error) => unknown(NAME, error),
     }
 }

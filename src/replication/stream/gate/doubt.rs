@@ -1,15 +1,15 @@
 //! What the primary's store says of one object is believed only of a store that proves to be the right one.
 
 use super::{Shared, item_of, named};
+use crate::cluster::StoreError;
 use crate::replication::error::PassError;
 
 impl Shared {
-    /// The primary's store refuses this object for good and serves others: then it is no fault of the store's.
-    pub(super) async fn is_of_the_object(&self, error: &PassError) -> bool {
-        let PassError::Store(error) = error else {
-            return false;
-        };
-        error.may_be_of_the_object() && self.serves_others().await.unwrap_or_default()
+    /// The primary's store refuses this object for good and serves others: then it is no fault of the store's. Nor is it where a
+    /// store can hold no such key.
+    pub(super) async fn is_of_the_object(&self, error: &StoreError) -> bool {
+        error.is_of_the_key()
+            || error.may_be_of_the_object() && self.serves_others().await.unwrap_or_default()
     }
 
     async fn serves_others(&self) -> Result<bool, PassError> {

@@ -1,0 +1,155 @@
+//! What an operator has set on the buckets: MinIO's own replication between them, versions, a lock, a quota.
+
+
+use serde_json::Value;
+use support::between::config;
+use support::bucket_rules::{keep_versions, locked_bucket, lose, replicate, set_quota};
+use support::follow::bytes_of;
+use support::packages::{insert, put};
+use support::{Cluster, Factory, Result, Site, Spec, site};
+
+/// MinIO of the one side answers for what only the other has.
+async fn answers_for_the_other(one: &Cluster, other: &Cluster) -> Result<bool> {
+    other.put("by-hand", "of the other side").await?;
+    let found = one.get("by-hand").await?.is_some();
+    other.delete("by-hand").await?;
+    Ok(found)
+}
+
+/// Both buckets joined by MinIO before: each is still a bucket of its own, and each object is looked for where it has to be.
+#[tokio::test(flavor = "multi_thread")]
+async fn buckets_that_minio_joins_are_two() -> Result<()> {
+    let site = site("joined_buckets").await;
+    let made = Factory::seeded().fill(&site.primary, 6).await?;
+    for side in [&site.primary, &site.spare] {
+        keep_versions(side).await?;
+    }
+    // One way: the primary's MinIO answers for the spare's objects.
+    replicate(&site.primary, &site.spare, "").await?;
+    assert!(answers_for_the_other(&site.primary, &site.spare).await?);
+    site.write_config("[replication]\ngate_grace = \"200ms\"");
+    site.warm_spare(&["sync"]).await.ok();
+    for package in &made {
+        let here = bytes_of(&site, &package.key).await?;
+        assert_eq!(here.as_deref(), Some(package.checksum.as_str()));
+    }
+    // Emptied, it is not taken for the primary's because the spare has what it had.
+    for package in &made {
+        lose(&site.primary, &package.key)?;
+        assert!(site.primary.get(&package.key).await?.is_some());
+    }
+    let lost = Factory::seeded().make(Spec::new("core", "lost", "1"));
+    insert(&site.primary, &lost).await?;
+    let output = site.warm_spare(&["sync"]).await;
+    assert_eq!(output.code, Some(3), "{output}");
+    assert!(output.stderr.contains("missing_artifacts"), "{output}");
+
+    // The other way too: what the primary alone has is not taken for what is here.
+    replicate(&site.spare, &site.primary, "").await?;
+    assert!(answers_for_the_other(&site.spare, &site.primary).await?);
+    for package in made.iter().chain([&lost]) {
+        put(&site.primary, package).await?;
+        lose(&site.spare, &package.key)?;
+        assert!(bytes_of(&site, &package.key).await?.is_some());
+    }
+    site.warm_spare(&["sync"]).await.ok();
+    for package in made.iter().chain([&lost]) {
+        let object = site.spare.minio.data_dir().join(&site.spare.bucket);
+        assert!(object.join(&package.key).exists(), "{}", package.key);
+    }
+    Ok(())
+}
+
+async fn preflight(site: &Site) -> Result<Value> {
+    let checks = site.warm_spare(&["preflight", "--json"]).await.json();
+    let all = checks["checks"].as_array().cloned().unwrap_or_default();
+    let found = all.into_iter().find(|check| check["name"] == "bucket");
+    found.ok_or_else(|| format!("no such check: {checks:#}").into())
+}
+
+/// Objects of ours in the spare's bucket, each version and each mark of a deletion counted.
+async fn of_ours(site: &Site) -> Result<Vec<String>> {
+    let s3 = site.spare.s3();
+    s3.list_versions(&site.spare.bucket, ".warm-spare/probe")
+        .await
+}
+
+/// A probe leaves no versions behind; where it must, one of a process.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bucket_that_keeps_versions_does_not_fill_with_probes() -> Result<()> {
+    let mut site = site("versions").await;
+    Factory::seeded().fill(&site.primary, 3).await?;
+    site.write_config("");
+    keep_versions(&site.spare).await?;
+    site.warm_spare(&["sync"]).await.ok();
+    let check = preflight(&site).await?;
+    assert_eq!(check["result"], "warn", "{check:#}");
+    assert!(
+        check["reason"].to_string().contains("keeps a version"),
+        "{check:#}"
+    );
+    assert_eq!(of_ours(&site).await?, [""; 0]);
+
+    site.spare.bucket = format!("{}-locked", site.spare.bucket);
+    locked_bucket(&site.spare.minio, &site.spare.bucket).await?;
+    site.write_config("");
+    let local =
+        warm_spare::cluster::LocalStore::open(&config(&site.spare, site.spare.minio.endpoint()))?;
+    let peer = warm_spare::cluster::Store::open(
+        warm_spare::cluster::Side::Peer,
+        &config(&site.primary, site.primary.minio.endpoint()),
+    )?;
+    for _ in 0..3 {
+        let keeps = warm_spare::cluster::prove_writable(&local).await?;
+        assert_eq!(keeps, warm_spare::cluster::Keeps::Locked);
+        warm_spare::cluster::differ_in_bucket(&local, &peer).await?;
+        warm_spare::cluster::differ_in_bucket(&local, local.reading())
+            .await
+            .expect_err("it is the same");
+    }
+    assert_eq!(of_ours(&site).await?.len(), 1);
+    site.warm_spare(&["sync"]).await.ok();
+    let check = preflight(&site).await?;
+    assert_eq!(check["result"], "warn", "{check:#}");
+    assert!(
+        check["reason"].to_string().contains("may not be deleted"),
+        "{check:#}"
+    );
+    Ok(())
+}
+
+/// MinIO's own quota: told as one, by the pass that meets it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quota_of_the_bucket_is_named() -> Result<()> {
+    let site = site("bucket_quota").await;
+    set_quota(&site.spare, 1 << 20).await?;
+    let big = Spec::new("core", "big", "1").size(2 << 20);
+    Factory::seeded().package(&site.primary, big).await?;
+    site.write_config("");
+    let output = site.warm_spare(&["sync"]).await;
+    assert_eq!(output.code, Some(3), "{output}");
+    for words in ["quota", "raise the quota of the bucket"] {
+        assert!(output.stderr.contains(words), "{output}");
+    }
+    Ok(())
+}
+
+/// MinIO refuses at once what is more than it was set to take.
+#[tokio::test(flavor = "multi_thread")]
+async fn stores_that_take_one_request_at_once_are_enough() -> Result<()> {
+    let site = Site::builder("one_request").own_stores().start().await?;
+    let made = Factory::seeded().fill(&site.primary, 24).await?;
+    for side in [&site.primary, &site.spare] {
+        side.minio.stop().await?;
+        side.minio.set("MINIO_API_REQUESTS_MAX", "1");
+        side.minio.start_again().await?;
+    }
+    site.write_config("[replication]\ncopies = 8");
+    let report = site.warm_spare(&["sync", "--json"]).await.ok().json();
+    assert_eq!(report["artifacts"]["unavailable"], serde_json::json!([]));
+    for package in &made {
+        let here = bytes_of(&site, &package.key).await?;
+        assert_eq!(here.as_deref(), Some(package.checksum.as_str()));
+    }
+    Ok(())
+}
