@@ -1,7 +1,6 @@
 //! PostgreSQL's own client programs: the schema travels by `pg_dump` and `pg_restore`.
 
-use super::Side;
-use super::channel;
+use super::{Side, channel, toc};
 use crate::config::{Datastore, SslMode};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -22,8 +21,8 @@ struct Servers {
     spare: u32,
 }
 
-/// Roles are a server's own.
-const UNPRIVILEGED: [&str; 2] = ["--no-owner", "--no-privileges"];
+/// Roles and tablespaces are a server's own.
+const NOT_OF_A_SERVER: [&str; 3] = ["--no-owner", "--no-privileges", "--no-tablespaces"];
 /// Nothing of ours travels, and nobody is kept waiting long for a lock.
 const BUILDERS_ONLY: [&str; 4] = [
     "--exclude-schema=warm_spare",
@@ -145,10 +144,20 @@ impl ClientPrograms {
         snapshot: &str,
         archive: &Path,
     ) -> Result<(), ProgramError> {
-        let mut command = self.command("pg_dump", Side::Peer, from);
+        self.dump(Side::Peer, from, snapshot, archive).await
+    }
+
+    async fn dump(
+        &self,
+        side: Side,
+        from: &Datastore,
+        snapshot: &str,
+        archive: &Path,
+    ) -> Result<(), ProgramError> {
+        let mut command = self.command("pg_dump", side, from);
         command
             .args(["--format=custom", "--schema-only"])
-            .args(UNPRIVILEGED)
+            .args(NOT_OF_A_SERVER)
             .args(BUILDERS_ONLY)
             .arg(format!("--snapshot={snapshot}"))
             .arg("--file")
@@ -157,7 +166,8 @@ impl ClientPrograms {
         run("pg_dump", command).await
     }
 
-    /// Restores one section of the archive into `database`, as `owner` where one is given.
+    /// Restores one section of the archive into `database`, as `owner` where one is given: all but what only our own user
+    /// may make.
     pub async fn restore(
         &self,
         to: &Datastore,
@@ -167,39 +177,78 @@ impl ClientPrograms {
         jobs: usize,
         owner: Option<&str>,
     ) -> Result<(), ProgramError> {
-        let mut command = self.command("pg_restore", Side::Local, to);
-        command
-            .arg("--exit-on-error")
-            .args(UNPRIVILEGED)
-            .arg(format!("--section={section}"))
-            .arg(format!("--jobs={jobs}"))
-            .args(owner.map(|name| format!("--role={name}")))
-            .arg(format!("--dbname={database}"))
-            .arg(archive);
-        run("pg_restore", command).await
+        let restoring = |owner: Option<&str>, list: Option<&Path>| {
+            let mut command = self.command("pg_restore", Side::Local, to);
+            command
+                .arg("--exit-on-error")
+                .args(NOT_OF_A_SERVER)
+                .arg(format!("--section={section}"))
+                .arg(format!("--jobs={jobs}"))
+                .args(owner.map(|name| format!("--role={name}")))
+                .args(list.map(|list| format!("--use-list={}", list.display())))
+                .arg(format!("--dbname={database}"))
+                .arg(archive);
+            run("pg_restore", command)
+        };
+        let Some(owner) = owner else {
+            return restoring(None, None).await;
+        };
+        let runs = toc::runs(&self.contents(archive, section).await?);
+        if runs.iter().all(|run| run.by_owner) {
+            return restoring(Some(owner), None).await;
+        }
+        for run in runs {
+            let list = archive.with_extension("list");
+            std::fs::write(&list, &run.list).map_err(|source| not_started("pg_restore", source))?;
+            restoring(run.by_owner.then_some(owner), Some(&list)).await?;
+        }
+        Ok(())
     }
 
-    /// Copies a whole database of our own server, as the snapshot sees it, into another one there; nothing is laid on disk.
+    /// As `pg_restore --list` tells them.
+    async fn contents(&self, archive: &Path, section: &str) -> Result<String, ProgramError> {
+        let program = "pg_restore --list";
+        let mut command = Command::new(self.directory.join("pg_restore"));
+        command
+            .env("LC_ALL", "C")
+            .arg("--list")
+            .arg(format!("--section={section}"))
+            .arg(archive)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped());
+        let (child, running) = start(program, &mut command)?;
+        let output = finish(program, child, running).await?;
+        Ok(String::from_utf8_lossy(&output).into_owned())
+    }
+
+    /// Copies a whole database of our own server, as the snapshot sees it, into another one there. The rows are not laid on
+    /// disk; `scratch` takes the schema.
     pub async fn copy_database(
         &self,
         server: &Datastore,
         snapshot: &str,
         to: &str,
+        scratch: &Path,
         owner: Option<&str>,
     ) -> Result<(), ProgramError> {
+        let archive = scratch.join("schema.dump");
+        self.dump(Side::Local, server, snapshot, &archive).await?;
+        self.restore(server, to, "pre-data", &archive, 1, owner)
+            .await?;
         let mut dump = self.command("pg_dump", Side::Local, server);
-        dump.args(["--format=custom", "--compress=0"])
-            .args(UNPRIVILEGED)
+        dump.args(["--format=custom", "--compress=0", "--data-only"])
+            .args(NOT_OF_A_SERVER)
             .args(BUILDERS_ONLY)
             .arg(format!("--snapshot={snapshot}"))
             .arg(&server.database);
         let mut restore = self.command("pg_restore", Side::Local, server);
         restore
-            .arg("--exit-on-error")
-            .args(UNPRIVILEGED)
-            .args(owner.map(|name| format!("--role={name}")))
+            .args(["--exit-on-error", "--data-only"])
+            .args(NOT_OF_A_SERVER)
             .arg(format!("--dbname={to}"));
-        through_a_pipe(dump, restore).await
+        through_a_pipe(dump, restore).await?;
+        self.restore(server, to, "post-data", &archive, 1, owner)
+            .await
     }
 
     /// Connection parameters go by the environment, where only our own user can read them.
@@ -320,7 +369,7 @@ impl Drop for Running {
 async fn run(program: &str, mut command: Command) -> Result<(), ProgramError> {
     command.stdin(Stdio::null()).stdout(Stdio::null());
     let (child, running) = start(program, &mut command)?;
-    finish(program, child, running).await
+    finish(program, child, running).await.map(drop)
 }
 
 fn start(program: &str, command: &mut Command) -> Result<(Child, Running), ProgramError> {
@@ -339,14 +388,19 @@ fn not_started(program: &str, source: std::io::Error) -> ProgramError {
     }
 }
 
-async fn finish(program: &str, child: Child, mut running: Running) -> Result<(), ProgramError> {
+/// What it wrote to its output, where that is read.
+async fn finish(
+    program: &str,
+    child: Child,
+    mut running: Running,
+) -> Result<Vec<u8>, ProgramError> {
     let output = child
         .wait_with_output()
         .await
         .map_err(|source| not_started(program, source))?;
     running.0 = None;
     if output.status.success() {
-        return Ok(());
+        return Ok(output.stdout);
     }
     let text = String::from_utf8_lossy(&output.stderr);
     Err(ProgramError::Failed {
@@ -372,7 +426,7 @@ async fn through_a_pipe(mut from: Command, mut to: Command) -> Result<(), Progra
         finish(sender, sending, sends),
         finish(receiver, receiving, receives)
     );
-    match (sent, received) {
+    match (sent.map(drop), received.map(drop)) {
         (Ok(()), received) => received,
         // Whoever failed first took the other along: a person reads both.
         (Err(sent), Err(received)) => Err(ProgramError::Failed {

@@ -17,6 +17,7 @@ mod history;
 mod identity;
 mod lineage;
 mod lsn;
+mod maintenance;
 mod peer_fence;
 pub mod preparation;
 mod rehearsal;
@@ -28,6 +29,7 @@ mod store;
 mod store_error;
 mod throttle;
 mod tls;
+mod toc;
 mod upkeep;
 mod walsender;
 
@@ -65,7 +67,7 @@ pub use state::{
 pub use store::{Completion, Download, Expected, Listed, LocalStore, Store, Stored, Upload};
 pub use store_error::{StoreError, StoreFault};
 pub use throttle::{ByteBudget, Throttle};
-pub use upkeep::{AbsentArtifact, ComparedTable, Replacement, Retirement};
+pub use upkeep::{AbsentArtifact, ComparedTable, NOTE_VANISHED, Replacement, Retirement, Vanished};
 pub use walsender::{Arrived, NewSlot, TextRows, WalSession, WalStream};
 
 use std::fmt;

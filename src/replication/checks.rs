@@ -101,12 +101,16 @@ pub async fn check(
     let record = record.unwrap_or_default();
     enough_disk(config, local, database_bytes).await?;
     let packages: i64 = row.get(3)?;
-    if packages == 0 {
+    let here = match (packages, visible) {
+        (0, true) => packages_of_ours(config).await?,
+        _ => 0,
+    };
+    if here > 0 {
         return Err(PassError::Refused {
             rule: "empty_primary",
-            text:
-                "the primary's database has no package at all; a copy of it would be an empty spare"
-                    .into(),
+            text: format!(
+                "the primary's database has no package at all, and the spare's has {here}; a copy of it would be an empty spare"
+            ),
             next_step: "check that peer.datastore names the primary".into(),
         });
     }
@@ -143,6 +147,19 @@ pub async fn has_database(local: &LocalSession, name: &str) -> Result<bool, Pass
         .row("looking for our database", sql, &[&name])
         .await?
         .get(0)?)
+}
+
+/// In the database that Builder on the spare sees.
+async fn packages_of_ours(config: &Config) -> Result<i64, PassError> {
+    let local = &config.local.datastore;
+    let inside = LocalSession::open(local, &local.database).await?;
+    let doing = "counting our own packages";
+    let sql = "SELECT to_regclass('public.origin_packages') IS NOT NULL";
+    if !inside.row(doing, sql, &[]).await?.get(0)? {
+        return Ok(0);
+    }
+    let sql = "SELECT count(*) FROM public.origin_packages";
+    Ok(inside.row(doing, sql, &[]).await?.get(0)?)
 }
 
 async fn two_ends(config: &Config, ends: &Ends) -> Result<(), PassError> {
@@ -377,16 +394,24 @@ pub struct Disk {
     pub total: u64,
 }
 
-/// Only a superuser is told where the data are; and only on the server's own machine can one look.
+/// Only a superuser is told where the data are; and only on the server's own machine can one look. A copy lies where the
+/// database lies that it replaces.
 pub async fn disk(config: &Config, local: &Session) -> Option<Disk> {
-    let sql = "SELECT current_setting('data_directory', true)";
-    let asked = local.row("asking where the data are", sql, &[]).await;
-    let directory: Option<String> = asked.ok()?.get(0).ok()?;
+    let sql = "SELECT current_setting('data_directory', true), \
+                 (SELECT pg_tablespace_location(dattablespace) FROM pg_database WHERE datname = $1)";
+    let doing = "asking where the data are";
+    let database = &config.local.datastore.database;
+    let asked = local.row(doing, sql, &[database]).await.ok()?;
+    let directory: String = asked.get::<Option<String>>(0).ok()??;
+    // Empty for the server's own places, and relative for a tablespace within its directory.
+    let tablespace: Option<String> = asked.get(1).ok()?;
+    let directory = Path::new(&directory).join(tablespace.unwrap_or_default());
+    let directory = directory.to_string_lossy().into_owned();
     let here = matches!(
         config.local.datastore.host.as_str(),
         "127.0.0.1" | "localhost" | "::1"
     );
-    let directory = directory.filter(|path| here && Path::new(path).is_dir())?;
+    let directory = Some(directory).filter(|path| here && Path::new(path).is_dir())?;
     let disk = rustix::fs::statvfs(Path::new(&directory)).ok()?;
     Some(Disk {
         free: disk.f_bavail.saturating_mul(disk.f_frsize),

@@ -81,7 +81,7 @@ pub struct Ends {
 impl Ends {
     pub async fn open(config: &Config) -> Result<Ends, PassError> {
         Ok(Ends {
-            local: LocalSession::open(&config.local.datastore, "postgres").await?,
+            local: LocalSession::open_for_maintenance(&config.local.datastore).await?,
             local_store: LocalStore::open(&config.local.s3)?,
             peer: PeerSession::open(&config.peer.datastore).await?,
             peer_store: Store::open(Side::Peer, &config.peer.s3)?,
@@ -687,7 +687,7 @@ impl Pass<'_> {
             artifacts_before: self.work.inventory.wanted().await?,
             ..Shrinkage::default()
         };
-        self.work.judge(change).await?;
+        self.work.judge(change, session).await?;
         let round = gated.round;
         let still: Vec<&str> = round
             .unavailable()

@@ -6,6 +6,7 @@ use super::super::courier::Courier;
 use super::super::descent::{Here, There, doubt, left_at};
 use super::super::error::{PassError, Policy};
 use super::super::fuse::Shrinkage;
+use super::super::quiet;
 use super::super::retention::{Swept, sweep};
 use super::super::retry::retry_unavailable;
 use super::Told;
@@ -107,6 +108,7 @@ impl Follow<'_> {
             .await
             .map_err(PassError::from)?;
         let point = self.take_over(&session).await?;
+        quiet::silence(&session, self.lock.token).await?;
         let seen = self.joined(point).await?;
         let proof = Proof::wanted(&seen, &self.recorded, point, self.incoming);
         let proof = proof.map_err(Gap::Broken)?;
