@@ -103,7 +103,10 @@ async fn a_peer_without_builders_rows_is_refused() -> Result<()> {
     let site = Site::builder("empty").spare_database().start().await?;
     // Who sets both sites up at once has no package on either.
     site.warm_spare(&["sync"]).await.ok();
-    Factory::seeded().fill(&site.spare, 1).await?;
+    Factory::seeded().fill(&site.primary, 1).await?;
+    site.warm_spare(&["sync"]).await.ok();
+    let all = "DELETE FROM origin_channel_packages; DELETE FROM origin_packages";
+    site.primary.conn().await?.batch_execute(all).await?;
     refused(&site, 4, &["empty_primary", "the spare's has 1"]).await?;
     site.primary.pg.create_database("other").await?;
     site.write_config("peer.datastore.database = \"other\"");

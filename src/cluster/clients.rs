@@ -13,6 +13,8 @@ pub struct ClientPrograms {
     pub major: u32,
     /// Of the servers they will talk to.
     servers: Servers,
+    /// In which they speak to them.
+    encoding: &'static str,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -79,6 +81,7 @@ impl InstalledClients {
             directory: directory.clone(),
             major: *major,
             servers: Servers { primary, spare },
+            encoding: "UTF8",
         })
     }
 
@@ -137,6 +140,17 @@ async fn major_of(program: &Path) -> Option<u32> {
 }
 
 impl ClientPrograms {
+    /// For a database of that encoding. `SQL_ASCII` does not say what its bytes mean, so they are not read as UTF-8.
+    pub fn for_encoding(self, encoding: &str) -> ClientPrograms {
+        match encoding {
+            "SQL_ASCII" => ClientPrograms {
+                encoding: "SQL_ASCII",
+                ..self
+            },
+            _ => self,
+        }
+    }
+
     /// Dumps the schema, as the snapshot sees it, into `archive`.
     pub async fn dump_schema(
         &self,
@@ -270,7 +284,7 @@ impl ClientPrograms {
             .env("PGUSER", &to.user)
             .env("PGAPPNAME", "warm-spare")
             .env("PGCONNECT_TIMEOUT", "10")
-            .env("PGCLIENTENCODING", "UTF8")
+            .env("PGCLIENTENCODING", self.encoding)
             .env("PGOPTIONS", self.options(side))
             .env("PGSSLMODE", to.ssl_mode.as_str());
         // As our own sessions. Clients before 16 do not know this; ours have asked the same server before.

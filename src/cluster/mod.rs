@@ -33,7 +33,7 @@ mod toc;
 mod upkeep;
 mod walsender;
 
-pub use applying::{Applying, TextValue, end_former_writers};
+pub use applying::{Applying, TextValue, TextValues, end_former_writers};
 pub use as_client::{AsClient, as_client};
 pub use builder_keys::{BuilderKeyError, BuilderKeys, sealed_by};
 pub use cancelling::last_words;

@@ -4,6 +4,7 @@
 use super::cancelling::{CANCELLED, Cancelling, Unanswered};
 use super::channel::{self, Watched};
 use super::datastore::{self, DatastoreError, DatastoreFault};
+use super::session::CARRY_BYTES;
 use super::{Lsn, Side, Snapshot, quote_ident, quote_literal, tls};
 use crate::config::{Datastore, SslMode};
 use bytes::{Bytes, BytesMut};
@@ -137,6 +138,7 @@ impl WalSession {
         let sql = "SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings \
                    WHERE name IN ('idle_session_timeout', 'transaction_timeout')";
         session.query("preparing the session", sql).await?;
+        session.query("preparing the session", CARRY_BYTES).await?;
         Ok(session)
     }
 

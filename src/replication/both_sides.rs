@@ -78,8 +78,9 @@ impl Ours for Visible {
 /// Reads the rows of every table on both sides. The spare must be following, or the primary at rest.
 pub async fn compare_both(config: &Config, step: Option<&Step>) -> Result<Compared, PassError> {
     let local = &config.local.datastore;
-    let mut visible = Visible(LocalSession::open(local, &local.database).await?);
-    compare_all(config, &mut visible, step).await
+    let session = LocalSession::open(local, &local.database).await?;
+    session.carry_bytes().await?;
+    compare_all(config, &mut Visible(session), step).await
 }
 
 /// Every table of ours, and whether the primary has one more.
@@ -215,6 +216,7 @@ async fn read<T>(
     // Its reading holds a lock like any other, so it gives way like any other.
     let there = Box::pin(guarded(&config.peer.datastore, async {
         let peer = PeerSession::open(&config.peer.datastore).await?;
+        peer.carry_bytes().await?;
         rows(&peer, table, None, empty(), &add).await
     }));
     tokio::try_join!(here, there)

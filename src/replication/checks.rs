@@ -114,11 +114,12 @@ pub async fn check(
             next_step: "check that peer.datastore names the primary".into(),
         });
     }
+    let encoding: String = row.get(5)?;
     Ok(Facts {
-        clients,
+        clients: clients.for_encoding(&encoding),
         lz4: lz4(local).await?,
         visible,
-        locale: locale_options(&row.get::<String>(4)?, &row.get::<String>(5)?, local_major),
+        locale: locale_options(&row.get::<String>(4)?, &encoding, local_major),
         system_id: peers_id,
         line,
         peer_cluster: record.cluster_id,

@@ -26,6 +26,8 @@ pub async fn clone_visible(
     enough_disk(config, session, bytes).await?;
     let server = major(session).await?;
     let clients = InstalledClients::look().await.fitting(server, server)?;
+    let encoding: String = row.get(1);
+    let clients = clients.for_encoding(&encoding);
     let properties = switch::properties(session, &local.database, name).await?;
     let owner = properties
         .owner
@@ -35,7 +37,7 @@ pub async fn clone_visible(
     let sql = format!(
         "CREATE DATABASE {} TEMPLATE template0 {}{}{}",
         quote_ident(name),
-        locale_options(&row.get::<_, String>(0), &row.get::<_, String>(1), server),
+        locale_options(&row.get::<_, String>(0), &encoding, server),
         owned.unwrap_or_default(),
         properties.tablespace_option()
     );

@@ -5,9 +5,11 @@ use super::changes::{Call, Kind, Values, sized, text_of, unsent};
 use super::error::Gap;
 use super::pgoutput::Value;
 use super::target::Target;
+use crate::cluster::TextValues;
+use bytes::Bytes;
 use std::collections::HashSet;
 
-type Text = Option<String>;
+type Text = Option<Bytes>;
 
 /// Deletes that follow each other, or updates of the same columns.
 #[derive(Default)]
@@ -91,7 +93,7 @@ impl Run {
         calls.push(Call {
             sql: target.of_rows(kind, &run.set),
             kind,
-            values: Values::Arrays(run.arrays),
+            values: Values::Arrays(run.arrays.into_iter().map(TextValues).collect()),
             rows: run.rows,
         });
     }
