@@ -4,7 +4,8 @@ mod support;
 
 use support::follow::{copies, followed, logical, prepare, until_closed, until_equal};
 use support::pair::{PROMOTE, until_primary, write};
-use support::{Cluster, Factory, Result, Site};
+use support::service::SOON;
+use support::{Cluster, Factory, Result, Site, wait_until};
 
 async fn verified(site: &Site) -> Result<()> {
     let found = site.warm_spare(&["verify", "--json"]).await.ok().json();
@@ -139,5 +140,92 @@ async fn no_database_postgres_is_needed_and_any_name_serves() -> Result<()> {
     let names: Vec<String> = names.iter().map(|row| row.get(0)).collect();
     let kept = kept["generations"][0]["name"].as_str().unwrap_or_default();
     assert!(names.iter().any(|name| name == kept), "{kept} of {names:?}");
+    Ok(())
+}
+
+/// Bytes that are no UTF-8, in rows, keys and definitions.
+const BYTES: &str = r"
+    SET client_encoding TO sql_ascii;
+    UPDATE origin_packages SET manifest = E'caf\xe9';
+    CREATE TABLE keyed (id text PRIMARY KEY, word text DEFAULT E'na\xefve');
+    CREATE TABLE keyless (a text, b text[]);
+    COMMENT ON TABLE keyed IS E'\xa1Hola!';
+    INSERT INTO keyed VALUES (E'\xe9t\xe9'), ('plain');
+    INSERT INTO keyless VALUES (E'\xff', ARRAY[E'\xfe']), ('plain', NULL);
+    ALTER TABLE keyless REPLICA IDENTITY FULL";
+
+const MORE_BYTES: &str = r"
+    SET client_encoding TO sql_ascii;
+    INSERT INTO keyed SELECT n || E'\xe8' FROM generate_series(1, 50) n;
+    UPDATE keyed SET id = E'\xe0t\xe0' WHERE id = E'\xe9t\xe9';
+    DELETE FROM keyed WHERE id = E'7\xe8';
+    UPDATE keyless SET a = E'\xfd' WHERE a = E'\xff';
+    DELETE FROM keyless WHERE a = 'plain';
+    UPDATE origin_packages SET manifest = manifest || E'\xc3'";
+
+const SUMS: &str = "
+    SELECT md5(string_agg(t::text, '' ORDER BY t::text)) FROM origin_packages t
+    UNION ALL SELECT md5(string_agg(t::text, '' ORDER BY t::text)) FROM keyed t
+    UNION ALL SELECT md5(string_agg(t::text, '' ORDER BY t::text)) FROM keyless t
+    UNION ALL SELECT md5(obj_description('keyed'::regclass))
+    UNION ALL SELECT pg_encoding_to_char(encoding)::text FROM pg_database WHERE datname = 'builder'";
+
+async fn until_same_sums(site: &Site) -> Result<()> {
+    let expected = texts(&site.primary, SUMS).await?;
+    wait_until("the same bytes", SOON, || async {
+        let found = texts(&site.spare, SUMS).await?;
+        let told = || format!("{found:?} instead of {expected:?}").into();
+        (found == expected).then_some(()).ok_or_else(told)
+    })
+    .await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_of_no_encoding_come_as_they_are() -> Result<()> {
+    let site = Site::builder("sql_ascii").primary(logical()).start().await?;
+    let admin = site.primary.pg.conn("postgres").await?;
+    admin.batch_execute("DROP DATABASE builder").await?;
+    let sql = "CREATE DATABASE builder TEMPLATE template0 ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C'";
+    admin.batch_execute(sql).await?;
+    site.primary.make_builders_tables().await?;
+    Factory::seeded().fill(&site.primary, 3).await?;
+    let client = site.primary.conn().await?;
+    client.batch_execute(BYTES).await?;
+    prepare(&site).await;
+    let service = followed(&site, "").await?;
+    until_same_sums(&site).await?;
+    client.batch_execute(MORE_BYTES).await?;
+    until_same_sums(&site).await?;
+    assert_eq!(copies(&service).await?, 1);
+    verified(&site).await?;
+    service.stop().await.ok();
+    // A start of the primary's server has its rows looked at before the next copy.
+    site.primary.pg.stop_fast().await?;
+    site.primary.pg.start_again().await?;
+    site.warm_spare(&["sync", "--baseline"]).await.ok();
+    until_same_sums(&site).await?;
+    verified(&site).await?;
+    site.warm_spare(&["drill"]).await.ok();
+    Ok(())
+}
+
+/// No server takes such bytes as text: they were written past its checks, and its own dump could not be restored.
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_that_no_text_can_hold_are_named() -> Result<()> {
+    let site = Site::builder("not_quite_utf8").start().await?;
+    Factory::seeded().fill(&site.primary, 1).await?;
+    let client = site.primary.conn().await?;
+    // As old versions and broken extensions have left them.
+    let sql = r"CREATE CAST (bytea AS text) WITHOUT FUNCTION; INSERT INTO odd VALUES (1, 'good'), (2, '\x636166e9'::bytea::text)";
+    let made = "CREATE TABLE odd (id int, word text)";
+    client.batch_execute(made).await?;
+    client.batch_execute(sql).await?;
+    client.batch_execute("DROP CAST (bytea AS text)").await?;
+    let refused = site.warm_spare(&["sync"]).await;
+    assert_eq!(refused.code, Some(3), "{}", refused.stderr);
+    for word in ["encoding", "public.odd", "line 2", "UPDATE"] {
+        assert!(refused.stderr.contains(word), "{word}: {}", refused.stderr);
+    }
     Ok(())
 }

@@ -385,6 +385,13 @@ fn classify(error: &tokio_postgres::Error) -> (DatastoreFault, String) {
         Some(detail) => format!("{} ({detail})", db.message()),
         None => db.message().to_string(),
     };
+    // Which row of a COPY, and nothing of what is in it.
+    let message = match db.where_() {
+        Some(place) if *db.code() == SqlState::CHARACTER_NOT_IN_REPERTOIRE => {
+            format!("{message} ({place})")
+        }
+        _ => message,
+    };
     (fault_of_state(db.code()), message)
 }
 
