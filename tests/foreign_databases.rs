@@ -2,7 +2,9 @@
 
 mod support;
 
-use support::follow::{copies, followed, logical, prepare, until_closed, until_equal};
+use support::follow::{
+    copies, followed, gaps, logical, prepare, until_closed, until_copied, until_equal,
+};
 use support::pair::{PROMOTE, until_primary, write};
 use support::service::SOON;
 use support::{Cluster, Factory, Result, Site, wait_until};
@@ -96,7 +98,9 @@ async fn what_is_others_own_is_kept_silent_on_the_spare_and_at_work_again_after_
     assert_eq!(texts(&site.spare, logged).await?.len(), 3, "each once");
     assert_eq!(copies(&service).await?, 1, "no change is refused");
     // The second copy replaces one of ours, and a stream begins anew.
-    client.batch_execute("CREATE TABLE one_more (a int)").await?;
+    client
+        .batch_execute("CREATE TABLE one_more (a int)")
+        .await?;
     until_closed(&service, "form", 1).await?;
     write(&site.primary, "after the second copy").await?;
     until_equal(&site).await?;
@@ -119,7 +123,10 @@ async fn what_is_others_own_is_kept_silent_on_the_spare_and_at_work_again_after_
 async fn no_database_postgres_is_needed_and_any_name_serves() -> Result<()> {
     let long = "a_rather_long_name_for_the_database_of_the_builder_of_this_site";
     assert_eq!(long.len(), 63);
-    let site = Site::builder("no_postgres").primary(logical()).start().await?;
+    let site = Site::builder("no_postgres")
+        .primary(logical())
+        .start()
+        .await?;
     Factory::seeded().fill(&site.primary, 2).await?;
     for cluster in [&site.primary, &site.spare] {
         let admin = cluster.pg.conn("template1").await?;
@@ -133,7 +140,11 @@ async fn no_database_postgres_is_needed_and_any_name_serves() -> Result<()> {
     }
     let admin = site.spare.pg.conn("template1").await?;
     let sql = "SELECT datname::text FROM pg_database WHERE datname LIKE 'a_rather%'";
-    assert_eq!(admin.query(sql, &[]).await?.len(), 2, "and the replaced one");
+    assert_eq!(
+        admin.query(sql, &[]).await?.len(),
+        2,
+        "and the replaced one"
+    );
     let kept = site.warm_spare(&["generations", "list", "--json"]).await;
     let kept = kept.ok().json();
     let names = admin.query(sql, &[]).await?;
@@ -183,7 +194,10 @@ async fn until_same_sums(site: &Site) -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bytes_of_no_encoding_come_as_they_are() -> Result<()> {
-    let site = Site::builder("sql_ascii").primary(logical()).start().await?;
+    let site = Site::builder("sql_ascii")
+        .primary(logical())
+        .start()
+        .await?;
     let admin = site.primary.pg.conn("postgres").await?;
     admin.batch_execute("DROP DATABASE builder").await?;
     let sql = "CREATE DATABASE builder TEMPLATE template0 ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C'";
@@ -225,6 +239,134 @@ async fn bytes_that_no_text_can_hold_are_named() -> Result<()> {
     let refused = site.warm_spare(&["sync"]).await;
     assert_eq!(refused.code, Some(3), "{}", refused.stderr);
     for word in ["encoding", "public.odd", "line 2", "UPDATE"] {
+        assert!(refused.stderr.contains(word), "{word}: {}", refused.stderr);
+    }
+    Ok(())
+}
+
+/// Each as somebody has reported that it breaks a copy or a stream elsewhere.
+const REPORTED: &str = r#"
+    -- dimitri/pgcopydb 844, 941; xataio/pgstream 753
+    CREATE TABLE metrics ("SerialNumber" int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name text);
+    CREATE TABLE keyless_metrics ("SerialNumber" int GENERATED ALWAYS AS IDENTITY, name text);
+    -- 2ndQuadrant/pglogical 335
+    CREATE TABLE made (a int, b int GENERATED ALWAYS AS (a * 2) STORED, c text);
+    -- dimitri/pgcopydb 33, 537; bucardo/bucardo 90
+    CREATE TABLE animals (id int PRIMARY KEY, name text);
+    CREATE TABLE dogs (breed text, PRIMARY KEY (id)) INHERITS (animals);
+    CREATE TABLE notes (a int, b text);
+    CREATE TABLE more_notes (c text) INHERITS (notes);
+    -- debezium/debezium 7668
+    CREATE TYPE level AS ENUM ('low', 'high');
+    CREATE TABLE levels (id int PRIMARY KEY, level level, levels level[]);
+    -- 2ndQuadrant/pglogical 438; reorg/pg_repack 209
+    CREATE TABLE places (id int PRIMARY KEY, place int, UNIQUE (place) DEFERRABLE INITIALLY DEFERRED);
+    CREATE TABLE deferred_key (id int, v text, PRIMARY KEY (id) DEFERRABLE);
+    -- dimitri/pgcopydb 498
+    CREATE TABLE employees (id int PRIMARY KEY, name text);
+    INSERT INTO employees VALUES (1, 'abc');
+    ALTER TABLE employees ADD CONSTRAINT no_abc CHECK (name !~ 'abc') NOT VALID;
+    -- Archmonger/django-dbbackup 496
+    CREATE ROLE reader;
+    CREATE TABLE secrets (id int PRIMARY KEY, whose text);
+    ALTER TABLE secrets ENABLE ROW LEVEL SECURITY;
+    ALTER TABLE secrets FORCE ROW LEVEL SECURITY;
+    CREATE POLICY own ON secrets TO reader USING (whose = current_user);
+    -- 2ndQuadrant/pglogical 94; ClickHouse/ClickHouse 107423
+    CREATE SCHEMA "My Schema";
+    CREATE TABLE "My Schema"."order.by" (gone int, "group" int PRIMARY KEY, "Select" text, too int, "default" text);
+    ALTER TABLE "My Schema"."order.by" DROP COLUMN gone, DROP COLUMN too;
+    -- skaiworldwide-oss/agensgraph 834, and what follows from such a collation
+    CREATE COLLATION either_case (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+    CREATE TABLE cases (word text COLLATE either_case, n int);
+    CREATE TABLE case_keys (word text COLLATE either_case PRIMARY KEY, n int);
+"#;
+
+const ROWS: &str = r#"
+    INSERT INTO metrics (name) VALUES ('a'), ('b');
+    INSERT INTO keyless_metrics (name) VALUES ('a'), ('b');
+    INSERT INTO made (a, c) VALUES (1, 'x'), (2, 'y'), (2, 'y');
+    INSERT INTO animals VALUES (1, 'generic'), (2, 'any');
+    INSERT INTO dogs VALUES (1, 'rex', 'lab'), (2, 'fido', 'pug');
+    INSERT INTO notes VALUES (1, 'same'), (1, 'same');
+    INSERT INTO more_notes VALUES (1, 'same', NULL), (1, 'same', NULL);
+    INSERT INTO levels VALUES (1, 'low', '{high}');
+    INSERT INTO places VALUES (1, 1), (2, 2);
+    INSERT INTO deferred_key VALUES (1, 'a'), (2, 'b');
+    INSERT INTO secrets VALUES (1, 'hab'), (2, 'reader');
+    INSERT INTO "My Schema"."order.by" VALUES (1, 'a', 'b');
+    INSERT INTO cases VALUES ('word', 1), ('WORD', 1), ('Word', 1);
+    INSERT INTO case_keys VALUES ('key', 1);
+"#;
+
+const CHANGES: &str = r#"
+    UPDATE metrics SET name = name || '!';
+    UPDATE keyless_metrics SET name = name || '!';
+    UPDATE made SET a = a + 1 WHERE a = 1;
+    DELETE FROM made WHERE ctid = (SELECT min(ctid) FROM made WHERE a = 2);
+    UPDATE ONLY animals SET name = 'parent alone' WHERE id = 1;
+    DELETE FROM ONLY animals WHERE id = 2;
+    UPDATE dogs SET breed = 'mixed' WHERE id = 1;
+    UPDATE ONLY notes SET b = 'parent alone';
+    DELETE FROM more_notes WHERE ctid = (SELECT min(ctid) FROM more_notes);
+    BEGIN; UPDATE places SET place = 2 WHERE id = 1; UPDATE places SET place = 1 WHERE id = 2; COMMIT;
+    UPDATE deferred_key SET id = 3 - id;
+    INSERT INTO employees VALUES (2, 'good'); UPDATE employees SET name = 'better' WHERE id = 1;
+    UPDATE secrets SET whose = 'nobody'; DELETE FROM secrets WHERE id = 2;
+    UPDATE "My Schema"."order.by" SET "Select" = "default", "group" = 7;
+    DELETE FROM cases WHERE ctid = (SELECT min(ctid) FROM cases WHERE word COLLATE "C" = 'WORD');
+    UPDATE cases SET n = 2 WHERE word COLLATE "C" = 'Word';
+    UPDATE case_keys SET word = 'KEY';
+    TRUNCATE ONLY notes;
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_breaks_others_is_copied_and_followed() -> Result<()> {
+    let site = Site::builder("reported").primary(logical()).start().await?;
+    Factory::seeded().fill(&site.primary, 1).await?;
+    let client = site.primary.conn().await?;
+    client.batch_execute(REPORTED).await?;
+    client.batch_execute(ROWS).await?;
+    prepare(&site).await;
+    let refused = site.warm_spare(&["sync"]).await;
+    assert_eq!(refused.code, Some(3), "{}", refused.stderr);
+    for word in ["roles", "reader", "CREATE ROLE"] {
+        assert!(refused.stderr.contains(word), "{word}: {}", refused.stderr);
+    }
+    let admin = site.spare.pg.conn("postgres").await?;
+    admin.batch_execute("CREATE ROLE reader").await?;
+    let service = followed(&site, "").await?;
+    until_equal(&site).await?;
+    client.batch_execute(CHANGES).await?;
+    until_equal(&site).await?;
+    verified(&site).await?;
+    let status = service.status().await?;
+    assert_eq!(gaps(&status), Vec::<String>::new());
+    assert_eq!(copies(&service).await?, 1);
+    // What the stream does not speak of costs a copy, and is right after it.
+    let sql = "ALTER TYPE level ADD VALUE 'middle' BEFORE 'high'";
+    client.batch_execute(sql).await?;
+    let sql = "INSERT INTO levels VALUES (2, 'middle', '{middle}')";
+    client.batch_execute(sql).await?;
+    until_copied(&service, 1).await;
+    until_equal(&site).await?;
+    let again = copies(&service).await?;
+    let sql = "UPDATE metrics SET \"SerialNumber\" = DEFAULT";
+    client.batch_execute(sql).await?;
+    until_copied(&service, again).await;
+    until_equal(&site).await?;
+    verified(&site).await?;
+    service.stop().await.ok();
+    // dimitri/pgcopydb 264: PostgreSQL restores no such table either.
+    let sql = "CREATE TABLE words (word text);
+        CREATE FUNCTION is_word(text) RETURNS bool LANGUAGE sql STABLE AS 'SELECT EXISTS (SELECT FROM words WHERE word = $1)';
+        INSERT INTO words VALUES ('a');
+        CREATE TABLE texts (word text CHECK (is_word(word)));
+        INSERT INTO texts VALUES ('a')";
+    client.batch_execute(sql).await?;
+    let refused = site.warm_spare(&["sync", "--baseline"]).await;
+    assert_eq!(refused.code, Some(3), "{}", refused.stderr);
+    for word in ["public.texts", "words", "does not exist"] {
         assert!(refused.stderr.contains(word), "{word}: {}", refused.stderr);
     }
     Ok(())

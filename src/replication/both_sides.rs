@@ -3,6 +3,7 @@
 
 use super::error::PassError;
 use super::guard::guarded;
+use super::look::told_of_standby;
 use super::pass::recovery_point;
 use super::tables::{Table, tables};
 use crate::cluster::{LocalSession, Lsn, PeerSession, Session};
@@ -80,7 +81,10 @@ pub async fn compare_both(config: &Config, step: Option<&Step>) -> Result<Compar
     let local = &config.local.datastore;
     let session = LocalSession::open(local, &local.database).await?;
     session.carry_bytes().await?;
-    compare_all(config, &mut Visible(session), step).await
+    match compare_all(config, &mut Visible(session), step).await {
+        Err(error) => Err(told_of_standby(config, error).await),
+        compared => compared,
+    }
 }
 
 /// Every table of ours, and whether the primary has one more.

@@ -62,6 +62,7 @@ pub async fn check(
         .await
         .fitting(peer_major, local_major)?;
     extensions(local, peer).await?;
+    roles(local, peer).await?;
     local_privileges(config, local).await?;
     peer_privileges(peer).await?;
     nothing_uncopied(peer).await?;
@@ -297,6 +298,35 @@ pub async fn lacking_extensions(on: &Session, of: &Session) -> Result<Vec<String
         .await?;
     let names = lacking.iter().map(|row| row.get(0));
     Ok(names.collect::<Result<_, _>>()?)
+}
+
+/// Roles are not copied, and what names one that is not here cannot be made.
+async fn roles(local: &LocalSession, peer: &PeerSession) -> Result<(), PassError> {
+    let sql = "SELECT pg_get_userbyid(role)::text FROM pg_policy CROSS JOIN unnest(polroles) role WHERE role <> 0 \
+               UNION SELECT usename::text FROM pg_user_mappings WHERE umuser <> 0 ORDER BY 1";
+    let named = peer.rows("reading which roles are named", sql, &[]).await?;
+    let named: Vec<String> = named
+        .iter()
+        .map(|row| row.get(0))
+        .collect::<Result<_, _>>()?;
+    let sql = "SELECT w FROM unnest($1::text[]) w WHERE w NOT IN (SELECT rolname::text FROM pg_roles) ORDER BY 1";
+    let lacking = local
+        .rows("looking for the roles", sql, &[&named])
+        .await?
+        .iter()
+        .map(|row| row.get(0))
+        .collect::<Result<Vec<String>, _>>()?;
+    if lacking.is_empty() {
+        return Ok(());
+    }
+    Err(unfit(
+        "roles",
+        format!(
+            "row security policies or user mappings of the primary's database name roles that the spare's server lacks: {}",
+            lacking.join(", ")
+        ),
+        "make them on the spare (CREATE ROLE …)".into(),
+    ))
 }
 
 async fn local_privileges(config: &Config, local: &LocalSession) -> Result<(), PassError> {

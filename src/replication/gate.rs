@@ -120,11 +120,7 @@ impl Work<'_> {
     }
 
     /// Lets the change through, or stops and asks. `inside` is a session on the database as the change leaves it.
-    pub async fn judge(
-        &self,
-        change: Shrinkage,
-        inside: &LocalSession,
-    ) -> Result<bool, PassError> {
+    pub async fn judge(&self, change: Shrinkage, inside: &LocalSession) -> Result<bool, PassError> {
         // What it has and its new primary lacks was put on record, and is expected to go.
         let cluster = self.state.cluster().await?;
         let approved = !cluster.approved.is_empty() && cluster.approved == self.config.fuse.approve;

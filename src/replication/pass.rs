@@ -95,6 +95,17 @@ pub async fn sync(
     options: Options,
     progress: &Progress,
 ) -> Result<Report, PassError> {
+    match Box::pin(sync_with_a_primary(config, options, progress)).await {
+        Err(error) => Err(look::told_of_standby(config, error).await),
+        done => done,
+    }
+}
+
+async fn sync_with_a_primary(
+    config: &Config,
+    options: Options,
+    progress: &Progress,
+) -> Result<Report, PassError> {
     progress.begin(Phase::Checks, 0);
     let recorded = may_work(config).await?;
     let mut held = None;

@@ -63,7 +63,9 @@ pub async fn silence(session: &LocalSession, token: i64) -> Result<(), PassError
         session.batch(doing, silence).await?;
         let sql = "INSERT INTO warm_spare.silenced (named, place, wake) VALUES ($1, $2, $3) \
                    ON CONFLICT (named) DO UPDATE SET wake = excluded.wake";
-        session.execute(doing, sql, &[&named, &place, &wake]).await?;
+        session
+            .execute(doing, sql, &[&named, &place, &wake])
+            .await?;
         log::info!(
             "local: {named} would be at work on copied rows; it is disabled here until this cluster is promoted"
         );

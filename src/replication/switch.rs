@@ -4,8 +4,8 @@ use super::content::ContentHash;
 use super::descent::PrimaryLine;
 use super::error::PassError;
 use crate::cluster::{
-    CopiedPoint, DatastoreError, LocalSession, Lock, NOTE_VANISHED, State, StateError, end_sessions, quote_ident,
-    quote_literal, record_lineage,
+    CopiedPoint, DatastoreError, LocalSession, Lock, NOTE_VANISHED, State, StateError,
+    end_sessions, quote_ident, quote_literal, record_lineage,
 };
 use crate::config::Config;
 use crate::killpoint;

@@ -8,8 +8,8 @@ use super::steps::Walk;
 use super::watch::{PeerSeen, another_server, look_at_peer, open_fence};
 use crate::cluster::preparation::Names;
 use crate::cluster::{
-    CopiedPoint, EPOCH_STEP_MAX, LocalSession, Lock, PeerFence, Promotion, Record, Side, State, Transition,
-    clear_out, system_id,
+    CopiedPoint, EPOCH_STEP_MAX, LocalSession, Lock, PeerFence, Promotion, Record, Side, State,
+    Transition, clear_out, system_id,
 };
 use crate::config::{Config, Role};
 use crate::observe::{self, Check, Clock, Verdict};

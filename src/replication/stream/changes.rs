@@ -129,7 +129,7 @@ impl Changes {
                     .removed
                     .extend(rows.iter().map(|row| named(row, 0)));
             }
-            names.push(target.quoted().to_string());
+            names.push(target.only().to_string());
         }
         let options = [
             (truncate.restart_identity, " RESTART IDENTITY"),
@@ -378,9 +378,26 @@ pub fn unsent(target: &Target) -> Gap {
     ))
 }
 
+/// A value that the primary's server has given a row anew (`SET id = DEFAULT`) cannot be set: ours would give another.
+pub fn given_anew(target: &Target, before: &[Value], new: &[Value]) -> Result<(), Gap> {
+    for (column, (was, is)) in before.iter().zip(new).enumerate() {
+        let known = |value: &Value| matches!(value, Value::Text(_));
+        if !target.settable(column) && known(was) && known(is) && was != is {
+            return Err(Gap::Decoding(format!(
+                "a row of {} was given another value of an identity column that is GENERATED ALWAYS",
+                target.name
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// None: nothing to be set.
 fn update(target: &Target, old: Option<Old>, new: Vec<Value>) -> Result<Option<Call>, Gap> {
     let moved = matches!(old, Some(Old::Key(_)));
+    if let Some(Old::Key(before) | Old::Full(before)) = &old {
+        given_anew(target, before, &new)?;
+    }
     let by_row = matches!(target.identity, Identity::Full);
     let set: Vec<usize> = (0..new.len())
         .filter(|n| target.settable(*n) && new[*n] != Value::Unchanged)

@@ -6,6 +6,7 @@ use super::super::courier::Courier;
 use super::super::descent::{Here, There, doubt, left_at};
 use super::super::error::{PassError, Policy};
 use super::super::fuse::Shrinkage;
+use super::super::look::told_of_standby;
 use super::super::quiet;
 use super::super::retention::{Swept, sweep};
 use super::super::retry::retry_unavailable;
@@ -87,6 +88,7 @@ pub async fn follow(follow: &Follow<'_>) -> Result<Followed, Gap> {
     match Box::pin(follow.run(false)).await {
         // Which transaction the fuse means is found by taking them one by one.
         Err(Gap::Careful) => Box::pin(follow.run(true)).await,
+        Err(Gap::Failed(error)) => Err(Gap::Failed(told_of_standby(follow.config, error).await)),
         ended => ended,
     }
 }

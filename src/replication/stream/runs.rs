@@ -1,7 +1,7 @@
 //! Rows that are found by all their values, many at a time: one statement reads the table once for a whole run of them,
 //! where one statement for each would read it for each.
 
-use super::changes::{Call, Kind, Values, sized, text_of, unsent};
+use super::changes::{Call, Kind, Values, given_anew, sized, text_of, unsent};
 use super::error::Gap;
 use super::pgoutput::Value;
 use super::target::Target;
@@ -51,6 +51,7 @@ impl Run {
         new: Vec<Value>,
         calls: &mut Vec<Call>,
     ) -> Result<(), Gap> {
+        given_anew(target, &old, &new)?;
         let old = texts(target, sized(target, old)?)?;
         let sent: Vec<usize> = (0..new.len())
             .filter(|n| target.settable(*n) && new[*n] != Value::Unchanged)
