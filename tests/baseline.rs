@@ -303,13 +303,15 @@ async fn time_outs_of_the_servers_do_not_end_the_copy() -> Result<()> {
         .await?;
     for cluster in [&site.primary, &site.spare] {
         let admin = cluster.pg.conn("postgres").await?;
-        for name in [
-            "idle_in_transaction_session_timeout",
-            "statement_timeout",
-            "idle_session_timeout",
+        for (name, limit) in [
+            ("idle_in_transaction_session_timeout", "1ms"),
+            // Not even the first statement of a session of ours is under it.
+            ("statement_timeout", "1ms"),
+            ("lock_timeout", "1ms"),
+            ("idle_session_timeout", "100ms"),
         ] {
             admin
-                .batch_execute(&format!("ALTER ROLE hab SET {name} = '100ms'"))
+                .batch_execute(&format!("ALTER ROLE hab SET {name} = '{limit}'"))
                 .await?;
         }
     }

@@ -598,6 +598,7 @@ fn links_lead_somewhere() {
         "docs/deploy.md",
         "docs/failback.md",
         "docs/failover.md",
+        "docs/limits.md",
         "docs/monitor.md",
         "docs/reference.md",
         "docs/troubleshoot.md",

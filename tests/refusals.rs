@@ -98,8 +98,14 @@ async fn what_is_wrong_with_either_side_is_named() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_peer_without_builders_rows_is_refused() -> Result<()> {
-    let site = site("empty").await;
-    refused(&site, 4, &["empty_primary"]).await?;
+    let site = Site::builder("empty").spare_database().start().await?;
+    // Who sets both sites up at once has no package on either.
+    site.warm_spare(&["sync"]).await.ok();
+    Factory::seeded().fill(&site.primary, 1).await?;
+    site.warm_spare(&["sync"]).await.ok();
+    let all = "DELETE FROM origin_channel_packages; DELETE FROM origin_packages";
+    site.primary.conn().await?.batch_execute(all).await?;
+    refused(&site, 4, &["empty_primary", "the spare's has 1"]).await?;
     site.primary.pg.create_database("other").await?;
     site.write_config("peer.datastore.database = \"other\"");
     refused(&site, 3, &["not_builder", "origin_packages"]).await?;

@@ -1,7 +1,6 @@
 //! What stores of others say when they are busy, full, starting, archived or not there at all: each is told apart, by its
 //! status where the word is unknown.
 
-
 use hyper::http::request::Parts;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};

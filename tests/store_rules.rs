@@ -1,6 +1,5 @@
 //! What an operator has set on the buckets: MinIO's own replication between them, versions, a lock, a quota.
 
-
 use serde_json::Value;
 use support::between::config;
 use support::bucket_rules::{keep_versions, locked_bucket, lose, replicate, set_quota};

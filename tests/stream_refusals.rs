@@ -87,10 +87,44 @@ async fn the_fuse_counts_a_transaction_once_however_often_it_is_tried() -> Resul
     Ok(())
 }
 
+/// The fuse asks how much is gone, and not how often something went.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_package_that_is_uploaded_again_and_again_blows_no_fuse() -> Result<()> {
+    let site = prepared("refusals_again").await?;
+    let made = Factory::seeded().fill(&site.primary, 20).await?;
+    let fuse = "[fuse]\nmax_percent = 20\nmin_count = 5\n";
+    let service = followed(&site, fuse).await?;
+    let client = site.primary.conn().await?;
+    let keep = "CREATE TEMP TABLE kept AS SELECT * FROM origin_packages WHERE ident = $1::text";
+    let keep = keep.replace("$1::text", &format!("'{}'", made[0].ident));
+    client.batch_execute(&keep).await?;
+    for _ in 0..12 {
+        delete_rows(&client, made[0].names()).await?;
+        let again = "INSERT INTO origin_packages SELECT * FROM kept";
+        client.batch_execute(again).await?;
+    }
+    until_equal(&site).await?;
+    for package in &made[1..4] {
+        delete_rows(&client, package.names()).await?;
+    }
+    until_equal(&site).await?;
+    // What is gone counts together, whenever it went.
+    client.batch_execute("BEGIN").await?;
+    for package in &made[4..6] {
+        delete_rows(&client, package.names()).await?;
+    }
+    client.batch_execute("COMMIT").await?;
+    let held = service.until_hold("fuse").await;
+    let detail = held["hold"]["detail"].as_str().unwrap_or_default();
+    assert!(detail.contains("5 of 20 packages"), "{detail}");
+    assert!(detail.contains("3 of them did already"), "{detail}");
+    Ok(())
+}
+
 /// Each is raised once, whatever is tried again in between.
 const REFUSE: &str = "
     CREATE SEQUENCE refusals;
-    CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+    CREATE FUNCTION refuse() RETURNS boolean LANGUAGE plpgsql AS $$
     DECLARE
         codes text[] := ARRAY['40001', '40P01', '53000', '53200', '55006', '55P03'];
         code text := codes[nextval('public.refusals')];
@@ -98,10 +132,9 @@ const REFUSE: &str = "
         IF code IS NOT NULL THEN
             RAISE EXCEPTION 'refused by a test' USING ERRCODE = code;
         END IF;
-        RETURN NEW;
+        RETURN true;
     END $$;
-    CREATE TRIGGER refuse BEFORE INSERT ON audit_package FOR EACH ROW EXECUTE FUNCTION refuse();
-    ALTER TABLE audit_package ENABLE ALWAYS TRIGGER refuse";
+    ALTER TABLE audit_package ADD CONSTRAINT refuse CHECK (refuse()) NOT VALID";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_spare_refuses_for_a_moment_is_tried_again() -> Result<()> {

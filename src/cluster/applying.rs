@@ -5,6 +5,8 @@ use super::datastore::DatastoreError;
 use super::session::LocalSession;
 use crate::config::Datastore;
 use bytes::{Bytes, BytesMut};
+use postgres_protocol as protocol;
+use postgres_protocol::types::{ArrayDimension, array_to_sql};
 use std::error::Error;
 use std::ops::Deref;
 use tokio_postgres::types::{Format, IsNull, ToSql, Type, to_sql_checked};
@@ -31,6 +33,34 @@ impl ToSql for TextValue {
 
     fn encode_format(&self, _: &Type) -> Format {
         Format::Text
+    }
+
+    to_sql_checked!();
+}
+
+/// One column of many rows: an array of texts, as the bytes that the primary sent.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TextValues(pub Vec<Option<Bytes>>);
+
+impl ToSql for TextValues {
+    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn Error + Sync + Send>> {
+        let dimension = ArrayDimension {
+            len: i32::try_from(self.0.len())?,
+            lower_bound: 1,
+        };
+        let write = |value: &Option<Bytes>, out: &mut BytesMut| match value {
+            Some(text) => {
+                out.extend_from_slice(text);
+                Ok(protocol::IsNull::No)
+            }
+            None => Ok(protocol::IsNull::Yes),
+        };
+        array_to_sql(Some(dimension), Type::TEXT.oid(), &self.0, write, out)?;
+        Ok(IsNull::No)
+    }
+
+    fn accepts(kind: &Type) -> bool {
+        *kind == Type::TEXT_ARRAY
     }
 
     to_sql_checked!();
@@ -65,6 +95,7 @@ impl Applying {
         let session = LocalSession::open(to, database).await?;
         let sql = "SET session_replication_role = replica; SET synchronous_commit = on";
         session.batch("preparing to apply changes", sql).await?;
+        session.carry_bytes().await?;
         Ok(Applying(session))
     }
 

@@ -1,8 +1,8 @@
 //! PostgreSQL's own client programs: the schema travels by `pg_dump` and `pg_restore`.
 
-use super::Side;
 use super::datastore::SESSION_OPTIONS;
 use super::libpq::{self, Environment};
+use super::{Side, toc};
 use crate::config::Datastore;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -15,6 +15,8 @@ pub struct ClientPrograms {
     pub major: u32,
     /// Of the servers they will talk to.
     servers: Servers,
+    /// In which they speak to them.
+    encoding: &'static str,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -23,8 +25,8 @@ struct Servers {
     spare: u32,
 }
 
-/// Roles are a server's own.
-const UNPRIVILEGED: [&str; 2] = ["--no-owner", "--no-privileges"];
+/// Roles and tablespaces are a server's own.
+const NOT_OF_A_SERVER: [&str; 3] = ["--no-owner", "--no-privileges", "--no-tablespaces"];
 /// Nothing of ours travels, and nobody is kept waiting long for a lock.
 const BUILDERS_ONLY: [&str; 4] = [
     "--exclude-schema=warm_spare",
@@ -81,6 +83,7 @@ impl InstalledClients {
             directory: directory.clone(),
             major: *major,
             servers: Servers { primary, spare },
+            encoding: "UTF8",
         })
     }
 
@@ -139,6 +142,17 @@ async fn major_of(program: &Path) -> Option<u32> {
 }
 
 impl ClientPrograms {
+    /// For a database of that encoding. `SQL_ASCII` does not say what its bytes mean, so they are not read as UTF-8.
+    pub fn for_encoding(self, encoding: &str) -> ClientPrograms {
+        match encoding {
+            "SQL_ASCII" => ClientPrograms {
+                encoding: "SQL_ASCII",
+                ..self
+            },
+            _ => self,
+        }
+    }
+
     /// Dumps the schema, as the snapshot sees it, into `archive`.
     pub async fn dump_schema(
         &self,
@@ -146,11 +160,21 @@ impl ClientPrograms {
         snapshot: &str,
         archive: &Path,
     ) -> Result<(), ProgramError> {
-        let mut program = self.dump(Side::Peer, from)?;
+        self.dump(Side::Peer, from, snapshot, archive).await
+    }
+
+    async fn dump(
+        &self,
+        side: Side,
+        from: &Datastore,
+        snapshot: &str,
+        archive: &Path,
+    ) -> Result<(), ProgramError> {
+        let mut program = self.pg_dump(side, from)?;
         program
             .command
             .args(["--format=custom", "--schema-only"])
-            .args(UNPRIVILEGED)
+            .args(NOT_OF_A_SERVER)
             .args(BUILDERS_ONLY)
             .arg(format!("--snapshot={snapshot}"))
             .arg("--file")
@@ -167,7 +191,7 @@ impl ClientPrograms {
         to: &Datastore,
         database: &str,
     ) -> Result<(), ProgramError> {
-        let mut program = self.dump(side, to)?;
+        let mut program = self.pg_dump(side, to)?;
         program
             .command
             .args(["--schema-only", "--exclude-schema=*", "--file=/dev/null"])
@@ -175,7 +199,7 @@ impl ClientPrograms {
         program.run().await
     }
 
-    fn dump(&self, side: Side, to: &Datastore) -> Result<Program, ProgramError> {
+    fn pg_dump(&self, side: Side, to: &Datastore) -> Result<Program, ProgramError> {
         let mut program = self.program("pg_dump", side, to)?;
         if side == Side::Local {
             program.name = "pg_dump of the local datastore".into();
@@ -183,7 +207,8 @@ impl ClientPrograms {
         Ok(program)
     }
 
-    /// Restores one section of the archive into `database`, as `owner` where one is given.
+    /// Restores one section of the archive into `database`, as `owner` where one is given: all but what only our own user
+    /// may make.
     pub async fn restore(
         &self,
         to: &Datastore,
@@ -193,42 +218,82 @@ impl ClientPrograms {
         jobs: usize,
         owner: Option<&str>,
     ) -> Result<(), ProgramError> {
-        let mut program = self.program("pg_restore", Side::Local, to)?;
-        program
-            .command
-            .arg("--exit-on-error")
-            .args(UNPRIVILEGED)
-            .arg(format!("--section={section}"))
-            .arg(format!("--jobs={jobs}"))
-            .args(owner.map(|name| format!("--role={name}")))
-            .arg(format!("--dbname={database}"))
-            .arg(archive);
-        program.run().await
+        let restoring = async |owner: Option<&str>, list: Option<&Path>| {
+            let mut program = self.program("pg_restore", Side::Local, to)?;
+            program
+                .command
+                .arg("--exit-on-error")
+                .args(NOT_OF_A_SERVER)
+                .arg(format!("--section={section}"))
+                .arg(format!("--jobs={jobs}"))
+                .args(owner.map(|name| format!("--role={name}")))
+                .args(list.map(|list| format!("--use-list={}", list.display())))
+                .arg(format!("--dbname={database}"))
+                .arg(archive);
+            program.run().await
+        };
+        let Some(owner) = owner else {
+            return restoring(None, None).await;
+        };
+        let runs = toc::runs(&self.contents(archive, section).await?);
+        if runs.iter().all(|run| run.by_owner) {
+            return restoring(Some(owner), None).await;
+        }
+        for run in runs {
+            let list = archive.with_extension("list");
+            std::fs::write(&list, &run.list).map_err(|source| not_started("pg_restore", source))?;
+            restoring(run.by_owner.then_some(owner), Some(&list)).await?;
+        }
+        Ok(())
     }
 
-    /// Copies a whole database of our own server, as the snapshot sees it, into another one there; nothing is laid on disk.
+    /// As `pg_restore --list` tells them.
+    async fn contents(&self, archive: &Path, section: &str) -> Result<String, ProgramError> {
+        let mut command = Command::new(self.directory.join("pg_restore"));
+        command
+            .env("LC_ALL", "C")
+            .arg("--list")
+            .arg(format!("--section={section}"))
+            .arg(archive);
+        let program = Program {
+            name: "pg_restore --list".into(),
+            command,
+            _environment: None,
+        };
+        let output = program.output().await?;
+        Ok(String::from_utf8_lossy(&output).into_owned())
+    }
+
+    /// Copies a whole database of our own server, as the snapshot sees it, into another one there. The rows are not laid on
+    /// disk; `scratch` takes the schema.
     pub async fn copy_database(
         &self,
         server: &Datastore,
         snapshot: &str,
         to: &str,
+        scratch: &Path,
         owner: Option<&str>,
     ) -> Result<(), ProgramError> {
-        let mut dump = self.dump(Side::Local, server)?;
+        let archive = scratch.join("schema.dump");
+        self.dump(Side::Local, server, snapshot, &archive).await?;
+        self.restore(server, to, "pre-data", &archive, 1, owner)
+            .await?;
+        let mut dump = self.pg_dump(Side::Local, server)?;
         dump.command
-            .args(["--format=custom", "--compress=0"])
-            .args(UNPRIVILEGED)
+            .args(["--format=custom", "--compress=0", "--data-only"])
+            .args(NOT_OF_A_SERVER)
             .args(BUILDERS_ONLY)
             .arg(format!("--snapshot={snapshot}"))
             .arg(&server.database);
         let mut restore = self.program("pg_restore", Side::Local, server)?;
         restore
             .command
-            .arg("--exit-on-error")
-            .args(UNPRIVILEGED)
-            .args(owner.map(|name| format!("--role={name}")))
+            .args(["--exit-on-error", "--data-only"])
+            .args(NOT_OF_A_SERVER)
             .arg(format!("--dbname={to}"));
-        through_a_pipe(dump, restore).await
+        through_a_pipe(dump, restore).await?;
+        self.restore(server, to, "post-data", &archive, 1, owner)
+            .await
     }
 
     fn program(&self, name: &str, side: Side, to: &Datastore) -> Result<Program, ProgramError> {
@@ -238,12 +303,12 @@ impl ClientPrograms {
         command
             // What they say is read by us too.
             .env("LC_ALL", "C")
-            .env("PGCLIENTENCODING", "UTF8")
+            .env("PGCLIENTENCODING", self.encoding)
             .env("PGOPTIONS", self.options(side));
         Ok(Program {
             name: name.to_string(),
             command,
-            _environment: environment,
+            _environment: Some(environment),
         })
     }
 
@@ -310,12 +375,18 @@ struct Program {
     name: String,
     command: Command,
     /// What it must find as long as it runs.
-    _environment: Environment,
+    _environment: Option<Environment>,
 }
 
 impl Program {
     async fn run(mut self) -> Result<(), ProgramError> {
         self.command.stdin(Stdio::null()).stdout(Stdio::null());
+        let (child, running) = self.start()?;
+        self.finish(child, running).await.map(drop)
+    }
+
+    async fn output(mut self) -> Result<Vec<u8>, ProgramError> {
+        self.command.stdin(Stdio::null()).stdout(Stdio::piped());
         let (child, running) = self.start()?;
         self.finish(child, running).await
     }
@@ -330,14 +401,15 @@ impl Program {
         Ok((child, running))
     }
 
-    async fn finish(&self, child: Child, mut running: Running) -> Result<(), ProgramError> {
+    /// What it wrote to its output, where that is read.
+    async fn finish(&self, child: Child, mut running: Running) -> Result<Vec<u8>, ProgramError> {
         let output = child
             .wait_with_output()
             .await
             .map_err(|source| not_started(&self.name, source))?;
         running.0 = None;
         if output.status.success() {
-            return Ok(());
+            return Ok(output.stdout);
         }
         let text = String::from_utf8_lossy(&output.stderr);
         Err(ProgramError::Failed {
@@ -369,7 +441,7 @@ async fn through_a_pipe(mut from: Program, mut to: Program) -> Result<(), Progra
     to.command.stdin(Stdio::null());
     let (sent, received) =
         tokio::join!(from.finish(sending, sends), to.finish(receiving, receives));
-    match (sent, received) {
+    match (sent.map(drop), received.map(drop)) {
         (Ok(()), received) => received,
         // Whoever failed first took the other along: a person reads both.
         (Err(sent), Err(received)) => Err(ProgramError::Failed {

@@ -137,12 +137,18 @@ pub(super) fn address(to: &Datastore) -> String {
     format!("{}:{}", to.host, to.port)
 }
 
-/// Start-up options of every session of ours. Server, database and role may have other settings: of the text of values,
+/// Start-up options of every session of ours but those that look at a server as a client does. Server, database and role may have other settings: of the text of values,
 /// and of `synchronous_commit`, with which a promotion would be reported before it is on disk. A server that is not told to
 /// ask whether our machine is still there keeps the session of a lost one, with its locks, for two hours.
 pub(super) const SESSION_OPTIONS: &str = "-c DateStyle=ISO -c IntervalStyle=postgres -c TimeZone=UTC \
      -c extra_float_digits=3 -c bytea_output=hex -c synchronous_commit=on \
-     -c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3";
+     -c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3 \
+     -c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0";
+
+/// The limits that every server knows since version 9.6. They are lifted at the start of a session, so that not even its
+/// first statement is under them.
+const NO_LIMITS: &str =
+    "-c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0";
 
 /// The schemas in which a session of ours looks for names that have none. A function that somebody else made must not
 /// take the place of the server's own: `pg_catalog` goes before every path that does not name it. Our own tables are in
@@ -170,41 +176,39 @@ pub(super) async fn connect(
         },
         if read_only { "on" } else { "off" }
     );
-    let (client, wire) = open(side, to, database, Some(options)).await?;
+    let (client, wire) = open(side, to, database, options).await?;
     lift_time_outs(&client)
         .await
         .map_err(|e| DatastoreError::of(side, &address(to), "preparing the session", &e))?;
     Ok((client, wire))
 }
 
-/// Opens a session as any client would, with the database's and the role's own settings.
+/// Opens a session as any client would, with the database's and the role's own settings, but for their limits on time.
 pub(super) async fn connect_plainly(
     side: Side,
     to: &Datastore,
     database: &str,
 ) -> Result<(Client, Wire), DatastoreError> {
-    open(side, to, database, None).await
+    open(side, to, database, NO_LIMITS.to_string()).await
 }
 
 async fn open(
     side: Side,
     to: &Datastore,
     database: &str,
-    options: Option<String>,
+    options: String,
 ) -> Result<(Client, Wire), DatastoreError> {
     let mut config = tokio_postgres::Config::new();
     config
         .user(&to.user)
         .dbname(database)
         .application_name("warm-spare")
+        .options(options)
         .ssl_mode(match to.ssl_mode {
             SslMode::Disable => tokio_postgres::config::SslMode::Disable,
             SslMode::Prefer => tokio_postgres::config::SslMode::Prefer,
             _ => tokio_postgres::config::SslMode::Require,
         });
-    if let Some(options) = options {
-        config.options(options);
-    }
     if let Some(source) = &to.password {
         let password = source
             .read(&format!("{side}.datastore.password"))
@@ -358,16 +362,14 @@ where
     }
 }
 
-/// A server-wide idle-in-transaction limit kills an exported snapshot. A server that is told to look for its client ends
-/// what an abandoned session was doing, wherever that waits. Only the settings that this server knows are set: naming an
-/// unknown one at start-up would be refused.
+/// The limits that only newer servers know: naming an unknown one at the start would be refused. A server that is told to
+/// look for its client ends what an abandoned session was doing, wherever that waits.
 async fn lift_time_outs(client: &Client) -> Result<(), tokio_postgres::Error> {
     client
         .batch_execute(
             "SELECT set_config(name, CASE name WHEN 'client_connection_check_interval' THEN '2s' ELSE '0' END, false) \
              FROM pg_catalog.pg_settings WHERE name IN \
-             ('statement_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout', \
-              'idle_session_timeout', 'transaction_timeout', 'client_connection_check_interval')",
+             ('idle_session_timeout', 'transaction_timeout', 'client_connection_check_interval')",
         )
         .await
 }
@@ -395,6 +397,13 @@ fn classify(error: &tokio_postgres::Error) -> (DatastoreFault, String) {
     let message = match db.detail() {
         Some(detail) => format!("{} ({detail})", db.message()),
         None => db.message().to_string(),
+    };
+    // Which row of a COPY, and nothing of what is in it.
+    let message = match db.where_() {
+        Some(place) if *db.code() == SqlState::CHARACTER_NOT_IN_REPERTOIRE => {
+            format!("{message} ({place})")
+        }
+        _ => message,
     };
     (fault_of_state(db.code()), message)
 }

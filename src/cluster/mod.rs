@@ -18,6 +18,7 @@ mod identity;
 mod libpq;
 mod lineage;
 mod lsn;
+mod maintenance;
 mod peer_fence;
 pub mod preparation;
 mod probe;
@@ -31,11 +32,12 @@ mod store;
 mod store_error;
 mod throttle;
 mod tls;
+mod toc;
 mod upkeep;
 mod walsender;
 mod working_lock;
 
-pub use applying::{Applying, TextValue, end_former_writers};
+pub use applying::{Applying, TextValue, TextValues, end_former_writers};
 pub use as_client::{AsClient, as_client};
 pub use builder_keys::{BuilderKeyError, BuilderKeys, sealed_by};
 pub use cancelling::last_words;
@@ -71,7 +73,7 @@ pub use state::{
 pub use store::{Completion, Download, Expected, Listed, LocalStore, Store, Stored, Upload};
 pub use store_error::{StoreError, StoreFault};
 pub use throttle::{ByteBudget, Throttle};
-pub use upkeep::{AbsentArtifact, ComparedTable, Replacement, Retirement};
+pub use upkeep::{AbsentArtifact, ComparedTable, NOTE_VANISHED, Replacement, Retirement, Vanished};
 pub use walsender::{Arrived, NewSlot, TextRows, WalSession, WalStream};
 pub use working_lock::{Holder, Lock, Watch};
 

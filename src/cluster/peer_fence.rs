@@ -18,7 +18,7 @@ pub struct PeerFence {
 impl PeerFence {
     /// None: that address leads to another server than the one that is meant.
     pub async fn open(to: &Datastore, system_id: &str) -> Result<Option<PeerFence>, StateError> {
-        let before = LocalSession::open_on(Side::Peer, to, "postgres").await?;
+        let before = LocalSession::open_for_maintenance_on(Side::Peer, to).await?;
         if self::system_id(&before).await? != system_id {
             return Ok(None);
         }

@@ -17,6 +17,9 @@ use tokio_postgres::{Client, CopyInSink, Row};
 /// Longest silence of a server that is to answer a control statement, or to send the next row of a copy.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+pub(super) const CARRY_BYTES: &str = "SELECT pg_catalog.set_config('client_encoding', 'SQL_ASCII', false) \
+     WHERE pg_catalog.current_setting('server_encoding') = 'SQL_ASCII'";
+
 type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
 
 /// What may be asked of either side: reading, and nothing else.
@@ -145,6 +148,12 @@ impl Session {
 
     pub(super) async fn batch(&self, doing: &str, sql: &str) -> Result<(), DatastoreError> {
         self.within(doing, self.client.batch_execute(sql)).await
+    }
+
+    /// From now on text comes and goes as the bytes that the server holds, where the database is of the encoding
+    /// `SQL_ASCII`: it does not say what they mean, and they need not be UTF-8. A server of any other encoding converts.
+    pub async fn carry_bytes(&self) -> Result<(), DatastoreError> {
+        self.batch("preparing the session", CARRY_BYTES).await
     }
 
     pub async fn copy_out(&self, doing: &str, sql: &str) -> Result<CopyRows<'_>, DatastoreError> {

@@ -12,7 +12,7 @@ use chrono::{DateTime, Utc};
 
 pub const DATABASE: &str = "warm_spare";
 /// Of the tables below; a newer one is refused.
-const FORMAT: i32 = 4;
+const FORMAT: i32 = 5;
 /// The oldest format in which a fence can be recorded. The peer's program may be older than ours: its tables are left as
 /// they are.
 const FORMAT_OF_A_PEER_MIN: i32 = 3;
@@ -128,7 +128,7 @@ impl State {
         if let Some(state) = State::existing_on(side, to).await? {
             return Ok(state);
         }
-        let maintenance = LocalSession::open_on(side, to, "postgres").await?;
+        let maintenance = LocalSession::open_for_maintenance_on(side, to).await?;
         let sql = format!(
             "CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8'",
             quote_ident(DATABASE)
@@ -157,7 +157,7 @@ impl State {
         side: Side,
         to: &Datastore,
     ) -> Result<Option<State>, StateError> {
-        let maintenance = LocalSession::open_on(side, to, "postgres").await?;
+        let maintenance = LocalSession::open_for_maintenance_on(side, to).await?;
         let sql = "SELECT 1 FROM pg_catalog.pg_database WHERE datname = $1";
         let there = maintenance
             .query("looking for database warm_spare", sql, &[&DATABASE])
@@ -392,7 +392,7 @@ CREATE TABLE IF NOT EXISTS verification (
 INSERT INTO cluster (id, epoch, since)
     SELECT substr(md5(random()::text || clock_timestamp()::text), 1, 8), 0, now()
     WHERE NOT EXISTS (SELECT 1 FROM cluster);
-INSERT INTO meta (format, token) SELECT 4, 0 WHERE NOT EXISTS (SELECT 1 FROM meta);
+INSERT INTO meta (format, token) SELECT 5, 0 WHERE NOT EXISTS (SELECT 1 FROM meta);
 -- Of format 1, which knew no stream.
 ALTER TABLE replacement ADD COLUMN IF NOT EXISTS lsn text NOT NULL DEFAULT '';
 ALTER TABLE vanished ADD COLUMN IF NOT EXISTS lsn text NOT NULL DEFAULT '';
@@ -487,6 +487,10 @@ CREATE TABLE IF NOT EXISTS absent (
     target text NOT NULL,
     since timestamptz NOT NULL DEFAULT now());
 GRANT SELECT ON cluster, copied, confirmation, fence, promotion, lineage, meta TO PUBLIC;
-UPDATE meta SET format = 4 WHERE format < 4;
+-- Of format 4, which counted what vanished and did not know it by name.
+ALTER TABLE vanished
+    ADD COLUMN IF NOT EXISTS package_names text[] NOT NULL DEFAULT '{}',
+    ADD COLUMN IF NOT EXISTS artifact_keys text[] NOT NULL DEFAULT '{}';
+UPDATE meta SET format = 5 WHERE format < 5;
 COMMIT;
 ";

@@ -43,6 +43,21 @@ pub struct AbsentArtifact {
 /// No more are added once so many are remembered.
 const ABSENT_MAX: i64 = 50;
 
+/// What vanished lately: packages by ident and target, artifacts by key. Some of it may be there again.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Vanished {
+    pub packages: Vec<String>,
+    pub artifacts: Vec<String>,
+    /// Numbers of further ones that an older program has counted.
+    pub nameless: (u64, u64),
+}
+
+/// By the names of packages and artifacts, and the end of the transaction; empty: a whole copy.
+pub const NOTE_VANISHED: &str = "
+INSERT INTO vanished (packages, artifacts, package_names, artifact_keys, lsn)
+SELECT cardinality($1::text[]), cardinality($2::text[]), $1, $2, $3::text
+WHERE $3 = '' OR NOT EXISTS (SELECT 1 FROM vanished WHERE lsn = $3)";
+
 impl State {
     /// Waits for a switch whose commit is on its way, although who asked for it is gone: it empties the journal.
     pub async fn replacements(&self) -> Result<Vec<Replacement>, StateError> {
@@ -195,36 +210,40 @@ impl State {
         Ok(())
     }
 
-    /// Packages and artifacts that vanished within the window before now, but for the transaction that ends at `but`.
+    /// What vanished within the window before now, but for the transaction that ends at `but`.
     pub async fn vanished_lately(
         &self,
         window: Duration,
         but: &str,
-    ) -> Result<(u64, u64), StateError> {
-        let sql = "SELECT coalesce(sum(packages), 0)::int8, coalesce(sum(artifacts), 0)::int8 FROM vanished \
-                   WHERE time > now() - make_interval(secs => $1) AND (lsn = '' OR lsn <> $2)";
-        let row = self
-            .session()
-            .query_one(
-                "reading what vanished lately",
-                sql,
-                &[&window.as_secs_f64(), &but],
-            )
-            .await?;
-        Ok((
-            row.get::<_, i64>(0).unsigned_abs(),
-            row.get::<_, i64>(1).unsigned_abs(),
-        ))
+    ) -> Result<Vanished, StateError> {
+        let within = "FROM vanished WHERE time > now() - make_interval(secs => $1) AND (lsn = '' OR lsn <> $2)";
+        let sql = format!(
+            "SELECT ARRAY(SELECT DISTINCT unnest(package_names) {within}), ARRAY(SELECT DISTINCT unnest(artifact_keys) {within}), \
+               (SELECT coalesce(sum(packages - cardinality(package_names)), 0)::int8 {within}), \
+               (SELECT coalesce(sum(artifacts - cardinality(artifact_keys)), 0)::int8 {within})"
+        );
+        let doing = "reading what vanished lately";
+        let values: &[&(dyn tokio_postgres::types::ToSql + Sync)] = &[&window.as_secs_f64(), &but];
+        let row = self.session().query_one(doing, &sql, values).await?;
+        Ok(Vanished {
+            packages: row.get(0),
+            artifacts: row.get(1),
+            nameless: (
+                row.get::<_, i64>(2).unsigned_abs(),
+                row.get::<_, i64>(3).unsigned_abs(),
+            ),
+        })
     }
 
     /// Counted once, however often the transaction that ends at `lsn` is tried. What an operator approved is not counted,
-    /// nor what was before it.
+    /// nor what was before it; what is older than the window is forgotten.
     pub async fn vanished(
         &self,
-        packages: i64,
-        artifacts: i64,
+        packages: &[String],
+        artifacts: &[String],
         lsn: &str,
         approved: bool,
+        window: Duration,
     ) -> Result<(), StateError> {
         if approved {
             let forget = "DELETE FROM vanished";
@@ -233,14 +252,13 @@ impl State {
                 .await?;
             return Ok(());
         }
-        let sql = "INSERT INTO vanished (packages, artifacts, lsn) SELECT $1::int8, $2::int8, $3::text \
-                   WHERE NOT EXISTS (SELECT 1 FROM vanished WHERE lsn = $3)";
+        let doing = "remembering what vanished";
+        let sql = "DELETE FROM vanished WHERE time <= now() - make_interval(secs => $1)";
         self.session()
-            .execute(
-                "remembering what vanished",
-                sql,
-                &[&packages, &artifacts, &lsn],
-            )
+            .execute(doing, sql, &[&window.as_secs_f64()])
+            .await?;
+        self.session()
+            .execute(doing, NOTE_VANISHED, &[&packages, &artifacts, &lsn])
             .await?;
         Ok(())
     }

@@ -4,6 +4,7 @@
 use super::cancelling::{CANCELLED, Cancelling, Unanswered};
 use super::channel::{self, Watched};
 use super::datastore::{self, DatastoreError, DatastoreFault};
+use super::session::CARRY_BYTES;
 use super::{Lsn, Session, Side, Snapshot, quote_ident, quote_literal, tls};
 use crate::config::{Datastore, SslMode};
 use bytes::{Bytes, BytesMut};
@@ -133,11 +134,11 @@ impl WalSession {
             Err(_) => return Err(told.silent(&doing, CONNECT_TIMEOUT.as_secs())),
         };
         let mut session = WalSession { wire, told };
-        // As every session of ours; limits that this server does not know cannot be named at the start.
-        let sql = "SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name IN \
-                   ('statement_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout', \
-                    'idle_session_timeout', 'transaction_timeout')";
+        // As in every session of ours: limits that an older server does not know cannot be named at the start.
+        let sql = "SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings \
+                   WHERE name IN ('idle_session_timeout', 'transaction_timeout')";
         session.query("preparing the session", sql).await?;
+        session.query("preparing the session", CARRY_BYTES).await?;
         Ok(session)
     }
 

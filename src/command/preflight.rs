@@ -34,7 +34,7 @@ pub async fn run(config: &Config, purpose: Purpose, as_json: bool) -> u8 {
     let result = worst(&checks);
     if result == Verdict::Refuse {
         // With our own datastore away every check would say the same, and nothing was found out.
-        let asked = LocalSession::open(&config.local.datastore, "postgres").await;
+        let asked = LocalSession::open_for_maintenance(&config.local.datastore).await;
         if let Err(error) = asked {
             return show::failure(&error.into(), as_json);
         }

@@ -12,6 +12,8 @@ use super::fuse::Shrinkage;
 use super::gate::{Gated, Work, record_unavailable};
 use super::inventory::UNSOUND;
 use super::meeting::BeginningSlot;
+use super::names::beside;
+use super::quiet::SILENCED;
 use super::sequences::{self, Sequence};
 use super::switch::{self, Arrival, Properties};
 use super::{guard, replacements, stream, tables};
@@ -64,7 +66,7 @@ pub struct Incoming {
 }
 
 pub fn incoming_name(config: &Config) -> String {
-    format!("{}_incoming", config.local.datastore.database)
+    beside(&config.local.datastore.database, "_incoming")
 }
 
 impl Incoming {
@@ -85,6 +87,7 @@ impl Incoming {
         if let Some(owner) = &owner {
             sql.push_str(&format!(" OWNER {}", quote_ident(owner)));
         }
+        sql.push_str(&properties.tablespace_option());
         session
             .long("creating the incoming database", &sql)
             .await
@@ -103,11 +106,23 @@ impl Incoming {
                 },
                 _ => error.into(),
             })?;
-        Ok(Incoming {
+        // Before the primary's event triggers are there, which would be at work for it.
+        let made = async {
+            let inside = LocalSession::open(local, &name).await?;
+            let schema = format!("{OUR_SCHEMA}{SILENCED}");
+            inside.batch("making our schema", &schema).await
+        };
+        let made = made.await;
+        let incoming = Incoming {
             name,
             owner,
             properties,
-        })
+        };
+        if let Err(error) = made {
+            incoming.give_up(work).await;
+            return Err(error.into());
+        }
+        Ok(incoming)
     }
 
     /// Best effort: the next pass drops it anyway, but its disk space is wanted now.
@@ -174,8 +189,8 @@ impl Baseline<'_> {
             // They were the rows' at the snapshot, and are of no use now.
             contents.clear();
         }
+        let approved = self.work.judge(shrinkage.clone(), &inside).await?;
         drop(inside);
-        let approved = self.work.judge(shrinkage.clone()).await?;
         let filled = Filled {
             rows,
             tables: number,
@@ -331,7 +346,7 @@ impl Baseline<'_> {
         Ok((gated, shrinkage, loaded.unsound))
     }
 
-    /// Our schema inside the incoming database: what must stand and fall with the rows.
+    /// In our schema inside the incoming database: what must stand and fall with the rows.
     async fn record_inside(
         &self,
         inside: &LocalSession,
@@ -339,7 +354,6 @@ impl Baseline<'_> {
         round: &Round,
         unsound: &[String],
     ) -> Result<(), PassError> {
-        inside.batch("making our schema", OUR_SCHEMA).await?;
         let sql = "INSERT INTO warm_spare.recovery_point (lsn, commit_time, system_id, timeline, token) \
                    VALUES ($1::text::pg_lsn, $2, $3, $4, $5)";
         inside
@@ -391,10 +405,8 @@ impl Baseline<'_> {
         self.work.progress.begin(Phase::Switch, 0);
         let generation = self.facts.visible.then(|| {
             let visible = &config.local.datastore.database;
-            format!(
-                "{visible}_{}",
-                chrono::Utc::now().format("%Y%m%dt%H%M%S%3fz")
-            )
+            let now = chrono::Utc::now().format("_%Y%m%dt%H%M%S%3fz");
+            beside(visible, &now.to_string())
         });
         let vanished = filled.shrinkage.packages.len() as u64;
         let rows = filled.rows;
@@ -405,8 +417,8 @@ impl Baseline<'_> {
             line: &self.facts.line,
             contents: &filled.contents,
             files: &filled.files,
-            vanished_packages: vanished,
-            vanished_artifacts: filled.shrinkage.artifacts.len() as u64,
+            vanished_packages: &filled.shrinkage.packages,
+            vanished_artifacts: &filled.shrinkage.artifacts,
             approved: filled.approved,
             unproven: self.continuation.unproven,
             event: format!(
@@ -478,7 +490,7 @@ struct Filled {
     approved: bool,
 }
 
-fn scratch() -> Result<TempDir, PassError> {
+pub(super) fn scratch() -> Result<TempDir, PassError> {
     tempfile::Builder::new()
         .prefix("warm-spare-")
         .tempdir()

@@ -3,6 +3,7 @@
 
 use super::error::PassError;
 use super::guard::guarded;
+use super::look::told_of_standby;
 use super::pass::recovery_point;
 use super::tables::{Table, tables};
 use crate::cluster::{LocalSession, Lsn, PeerSession, Session};
@@ -78,8 +79,12 @@ impl Ours for Visible {
 /// Reads the rows of every table on both sides. The spare must be following, or the primary at rest.
 pub async fn compare_both(config: &Config, step: Option<&Step>) -> Result<Compared, PassError> {
     let local = &config.local.datastore;
-    let mut visible = Visible(LocalSession::open(local, &local.database).await?);
-    compare_all(config, &mut visible, step).await
+    let session = LocalSession::open(local, &local.database).await?;
+    session.carry_bytes().await?;
+    match compare_all(config, &mut Visible(session), step).await {
+        Err(error) => Err(told_of_standby(config, error).await),
+        compared => compared,
+    }
 }
 
 /// Every table of ours, and whether the primary has one more.
@@ -215,6 +220,7 @@ async fn read<T>(
     // Its reading holds a lock like any other, so it gives way like any other.
     let there = Box::pin(guarded(&config.peer.datastore, async {
         let peer = PeerSession::open(&config.peer.datastore).await?;
+        peer.carry_bytes().await?;
         rows(&peer, table, None, empty(), &add).await
     }));
     tokio::try_join!(here, there)

@@ -62,6 +62,7 @@ pub async fn check(
         .await
         .fitting(peer_major, local_major)?;
     extensions(local, peer).await?;
+    roles(local, peer).await?;
     local_privileges(config, local).await?;
     peer_privileges(peer).await?;
     nothing_uncopied(peer).await?;
@@ -101,20 +102,25 @@ pub async fn check(
     let record = record.unwrap_or_default();
     enough_disk(config, local, database_bytes).await?;
     let packages: i64 = row.get(3)?;
-    if packages == 0 {
+    let here = match (packages, visible) {
+        (0, true) => packages_of_ours(config).await?,
+        _ => 0,
+    };
+    if here > 0 {
         return Err(PassError::Refused {
             rule: "empty_primary",
-            text:
-                "the primary's database has no package at all; a copy of it would be an empty spare"
-                    .into(),
+            text: format!(
+                "the primary's database has no package at all, and the spare's has {here}; a copy of it would be an empty spare"
+            ),
             next_step: "check that peer.datastore names the primary".into(),
         });
     }
+    let encoding: String = row.get(5)?;
     Ok(Facts {
-        clients,
+        clients: clients.for_encoding(&encoding),
         lz4: lz4(local).await?,
         visible,
-        locale: locale_options(&row.get::<String>(4)?, &row.get::<String>(5)?, local_major),
+        locale: locale_options(&row.get::<String>(4)?, &encoding, local_major),
         system_id: peers_id,
         line,
         peer_cluster: record.cluster_id,
@@ -143,6 +149,19 @@ pub async fn has_database(local: &LocalSession, name: &str) -> Result<bool, Pass
         .row("looking for our database", sql, &[&name])
         .await?
         .get(0)?)
+}
+
+/// In the database that Builder on the spare sees.
+async fn packages_of_ours(config: &Config) -> Result<i64, PassError> {
+    let local = &config.local.datastore;
+    let inside = LocalSession::open(local, &local.database).await?;
+    let doing = "counting our own packages";
+    let sql = "SELECT to_regclass('public.origin_packages') IS NOT NULL";
+    if !inside.row(doing, sql, &[]).await?.get(0)? {
+        return Ok(0);
+    }
+    let sql = "SELECT count(*) FROM public.origin_packages";
+    Ok(inside.row(doing, sql, &[]).await?.get(0)?)
 }
 
 async fn two_ends(config: &Config, ends: &Ends) -> Result<(), PassError> {
@@ -281,6 +300,35 @@ pub async fn lacking_extensions(on: &Session, of: &Session) -> Result<Vec<String
     Ok(names.collect::<Result<_, _>>()?)
 }
 
+/// Roles are not copied, and what names one that is not here cannot be made.
+async fn roles(local: &LocalSession, peer: &PeerSession) -> Result<(), PassError> {
+    let sql = "SELECT pg_get_userbyid(role)::text FROM pg_policy CROSS JOIN unnest(polroles) role WHERE role <> 0 \
+               UNION SELECT usename::text FROM pg_user_mappings WHERE umuser <> 0 ORDER BY 1";
+    let named = peer.rows("reading which roles are named", sql, &[]).await?;
+    let named: Vec<String> = named
+        .iter()
+        .map(|row| row.get(0))
+        .collect::<Result<_, _>>()?;
+    let sql = "SELECT w FROM unnest($1::text[]) w WHERE w NOT IN (SELECT rolname::text FROM pg_roles) ORDER BY 1";
+    let lacking = local
+        .rows("looking for the roles", sql, &[&named])
+        .await?
+        .iter()
+        .map(|row| row.get(0))
+        .collect::<Result<Vec<String>, _>>()?;
+    if lacking.is_empty() {
+        return Ok(());
+    }
+    Err(unfit(
+        "roles",
+        format!(
+            "row security policies or user mappings of the primary's database name roles that the spare's server lacks: {}",
+            lacking.join(", ")
+        ),
+        "make them on the spare (CREATE ROLE …)".into(),
+    ))
+}
+
 async fn local_privileges(config: &Config, local: &LocalSession) -> Result<(), PassError> {
     let database = &config.local.datastore.database;
     let lacking = rights(local, database).await?.lacking(database, true);
@@ -377,16 +425,24 @@ pub struct Disk {
     pub total: u64,
 }
 
-/// Only a superuser is told where the data are; and only on the server's own machine can one look.
+/// Only a superuser is told where the data are; and only on the server's own machine can one look. A copy lies where the
+/// database lies that it replaces.
 pub async fn disk(config: &Config, local: &Session) -> Option<Disk> {
-    let sql = "SELECT current_setting('data_directory', true)";
-    let asked = local.row("asking where the data are", sql, &[]).await;
-    let directory: Option<String> = asked.ok()?.get(0).ok()?;
+    let sql = "SELECT current_setting('data_directory', true), \
+                 (SELECT pg_tablespace_location(dattablespace) FROM pg_database WHERE datname = $1)";
+    let doing = "asking where the data are";
+    let database = &config.local.datastore.database;
+    let asked = local.row(doing, sql, &[database]).await.ok()?;
+    let directory: String = asked.get::<Option<String>>(0).ok()??;
+    // Empty for the server's own places, and relative for a tablespace within its directory.
+    let tablespace: Option<String> = asked.get(1).ok()?;
+    let directory = Path::new(&directory).join(tablespace.unwrap_or_default());
+    let directory = directory.to_string_lossy().into_owned();
     let here = matches!(
         config.local.datastore.host.as_str(),
         "127.0.0.1" | "localhost" | "::1"
     );
-    let directory = directory.filter(|path| here && Path::new(path).is_dir())?;
+    let directory = Some(directory).filter(|path| here && Path::new(path).is_dir())?;
     let disk = rustix::fs::statvfs(Path::new(&directory)).ok()?;
     Some(Disk {
         free: disk.f_bavail.saturating_mul(disk.f_frsize),

@@ -1,8 +1,10 @@
 //! A second copy of the visible database on the same server, made while the stream goes on being applied to the first.
 //! `CREATE DATABASE … TEMPLATE` would need that nobody is connected to it.
 
+use super::baseline::scratch;
 use super::checks::{enough_disk, locale_options, major};
 use super::error::PassError;
+use super::quiet;
 use super::switch;
 use crate::cluster::{InstalledClients, LocalSession, quote_ident};
 use crate::config::Config;
@@ -24,18 +26,29 @@ pub async fn clone_visible(
     enough_disk(config, session, bytes).await?;
     let server = major(session).await?;
     let clients = InstalledClients::look().await.fitting(server, server)?;
+    let encoding: String = row.get(1);
+    let clients = clients.for_encoding(&encoding);
     let properties = switch::properties(session, &local.database, name).await?;
-    let sql = format!(
-        "CREATE DATABASE {} TEMPLATE template0 {}",
-        quote_ident(name),
-        locale_options(&row.get::<_, String>(0), &row.get::<_, String>(1), server)
-    );
-    session.long("creating the clone", &sql).await?;
     let owner = properties
         .owner
         .as_deref()
         .filter(|owner| *owner != local.user);
-    clients.copy_database(local, snapshot, name, owner).await?;
+    let owned = owner.map(|owner| format!(" OWNER {}", quote_ident(owner)));
+    let sql = format!(
+        "CREATE DATABASE {} TEMPLATE template0 {}{}{}",
+        quote_ident(name),
+        locale_options(&row.get::<_, String>(0), &encoding, server),
+        owned.unwrap_or_default(),
+        properties.tablespace_option()
+    );
+    session.long("creating the clone", &sql).await?;
+    let scratch = scratch()?;
+    clients
+        .copy_database(local, snapshot, name, scratch.path(), owner)
+        .await?;
+    let visible = LocalSession::open(local, &local.database).await?;
+    let inside = LocalSession::open(local, name).await?;
+    quiet::wake_as_in(&visible, &inside).await?;
     switch::apply(session, &properties).await?;
     Ok(bytes.unsigned_abs())
 }

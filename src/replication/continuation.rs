@@ -18,6 +18,7 @@ use crate::cluster::{
 use crate::config::Config;
 use std::collections::BTreeMap;
 use std::time::Duration;
+use tokio_postgres::error::SqlState;
 
 /// Row versions of each table that are looked at: the youngest of those that must be here.
 const YOUNGEST: usize = 1000;
@@ -207,7 +208,8 @@ impl<'a> Common<'a> {
             .map(|(name, _)| format!("{of}.{}", quote_ident(name)))
             .collect();
         let columns = columns.join(", ");
-        format!("encode(sha256(convert_to(ROW({columns})::text, 'UTF8')), 'hex')")
+        // The encoding is the same on both sides, and so the bytes need not be converted.
+        format!("encode(sha256(convert_to(ROW({columns})::text, getdatabaseencoding())), 'hex')")
     }
 
     /// Reads those that `which`, a query for their places, chooses.
@@ -228,7 +230,14 @@ impl<'a> Common<'a> {
             keys: vec![Vec::new(); self.key.len()],
             hashes: Vec::new(),
         };
-        for row in peer.rows(&doing, &sql, &[]).await? {
+        let rows = match peer.rows(&doing, &sql, &[]).await {
+            // Keys that are no text: nothing of them can be told here.
+            Err(error) if error.sql_state == Some(SqlState::CHARACTER_NOT_IN_REPERTOIRE) => {
+                return Ok(versions);
+            }
+            rows => rows?,
+        };
+        for row in rows {
             let key: Vec<String> = row.get(1)?;
             if key.len() != self.key.len() {
                 continue;

@@ -148,6 +148,9 @@ impl PassError {
             PassError::Program(ProgramError::NoneFits { from, to, .. }) => format!(
                 "install PostgreSQL's client programs of a major version from {from} to {to} (Debian: apt install postgresql-client-{to}), or name their directory in WARM_SPARE_PG_CLIENTS"
             ),
+            PassError::Program(ProgramError::Failed { text, .. }) if text.contains("EXTENSION") => {
+                "create that extension in a database of the spare by hand and see what is lacking; one that a server allows in a single database cannot be copied, and belongs into another database of the primary (docs/limits.md)".into()
+            }
             PassError::Program(_) => "read what the program says".into(),
             PassError::State(StateError::Locked { .. }) => {
                 "let it finish, or stop it: one works at a time".into()

@@ -1,9 +1,10 @@
 //! The fuse: a change that would shrink the spare by more than the operator's share stops and asks.
 
 use super::error::PassError;
-use crate::cluster::State;
+use crate::cluster::{LocalSession, State, Vanished};
 use crate::config::{Config, Fuse};
 use blake2b_simd::Params;
+use tokio_postgres::types::ToSql;
 
 /// What would vanish with this change, and what did within the window before it.
 #[derive(Debug, Clone, Default)]
@@ -14,7 +15,7 @@ pub struct Shrinkage {
     /// Artifacts that would pass as missing or damaged and have not before.
     pub artifacts: Vec<String>,
     pub artifacts_before: u64,
-    /// Of these, what vanished in earlier changes within the window.
+    /// What vanished in earlier changes within the window, and is not there now.
     pub earlier_packages: u64,
     pub earlier_artifacts: u64,
 }
@@ -80,8 +81,14 @@ pub fn judge(fuse: &Fuse, shrinkage: &Shrinkage) -> Verdict {
 }
 
 /// Lets the change through, or stops and asks. True: an operator approved it, so it is not held against later ones.
-pub async fn ask(config: &Config, state: &State, change: Shrinkage) -> Result<bool, PassError> {
-    ask_again(config, state, change, "").await
+/// `inside` is a session on the database as the change leaves it.
+pub async fn ask(
+    config: &Config,
+    state: &State,
+    change: Shrinkage,
+    inside: &LocalSession,
+) -> Result<bool, PassError> {
+    ask_again(config, state, change, "", inside).await
 }
 
 /// The same for a transaction that may have been tried, and counted, before: `lsn` is its end.
@@ -90,11 +97,13 @@ pub async fn ask_again(
     state: &State,
     change: Shrinkage,
     lsn: &str,
+    inside: &LocalSession,
 ) -> Result<bool, PassError> {
-    let (packages, artifacts) = state.vanished_lately(config.fuse.window, lsn).await?;
+    let lately = state.vanished_lately(config.fuse.window, lsn).await?;
+    let (packages, artifacts) = gone_now(&lately, &change, inside).await?;
     let shrinkage = Shrinkage {
-        earlier_packages: packages,
-        earlier_artifacts: artifacts,
+        earlier_packages: packages + lately.nameless.0,
+        earlier_artifacts: artifacts + lately.nameless.1,
         ..change
     };
     match judge(&config.fuse, &shrinkage) {
@@ -116,6 +125,36 @@ pub async fn ask_again(
             })
         }
     }
+}
+
+/// Of what vanished lately, the packages that have no row and the artifacts that are recorded as lacking, but for those of
+/// the change itself: what was uploaded again is no loss, and what vanished again is one.
+async fn gone_now(
+    lately: &Vanished,
+    change: &Shrinkage,
+    inside: &LocalSession,
+) -> Result<(u64, u64), PassError> {
+    if lately.packages.is_empty() && lately.artifacts.is_empty() {
+        return Ok((0, 0));
+    }
+    let sql = "SELECT \
+        (SELECT count(*) FROM (SELECT unnest($1::text[]) EXCEPT SELECT unnest($2::text[])) v (named) WHERE NOT EXISTS ( \
+           SELECT 1 FROM public.origin_packages p \
+           WHERE p.ident = substring(v.named FROM '^(.*) ') AND p.target = substring(v.named FROM ' ([^ ]*)$'))), \
+        (SELECT count(*) FROM (SELECT unnest($3::text[]) EXCEPT SELECT unnest($4::text[])) v (named) WHERE EXISTS ( \
+           SELECT 1 FROM warm_spare.unavailable u WHERE u.key = v.named))";
+    let doing = "counting what is gone";
+    let values: &[&(dyn ToSql + Sync)] = &[
+        &lately.packages,
+        &change.packages,
+        &lately.artifacts,
+        &change.artifacts,
+    ];
+    let row = inside.query_one(doing, sql, values).await?;
+    Ok((
+        row.get::<_, i64>(0).unsigned_abs(),
+        row.get::<_, i64>(1).unsigned_abs(),
+    ))
 }
 
 fn earlier(count: u64) -> String {

@@ -119,15 +119,15 @@ impl Work<'_> {
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
-    /// Lets the change through, or stops and asks.
-    pub async fn judge(&self, change: Shrinkage) -> Result<bool, PassError> {
+    /// Lets the change through, or stops and asks. `inside` is a session on the database as the change leaves it.
+    pub async fn judge(&self, change: Shrinkage, inside: &LocalSession) -> Result<bool, PassError> {
         // What it has and its new primary lacks was put on record, and is expected to go.
         let cluster = self.state.cluster().await?;
         let approved = !cluster.approved.is_empty() && cluster.approved == self.config.fuse.approve;
         if cluster.coming_back || approved {
             return Ok(true);
         }
-        fuse::ask(self.config, self.state, change).await
+        fuse::ask(self.config, self.state, change, inside).await
     }
 }
 

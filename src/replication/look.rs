@@ -4,11 +4,12 @@ use super::error::PassError;
 use super::pass::recovery_point;
 use super::sequences::{self, Sequence};
 use crate::cluster::{
-    Confirmation, CopiedPoint, DatastoreFault, LocalSession, PeerSession, fenced, timeline,
+    Confirmation, CopiedPoint, DatastoreFault, LocalSession, PeerSession, Side, fenced, timeline,
 };
 use crate::config::Config;
 use crate::observe::Clock;
 use chrono::{DateTime, Utc};
+use tokio_postgres::error::SqlState;
 
 /// What the primary answered.
 #[derive(Debug, Clone)]
@@ -151,4 +152,35 @@ pub(super) async fn look_at(
 async fn moved(peer: &PeerSession) -> Result<Vec<Sequence>, PassError> {
     let names = sequences::sequence_names(peer).await?;
     sequences::read_sequences(peer, names).await
+}
+
+/// An address that leads to a physical standby for a moment, as a virtual one may, shows by a statement that the server
+/// refuses. The server is asked, for its words may be of any language.
+pub async fn told_of_standby(config: &Config, error: PassError) -> PassError {
+    let states = [
+        SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
+        SqlState::READ_ONLY_SQL_TRANSACTION,
+        SqlState::FEATURE_NOT_SUPPORTED,
+        // A standby does not have our slot.
+        SqlState::UNDEFINED_OBJECT,
+    ];
+    let may_be = match &error {
+        PassError::Datastore(e) => {
+            e.side == Side::Peer && states.iter().any(|s| e.sql_state.as_ref() == Some(s))
+        }
+        _ => false,
+    };
+    if !may_be {
+        return error;
+    }
+    let asked = async {
+        let peer = PeerSession::open(&config.peer.datastore).await?;
+        let sql = "SELECT pg_is_in_recovery()";
+        let row = peer.row("asking what the peer is", sql, &[]).await?;
+        row.get::<bool>(0)
+    };
+    match asked.await {
+        Ok(true) => PassError::standby(),
+        _ => error,
+    }
 }

@@ -19,8 +19,10 @@ mod inventory;
 mod look;
 mod meeting;
 mod mode;
+mod names;
 mod pass;
 mod preparation;
+mod quiet;
 mod replacements;
 mod retention;
 mod retry;
@@ -52,6 +54,7 @@ pub use pass::{
     may_work, mend, recovery_point, stands_at, sync, unavailable, unavailable_here,
 };
 pub use preparation::{PATIENCE, Prepare, Release, prepare, release};
+pub use quiet::wake;
 pub use retention::{Swept, sweep};
 pub use retry::retry_unavailable;
 pub use rights::{Rights, rights};

@@ -81,7 +81,7 @@ pub struct Ends {
 impl Ends {
     pub async fn open(config: &Config) -> Result<Ends, PassError> {
         Ok(Ends {
-            local: LocalSession::open(&config.local.datastore, "postgres").await?,
+            local: LocalSession::open_for_maintenance(&config.local.datastore).await?,
             local_store: LocalStore::open(&config.local.s3)?,
             peer: PeerSession::open(&config.peer.datastore).await?,
             peer_store: Store::open(Side::Peer, &config.peer.s3)?,
@@ -91,6 +91,17 @@ impl Ends {
 
 /// Brings the spare to the primary's present, once.
 pub async fn sync(
+    config: &Config,
+    options: Options,
+    progress: &Progress,
+) -> Result<Report, PassError> {
+    match Box::pin(sync_with_a_primary(config, options, progress)).await {
+        Err(error) => Err(look::told_of_standby(config, error).await),
+        done => done,
+    }
+}
+
+async fn sync_with_a_primary(
     config: &Config,
     options: Options,
     progress: &Progress,
@@ -687,7 +698,7 @@ impl Pass<'_> {
             artifacts_before: self.work.inventory.wanted().await?,
             ..Shrinkage::default()
         };
-        self.work.judge(change).await?;
+        self.work.judge(change, session).await?;
         let round = gated.round;
         let still: Vec<&str> = round
             .unavailable()

@@ -168,7 +168,7 @@ fn whose(config: &Config, own: Option<&str>, cluster: Option<&str>) -> Result<Na
 
 /// Sessions on both sides, which are known to be two.
 async fn two_servers(config: &Config) -> Result<(LocalSession, PeerSession), PassError> {
-    let local = LocalSession::open(&config.local.datastore, "postgres").await?;
+    let local = LocalSession::open_for_maintenance(&config.local.datastore).await?;
     let peer = PeerSession::open(&config.peer.datastore).await?;
     checks::two_servers(config, &local, &peer).await?;
     Ok((local, peer))

@@ -14,13 +14,17 @@ pub struct Rights {
     pub owner: Option<bool>,
     /// Whether it may make tables in our own database; None: there is none yet.
     pub owns_state: Option<bool>,
+    /// Whether it may make a database in the tablespace of Builder's; None: that lies in none of its own.
+    pub tablespace: Option<bool>,
 }
 
 pub async fn rights(session: &Session, database: &str) -> Result<Rights, PassError> {
     let sql = "SELECT rolsuper, rolcreatedb, pg_has_role(current_user, 'pg_signal_backend', 'MEMBER'), \
                  pg_has_role(current_user, 'pg_read_all_stats', 'MEMBER'), \
                  (SELECT pg_has_role(current_user, datdba, 'MEMBER') FROM pg_database WHERE datname = $1), \
-                 (SELECT pg_has_role(current_user, datdba, 'MEMBER') FROM pg_database WHERE datname = $2) \
+                 (SELECT pg_has_role(current_user, datdba, 'MEMBER') FROM pg_database WHERE datname = $2), \
+                 (SELECT has_tablespace_privilege(t.oid, 'CREATE') FROM pg_database d JOIN pg_tablespace t ON t.oid = d.dattablespace \
+                  WHERE d.datname = $1 AND t.spcname <> 'pg_default') \
                FROM pg_roles WHERE rolname = current_user";
     let row = session
         .row("reading our privileges", sql, &[&database, &STATE_DATABASE])
@@ -32,6 +36,7 @@ pub async fn rights(session: &Session, database: &str) -> Result<Rights, PassErr
         stats: row.get(3)?,
         owner: row.get(4)?,
         owns_state: row.get(5)?,
+        tablespace: row.get(6)?,
     })
 }
 
@@ -44,6 +49,11 @@ impl Rights {
         }
         if creates && !self.create {
             lacking.push("may not create databases".to_string());
+        }
+        if creates && self.tablespace == Some(false) {
+            lacking.push(format!(
+                "may not create anything in the tablespace of database {database}"
+            ));
         }
         if !self.signal {
             lacking.push("may not end other sessions (pg_signal_backend)".into());
@@ -83,8 +93,9 @@ mod tests {
             stats: false,
             owner: Some(false),
             owns_state: Some(false),
+            tablespace: Some(false),
         };
-        assert_eq!(rights.lacking("builder", true).len(), 3);
+        assert_eq!(rights.lacking("builder", true).len(), 4);
         assert_eq!(rights.lacking("builder", false).len(), 2);
         rights.owner = None;
         rights.signal = true;

@@ -4,8 +4,8 @@ use super::content::ContentHash;
 use super::descent::PrimaryLine;
 use super::error::PassError;
 use crate::cluster::{
-    CopiedPoint, DatastoreError, LocalSession, Lock, State, StateError, end_sessions, quote_ident,
-    quote_literal, record_lineage,
+    CopiedPoint, DatastoreError, LocalSession, Lock, NOTE_VANISHED, State, StateError,
+    end_sessions, quote_ident, quote_literal, record_lineage,
 };
 use crate::config::Config;
 use crate::killpoint;
@@ -19,7 +19,19 @@ const TRIES: usize = 12;
 #[derive(Debug, Default)]
 pub struct Properties {
     pub owner: Option<String>,
+    /// Where it lies; None: where the server puts databases by itself.
+    tablespace: Option<String>,
     statements: Vec<String>,
+}
+
+impl Properties {
+    /// The option of `CREATE DATABASE`.
+    pub fn tablespace_option(&self) -> String {
+        let tablespace = self.tablespace.as_ref();
+        tablespace.map_or(String::new(), |name| {
+            format!(" TABLESPACE {}", quote_ident(name))
+        })
+    }
 }
 
 /// Settings whose value is a list, and would become one element if it were quoted as a whole.
@@ -32,14 +44,15 @@ const LISTS: [&str; 6] = [
     "unix_socket_directories",
 ];
 
-/// Reads owner, privileges, settings, connection limit and comment of `from`, as statements for `to`. The fence's own
+/// Reads owner, tablespace, privileges, settings, connection limit and comment of `from`, as statements for `to`. The fence's own
 /// setting is left out, of whatever role: the incoming database gets its own.
 pub async fn properties(
     local: &LocalSession,
     from: &str,
     to: &str,
 ) -> Result<Properties, PassError> {
-    let sql = "SELECT pg_get_userbyid(datdba)::text, datconnlimit, shobj_description(oid, 'pg_database'), datacl IS NOT NULL, oid \
+    let sql = "SELECT pg_get_userbyid(datdba)::text, datconnlimit, shobj_description(oid, 'pg_database'), datacl IS NOT NULL, oid, \
+                 (SELECT spcname::text FROM pg_tablespace t WHERE t.oid = dattablespace AND spcname <> 'pg_default') \
                FROM pg_database WHERE datname = $1";
     let rows = local
         .query("reading the replaced database's properties", sql, &[&from])
@@ -108,6 +121,7 @@ pub async fn properties(
     }
     Ok(Properties {
         owner: Some(owner),
+        tablespace: row.get(5),
         statements,
     })
 }
@@ -135,8 +149,8 @@ pub struct Arrival<'a> {
     pub contents: &'a BTreeMap<String, ContentHash>,
     /// The primary's file of each table at the snapshot.
     pub files: &'a BTreeMap<String, i64>,
-    pub vanished_packages: u64,
-    pub vanished_artifacts: u64,
+    pub vanished_packages: &'a [String],
+    pub vanished_artifacts: &'a [String],
     /// An operator has seen and approved this change, and with it those before: the fuse counts anew.
     pub approved: bool,
     /// Nothing has proven that the primary's history goes on from what is replaced.
@@ -306,14 +320,11 @@ async fn remember(
         session
             .batch("letting the fuse count anew", "DELETE FROM vanished")
             .await?;
-    } else if arrival.vanished_packages + arrival.vanished_artifacts > 0 {
-        let sql = "INSERT INTO vanished (packages, artifacts) VALUES ($1, $2)";
-        let (packages, artifacts) = (
-            arrival.vanished_packages as i64,
-            arrival.vanished_artifacts as i64,
-        );
+    } else if !(arrival.vanished_packages.is_empty() && arrival.vanished_artifacts.is_empty()) {
+        let (packages, artifacts) = (arrival.vanished_packages, arrival.vanished_artifacts);
+        let doing = "remembering what vanished";
         session
-            .execute("remembering what vanished", sql, &[&packages, &artifacts])
+            .execute(doing, NOTE_VANISHED, &[&packages, &artifacts, &""])
             .await?;
     }
     // Somebody may have made this cluster the primary while we copied.

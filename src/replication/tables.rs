@@ -122,6 +122,8 @@ pub async fn copy_all(
         async move {
             let peer = PeerSession::open(&config.peer.datastore).await?;
             let local = LocalSession::open(&config.local.datastore, incoming).await?;
+            peer.carry_bytes().await?;
+            local.carry_bytes().await?;
             // The rename's own commit makes all of this durable before anybody sees it.
             local
                 .batch("preparing the copy", "SET synchronous_commit = off")
@@ -141,7 +143,8 @@ pub async fn copy_all(
                 let table = &tables[unit.table];
                 let content = copy_unit(&peer, &local, snapshot, table, &unit, throttle, step)
                     .await
-                    .map_err(|error| changed_in_form(error, &table.full_name()))?;
+                    .map_err(|error| changed_in_form(error, &table.full_name()))
+                    .map_err(|error| of_another_encoding(error, &table.full_name()))?;
                 let mut contents = contents.lock().expect("no holder panics");
                 contents
                     .entry(table.full_name())
@@ -168,6 +171,32 @@ pub(super) fn changed_in_form(error: PassError, what: &str) -> PassError {
         {
             PassError::Rewritten {
                 tables: what.to_string(),
+            }
+        }
+        _ => error,
+    }
+}
+
+/// Neither side can hold such bytes as text, and a further try would end there too.
+fn of_another_encoding(error: PassError, table: &str) -> PassError {
+    use tokio_postgres::error::SqlState;
+    match &error {
+        PassError::Datastore(e)
+            if [
+                SqlState::CHARACTER_NOT_IN_REPERTOIRE,
+                SqlState::UNTRANSLATABLE_CHARACTER,
+            ]
+            .iter()
+            .any(|state| e.sql_state.as_ref() == Some(state)) =>
+        {
+            PassError::Unfit {
+                check: "encoding",
+                text: format!(
+                    "table {table} of the primary holds bytes that are no text in its database's encoding: {e}"
+                ),
+                next_step: format!(
+                    "find the rows by the bytes that are named, and mend them on the primary (UPDATE {table} …); PostgreSQL itself could not dump and restore them"
+                ),
             }
         }
         _ => error,

@@ -4,6 +4,7 @@ use super::baseline::incoming_name;
 use super::checks::has_database;
 use super::error::PassError;
 use super::pass::mend;
+use super::quiet::{wake_as_in, waking};
 use super::switch::drop_database;
 use crate::cluster::{
     LocalSession, LocalStore, STATE_DATABASE, State, is_fenced, quote_ident, quote_literal,
@@ -17,6 +18,8 @@ const OBJECTS: &str = ".warm-spare/";
 pub struct Traces {
     pub databases: Vec<String>,
     pub schema: bool,
+    /// Statements that set triggers and rules back to what they are on the primary.
+    pub silenced: Vec<String>,
     pub objects: Vec<String>,
     /// Replaced databases: they stay.
     pub generations: Vec<String>,
@@ -36,7 +39,7 @@ pub async fn remove_traces(
     only_ask: bool,
     force: bool,
 ) -> Result<Traces, PassError> {
-    let local = LocalSession::open(&config.local.datastore, "postgres").await?;
+    let local = LocalSession::open_for_maintenance(&config.local.datastore).await?;
     let store = LocalStore::open(&config.local.s3)?;
     let state = State::open_existing(&config.local.datastore).await?;
     if only_ask {
@@ -62,6 +65,7 @@ pub async fn remove_traces(
     if found.schema {
         let visible = &config.local.datastore.database;
         let inside = LocalSession::open(&config.local.datastore, visible).await?;
+        wake_as_in(&inside, &inside).await?;
         let sql = "DROP SCHEMA IF EXISTS warm_spare CASCADE";
         inside.batch("dropping schema warm_spare", sql).await?;
     }
@@ -167,6 +171,7 @@ async fn find(
             .query_one("looking for schema warm_spare", sql, &[])
             .await?;
         found.schema = row.get(0);
+        found.silenced = waking(&inside).await?;
         found.fenced = is_fenced(local, visible).await?;
     }
     store
@@ -193,6 +198,7 @@ pub fn script(config: &Config, found: &Traces) -> String {
     if found.schema {
         let visible = &config.local.datastore.database;
         lines.push(format!("\\connect {}", quote_ident(visible)));
+        lines.extend(found.silenced.iter().map(|wake| format!("{wake};")));
         lines.push("DROP SCHEMA IF EXISTS warm_spare CASCADE;".into());
         lines.push("\\connect postgres".into());
     }

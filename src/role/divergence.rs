@@ -106,7 +106,7 @@ pub async fn fence_number(config: &Config) -> Result<Option<String>, PassError> 
 
 /// The number of the next transaction of the local server.
 pub async fn next_number(config: &Config) -> Result<String, PassError> {
-    let session = LocalSession::open(&config.local.datastore, "postgres").await?;
+    let session = LocalSession::open_for_maintenance(&config.local.datastore).await?;
     let sql = "SELECT (txid_snapshot_xmax(txid_current_snapshot()) % 4294967296)::text";
     let row = session
         .query_one("reading the next transaction", sql, &[])

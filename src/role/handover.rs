@@ -8,13 +8,13 @@ use super::steps::Walk;
 use super::watch::{PeerSeen, another_server, look_at_peer, open_fence};
 use crate::cluster::preparation::Names;
 use crate::cluster::{
-    CopiedPoint, EPOCH_STEP_MAX, Lock, PeerFence, Promotion, Record, Side, State, Transition,
-    clear_out, system_id,
+    CopiedPoint, EPOCH_STEP_MAX, LocalSession, Lock, PeerFence, Promotion, Record, Side, State,
+    Transition, clear_out, system_id,
 };
 use crate::config::{Config, Role};
 use crate::observe::{self, Check, Clock, Verdict};
 use crate::replication::stream::Told as Heard;
-use crate::replication::{Courier, PassError, end_appliers, mend, next_sequences, stands_at};
+use crate::replication::{Courier, PassError, end_appliers, mend, next_sequences, stands_at, wake};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -138,6 +138,16 @@ impl Handover<'_> {
                 }
             },
         };
+        if let Err(error) = self.wake_triggers().await {
+            return match self.forced() {
+                true => Ok(Outcome::Again(error)),
+                false if is_our_own(&error) => Err(error),
+                false => {
+                    let why = format!("{}: {error}", walk.entry.step);
+                    self.undo(walk, why).await
+                }
+            };
+        }
         walk.step("promote").await?;
         self.promote(&point, reached).await?;
         // From here on nothing may fail: what is left undone, the primary does when it begins.
@@ -410,6 +420,15 @@ impl Handover<'_> {
             peer_fenced: reached.fenced,
             settled: false,
         }
+    }
+
+    /// A spare keeps those silent that would be at work while changes are applied. If this is undone, following silences
+    /// them again.
+    async fn wake_triggers(&self) -> Result<(), PassError> {
+        let local = &self.config.local.datastore;
+        let inside = LocalSession::open(local, &local.database).await?;
+        self.state.still_ours(self.lock).await?;
+        wake(&inside, self.lock.token).await
     }
 
     /// The commit after which there is no way back but another promotion.

@@ -18,7 +18,7 @@ pub struct PeerSeen {
 
 /// Reads, and nothing else. An address that was moved to this very cluster is an error.
 pub async fn look_at_peer(config: &Config) -> Result<PeerSeen, PassError> {
-    let local = LocalSession::open(&config.local.datastore, "postgres").await?;
+    let local = LocalSession::open_for_maintenance(&config.local.datastore).await?;
     let peer = PeerSession::open(&config.peer.datastore).await?;
     two_servers(config, &local, &peer).await?;
     let sql = concat!(

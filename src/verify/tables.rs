@@ -99,6 +99,7 @@ async fn hash_all(
         async move {
             let local = &config.local.datastore;
             let session = LocalSession::open(local, &local.database).await?;
+            session.carry_bytes().await?;
             loop {
                 let Some(table) = queue.lock().expect("no holder panics").next() else {
                     return Ok::<(), PassError>(());

@@ -48,6 +48,11 @@ impl Cluster {
     /// The database, with Builder's schema in it.
     pub async fn create_builder_database(&self) -> Result<()> {
         self.pg.create_database(&self.database).await?;
+        self.make_builders_tables().await
+    }
+
+    /// In the database that is there.
+    pub async fn make_builders_tables(&self) -> Result<()> {
         Ok(self.conn().await?.batch_execute(SCHEMA).await?)
     }
 

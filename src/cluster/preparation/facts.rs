@@ -94,6 +94,8 @@ pub struct Slot {
     pub active: bool,
     /// `reserved`, `extended`, `unreserved` or `lost`.
     pub wal_status: Option<String>,
+    /// Why it is lost, where the server tells (version 17 or later).
+    pub lost_for: Option<String>,
     pub restart_lsn: Option<Lsn>,
     pub confirmed_flush_lsn: Option<Lsn>,
     /// Bytes of write-ahead log that the server keeps for it.
@@ -209,6 +211,18 @@ impl Slot {
     }
 }
 
+/// Why a server has given a slot up, by its `invalidation_reason`. Servers before 17 tell none: they know one bound only.
+pub fn why_lost(reason: Option<&str>) -> String {
+    match reason {
+        None | Some("wal_removed") => "it held more than max_slot_wal_keep_size".into(),
+        Some("idle_timeout") => {
+            "nobody read it for longer than idle_replication_slot_timeout".into()
+        }
+        Some("wal_level_insufficient") => "wal_level was no longer logical".into(),
+        Some(other) => format!("the server's reason is {other}"),
+    }
+}
+
 const SERVER: &str = "
 SELECT current_user::text, current_database()::text, current_setting('server_version_num')::int4 / 10000,
        r.rolsuper,
@@ -238,7 +252,8 @@ WHERE ";
 const SLOTS: &str = "
 SELECT s.slot_name::text, s.slot_type = 'logical', s.plugin::text, s.database::text, s.temporary, s.active,
        to_jsonb(s) ->> 'wal_status', s.restart_lsn::text, s.confirmed_flush_lsn::text,
-       CASE WHEN NOT pg_is_in_recovery() THEN greatest(0, pg_wal_lsn_diff(pg_current_wal_lsn(), s.restart_lsn))::int8 END
+       CASE WHEN NOT pg_is_in_recovery() THEN greatest(0, pg_wal_lsn_diff(pg_current_wal_lsn(), s.restart_lsn))::int8 END,
+       to_jsonb(s) ->> 'invalidation_reason'
 FROM pg_replication_slots s ORDER BY 1";
 
 const PUBLICATIONS: &str = "
@@ -414,6 +429,7 @@ async fn slots(session: &Session) -> Result<Vec<Slot>, DatastoreError> {
             restart_lsn: lsn(row.get(7)?),
             confirmed_flush_lsn: lsn(row.get(8)?),
             held_bytes: row.get::<Option<i64>>(9)?.map(i64::unsigned_abs),
+            lost_for: row.get(10)?,
         })
     };
     rows.iter().map(slot).collect()

@@ -1,7 +1,7 @@
 //! What `prepare` would make, with a reason for each: pure, and no more than lacks.
 
 use super::OLDEST_STREAM;
-use super::facts::{AutoConf, CopiedTable, Prepared};
+use super::facts::{AutoConf, CopiedTable, Prepared, why_lost};
 use super::publication::{PublicationState, listed};
 use super::step::{How, Step};
 use crate::cluster::quote_ident;
@@ -99,8 +99,9 @@ pub fn plan_to_prepare(prepared: &Prepared, wanted: Wanted) -> Plan {
         && !prepared.names.slot_is_premade
     {
         plan.notes.push(format!(
-            "slot {} has lost its WAL: the service makes a new copy, and a new slot with it",
-            slot.name
+            "slot {} has lost its WAL ({}): the service makes a new copy, and a new slot with it",
+            slot.name,
+            why_lost(slot.lost_for.as_deref())
         ));
     }
     for (id, what) in prepared.orphans() {
@@ -346,7 +347,8 @@ pub(super) fn slot(prepared: &Prepared) -> Option<Obstacle> {
         Some(slot) if premade && slot.is_lost() => Some(Obstacle::new(
             "slot",
             format!(
-                "slot {name}, made for us, has lost its WAL: it held more than max_slot_wal_keep_size"
+                "slot {name}, made for us, has lost its WAL: {}",
+                why_lost(slot.lost_for.as_deref())
             ),
             "drop it on the primary and make it anew (SELECT pg_create_logical_replication_slot(…, 'pgoutput')), or clear replication.slot",
         )),

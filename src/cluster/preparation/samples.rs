@@ -35,6 +35,7 @@ pub fn slot(name: &str) -> Slot {
         temporary: false,
         active: false,
         wal_status: Some("reserved".into()),
+        lost_for: None,
         restart_lsn: None,
         confirmed_flush_lsn: None,
         held_bytes: Some(1 << 20),

@@ -8,7 +8,7 @@ use super::error::Gap;
 use super::pgoutput::{Identity, Old, Relation, Truncate, Value};
 use super::runs::Run;
 use super::target::{Found, Target, Types};
-use crate::cluster::{Applying, TextValue};
+use crate::cluster::{Applying, TextValue, TextValues};
 use bytes::Bytes;
 use futures_util::future::try_join_all;
 use std::collections::{BTreeMap, HashMap};
@@ -129,7 +129,7 @@ impl Changes {
                     .removed
                     .extend(rows.iter().map(|row| named(row, 0)));
             }
-            names.push(target.quoted().to_string());
+            names.push(target.only().to_string());
         }
         let options = [
             (truncate.restart_identity, " RESTART IDENTITY"),
@@ -198,7 +198,7 @@ pub enum Kind {
 pub enum Values {
     Single(Vec<TextValue>),
     /// One array for each column.
-    Arrays(Vec<Vec<Option<String>>>),
+    Arrays(Vec<TextValues>),
 }
 
 async fn send(
@@ -309,6 +309,15 @@ fn calls_for(target: &Target, changes: Vec<Change>) -> Result<Vec<Call>, Gap> {
 
 pub fn sized(target: &Target, values: Vec<Value>) -> Result<Vec<Value>, Gap> {
     if values.len() == target.columns.len() {
+        // What names a package is read as text. The rest may be any bytes.
+        for column in target.package.iter().flatten() {
+            if let Value::Text(text) = &values[*column]
+                && std::str::from_utf8(text).is_err()
+            {
+                let name = &target.name;
+                return Err(Gap::Decoding(format!("a value of {name} is not UTF-8")));
+            }
+        }
         return Ok(values);
     }
     Err(Gap::Decoding(format!(
@@ -338,11 +347,10 @@ fn insert_all(
         return Ok(());
     }
     let number = rows.len() as u64;
-    let mut arrays: Vec<Vec<Option<String>>> =
-        vec![Vec::with_capacity(rows.len()); target.columns.len()];
+    let mut arrays = vec![TextValues::default(); target.columns.len()];
     for row in rows {
         for (array, value) in arrays.iter_mut().zip(row) {
-            array.push(text_of(target, &value)?);
+            array.0.push(text_of(target, &value)?);
         }
     }
     calls.push(Call {
@@ -354,17 +362,11 @@ fn insert_all(
     Ok(())
 }
 
-fn utf8(target: &Target, text: &Bytes) -> Result<String, Gap> {
-    let text = std::str::from_utf8(text)
-        .map_err(|_| Gap::Decoding(format!("a value of {} is not UTF-8", target.name)))?;
-    Ok(text.to_string())
-}
-
 /// None: NULL.
-pub fn text_of(target: &Target, value: &Value) -> Result<Option<String>, Gap> {
+pub fn text_of(target: &Target, value: &Value) -> Result<Option<Bytes>, Gap> {
     match value {
         Value::Null => Ok(None),
-        Value::Text(text) => utf8(target, text).map(Some),
+        Value::Text(text) => Ok(Some(text.clone())),
         Value::Unchanged => Err(unsent(target)),
     }
 }
@@ -376,9 +378,26 @@ pub fn unsent(target: &Target) -> Gap {
     ))
 }
 
+/// A value that the primary's server has given a row anew (`SET id = DEFAULT`) cannot be set: ours would give another.
+pub fn given_anew(target: &Target, before: &[Value], new: &[Value]) -> Result<(), Gap> {
+    for (column, (was, is)) in before.iter().zip(new).enumerate() {
+        let known = |value: &Value| matches!(value, Value::Text(_));
+        if !target.settable(column) && known(was) && known(is) && was != is {
+            return Err(Gap::Decoding(format!(
+                "a row of {} was given another value of an identity column that is GENERATED ALWAYS",
+                target.name
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// None: nothing to be set.
 fn update(target: &Target, old: Option<Old>, new: Vec<Value>) -> Result<Option<Call>, Gap> {
     let moved = matches!(old, Some(Old::Key(_)));
+    if let Some(Old::Key(before) | Old::Full(before)) = &old {
+        given_anew(target, before, &new)?;
+    }
     let by_row = matches!(target.identity, Identity::Full);
     let set: Vec<usize> = (0..new.len())
         .filter(|n| target.settable(*n) && new[*n] != Value::Unchanged)
@@ -440,11 +459,7 @@ fn find(target: &Target, old: Old, values: &mut Vec<TextValue>) -> Result<Found,
 }
 
 fn text(target: &Target, value: &Value) -> Result<TextValue, Gap> {
-    match value {
-        Value::Null => Ok(TextValue(None)),
-        Value::Text(text) => Ok(TextValue(Some(text.clone()))),
-        Value::Unchanged => Err(unsent(target)),
-    }
+    text_of(target, value).map(TextValue)
 }
 
 impl From<crate::cluster::DatastoreError> for Gap {

@@ -6,6 +6,8 @@ use super::super::courier::Courier;
 use super::super::descent::{Here, There, doubt, left_at};
 use super::super::error::{PassError, Policy};
 use super::super::fuse::Shrinkage;
+use super::super::look::told_of_standby;
+use super::super::quiet;
 use super::super::retention::{Swept, sweep};
 use super::super::retry::retry_unavailable;
 use super::Told;
@@ -86,6 +88,7 @@ pub async fn follow(follow: &Follow<'_>) -> Result<Followed, Gap> {
     match Box::pin(follow.run(false)).await {
         // Which transaction the fuse means is found by taking them one by one.
         Err(Gap::Careful) => Box::pin(follow.run(true)).await,
+        Err(Gap::Failed(error)) => Err(Gap::Failed(told_of_standby(follow.config, error).await)),
         ended => ended,
     }
 }
@@ -107,6 +110,7 @@ impl Follow<'_> {
             .await
             .map_err(PassError::from)?;
         let point = self.take_over(&session).await?;
+        quiet::silence(&session, self.lock.token).await?;
         let seen = self.joined(point).await?;
         let proof = Proof::wanted(&seen, &self.recorded, point, self.incoming);
         let proof = proof.map_err(Gap::Broken)?;

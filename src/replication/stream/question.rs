@@ -5,6 +5,7 @@ use super::super::error::PassError;
 use super::super::look::Server;
 use super::super::sequences::{self, Sequence};
 use super::fingerprint::fingerprint;
+use crate::cluster::preparation::why_lost;
 use crate::cluster::{CopiedPoint, DatastoreError, Lsn, PeerSession, fenced, timeline};
 use crate::config::Config;
 use crate::observe::Clock;
@@ -47,6 +48,8 @@ pub struct Slot {
     pub confirmed: Option<Lsn>,
     /// `lost`: the server has thrown away what it would need.
     pub wal_status: String,
+    /// Why it is lost, where the server tells.
+    pub lost_for: Option<String>,
     /// The log that the server keeps for it.
     pub held_bytes: u64,
     /// The log that was not confirmed: what is kept for our sake alone.
@@ -87,7 +90,7 @@ SELECT now(), clock_timestamp(), CASE WHEN NOT pg_is_in_recovery() THEN pg_curre
        (SELECT coalesce(jsonb_object_agg(n.nspname || '.' || c.relname, pg_relation_filenode(c.oid)::int8), '{}')::text
         FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
         JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = $2),
-       txid_current_snapshot()::text
+       txid_current_snapshot()::text, to_jsonb(s) ->> 'invalidation_reason'
 FROM (SELECT 1) one LEFT JOIN pg_replication_slots s ON s.slot_name = $1"
 );
 
@@ -124,6 +127,7 @@ pub async fn ask(
             database: row.get::<Option<String>>(10)?.unwrap_or_default(),
             confirmed: lsn(11)?,
             wal_status: row.get::<Option<String>>(12)?.unwrap_or_default(),
+            lost_for: row.get(21)?,
             held_bytes: row.get::<Option<i64>>(13)?.unwrap_or_default().max(0) as u64,
             unconfirmed_bytes: row.get::<Option<i64>>(17)?.unwrap_or_default().max(0) as u64,
             active: row.get::<Option<bool>>(14)?.unwrap_or_default(),
@@ -200,8 +204,9 @@ pub fn stands(seen: &Seen, recorded: &CopiedPoint, database: &str) -> Result<(),
     }
     if slot.wal_status == "lost" {
         return Err(format!(
-            "the primary gave slot {} up, for it held more than max_slot_wal_keep_size",
-            recorded.slot
+            "the primary gave slot {} up: {}",
+            recorded.slot,
+            why_lost(slot.lost_for.as_deref())
         ));
     }
     if let Some(table) = &seen.unpublished {
@@ -235,6 +240,7 @@ pub(super) mod tests {
                 database: "builder".into(),
                 confirmed: Some(confirmed),
                 wal_status: "reserved".into(),
+                lost_for: None,
                 held_bytes: 0,
                 unconfirmed_bytes: 0,
                 active: false,

@@ -1,13 +1,15 @@
 //! Rows that are found by all their values, many at a time: one statement reads the table once for a whole run of them,
 //! where one statement for each would read it for each.
 
-use super::changes::{Call, Kind, Values, sized, text_of, unsent};
+use super::changes::{Call, Kind, Values, given_anew, sized, text_of, unsent};
 use super::error::Gap;
 use super::pgoutput::Value;
 use super::target::Target;
+use crate::cluster::TextValues;
+use bytes::Bytes;
 use std::collections::HashSet;
 
-type Text = Option<String>;
+type Text = Option<Bytes>;
 
 /// Deletes that follow each other, or updates of the same columns.
 #[derive(Default)]
@@ -49,6 +51,7 @@ impl Run {
         new: Vec<Value>,
         calls: &mut Vec<Call>,
     ) -> Result<(), Gap> {
+        given_anew(target, &old, &new)?;
         let old = texts(target, sized(target, old)?)?;
         let sent: Vec<usize> = (0..new.len())
             .filter(|n| target.settable(*n) && new[*n] != Value::Unchanged)
@@ -91,7 +94,7 @@ impl Run {
         calls.push(Call {
             sql: target.of_rows(kind, &run.set),
             kind,
-            values: Values::Arrays(run.arrays),
+            values: Values::Arrays(run.arrays.into_iter().map(TextValues).collect()),
             rows: run.rows,
         });
     }

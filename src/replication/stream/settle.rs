@@ -115,7 +115,7 @@ impl<'a> Settling<'a> {
                 artifacts_before: before,
                 ..Shrinkage::default()
             };
-            self.ask_the_fuse(change, &verdict).await?;
+            self.ask_the_fuse(session, change, &verdict).await?;
         }
         self.note_lacking(session, &verdict).await?;
         let after = |before: u64| (before + verdict.inserted).saturating_sub(verdict.deleted);
@@ -138,7 +138,12 @@ impl<'a> Settling<'a> {
         Ok((now + verdict.deleted).saturating_sub(verdict.inserted))
     }
 
-    async fn ask_the_fuse(&mut self, change: Shrinkage, verdict: &Verdict<'_>) -> Result<(), Gap> {
+    async fn ask_the_fuse(
+        &mut self,
+        session: &LocalSession,
+        change: Shrinkage,
+        verdict: &Verdict<'_>,
+    ) -> Result<(), Gap> {
         let removed: Vec<(String, &str)> = keys(verdict.removed)
             .into_iter()
             .zip(verdict.removed.iter().map(|named| named.checksum.as_str()))
@@ -149,16 +154,23 @@ impl<'a> Settling<'a> {
             self.state.retire(&removed).await?;
             return Ok(());
         }
-        let counted = (change.packages.len() as i64, change.artifacts.len() as i64);
+        let counted = (change.packages.clone(), change.artifacts.clone());
         let end = verdict.end.to_string();
-        let approved = match fuse::ask_again(self.config, self.state, change, &end).await {
+        let asked = fuse::ask_again(self.config, self.state, change, &end, session).await;
+        let approved = match asked {
             Ok(approved) => approved,
             // Which transaction it is, is found one by one.
             Err(PassError::Refused { .. }) if verdict.several => return Err(Gap::Careful),
             Err(error) => return Err(error.into()),
         };
         self.state
-            .vanished(counted.0, counted.1, &verdict.end.to_string(), approved)
+            .vanished(
+                &counted.0,
+                &counted.1,
+                &end,
+                approved,
+                self.config.fuse.window,
+            )
             .await?;
         // Recorded although the transaction may not come about: what a row still names is not deleted.
         self.state.retire(&removed).await?;

@@ -13,6 +13,8 @@ pub struct Target {
     /// `public.origins`, for people.
     pub name: String,
     quoted: String,
+    /// Without the tables that inherit from it: each of them has changes of its own.
+    only: String,
     pub columns: Vec<TargetColumn>,
     pub identity: Identity,
     /// Numbers of the columns that find a row.
@@ -99,6 +101,7 @@ impl Target {
         let keys = flagged.filter(|(_, c)| c.key).map(|(n, _)| n).collect();
         Ok(Ok(Target {
             name,
+            only: format!("ONLY {quoted}"),
             quoted,
             columns,
             identity: relation.identity,
@@ -143,7 +146,7 @@ impl Target {
             })
             .collect();
         let condition = self.condition(found, set.len());
-        let table = &self.quoted;
+        let table = &self.only;
         let sql = format!(
             "UPDATE {table} SET {} WHERE {condition}",
             assignments.join(", ")
@@ -173,7 +176,7 @@ impl Target {
         let ours = columns().map(|(_, column)| format!("{}::text", column.quoted));
         let (arrays, names) = (joined(arrays.collect()), joined(names));
         let (theirs, ours) = (joined(theirs.collect()), joined(ours.collect()));
-        let table = &self.quoted;
+        let table = &self.only;
         let found = format!(
             "WITH wanted AS MATERIALIZED (SELECT *, row_number() OVER (PARTITION BY row_text ORDER BY number) AS twin \
                FROM (SELECT *, ROW({theirs})::text AS row_text FROM unnest({arrays}) WITH ORDINALITY AS u ({names}, number)) w), \
@@ -196,7 +199,7 @@ impl Target {
     pub fn delete(&self, found: &Found) -> String {
         let sql = format!(
             "DELETE FROM {} WHERE {}",
-            self.quoted,
+            self.only,
             self.condition(found, 0)
         );
         match self.package {
@@ -213,11 +216,11 @@ impl Target {
         let names = self
             .package?
             .map(|column| self.columns[column].quoted.as_str());
-        Some(format!("SELECT {} FROM {}", names.join(", "), self.quoted))
+        Some(format!("SELECT {} FROM {}", names.join(", "), self.only))
     }
 
-    pub fn quoted(&self) -> &str {
-        &self.quoted
+    pub fn only(&self) -> &str {
+        &self.only
     }
 
     fn condition(&self, found: &Found, before: usize) -> String {
@@ -226,7 +229,9 @@ impl Target {
             parameter += 1;
             let column = &self.columns[column];
             let (name, kind) = (&column.quoted, &column.type_name);
-            let same_text = format!("{name}::text = ${parameter}::{kind}::text");
+            // A column's own collation may take different texts for equal.
+            let same_text =
+                format!("{name}::text COLLATE \"C\" = ${parameter}::{kind}::text COLLATE \"C\"");
             // Equal is not the same: 1.0 and 1.00 are, as numbers. By text alone no index would serve.
             match (found, column.has_equality) {
                 (Found::ByKey, _) => format!("{name} = ${parameter}::{kind}"),
@@ -255,7 +260,7 @@ impl Target {
                 };
                 format!(
                     "ctid = (SELECT ctid FROM {} WHERE {all} LIMIT 1)",
-                    self.quoted
+                    self.only
                 )
             }
         }

@@ -83,7 +83,7 @@ pub async fn look(config: &Config, asked: &Asked) -> Result<There, PassError> {
 
 async fn server(config: &Config, asked: &Asked) -> Result<PeerServer, PassError> {
     let (local, peer) = tokio::try_join!(
-        LocalSession::open(&config.local.datastore, "postgres"),
+        LocalSession::open_for_maintenance(&config.local.datastore),
         PeerSession::open(&config.peer.datastore),
     )?;
     let why_snapshots = match asked.snapshots {

@@ -300,7 +300,7 @@ impl Duties<'_> {
     /// Whether the stream is the way to go, as both sides stand now.
     pub(super) async fn choose(&self, config: &Config) -> Result<bool, PassError> {
         let id = self.desk.read(|state| state.cluster_id.clone());
-        let local = LocalSession::open(&config.local.datastore, "postgres").await?;
+        let local = LocalSession::open_for_maintenance(&config.local.datastore).await?;
         let peer = PeerSession::open(&config.peer.datastore).await?;
         let chosen = decide(config, &id.unwrap_or_default(), &local, &peer).await?;
         self.hear_of_peer(config).await?;
