@@ -317,7 +317,7 @@ async fn an_older_state_is_brought_up_to_date_by_several_at_once() -> Result<()>
         one.wait(std::time::Duration::from_secs(60)).await?.ok();
     }
     let format = state.query_one("SELECT format FROM meta", &[]).await?;
-    assert_eq!(format.get::<_, i32>(0), 4);
+    assert_eq!(format.get::<_, i32>(0), 5);
     site.warm_spare(&["sync"]).await.ok();
     Ok(())
 }

@@ -199,7 +199,7 @@ async fn a_slot_that_cannot_be_made_leaves_nothing_behind() -> Result<()> {
     service.until("it says whom it waits for", named).await;
     until_nothing_is_held(pg, Duration::from_secs(5)).await;
     until_waiting(pg).await;
-    assert!(named(&service.status().await?));
+    service.until("it says so again", named).await;
     writer.batch_execute("COMMIT PREPARED 'forgotten'").await?;
     until_following(&service).await;
     until_equal(&site).await
@@ -214,9 +214,11 @@ async fn a_user_who_may_not_look_says_so() -> Result<()> {
     let writer = site.primary.conn().await?;
     writer
         .batch_execute(
-            "CREATE ROLE copier LOGIN REPLICATION PASSWORD 'copies' IN ROLE pg_read_all_settings, pg_read_all_data;
-             BEGIN; CREATE TABLE hold_xid (i int)",
+            "CREATE ROLE copier LOGIN REPLICATION PASSWORD 'copies' IN ROLE pg_read_all_settings, pg_read_all_data",
         )
+        .await?;
+    writer
+        .batch_execute("BEGIN; CREATE TABLE hold_xid (i int)")
         .await?;
     let copier = "replication.mode = \"stream\"\npeer.datastore.user = \"copier\"\npeer.datastore.password = \"copies\"";
     let service = Service::start(&site, copier);

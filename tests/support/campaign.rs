@@ -226,7 +226,7 @@ async fn run(
     let played = play(plan, &mut stage, &mut judges, &mut summary, seen).await;
     *tail = stage.log_tail(60);
     played?;
-    summary.states = stage.history.len().await;
+    summary.states = stage.history.states().await;
     summary.troubles = stage.workload.troubles();
     for (deed, count) in stage.workload.done() {
         summary.deeds.insert(format!("{deed:?}"), count);

@@ -208,7 +208,7 @@ impl History {
         self.moments.lock().await
     }
 
-    pub async fn len(&self) -> usize {
+    pub async fn states(&self) -> usize {
         self.moments.lock().await.list.len()
     }
 
