@@ -224,7 +224,8 @@ async fn a_user_who_may_not_look_says_so() -> Result<()> {
     let service = Service::start(&site, copier);
     let told = |status: &serde_json::Value| {
         let detail = status["hold"]["detail"].as_str().unwrap_or_default();
-        detail.contains("GRANT pg_read_all_stats TO copier")
+        detail.contains("transaction of hab")
+            && detail.contains("GRANT pg_read_all_stats TO copier")
     };
     service.until("it says what it may not see", told).await;
     Ok(())

@@ -164,7 +164,9 @@ impl Baseline<'_> {
             .await
             .ok()?;
         let sql = "SELECT text FROM (SELECT xact_start, format('it waits for a transaction of %s (process %s, application %L, since %s)', \
-                       usename, pid, application_name, xact_start) FROM pg_stat_activity \
+                       usename, pid, application_name, \
+                       coalesce(xact_start::text, format('a time that user %s may not see: GRANT pg_read_all_stats TO %s', \
+                         current_user, quote_ident(current_user)))) FROM pg_stat_activity \
                      WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() \
                      UNION ALL SELECT prepared, format('it waits for prepared transaction %L of %s in database %s, prepared %s', \
                        gid, owner, database, prepared) FROM pg_prepared_xacts) waits (since, text) \
