@@ -64,7 +64,8 @@ impl BuilderApi {
     /// The value of a key such as `datastore.host`.
     pub fn value(&self, key: &str) -> Option<&Value> {
         let (table, name) = key.split_once('.')?;
-        self.table.get(table)?.as_table()?.get(name)
+        let table = self.table.get(table)?.as_table()?;
+        table.get(name).or_else(|| table.get(other_name(key)?))
     }
 
     /// A text that is not empty.
@@ -86,9 +87,27 @@ impl BuilderApi {
     }
 }
 
+/// The Builder that is a part of Automate calls some of its keys otherwise.
+fn other_name(key: &str) -> Option<&'static str> {
+    (key == "s3.key_id").then_some("access_key")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn automates_name_of_a_key_is_known() {
+        let of = |text: &str| BuilderApi {
+            path: PathBuf::new(),
+            table: text.parse().unwrap(),
+        };
+        let automate = of("[s3]\naccess_key = \"depot\"");
+        assert_eq!(automate.text("s3.key_id"), Some("depot"));
+        let both = of("[s3]\naccess_key = \"depot\"\nkey_id = \"own\"");
+        assert_eq!(both.text("s3.key_id"), Some("own"));
+        assert_eq!(automate.text("s3.secret_key"), None);
+    }
 
     fn with_features(features: &str) -> BuilderApi {
         BuilderApi {
