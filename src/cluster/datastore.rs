@@ -21,6 +21,8 @@ pub enum DatastoreFault {
     Unreachable,
     /// The server answers, and takes no session now: it is out of connections, starts or stops. Tried again.
     Refusing,
+    /// Not the server but a connection pooler, which does not hand on what our sessions need.
+    Pooler,
     /// Wrong user or password, or no pg_hba.conf line.
     Authentication,
     Tls,
@@ -102,6 +104,9 @@ impl DatastoreError {
             DatastoreFault::Refusing => {
                 format!("wait until the {side} datastore has started; its log says what it does")
             }
+            DatastoreFault::Pooler => format!(
+                "let {side}.datastore.host and {side}.datastore.port name the PostgreSQL server itself: our sessions need settings, locks and snapshots of their own"
+            ),
             DatastoreFault::Authentication => format!(
                 "check {side}.datastore.user and {side}.datastore.password (or password_file), and the server's pg_hba.conf"
             ),
@@ -405,7 +410,15 @@ fn classify(error: &tokio_postgres::Error) -> (DatastoreFault, String) {
         }
         _ => message,
     };
-    (fault_of_state(db.code()), message)
+    (fault_of(db.code(), db.message()), message)
+}
+
+/// A server takes every start-up parameter of ours; a pooler names the one that it does not know.
+pub(super) fn fault_of(state: &SqlState, message: &str) -> DatastoreFault {
+    if *state == SqlState::PROTOCOL_VIOLATION && message.contains("startup parameter") {
+        return DatastoreFault::Pooler;
+    }
+    fault_of_state(state)
 }
 
 /// An answer that the channel did not let through.
@@ -417,7 +430,7 @@ pub(super) fn refused_by_us(text: &str) -> Option<DatastoreFault> {
         .then_some(DatastoreFault::Malformed)
 }
 
-pub(super) fn fault_of_state(state: &SqlState) -> DatastoreFault {
+fn fault_of_state(state: &SqlState) -> DatastoreFault {
     let code = state.code();
     match state {
         s if *s == SqlState::INVALID_CATALOG_NAME => DatastoreFault::NoDatabase,
@@ -439,5 +452,42 @@ pub(super) fn fault_of_state(state: &SqlState) -> DatastoreFault {
         _ if code.starts_with("28") => DatastoreFault::Authentication,
         _ if code.starts_with("08") || code.starts_with("57P0") => DatastoreFault::Unreachable,
         _ => DatastoreFault::Statement,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_refuses_us_is_told_apart() {
+        let fault = |code: &str, message| fault_of(&SqlState::from_code(code), message);
+        let pooler = fault("08P01", "unsupported startup parameter: options");
+        assert_eq!(pooler, DatastoreFault::Pooler);
+        for (code, message, expected) in [
+            (
+                "08P01",
+                "invalid message format",
+                DatastoreFault::Unreachable,
+            ),
+            (
+                "53300",
+                "sorry, too many clients already",
+                DatastoreFault::Refusing,
+            ),
+            (
+                "57P03",
+                "the database system is starting up",
+                DatastoreFault::Refusing,
+            ),
+            ("57P01", "terminating connection", DatastoreFault::Cancelled),
+            (
+                "28P01",
+                "password authentication failed",
+                DatastoreFault::Authentication,
+            ),
+        ] {
+            assert_eq!(fault(code, message), expected, "{code} {message}");
+        }
     }
 }

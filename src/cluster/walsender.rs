@@ -60,7 +60,7 @@ impl Told {
                 }
             }
             Trouble::Refused { state, text } => {
-                (datastore::fault_of_state(&state), text, Some(state))
+                (datastore::fault_of(&state, &text), text, Some(state))
             }
             Trouble::Authentication(text) => (DatastoreFault::Authentication, text, None),
             Trouble::Tls(text) => (DatastoreFault::Tls, text, None),
