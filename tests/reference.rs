@@ -334,6 +334,7 @@ fn full() -> State {
             result: Verdict::Warn,
             reason: "2 min".into(),
             next_step: "let the service follow".into(),
+            primary_lives: false,
         }],
     });
     state.drill = Some(DrillRecord {

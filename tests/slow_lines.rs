@@ -1,8 +1,8 @@
 //! Slow is not gone: a line that carries a row for a minute, and a server that has nothing to say for as long.
 
-use support::follow::{logical, prepare, until_equal, until_following};
+use support::follow::{followed, logical, prepare, prepared, until_equal};
 use support::proxy::{Mode, Proxy};
-use support::{Factory, Result, Service, Site, Spec, wait_until};
+use support::{Factory, Result, Site, Spec, wait_until};
 
 /// The server process at the other end of the stream.
 async fn reader(site: &Site) -> Result<i32> {
@@ -20,13 +20,11 @@ async fn reader(site: &Site) -> Result<i32> {
 /// It takes longer than a stream may be silent, and every byte of it is a sign of life.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_row_that_takes_a_minute_on_the_line_arrives() -> Result<()> {
-    let site = Site::builder("narrow").primary(logical()).start().await?;
-    prepare(&site).await;
+    let site = prepared("narrow").await?;
     let mut factory = Factory::seeded();
     factory.fill(&site.primary, 1).await?;
     let line = Proxy::start(site.primary.pg.port()).await?;
-    let service = Service::start(&site, &line.to_peer(""));
-    until_following(&service).await;
+    let _service = followed(&site, &line.to_peer("")).await?;
     let before = reader(&site).await?;
     line.set(Mode::Narrow).await;
     let large = Spec::new("core", "large", "1").manifest_size(7_000_000);
@@ -45,8 +43,7 @@ async fn a_server_process_that_says_nothing_for_a_minute_is_waited_for() -> Resu
     prepare(&site).await;
     let mut factory = Factory::seeded();
     factory.fill(&site.primary, 1).await?;
-    let service = Service::start(&site, "");
-    until_following(&service).await;
+    let service = followed(&site, "").await?;
     let before = reader(&site).await?;
     let process = rustix::process::Pid::from_raw(before).expect("a process");
     rustix::process::kill_process(process, rustix::process::Signal::STOP)?;

@@ -39,7 +39,7 @@ impl Cancelling {
     /// Best effort: a server that does not hear it has its own bounds.
     pub async fn cancel(&self) {
         let asking = async {
-            let mut io = connect(self.side, &self.to).await?;
+            let (mut io, _) = connect(self.side, &self.to).await?;
             let mut out = BytesMut::new();
             frontend::cancel_request(self.process, self.secret, &mut out);
             io.write_all(&out).await?;

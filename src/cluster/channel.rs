@@ -105,7 +105,7 @@ impl Heard {
         }
     }
 
-    fn again(&self) {
+    pub(super) fn again(&self) {
         let milliseconds = self.since.elapsed().as_millis();
         self.last.store(milliseconds as u64, Ordering::Relaxed);
     }

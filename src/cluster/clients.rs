@@ -319,19 +319,13 @@ impl ClientPrograms {
             Side::Peer => (self.servers.primary, "on"),
             Side::Local => (self.servers.spare, "off"),
         };
-        let mut limits = vec!["statement_timeout", "lock_timeout"];
-        limits.push("idle_in_transaction_session_timeout");
-        if server >= 14 {
-            limits.push("idle_session_timeout");
-        }
-        if server >= 17 {
-            limits.push("transaction_timeout");
-        }
         let mut options = format!(
             "{SESSION_OPTIONS} -c search_path=pg_catalog -c default_transaction_read_only={read_only} -c maintenance_work_mem=256MB"
         );
-        for limit in limits {
-            options.push_str(&format!(" -c {limit}=0"));
+        for (limit, since) in [("idle_session_timeout", 14), ("transaction_timeout", 17)] {
+            if server >= since {
+                options.push_str(&format!(" -c {limit}=0"));
+            }
         }
         options
     }
@@ -374,7 +368,7 @@ impl Drop for Running {
 struct Program {
     name: String,
     command: Command,
-    /// What it must find as long as it runs.
+    /// Files that it reads while it runs.
     _environment: Option<Environment>,
 }
 
@@ -401,7 +395,7 @@ impl Program {
         Ok((child, running))
     }
 
-    /// What it wrote to its output, where that is read.
+    /// Gives the program's output, where that is read.
     async fn finish(&self, child: Child, mut running: Running) -> Result<Vec<u8>, ProgramError> {
         let output = child
             .wait_with_output()

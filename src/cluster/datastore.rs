@@ -142,18 +142,24 @@ pub(super) fn address(to: &Datastore) -> String {
     format!("{}:{}", to.host, to.port)
 }
 
-/// Start-up options of every session of ours but those that look at a server as a client does. Server, database and role may have other settings: of the text of values,
-/// and of `synchronous_commit`, with which a promotion would be reported before it is on disk. A server that is not told to
-/// ask whether our machine is still there keeps the session of a lost one, with its locks, for two hours.
-pub(super) const SESSION_OPTIONS: &str = "-c DateStyle=ISO -c IntervalStyle=postgres -c TimeZone=UTC \
-     -c extra_float_digits=3 -c bytea_output=hex -c synchronous_commit=on \
-     -c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3 \
-     -c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0";
-
 /// The limits that every server knows since version 9.6. They are lifted at the start of a session, so that not even its
 /// first statement is under them.
-const NO_LIMITS: &str =
-    "-c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0";
+macro_rules! no_limits {
+    () => {
+        "-c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0"
+    };
+}
+
+/// Start-up options of every session of ours but those that look at a server as a client does. Server, database and role
+/// may have other settings: of the text of values, and of `synchronous_commit`, with which a promotion would be reported
+/// before it is on disk. A server that is not told to ask whether our machine is still there keeps the session of a lost
+/// one, with its locks, for two hours.
+pub(super) const SESSION_OPTIONS: &str = concat!(
+    "-c DateStyle=ISO -c IntervalStyle=postgres -c TimeZone=UTC -c extra_float_digits=3 -c bytea_output=hex ",
+    "-c synchronous_commit=on ",
+    "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3 ",
+    no_limits!()
+);
 
 /// The schemas in which a session of ours looks for names that have none. A function that somebody else made must not
 /// take the place of the server's own: `pg_catalog` goes before every path that does not name it. Our own tables are in
@@ -194,7 +200,7 @@ pub(super) async fn connect_plainly(
     to: &Datastore,
     database: &str,
 ) -> Result<(Client, Wire), DatastoreError> {
-    open(side, to, database, NO_LIMITS.to_string()).await
+    open(side, to, database, no_limits!().to_string()).await
 }
 
 async fn open(

@@ -78,7 +78,7 @@ pub async fn differ_in_server(
     Ok(())
 }
 
-/// An object in our own bucket: whoever has it too looks into the same one.
+/// Puts an object into our own bucket. A peer that has it too looks into the same bucket.
 pub async fn differ_in_bucket(local: &LocalStore, peer: &Store) -> Result<(), IdentityError> {
     match is_same_bucket(local, peer).await? {
         false => Ok(()),

@@ -12,7 +12,7 @@ use tokio::process::Command;
 /// directory.
 const NOWHERE: &str = "/dev/null/none";
 
-/// What a program must find as long as it runs.
+/// Files that a program reads while it runs. They go with this.
 pub(super) struct Environment {
     /// The authorities of this system, as our own sessions read them.
     _authorities: Option<NamedTempFile>,

@@ -2,7 +2,7 @@
 //! it; the messages themselves are encoded by the library that our SQL client is made of.
 
 use super::cancelling::{CANCELLED, Cancelling, Unanswered};
-use super::channel::{self, Watched};
+use super::channel::{self, Heard, Watched};
 use super::datastore::{self, DatastoreError, DatastoreFault};
 use super::session::CARRY_BYTES;
 use super::{Lsn, Session, Side, Snapshot, quote_ident, quote_literal, tls};
@@ -274,7 +274,7 @@ impl WalStream {
     pub async fn next(&mut self) -> Result<Arrived, DatastoreError> {
         let arrived = self.wire.arrived().await;
         // What has waited here is no silence of the server.
-        self.wire.heard = Instant::now();
+        self.wire.heard.again();
         arrived.map_err(|trouble| self.told.error("reading the stream", trouble))
     }
 
@@ -323,7 +323,7 @@ impl WalStream {
                     self.told.address,
                     limit.as_secs()
                 );
-                self.wire.heard = Instant::now();
+                self.wire.heard.again();
                 Ok(())
             }
             Ok(false) => Err(self.told.silent("reading the stream", limit.as_secs())),
@@ -352,16 +352,17 @@ struct Wire {
     io: Box<dyn Io>,
     buffer: BytesMut,
     /// When bytes came last. A message may be on its way for minutes.
-    heard: Instant,
+    heard: Heard,
     cancelling: Cancelling,
 }
 
 impl Wire {
     async fn open(side: Side, to: &Datastore) -> Result<Wire, Trouble> {
+        let (io, heard) = connect(side, to).await?;
         let mut wire = Wire {
-            io: connect(side, to).await?,
+            io,
             buffer: BytesMut::with_capacity(READ),
-            heard: Instant::now(),
+            heard,
             cancelling: Cancelling {
                 side,
                 to: Arc::new(to.clone()),
@@ -564,7 +565,6 @@ impl Wire {
                 "the server closed the connection",
             ));
         }
-        self.heard = Instant::now();
         Ok(())
     }
 
@@ -612,17 +612,17 @@ fn refused(body: &backend::ErrorResponseBody) -> Trouble {
     }
 }
 
-pub(super) async fn connect(side: Side, to: &Datastore) -> Result<Box<dyn Io>, Trouble> {
+pub(super) async fn connect(side: Side, to: &Datastore) -> Result<(Box<dyn Io>, Heard), Trouble> {
     let (mut tcp, loopback) = channel::connect(to).await?;
     if to.ssl_mode == SslMode::Disable {
-        return Ok(Box::new(Watched::new(tcp, loopback)));
+        return Ok(watched(tcp, loopback));
     }
     let mut out = BytesMut::new();
     frontend::ssl_request(&mut out);
     tcp.write_all(&out).await?;
     let accepted = tcp.read_u8().await? == b'S';
     if !accepted && to.ssl_mode == SslMode::Prefer {
-        return Ok(Box::new(Watched::new(tcp, loopback)));
+        return Ok(watched(tcp, loopback));
     }
     if !accepted {
         return Err(Trouble::Tls("server does not support TLS".into()));
@@ -634,7 +634,13 @@ pub(super) async fn connect(side: Side, to: &Datastore) -> Result<Box<dyn Io>, T
         .connect(name, tcp)
         .await?;
     let private = loopback || channel::is_verified(to);
-    Ok(Box::new(Watched::new(stream, private)))
+    Ok(watched(stream, private))
+}
+
+fn watched(io: impl Io + 'static, private: bool) -> (Box<dyn Io>, Heard) {
+    let watched = Watched::new(io, private);
+    let heard = watched.heard();
+    (Box::new(watched), heard)
 }
 
 #[cfg(test)]
@@ -663,7 +669,7 @@ mod tests {
         let wire = Wire {
             io: Box::new(ours),
             buffer: BytesMut::with_capacity(READ),
-            heard: Instant::now(),
+            heard: Heard::now(),
             cancelling: Cancelling {
                 side: Side::Peer,
                 to: Arc::new(to),

@@ -229,6 +229,8 @@ pub struct Check {
     pub reason: String,
     /// What an operator can do about it; empty, where nothing is to be done.
     pub next_step: String,
+    /// It could not be found out, for the primary's datastore answered and did not let us look.
+    pub primary_lives: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

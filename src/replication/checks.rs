@@ -281,41 +281,37 @@ async fn extensions(local: &LocalSession, peer: &PeerSession) -> Result<(), Pass
 
 /// Those of the database of `of` that the server of `on` has no files for.
 pub async fn lacking_extensions(on: &Session, of: &Session) -> Result<Vec<String>, PassError> {
-    let used = of
-        .rows(
-            "reading the extensions",
-            "SELECT extname::text FROM pg_extension ORDER BY 1",
-            &[],
-        )
-        .await?;
+    let used = "SELECT extname::text FROM pg_extension ORDER BY 1";
+    let known = "SELECT name FROM pg_available_extensions";
+    lacking(on, of, "extensions", used, known).await
+}
+
+/// What one server uses, of those that the other does not know.
+async fn lacking(
+    on: &Session,
+    of: &Session,
+    what: &str,
+    used: &str,
+    known: &str,
+) -> Result<Vec<String>, PassError> {
+    let used = of.rows(&format!("reading the {what}"), used, &[]).await?;
     let wanted: Vec<String> = used
         .iter()
         .map(|row| row.get(0))
         .collect::<Result<_, _>>()?;
-    let sql = "SELECT w FROM unnest($1::text[]) w WHERE w NOT IN (SELECT name FROM pg_available_extensions) ORDER BY 1";
-    let lacking = on
-        .rows("looking for the extensions", sql, &[&wanted])
-        .await?;
+    let sql = format!("SELECT w FROM unnest($1::text[]) w WHERE w NOT IN ({known}) ORDER BY 1");
+    let doing = format!("looking for the {what}");
+    let lacking = on.rows(&doing, &sql, &[&wanted]).await?;
     let names = lacking.iter().map(|row| row.get(0));
     Ok(names.collect::<Result<_, _>>()?)
 }
 
 /// Roles are not copied, and what names one that is not here cannot be made.
 async fn roles(local: &LocalSession, peer: &PeerSession) -> Result<(), PassError> {
-    let sql = "SELECT pg_get_userbyid(role)::text FROM pg_policy CROSS JOIN unnest(polroles) role WHERE role <> 0 \
-               UNION SELECT usename::text FROM pg_user_mappings WHERE umuser <> 0 ORDER BY 1";
-    let named = peer.rows("reading which roles are named", sql, &[]).await?;
-    let named: Vec<String> = named
-        .iter()
-        .map(|row| row.get(0))
-        .collect::<Result<_, _>>()?;
-    let sql = "SELECT w FROM unnest($1::text[]) w WHERE w NOT IN (SELECT rolname::text FROM pg_roles) ORDER BY 1";
-    let lacking = local
-        .rows("looking for the roles", sql, &[&named])
-        .await?
-        .iter()
-        .map(|row| row.get(0))
-        .collect::<Result<Vec<String>, _>>()?;
+    let used = "SELECT pg_get_userbyid(role)::text FROM pg_policy CROSS JOIN unnest(polroles) role WHERE role <> 0 \
+                UNION SELECT usename::text FROM pg_user_mappings WHERE umuser <> 0 ORDER BY 1";
+    let known = "SELECT rolname::text FROM pg_roles";
+    let lacking = lacking(local, peer, "roles", used, known).await?;
     if lacking.is_empty() {
         return Ok(());
     }

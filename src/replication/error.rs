@@ -193,6 +193,12 @@ impl PassError {
         }
     }
 
+    /// The peer's datastore has answered, and serves others.
+    pub fn shows_life_of_peer(&self) -> bool {
+        self.datastore()
+            .is_some_and(|error| error.side == Side::Peer && error.shows_life())
+    }
+
     fn store(&self) -> Option<&StoreError> {
         match self {
             PassError::Store(e) | PassError::Identity(IdentityError::Store(e)) => Some(e),

@@ -188,27 +188,26 @@ impl Handover<'_> {
             .filter(|check| check.result == Verdict::Refuse)
             .collect();
         if let Some(first) = refused.first() {
-            let text = in_words(&refused);
             // Force is for a primary that is lost.
-            return Err(match !self.forced() && self.peer_refuses().await {
-                true => PassError::Refused {
-                    rule: "force_needed",
-                    text: format!("not promoted: {text}"),
-                    next_step: first.next_step.clone(),
-                },
-                false => self.refusal(&text, &first.next_step),
-            });
+            let lives = refused.iter().any(|check| check.primary_lives);
+            let advise = !self.forced() && !lives;
+            return Err(self.refusal(&in_words(&refused), &first.next_step, advise));
         }
         match self.state.copied_point().await? {
             Some(copied) => stands_at(self.config, copied).await,
-            None => Err(self.refusal("nothing was copied yet", "wait for the first copy")),
+            None => Err(self.refusal(
+                "nothing was copied yet",
+                "wait for the first copy",
+                !self.forced(),
+            )),
         }
     }
 
-    fn refusal(&self, text: &str, next_step: &str) -> PassError {
-        let force = match self.forced() {
-            true => String::new(),
-            false => format!(
+    /// `advise_force`: with the number by which it is overridden.
+    fn refusal(&self, text: &str, next_step: &str, advise_force: bool) -> PassError {
+        let force = match advise_force {
+            false => String::new(),
+            true => format!(
                 "; if the primary is lost, or this must be overridden, set force_epoch = {}",
                 self.epoch
             ),

@@ -6,6 +6,7 @@ use crate::observe::{
     Clock, Counters, Hold, HoldReason, Meter, Progress, Reach, Sighting, State, Watched,
 };
 use crate::replication::{PassError, Policy};
+use crate::role::PRIMARY_LIVES;
 use chrono::{DateTime, Utc};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -266,6 +267,9 @@ fn reason(error: &PassError) -> HoldReason {
         .find(|reason| reason.as_str() == error.code());
     if let Some(named) = by_code {
         return named;
+    }
+    if error.code() == PRIMARY_LIVES {
+        return HoldReason::ForceNeeded;
     }
     if error.is_unreachable() {
         return match error.side() {

@@ -11,7 +11,7 @@ use minio::s3::http::BaseUrl;
 use minio::s3::response_traits::HasEtagFromHeaders;
 use minio::s3::segmented_bytes::SegmentedBytes;
 use minio::s3::types::minio_error_response::MinioErrorCode;
-use minio::s3::types::{PartInfo, Region, S3Api, ToStream};
+use minio::s3::types::{ListEntry, PartInfo, Region, S3Api, ToStream};
 use minio::s3::{MinioClient, MinioClientBuilder};
 
 use super::Result;
@@ -157,45 +157,38 @@ impl S3 {
 
     /// The keys under `prefix` with their ETags, sorted.
     pub async fn list_etags(&self, bucket: &str, prefix: &str) -> Result<Vec<(String, String)>> {
-        let mut pages = self
-            .client
-            .list_objects(bucket)?
-            .recursive(true)
-            .prefix(Some(prefix.to_string()))
-            .build()
-            .to_stream()
-            .await;
-        let mut keys = Vec::new();
-        while let Some(page) = pages.next().await {
-            let entries = page?.contents.into_iter();
-            // HEAD's come without the quotes.
-            keys.extend(entries.map(|entry| {
-                let etag = entry.etag.unwrap_or_default();
-                (entry.name, etag.trim_matches('"').to_string())
-            }));
-        }
+        // HEAD's ETags come without the quotes.
+        let unquoted = |entry: ListEntry| {
+            let etag = entry.etag.unwrap_or_default();
+            (entry.name, etag.trim_matches('"').to_string())
+        };
+        let listed = self.listed(bucket, prefix, false).await?;
+        let mut keys: Vec<_> = listed.into_iter().map(unquoted).collect();
         keys.sort();
         Ok(keys)
     }
-}
 
-impl S3 {
     /// The keys under `prefix`, once for each version and each mark of a deletion.
     pub async fn list_versions(&self, bucket: &str, prefix: &str) -> Result<Vec<String>> {
+        let listed = self.listed(bucket, prefix, true).await?;
+        Ok(listed.into_iter().map(|entry| entry.name).collect())
+    }
+
+    async fn listed(&self, bucket: &str, prefix: &str, versions: bool) -> Result<Vec<ListEntry>> {
         let mut pages = self
             .client
             .list_objects(bucket)?
             .recursive(true)
-            .include_versions(true)
+            .include_versions(versions)
             .prefix(Some(prefix.to_string()))
             .build()
             .to_stream()
             .await;
-        let mut keys = Vec::new();
+        let mut entries = Vec::new();
         while let Some(page) = pages.next().await {
-            keys.extend(page?.contents.into_iter().map(|entry| entry.name));
+            entries.extend(page?.contents);
         }
-        Ok(keys)
+        Ok(entries)
     }
 }
 

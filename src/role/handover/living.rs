@@ -36,7 +36,8 @@ impl Handover<'_> {
         point: &CopiedPoint,
         error: &PassError,
     ) -> Result<(), PassError> {
-        if !shows_life(error) {
+        let answers = error.shows_life_of_peer() || matches!(error, PassError::Fence(_));
+        if !answers {
             return Ok(());
         }
         let doubt = Doubt {
@@ -48,24 +49,10 @@ impl Handover<'_> {
         };
         doubt.ask(self.config).map(|_| ())
     }
-
-    /// Whether the primary lives and takes no session of ours: no reason to think that it is lost.
-    pub(super) async fn peer_refuses(&self) -> bool {
-        let peer = crate::cluster::PeerSession::open(&self.config.peer.datastore);
-        matches!(tokio::time::timeout(super::PLANNED_PATIENCE, peer).await,
-            Ok(Err(error)) if error.shows_life())
-    }
 }
 
 fn wants_room(error: &PassError) -> bool {
     error
         .datastore()
         .is_some_and(|error| error.side == Side::Peer && error.is_for_want_of_room())
-}
-
-fn shows_life(error: &PassError) -> bool {
-    match error.datastore() {
-        Some(error) => error.side == Side::Peer && error.shows_life(),
-        None => matches!(error, PassError::Fence(_)),
-    }
 }

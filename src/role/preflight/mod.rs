@@ -121,6 +121,7 @@ fn ok(name: &'static str, reason: impl Into<String>) -> Check {
         result: Verdict::Ok,
         reason: reason.into(),
         next_step: String::new(),
+        primary_lives: false,
     }
 }
 
@@ -141,7 +142,10 @@ fn refuse(name: &'static str, reason: impl Into<String>, next_step: impl Into<St
 
 /// What could not be found out counts as bad.
 fn unknown(name: &'static str, error: &PassError) -> Check {
-    refuse(name, error.to_string(), error.next_step())
+    Check {
+        primary_lives: error.shows_life_of_peer(),
+        ..refuse(name, error.to_string(), error.next_step())
+    }
 }
 
 #[cfg(test)]

@@ -7,8 +7,7 @@ use crate::cluster::{PeerFence, Record, State, Transition, peers_record};
 use crate::config::Config;
 use crate::observe::HoldReason;
 use crate::replication::{Courier, PassError, end_appliers};
-use crate::role::{Handover, Outcome, PRIMARY_LIVES, asked, is_asked_for, may_have_fenced};
-use crate::service::complaint::Pace;
+use crate::role::{Handover, Outcome, asked, is_asked_for, may_have_fenced};
 use chrono::TimeDelta;
 use std::sync::Arc;
 use std::time::Duration;
@@ -186,16 +185,8 @@ impl Duties<'_> {
                     .hold(HoldReason::ForceNeeded, text, &next_step, false);
             }
             Outcome::Again(error) => {
+                let pace = self.desk.hold_for(&error);
                 let code = error.code();
-                let pace = match code == PRIMARY_LIVES {
-                    true => {
-                        let (text, next_step) = (error.to_string(), error.next_step());
-                        self.desk
-                            .hold(HoldReason::ForceNeeded, &text, &next_step, false);
-                        Pace::Operator
-                    }
-                    false => self.desk.hold_for(&error),
-                };
                 self.complaint.failed(now, code, &error.to_string(), pace);
                 let retry = TimeDelta::from_std(config.takeover.fence_retry);
                 self.handover_at = Some(steady + retry.unwrap_or(AGAIN));
