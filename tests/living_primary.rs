@@ -1,35 +1,19 @@
 //! A primary that takes no session of ours, and lives: it is not called lost, and nobody is promoted over it unasked.
 
-use support::follow::{logical, prepare, until_following};
+use support::crowd::Crowd;
+use support::follow::{followed, logical, prepare};
 use support::pair::{PROMOTE, forced, is_writable, until_primary, until_read_only, write};
-use support::{Factory, Result, Service, Site};
-use tokio_postgres::Client;
-
-/// Followed by a service.
-async fn followed<'a>(site: &'a Site) -> Result<Service<'a>> {
-    prepare(site).await;
-    Factory::seeded().fill(&site.primary, 2).await?;
-    let service = Service::start(site, "");
-    until_following(&service).await;
-    Ok(service)
-}
-
-/// Sessions of a client that takes whatever is free, until none is.
-async fn pool(site: &Site) -> Vec<Client> {
-    let mut sessions = Vec::new();
-    while let Ok(session) = site.primary.conn().await {
-        sessions.push(session);
-    }
-    sessions
-}
+use support::{Factory, Result, Site};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_primary_without_a_free_connection_is_fenced_all_the_same() -> Result<()> {
     let primary = logical().setting("max_connections", "24");
     let site = Site::builder("full").primary(primary).own_stores();
     let site = site.start().await?;
-    let service = followed(&site).await?;
-    let mut sessions = pool(&site).await;
+    prepare(&site).await;
+    Factory::seeded().fill(&site.primary, 2).await?;
+    let service = followed(&site, "").await?;
+    let crowd = Crowd::gather(&site.primary).await;
     service.reconfigure(PROMOTE);
     let status = service.until_hold("force_needed").await;
     let hold = &status["hold"];
@@ -41,8 +25,7 @@ async fn a_primary_without_a_free_connection_is_fenced_all_the_same() -> Result<
         !hold["next_step"].to_string().contains("force_epoch"),
         "{hold:#}"
     );
-    // What our own looks have let go of.
-    sessions.extend(pool(&site).await);
+    let sessions = crowd.settle();
     service.reconfigure(&forced(2));
     until_primary(&service, 2).await;
     let mut wrote = 0;
@@ -64,7 +47,9 @@ async fn a_primary_without_a_free_connection_is_fenced_all_the_same() -> Result<
 async fn nobody_is_promoted_over_a_primary_that_answers_and_cannot_be_fenced() -> Result<()> {
     let site = Site::builder("lives").primary(logical()).own_stores();
     let site = site.start().await?;
-    let service = followed(&site).await?;
+    prepare(&site).await;
+    Factory::seeded().fill(&site.primary, 2).await?;
+    let service = followed(&site, "").await?;
     let administrator = site.primary.conn().await?;
     administrator
         .batch_execute("ALTER ROLE hab PASSWORD 'another'")

@@ -3,6 +3,7 @@
 
 use rustix::process::{Pid, Signal, kill_process};
 use std::time::Duration;
+use support::crowd::Crowd;
 use support::follow::{
     audit, copies, followed, gaps, logical, prepare, prepared, tamper, until_equal, until_following,
 };
@@ -186,10 +187,7 @@ async fn a_primary_with_no_connection_left_is_waited_for() -> Result<()> {
     audit(&site, "before").await?;
     until_equal(&site).await?;
     let client = site.primary.conn().await?;
-    let mut crowd = Vec::new();
-    while let Ok(one) = site.primary.conn().await {
-        crowd.push(one);
-    }
+    let crowd = Crowd::gather(&site.primary).await;
     let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_replication";
     client.batch_execute(end).await?;
     audit_by(&client).await?;
@@ -201,7 +199,7 @@ async fn a_primary_with_no_connection_left_is_waited_for() -> Result<()> {
         })
         .await;
     assert_eq!(held["hold"]["reason"], "peer_unreachable", "{held:#}");
-    crowd.clear();
+    drop(crowd);
     until_equal(&site).await?;
     until_following(&service).await;
     assert_no_new_copy(&service, 1).await

@@ -6,6 +6,7 @@ pub mod between;
 pub mod bucket_rules;
 pub mod builder_keys;
 pub mod campaign;
+pub mod crowd;
 pub mod faults;
 pub mod follow;
 pub mod habitat;
