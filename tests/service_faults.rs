@@ -528,6 +528,20 @@ impl Drop for Small {
     }
 }
 
+async fn is_full(service: &Service<'_>, words: &str, next: &str) -> Result<()> {
+    let status = service
+        .until(words, |status| {
+            let detail = status["hold"]["detail"].as_str().unwrap_or_default();
+            status["hold"]["reason"] == "disk_full" && detail.contains(words)
+        })
+        .await;
+    names(&status, words, &[next]);
+    assert_eq!(status["health"]["level"], 2, "{status:#}");
+    assert_eq!(service.health().await.code, Some(2));
+    assert!(!status["recovery_point"].is_null(), "{status:#}");
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_is_waited_for() -> Result<()> {
     let Some(small) = Small::mount(200)? else {
@@ -546,22 +560,36 @@ async fn a_full_disk_is_waited_for() -> Result<()> {
     admin
         .batch_execute("ALTER DATABASE template0 SET TABLESPACE small")
         .await?;
-    let service = Service::start(&site, "");
+    let mut service = Service::start(&site, SLOW);
     recovers(&service, "room enough").await?;
 
     // What is not yet written has its room already.
     admin.batch_execute("CHECKPOINT").await?;
     let ballast = small.fill(14 << 20)?;
-    change(&site, &mut factory, "1").await?;
+    service.running.forget();
+    let from = service.running.stderr().len();
     let rows = "UPDATE origin_packages SET manifest = \
                 (SELECT string_agg(md5(n::text), ' ') FROM generate_series(1, 100000) n)";
     site.primary.conn().await?.batch_execute(rows).await?;
-    let status = service.until_hold("disk_full").await;
-    names(&status, "No space left", &["local datastore's disk"]);
-    assert_eq!(status["health"]["level"], 2, "{status:#}");
-    assert_eq!(service.health().await.code, Some(2));
-    assert!(!status["recovery_point"].is_null(), "{status:#}");
+    change(&site, &mut factory, "1").await?;
+    is_full(
+        &service,
+        "one more copy of the primary's database",
+        "make room",
+    )
+    .await?;
+    let begins = |line: &str| phase_of(line) == Some("tables");
+    let said = &service.running.stderr()[from..];
+    assert!(!said.iter().any(|line| begins(line)), "{said:#?}");
+
+    // A new configuration is tried at once.
     std::fs::remove_file(ballast)?;
+    service.reconfigure(&format!("{SLOW}\nreplication.interval = \"2s\""));
+    service.running.wait_for_line(begins, A_WHILE).await?;
+    let ballast = small.fill(1 << 20)?;
+    is_full(&service, "No space left", "local datastore's disk").await?;
+    std::fs::remove_file(ballast)?;
+    service.reconfigure(SLOW);
     recovers(&service, "room again").await?;
     ends_well(service, "disk full").await;
     Ok(())

@@ -65,14 +65,15 @@ async fn what_is_not_published_any_more_is_noticed() -> Result<()> {
         .query_one("SELECT pubname::text FROM pg_publication", &[])
         .await?
         .get(0);
+    let taken_out = format!("ALTER PUBLICATION {name} DROP TABLE audit_package");
     let before = copies(&service).await?;
-    client
-        .batch_execute(&format!(
-            "ALTER PUBLICATION {name} DROP TABLE audit_package"
-        ))
-        .await?;
-    audit(&site, "not published").await?;
+    client.batch_execute(&taken_out).await?;
     until_closed(&service, "audit_package is not in the publication", before).await?;
+
+    // With a row that the stream does not bring, the comparison of rows may be the first to see it.
+    client.batch_execute(&taken_out).await?;
+    audit(&site, "not published").await?;
+    until_closed(&service, "audit_package", before + 1).await?;
 
     // Whole copies go on without one, and say what would change it.
     let before = copies(&service).await?;

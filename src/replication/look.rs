@@ -22,7 +22,7 @@ pub struct Look {
     pub changed: Option<&'static str>,
     /// The visible database is not the one that was copied here, or there is none.
     pub astray: bool,
-    /// Write-ahead log written since the recovery point. None: there is no such point, or of another server.
+    /// Write-ahead log written since the recovery point. None: there is no such point here, or of another server.
     pub lag_bytes: Option<u64>,
     pub server: Server,
     /// Its database is read-only, as a spare's is.
@@ -59,6 +59,10 @@ pub async fn look(
     let peer = PeerSession::open(&config.peer.datastore).await?;
     let mut look = look_at(&peer, point, clock).await?;
     look.astray = point.is_some() && !ours;
+    if look.astray {
+        // The recovery point is not here: how far it lies behind says nothing.
+        look.lag_bytes = None;
+    }
     if look.astray && look.changed.is_none() {
         look.changed = Some("the local database is not the one that was copied");
     }
