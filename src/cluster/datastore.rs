@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::tls::MakeTlsConnect;
-use tokio_postgres::{CancelToken, Client, NoTls};
+use tokio_postgres::{CancelToken, Client, NoTls, SimpleQueryMessage};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -161,6 +161,14 @@ pub(super) const SESSION_OPTIONS: &str = concat!(
     no_limits!()
 );
 
+/// Those of the start-up options by which one sees whether they arrived: servers, databases and roles rarely have all of
+/// these values by themselves.
+const TELLING: [(&str, &str); 3] = [
+    ("extra_float_digits", "3"),
+    ("bytea_output", "hex"),
+    ("synchronous_commit", "on"),
+];
+
 /// The schemas in which a session of ours looks for names that have none. A function that somebody else made must not
 /// take the place of the server's own: `pg_catalog` goes before every path that does not name it. Our own tables are in
 /// `public` of our own database, where only we create.
@@ -178,20 +186,35 @@ pub(super) async fn connect(
     database: &str,
     read_only: bool,
 ) -> Result<(Client, Wire), DatastoreError> {
+    let path = if read_only {
+        "pg_catalog"
+    } else {
+        search_path(database)
+    };
+    let read_only = if read_only { "on" } else { "off" };
     let options = format!(
-        "{SESSION_OPTIONS} -c row_security=off -c search_path={} -c default_transaction_read_only={}",
-        if read_only {
-            "pg_catalog"
-        } else {
-            search_path(database)
-        },
-        if read_only { "on" } else { "off" }
+        "{SESSION_OPTIONS} -c row_security=off -c search_path={path} -c default_transaction_read_only={read_only}"
     );
     let (client, wire) = open(side, to, database, options).await?;
-    lift_time_outs(&client)
-        .await
-        .map_err(|e| DatastoreError::of(side, &address(to), "preparing the session", &e))?;
-    Ok((client, wire))
+    let doing = "preparing the session";
+    let failed = |e: &tokio_postgres::Error| DatastoreError::of(side, &address(to), doing, e);
+    let first = lift_time_outs(&client).await.map_err(|e| failed(&e))?;
+    let own = [
+        ("search_path", path),
+        ("default_transaction_read_only", read_only),
+    ];
+    let expected: Vec<_> = TELLING.into_iter().chain(own).collect();
+    match no_session(&client, &first, &expected).await {
+        Ok(None) => Ok((client, wire)),
+        Ok(Some(seen)) => Err(DatastoreError::new(
+            side,
+            to,
+            DatastoreFault::Pooler,
+            doing,
+            seen,
+        )),
+        Err(e) => Err(failed(&e)),
+    }
 }
 
 /// Opens a session as any client would, with the database's and the role's own settings, but for their limits on time.
@@ -259,7 +282,14 @@ async fn open(
     // The library's own limit covers only the TCP connection, not a server that accepts and never answers.
     match timeout(2 * CONNECT_TIMEOUT, opening).await {
         Ok(Ok(opened)) => Ok(opened),
-        Ok(Err(Opening::Failed(e))) => Err(DatastoreError::of(side, &address(to), &doing, &e)),
+        Ok(Err(Opening::Failed(e))) => {
+            let mut error = DatastoreError::of(side, &address(to), &doing, &e);
+            if error.sql_state == Some(SqlState::PROTOCOL_VIOLATION) {
+                // A server has codes of its own for each reason to refuse a session. A pooler has this one for all.
+                error.fault = DatastoreFault::Pooler;
+            }
+            Err(error)
+        }
         Ok(Err(Opening::Prepared(e))) => Err(e),
         Ok(Err(Opening::Tcp(e))) => Err(DatastoreError::new(
             side,
@@ -375,14 +405,62 @@ where
 
 /// The limits that only newer servers know: naming an unknown one at the start would be refused. A server that is told to
 /// look for its client ends what an abandoned session was doing, wherever that waits.
-async fn lift_time_outs(client: &Client) -> Result<(), tokio_postgres::Error> {
-    client
-        .batch_execute(
+///
+/// Gives the server process that did it.
+async fn lift_time_outs(client: &Client) -> Result<String, tokio_postgres::Error> {
+    let said = client
+        .simple_query(
             "SELECT set_config(name, CASE name WHEN 'client_connection_check_interval' THEN '2s' ELSE '0' END, false) \
              FROM pg_catalog.pg_settings WHERE name IN \
-             ('idle_session_timeout', 'transaction_timeout', 'client_connection_check_interval')",
+             ('idle_session_timeout', 'transaction_timeout', 'client_connection_check_interval'); \
+             SELECT pg_catalog.pg_backend_pid()::text",
         )
-        .await
+        .await?;
+    Ok(last_row(&said).into_iter().next().unwrap_or_default())
+}
+
+/// Why this is not a session of one server process with the settings that it was opened with; None: it is one. A pooler may
+/// drop start-up options without a word, and may give each transaction to another process.
+async fn no_session(
+    client: &Client,
+    first: &str,
+    expected: &[(&str, &str)],
+) -> Result<Option<String>, tokio_postgres::Error> {
+    let settings = expected
+        .iter()
+        .map(|(name, _)| format!("pg_catalog.current_setting('{name}')"));
+    let columns = std::iter::once("pg_catalog.pg_backend_pid()::text".to_string()).chain(settings);
+    let sql = format!("SELECT {}", columns.collect::<Vec<_>>().join(", "));
+    let mut said = last_row(&client.simple_query(&sql).await?).into_iter();
+    let second = said.next().unwrap_or_default();
+    if second != first {
+        return Ok(Some(format!(
+            "server process {first} carried out one statement, and {second} the next: a connection pooler stands between"
+        )));
+    }
+    let wrong = expected
+        .iter()
+        .zip(said)
+        .find(|((_, value), found)| value != found);
+    Ok(wrong.map(|((name, value), found)| {
+        format!(
+            "the session was opened with {name} = {value}, and has {found}: a connection pooler stands between, and drops start-up options"
+        )
+    }))
+}
+
+/// Its values as text, NULL as an empty one.
+fn last_row(said: &[SimpleQueryMessage]) -> Vec<String> {
+    let row = said.iter().rev().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some(row),
+        _ => None,
+    });
+    row.map_or_else(Vec::new, |row| {
+        let text = |column| row.try_get(column).ok().flatten().unwrap_or_default();
+        (0..row.len())
+            .map(|column| text(column).to_string())
+            .collect()
+    })
 }
 
 fn classify(error: &tokio_postgres::Error) -> (DatastoreFault, String) {

@@ -45,6 +45,9 @@ async fn look(config: &Config) -> Result<Facts, PassError> {
 
 fn print(config: &Config, path: &Path, facts: Option<&Facts>) {
     say!("{}: good.", path.display());
+    if let Some(why) = &config.builder_unread {
+        say!("warning: {why}; your own configuration says all that leads to the local servers");
+    }
     for (name, side) in [("local", &config.local), ("peer", &config.peer)] {
         say!(
             "{name} datastore: {} (from {})",
@@ -98,6 +101,7 @@ fn document(config: &Config, facts: Option<&Facts>) -> serde_json::Value {
     json!({
         "format": 1,
         "valid": true,
+        "builder_unread": config.builder_unread,
         "local": side(&config.local),
         "peer": side(&config.peer),
         "connected": facts.map(|facts| json!({

@@ -44,6 +44,7 @@ impl BuilderApi {
         }
     }
 
+    /// Reads the file. An error gives no value of it away.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let wrong = |why: String| ConfigError::key(KEY, format!("{}: {why}", path.display()));
         let text = std::fs::read_to_string(path)

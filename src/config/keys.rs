@@ -199,6 +199,17 @@ pub(super) const LOCAL_DEFAULTS: &[(&str, &str)] = &[
     ("local.s3.backend", "minio"),
 ];
 
+/// What leads to the local servers. A configuration that says all of it needs nothing of Builder's files.
+pub(super) const LOCAL_SERVERS: &[&str] = &[
+    "local.datastore.host",
+    "local.datastore.user",
+    "local.datastore.password",
+    "local.s3.endpoint",
+    "local.s3.bucket_name",
+    "local.s3.key_id",
+    "local.s3.secret_key",
+];
+
 /// What a key would switch on that is not there yet: these values of it, or all but its default.
 ///
 /// Whoever builds a part deletes its lines here, and the mark in the reference. Until then such a key is refused, for
@@ -235,6 +246,9 @@ mod tests {
 
     #[test]
     fn the_other_tables_speak_of_keys_that_exist() {
+        for name in LOCAL_SERVERS {
+            assert!(Key::find(name).is_some(), "{name}");
+        }
         for (name, default) in LOCAL_DEFAULTS {
             let key = Key::find(name).unwrap_or_else(|| panic!("{name}"));
             assert!(

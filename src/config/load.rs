@@ -71,12 +71,27 @@ pub(super) fn accept(
     secret_places::check(path, &values)?;
     let accepted = Accepted::new(table, &values, remembered, moved);
 
-    let builder = builder_api(&values, places)?;
-    values.complete_local(builder.as_ref())?;
+    let (builder, mut builder_unread) = match builder_api(&values, places) {
+        Ok(found) => (found, None),
+        Err(error) if values.local_needs_no_builder() => (None, Some(error.to_string())),
+        Err(error) => return Err(with_a_way_round(error)),
+    };
+    if let Some(api) = &builder {
+        refuse_artifactory(api)?;
+    }
+    match values.complete_local(builder.as_ref()) {
+        Err(error) if values.local_needs_no_builder() => {
+            builder_unread = Some(error.to_string());
+            values.complete_local(None)?;
+        }
+        completed => completed?,
+    }
     binds::PEER.complete(&mut values);
     let local = sides::local(&values, builder.as_ref(), &places.datastore_password)?;
     let peer = sides::peer(&values, &local)?;
-    Ok((assemble(&values, local, peer)?, accepted))
+    let mut config = assemble(&values, local, peer)?;
+    config.builder_unread = builder_unread;
+    Ok((config, accepted))
 }
 
 /// Text and mode of one and the same file, also while it is being replaced.
@@ -181,18 +196,32 @@ fn builder_api(values: &Values, places: &Places) -> Result<Option<BuilderApi>, C
     } else {
         configured
     };
-    let found = BuilderApi::find(path, &places.api_config)?;
-    match &found {
-        Some(api) if api.has_feature("ARTIFACTORY") => Err(ConfigError::key(
-            builder::KEY,
-            format!(
-                "unsupported_store: Builder keeps its packages in Artifactory, which warm-spare cannot replicate \
-                 (api.features_enabled in {})",
-                path.display()
-            ),
-        )),
-        _ => Ok(found),
+    BuilderApi::find(path, &places.api_config)
+}
+
+fn with_a_way_round(error: ConfigError) -> ConfigError {
+    let lacking = super::keys::LOCAL_SERVERS.join(", ");
+    match error {
+        ConfigError::Key { key, problem } => ConfigError::key(
+            key,
+            format!("{problem}; with {lacking} in your own configuration this file is not needed"),
+        ),
+        other => other,
     }
+}
+
+fn refuse_artifactory(api: &BuilderApi) -> Result<(), ConfigError> {
+    if !api.has_feature("ARTIFACTORY") {
+        return Ok(());
+    }
+    Err(ConfigError::key(
+        builder::KEY,
+        format!(
+            "unsupported_store: Builder keeps its packages in Artifactory, which warm-spare cannot replicate \
+             (api.features_enabled in {})",
+            api.path().display()
+        ),
+    ))
 }
 
 fn assemble(values: &Values, local: super::Side, peer: super::Side) -> Result<Config, ConfigError> {
@@ -213,6 +242,7 @@ fn assemble(values: &Values, local: super::Side, peer: super::Side) -> Result<Co
             .text("local.builder_keys_dir")
             .filter(|path| !path.is_empty())
             .map(PathBuf::from),
+        builder_unread: None,
         log_level: values
             .required("log_level")?
             .parse()

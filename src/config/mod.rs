@@ -48,6 +48,8 @@ pub struct Config {
     pub site: String,
     /// Where the builder keys lie; None: not on this node.
     pub builder_keys_dir: Option<PathBuf>,
+    /// Why builder-api's file could not be read, though nothing of it is needed.
+    pub builder_unread: Option<String>,
     pub log_level: log::LevelFilter,
     pub log_format: LogFormat,
     pub local: Side,

@@ -10,7 +10,7 @@ use toml::{Table, Value};
 use super::ConfigError;
 use super::binds;
 use super::builder::{self, BuilderApi};
-use super::keys::{KEYS, Key, LOCAL_DEFAULTS, NOT_BUILT};
+use super::keys::{KEYS, Key, LOCAL_DEFAULTS, LOCAL_SERVERS, NOT_BUILT};
 use super::kind::{Checked, Kind};
 use super::schedule::Schedule;
 use super::suggest::nearest;
@@ -141,6 +141,11 @@ impl Values {
             }
         }
         Ok(())
+    }
+
+    /// The configuration itself says all that leads to the local servers.
+    pub fn local_needs_no_builder(&self) -> bool {
+        LOCAL_SERVERS.iter().all(|key| self.is_settled(key))
     }
 
     /// Whether the configuration itself says what this key is about, by this key or by its counterpart.

@@ -19,6 +19,9 @@ const REST: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(200);
 /// Rows are first compared by parts of their table, so that single rows are remembered of those alone that differ.
 const PARTS: usize = 4096;
+/// Single rows that are remembered at once, of both sides together: about 100 MB. Parts with more rows are read in several
+/// rounds.
+const ROWS_AT_ONCE: u64 = 1_000_000;
 
 /// What was compared, and what differs.
 #[derive(Debug, Default, Clone)]
@@ -120,28 +123,34 @@ pub(super) async fn compare(
     let (here, there) = read(config, ours, table, step, Parts::default, Parts::add).await?;
     compared.tables += 1;
     compared.rows += here.rows;
-    let parts = here.differing(&there);
-    if parts.is_empty() {
-        return Ok(());
+    let mut differing = 0;
+    for parts in here.rounds(&there, ROWS_AT_ONCE) {
+        differing += lasting(config, ours, table, &parts).await?;
     }
-    let first = difference(config, ours, table, &parts).await?;
-    if first.is_empty() {
-        return Ok(());
-    }
-    come_past(config, ours).await?;
-    let second = difference(config, ours, table, &parts).await?;
-    let stays = first
-        .iter()
-        .filter(|(row, number)| {
-            let later = second.get(*row);
-            later.is_some_and(|n| n.signum() == number.signum())
-        })
-        .map(|(_, number)| number.unsigned_abs())
-        .sum();
-    if stays > 0 {
-        compared.differing.push((table.full_name(), stays));
+    if differing > 0 {
+        compared.differing.push((table.full_name(), differing));
     }
     Ok(())
+}
+
+/// The number of rows of these parts that differ, and still do when the spare has come past the first reading.
+async fn lasting(
+    config: &Config,
+    ours: &mut impl Ours,
+    table: &Table,
+    parts: &HashSet<usize>,
+) -> Result<u64, PassError> {
+    let first = difference(config, ours, table, parts).await?;
+    if first.is_empty() {
+        return Ok(0);
+    }
+    come_past(config, ours).await?;
+    let second = difference(config, ours, table, parts).await?;
+    let lasting = first.iter().filter(|(row, number)| {
+        let later = second.get(*row);
+        later.is_some_and(|n| n.signum() == number.signum())
+    });
+    Ok(lasting.map(|(_, number)| number.unsigned_abs()).sum())
 }
 
 type RowHash = [u8; 16];
@@ -155,16 +164,16 @@ fn part(hash: &RowHash) -> usize {
     usize::from(u16::from_be_bytes([hash[0], hash[1]])) % PARTS
 }
 
-/// A table's rows, in no order: for each part the sum of their hashes.
+/// A table's rows, in no order: for each part the sum of their hashes, and their number.
 struct Parts {
-    sums: Vec<u128>,
+    sums: Vec<(u128, u64)>,
     rows: u64,
 }
 
 impl Default for Parts {
     fn default() -> Self {
         Parts {
-            sums: vec![0; PARTS],
+            sums: vec![(0, 0); PARTS],
             rows: 0,
         }
     }
@@ -173,15 +182,33 @@ impl Default for Parts {
 impl Parts {
     fn add(&mut self, row: &[u8]) {
         let hash = hash(row);
-        let sum = &mut self.sums[part(&hash)];
-        // One more than the hash, so that no row adds nothing.
-        *sum = sum.wrapping_add(u128::from_be_bytes(hash)).wrapping_add(1);
+        let (sum, rows) = &mut self.sums[part(&hash)];
+        *sum = sum.wrapping_add(u128::from_be_bytes(hash));
+        *rows += 1;
         self.rows += 1;
     }
 
-    fn differing(&self, other: &Parts) -> HashSet<usize> {
-        let pairs = self.sums.iter().zip(&other.sums).enumerate();
-        pairs.filter(|(_, (a, b))| a != b).map(|(n, _)| n).collect()
+    /// The parts that differ, in sets of which both sides together have so many rows at most, or of one part.
+    fn rounds(&self, other: &Parts, rows_at_most: u64) -> Vec<HashSet<usize>> {
+        let mut rounds: Vec<HashSet<usize>> = Vec::new();
+        let mut room = 0;
+        for (part, (here, there)) in self.sums.iter().zip(&other.sums).enumerate() {
+            if here == there {
+                continue;
+            }
+            let rows = here.1 + there.1;
+            match rounds.last_mut() {
+                Some(round) if rows <= room => {
+                    round.insert(part);
+                    room -= rows;
+                }
+                _ => {
+                    rounds.push(HashSet::from([part]));
+                    room = rows_at_most.saturating_sub(rows);
+                }
+            }
+        }
+        rounds
     }
 }
 
@@ -278,4 +305,48 @@ async fn written(config: &Config) -> Result<(Lsn, String), PassError> {
     let row = peer.row("asking how far it has written", sql, &[]).await?;
     let place: String = row.get(0)?;
     Ok((place.parse().unwrap_or_default(), row.get(1)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts(rows: std::ops::Range<u32>) -> Parts {
+        let mut parts = Parts::default();
+        rows.for_each(|row| parts.add(&row.to_be_bytes()));
+        parts
+    }
+
+    #[test]
+    fn parts_that_differ_are_read_in_rounds_of_bounded_size() {
+        let (all, none) = (parts(0..100_000), Parts::default());
+        assert!(all.rounds(&parts(0..100_000), 10).is_empty());
+        assert_eq!(
+            all.rounds(&parts(0..99_999), 10).len(),
+            1,
+            "one row, one part"
+        );
+        assert_eq!(all.rounds(&none, u64::MAX).len(), 1);
+
+        let rounds = all.rounds(&none, 10_000);
+        assert!((10..=11).contains(&rounds.len()), "{}", rounds.len());
+        let mut seen = HashSet::new();
+        for round in rounds {
+            let rows: u64 = round.iter().map(|part| all.sums[*part].1).sum();
+            assert!(rows <= 10_000, "{rows}");
+            assert!(round.iter().all(|part| seen.insert(*part)), "read twice");
+        }
+        let unseen = (0..PARTS).filter(|part| !seen.contains(part));
+        assert_eq!(unseen.map(|part| all.sums[part].1).sum::<u64>(), 0);
+
+        // A part with more rows than that is a round of its own.
+        assert_eq!(all.rounds(&none, 1).len(), seen.len());
+    }
+
+    #[test]
+    fn a_row_that_stands_twice_is_told_from_one() {
+        let mut twice = parts(0..10);
+        twice.add(&3_u32.to_be_bytes());
+        assert_eq!(twice.rounds(&parts(0..10), 10).len(), 1);
+    }
 }

@@ -105,6 +105,13 @@ impl Configuration {
         log::set_max_level(config.log_level);
         desk.throttle.set(config.replication.bandwidth_limit);
         let old = self.in_force.borrow().clone();
+        if let Some(why) = &config.builder_unread
+            && old
+                .as_ref()
+                .is_none_or(|old| old.builder_unread != config.builder_unread)
+        {
+            log::warn!("configuration: {why}; nothing of it is needed");
+        }
         let changed = old.as_ref().is_none_or(|old| **old != config);
         let now = desk.now();
         desk.update(|state| {

@@ -21,6 +21,7 @@ pub mod origins;
 pub mod packages;
 pub mod pair;
 pub mod plan_build;
+pub mod pooler;
 pub mod ports;
 pub mod postgres;
 pub mod process;

@@ -702,14 +702,14 @@ fn server_user() -> Option<(u32, u32)> {
     entry("postgres").or_else(|| entry("nobody"))
 }
 
-fn unprivileged(command: &mut Command) {
+pub fn unprivileged(command: &mut Command) {
     if let Some((user, group)) = server_user() {
         command.uid(user).gid(group).current_dir("/");
     }
 }
 
 /// Gives the directory and all in it to the user the server runs as.
-fn own(dir: &Path) -> Result<()> {
+pub fn own(dir: &Path) -> Result<()> {
     let Some((user, group)) = server_user() else {
         return Ok(());
     };

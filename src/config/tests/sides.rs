@@ -444,3 +444,53 @@ fn what_is_wrong_in_builder_apis_file_names_file_and_key() {
         SslMode::Prefer
     );
 }
+
+/// The file is Builder's. A fault in it is no reason to stop where our own configuration says everything.
+#[test]
+fn a_spoilt_file_of_builders_is_in_the_way_only_when_something_of_it_is_needed() {
+    let mut site = without_local();
+    let spoilt = |site: &Site| {
+        site.file(
+            "builder-api.toml",
+            "[datastore]\nssl_root_cert \"x\"",
+            0o640,
+        )
+    };
+    spoilt(&site);
+    let error = site.load().unwrap_err();
+    assert!(
+        error.contains("line 2") && error.contains("local.s3.secret_key in your own configuration"),
+        "{error}"
+    );
+    for (key, value) in [
+        ("local.datastore.host", "\"db\""),
+        ("local.datastore.user", "\"hab\""),
+        ("local.datastore.password_file", "\"DIR/secret\""),
+        ("local.s3.endpoint", "\"http://store:9000\""),
+        ("local.s3.bucket_name", "\"depot\""),
+        ("local.s3.key_id", "\"depot\""),
+    ] {
+        site.set(key, value);
+        assert!(site.load().is_err(), "local.s3.secret_key is still needed");
+    }
+    site.set("local.s3.secret_key_file", "\"DIR/secret\"");
+    let config = site.load().unwrap();
+    let told = config.builder_unread.unwrap();
+    assert!(told.contains("builder-api.toml: line 2"), "{told}");
+    assert_eq!(config.local.datastore.host, "db");
+
+    site.file("builder-api.toml", "datastore.port = \"x\"", 0o640);
+    let config = site.load().unwrap();
+    assert!(config.builder_unread.unwrap().contains("datastore.port"));
+    assert_eq!(config.local.datastore.port, 5432);
+
+    site.file("builder-api.toml", "datastore.port = 7", 0o640);
+    let config = site.load().unwrap();
+    assert_eq!(
+        (config.builder_unread, config.local.datastore.port),
+        (None, 7)
+    );
+    let artifactory = "api.features_enabled = \"artifactory\"";
+    site.file("builder-api.toml", artifactory, 0o640);
+    assert!(site.load().unwrap_err().contains("unsupported_store"));
+}
