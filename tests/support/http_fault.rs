@@ -187,38 +187,48 @@ async fn serve(stream: TcpStream, shared: Arc<Shared>) {
         .await;
 }
 
+/// A client whose request is cut off by an early answer may never see that answer.
+async fn read_whole(body: Incoming) -> Result<()> {
+    body.collect().await?;
+    Ok(())
+}
+
 async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Response<Body>> {
     let (parts, body) = request.into_parts();
     let line = (parts.method.to_string(), parts.uri.to_string());
     shared.seen.lock().expect("the log's lock").push(line);
     let handler = shared.handler.lock().expect("the handler's lock").clone();
     let fault = handler(&parts);
-    let forward = || forward(Request::from_parts(parts.clone(), body), shared.server);
+    let forward = |body| forward(Request::from_parts(parts.clone(), body), shared.server);
     match fault {
-        Fault::Forward => Ok(forward().await?.map(whole)),
-        Fault::Respond(status, text) => respond(status, text),
+        Fault::Respond(status, text) => {
+            read_whole(body).await?;
+            respond(status, text)
+        }
         Fault::RespondWith(status, headers, text) => {
+            read_whole(body).await?;
             let mut response = respond(status, text)?;
             for (name, value) in headers {
                 response.headers_mut().insert(name, value.parse()?);
             }
             Ok(response)
         }
+        Fault::Forward => Ok(forward(body).await?.map(whole)),
         Fault::Headers(change) => {
-            let mut response = forward().await?;
+            let mut response = forward(body).await?;
             change(response.headers_mut());
             Ok(response.map(whole))
         }
         Fault::ForwardThenRespond(status, text) => {
-            forward().await?.into_body().collect().await?;
+            forward(body).await?.into_body().collect().await?;
             respond(status, text)
         }
         Fault::ForwardThenDrop => {
-            forward().await?.into_body().collect().await?;
+            forward(body).await?.into_body().collect().await?;
             Err("dropped, as asked".into())
         }
         Fault::ShortBody { declared, sent } => {
-            let mut response = forward().await?;
+            let mut response = forward(body).await?;
             if let Some(declared) = declared {
                 response
                     .headers_mut()
@@ -227,15 +237,15 @@ async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Respo
             }
             Ok(response.map(|body| cut_off(body, sent)))
         }
-        Fault::Corrupt(place) => Ok(forward().await?.map(|body| corrupt(body, place))),
+        Fault::Corrupt(place) => Ok(forward(body).await?.map(|body| corrupt(body, place))),
         Fault::Delay(time) => {
             tokio::time::sleep(time).await;
-            Ok(forward().await?.map(whole))
+            Ok(forward(body).await?.map(whole))
         }
         Fault::Until(mut open) => {
             // A test that is over lets everything through.
             let _ = open.wait_for(|open| *open).await;
-            Ok(forward().await?.map(whole))
+            Ok(forward(body).await?.map(whole))
         }
         Fault::Hang => std::future::pending().await,
         Fault::Drop => Err("dropped, as asked".into()),

@@ -77,7 +77,8 @@ pub fn seed() -> u64 {
     })
 }
 
-/// Asks again and again until the answer is there; the last answer in words when it never is.
+/// Asks again and again until the answer is there; the last answer in words when it never is. The longer it takes, the
+/// longer the pauses: asking costs the time of those that are waited for.
 pub async fn wait_until<F, Fut, T>(what: &str, limit: Duration, mut ask: F) -> T
 where
     F: FnMut() -> Fut,
@@ -90,9 +91,37 @@ where
             Err(error) if started.elapsed() > limit => {
                 panic!("{what}: not after {limit:?}: {error}")
             }
-            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            Err(_) => {
+                let pause = started.elapsed() / 10;
+                let (least, most) = (Duration::from_millis(20), Duration::from_millis(100));
+                tokio::time::sleep(pause.clamp(least, most)).await;
+            }
         }
     }
+}
+
+/// Reads once more if the reading session was ended: a fence and a switch of databases end every session.
+pub async fn reading<F, Fut, T>(mut read: F) -> Result<T>
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Result<T>>,
+{
+    for _ in 0..10 {
+        match read().await {
+            Err(error) if was_ended(&error) => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            other => return other,
+        }
+    }
+    read().await
+}
+
+fn was_ended(error: &Error) -> bool {
+    let ended = tokio_postgres::error::SqlState::ADMIN_SHUTDOWN;
+    error
+        .downcast_ref::<tokio_postgres::Error>()
+        .is_some_and(|error| error.is_closed() || error.code() == Some(&ended))
 }
 
 /// Letters and digits that nobody guesses and no two servers share.

@@ -809,6 +809,10 @@ impl Rows {
 
 /// All rows of all of Builder's tables, as text, in an order that does not depend on how they lie there.
 pub async fn content(cluster: &Cluster) -> Result<Vec<String>> {
+    super::reading(|| content_once(cluster)).await
+}
+
+async fn content_once(cluster: &Cluster) -> Result<Vec<String>> {
     let client = cluster.conn().await?;
     let sql = "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables WHERE schemaname = 'public' ORDER BY 1";
     let mut lines = Vec::new();

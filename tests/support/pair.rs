@@ -258,6 +258,9 @@ pub async fn lost(
     let names: Vec<&str> = acknowledged.keys().map(String::as_str).collect();
     let sql =
         "SELECT n FROM unnest($1::text[]) n WHERE NOT EXISTS (SELECT FROM accounts WHERE name = n)";
-    let rows = cluster.conn().await?.query(sql, &[&names]).await?;
-    Ok(rows.iter().map(|row| row.get(0)).collect())
+    let rows = super::reading(|| async {
+        let client = cluster.conn().await?;
+        Ok(client.query(sql, &[&names]).await?)
+    });
+    Ok(rows.await?.iter().map(|row| row.get(0)).collect())
 }

@@ -134,6 +134,12 @@ impl Running {
         self.lines.borrow().clone()
     }
 
+    /// The last lines of it.
+    pub fn last_said(&self, count: usize) -> Vec<String> {
+        let lines = self.lines.borrow();
+        lines[lines.len().saturating_sub(count)..].to_vec()
+    }
+
     /// Everything on stdout so far.
     pub fn stdout(&self) -> String {
         let stdout = self.stdout.lock().expect("stdout's lock");

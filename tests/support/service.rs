@@ -9,7 +9,7 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 
 use super::ports::free_port;
-use super::{Output, Result, Running, Site, wait_until};
+use super::{Error, Output, Result, Running, Site, wait_until};
 
 /// How long something that the service does by itself may take on a busy machine.
 pub const SOON: Duration = Duration::from_secs(120);
@@ -187,9 +187,10 @@ impl<'a> Service<'a> {
             if so(&status) {
                 return Ok(status);
             }
-            let said = self.running.stderr();
-            let last = &said[said.len().saturating_sub(25)..];
-            Err(format!("{status:#}\n--- its log\n{}", last.join("\n")).into())
+            Err(Box::new(NotSo {
+                status,
+                said: self.running.last_said(25),
+            }) as Error)
         })
         .await
     }
@@ -302,3 +303,23 @@ pub async fn until_conflict(service: &Service<'_>, words: &[&str]) -> Value {
     assert_eq!(status["health"]["level"], 2, "{status:#}");
     status
 }
+
+/// A status that is not as it is waited for. Put into words only when the wait is over: there are thousands of them.
+#[derive(Debug)]
+struct NotSo {
+    status: Value,
+    said: Vec<String>,
+}
+
+impl std::fmt::Display for NotSo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{:#}\n--- its log\n{}",
+            self.status,
+            self.said.join("\n")
+        )
+    }
+}
+
+impl std::error::Error for NotSo {}
