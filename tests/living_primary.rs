@@ -4,6 +4,8 @@ use support::crowd::Crowd;
 use support::follow::{followed, logical, prepare};
 use support::pair::{PROMOTE, forced, is_writable, until_primary, until_read_only, write};
 use support::{Factory, Result, Site};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_primary_without_a_free_connection_is_fenced_all_the_same() -> Result<()> {
@@ -85,4 +87,69 @@ async fn nobody_is_promoted_over_a_primary_that_answers_and_cannot_be_fenced() -
     until_primary(&service, 2).await;
     write(&site.spare, "first").await?;
     Ok(())
+}
+
+/// Builder's sessions go on for as long as they like, and nobody else gets in: not even a fence.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_promoted_over_a_primary_that_is_shutting_down() -> Result<()> {
+    let site = Site::builder("stopping").primary(logical()).own_stores();
+    let site = site.start().await?;
+    prepare(&site).await;
+    Factory::seeded().fill(&site.primary, 2).await?;
+    let service = followed(&site, "").await?;
+    let builder = site.primary.conn().await?;
+    site.primary.pg.begin_smart_stop();
+    service.reconfigure(PROMOTE);
+    let status = service.until_hold("force_needed").await;
+    let step = status["hold"]["next_step"].to_string();
+    assert!(!step.contains("force_epoch"), "{step}");
+    service.reconfigure(&forced(2));
+    service
+        .until("it asks", |status| {
+            status["hold"]["detail"]
+                .to_string()
+                .contains("cannot be fenced")
+        })
+        .await;
+    assert!(!is_writable(&site.spare).await);
+    let sql = "INSERT INTO accounts (name, email) VALUES ('late', 'late')";
+    builder.execute(sql, &[]).await?;
+    // With the last session the server ends, and is lost: now it goes on by itself.
+    drop(builder);
+    until_primary(&service, 2).await;
+    Ok(())
+}
+
+/// It answers before a session begins, and without a code: it has no process for us, and its sessions go on.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_promoted_over_a_primary_that_has_no_process_for_us() -> Result<()> {
+    let site = Site::builder("no_process").primary(logical()).own_stores();
+    let site = site.start().await?;
+    prepare(&site).await;
+    Factory::seeded().fill(&site.primary, 2).await?;
+    let service = followed(&site, "").await?;
+    let port = without_processes().await?;
+    service.reconfigure(&format!("{}\npeer.datastore.port = {port}", forced(2)));
+    let asked = service
+        .until("it asks", |status| {
+            let detail = status["hold"]["detail"].to_string();
+            detail.contains("cannot be fenced") && detail.contains("cannot start a process")
+        })
+        .await;
+    assert!(!is_writable(&site.spare).await, "{asked:#}");
+    Ok(())
+}
+
+/// As a server answers whose machine has no memory left.
+async fn without_processes() -> Result<u16> {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+    let port = listener.local_addr()?.port();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let _ = client.read(&mut [0; 1024]).await;
+            let words = b"Ecould not fork new process for connection: Cannot allocate memory\n\0";
+            let _ = client.write_all(words).await;
+        }
+    });
+    Ok(port)
 }

@@ -97,7 +97,7 @@ async fn a_slot_that_a_lost_reader_still_holds_is_taken_over() -> Result<()> {
     let line = support::proxy::Proxy::start(site.primary.pg.port()).await?;
     let service = followed(&site, &line.to_peer("")).await?;
     line.set(support::proxy::Mode::Hold).await;
-    service.running.kill9();
+    service.running.kill9()?;
     audit(&site, "meanwhile").await?;
     let service = Service::start(&site, "");
     until_following(&service).await;

@@ -46,7 +46,7 @@ async fn a_server_process_that_says_nothing_for_a_minute_is_waited_for() -> Resu
     let service = followed(&site, "").await?;
     let before = reader(&site).await?;
     let process = rustix::process::Pid::from_raw(before).expect("a process");
-    rustix::process::kill_process(process, rustix::process::Signal::STOP)?;
+    stop_at_work(&site, process).await?;
     factory
         .package(&site.primary, Spec::new("core", "late", "1"))
         .await?;
@@ -67,4 +67,45 @@ async fn a_server_process_that_says_nothing_for_a_minute_is_waited_for() -> Resu
     until_equal(&site).await?;
     assert_eq!(reader(&site).await?, before, "the stream was begun anew");
     Ok(())
+}
+
+/// Stops the server process while it reads a transaction that is rolled back: a stream gets nothing of that.
+async fn stop_at_work(site: &Site, process: rustix::process::Pid) -> Result<()> {
+    let writer = site.primary.conn().await?;
+    let noise = "BEGIN; INSERT INTO audit_package (operation, trigger, requester_id, requester_name, origin, channel, package_ident)
+                   SELECT 'promote', 'hab_client', 1, 'me', 'core', 'stable', n::text FROM generate_series(1, 300000) n; ROLLBACK";
+    let pid = process.as_raw_nonzero().get();
+    let watcher = site.primary.pg.conn("postgres").await?;
+    for _ in 0..5 {
+        writer.batch_execute(noise).await?;
+        // A stopped process has what it had when it was stopped.
+        for _ in 0..400 {
+            rustix::process::kill_process(process, rustix::process::Signal::STOP)?;
+            let sql = "SELECT coalesce(wait_event, '') FROM pg_stat_activity WHERE pid = $1";
+            let waits: String = watcher.query_one(sql, &[&pid]).await?.get(0);
+            if !waits.starts_with("WalSender") {
+                return Ok(());
+            }
+            rustix::process::kill_process(process, rustix::process::Signal::CONT)?;
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    }
+    Err("the server process was never seen at work".into())
+}
+
+/// The server has no limit of its own, and so keeps the process: it has nothing to do, and would have answered.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_line_that_is_lost_is_not_taken_for_a_server_at_work() -> Result<()> {
+    let primary = logical().setting("wal_sender_timeout", "0");
+    let site = Site::builder("half_open").primary(primary).start().await?;
+    prepare(&site).await;
+    let mut factory = Factory::seeded();
+    factory.fill(&site.primary, 1).await?;
+    let line = Proxy::start(site.primary.pg.port()).await?;
+    let _service = followed(&site, &line.to_peer("")).await?;
+    line.freeze();
+    factory
+        .package(&site.primary, Spec::new("core", "after", "1"))
+        .await?;
+    until_equal(&site).await
 }

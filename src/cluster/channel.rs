@@ -42,6 +42,9 @@ const SCRAM_ROUNDS_MAX: u64 = 1_000_000;
 
 /// The words by which an error of ours is known again, where a library hands it on as text.
 pub(super) const CLEARTEXT_REFUSED: &str = "the server asks for the password in clear, over a channel that is neither verified nor loopback";
+/// Before a session begins, a server that cannot start a process for it answers in a form of its own, without a length.
+pub(super) const NO_PROCESS: &str =
+    "the server cannot start a process for a session: it is out of memory or processes";
 pub(super) const MALFORMED: &str = "the server does not keep to the protocol";
 
 /// Connects, and says whether the peer of the connection is this very machine.
@@ -203,6 +206,7 @@ impl<S> Watched<S> {
         while let Some((first, rest)) = bytes.split_first() {
             match &mut self.place {
                 Place::Tls => return Ok(()),
+                Place::TlsAnswer if *first == b'E' => return Err(io::Error::other(NO_PROCESS)),
                 Place::TlsAnswer => {
                     self.place = if *first == b'S' { Place::Tls } else { START };
                     bytes = rest;
@@ -279,6 +283,13 @@ impl<S> Watched<S> {
             true => MESSAGE_MAX,
             false => MESSAGE_MAX_BEFORE_LOGIN,
         };
+        let is_text = length
+            .to_be_bytes()
+            .iter()
+            .all(|byte| byte.is_ascii_graphic() || *byte == b' ');
+        if !self.logged_in && kind == b'E' && is_text {
+            return Err(io::Error::other(NO_PROCESS));
+        }
         let Some(content) = length.checked_sub(4).filter(|_| length <= most) else {
             return Err(malformed(&format!(
                 "a message of type {:?} announces {length} bytes; from 4 to {most} were expected",

@@ -2,7 +2,7 @@
 
 use super::datastore::SESSION_OPTIONS;
 use super::libpq::{self, Environment};
-use super::{Side, toc};
+use super::{Side, login, toc};
 use crate::config::Datastore;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -179,7 +179,7 @@ impl ClientPrograms {
             .arg(format!("--snapshot={snapshot}"))
             .arg("--file")
             .arg(archive)
-            .arg(&from.database);
+            .arg(to_database(&from.database));
         program.run().await
     }
 
@@ -195,7 +195,7 @@ impl ClientPrograms {
         program
             .command
             .args(["--schema-only", "--exclude-schema=*", "--file=/dev/null"])
-            .arg(database);
+            .arg(to_database(database));
         program.run().await
     }
 
@@ -228,7 +228,7 @@ impl ClientPrograms {
                 .arg(format!("--jobs={jobs}"))
                 .args(owner.map(|name| format!("--role={name}")))
                 .args(list.map(|list| format!("--use-list={}", list.display())))
-                .arg(format!("--dbname={database}"))
+                .arg(to_database(database))
                 .arg(archive);
             program.run().await
         };
@@ -284,13 +284,13 @@ impl ClientPrograms {
             .args(NOT_OF_A_SERVER)
             .args(BUILDERS_ONLY)
             .arg(format!("--snapshot={snapshot}"))
-            .arg(&server.database);
+            .arg(to_database(&server.database));
         let mut restore = self.program("pg_restore", Side::Local, server)?;
         restore
             .command
             .args(["--exit-on-error", "--data-only"])
             .args(NOT_OF_A_SERVER)
-            .arg(format!("--dbname={to}"));
+            .arg(to_database(to));
         through_a_pipe(dump, restore).await?;
         self.restore(server, to, "post-data", &archive, 1, owner)
             .await
@@ -304,7 +304,7 @@ impl ClientPrograms {
             // What they say is read by us too.
             .env("LC_ALL", "C")
             .env("PGCLIENTENCODING", self.encoding)
-            .env("PGOPTIONS", self.options(side));
+            .env("PGOPTIONS", self.options(side) + login::of(to));
         Ok(Program {
             name: name.to_string(),
             command,
@@ -329,6 +329,12 @@ impl ClientPrograms {
         }
         options
     }
+}
+
+/// Names a database whatever is in its name: a plain one with `=` in it would be taken for a connection string.
+fn to_database(name: &str) -> String {
+    let quoted = name.replace('\\', r"\\").replace('\'', r"\'");
+    format!("--dbname=dbname='{quoted}'")
 }
 
 /// The first line that speaks of an error, which is the cause, and the last few.

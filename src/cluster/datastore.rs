@@ -1,7 +1,7 @@
 //! Connecting to PostgreSQL, and what can go wrong with it.
 
-use super::channel::{self, CLEARTEXT_REFUSED, Heard, MALFORMED, Watched, WatchedTls};
-use super::{Side, tls};
+use super::channel::{self, CLEARTEXT_REFUSED, Heard, MALFORMED, NO_PROCESS, Watched, WatchedTls};
+use super::{Side, login, tls};
 use crate::config::{Datastore, SslMode};
 use std::io;
 use std::time::Duration;
@@ -98,8 +98,14 @@ impl DatastoreError {
             DatastoreFault::Unreachable => format!(
                 "check that the server runs and that {side}.datastore.host and {side}.datastore.port are right"
             ),
+            DatastoreFault::Refusing if self.text.contains("max_wal_senders") => format!(
+                "end readers of the {side} datastore's log that nobody needs (pg_stat_replication), or raise max_wal_senders there"
+            ),
+            DatastoreFault::Refusing if self.text.contains(NO_PROCESS) => {
+                format!("give the machine of the {side} datastore room; its log says what it lacks")
+            }
             DatastoreFault::Refusing if self.is_for_want_of_room() => format!(
-                "end sessions in the {side} datastore that nobody needs (pg_stat_activity), or raise max_connections there"
+                "end sessions in the {side} datastore that nobody needs (pg_stat_activity), or raise the limit that the text names: max_connections, or CONNECTION LIMIT of the role or the database"
             ),
             DatastoreFault::Refusing => {
                 format!("wait until the {side} datastore has started; its log says what it does")
@@ -118,6 +124,11 @@ impl DatastoreError {
                 format!("use a {side}.datastore.user that may do this; Builder's own user hab may")
             }
             DatastoreFault::DiskFull => format!("make room on the {side} datastore's disk"),
+            DatastoreFault::Cancelled if self.text.contains("replication slots are in use") => {
+                format!(
+                    "drop a slot of the {side} datastore that nobody needs (pg_replication_slots), or raise max_replication_slots there"
+                )
+            }
             DatastoreFault::Cancelled => "run it again".into(),
             DatastoreFault::Statement => format!("read the {side} datastore's log"),
             DatastoreFault::Malformed => format!(
@@ -151,12 +162,14 @@ macro_rules! no_limits {
 }
 
 /// Start-up options of every session of ours but those that look at a server as a client does. Server, database and role
-/// may have other settings: of the text of values, and of `synchronous_commit`, with which a promotion would be reported
-/// before it is on disk. A server that is not told to ask whether our machine is still there keeps the session of a lost
+/// may have other settings: of the text of values, of what SQL means, of who we are, and of `synchronous_commit`, with
+/// which a promotion would be reported before it is on disk. A server that is not told to ask whether our machine is still there keeps the session of a lost
 /// one, with its locks, for two hours.
 pub(super) const SESSION_OPTIONS: &str = concat!(
     "-c DateStyle=ISO -c IntervalStyle=postgres -c TimeZone=UTC -c extra_float_digits=3 -c bytea_output=hex ",
-    "-c synchronous_commit=on ",
+    "-c array_nulls=on -c xmloption=content -c standard_conforming_strings=on ",
+    "-c default_transaction_isolation=read\\ committed -c default_transaction_deferrable=off ",
+    "-c role=none -c synchronous_commit=on ",
     "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3 ",
     no_limits!()
 );
@@ -192,10 +205,13 @@ pub(super) async fn connect(
         search_path(database)
     };
     let read_only = if read_only { "on" } else { "off" };
+    let silence = login::silence(side, to, database).await?;
     let options = format!(
-        "{SESSION_OPTIONS} -c row_security=off -c search_path={path} -c default_transaction_read_only={read_only}"
+        "{SESSION_OPTIONS} -c row_security=off -c search_path={path} -c default_transaction_read_only={read_only}{silence}"
     );
-    let (client, wire) = open(side, to, database, options).await?;
+    let (client, wire) = open(side, to, database, options)
+        .await
+        .inspect_err(|error| login::mind(error, to))?;
     let doing = "preparing the session";
     let failed = |e: &tokio_postgres::Error| DatastoreError::of(side, &address(to), doing, e);
     let first = lift_time_outs(&client).await.map_err(|e| failed(&e))?;
@@ -218,7 +234,19 @@ pub(super) async fn connect(
 }
 
 /// Opens a session as any client would, with the database's and the role's own settings, but for their limits on time.
+/// No login event trigger fires: it would take each look of ours for a person.
 pub(super) async fn connect_plainly(
+    side: Side,
+    to: &Datastore,
+    database: &str,
+) -> Result<(Client, Wire), DatastoreError> {
+    let silence = login::silence(side, to, database).await?;
+    let options = format!("{}{silence}", no_limits!());
+    open(side, to, database, options).await
+}
+
+/// The same in a database that has no login event trigger.
+pub(super) async fn connect_to_ask(
     side: Side,
     to: &Datastore,
     database: &str,
@@ -278,14 +306,23 @@ async fn open(
         let (client, connection) = config.connect_raw(tcp, tls).await?;
         Ok((client, drive(side, connection, heard)))
     };
-    let doing = format!("connecting to database {database} as {}", to.user);
+    let doing = connecting(to, database);
     // The library's own limit covers only the TCP connection, not a server that accepts and never answers.
     match timeout(2 * CONNECT_TIMEOUT, opening).await {
         Ok(Ok(opened)) => Ok(opened),
         Ok(Err(Opening::Failed(e))) => {
             let mut error = DatastoreError::of(side, &address(to), &doing, &e);
-            if error.sql_state == Some(SqlState::PROTOCOL_VIOLATION) {
-                // A server has codes of its own for each reason to refuse a session. A pooler has this one for all.
+            // A server has codes of its own for each reason to refuse a session. PgBouncer has the first for all of
+            // them, and the proxy of RDS the second for start-up options.
+            let of_a_pooler = [
+                SqlState::PROTOCOL_VIOLATION,
+                SqlState::FEATURE_NOT_SUPPORTED,
+            ];
+            if error
+                .sql_state
+                .as_ref()
+                .is_some_and(|state| of_a_pooler.contains(state))
+            {
                 error.fault = DatastoreFault::Pooler;
             }
             Err(error)
@@ -306,6 +343,10 @@ async fn open(
             "the server accepted the connection and did not answer".into(),
         )),
     }
+}
+
+pub(super) fn connecting(to: &Datastore, database: &str) -> String {
+    format!("connecting to database {database} as {}", to.user)
 }
 
 fn tls_of<S>(
@@ -450,7 +491,7 @@ async fn no_session(
 }
 
 /// Its values as text, NULL as an empty one.
-fn last_row(said: &[SimpleQueryMessage]) -> Vec<String> {
+pub(super) fn last_row(said: &[SimpleQueryMessage]) -> Vec<String> {
     let row = said.iter().rev().find_map(|message| match message {
         SimpleQueryMessage::Row(row) => Some(row),
         _ => None,
@@ -509,6 +550,9 @@ pub(super) fn fault_of(state: &SqlState, message: &str) -> DatastoreFault {
 pub(super) fn refused_by_us(text: &str) -> Option<DatastoreFault> {
     if text.contains(CLEARTEXT_REFUSED) {
         return Some(DatastoreFault::Authentication);
+    }
+    if text.contains(NO_PROCESS) {
+        return Some(DatastoreFault::Refusing);
     }
     text.contains(MALFORMED)
         .then_some(DatastoreFault::Malformed)

@@ -1,9 +1,11 @@
 //! A session on a server for what is not in one of its databases: which databases there are, and making another one.
 
-use super::datastore::{DatastoreError, DatastoreFault};
+use super::datastore::{DatastoreError, DatastoreFault, address};
 use super::session::LocalSession;
 use super::{Side, state};
 use crate::config::Datastore;
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 use tokio_postgres::error::SqlState;
 
 impl LocalSession {
@@ -17,22 +19,43 @@ impl LocalSession {
         side: Side,
         to: &Datastore,
     ) -> Result<Self, DatastoreError> {
+        let candidates = ["postgres", &to.database, state::DATABASE, "template1"];
+        let of_last_time = known(to);
         let mut first = None;
-        for database in ["postgres", &to.database, state::DATABASE, "template1"] {
+        // A server writes each refusal into its log.
+        for database in of_last_time.iter().map(String::as_str).chain(candidates) {
             match LocalSession::open_on(side, to, database).await {
                 Err(error) if is_of_the_database(&error) => {
                     first.get_or_insert(error);
                 }
-                opened => return opened,
+                opened => {
+                    if opened.is_ok() {
+                        remember(to, database);
+                    }
+                    return opened;
+                }
             }
         }
         Err(first.expect("there is a first database"))
     }
 }
 
+/// The database that let us in last, by address and user.
+static OPEN: Mutex<BTreeMap<(String, String), String>> = Mutex::new(BTreeMap::new());
+
+fn known(to: &Datastore) -> Option<String> {
+    let open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+    open.get(&(address(to), to.user.clone())).cloned()
+}
+
+fn remember(to: &Datastore, database: &str) {
+    let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+    open.insert((address(to), to.user.clone()), database.to_string());
+}
+
 /// Whether another database of the same server may let us in: this one is not there, no line of `pg_hba.conf` names it,
 /// our user may not connect to it, or nobody may.
-fn is_of_the_database(error: &DatastoreError) -> bool {
+pub(super) fn is_of_the_database(error: &DatastoreError) -> bool {
     let state = error.sql_state.as_ref();
     error.fault == DatastoreFault::NoDatabase
         || [

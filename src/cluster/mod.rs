@@ -17,6 +17,7 @@ mod history;
 mod identity;
 mod libpq;
 mod lineage;
+mod login;
 mod lsn;
 mod maintenance;
 mod peer_fence;

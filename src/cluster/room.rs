@@ -29,13 +29,25 @@ pub async fn make_room(to: &Datastore, system_id: &str) -> Result<(), DatastoreE
 impl DatastoreError {
     /// The server has no connection left for us, and is well otherwise.
     pub fn is_for_want_of_room(&self) -> bool {
+        // A replication session, which would make the room, has a limit of its own.
         self.fault == DatastoreFault::Refusing
+            && !self.text.contains("max_wal_senders")
             && self.sql_state == Some(tokio_postgres::error::SqlState::TOO_MANY_CONNECTIONS)
     }
 
-    /// The server has answered, and serves others.
+    /// The server is not known to be gone: it has answered, or we have not asked it. It may serve others, and one that
+    /// shuts down or starts may soon, or still. A session that was ended, and a line on which nobody answers, say nothing.
     pub fn shows_life(&self) -> bool {
-        let state = self.sql_state.as_ref();
-        state.is_some_and(|state| !state.code().starts_with("57P"))
+        match self.fault {
+            DatastoreFault::Refusing
+            | DatastoreFault::Pooler
+            | DatastoreFault::Authentication
+            | DatastoreFault::Tls
+            | DatastoreFault::Malformed => true,
+            _ => {
+                let state = self.sql_state.as_ref();
+                state.is_some_and(|state| !state.code().starts_with("57P"))
+            }
+        }
     }
 }

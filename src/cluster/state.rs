@@ -130,7 +130,8 @@ impl State {
         }
         let maintenance = LocalSession::open_for_maintenance_on(side, to).await?;
         let sql = format!(
-            "CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8'",
+            // Locale C fits every encoding. The server's own may not fit UTF-8.
+            "CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C'",
             quote_ident(DATABASE)
         );
         match maintenance

@@ -76,6 +76,9 @@ impl StoreError {
             StoreFault::Busy => format!(
                 "let the {side} artifact store take more requests at once (MinIO: MINIO_API_REQUESTS_MAX), or lower replication.copies"
             ),
+            StoreFault::Denied if self.names("timetooskewed") => format!(
+                "set the clock of this machine, or that of the {side} artifact store: they differ by more than signatures allow"
+            ),
             StoreFault::Denied => {
                 format!(
                     "check {side}.s3.key_id and {side}.s3.secret_key, and what that key may do in the bucket"
@@ -109,8 +112,20 @@ impl StoreError {
             StoreFault::Unexpected if self.text.contains("HTTP status 413") => format!(
                 "let the proxy before the {side} artifact store take requests of any size (nginx: client_max_body_size)"
             ),
+            StoreFault::Unexpected
+                if ["authorizationheadermalformed", "permanentredirect"]
+                    .iter()
+                    .any(|code| self.names(code)) =>
+            {
+                format!("check the region in {side}.s3.endpoint, and {side}.s3.key_id")
+            }
             StoreFault::Unexpected => format!("read the {side} artifact store's log"),
         }
+    }
+
+    /// The server's own words have this one, whatever its case.
+    fn names(&self, word: &str) -> bool {
+        self.text.to_ascii_lowercase().contains(word)
     }
 }
 
@@ -251,13 +266,15 @@ fn fault_of_answer(code: &MinioErrorCode, message: &str, status: Option<u16>) ->
 /// By a code that says more than its status does. The library lower-cases every code that it does not know.
 fn fault_of_name(name: &str) -> Option<StoreFault> {
     let name = name.to_ascii_lowercase();
-    Some(match name.as_str() {
+    // AWS puts its key service's own codes behind this.
+    let name = name.strip_prefix("kms.").unwrap_or(&name);
+    Some(match name {
         // An error page that is none of S3's: a proxy before the server, or a server that is not up yet.
         "" => StoreFault::Unreachable,
         "xminiostoragefull" | "insufficientcapacity" | "insufficientstorage" | "notenoughspace" => {
             StoreFault::Full
         }
-        _ if names_a_quota(&name) => StoreFault::Full,
+        _ if names_a_quota(name) => StoreFault::Full,
         // An upload that somebody gave up, or a server's own housekeeping: begun anew, it may well go through.
         "preconditionfailed" | "invalidrange" | "nosuchupload" => StoreFault::Changed,
         "invalidobjectstate" => StoreFault::Archived,
@@ -300,9 +317,15 @@ fn fault_of_name(name: &str) -> Option<StoreFault> {
     })
 }
 
-/// A bound that was set, not the end of a disk: MinIO, Ceph, Garage and providers each have a word of their own.
+/// A bound that was set, not the end of a disk: MinIO, Ceph, Garage and providers each have a word of their own. A name of
+/// a bucket, a user or a key may have that word too: AWS quotes them, as paths.
 fn names_a_quota(text: &str) -> bool {
-    let text = text.to_ascii_lowercase();
+    let is_name = |word: &&str| word.contains([':', '/', '"', '\'']) && !word.ends_with(':');
+    let words: Vec<&str> = text
+        .split_whitespace()
+        .filter(|word| !is_name(word))
+        .collect();
+    let text = words.join(" ").to_ascii_lowercase();
     ["quota", "storagecap", "storage cap"]
         .iter()
         .any(|word| text.contains(word))

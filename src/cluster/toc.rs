@@ -1,7 +1,8 @@
 //! The contents of an archive of `pg_dump`: which of them an ordinary owner may not make.
 
 /// What only a superuser makes, or who owns what it is made of: extensions above all. By the words of `pg_restore --list`.
-const NOT_FOR_AN_OWNER: [&str; 11] = [
+const NOT_FOR_AN_OWNER: [&str; 12] = [
+    "CAST ",
     "EXTENSION ",
     "EVENT TRIGGER ",
     "PROCEDURAL LANGUAGE ",

@@ -5,7 +5,7 @@ use super::cancelling::{CANCELLED, Cancelling, Unanswered};
 use super::channel::{self, Heard, Watched};
 use super::datastore::{self, DatastoreError, DatastoreFault};
 use super::session::CARRY_BYTES;
-use super::{Lsn, Session, Side, Snapshot, quote_ident, quote_literal, tls};
+use super::{Lsn, Session, Side, Snapshot, login, quote_ident, quote_literal, tls};
 use crate::config::{Datastore, SslMode};
 use bytes::{Bytes, BytesMut};
 use fallible_iterator::FallibleIterator;
@@ -24,6 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A slot is released a moment after its reader has gone.
 const IN_USE: Duration = Duration::from_secs(5);
 const IN_USE_PAUSE: Duration = Duration::from_millis(50);
+/// A reader of our slot that ends by itself has gone after so long.
+const FORMER_READER: Duration = Duration::from_secs(1);
 const READ: usize = 64 * 1024;
 /// Messages below this are copied out of the buffer, so that it can be used again.
 const SMALL: usize = 4096;
@@ -229,7 +231,14 @@ impl WalSession {
             quote_ident(slot),
             quote_literal(&quote_ident(publication)),
         );
+        // We hold the working lock: another reader has lost it, or its line, and its server may not know.
+        let end_reader = format!(
+            "SELECT pg_catalog.pg_terminate_backend(active_pid) FROM pg_catalog.pg_replication_slots \
+             WHERE slot_name = {} AND active_pid IS NOT NULL",
+            quote_literal(slot)
+        );
         let begun = Instant::now();
+        let mut is_reader_ended = false;
         loop {
             match tokio::time::timeout(PATIENCE, self.wire.start(&sql)).await {
                 Ok(Ok(())) => {
@@ -246,6 +255,11 @@ impl WalSession {
                         .await
                         .map_err(|_| self.told.silent(&doing, CANCELLED.as_secs()))?
                         .map_err(|trouble| self.told.error(&doing, trouble))?;
+                    if !is_reader_ended && begun.elapsed() > FORMER_READER {
+                        is_reader_ended = true;
+                        self.query("ending the former reader of our slot", &end_reader)
+                            .await?;
+                    }
                     tokio::time::sleep(IN_USE_PAUSE).await;
                 }
                 Ok(Err(trouble)) => return Err(self.told.error(&doing, trouble)),
@@ -335,10 +349,12 @@ impl WalStream {
     }
 }
 
-/// Whether the server process at the other end of a stream is still there. A server ends one whose client is gone.
+/// Whether the server process at the other end of a stream is at work. A server ends one whose client is gone, unless it
+/// was told not to. One that only waits, for more log or for room on the line, would have answered us.
 async fn is_at_work(side: Side, to: &Datastore, process: i32) -> Result<bool, DatastoreError> {
     let session = Session::open(side, to, &to.database, true).await?;
-    let sql = "SELECT EXISTS (SELECT 1 FROM pg_stat_replication WHERE pid = $1)";
+    let sql = "SELECT EXISTS (SELECT 1 FROM pg_stat_activity WHERE pid = $1 AND backend_type = 'walsender' \
+                 AND lower(coalesce(wait_event, '')) NOT IN ('walsendermain', 'walsenderwaitforwal', 'walsenderwritedata'))";
     let doing = "asking for the stream's server process";
     session.row(doing, sql, &[&process]).await?.get(0)
 }
@@ -371,9 +387,13 @@ impl Wire {
             },
         };
         let options = format!(
-            "{} -c search_path={} -c default_transaction_read_only=off",
+            "{} -c search_path={} -c default_transaction_read_only=off{}",
             datastore::SESSION_OPTIONS,
-            datastore::search_path(&to.database)
+            datastore::search_path(&to.database),
+            // A server without room for an ordinary session may have some for this one.
+            login::silence(side, to, &to.database)
+                .await
+                .unwrap_or_default()
         );
         let parameters = [
             ("user", to.user.as_str()),
@@ -620,7 +640,11 @@ pub(super) async fn connect(side: Side, to: &Datastore) -> Result<(Box<dyn Io>, 
     let mut out = BytesMut::new();
     frontend::ssl_request(&mut out);
     tcp.write_all(&out).await?;
-    let accepted = tcp.read_u8().await? == b'S';
+    let answer = tcp.read_u8().await?;
+    if answer == b'E' {
+        return Err(Trouble::Wire(io::Error::other(channel::NO_PROCESS)));
+    }
+    let accepted = answer == b'S';
     if !accepted && to.ssl_mode == SslMode::Prefer {
         return Ok(watched(tcp, loopback));
     }

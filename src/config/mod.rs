@@ -203,8 +203,25 @@ pub struct Fuse {
     pub max_percent: u32,
     pub min_count: u64,
     pub window: Duration,
-    /// Id of the one change let through.
+    /// Ids of the cases that are let through, with commas between them: one promotion may need two.
     pub approve: String,
+}
+
+impl Fuse {
+    pub fn approves(&self, id: &str) -> bool {
+        self.approved().any(|approved| approved == id)
+    }
+
+    /// What to set so that this case is let through as well.
+    pub fn with(&self, id: &str) -> String {
+        let all: Vec<&str> = self.approved().chain([id]).collect();
+        all.join(", ")
+    }
+
+    fn approved(&self) -> impl Iterator<Item = &str> {
+        let ids = self.approve.split(',').map(str::trim);
+        ids.filter(|id| !id.is_empty())
+    }
 }
 
 /// A change of roles.

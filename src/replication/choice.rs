@@ -1,8 +1,8 @@
 //! How the spare follows: by the stream, or by a full copy whenever something has changed; which, why, and what would change it.
 
 use crate::cluster::preparation::{
-    AutoConf, CopiedTable, How, OLDEST_STREAM, Prepared, PublicationState, Wanted, extension,
-    plan_to_prepare,
+    AutoConf, CopiedTable, How, OLDEST_STREAM, Prepared, PublicationState, Setting, Wanted,
+    extension, plan_to_prepare,
 };
 use crate::config::Mode;
 
@@ -94,7 +94,10 @@ fn wal_level(prepared: &Prepared) -> Option<Because> {
     }
     match &level.in_auto_conf {
         AutoConf::Holds(value) if value == "logical" => None,
-        // Who runs a server of its own, a provider as a rule, keeps its settings where that one reads them.
+        // With a slot, a server whose next start has another value refuses to start.
+        AutoConf::Holds(_) => Some(next_start(level)),
+        _ if level.pending_restart => Some(next_start(level)),
+        // An administrator, of a provider as a rule, keeps the settings in a file that every start of the server reads.
         _ if level.is_from_a_file_elsewhere() => None,
         AutoConf::Unknown => Some(because(
             format!(
@@ -114,6 +117,19 @@ fn wal_level(prepared: &Prepared) -> Option<Because> {
             format!("{PREPARE}, which sets it in postgresql.auto.conf"),
         )),
     }
+}
+
+fn next_start(level: &Setting) -> Because {
+    let next = match &level.in_auto_conf {
+        AutoConf::Holds(value) => format!("postgresql.auto.conf has {value}"),
+        _ => "its configuration was changed".into(),
+    };
+    because(
+        format!(
+            "wal_level is logical on the primary until its next start only ({next}): with a slot it would refuse to start"
+        ),
+        format!("take that change back on the primary, or {PREPARE}, which sets logical"),
+    )
 }
 
 fn bound(prepared: &Prepared, wanted: Wanted) -> Option<Because> {

@@ -8,7 +8,7 @@ use super::pass::stands_at;
 use crate::cluster::{
     CopiedPoint, DatastoreError, EPOCH_STEP_MAX, Lineage, Lsn, Record, State, WalSession,
 };
-use crate::config::Config;
+use crate::config::{Config, Fuse};
 
 /// The primary that a copy is made from, as it describes itself.
 #[derive(Debug, Clone)]
@@ -98,8 +98,10 @@ impl Doubt {
         hash.to_hex().to_string()
     }
 
-    fn next_step(&self, id: &str) -> String {
+    fn next_step(&self, id: &str, fuse: &Fuse) -> String {
         if self.rule == "primary_lives" {
+            // A promotion without artifacts may have its own.
+            let id = fuse.with(id);
             return format!(
                 "mend what the text names, or stop Builder there; it is tried again by itself. To promote this cluster beside a primary that can be written to, set fuse.approve = \"{id}\""
             );
@@ -119,7 +121,7 @@ impl Doubt {
     /// The operator's word, if it was given: the peer is followed all the same, and what is replaced for it is pinned.
     pub fn ask(&self, config: &Config) -> Result<String, PassError> {
         let id = self.id();
-        if config.fuse.approve == id {
+        if config.fuse.approves(&id) {
             log::warn!(
                 "{}: let through by fuse.approve = {id:?}: {}",
                 self.rule,
@@ -130,7 +132,7 @@ impl Doubt {
         Err(PassError::Refused {
             rule: self.rule,
             text: format!("{}. Nothing was changed", self.text),
-            next_step: self.next_step(&id),
+            next_step: self.next_step(&id, &config.fuse),
         })
     }
 }

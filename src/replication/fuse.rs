@@ -60,7 +60,7 @@ pub fn judge(fuse: &Fuse, shrinkage: &Shrinkage) -> Verdict {
         return Verdict::Holds;
     }
     let id = change_id(shrinkage);
-    if fuse.approve == id {
+    if fuse.approves(&id) {
         return Verdict::Approved { id };
     }
     let examples: Vec<&str> = shrinkage

@@ -123,7 +123,7 @@ impl Work<'_> {
     pub async fn judge(&self, change: Shrinkage, inside: &LocalSession) -> Result<bool, PassError> {
         // What it has and its new primary lacks was put on record, and is expected to go.
         let cluster = self.state.cluster().await?;
-        let approved = !cluster.approved.is_empty() && cluster.approved == self.config.fuse.approve;
+        let approved = self.config.fuse.approves(&cluster.approved);
         if cluster.coming_back || approved {
             return Ok(true);
         }

@@ -475,6 +475,11 @@ impl Postgres {
         self.start_with(&needed).await
     }
 
+    /// Asks for a *smart* shutdown, which goes on for as long as somebody has a session.
+    pub fn begin_smart_stop(&self) {
+        self.with(|server| server.signal(Signal::TERM));
+    }
+
     /// Freezes the server with all its sessions: nothing answers, nothing is closed.
     pub fn sigstop(&self) {
         self.with(|server| server.freeze());

@@ -41,6 +41,8 @@ struct Control {
     mode: Mode,
     /// A connection older than the newest cut is closed.
     cuts: u64,
+    /// A connection older than the newest freeze forwards nothing more.
+    freezes: u64,
     /// The mode the listener has taken up.
     listening: bool,
 }
@@ -60,6 +62,7 @@ impl Proxy {
         let (control, _) = watch::channel(Control {
             mode: Mode::Pass,
             cuts: 0,
+            freezes: 0,
             listening: true,
         });
         let counts = Arc::new(Counts::default());
@@ -106,6 +109,11 @@ impl Proxy {
     /// Closes all connections that exist.
     pub fn cut(&self) {
         self.control.send_modify(|control| control.cuts += 1);
+    }
+
+    /// On all connections that exist nothing comes through any more, not even their end. New ones pass.
+    pub fn freeze(&self) {
+        self.control.send_modify(|control| control.freezes += 1);
     }
 
     /// Connections accepted so far.
@@ -194,8 +202,8 @@ async fn serve(
     mut control: watch::Receiver<Control>,
     counts: Arc<Counts>,
 ) {
-    let born = control.borrow().cuts;
-    let (pump, mut cut) = (control.clone(), control.clone());
+    let (born, warm) = (control.borrow().cuts, control.borrow().freezes);
+    let (pump, mut cut, mut frozen) = (control.clone(), control.clone(), control.clone());
     let forward = async {
         if control
             .wait_for(|control| control.mode != Mode::Hold)
@@ -216,10 +224,13 @@ async fn serve(
             copy(from_server, to_client, pump, &counts.to_client)
         );
     };
+    tokio::pin!(forward);
     tokio::select! {
-        () = forward => {}
-        _ = cut.wait_for(|control| control.cuts > born) => {}
+        () = &mut forward => return,
+        _ = cut.wait_for(|control| control.cuts > born) => return,
+        _ = frozen.wait_for(|control| control.freezes > warm) => {}
     }
+    let _ = cut.wait_for(|control| control.cuts > born).await;
 }
 
 async fn copy(

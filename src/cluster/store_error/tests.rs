@@ -65,6 +65,27 @@ fn a_bound_that_was_reached_is_told_from_a_denial() {
     let rate = sorted(429, "SomebodysOwn", "Over your quota of requests");
     assert_eq!(rate.fault, StoreFault::Busy);
     assert_eq!(sorted(403, "AccessDenied", "no").fault, StoreFault::Denied);
+    // Names of a user, a bucket and a key.
+    let denied = sorted(
+        403,
+        "AccessDenied",
+        "User: arn:aws:iam::1:user/quota-admin is not authorized to perform: s3:GetObject on resource: \"arn:aws:s3:::quota/core/quota/1\" because no policy allows it",
+    );
+    assert_eq!(denied.fault, StoreFault::Denied);
+}
+
+#[test]
+fn a_clock_and_a_region_are_named_as_the_cause() {
+    let skewed = sorted(403, "RequestTimeTooSkewed", "The difference is too large");
+    assert!(skewed.next_step().contains("clock"), "{skewed}");
+    let malformed = sorted(
+        400,
+        "AuthorizationHeaderMalformed",
+        "the region 'us-east-1' is wrong; expecting 'eu-west-1'",
+    );
+    assert!(malformed.next_step().contains("region"), "{malformed}");
+    let throttled = sorted(400, "KMS.ThrottlingException", "Rate exceeded");
+    assert_eq!(throttled.fault, StoreFault::Busy);
 }
 
 #[test]

@@ -64,6 +64,16 @@ fn each_lack_has_its_reason_and_what_would_change_it() {
     let mut of_a_provider = from_elsewhere.clone();
     of_a_provider.wal_level.file = Some("/rdsdbdata/config/postgresql.conf".into());
     assert!(is_streamed(&of_a_provider, WANTED));
+    let mut changed = of_a_provider.clone();
+    changed.wal_level.in_auto_conf = AutoConf::Holds("replica".into());
+    assert_refused(&changed, "until its next start only", "prepare");
+    changed.wal_level.in_auto_conf = AutoConf::Absent;
+    changed.wal_level.pending_restart = true;
+    assert_refused(
+        &changed,
+        "until its next start only",
+        "take that change back",
+    );
     from_elsewhere.wal_level.file = None;
     from_elsewhere.wal_level.in_auto_conf = AutoConf::Unknown;
     assert_refused(

@@ -38,7 +38,7 @@ pub async fn drop_slot(peer: &Datastore, slot: &str) -> Result<(), PassError> {
     let mut session = WalSession::open(peer).await?;
     let name = quote_literal(slot);
     let there = format!("FROM pg_replication_slots WHERE slot_name = {name}");
-    for _ in 0..DROP_TRIES {
+    for attempt in 0..DROP_TRIES {
         let doing = "dropping our slot";
         let sql = format!("SELECT pg_drop_replication_slot(slot_name) {there} AND NOT active");
         session.query(doing, &sql).await?;
@@ -46,7 +46,14 @@ pub async fn drop_slot(peer: &Datastore, slot: &str) -> Result<(), PassError> {
         if session.query(doing, &sql).await?.is_empty() {
             return Ok(());
         }
-        // Whoever read it has just gone, and the server is about to notice.
+        // Its reader has just gone, and the server is about to notice. Or its line was lost, and the server will not.
+        if attempt == DROP_TRIES / 5 {
+            let doing = "ending the former reader of our slot";
+            let sql = format!(
+                "SELECT pg_terminate_backend(active_pid) {there} AND active_pid IS NOT NULL"
+            );
+            session.query(doing, &sql).await?;
+        }
         tokio::time::sleep(DROP_PAUSE).await;
     }
     Err(PassError::Unfit {

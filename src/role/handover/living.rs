@@ -43,7 +43,7 @@ impl Handover<'_> {
         let doubt = Doubt {
             rule: PRIMARY_LIVES,
             text: format!(
-                "not promoted: the primary answers, and cannot be fenced: {error}. Clients could write to it and to this cluster"
+                "not promoted: the primary is not known to be gone, and cannot be fenced: {error}. Clients could write to it and to this cluster"
             ),
             case: format!("{} {}", point.system_id, self.epoch),
         };

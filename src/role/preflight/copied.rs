@@ -143,13 +143,14 @@ pub fn artifacts(facts: &Facts) -> Check {
 fn consented(facts: &Facts, remembered: Option<&Remembered>, refused: Check) -> Check {
     let epoch = remembered.map_or(1, |state| state.cluster.epoch.max(1)) + 1;
     let id = format!("artifacts-{epoch}");
-    if facts.config.fuse.approve == id {
+    if facts.config.fuse.approves(&id) {
         let text = format!("{}; let through by fuse.approve", refused.reason);
         return warn(refused.name, text, refused.next_step);
     }
     let step = format!(
-        "{}; to promote all the same, set fuse.approve = \"{id}\"",
-        refused.next_step
+        "{}; to promote all the same, set fuse.approve = \"{}\"",
+        refused.next_step,
+        facts.config.fuse.with(&id)
     );
     refuse(refused.name, refused.reason, step)
 }

@@ -1,0 +1,100 @@
+//! Login event triggers, which PostgreSQL has since version 17. One that writes would refuse our read-only sessions on the
+//! peer, and would put rows of its own beside the copied ones here.
+
+use super::Side;
+use super::datastore::{self, DatastoreError, address};
+use super::maintenance::is_of_the_database;
+use crate::config::Datastore;
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use tokio_postgres::error::SqlState;
+
+/// The start-up option by which no event trigger fires. Servers before 17 refuse it, and so do those whose user may not
+/// set it.
+const NO_EVENT_TRIGGERS: &str = " -c event_triggers=off";
+
+/// Databases that have no login event trigger of anybody's, as a rule. They are asked for the server's version.
+const ASKED: [&str; 2] = ["postgres", "template1"];
+
+/// By address and user: whether the option is taken there.
+static TAKEN: Mutex<BTreeMap<(String, String), bool>> = Mutex::new(BTreeMap::new());
+
+/// Returns the start-up option for a session of that database, or nothing where the server would refuse it. Fails where the
+/// session itself would.
+pub(super) async fn silence(
+    side: Side,
+    to: &Datastore,
+    database: &str,
+) -> Result<&'static str, DatastoreError> {
+    if ASKED.contains(&database) || database == super::state::DATABASE {
+        return Ok("");
+    }
+    if known(to).is_none() {
+        for asked in ASKED {
+            match ask(side, to, asked).await {
+                Ok(taken) => {
+                    remember(to, taken);
+                    break;
+                }
+                Err(error) if is_of_the_database(&error) => {}
+                Err(error) => {
+                    return Err(DatastoreError {
+                        doing: datastore::connecting(to, database),
+                        ..error
+                    });
+                }
+            }
+        }
+    }
+    Ok(of(to))
+}
+
+/// The same for a program of PostgreSQL's own, before which our own sessions have been there.
+pub(super) fn of(to: &Datastore) -> &'static str {
+    match known(to) {
+        Some(true) => NO_EVENT_TRIGGERS,
+        _ => "",
+    }
+}
+
+/// Forgets what the server takes if it refuses an option: it is another one by now.
+pub(super) fn mind(error: &DatastoreError, to: &Datastore) {
+    if error.sql_state != Some(SqlState::UNDEFINED_OBJECT) {
+        return;
+    }
+    let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+    taken.remove(&key(to));
+}
+
+fn known(to: &Datastore) -> Option<bool> {
+    let taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+    taken.get(&key(to)).copied()
+}
+
+fn remember(to: &Datastore, is_taken: bool) {
+    let mut taken = TAKEN.lock().unwrap_or_else(|e| e.into_inner());
+    taken.insert(key(to), is_taken);
+}
+
+fn key(to: &Datastore) -> (String, String) {
+    (address(to), to.user.clone())
+}
+
+async fn ask(side: Side, to: &Datastore, database: &str) -> Result<bool, DatastoreError> {
+    let (client, _wire) = datastore::connect_to_ask(side, to, database).await?;
+    let failed = |e| DatastoreError::of(side, &address(to), "asking for the server's version", &e);
+    let version = client
+        .simple_query("SHOW server_version_num")
+        .await
+        .map_err(failed)?;
+    let version = datastore::last_row(&version);
+    let major = version.first().and_then(|text| text.parse::<u32>().ok());
+    if major.unwrap_or_default() < 170_000 {
+        return Ok(false);
+    }
+    let sql = "SELECT pg_catalog.has_parameter_privilege('event_triggers', 'SET')";
+    let may = client.simple_query(sql).await.map_err(failed)?;
+    Ok(datastore::last_row(&may)
+        .first()
+        .is_some_and(|text| text == "t"))
+}
