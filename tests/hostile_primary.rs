@@ -7,8 +7,8 @@ use support::follow::{audit, followed, tamper, until_equal, until_following};
 use support::hostile::{
     Hostile, Trick, announced, authentication, done, login, message, prepared, ready, row,
 };
-use support::pair::{PROMOTE, Pair, forced, until_primary, write};
-use support::service::SOON;
+use support::pair::{PROMOTE, Pair, forced, until_asked, until_primary, write};
+use support::service::{SOON, approval};
 use support::{Cluster, Factory, Result, Service, wait_until};
 
 /// Longest time for a verb to give a peer up that answers and says nothing of use.
@@ -350,9 +350,11 @@ async fn no_record_of_the_primary_ends_the_service_or_keeps_it_from_taking_over(
         }
         until_following(&service).await;
     }
-    // On the day that it is needed, too.
+    // On the day that it is needed, too: it costs one word more, for such a primary may live.
     sql(&site.primary, "warm_spare", ON_RECORD[3].1).await?;
     service.reconfigure(&forced(2));
+    let word = approval(&until_asked(&service).await);
+    service.reconfigure(&format!("{}\n{word}", forced(2)));
     until_primary(&service, 2).await;
     write(&site.spare, "taken over").await?;
     assert!(pg.pid() > 0);

@@ -2,7 +2,10 @@
 
 use support::crowd::Crowd;
 use support::follow::{followed, logical, prepare};
-use support::pair::{PROMOTE, forced, is_writable, until_primary, until_read_only, write};
+use support::pair::{
+    PROMOTE, forced, is_writable, until_asked, until_primary, until_read_only, write,
+};
+use support::service::approval_id;
 use support::{Factory, Result, Site};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -65,18 +68,8 @@ async fn nobody_is_promoted_over_a_primary_that_answers_and_cannot_be_fenced() -
         "{hold:#}"
     );
     service.reconfigure(&forced(2));
-    let asked = service
-        .until("it asks", |status| {
-            status["hold"]["detail"]
-                .to_string()
-                .contains("cannot be fenced")
-        })
-        .await;
-    let step = asked["hold"]["next_step"].as_str().unwrap_or_default();
-    let id = step
-        .rsplit_once("fuse.approve = \"")
-        .and_then(|(_, id)| id.strip_suffix('"'));
-    let id = id.unwrap_or_else(|| panic!("{step}"));
+    let asked = until_asked(&service).await;
+    let id = approval_id(&asked).unwrap_or_else(|| panic!("{asked:#}"));
     assert!(!is_writable(&site.spare).await);
     let count = "INSERT INTO accounts (name, email) VALUES ('alive', 'alive')";
     administrator.execute(count, &[]).await?;
@@ -104,13 +97,7 @@ async fn nobody_is_promoted_over_a_primary_that_is_shutting_down() -> Result<()>
     let step = status["hold"]["next_step"].to_string();
     assert!(!step.contains("force_epoch"), "{step}");
     service.reconfigure(&forced(2));
-    service
-        .until("it asks", |status| {
-            status["hold"]["detail"]
-                .to_string()
-                .contains("cannot be fenced")
-        })
-        .await;
+    until_asked(&service).await;
     assert!(!is_writable(&site.spare).await);
     let sql = "INSERT INTO accounts (name, email) VALUES ('late', 'late')";
     builder.execute(sql, &[]).await?;
@@ -130,12 +117,9 @@ async fn nobody_is_promoted_over_a_primary_that_has_no_process_for_us() -> Resul
     let service = followed(&site, "").await?;
     let port = without_processes().await?;
     service.reconfigure(&format!("{}\npeer.datastore.port = {port}", forced(2)));
-    let asked = service
-        .until("it asks", |status| {
-            let detail = status["hold"]["detail"].to_string();
-            detail.contains("cannot be fenced") && detail.contains("cannot start a process")
-        })
-        .await;
+    let asked = until_asked(&service).await;
+    let detail = asked["hold"]["detail"].to_string();
+    assert!(detail.contains("cannot start a process"), "{detail}");
     assert!(!is_writable(&site.spare).await, "{asked:#}");
     Ok(())
 }

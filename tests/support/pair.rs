@@ -264,3 +264,13 @@ pub async fn lost(
     });
     Ok(rows.await?.iter().map(|row| row.get(0)).collect())
 }
+
+/// Waits until a forced promotion asks about a primary that may live, and returns that status.
+pub async fn until_asked(service: &Service<'_>) -> Value {
+    service
+        .until("it asks about a primary that may live", |status| {
+            let detail = status["hold"]["detail"].as_str().unwrap_or_default();
+            detail.contains("cannot be fenced")
+        })
+        .await
+}
