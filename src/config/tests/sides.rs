@@ -494,3 +494,21 @@ fn a_spoilt_file_of_builders_is_in_the_way_only_when_something_of_it_is_needed()
     site.file("builder-api.toml", artifactory, 0o640);
     assert!(site.load().unwrap_err().contains("unsupported_store"));
 }
+
+#[test]
+fn one_promotion_may_have_two_consents() {
+    let fuse = |approve: &str| Fuse {
+        max_percent: 10,
+        min_count: 10,
+        window: Duration::ZERO,
+        approve: approve.into(),
+    };
+    let none = fuse("");
+    assert!(!none.approves("") && !none.approves("a1"));
+    assert_eq!(none.with("artifacts-2"), "artifacts-2");
+    let one = fuse("artifacts-2");
+    assert!(one.approves("artifacts-2") && !one.approves("artifacts"));
+    let both = fuse(&one.with("6d19d900"));
+    assert!(both.approves("artifacts-2") && both.approves("6d19d900"));
+    assert!(!both.approves("artifacts-2, 6d19d900"));
+}
