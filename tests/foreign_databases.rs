@@ -2,17 +2,11 @@
 
 use support::follow::{
     copies, followed, gaps, logical, prepare, prepared, tamper, until_closed, until_copied,
-    until_equal,
+    until_equal, verified,
 };
 use support::pair::{PROMOTE, until_primary, write};
 use support::service::SOON;
 use support::{Cluster, Factory, Result, Site, wait_until};
-
-async fn verified(site: &Site) -> Result<()> {
-    let found = site.warm_spare(&["verify", "--json"]).await.ok().json();
-    assert_eq!(found["differences"], serde_json::json!([]), "{found:#}");
-    Ok(())
-}
 
 /// In the server's own directory, where its user may write.
 async fn tablespace(cluster: &Cluster, name: &str) -> Result<()> {

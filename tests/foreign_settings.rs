@@ -1,14 +1,10 @@
 //! Settings of servers, databases and roles that change what SQL or values mean, and triggers that fire at each login.
 
-use support::follow::{audit, copies, followed, gaps, logical, prepare, prepared, until_equal};
+use support::follow::{
+    audit, copies, followed, gaps, logical, prepare, prepared, until_equal, verified,
+};
 use support::postgres::other_version;
 use support::{Cluster, Factory, Result, Site};
-
-async fn verified(site: &Site) -> Result<()> {
-    let found = site.warm_spare(&["verify", "--json"]).await.ok().json();
-    assert_eq!(found["differences"], serde_json::json!([]), "{found:#}");
-    Ok(())
-}
 
 /// On the role that our sessions have, too.
 const ODD: [&str; 8] = [
@@ -118,7 +114,7 @@ async fn no_login_of_ours_fires_a_trigger() -> Result<()> {
     verified(&site).await?;
     let status = service.status().await?;
     assert_eq!(gaps(&status), Vec::<String>::new());
-    // Those of the test alone: none is ours.
+    // The test's own login is the only new one.
     let sql = "SELECT count(*) FROM logins";
     let before = site.primary.conn().await?.query_one(sql, &[]).await?;
     site.warm_spare(&["preflight"]).await;

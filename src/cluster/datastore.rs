@@ -102,7 +102,9 @@ impl DatastoreError {
                 "end readers of the {side} datastore's log that nobody needs (pg_stat_replication), or raise max_wal_senders there"
             ),
             DatastoreFault::Refusing if self.text.contains(NO_PROCESS) => {
-                format!("give the machine of the {side} datastore room; its log says what it lacks")
+                format!(
+                    "give the machine of the {side} datastore more memory or processes; the server's log says which"
+                )
             }
             DatastoreFault::Refusing if self.is_for_want_of_room() => format!(
                 "end sessions in the {side} datastore that nobody needs (pg_stat_activity), or raise the limit that the text names: max_connections, or CONNECTION LIMIT of the role or the database"
@@ -163,8 +165,8 @@ macro_rules! no_limits {
 
 /// Start-up options of every session of ours but those that look at a server as a client does. Server, database and role
 /// may have other settings: of the text of values, of what SQL means, of who we are, and of `synchronous_commit`, with
-/// which a promotion would be reported before it is on disk. A server that is not told to ask whether our machine is still there keeps the session of a lost
-/// one, with its locks, for two hours.
+/// which a promotion would be reported before it is on disk. A server that is not told to ask whether our machine is
+/// still there keeps the session of a lost one, with its locks, for two hours.
 pub(super) const SESSION_OPTIONS: &str = concat!(
     "-c DateStyle=ISO -c IntervalStyle=postgres -c TimeZone=UTC -c extra_float_digits=3 -c bytea_output=hex ",
     "-c array_nulls=on -c xmloption=content -c standard_conforming_strings=on ",
@@ -174,8 +176,8 @@ pub(super) const SESSION_OPTIONS: &str = concat!(
     no_limits!()
 );
 
-/// Those of the start-up options by which one sees whether they arrived: servers, databases and roles rarely have all of
-/// these values by themselves.
+/// Start-up options that show whether our options arrived. Servers, databases and roles rarely have all of these values
+/// by themselves.
 const TELLING: [(&str, &str); 3] = [
     ("extra_float_digits", "3"),
     ("bytea_output", "hex"),

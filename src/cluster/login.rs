@@ -4,9 +4,8 @@
 use super::Side;
 use super::datastore::{self, DatastoreError, address};
 use super::maintenance::is_of_the_database;
+use super::per_server::PerServer;
 use crate::config::Datastore;
-use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
 use tokio_postgres::error::SqlState;
 
 /// The start-up option by which no event trigger fires. Servers before 17 refuse it, and so do those whose user may not
@@ -16,8 +15,8 @@ const NO_EVENT_TRIGGERS: &str = " -c event_triggers=off";
 /// Databases that have no login event trigger of anybody's, as a rule. They are asked for the server's version.
 const ASKED: [&str; 2] = ["postgres", "template1"];
 
-/// By address and user: whether the option is taken there.
-static TAKEN: Mutex<BTreeMap<(String, String), bool>> = Mutex::new(BTreeMap::new());
+/// The servers that were asked, and whether each takes the option.
+static TAKEN: PerServer<bool> = PerServer::new();
 
 /// Returns the start-up option for a session of that database, or nothing where the server would refuse it. Fails where the
 /// session itself would.
@@ -29,11 +28,11 @@ pub(super) async fn silence(
     if ASKED.contains(&database) || database == super::state::DATABASE {
         return Ok("");
     }
-    if known(to).is_none() {
+    if TAKEN.known(to).is_none() {
         for asked in ASKED {
             match ask(side, to, asked).await {
                 Ok(taken) => {
-                    remember(to, taken);
+                    TAKEN.remember(to, taken);
                     break;
                 }
                 Err(error) if is_of_the_database(&error) => {}
@@ -51,7 +50,7 @@ pub(super) async fn silence(
 
 /// The same for a program of PostgreSQL's own, before which our own sessions have been there.
 pub(super) fn of(to: &Datastore) -> &'static str {
-    match known(to) {
+    match TAKEN.known(to) {
         Some(true) => NO_EVENT_TRIGGERS,
         _ => "",
     }
@@ -59,25 +58,9 @@ pub(super) fn of(to: &Datastore) -> &'static str {
 
 /// Forgets what the server takes if it refuses an option: it is another one by now.
 pub(super) fn mind(error: &DatastoreError, to: &Datastore) {
-    if error.sql_state != Some(SqlState::UNDEFINED_OBJECT) {
-        return;
+    if error.sql_state == Some(SqlState::UNDEFINED_OBJECT) {
+        TAKEN.forget(to);
     }
-    let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
-    taken.remove(&key(to));
-}
-
-fn known(to: &Datastore) -> Option<bool> {
-    let taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
-    taken.get(&key(to)).copied()
-}
-
-fn remember(to: &Datastore, is_taken: bool) {
-    let mut taken = TAKEN.lock().unwrap_or_else(|e| e.into_inner());
-    taken.insert(key(to), is_taken);
-}
-
-fn key(to: &Datastore) -> (String, String) {
-    (address(to), to.user.clone())
 }
 
 async fn ask(side: Side, to: &Datastore, database: &str) -> Result<bool, DatastoreError> {

@@ -1,11 +1,10 @@
 //! A session on a server for what is not in one of its databases: which databases there are, and making another one.
 
-use super::datastore::{DatastoreError, DatastoreFault, address};
+use super::datastore::{DatastoreError, DatastoreFault};
+use super::per_server::PerServer;
 use super::session::LocalSession;
 use super::{Side, state};
 use crate::config::Datastore;
-use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
 use tokio_postgres::error::SqlState;
 
 impl LocalSession {
@@ -20,7 +19,7 @@ impl LocalSession {
         to: &Datastore,
     ) -> Result<Self, DatastoreError> {
         let candidates = ["postgres", &to.database, state::DATABASE, "template1"];
-        let of_last_time = known(to);
+        let of_last_time = OPEN.known(to);
         let mut first = None;
         // A server writes each refusal into its log.
         for database in of_last_time.iter().map(String::as_str).chain(candidates) {
@@ -30,7 +29,7 @@ impl LocalSession {
                 }
                 opened => {
                     if opened.is_ok() {
-                        remember(to, database);
+                        OPEN.remember(to, database.to_string());
                     }
                     return opened;
                 }
@@ -40,18 +39,8 @@ impl LocalSession {
     }
 }
 
-/// The database that let us in last, by address and user.
-static OPEN: Mutex<BTreeMap<(String, String), String>> = Mutex::new(BTreeMap::new());
-
-fn known(to: &Datastore) -> Option<String> {
-    let open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
-    open.get(&(address(to), to.user.clone())).cloned()
-}
-
-fn remember(to: &Datastore, database: &str) {
-    let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
-    open.insert((address(to), to.user.clone()), database.to_string());
-}
+/// The database that let us in last.
+static OPEN: PerServer<String> = PerServer::new();
 
 /// Whether another database of the same server may let us in: this one is not there, no line of `pg_hba.conf` names it,
 /// our user may not connect to it, or nobody may.

@@ -21,6 +21,7 @@ mod login;
 mod lsn;
 mod maintenance;
 mod peer_fence;
+mod per_server;
 pub mod preparation;
 mod probe;
 mod rehearsal;

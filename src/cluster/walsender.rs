@@ -218,6 +218,19 @@ impl WalSession {
         })
     }
 
+    /// Ends the session that reads our slot. We hold the working lock: that reader has lost it, or its line, and its server
+    /// may not know.
+    pub async fn end_reader(&mut self, slot: &str) -> Result<(), DatastoreError> {
+        let sql = format!(
+            "SELECT pg_catalog.pg_terminate_backend(active_pid) FROM pg_catalog.pg_replication_slots \
+             WHERE slot_name = {} AND active_pid IS NOT NULL",
+            quote_literal(slot)
+        );
+        self.query("ending the former reader of our slot", &sql)
+            .await?;
+        Ok(())
+    }
+
     /// Begins the stream of a slot.
     pub async fn start(
         mut self,
@@ -230,12 +243,6 @@ impl WalSession {
             "START_REPLICATION SLOT {} LOGICAL {from} (proto_version '1', publication_names {}, messages 'true')",
             quote_ident(slot),
             quote_literal(&quote_ident(publication)),
-        );
-        // We hold the working lock: another reader has lost it, or its line, and its server may not know.
-        let end_reader = format!(
-            "SELECT pg_catalog.pg_terminate_backend(active_pid) FROM pg_catalog.pg_replication_slots \
-             WHERE slot_name = {} AND active_pid IS NOT NULL",
-            quote_literal(slot)
         );
         let begun = Instant::now();
         let mut is_reader_ended = false;
@@ -257,8 +264,7 @@ impl WalSession {
                         .map_err(|trouble| self.told.error(&doing, trouble))?;
                     if !is_reader_ended && begun.elapsed() > FORMER_READER {
                         is_reader_ended = true;
-                        self.query("ending the former reader of our slot", &end_reader)
-                            .await?;
+                        self.end_reader(slot).await?;
                     }
                     tokio::time::sleep(IN_USE_PAUSE).await;
                 }
@@ -349,8 +355,8 @@ impl WalStream {
     }
 }
 
-/// Whether the server process at the other end of a stream is at work. A server ends one whose client is gone, unless it
-/// was told not to. One that only waits, for more log or for room on the line, would have answered us.
+/// Is the server process at the other end of a stream at work? The server ends a process whose client is gone, unless
+/// wal_sender_timeout is 0. A process that only waits, for more log or for room on the line, would have answered us.
 async fn is_at_work(side: Side, to: &Datastore, process: i32) -> Result<bool, DatastoreError> {
     let session = Session::open(side, to, &to.database, true).await?;
     let sql = "SELECT EXISTS (SELECT 1 FROM pg_stat_activity WHERE pid = $1 AND backend_type = 'walsender' \

@@ -199,7 +199,7 @@ pub(super) const LOCAL_DEFAULTS: &[(&str, &str)] = &[
     ("local.s3.backend", "minio"),
 ];
 
-/// What leads to the local servers. A configuration that says all of it needs nothing of Builder's files.
+/// The keys that lead to the local servers. A configuration that has all of them needs no file of Builder's.
 pub(super) const LOCAL_SERVERS: &[&str] = &[
     "local.datastore.host",
     "local.datastore.user",

@@ -200,11 +200,11 @@ fn builder_api(values: &Values, places: &Places) -> Result<Option<BuilderApi>, C
 }
 
 fn with_a_way_round(error: ConfigError) -> ConfigError {
-    let lacking = super::keys::LOCAL_SERVERS.join(", ");
+    let keys = super::keys::LOCAL_SERVERS.join(", ");
     match error {
         ConfigError::Key { key, problem } => ConfigError::key(
             key,
-            format!("{problem}; with {lacking} in your own configuration this file is not needed"),
+            format!("{problem}; with {keys} in your own configuration this file is not needed"),
         ),
         other => other,
     }

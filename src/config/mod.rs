@@ -212,7 +212,7 @@ impl Fuse {
         self.approved().any(|approved| approved == id)
     }
 
-    /// What to set so that this case is let through as well.
+    /// Gives the value that lets this case through as well.
     pub fn with(&self, id: &str) -> String {
         let all: Vec<&str> = self.approved().chain([id]).collect();
         all.join(", ")

@@ -193,7 +193,7 @@ impl PassError {
         }
     }
 
-    /// The peer's datastore has answered, and serves others.
+    /// The peer's datastore is not known to be gone.
     pub fn shows_life_of_peer(&self) -> bool {
         self.datastore()
             .is_some_and(|error| error.side == Side::Peer && error.shows_life())

@@ -62,9 +62,8 @@ pub async fn look(
     if look.astray {
         // The recovery point is not here: how far it lies behind says nothing.
         look.lag_bytes = None;
-    }
-    if look.astray && look.changed.is_none() {
-        look.changed = Some("the local database is not the one that was copied");
+        look.changed
+            .get_or_insert("the local database is not the one that was copied");
     }
     Ok(look)
 }

@@ -198,3 +198,10 @@ pub const KEYLESS: &str = "
     UPDATE audit_package SET channel = 'unstable' WHERE package_ident = 'core/a/1/2';
     DELETE FROM audit_package WHERE package_ident = 'core/a/1/2';
     DELETE FROM origin_members WHERE origin = 'core' AND member_role <> 'owner';";
+
+/// A verification finds no difference.
+pub async fn verified(site: &Site) -> Result<()> {
+    let found = site.warm_spare(&["verify", "--json"]).await.ok().json();
+    assert_eq!(found["differences"], serde_json::json!([]), "{found:#}");
+    Ok(())
+}

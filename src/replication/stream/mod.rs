@@ -48,11 +48,7 @@ pub async fn drop_slot(peer: &Datastore, slot: &str) -> Result<(), PassError> {
         }
         // Its reader has just gone, and the server is about to notice. Or its line was lost, and the server will not.
         if attempt == DROP_TRIES / 5 {
-            let doing = "ending the former reader of our slot";
-            let sql = format!(
-                "SELECT pg_terminate_backend(active_pid) {there} AND active_pid IS NOT NULL"
-            );
-            session.query(doing, &sql).await?;
+            session.end_reader(slot).await?;
         }
         tokio::time::sleep(DROP_PAUSE).await;
     }
