@@ -90,12 +90,19 @@ async fn a_good_spare_may_be_promoted_and_each_key_that_is_wrong_is_named() -> R
     }
     let text = site.warm_spare(&["preflight"]).await.ok().stdout;
     println!("{text}");
-    assert!(text.contains("\nwarn    verification"), "{text}");
-    let last = text.lines().last().unwrap_or_default();
-    assert!(
-        last.starts_with("planned: warn (") && last.ends_with("warning)"),
-        "{text}"
-    );
+    let warned: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("warn    "))
+        .filter_map(|line| line.split_whitespace().next())
+        .collect();
+    // The machine's own disk may be nearly full.
+    let of_the_spare: Vec<&&str> = warned.iter().filter(|name| **name != "disk").collect();
+    assert_eq!(of_the_spare, [&"verification"], "{text}");
+    let last = match warned.len() {
+        1 => "planned: warn (1 warning)".to_owned(),
+        number => format!("planned: warn ({number} warnings)"),
+    };
+    assert_eq!(text.lines().last(), Some(last.as_str()), "{text}");
 
     let mut took = Vec::new();
     for _ in 0..5 {
