@@ -1,4 +1,4 @@
-//! An encoder of our own beside the decoder; what a real server sends is in `tests/pgoutput.rs`.
+//! An encoder of our own beside the decoder; what a real server sends is in `tests/stream/pgoutput.rs`.
 
 use super::reader::EPOCH;
 use super::*;

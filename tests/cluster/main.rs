@@ -1,0 +1,16 @@
+//! One side: connections, sessions, PostgreSQL as others have set it up, stores as they answer, and what is prepared on the primary.
+
+mod foreign_databases;
+mod foreign_settings;
+mod hostile_primary;
+mod poolers;
+mod prepare;
+mod primary_unharmed;
+mod sessions;
+mod sessions_held;
+mod slow_lines;
+mod store;
+mod store_faults;
+mod store_rules;
+mod tls;
+mod versions;

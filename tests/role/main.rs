@@ -1,0 +1,16 @@
+//! Which cluster is the primary: preflight, switchover, failover, failback, drills, and divergence.
+
+mod clocks;
+mod divergence;
+mod drill;
+mod failover;
+mod failover_losses;
+mod handover_losses;
+mod handover_races;
+mod lineage;
+mod living_primary;
+mod preflight;
+mod reports;
+mod set_back;
+mod switchover;
+mod transitions;
