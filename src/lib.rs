@@ -8,6 +8,8 @@ pub mod cluster;
 pub mod command;
 /// The configuration: one TOML file, every key checked and named in its error.
 pub mod config;
+/// The words of the field as types: role, epoch, step, position in the log, codes.
+pub mod domain;
 /// Where a test may have the process killed.
 pub mod killpoint;
 /// What is known of a running service, and how it is shown: status, health, metrics, HTTP.

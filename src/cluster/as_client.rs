@@ -1,8 +1,8 @@
 //! Our own server as any client meets it: a new connection, with the settings of the server, the database and the role.
 
-use super::Side;
 use super::datastore::{self, DatastoreError};
 use crate::config::Datastore;
+use crate::domain::Side;
 
 /// The state in which a client that connects now finds our server.
 #[derive(Debug, Clone, PartialEq, Eq)]

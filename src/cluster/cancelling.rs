@@ -1,8 +1,8 @@
 //! A command of the replication protocol that is not waited for any more is cancelled on the server.
 
-use super::Side;
 use super::walsender::{Trouble, connect};
 use crate::config::Datastore;
+use crate::domain::Side;
 use bytes::BytesMut;
 use postgres_protocol::message::frontend;
 use std::sync::{Arc, Condvar, Mutex};

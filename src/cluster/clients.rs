@@ -2,8 +2,9 @@
 
 use super::datastore::SESSION_OPTIONS;
 use super::libpq::{self, Environment};
-use super::{Side, login, toc};
+use super::{login, toc};
 use crate::config::Datastore;
+use crate::domain::Side;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use tokio::process::{Child, Command};

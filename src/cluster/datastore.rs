@@ -1,8 +1,9 @@
 //! Connecting to PostgreSQL, and what can go wrong with it.
 
 use super::channel::{self, CLEARTEXT_REFUSED, Heard, MALFORMED, NO_PROCESS, Watched, WatchedTls};
-use super::{Side, login, tls};
+use super::{login, tls};
 use crate::config::{Datastore, SslMode};
+use crate::domain::Side;
 use std::io;
 use std::time::Duration;
 use tokio::net::TcpStream;

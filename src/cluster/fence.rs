@@ -2,10 +2,10 @@
 //!
 //! A read-only default holds every client that does not set the transaction mode itself, as Builder's do not.
 
-use super::Side;
 use super::datastore::{self, DatastoreError};
 use super::session::{LocalSession, Session, quote_ident};
 use crate::config::Datastore;
+use crate::domain::Side;
 use chrono::{DateTime, Utc};
 use std::time::Duration;
 use tokio::time::Instant;

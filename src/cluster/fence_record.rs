@@ -5,6 +5,7 @@ use super::fence::{FenceError, enforce_fence, fence_statement, fenced, lift_stat
 use super::session::quote_literal;
 use super::state::{State, StateError};
 use crate::config::Datastore;
+use crate::domain::Role;
 use crate::killpoint;
 use tokio_postgres::types::ToSql;
 
@@ -48,9 +49,9 @@ impl State {
     async fn not_overtaken(&self, epoch: i64, by_cluster: &str) -> Result<(), StateError> {
         let sql = "SELECT role, epoch FROM cluster FOR UPDATE";
         let doing = "reading the role that is to be fenced";
-        let row = self.session.query_one(doing, sql, &[]).await?;
-        let (role, has): (Option<String>, i64) = (row.get(0), row.get(1));
-        if role.as_deref() == Some("primary") && has >= epoch {
+        let row = self.session.row(doing, sql, &[]).await?;
+        let (role, has): (Option<Role>, i64) = (row.get(0)?, row.get(1)?);
+        if role == Some(Role::Primary) && has >= epoch {
             return Err(StateError::Overtaken {
                 side: self.session.side(),
                 text: format!(

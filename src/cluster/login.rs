@@ -1,11 +1,11 @@
 //! Login event triggers, which PostgreSQL has since version 17. One that writes would refuse our read-only sessions on the
 //! peer, and would put rows of its own beside the copied ones here.
 
-use super::Side;
 use super::datastore::{self, DatastoreError, address};
 use super::maintenance::is_of_the_database;
 use super::per_server::PerServer;
 use crate::config::Datastore;
+use crate::domain::Side;
 use tokio_postgres::error::SqlState;
 
 /// The start-up option by which no event trigger fires. Servers before 17 refuse it, and so do those whose user may not

@@ -3,8 +3,9 @@
 use super::datastore::{DatastoreError, DatastoreFault};
 use super::per_server::PerServer;
 use super::session::LocalSession;
-use super::{Side, state};
+use super::state;
 use crate::config::Datastore;
+use crate::domain::Side;
 use tokio_postgres::error::SqlState;
 
 impl LocalSession {

@@ -18,7 +18,6 @@ mod identity;
 mod libpq;
 mod lineage;
 mod login;
-mod lsn;
 mod maintenance;
 mod peer_fence;
 mod per_server;
@@ -33,10 +32,12 @@ mod state;
 mod store;
 mod store_error;
 mod throttle;
+mod timeline;
 mod tls;
 mod toc;
 mod upkeep;
 mod walsender;
+mod words;
 mod working_lock;
 
 pub use applying::{Applying, TextValue, TextValues, end_former_writers};
@@ -55,12 +56,10 @@ pub use footprint::{Footprint, footprint};
 pub use history::{Confirmation, DrillRecord, Event, VerificationRecord};
 pub use identity::{IdentityError, differ_in_bucket, differ_in_server, system_id};
 pub use lineage::{Descent, Lineage, record_lineage};
-pub(crate) use lsn::timeline;
-pub use lsn::{Lsn, NoLsn};
 pub use peer_fence::{PeerFence, RaiseError};
 pub use probe::{Keeps, prove_writable};
 pub use rehearsal::lift_and_write;
-pub use roles::{EPOCH_STEP_MAX, FenceRecord, Promotion, Record, Transition, peers_record};
+pub use roles::{EPOCH_STEP_MAX, FenceRecord, Promotion, Record, peers_record};
 pub use room::make_room;
 pub use rows::Row;
 pub(crate) use session::pipe;
@@ -75,24 +74,7 @@ pub use state::{
 pub use store::{Completion, Download, Expected, Listed, LocalStore, Store, Stored, Upload};
 pub use store_error::{StoreError, StoreFault};
 pub use throttle::{ByteBudget, Throttle};
+pub(crate) use timeline::timeline;
 pub use upkeep::{AbsentArtifact, ComparedTable, NOTE_VANISHED, Replacement, Retirement, Vanished};
 pub use walsender::{Arrived, NewSlot, TextRows, WalSession, WalStream};
 pub use working_lock::{Holder, Lock, Watch};
-
-use std::fmt;
-
-/// Which cluster a statement, an error or a figure is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Side {
-    Local,
-    Peer,
-}
-
-impl fmt::Display for Side {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Side::Local => "local",
-            Side::Peer => "peer",
-        })
-    }
-}

@@ -4,8 +4,9 @@ use super::fence::{clear_out, enforce_fence, fenced, is_fenced};
 use super::identity::system_id;
 use super::session::{LocalSession, quote_ident};
 use super::state::State;
-use super::{DatastoreError, FenceError, Lsn, Side, StateError};
+use super::{DatastoreError, FenceError, StateError};
 use crate::config::Datastore;
+use crate::domain::{Lsn, Side};
 use crate::killpoint;
 use tokio_postgres::types::PgLsn;
 

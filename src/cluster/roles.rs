@@ -9,6 +9,7 @@ use super::state::{DATABASE, State, StateError};
 use super::working_lock::Lock;
 use super::{DatastoreError, DatastoreFault};
 use crate::config::Datastore;
+use crate::domain::{PromotionKind, Role, Transition};
 use crate::killpoint;
 use chrono::{DateTime, Utc};
 use tokio_postgres::types::ToSql;
@@ -19,9 +20,7 @@ pub struct Promotion {
     pub epoch: i64,
     /// Its id in the line of descent; empty, where it was read back.
     pub id: String,
-    /// `switchover`: nothing was lost. `failover`: at the recovery point. `declared`: it was the primary all along.
-    /// `taken_back`: a fenced primary, by force.
-    pub kind: String,
+    pub kind: PromotionKind,
     pub time: DateTime<Utc>,
     /// The recovery point at which it was promoted, and of which server; empty, where none was followed.
     pub lsn: String,
@@ -52,24 +51,11 @@ pub struct FenceRecord {
     pub lifted: bool,
 }
 
-/// A transition under way, as it stands in the journal.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Transition {
-    pub kind: String,
-    pub epoch: i64,
-    pub step: String,
-    pub started: DateTime<Utc>,
-    /// What of the configuration asked for it.
-    pub asked: String,
-    /// Why it was, or is to be, undone.
-    pub undone: Option<String>,
-}
-
 /// The record that a cluster keeps of itself on its own server.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Record {
     pub cluster_id: String,
-    pub role: Option<String>,
+    pub role: Option<Role>,
     pub epoch: i64,
     pub fence: Option<FenceRecord>,
     /// The latest.
@@ -95,7 +81,7 @@ impl Record {
     /// The other is a primary that a spare with this record follows: its epoch and its line go on from here.
     pub fn goes_on_with(&self, primary: &Record) -> bool {
         let ours = self.epoch.max(1);
-        primary.role.as_deref() == Some("primary")
+        primary.role == Some(Role::Primary)
             && (ours..=ours.saturating_add(EPOCH_STEP_MAX)).contains(&primary.epoch)
             && self.copied_from.as_deref() == Some(primary.system_id.as_str())
             && (primary.lineage.is_empty() || primary.lineage.goes_on_from(&self.lineage))
@@ -217,7 +203,7 @@ impl State {
     }
 
     pub async fn transition(&self) -> Result<Option<Transition>, StateError> {
-        let sql = "SELECT kind, epoch, step, started, asked, undone FROM transition";
+        let sql = "SELECT kind, epoch, nullif(step, ''), started, asked, undone FROM transition";
         let rows = self.session.rows("reading the journal", sql, &[]).await?;
         let transition = |row: &Row| {
             Ok(Transition {
@@ -245,7 +231,7 @@ impl State {
                 &[
                     &entry.kind,
                     &entry.epoch,
-                    &entry.step,
+                    &entry.step_name(),
                     &entry.started,
                     &entry.asked,
                     &entry.undone,
@@ -273,7 +259,7 @@ impl State {
         lock: Lock,
         database: &str,
         by: &Promotion,
-        from_role: Option<&str>,
+        from_role: Option<Role>,
         told: (&str, &str),
     ) -> Result<(), StateError> {
         let promoted = self
@@ -293,7 +279,7 @@ impl State {
         lock: Lock,
         database: &str,
         by: &Promotion,
-        from_role: Option<&str>,
+        from_role: Option<Role>,
         (text, change): (&str, &str),
     ) -> Result<(), StateError> {
         let session = &self.session;

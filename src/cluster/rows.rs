@@ -4,7 +4,8 @@
 //! that names it, never the end of our process.
 
 use super::datastore::{self, DatastoreError, DatastoreFault};
-use super::{Side, session::Session};
+use super::session::Session;
+use crate::domain::Side;
 use futures_util::TryStreamExt;
 use std::pin::pin;
 use std::sync::Arc;

@@ -1,9 +1,10 @@
 //! Sessions: what may be asked of the local datastore, and the little that may be asked of the peer.
 
+use super::Throttle;
 use super::datastore::{self, DatastoreError, DatastoreFault};
 use super::rows::Origin;
-use super::{Side, Throttle};
 use crate::config::Datastore;
+use crate::domain::Side;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use std::ops::Deref;

@@ -3,11 +3,12 @@
 //! It is a database of its own because `builder` gets renamed and dumped. Whatever must change together with the
 //! rename (facts of the copied point, replaced generation, bytes put in place) is written in the same transaction.
 
-use super::Side;
 use super::datastore::DatastoreError;
 use super::session::{LocalSession, quote_ident};
 use super::working_lock::Holder;
 use crate::config::Datastore;
+use crate::domain::Role;
+use crate::domain::Side;
 use chrono::{DateTime, Utc};
 
 pub const DATABASE: &str = "warm_spare";
@@ -101,8 +102,8 @@ pub struct Generation {
 #[derive(Debug, Clone)]
 pub struct ClusterRecord {
     pub id: String,
-    /// `spare` or `primary`; None: this cluster was never told its role.
-    pub role: Option<String>,
+    /// None: this cluster was never told its role.
+    pub role: Option<Role>,
     pub epoch: i64,
     pub since: DateTime<Utc>,
     /// A spare that was a primary, before its first copy: what it has and its peer lacks is on record, and may go.
@@ -191,15 +192,15 @@ impl State {
 
     pub async fn cluster(&self) -> Result<ClusterRecord, StateError> {
         let sql = "SELECT id, role, epoch, since, coming_back, fence_begun, approved FROM cluster";
-        let row = self.session.query_one("reading our role", sql, &[]).await?;
+        let row = self.session.row("reading our role", sql, &[]).await?;
         Ok(ClusterRecord {
-            id: row.get(0),
-            role: row.get(1),
-            epoch: row.get(2),
-            since: row.get(3),
-            coming_back: row.get(4),
-            fence_begun: row.get(5),
-            approved: row.get(6),
+            id: row.get(0)?,
+            role: row.get(1)?,
+            epoch: row.get(2)?,
+            since: row.get(3)?,
+            coming_back: row.get(4)?,
+            fence_begun: row.get(5)?,
+            approved: row.get(6)?,
         })
     }
 

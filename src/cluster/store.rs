@@ -3,10 +3,10 @@
 //! The library's own upload of a stream can lose data without an error (docs/dependencies.md), so parts are ours.
 //! Every call has a time limit and is tried again while the fault is a passing one.
 
-use super::Side;
 use super::probe::unpredictable;
 use super::store_error::{StoreError, StoreFault, chain, classify, is_bodiless_no};
 use crate::config;
+use crate::domain::Side;
 use backon::{BackoffBuilder, ExponentialBuilder};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};

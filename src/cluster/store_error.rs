@@ -1,7 +1,7 @@
 //! What can go wrong with an artifact store, in the classes that decide what happens next.
 
-use super::Side;
 use super::store::Answered;
+use crate::domain::Side;
 use minio::s3::error::{Error, NetworkError, S3ServerError, ValidationErr};
 use minio::s3::minio_error_response::MinioErrorCode;
 use std::time::Duration;

@@ -1,8 +1,8 @@
 //! TLS to PostgreSQL as libpq's `sslmode` means it, and certificate errors in words that a person understands.
 
-use super::Side;
 use super::datastore::{DatastoreError, DatastoreFault};
 use crate::config::{Datastore, SslMode};
+use crate::domain::Side;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};

@@ -1,8 +1,9 @@
 //! `check-config`: 0 good, 2 names the key; with `--connect` 3 and 4 as for a pass, which it stops short of.
 
 use super::{exit, show};
-use crate::cluster::{self, State};
+use crate::cluster::State;
 use crate::config::{Config, Side};
+use crate::domain;
 use crate::replication::{Ends, Facts, Here, PassError, check, may_work};
 use bytesize::ByteSize;
 use serde_json::json;
@@ -35,10 +36,10 @@ async fn look(config: &Config) -> Result<Facts, PassError> {
     let (local, peer) = (&config.local.datastore, &config.peer.datastore);
     let clients = &facts.clients;
     clients
-        .try_out(cluster::Side::Peer, peer, &peer.database)
+        .try_out(domain::Side::Peer, peer, &peer.database)
         .await?;
     clients
-        .try_out(cluster::Side::Local, local, "postgres")
+        .try_out(domain::Side::Local, local, "postgres")
         .await?;
     Ok(facts)
 }

@@ -15,8 +15,8 @@ use super::keys::Key;
 use super::kind::Checked;
 use super::values::Values;
 use super::{
-    Config, ConfigError, Fuse, Http, LogFormat, Mode, Replication, Role, Takeover, VerifyPlan,
-    secret_places, sides, syntax,
+    Config, ConfigError, Fuse, Http, LogFormat, Mode, Replication, Takeover, VerifyPlan,
+    WantedRole, secret_places, sides, syntax,
 };
 
 /// S3 takes no smaller part of an upload in parts (but for the last), and a copy holds one at a time.
@@ -228,9 +228,9 @@ fn assemble(values: &Values, local: super::Side, peer: super::Side) -> Result<Co
     let text = |key| values.text(key).unwrap_or_default().to_string();
     Ok(Config {
         role: match values.required("role")? {
-            "spare" => Role::Spare,
-            "primary" => Role::Primary,
-            _ => Role::Keep,
+            "spare" => WantedRole::Spare,
+            "primary" => WantedRole::Primary,
+            _ => WantedRole::Keep,
         },
         force_epoch: values.int("force_epoch")?,
         paused: values.flag("paused")?,

@@ -36,7 +36,7 @@ use chrono::{DateTime, Utc};
 /// A configuration in which every key was read and found good.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
-    pub role: Role,
+    pub role: WantedRole,
     pub force_epoch: u64,
     /// Nothing is applied; the primary is still asked for changes.
     pub paused: bool,
@@ -69,7 +69,7 @@ impl Config {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
+pub enum WantedRole {
     /// Whatever role is recorded in the cluster's own state.
     Keep,
     Spare,

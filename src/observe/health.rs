@@ -532,6 +532,7 @@ fn of_stores(state: &State, found: &mut Findings) {
 mod tests {
     use super::*;
     use crate::cluster::CopiedPoint;
+    use crate::domain::Role;
     use crate::observe::{
         Artifacts, Baseline, Clock, ConfigState, Counters, Hold, Listener, Phase, Reach,
     };
@@ -551,7 +552,7 @@ mod tests {
     fn following() -> State {
         let mut state = State::new(at(0));
         state.work = Work::Following;
-        state.role = Some("spare".into());
+        state.role = Some(Role::Spare);
         state.point = Some(CopiedPoint {
             lsn: "0/1".into(),
             commit_time: at(0),

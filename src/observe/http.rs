@@ -123,7 +123,7 @@ fn role(watched: &Watched, asked: Asked) -> Response<Full<Bytes>> {
     } else {
         StatusCode::SERVICE_UNAVAILABLE
     };
-    let role = state.role.as_deref().unwrap_or("none");
+    let role = state.role.map_or("none", Into::into);
     reply(
         status,
         JSON,

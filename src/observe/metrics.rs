@@ -4,7 +4,7 @@
 use super::health::health;
 use super::state::{Reach, State, StateName};
 use super::status::Watched;
-use crate::config::Role;
+use crate::config::WantedRole;
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -171,9 +171,10 @@ fn service(page: &mut Page, state: &State, watched: &Watched) {
         "1 for the state that the service is in",
         StateName::ALL.map(|name| (one("state", name.as_str()), flag(name == current))),
     );
-    let known =
-        state.role.is_some() || state.settings.wanted != Role::Keep || state.cluster_id.is_some();
-    let role = state.role.as_deref().unwrap_or("none");
+    let known = state.role.is_some()
+        || state.settings.wanted != WantedRole::Keep
+        || state.cluster_id.is_some();
+    let role = state.role.map_or("none", Into::into);
     page.gauge(
         "role",
         "1 for the role on record",

@@ -20,7 +20,7 @@ pub use metrics::Counters;
 pub use progress::{Listener, Phase, Progress, Silent, Step};
 pub use state::{
     Artifacts, Baseline, Check, ConfigState, Held, Hold, HoldReason, Lag, Mode, Preflight, Reach,
-    Seen, Settings, Sighting, Standing, State, StateName, Transition, Verdict, Verified, Work,
+    Seen, Settings, Sighting, Standing, State, StateName, Verdict, Verified, Work,
 };
 pub use status::Watched;
 pub use text::{describe, span};

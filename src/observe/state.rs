@@ -5,7 +5,8 @@ use crate::cluster::{
     Confirmation, CopiedPoint, DrillRecord, EPOCH_STEP_MAX, Event, Footprint, Generation,
     VerificationRecord,
 };
-use crate::config::{Config, Role};
+use crate::config::{Config, WantedRole};
+use crate::domain::{Role, Transition, TransitionKind};
 use crate::replication::Sampled;
 use chrono::{DateTime, TimeDelta, Utc};
 use std::collections::VecDeque;
@@ -25,7 +26,7 @@ pub struct State {
     pub config: ConfigState,
     /// Of the state database; None: not read yet, or there is none.
     pub cluster_id: Option<String>,
-    pub role: Option<String>,
+    pub role: Option<Role>,
     pub epoch: Option<i64>,
     pub role_since: Option<DateTime<Utc>>,
     /// Holds the working lock.
@@ -90,7 +91,7 @@ pub struct State {
     /// A primary's place beside its peer.
     pub standing: Standing,
     /// What the peer says of itself.
-    pub peer_role: Option<String>,
+    pub peer_role: Option<Role>,
     pub peer_epoch: Option<i64>,
     /// The highest epoch that is remembered outside PostgreSQL.
     pub witnessed_epoch: Option<i64>,
@@ -109,7 +110,7 @@ pub struct Settings {
     pub site: String,
     /// Number of the change under which the operator works; kept with every event.
     pub change: String,
-    pub wanted: Role,
+    pub wanted: WantedRole,
     pub interval: TimeDelta,
     pub lag_warn: TimeDelta,
     pub rpo: TimeDelta,
@@ -169,17 +170,6 @@ pub enum Work {
     Primary,
     /// An old primary whose place another cluster has taken: read-only.
     Fenced,
-}
-
-/// A change of role under way, as its journal has it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Transition {
-    pub kind: String,
-    pub step: String,
-    /// Of the step, from 1, and how many there are.
-    pub number: usize,
-    pub of: usize,
-    pub started: DateTime<Utc>,
 }
 
 /// A primary's place beside its peer.
@@ -444,7 +434,7 @@ impl State {
             settings: Settings {
                 site: String::new(),
                 change: String::new(),
-                wanted: Role::Keep,
+                wanted: WantedRole::Keep,
                 interval: TimeDelta::minutes(1),
                 lag_warn: TimeDelta::minutes(1),
                 rpo: TimeDelta::minutes(5),
@@ -559,7 +549,7 @@ impl State {
 
     fn is_promoting(&self) -> bool {
         let transition = self.transition.as_ref();
-        transition.is_some_and(|transition| transition.kind != "failback")
+        transition.is_some_and(|transition| transition.kind != TransitionKind::Failback)
     }
 
     fn holds(&self, reason: HoldReason) -> bool {

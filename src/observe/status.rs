@@ -5,7 +5,8 @@ use super::health::{Health, health};
 use super::meter::Meter;
 use super::metrics::{self, Counters};
 use super::state::{Addresses, Reach, Sighting, State};
-use crate::config::Role;
+use crate::config::WantedRole;
+use crate::domain::Transition;
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -72,9 +73,9 @@ fn document(state: &State, meter: &Meter, now: DateTime<Utc>) -> Value {
     let health = health(state, meter, now);
     let lag = state.lag(now);
     let wanted = match state.settings.wanted {
-        Role::Keep => "keep",
-        Role::Spare => "spare",
-        Role::Primary => "primary",
+        WantedRole::Keep => "keep",
+        WantedRole::Spare => "spare",
+        WantedRole::Primary => "primary",
     };
     json!({
         "format": 1,
@@ -86,7 +87,7 @@ fn document(state: &State, meter: &Meter, now: DateTime<Utc>) -> Value {
         "holder": state.holder,
         "role": {
             "wanted": wanted,
-            "actual": state.role,
+            "actual": state.role.map(|role| role.into_str()),
             "epoch": state.epoch,
             // What force_epoch has to be for a promotion that a check refuses.
             "next_epoch": state.next_epoch(),
@@ -126,13 +127,7 @@ fn document(state: &State, meter: &Meter, now: DateTime<Utc>) -> Value {
         "artifacts": artifacts(state),
         "local": local(state),
         "peer": peer(state),
-        "transition": state.transition.as_ref().map(|transition| json!({
-            "kind": transition.kind,
-            "step": transition.step,
-            "number": transition.number,
-            "of": transition.of,
-            "started": time(transition.started),
-        })),
+        "transition": state.transition.as_ref().map(transition),
         "preflight": preflight(state),
         "verification": verification(state),
         "drill": state.drill.as_ref().map(|drill| json!({
@@ -205,7 +200,7 @@ fn local(state: &State) -> Value {
 
 fn peer(state: &State) -> Value {
     let mut document = side(&state.peer, &state.settings.peer);
-    document["role"] = json!(state.peer_role);
+    document["role"] = json!(state.peer_role.map(|role| role.into_str()));
     document["epoch"] = json!(state.peer_epoch);
     document["ours"] = json!(state.ours);
     document["orphans"] = json!(state.orphans);
@@ -255,6 +250,17 @@ fn side(seen: &Sighting, addresses: &Addresses) -> Value {
             "source": known(addresses.s3_source),
         },
         "fenced": seen.fenced,
+    })
+}
+
+fn transition(entry: &Transition) -> Value {
+    let (number, of) = entry.progress();
+    json!({
+        "kind": entry.kind.into_str(),
+        "step": entry.step_name(),
+        "number": number.unwrap_or_default(),
+        "of": of,
+        "started": time(entry.started),
     })
 }
 

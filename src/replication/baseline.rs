@@ -18,10 +18,11 @@ use super::sequences::{self, Sequence};
 use super::switch::{self, Arrival, Properties};
 use super::{guard, replacements, stream, tables};
 use crate::cluster::{
-    CopiedPoint, DatastoreFault, LocalSession, PeerSession, Side, Snapshot, StateError,
-    quote_ident, set_fence,
+    CopiedPoint, DatastoreFault, LocalSession, PeerSession, Snapshot, StateError, quote_ident,
+    set_fence,
 };
 use crate::config::Config;
+use crate::domain::Side;
 use crate::killpoint;
 use crate::observe::Phase;
 use std::collections::{BTreeMap, HashSet};

@@ -1,10 +1,11 @@
 //! Copies one artifact: streaming, hashing in flight, and making it visible only if checksum and length are right.
 
 use crate::cluster::{
-    ByteBudget, Completion, Download, Expected, LocalStore, Side, Store, StoreError, StoreFault,
-    Stored, Throttle,
+    ByteBudget, Completion, Download, Expected, LocalStore, Store, StoreError, StoreFault, Stored,
+    Throttle,
 };
 use crate::config::Config;
+use crate::domain::Side;
 use crate::package::{Checksum, Hasher};
 use bytes::{Bytes, BytesMut};
 

@@ -6,9 +6,10 @@
 use super::error::PassError;
 use super::pass::stands_at;
 use crate::cluster::{
-    CopiedPoint, DatastoreError, EPOCH_STEP_MAX, Lineage, Lsn, Record, State, WalSession,
+    CopiedPoint, DatastoreError, EPOCH_STEP_MAX, Lineage, Record, State, WalSession,
 };
 use crate::config::{Config, Fuse};
+use crate::domain::{Lsn, Role};
 
 /// The primary that a copy is made from, as it describes itself.
 #[derive(Debug, Clone)]
@@ -21,7 +22,7 @@ pub struct PrimaryLine {
 
 impl PrimaryLine {
     pub fn of(record: Option<&Record>, system_id: &str, approved: Option<String>) -> PrimaryLine {
-        let primary = record.filter(|record| record.role.as_deref() == Some("primary"));
+        let primary = record.filter(|record| record.role == Some(Role::Primary));
         let lineage = match primary {
             Some(record) if !record.lineage.is_empty() => record.lineage.clone(),
             _ => Lineage::root(system_id),
@@ -46,7 +47,7 @@ impl Here {
     /// Of a cluster that was never told its role nothing is known.
     pub async fn read(config: &Config, state: &State) -> Result<Here, PassError> {
         let record = state.own_record().await?;
-        if record.role.as_deref() != Some("spare") {
+        if record.role != Some(Role::Spare) {
             return Ok(Here::default());
         }
         let point = match state.copied_point().await? {
@@ -190,7 +191,7 @@ fn of_epochs(here: &Here, record: &Record) -> Option<Doubt> {
             ),
         );
     }
-    if record.role.as_deref() == Some("spare") {
+    if record.role == Some(Role::Spare) {
         return doubt(
             "peer_is_spare",
             format!("the peer is {whom}, a spare itself: only a primary is followed"),
@@ -315,10 +316,10 @@ mod tests {
         }
     }
 
-    fn record(role: Option<&str>, epoch: i64, promotions: &[(i64, &str)]) -> Record {
+    fn record(role: Option<Role>, epoch: i64, promotions: &[(i64, &str)]) -> Record {
         Record {
             cluster_id: "aaaaaaaa".into(),
-            role: role.map(String::from),
+            role,
             epoch,
             lineage: Lineage::of_promotions(promotions),
             ..Record::default()
@@ -329,7 +330,7 @@ mod tests {
 
     fn here() -> Here {
         Here {
-            record: record(Some("spare"), 3, LINE),
+            record: record(Some(Role::Spare), 3, LINE),
             point: Some(point()),
         }
     }
@@ -353,23 +354,26 @@ mod tests {
     #[test]
     fn the_server_that_was_followed_is_followed() {
         assert_eq!(rule(&there(None)), "");
-        assert_eq!(rule(&there(Some(&record(Some("primary"), 3, LINE)))), "");
+        assert_eq!(
+            rule(&there(Some(&record(Some(Role::Primary), 3, LINE)))),
+            ""
+        );
         assert_eq!(rule(&there(Some(&record(None, 0, &[])))), "");
-        let next = record(Some("primary"), 4, &[(1, "root-7"), (3, "x"), (4, "y")]);
+        let next = record(Some(Role::Primary), 4, &[(1, "root-7"), (3, "x"), (4, "y")]);
         assert_eq!(rule(&there(Some(&next))), "");
     }
 
     #[test]
     fn no_older_primary_and_no_spare_is_followed() {
-        let older = record(Some("primary"), 2, &[(1, "root-7"), (2, "w")]);
+        let older = record(Some(Role::Primary), 2, &[(1, "root-7"), (2, "w")]);
         assert_eq!(rule(&there(Some(&older))), "older_primary");
-        let spare = record(Some("spare"), 3, LINE);
+        let spare = record(Some(Role::Spare), 3, LINE);
         assert_eq!(rule(&there(Some(&spare))), "peer_is_spare");
-        let fork = record(Some("primary"), 4, &[(1, "root-7"), (4, "z")]);
+        let fork = record(Some(Role::Primary), 4, &[(1, "root-7"), (4, "z")]);
         assert_eq!(rule(&there(Some(&fork))), "other_line");
-        let twin = record(Some("primary"), 3, &[(1, "root-7"), (3, "z")]);
+        let twin = record(Some(Role::Primary), 3, &[(1, "root-7"), (3, "z")]);
         assert_eq!(rule(&there(Some(&twin))), "other_line");
-        let far = record(Some("primary"), i64::MAX, LINE);
+        let far = record(Some(Role::Primary), i64::MAX, LINE);
         assert_eq!(rule(&there(Some(&far))), "epoch_out_of_range");
     }
 
@@ -378,10 +382,10 @@ mod tests {
         let mut other = there(None);
         other.system_id = "8";
         assert_eq!(rule(&other), "other_server");
-        let same_epoch = record(Some("primary"), 3, LINE);
+        let same_epoch = record(Some(Role::Primary), 3, LINE);
         other.record = Some(&same_epoch);
         assert_eq!(rule(&other), "other_server");
-        let next = record(Some("primary"), 4, &[(1, "root-7"), (3, "x"), (4, "y")]);
+        let next = record(Some(Role::Primary), 4, &[(1, "root-7"), (3, "x"), (4, "y")]);
         other.record = Some(&next);
         assert_eq!(rule(&other), "");
     }

@@ -2,9 +2,10 @@
 
 use super::stream::spool::SpoolError;
 use crate::cluster::{
-    DatastoreError, DatastoreFault, FenceError, IdentityError, ProgramError, RaiseError, Side,
+    DatastoreError, DatastoreFault, FenceError, IdentityError, ProgramError, RaiseError,
     StateError, StoreError, StoreFault,
 };
+use crate::domain::Side;
 
 impl From<RaiseError> for PassError {
     fn from(error: RaiseError) -> Self {

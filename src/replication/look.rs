@@ -4,9 +4,10 @@ use super::error::PassError;
 use super::pass::recovery_point;
 use super::sequences::{self, Sequence};
 use crate::cluster::{
-    Confirmation, CopiedPoint, DatastoreFault, LocalSession, PeerSession, Side, fenced, timeline,
+    Confirmation, CopiedPoint, DatastoreFault, LocalSession, PeerSession, fenced, timeline,
 };
 use crate::config::Config;
+use crate::domain::Side;
 use crate::observe::Clock;
 use chrono::{DateTime, Utc};
 use tokio_postgres::error::SqlState;

@@ -10,10 +10,11 @@ use super::mode;
 use super::stream::{self, Follow, Followed, Gap, Unheard};
 use crate::cluster::preparation::Names;
 use crate::cluster::{
-    CopiedPoint, DatastoreFault, LocalSession, Lsn, NewSlot, PeerSession, Snapshot, WalSession,
+    CopiedPoint, DatastoreFault, LocalSession, NewSlot, PeerSession, Snapshot, WalSession,
     quote_literal,
 };
 use crate::config::Mode;
+use crate::domain::Lsn;
 use crate::killpoint;
 use crate::observe::{Clock, Phase};
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -16,10 +16,11 @@ use super::stream::{self, Follow, Gap, Unheard};
 use super::{continuation, look, mode, replacements, switch};
 use crate::cluster::preparation::Names;
 use crate::cluster::{
-    ByteBudget, CopiedPoint, DatastoreFault, LocalSession, LocalStore, Lock, Lsn, PeerSession,
-    Side, State, Store, Throttle, end_former_writers, is_fenced, prove_fence,
+    ByteBudget, CopiedPoint, DatastoreFault, LocalSession, LocalStore, Lock, PeerSession, State,
+    Store, Throttle, end_former_writers, is_fenced, prove_fence,
 };
-use crate::config::{Config, Role};
+use crate::config::{Config, WantedRole};
+use crate::domain::{Lsn, Role, Side};
 use crate::observe::{Clock, Phase, Progress};
 use std::collections::HashSet;
 use std::path::Path;
@@ -284,11 +285,11 @@ pub async fn may_work(config: &Config) -> Result<bool, PassError> {
         Some(state) => state.cluster().await?.role,
         None => None,
     };
-    match (config.role, recorded.as_deref()) {
-        (Role::Spare, None) => Ok(false),
+    match (config.role, recorded) {
+        (WantedRole::Spare, None) => Ok(false),
         // Until it is promoted, a spare goes on as one.
-        (_, Some("spare")) => Ok(true),
-        (Role::Keep, None) => Err(PassError::Refused {
+        (_, Some(Role::Spare)) => Ok(true),
+        (WantedRole::Keep, None) => Err(PassError::Refused {
             rule: "role_unset",
             text: "this cluster was never told its role, so nothing is done".into(),
             next_step: "set role = \"spare\" on the cluster that is to be the copy".into(),
@@ -297,7 +298,7 @@ pub async fn may_work(config: &Config) -> Result<bool, PassError> {
             rule: "role",
             text: format!(
                 "this cluster is recorded as {}",
-                recorded.unwrap_or("nothing")
+                recorded.map_or("nothing", Into::into)
             ),
             next_step: "only a spare is copied to".into(),
         }),

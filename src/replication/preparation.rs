@@ -9,7 +9,8 @@ use crate::cluster::preparation::{
     is_cluster_id, plan_to_prepare, plan_to_release,
 };
 use crate::cluster::{LocalSession, PeerSession, State, peers_record};
-use crate::config::{Config, Role};
+use crate::config::{Config, WantedRole};
+use crate::domain::{PromotionKind, Role};
 use std::time::Duration;
 
 /// How long locks on Builder's tables are tried for.
@@ -44,7 +45,7 @@ pub async fn prepare(
     mut done: impl FnMut(&Step),
 ) -> Result<Prepare, PassError> {
     // Declared is enough: an old primary has the new one prepared before it comes back.
-    if config.role != Role::Spare {
+    if config.role != WantedRole::Spare {
         may_work(config).await?;
     }
     let (local, peer) = two_servers(config).await?;
@@ -133,13 +134,13 @@ pub async fn release(
 
 /// After a failover our slot on the old primary is the list of what was lost, until that has come back.
 async fn keep_the_list(config: &Config, state: &State) -> Result<(), PassError> {
-    let primary = state.cluster().await?.role.as_deref() == Some("primary");
+    let primary = state.cluster().await?.role == Some(Role::Primary);
     let promotion = state.promotion().await?;
-    if !primary || promotion.is_none_or(|promotion| promotion.kind != "failover") {
+    if !primary || promotion.is_none_or(|promotion| promotion.kind != PromotionKind::Failover) {
         return Ok(());
     }
     let record = peers_record(&config.peer.datastore).await?;
-    if record.is_some_and(|record| record.role.as_deref() == Some("spare")) {
+    if record.is_some_and(|record| record.role == Some(Role::Spare)) {
         return Ok(());
     }
     Err(PassError::Refused {

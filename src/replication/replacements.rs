@@ -6,7 +6,8 @@
 use super::artifacts::{RETIRED, STAGED, Swap};
 use super::courier::{Courier, Delivery};
 use super::error::PassError;
-use crate::cluster::{Artifact, Expected, Lock, Lsn, Replacement, State, Stored};
+use crate::cluster::{Artifact, Expected, Lock, Replacement, State, Stored};
+use crate::domain::Lsn;
 use crate::killpoint;
 use crate::observe::Step;
 use crate::package::Checksum;

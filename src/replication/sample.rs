@@ -6,9 +6,10 @@
 use super::error::PassError;
 use super::inventory::UNSOUND;
 use crate::cluster::{
-    AbsentArtifact, DatastoreFault, LocalSession, Side, State, Store, StoreError, StoreFault,
+    AbsentArtifact, DatastoreFault, LocalSession, State, Store, StoreError, StoreFault,
 };
 use crate::config::Config;
+use crate::domain::Side;
 use crate::package::{Checksum, Ident, Target, object_key};
 use futures_util::StreamExt;
 use std::collections::HashSet;

@@ -4,9 +4,10 @@ use super::content::ContentHash;
 use super::error::PassError;
 use crate::cluster::preparation::COPIED_TABLES;
 use crate::cluster::{
-    DatastoreError, LocalSession, PeerSession, Session, Side, Snapshot, Throttle, pipe, quote_ident,
+    DatastoreError, LocalSession, PeerSession, Session, Snapshot, Throttle, pipe, quote_ident,
 };
 use crate::config::Config;
+use crate::domain::Side;
 use crate::observe::Step;
 use chrono::{DateTime, Utc};
 use std::collections::{BTreeMap, VecDeque};

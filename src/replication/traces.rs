@@ -10,6 +10,7 @@ use crate::cluster::{
     LocalSession, LocalStore, STATE_DATABASE, State, is_fenced, quote_ident, quote_literal,
 };
 use crate::config::Config;
+use crate::domain::{Role, TransitionKind};
 
 const OBJECTS: &str = ".warm-spare/";
 
@@ -82,8 +83,7 @@ async fn what_would_be_lost(state: &State) -> Result<Vec<String>, PassError> {
     let cluster = state.cluster().await?;
     let promotion = state.promotion().await?;
     let promotion = promotion.filter(|promotion| promotion.epoch == cluster.epoch);
-    if cluster.role.as_deref() == Some("primary")
-        && promotion.is_some_and(|promotion| !promotion.settled)
+    if cluster.role == Some(Role::Primary) && promotion.is_some_and(|promotion| !promotion.settled)
     {
         lost.push(format!(
             "that the old primary is to be fenced under epoch {}: nobody would do it",
@@ -91,11 +91,11 @@ async fn what_would_be_lost(state: &State) -> Result<Vec<String>, PassError> {
         ));
     }
     if let Some(entry) = state.transition().await? {
-        lost.push(match entry.kind.as_str() {
-            "failback" => "how far this cluster has come back".to_string(),
+        lost.push(match entry.kind {
+            TransitionKind::Failback => "how far this cluster has come back".to_string(),
             kind => format!(
                 "a {kind} under way, at step {:?}: the primary may be fenced by it, and would stay so",
-                entry.step
+                entry.step_name()
             ),
         });
     }

@@ -10,8 +10,9 @@ mod fetch;
 mod judge;
 mod slot;
 
-use crate::cluster::{DatastoreFault, LocalSession, Lsn, Promotion, STATE_DATABASE, Side, State};
+use crate::cluster::{DatastoreFault, LocalSession, Promotion, STATE_DATABASE, State};
 use crate::config::Config;
+use crate::domain::{Lsn, PromotionKind, Side};
 use crate::replication::{PassError, first_id_of};
 use approximate::Bounds;
 use book::Book;
@@ -220,7 +221,7 @@ async fn without_slot(
     reason: &str,
 ) -> Result<(), PassError> {
     let mut book = Book::open(config, promotion.epoch).await?;
-    let planned = promotion.kind == "switchover" && !behind.lifted;
+    let planned = promotion.kind == PromotionKind::Switchover && !behind.lifted;
     let bounds = Bounds {
         written_since: behind.fenced_by.clone().filter(|_| planned),
         made_before: made_before(promotion),

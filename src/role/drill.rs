@@ -8,6 +8,7 @@ mod leftovers;
 
 use crate::cluster::{DrillRecord, LocalSession, State, lift_and_write, set_fence};
 use crate::config::Config;
+use crate::domain::Role;
 use crate::replication::{PassError, advance_sequences, drop_database};
 use chrono::{DateTime, Utc};
 use clone::Clone;
@@ -109,7 +110,7 @@ async fn open(config: &Config) -> Result<State, PassError> {
     let state = State::open_existing(&config.local.datastore)
         .await?
         .ok_or_else(PassError::nothing_copied)?;
-    if state.cluster().await?.role.as_deref() == Some("primary") {
+    if state.cluster().await?.role == Some(Role::Primary) {
         return Err(PassError::Refused {
             rule: "role",
             text: "this cluster is the primary: there is nothing for it to take over".into(),

@@ -1,6 +1,7 @@
 //! Two clusters, one primary: who of them is it? Decided from what both have on record alone.
 
 use crate::cluster::{EPOCH_STEP_MAX, Promotion, Record};
+use crate::domain::Role;
 
 /// A primary, as it has itself on record.
 #[derive(Debug, Clone)]
@@ -54,29 +55,31 @@ pub fn decide(ours: &Ours<'_>, theirs: &Theirs) -> Stand {
             .record
             .is_kin(ours.system_id, &record, &theirs.system_id);
     let epoch = ours.record.epoch;
-    match record.role.as_deref() {
-        Some("spare") if record.copied_from.as_deref() == Some(ours.system_id) => {
+    match record.role {
+        Some(Role::Spare) if record.copied_from.as_deref() == Some(ours.system_id) => {
             match forgotten(ours, &record) {
                 Some(text) => Stand::WentBack(text),
                 None => Stand::Followed,
             }
         }
-        Some("spare") => {
+        Some(Role::Spare) => {
             Stand::Alone("the peer is a spare, but has copied nothing from here yet".into())
         }
-        Some("primary") if !kin => Stand::Stranger(stranger(ours, theirs, &record)),
-        Some("primary") if record.epoch > epoch.saturating_add(EPOCH_STEP_MAX) => {
+        Some(Role::Primary) if !kin => Stand::Stranger(stranger(ours, theirs, &record)),
+        Some(Role::Primary) if record.epoch > epoch.saturating_add(EPOCH_STEP_MAX) => {
             Stand::TwoPrimaries(format!(
                 "the peer says that it is the primary of epoch {}, more than {EPOCH_STEP_MAX} above ours ({epoch}): it is not believed",
                 record.epoch
             ))
         }
         // One that is read-only itself is nobody to give way to.
-        Some("primary") if record.epoch > epoch && theirs.fenced => Stand::TwoPrimaries(format!(
-            "the peer is the primary of the higher epoch {}, and read-only",
-            record.epoch
-        )),
-        Some("primary") if record.epoch > epoch => Stand::FenceSelf {
+        Some(Role::Primary) if record.epoch > epoch && theirs.fenced => {
+            Stand::TwoPrimaries(format!(
+                "the peer is the primary of the higher epoch {}, and read-only",
+                record.epoch
+            ))
+        }
+        Some(Role::Primary) if record.epoch > epoch => Stand::FenceSelf {
             epoch: record.epoch,
             by: record.cluster_id,
         },
@@ -103,8 +106,8 @@ fn beside_no_newer(ours: &Ours<'_>, theirs: &Theirs, record: &Record, known: boo
     let followed = ours
         .promotion
         .is_some_and(|promotion| promotion.system_id == theirs.system_id);
-    match record.role.as_deref() {
-        Some("primary") if record.epoch == epoch => {
+    match record.role {
+        Some(Role::Primary) if record.epoch == epoch => {
             Stand::TwoPrimaries(format!("both clusters are the primary of epoch {epoch}"))
         }
         _ if known => Stand::FencePeer,
@@ -112,7 +115,7 @@ fn beside_no_newer(ours: &Ours<'_>, theirs: &Theirs, record: &Record, known: boo
             "the server that was followed (system id {}) now has the record of cluster {}",
             theirs.system_id, record.cluster_id
         )),
-        Some("primary") => Stand::TwoPrimaries(format!(
+        Some(Role::Primary) => Stand::TwoPrimaries(format!(
             "the peer is a primary too, of the lower epoch {}, and is not the server that was followed here: it gives way when its own warm-spare sees this one",
             record.epoch
         )),
@@ -162,12 +165,13 @@ pub fn is_recorded(promotion: &Promotion, theirs: &Theirs) -> bool {
 mod tests {
     use super::*;
     use crate::cluster::{FenceRecord, Lineage};
+    use crate::domain::PromotionKind;
 
     fn promotion() -> Promotion {
         Promotion {
             epoch: 2,
             id: String::new(),
-            kind: "failover".into(),
+            kind: PromotionKind::Failover,
             time: chrono::DateTime::UNIX_EPOCH,
             lsn: "0/1".into(),
             commit_time: None,
@@ -184,7 +188,7 @@ mod tests {
     fn ours() -> Record {
         Record {
             cluster_id: "us".into(),
-            role: Some("primary".into()),
+            role: Some(Role::Primary),
             epoch: 2,
             lineage: Lineage::of_promotions(&[(1, "root-old"), (2, "x")]),
             followed: vec!["old".into()],
@@ -192,13 +196,13 @@ mod tests {
         }
     }
 
-    fn peer(system_id: &str, role: Option<&str>, epoch: i64) -> Theirs {
+    fn peer(system_id: &str, role: Option<Role>, epoch: i64) -> Theirs {
         Theirs {
             system_id: system_id.into(),
             fenced: false,
             record: Some(Record {
                 cluster_id: "aaaaaaaa".into(),
-                role: role.map(String::from),
+                role,
                 epoch,
                 ..Record::default()
             }),
@@ -233,7 +237,9 @@ mod tests {
         };
         expect(&stock, |s| *s == Stand::FencePeer);
         expect(&peer("old", None, 0), |s| *s == Stand::FencePeer);
-        expect(&peer("old", Some("primary"), 1), |s| *s == Stand::FencePeer);
+        expect(&peer("old", Some(Role::Primary), 1), |s| {
+            *s == Stand::FencePeer
+        });
         // Its cluster id was recorded, and it has lost its record since: restored from before, or dropped.
         let mut promotion = promotion();
         promotion.peer_cluster = "bbbbbbbb".into();
@@ -246,7 +252,7 @@ mod tests {
     #[test]
     fn equal_epochs_are_nobodys_to_decide() {
         for server in ["old", "third"] {
-            let theirs = of_line(peer(server, Some("primary"), 2), &[(1, "root-old")]);
+            let theirs = of_line(peer(server, Some(Role::Primary), 2), &[(1, "root-old")]);
             expect(&theirs, |s| matches!(s, Stand::TwoPrimaries(_)));
         }
     }
@@ -258,36 +264,40 @@ mod tests {
             ..Theirs::default()
         };
         expect(&stock, |s| matches!(s, Stand::Alone(_)));
-        let kin = of_line(peer("third", Some("primary"), 1), &[(1, "root-old")]);
+        let kin = of_line(peer("third", Some(Role::Primary), 1), &[(1, "root-old")]);
         expect(&kin, |s| matches!(s, Stand::TwoPrimaries(_)));
         // The same server, with another cluster's record.
         let mut promotion = promotion();
         promotion.peer_cluster = "bbbbbbbb".into();
-        let found = decided(&ours(), Some(&promotion), &peer("old", Some("primary"), 1));
+        let found = decided(
+            &ours(),
+            Some(&promotion),
+            &peer("old", Some(Role::Primary), 1),
+        );
         assert!(matches!(found, Stand::PeerChanged(_)), "{found:?}");
     }
 
     #[test]
     fn the_lower_epoch_gives_way_within_one_line() {
-        expect(&peer("old", Some("primary"), 3), |s| {
+        expect(&peer("old", Some(Role::Primary), 3), |s| {
             matches!(s, Stand::FenceSelf { epoch: 3, .. })
         });
         // Promoted over this server, or over one of the same line.
-        let mut over_us = peer("third", Some("primary"), 3);
+        let mut over_us = peer("third", Some(Role::Primary), 3);
         over_us.record.as_mut().expect("a record").followed = vec!["new".into()];
         expect(&over_us, |s| matches!(s, Stand::FenceSelf { epoch: 3, .. }));
-        let kin = of_line(peer("third", Some("primary"), 3), &[(2, "x"), (3, "y")]);
+        let kin = of_line(peer("third", Some(Role::Primary), 3), &[(2, "x"), (3, "y")]);
         expect(&kin, |s| matches!(s, Stand::FenceSelf { epoch: 3, .. }));
     }
 
     #[test]
     fn a_stranger_is_neither_obeyed_nor_fenced() {
         for epoch in [1, 2, 3, i64::MAX] {
-            expect(&peer("third", Some("primary"), epoch), |s| {
+            expect(&peer("third", Some(Role::Primary), epoch), |s| {
                 matches!(s, Stand::Stranger(_))
             });
             let staging = of_line(
-                peer("third", Some("primary"), epoch),
+                peer("third", Some(Role::Primary), epoch),
                 &[(1, "root-staging")],
             );
             expect(&staging, |s| matches!(s, Stand::Stranger(_)));
@@ -296,11 +306,11 @@ mod tests {
 
     #[test]
     fn an_epoch_out_of_all_bounds_is_not_obeyed() {
-        expect(&peer("old", Some("primary"), 2 + EPOCH_STEP_MAX), |s| {
+        expect(&peer("old", Some(Role::Primary), 2 + EPOCH_STEP_MAX), |s| {
             matches!(s, Stand::FenceSelf { .. })
         });
         for epoch in [3 + EPOCH_STEP_MAX, i64::MAX] {
-            expect(&peer("old", Some("primary"), epoch), |s| {
+            expect(&peer("old", Some(Role::Primary), epoch), |s| {
                 matches!(s, Stand::TwoPrimaries(_))
             });
         }
@@ -308,7 +318,7 @@ mod tests {
 
     #[test]
     fn nobody_gives_way_to_one_that_cannot_be_written_to() {
-        let mut theirs = peer("old", Some("primary"), 3);
+        let mut theirs = peer("old", Some(Role::Primary), 3);
         theirs.fenced = true;
         expect(&theirs, |s| matches!(s, Stand::TwoPrimaries(_)));
     }
@@ -325,7 +335,7 @@ mod tests {
 
     #[test]
     fn a_fence_counts_only_with_its_setting_and_its_epoch() {
-        let mut theirs = peer("old", Some("primary"), 1);
+        let mut theirs = peer("old", Some(Role::Primary), 1);
         theirs.record.as_mut().expect("a record").fence = fence(2, "us");
         expect(&theirs, |s| *s == Stand::FencePeer);
         theirs.fenced = true;
@@ -336,7 +346,7 @@ mod tests {
 
     #[test]
     fn a_fence_by_another_cluster_of_our_epoch_is_another_primary() {
-        let mut theirs = peer("old", Some("primary"), 1);
+        let mut theirs = peer("old", Some(Role::Primary), 1);
         theirs.fenced = true;
         for (epoch, two) in [(1, false), (2, true), (3, true)] {
             theirs.record.as_mut().expect("a record").fence = fence(epoch, "them");
@@ -346,7 +356,7 @@ mod tests {
 
     #[test]
     fn a_spare_follows_only_with_a_copy_of_ours() {
-        let mut theirs = peer("old", Some("spare"), 2);
+        let mut theirs = peer("old", Some(Role::Spare), 2);
         expect(&theirs, |s| matches!(s, Stand::Alone(_)));
         theirs.record.as_mut().expect("a record").copied_from = Some("new".into());
         expect(&theirs, |s| *s == Stand::Followed);
@@ -354,13 +364,19 @@ mod tests {
 
     #[test]
     fn a_spare_that_knows_more_of_us_proves_that_we_were_set_back() {
-        let mut later = peer("old", Some("spare"), 3);
+        let mut later = peer("old", Some(Role::Spare), 3);
         later.record.as_mut().expect("a record").copied_from = Some("new".into());
         expect(&later, |s| matches!(s, Stand::WentBack(_)));
-        let mut other = of_line(peer("old", Some("spare"), 2), &[(1, "root-old"), (2, "z")]);
+        let mut other = of_line(
+            peer("old", Some(Role::Spare), 2),
+            &[(1, "root-old"), (2, "z")],
+        );
         other.record.as_mut().expect("a record").copied_from = Some("new".into());
         expect(&other, |s| matches!(s, Stand::WentBack(_)));
-        let mut same = of_line(peer("old", Some("spare"), 2), &[(1, "root-old"), (2, "x")]);
+        let mut same = of_line(
+            peer("old", Some(Role::Spare), 2),
+            &[(1, "root-old"), (2, "x")],
+        );
         same.record.as_mut().expect("a record").copied_from = Some("new".into());
         expect(&same, |s| *s == Stand::Followed);
     }

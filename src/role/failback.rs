@@ -6,10 +6,11 @@ use super::steps::{Told, Walk};
 use super::watch::look_at_peer;
 use crate::cluster::preparation::Names;
 use crate::cluster::{
-    EPOCH_STEP_MAX, LocalSession, Lock, Promotion, Record, State, Transition, quote_ident,
-    raise_fence, system_id,
+    EPOCH_STEP_MAX, LocalSession, Lock, Promotion, Record, State, quote_ident, raise_fence,
+    system_id,
 };
 use crate::config::Config;
+use crate::domain::{PromotionKind, Role, Step, Transition, TransitionKind};
 use crate::replication::{Doubt, PassError, has_database, stream};
 use chrono::Utc;
 
@@ -27,8 +28,14 @@ pub async fn come_back(
     let server = system_id(state.session()).await?;
     let peer = newer_primary(config, &own, &server).await?;
     let promotion = promotion_of(&peer);
-    let mut walk = Walk::new(state, lock, told, "failback", (peer.epoch, ""));
-    let mut noted = match walk.was_at(before.as_ref(), "peer") {
+    let mut walk = Walk::new(
+        state,
+        lock,
+        told,
+        TransitionKind::Failback,
+        (peer.epoch, ""),
+    );
+    let mut noted = match walk.was_at(before.as_ref(), Step::Peer) {
         true => journal,
         false => Noted::default(),
     };
@@ -39,13 +46,13 @@ pub async fn come_back(
     }
     walk.entry.asked = noted.text();
     if noted.listed.is_none() {
-        walk.step("peer").await?;
+        walk.step(Step::Peer).await?;
     }
     // However far an earlier try came: the fence may have been lifted since, and rows written.
     fence_and_list(config, state, &mut walk, &peer, &mut noted).await?;
-    walk.step("release").await?;
+    walk.step(Step::Release).await?;
     release(config, state, &promotion, &peer.cluster_id).await?;
-    walk.step("role").await?;
+    walk.step(Step::Role).await?;
     // The line first: killed between the two, this is an old primary still, and comes back once more.
     state.adopt_lineage(lock, &peer.lineage).await?;
     state.return_as_spare(lock, peer.epoch).await?;
@@ -98,7 +105,7 @@ async fn fence_and_list(
 ) -> Result<(), PassError> {
     let promotion = promotion_of(peer);
     if noted.listed.is_none() {
-        walk.step("fence").await?;
+        walk.step(Step::Fence).await?;
     }
     fence_here(config, state, peer.epoch, &peer.cluster_id).await?;
     let fence = state.fence_record().await?;
@@ -110,7 +117,7 @@ async fn fence_and_list(
     let next = divergence::next_number(config).await?;
     let found = match &noted.listed {
         None => {
-            walk.step("divergence").await?;
+            walk.step(Step::Divergence).await?;
             divergence::record_behind(config, state, &promotion, &behind).await?
         }
         Some(listed) => {
@@ -145,7 +152,7 @@ fn promotion_of(peer: &Record) -> Promotion {
             Promotion {
                 id: String::new(),
                 epoch: peer.epoch,
-                kind: "by_hand".into(),
+                kind: PromotionKind::ByHand,
                 time: Utc::now(),
                 lsn: String::new(),
                 commit_time: None,
@@ -162,10 +169,10 @@ fn promotion_of(peer: &Record) -> Promotion {
 
 /// A primary becomes a spare only of a newer one.
 async fn newer_primary(config: &Config, own: &Record, server: &str) -> Result<Record, PassError> {
-    let (epoch, role) = (own.epoch, own.role.as_deref());
+    let (epoch, role) = (own.epoch, own.role);
     let seen = look_at_peer(config).await?;
     let record = seen.theirs.record.unwrap_or_default();
-    let primary = record.role.as_deref() == Some("primary");
+    let primary = record.role == Some(Role::Primary);
     if primary && !own.is_kin(server, &record, &seen.theirs.system_id) {
         let stranger = Doubt {
             rule: "stranger",
@@ -190,11 +197,11 @@ async fn newer_primary(config: &Config, own: &Record, server: &str) -> Result<Re
             next_step: "look into table cluster of database warm_spare on the peer".into(),
         });
     }
-    let newer = record.role.as_deref() == Some("primary") && record.epoch > epoch;
+    let newer = record.role == Some(Role::Primary) && record.epoch > epoch;
     if newer && !seen.theirs.fenced {
         return Ok(record);
     }
-    let is = match record.role.as_deref() {
+    let is = match record.role {
         Some(role) => format!("{role} of epoch {}", record.epoch),
         None => "nothing on record".into(),
     };
@@ -202,7 +209,7 @@ async fn newer_primary(config: &Config, own: &Record, server: &str) -> Result<Re
         rule: "no_newer_primary",
         text: format!(
             "this cluster is {} of epoch {epoch}, and the peer is {is}{}: a primary becomes the spare only of a newer primary",
-            role.unwrap_or("nothing on record"),
+            role.map_or("nothing on record", Into::into),
             if seen.theirs.fenced {
                 ", read-only"
             } else {

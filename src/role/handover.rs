@@ -8,11 +8,12 @@ use super::steps::Walk;
 use super::watch::{PeerSeen, another_server, look_at_peer, open_fence};
 use crate::cluster::preparation::Names;
 use crate::cluster::{
-    CopiedPoint, EPOCH_STEP_MAX, LocalSession, Lock, PeerFence, Promotion, Record, Side, State,
-    Transition, clear_out, system_id,
+    CopiedPoint, EPOCH_STEP_MAX, LocalSession, Lock, PeerFence, Promotion, Record, State,
+    clear_out, system_id,
 };
-use crate::config::{Config, Role};
-use crate::observe::{self, Check, Clock, Verdict};
+use crate::config::{Config, WantedRole};
+use crate::domain::{PromotionKind, Role, Side, Step, Transition, TransitionKind};
+use crate::observe::{Check, Clock, Verdict};
 use crate::replication::stream::Told as Heard;
 use crate::replication::{Courier, PassError, end_appliers, mend, next_sequences, stands_at, wake};
 use std::path::Path;
@@ -68,7 +69,7 @@ pub struct Handover<'a> {
     pub courier: Box<dyn Fn() -> Result<Courier, PassError> + Send + Sync>,
     pub spool: Arc<Path>,
     pub clock: Clock,
-    pub told: Box<dyn Fn(observe::Transition) + Send + Sync>,
+    pub told: Box<dyn Fn(Transition) + Send + Sync>,
     /// Hears of the stream while it is drained.
     pub heard: Arc<dyn Heard>,
     /// The one that is to be taken.
@@ -110,7 +111,7 @@ impl Handover<'_> {
         let mut walk = self.walk(before);
         // A fence that may stand stays on the journal until it is known not to.
         if !fenced_before {
-            walk.step("preflight").await?;
+            walk.step(Step::Preflight).await?;
         }
         let point = match self.ready().await {
             Ok(point) => point,
@@ -133,7 +134,7 @@ impl Handover<'_> {
                 Ok(reached) => reached,
                 Err(error) if is_our_own(&error) => return Err(error),
                 Err(error) => {
-                    let why = format!("{}: {error}", walk.entry.step);
+                    let why = format!("{}: {error}", walk.entry.step_name());
                     return self.undo(walk, why).await;
                 }
             },
@@ -143,12 +144,12 @@ impl Handover<'_> {
                 true => Ok(Outcome::Again(error)),
                 false if is_our_own(&error) => Err(error),
                 false => {
-                    let why = format!("{}: {error}", walk.entry.step);
+                    let why = format!("{}: {error}", walk.entry.step_name());
                     self.undo(walk, why).await
                 }
             };
         }
-        walk.step("promote").await?;
+        walk.step(Step::Promote).await?;
         self.promote(&point, reached).await?;
         // From here on nothing may fail: what is left undone, the primary does when it begins.
         if let Err(error) = self.state.close_journal(self.lock).await {
@@ -159,8 +160,8 @@ impl Handover<'_> {
 
     fn walk(&self, before: Option<Transition>) -> Walk<'_> {
         let kind = match self.forced() {
-            true => "failover",
-            false => "switchover",
+            true => TransitionKind::Failover,
+            false => TransitionKind::Switchover,
         };
         let asked = asked(self.config);
         let mut walk = Walk::new(
@@ -227,15 +228,15 @@ impl Handover<'_> {
     ) -> Result<Reached, PassError> {
         let lacked = self.lacking().await?;
         let seen = self.known_peer(point).await?;
-        walk.step("fence").await?;
+        walk.step(Step::Fence).await?;
         let fence = self.raise(point).await?;
-        walk.step("drain").await?;
+        walk.step(Step::Drain).await?;
         let limit = self.config.takeover.drain_timeout;
         self.drain(&fence, point, limit).await?;
-        walk.step("compare").await?;
+        walk.step(Step::Compare).await?;
         let sequences = self.compare(point, &lacked).await?;
         let clock = self.peers_clock().await?;
-        walk.step("sequences").await?;
+        walk.step(Step::Sequences).await?;
         self.set_sequences(&sequences).await?;
         self.wait_for_clock(Some(clock)).await?;
         log::debug!("the peer was at PostgreSQL {}", seen.version);
@@ -254,10 +255,10 @@ impl Handover<'_> {
         let mut reached = Reached::default();
         let mut clock = None;
         let lacked = self.lacking().await?;
-        walk.step("fence").await?;
+        walk.step(Step::Fence).await?;
         if let Some(fence) = self.fence_if_it_answers(point).await? {
             reached.fenced = true;
-            walk.step("drain").await?;
+            walk.step(Step::Drain).await?;
             let limit = self.config.takeover.drain_timeout;
             let drained = async {
                 self.drain(&fence, point, limit).await?;
@@ -275,7 +276,7 @@ impl Handover<'_> {
                 }
             }
         }
-        walk.step("sequences").await?;
+        walk.step(Step::Sequences).await?;
         if !reached.complete {
             next_sequences(self.config).await?;
         }
@@ -362,7 +363,7 @@ impl Handover<'_> {
             peer_cluster: point.peer_cluster.clone(),
             ..self.promotion(point, Reached::default())
         };
-        if record.role.as_deref() == Some("spare") || !is_recorded(&followed, &seen.theirs) {
+        if record.role == Some(Role::Spare) || !is_recorded(&followed, &seen.theirs) {
             return Err(another_server());
         }
         Ok(seen)
@@ -382,7 +383,7 @@ impl Handover<'_> {
             rule,
             text: format!(
                 "{why}the peer is a {} of epoch {} by now, and this promotion would take epoch {}",
-                record.role.as_deref().unwrap_or("cluster"),
+                record.role.map_or("cluster", Into::into),
                 record.epoch,
                 self.epoch
             ),
@@ -407,7 +408,10 @@ impl Handover<'_> {
         Promotion {
             epoch: self.epoch,
             id: String::new(),
-            kind: if complete { "switchover" } else { "failover" }.into(),
+            kind: match complete {
+                true => PromotionKind::Switchover,
+                false => PromotionKind::Failover,
+            },
             time: self.clock.now(),
             lsn: point.lsn.clone(),
             commit_time: Some(point.commit_time),
@@ -451,7 +455,7 @@ impl Handover<'_> {
         );
         let told = (text.as_str(), self.config.change.as_str());
         self.state
-            .promote(self.lock, database, &promotion, Some("spare"), told)
+            .promote(self.lock, database, &promotion, Some(Role::Spare), told)
             .await?;
         log::warn!("local: {text}");
         // Sessions from before stay read-only for as long as they live; whoever pools them connects anew.
@@ -517,5 +521,5 @@ fn in_words(refused: &[&Check]) -> String {
 
 /// Whether the configuration asks for this cluster's promotion.
 pub fn is_asked_for(config: &Config) -> bool {
-    config.role == Role::Primary
+    config.role == WantedRole::Primary
 }

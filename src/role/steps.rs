@@ -1,30 +1,19 @@
 //! The steps of a transition: each is in the journal before it begins, shown, logged, and may be the last before a kill.
 
-use crate::cluster::{Lock, State, Transition};
+use crate::cluster::{Lock, State};
+use crate::domain::{Step, Transition, TransitionKind};
 use crate::killpoint;
-use crate::observe;
 use crate::replication::PassError;
 use chrono::Utc;
 
 /// Hears of every step.
-pub type Told<'a> = &'a (dyn Fn(observe::Transition) + Send + Sync);
-
-pub const HANDOVER: &[&str] = &[
-    "preflight",
-    "fence",
-    "drain",
-    "compare",
-    "sequences",
-    "promote",
-];
-pub const FAILBACK: &[&str] = &["peer", "fence", "divergence", "release", "role"];
+pub type Told<'a> = &'a (dyn Fn(Transition) + Send + Sync);
 
 pub struct Walk<'a> {
     pub state: &'a State,
     pub lock: Lock,
     pub told: Told<'a>,
     pub entry: Transition,
-    pub steps: &'static [&'static str],
 }
 
 impl<'a> Walk<'a> {
@@ -32,7 +21,7 @@ impl<'a> Walk<'a> {
         state: &'a State,
         lock: Lock,
         told: Told<'a>,
-        kind: &str,
+        kind: TransitionKind,
         (epoch, asked): (i64, &str),
     ) -> Self {
         Walk {
@@ -40,49 +29,38 @@ impl<'a> Walk<'a> {
             lock,
             told,
             entry: Transition {
-                kind: kind.to_string(),
+                kind,
                 epoch,
-                step: String::new(),
+                step: None,
                 started: Utc::now(),
                 asked: asked.to_string(),
                 undone: None,
             },
-            steps: match kind {
-                "failback" => FAILBACK,
-                _ => HANDOVER,
-            },
         }
     }
 
-    pub async fn step(&mut self, name: &'static str) -> Result<(), PassError> {
-        self.entry.step = name.to_string();
+    pub async fn step(&mut self, step: Step) -> Result<(), PassError> {
+        self.entry.step = Some(step);
         self.state.journal(self.lock, &self.entry).await?;
-        let number = self.steps.iter().position(|step| *step == name);
-        let shown = observe::Transition {
-            kind: self.entry.kind.clone(),
-            step: name.to_string(),
-            number: number.map_or(0, |at| at + 1),
-            of: self.steps.len(),
-            started: self.entry.started,
+        let text = match self.entry.progress() {
+            (Some(number), of) => format!("step {number} of {of}: {step}"),
+            (None, _) => step.to_string(),
         };
-        let step = match number {
-            Some(at) => format!("step {} of {}: {name}", at + 1, self.steps.len()),
-            None => name.to_string(),
-        };
-        let (kind, epoch) = (&self.entry.kind, self.entry.epoch);
-        log::info!("{kind}: {step} (epoch {epoch})");
-        (self.told)(shown);
-        killpoint::step(&self.entry.kind, name);
+        let (kind, epoch) = (self.entry.kind, self.entry.epoch);
+        log::info!("{kind}: {text} (epoch {epoch})");
+        (self.told)(self.entry.clone());
+        killpoint::step(kind.into_str(), step.into_str());
         Ok(())
     }
 
-    /// Whether the journal was left at that step or a later one.
-    pub fn was_at(&self, entry: Option<&Transition>, name: &str) -> bool {
-        let place = |step: &str| self.steps.iter().position(|known| *known == step);
+    /// Returns whether the journal was left at that step or a later one.
+    pub fn was_at(&self, entry: Option<&Transition>, step: Step) -> bool {
+        let steps = self.entry.kind.steps();
+        let place = |step: Option<Step>| steps.iter().position(|known| Some(*known) == step);
         entry.is_some_and(|entry| {
             entry.kind == self.entry.kind
                 && entry.epoch == self.entry.epoch
-                && place(&entry.step) >= place(name)
+                && place(entry.step) >= place(Some(step))
         })
     }
 }

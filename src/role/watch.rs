@@ -6,6 +6,7 @@ use crate::cluster::{
     LocalSession, PeerFence, PeerSession, Promotion, State, fenced, peers_record,
 };
 use crate::config::{Config, Datastore};
+use crate::domain::PromotionKind;
 use crate::replication::{PassError, stream, two_servers};
 
 /// The peer, and what its server says.
@@ -61,7 +62,7 @@ pub async fn settle(
         fence.raise(promotion.epoch, &id, true).await?;
     }
     state.peer_was_fenced(promotion.epoch, false).await?;
-    if promotion.kind == "switchover" && stood {
+    if promotion.kind == PromotionKind::Switchover && stood {
         // Of another name: made by hand, and not ours to remove.
         let ours = Names::of_cluster(&id);
         if promotion.slot == ours.slot {

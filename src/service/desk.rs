@@ -1,7 +1,8 @@
 //! The state's only writers go through here: the channel that everything reads from, the meter, the counters, and the
 //! events, which wait here while the state database is away.
 
-use crate::cluster::{self, Event, FenceError, ProgramError, Side, StateError};
+use crate::cluster::{self, Event, FenceError, ProgramError, StateError};
+use crate::domain::Side;
 use crate::observe::{
     Clock, Counters, Hold, HoldReason, Meter, Progress, Reach, Sighting, State, Watched,
 };

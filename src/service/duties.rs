@@ -11,8 +11,9 @@ use super::guard::{End, ask_store};
 use super::plan::{LONGEST_WAIT, Next, Plan, Rules};
 use super::tenure::{Tenure, recall};
 use super::{Configs, Desk, next, sight};
-use crate::cluster::{Confirmation, CopiedPoint, LocalStore, Side, StateError, Store};
+use crate::cluster::{Confirmation, CopiedPoint, LocalStore, StateError, Store};
 use crate::config::Config;
+use crate::domain::{Role, Side};
 use crate::observe::{Baseline, HoldReason, State};
 use crate::replication::stream::Differed;
 use crate::replication::{
@@ -176,9 +177,7 @@ impl<'a> Duties<'a> {
         self.mind_the_clock();
         let now = self.desk.now();
         let steady = self.desk.clock.steady();
-        let spare = self
-            .desk
-            .read(|state| state.role.as_deref() == Some("spare"));
+        let spare = self.desk.read(|state| state.role == Some(Role::Spare));
         if !self.unsettled || !spare {
             return Ok(());
         }

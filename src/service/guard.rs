@@ -5,10 +5,11 @@ use super::Desk;
 use super::complaint::{Complaint, Pace};
 use super::tenure::Tenure;
 use crate::cluster::{
-    self, BuilderKeys, DatastoreError, DatastoreFault, PeerSession, Side, StateError, Store,
-    StoreError, enforce_fence, is_fenced, prove_fence,
+    self, BuilderKeys, DatastoreError, DatastoreFault, PeerSession, StateError, Store, StoreError,
+    enforce_fence, is_fenced, prove_fence,
 };
 use crate::config::{Config, S3};
+use crate::domain::{Role, Side};
 use crate::observe::{Preflight, State};
 use crate::replication::{PassError, has_database, sample};
 use crate::role::{Purpose, preflight, remove_drill_leftovers, unplanned, worst};
@@ -77,7 +78,7 @@ async fn keep_checking(desk: &Desk, config: &Config) -> Infallible {
 async fn keep_counting(desk: &Desk, config: &Config) -> Infallible {
     loop {
         let id = desk.read(|state| {
-            let spare = state.role.as_deref() == Some("spare") || state.baseline.is_some();
+            let spare = state.role == Some(Role::Spare) || state.baseline.is_some();
             state.cluster_id.clone().filter(|_| spare)
         });
         let footprint = match id {
@@ -108,14 +109,14 @@ pub async fn keep_tidy(tenure: &Tenure) -> Infallible {
 }
 
 async fn keep_fence(desk: &Desk, tenure: &Tenure) -> End {
-    let mut role = desk.read(|state| state.role.clone());
+    let mut role = desk.read(|state| state.role);
     let mut complaint = Complaint::new("local: the fence holds");
     for look in 0.. {
         let proving = look % LOOKS_PER_PROOF == 0;
         match tokio::time::timeout(PATIENCE, look_once(desk, tenure, proving)).await {
             Err(_) => return End::Failed(silent(tenure).into()),
             Ok(Err(error)) => return End::Failed(error),
-            Ok(Ok(found)) if is_another(role.as_deref(), found.role.as_deref()) => {
+            Ok(Ok(found)) if is_another(role, found.role) => {
                 // Our own handover, which is at its last steps and says so itself.
                 if desk.read(|state| state.transition.is_none()) {
                     return End::RoleChanged;
@@ -139,8 +140,8 @@ async fn keep_fence(desk: &Desk, tenure: &Tenure) -> End {
 }
 
 /// The first copy records the role itself; nobody else's record leaves us at work.
-fn is_another(old: Option<&str>, new: Option<&str>) -> bool {
-    old != new && !(old.is_none() && new == Some("spare"))
+fn is_another(old: Option<Role>, new: Option<Role>) -> bool {
+    old != new && !(old.is_none() && new == Some(Role::Spare))
 }
 
 fn silent(tenure: &Tenure) -> DatastoreError {
@@ -156,7 +157,7 @@ fn silent(tenure: &Tenure) -> DatastoreError {
 }
 
 struct Found {
-    role: Option<String>,
+    role: Option<Role>,
     /// Why the fence does not hold.
     open: Option<String>,
 }
@@ -167,7 +168,7 @@ async fn look_once(desk: &Desk, tenure: &Tenure, proving: bool) -> Result<Found,
     let cluster = tenure.state.cluster().await?;
     let role = cluster.role;
     desk.settle_events(&tenure.state).await;
-    let spare = role.as_deref() == Some("spare");
+    let spare = role == Some(Role::Spare);
     let session = tenure.state.session();
     if !spare || !has_database(session, &local.database).await? {
         desk.update(|state| state.local.fenced = None);
@@ -219,7 +220,7 @@ async fn look_once(desk: &Desk, tenure: &Tenure, proving: bool) -> Result<Found,
 }
 
 /// What the server refuses stays so until somebody acts, and is shown; what it does not answer ends the tenure.
-fn refused(role: Option<String>, error: StateError) -> Result<Found, PassError> {
+fn refused(role: Option<Role>, error: StateError) -> Result<Found, PassError> {
     match error {
         StateError::Datastore(error) if !error.is_transient() => Ok(Found {
             role,
@@ -258,7 +259,7 @@ pub async fn keep_seeing(desk: &Desk, config: &Config) -> Infallible {
 /// A spare's bucket has what its rows name, as far as a sample tells. What could not be found out leaves what is known: a
 /// bucket that does not answer is told by itself.
 async fn look_for_artifacts(desk: &Desk, config: &Config) {
-    let copied = |state: &State| state.role.as_deref() == Some("spare") && state.point.is_some();
+    let copied = |state: &State| state.role == Some(Role::Spare) && state.point.is_some();
     if !desk.read(copied) {
         desk.update(|state| state.sampled = None);
         return;

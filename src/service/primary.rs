@@ -5,8 +5,9 @@ use super::complaint::{Complaint, Pace};
 use super::guard::{End, keep_seeing, keep_tidy};
 use super::tenure::Tenure;
 use super::{Configs, Desk, next};
-use crate::cluster::{self, ClusterRecord, FenceRecord, Side, State, clear_out};
-use crate::config::{Config, Role};
+use crate::cluster::{self, ClusterRecord, FenceRecord, State, clear_out};
+use crate::config::{Config, WantedRole};
+use crate::domain::{Role, Side, TransitionKind};
 use crate::observe::{HoldReason, Work};
 use crate::replication::PassError;
 use crate::role::{PeerSeen, come_back, look_at_peer};
@@ -91,8 +92,8 @@ impl<'a> Primary<'a> {
     async fn take_up(&mut self) -> Result<(), PassError> {
         let state = &self.tenure.state;
         let open = state.transition().await?;
-        if open.is_some_and(|entry| entry.kind != "failback")
-            && state.cluster().await?.role.as_deref() == Some("primary")
+        if open.is_some_and(|entry| entry.kind != TransitionKind::Failback)
+            && state.cluster().await?.role == Some(Role::Primary)
         {
             let database = &self.tenure.config.local.datastore.database;
             // Sessions from before are read-only for as long as they live.
@@ -112,11 +113,11 @@ impl<'a> Primary<'a> {
         let cluster = state.cluster().await?;
         let fence = state.fence_record().await?;
         self.show(&cluster, fence.as_ref());
-        if cluster.role.as_deref() == Some("spare") {
+        if cluster.role == Some(Role::Spare) {
             return Ok(Some(End::RoleChanged));
         }
         self.conflicting = false;
-        if config.role == Role::Spare {
+        if config.role == WantedRole::Spare {
             if self.come_back(config).await? {
                 return Ok(Some(End::RoleChanged));
             }
@@ -128,14 +129,14 @@ impl<'a> Primary<'a> {
             self.desk
                 .release(|hold| hold.reason == HoldReason::ForceNeeded);
         }
-        match (fence, cluster.role.as_deref()) {
+        match (fence, cluster.role) {
             (Some(fence), _) => self.stay_fenced(config, &cluster, &fence).await?,
             (None, Some(_)) => self.stand(config, &cluster).await?,
-            (None, None) if config.role == Role::Primary => self.declare(config).await?,
+            (None, None) if config.role == WantedRole::Primary => self.declare(config).await?,
             // The peer says that it was the primary; as long as the peer cannot be asked, nothing is done.
             (None, None) => {}
         }
-        if config.role != Role::Spare && !self.conflicting {
+        if config.role != WantedRole::Spare && !self.conflicting {
             self.desk
                 .release(|hold| matches!(hold.reason, HoldReason::Conflict | HoldReason::Failed));
         }
@@ -265,9 +266,6 @@ impl Primary<'_> {
         }
     }
 }
-
-/// The kind of a promotion by which an old primary, or one of two, took its place back by force.
-const TAKEN_BACK: &str = "taken_back";
 
 fn forces(config: &Config, epoch: i64) -> bool {
     i64::try_from(config.force_epoch) == Ok(epoch)

@@ -4,6 +4,7 @@
 use super::{Configs, Desk, next};
 use crate::cluster::{self, as_client};
 use crate::config::Config;
+use crate::domain::Role;
 use crate::observe::Seen;
 use crate::replication::{PassError, is_ours};
 use std::convert::Infallible;
@@ -91,8 +92,8 @@ async fn look(config: &Config, kept: &mut Option<cluster::State>) -> Result<Seen
     let client = as_client(local, &local.database).await?;
     Ok(Seen {
         at,
-        writable: role.as_deref() == Some("primary") && !fenced && !client.read_only,
-        readable: role.as_deref() == Some("spare")
+        writable: role == Some(Role::Primary) && !fenced && !client.read_only,
+        readable: role == Some(Role::Spare)
             && point.is_some_and(|point| is_ours(&point, client.stands.as_ref())),
     })
 }

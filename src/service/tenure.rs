@@ -6,7 +6,8 @@ use super::guard::{self, End};
 use super::primary::Primary;
 use super::{Configs, Desk, next, sight, witness};
 use crate::cluster::{self, Holder, Lock, StateError, Watch};
-use crate::config::{Config, Role};
+use crate::config::{Config, WantedRole};
+use crate::domain::{Role, Side};
 use crate::observe::{Artifacts, HoldReason, Sighting, Standing, State, Verified, Work};
 use crate::replication::{PassError, UNREADABLE, UNSTORABLE, stands_at, unavailable_here};
 use crate::role::is_asked_for;
@@ -107,7 +108,7 @@ fn forget_following(state: &mut State) {
 async fn other_ends(desk: &Desk, configs: &mut Configs, config: &Config) {
     loop {
         next(configs).await;
-        let recorded = desk.read(|state| state.role.clone());
+        let recorded = desk.read(|state| state.role);
         let same = configs.borrow_and_update().as_ref().is_some_and(|new| {
             // What is on record goes on as it is until it is converged on another role; whoever is at work sees to that.
             (recorded.is_some() || new.role == config.role)
@@ -204,7 +205,7 @@ async fn serve(desk: &Desk, tenure: &Tenure, configs: &Configs, kind: Kind) -> E
             forget_following(state);
         }
     });
-    desk.see_datastore(cluster::Side::Local, None);
+    desk.see_datastore(Side::Local, None);
     desk.release(|hold| hold.passing || hold.reason == HoldReason::RoleUnset);
     match kind {
         Kind::Primary => tokio::select! {
@@ -220,13 +221,13 @@ async fn serve(desk: &Desk, tenure: &Tenure, configs: &Configs, kind: Kind) -> E
 }
 
 /// What is to be done, by the wanted role and what is on record; None: nothing, for nobody ever said what this cluster is.
-fn kind(wanted: Role, recorded: Option<&str>, once_primary: bool) -> Option<Kind> {
+fn kind(wanted: WantedRole, recorded: Option<Role>, once_primary: bool) -> Option<Kind> {
     match (wanted, recorded) {
-        (_, Some("spare")) => Some(Kind::Spare),
-        (_, Some(_)) | (Role::Primary, None) => Some(Kind::Primary),
+        (_, Some(Role::Spare)) => Some(Kind::Spare),
+        (_, Some(_)) | (WantedRole::Primary, None) => Some(Kind::Primary),
         (_, None) if once_primary => Some(Kind::Primary),
-        (Role::Spare, None) => Some(Kind::Spare),
-        (Role::Keep, None) => None,
+        (WantedRole::Spare, None) => Some(Kind::Spare),
+        (WantedRole::Keep, None) => None,
     }
 }
 
@@ -243,13 +244,13 @@ async fn begin(
     let (role, fenced) = match &found {
         Some(state) => {
             recall(desk, config, state).await?;
-            let role = desk.read(|state| state.role.clone());
+            let role = desk.read(|state| state.role);
             (role, state.fence_record().await?.is_some())
         }
         None => (None, false),
     };
-    desk.see_datastore(cluster::Side::Local, None);
-    let Some(kind) = kind(config.role, role.as_deref(), fenced || was_primary) else {
+    desk.see_datastore(Side::Local, None);
+    let Some(kind) = kind(config.role, role, fenced || was_primary) else {
         desk.hold(
             HoldReason::RoleUnset,
             "this cluster was never told its role, so nothing is done",
@@ -289,9 +290,9 @@ async fn begin(
         }
     }
     // While the lock was waited for, whoever held it may have changed the role.
-    let role = desk.read(|state| state.role.clone());
+    let role = desk.read(|state| state.role);
     let fenced = state.fence_record().await?.is_some();
-    let kind = self::kind(config.role, role.as_deref(), fenced || was_primary).unwrap_or(kind);
+    let kind = self::kind(config.role, role, fenced || was_primary).unwrap_or(kind);
     let tenure = Tenure {
         data: data.clone(),
         config: config.clone(),
@@ -342,7 +343,7 @@ pub async fn recall(
 ) -> Result<(), PassError> {
     let cluster = database.cluster().await?;
     let fence = database.fence_record().await?;
-    let spare = cluster.role.as_deref() == Some("spare");
+    let spare = cluster.role == Some(Role::Spare);
     let point = match database.copied_point().await? {
         // What a primary was once copied from is not where it stands.
         Some(copied) if spare => Some(stands_at(config, copied).await?),

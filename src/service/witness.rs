@@ -6,6 +6,7 @@
 
 use crate::cluster::{Expected, LocalStore, State};
 use crate::config::{Config, write_whole};
+use crate::domain::Role;
 use crate::observe;
 use crate::replication::PassError;
 use bytes::Bytes;
@@ -90,7 +91,7 @@ pub async fn bring_up_to_date_in_bucket(
 async fn own(state: &State) -> Result<Witness, PassError> {
     let record = state.own_record().await?;
     let head = record.lineage.head();
-    let primary = record.role.as_deref() == Some("primary");
+    let primary = record.role == Some(Role::Primary);
     Ok(Witness {
         epoch: if primary { record.epoch } else { 0 },
         promotion: head.map_or_else(String::new, |head| head.id.clone()),

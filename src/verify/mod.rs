@@ -4,8 +4,9 @@
 mod artifacts;
 mod tables;
 
-use crate::cluster::{CopiedPoint, LocalSession, LocalStore, PeerSession, Side, State};
+use crate::cluster::{CopiedPoint, LocalSession, LocalStore, PeerSession, State};
 use crate::config::Config;
+use crate::domain::Side;
 use crate::observe::Progress;
 use crate::replication::{self, PassError, Policy, unavailable};
 use serde::Serialize;

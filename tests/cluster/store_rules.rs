@@ -95,7 +95,7 @@ async fn a_bucket_that_keeps_versions_does_not_fill_with_probes() -> Result<()> 
     let local =
         warm_spare::cluster::LocalStore::open(&config(&site.spare, site.spare.minio.endpoint()))?;
     let peer = warm_spare::cluster::Store::open(
-        warm_spare::cluster::Side::Peer,
+        warm_spare::domain::Side::Peer,
         &config(&site.primary, site.primary.minio.endpoint()),
     )?;
     for _ in 0..3 {

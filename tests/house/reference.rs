@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use warm_spare::domain::{Role, Step, Transition, TransitionKind};
 
 use chrono::{DateTime, Utc};
 use clap::CommandFactory;
@@ -18,8 +19,8 @@ use warm_spare::command::Arguments;
 use warm_spare::config::Config;
 use warm_spare::observe::{
     Artifacts, Baseline, Check, Clock, Counters, HEALTH_CODES, Held, Hold, HoldReason, Listener,
-    Meter, Mode, Phase, Preflight, Reach, Sighting, State, StateName, Transition, Verdict,
-    Verified, Watched, Work,
+    Meter, Mode, Phase, Preflight, Reach, Sighting, State, StateName, Verdict, Verified, Watched,
+    Work,
 };
 
 /// Cells of a row of the keys' tables: key, type, default, meaning.
@@ -220,7 +221,7 @@ fn full() -> State {
     }
     state.config.error = Some("role: unknown".into());
     state.cluster_id = Some("4f0c91aa".into());
-    state.role = Some("spare".into());
+    state.role = Some(Role::Spare);
     state.holder = Some("server process 7".into());
     state.epoch = Some(1);
     state.role_since = Some(now);
@@ -316,14 +317,15 @@ fn full() -> State {
         examples: vec!["table public.origins: has 3 rows, 4 were copied".into()],
     });
     state.verification_error = Some("no answer".into());
-    state.peer_role = Some("primary".into());
+    state.peer_role = Some(Role::Primary);
     state.peer_epoch = Some(1);
     state.transition = Some(Transition {
-        kind: "switchover".into(),
-        step: "drain".into(),
-        number: 3,
-        of: 7,
+        kind: TransitionKind::Switchover,
+        epoch: 2,
+        step: Some(Step::Drain),
         started: now,
+        asked: String::new(),
+        undone: None,
     });
     state.preflight = Some(Preflight {
         time: now,

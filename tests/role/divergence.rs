@@ -1,6 +1,7 @@
 //! What an old primary has and its successor lacks is recorded before it is copied over, exactly where its slot is left.
 
 use std::path::Path;
+use warm_spare::domain::PromotionKind;
 
 use serde_json::Value;
 use support::follow::{followed, prepared, tamper, until_equal};
@@ -66,7 +67,7 @@ async fn promotion(site: &Site) -> Result<Promotion> {
     Ok(Promotion {
         id: String::new(),
         epoch: 2,
-        kind: "failover".into(),
+        kind: PromotionKind::Failover,
         time: chrono::Utc::now(),
         lsn: point.get(0),
         commit_time: None,
@@ -284,7 +285,7 @@ async fn without_the_slot_both_sides_are_compared_and_that_is_said() -> Result<(
     assert!(output.stdout.contains("APPROXIMATE"), "{output}");
 
     let mut planned = returning;
-    planned.promotion.kind = "switchover".into();
+    planned.promotion.kind = PromotionKind::Switchover;
     let found = planned.record().await?;
     assert!(found.exact && found.rows == 0, "{found:?}");
     Ok(())

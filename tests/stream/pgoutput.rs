@@ -4,7 +4,7 @@ use bytes::Bytes;
 use chrono::Utc;
 use support::{Postgres, Result};
 use tokio_postgres::Client;
-use warm_spare::cluster::Lsn;
+use warm_spare::domain::Lsn;
 use warm_spare::replication::stream::pgoutput::{
     Begin, Commit, DecodeError, Delete, Identity, Insert, Message, Old, Relation, Truncate, Update,
     Value, decode,

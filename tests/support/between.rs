@@ -3,8 +3,9 @@
 use super::http_fault::HttpFault;
 use super::{Cluster, Factory, Package, Result, Site, Spec, site};
 use std::time::Duration;
-use warm_spare::cluster::{ByteBudget, LocalStore, Side, Store, StoreError, Throttle};
+use warm_spare::cluster::{ByteBudget, LocalStore, Store, StoreError, Throttle};
 use warm_spare::config::{Backend, S3, Secret, SecretSource};
+use warm_spare::domain::Side;
 use warm_spare::package::Checksum;
 use warm_spare::replication::{Courier, Delivery};
 

@@ -3,8 +3,9 @@
 use super::facts::{Prepared, inspect};
 use super::step::{How, Step};
 use super::{Names, publication::listed};
-use crate::cluster::{DatastoreError, Session, Side};
+use crate::cluster::{DatastoreError, Session};
 use crate::config::Datastore;
+use crate::domain::Side;
 use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio::time::Instant;

@@ -2,7 +2,8 @@
 
 use super::publication::{self, Publication, PublicationState};
 use super::{Names, id_of};
-use crate::cluster::{DatastoreError, Lsn, Row, Session, quote_ident};
+use crate::cluster::{DatastoreError, Row, Session, quote_ident};
+use crate::domain::Lsn;
 use std::collections::BTreeMap;
 
 /// Which tables are copied, in a query of `pg_class c` and its `pg_namespace n`.

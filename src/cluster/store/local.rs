@@ -1,9 +1,9 @@
 //! Our own bucket: what a [`Store`] reads, and writing, deleting, uploads in parts.
 
 use super::{EXPECTED, Expected, Store, Stored, object, unquote};
-use crate::cluster::Side;
 use crate::cluster::store_error::{StoreError, StoreFault, fault_of_body};
 use crate::config;
+use crate::domain::Side;
 use bytes::Bytes;
 use minio::s3::error::Error;
 use minio::s3::multimap_ext::Multimap;

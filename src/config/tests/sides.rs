@@ -60,7 +60,7 @@ fn a_whole_configuration_arrives_whole() {
         site.set(key, value);
     }
     let config = site.load().unwrap();
-    assert_eq!((config.role, config.force_epoch), (Role::Spare, 7));
+    assert_eq!((config.role, config.force_epoch), (WantedRole::Spare, 7));
     assert_eq!(
         (config.change.as_str(), config.site.as_str()),
         ("CHG-1", "dc2")
@@ -178,7 +178,7 @@ fn defaults_are_the_references() {
     let config = Site::new(MINIMAL).load().unwrap();
     assert_eq!(
         (config.role, config.force_epoch, config.log_level),
-        (Role::Keep, 0, log::LevelFilter::Info)
+        (WantedRole::Keep, 0, log::LevelFilter::Info)
     );
     let Side { datastore, s3 } = &config.local;
     assert_eq!(

@@ -4,7 +4,7 @@
 use super::changes::Named;
 use super::gate::{Gate, WantId};
 use super::pgoutput::{Message, Old, Relation, Value, decode};
-use crate::cluster::Lsn;
+use crate::domain::Lsn;
 use bytes::Bytes;
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -23,10 +23,11 @@ use super::settle::Settling;
 use super::spool::{SpoolError, spool};
 use crate::cluster::preparation::Names;
 use crate::cluster::{
-    Applying, CopiedPoint, DatastoreError, LocalSession, Lock, Lsn, State, StateError,
+    Applying, CopiedPoint, DatastoreError, LocalSession, Lock, State, StateError,
     end_former_writers, peers_record,
 };
 use crate::config::Config;
+use crate::domain::Lsn;
 use crate::observe::Clock;
 use std::collections::HashMap;
 use std::path::Path;

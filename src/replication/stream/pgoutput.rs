@@ -6,7 +6,7 @@ mod reader;
 #[cfg(test)]
 mod tests;
 
-use crate::cluster::Lsn;
+use crate::domain::Lsn;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use reader::Reader;

@@ -7,7 +7,8 @@
 use super::ahead::Lookahead;
 use super::error::Gap;
 use super::spool::{Frame, Sender};
-use crate::cluster::{Arrived, Lsn, WalStream};
+use crate::cluster::{Arrived, WalStream};
+use crate::domain::Lsn;
 use futures_util::FutureExt;
 use std::time::Duration;
 use tokio::sync::watch;

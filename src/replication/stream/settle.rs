@@ -10,8 +10,9 @@ use super::apply::keys;
 use super::changes::Named;
 use super::error::Gap;
 use super::gate::Outcome;
-use crate::cluster::{LocalSession, Lock, Lsn, State};
+use crate::cluster::{LocalSession, Lock, State};
 use crate::config::Config;
+use crate::domain::Lsn;
 use crate::package::package_of_key;
 use std::collections::HashSet;
 

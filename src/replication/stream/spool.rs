@@ -7,7 +7,7 @@ mod record;
 #[cfg(test)]
 mod tests;
 
-use crate::cluster::Lsn;
+use crate::domain::Lsn;
 use bytes::Bytes;
 use record::{DATA, HEADER, REACHED, header, read_some};
 use std::collections::VecDeque;

@@ -3,8 +3,9 @@
 
 use super::Found;
 use super::book::{Book, Change};
-use crate::cluster::{Arrived, LocalSession, Lsn, Promotion, WalSession, WalStream};
+use crate::cluster::{Arrived, LocalSession, Promotion, WalSession, WalStream};
 use crate::config::Config;
+use crate::domain::Lsn;
 use crate::replication::PassError;
 use crate::replication::stream::pgoutput::{
     DecodeError, Message, Old, Relation, Truncate, Value, decode,

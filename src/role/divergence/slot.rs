@@ -1,8 +1,9 @@
 //! Whether the slot by which the successor followed still gives everything since its promotion.
 
 use crate::cluster::preparation::COPIED_TABLES;
-use crate::cluster::{LocalSession, Lsn, Promotion, timeline};
+use crate::cluster::{LocalSession, Promotion, timeline};
 use crate::config::Config;
+use crate::domain::Lsn;
 use crate::replication::PassError;
 use std::time::Duration;
 
@@ -155,12 +156,13 @@ async fn unpublished(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::PromotionKind;
 
     fn promotion() -> Promotion {
         Promotion {
             id: String::new(),
             epoch: 2,
-            kind: "failover".into(),
+            kind: PromotionKind::Failover,
             time: chrono::Utc::now(),
             lsn: "0/200".into(),
             commit_time: None,

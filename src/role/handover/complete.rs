@@ -4,7 +4,8 @@ use super::super::preflight::{CLOCK_WAIT, ID_SLACK};
 use super::super::watch::{another_server, look_at_peer};
 use super::Handover;
 use crate::cluster::preparation::Names;
-use crate::cluster::{CopiedPoint, LocalSession, Lsn, PeerFence, PeerSession};
+use crate::cluster::{CopiedPoint, LocalSession, PeerFence, PeerSession};
+use crate::domain::Lsn;
 use crate::observe::{Listener, Phase, Progress};
 use crate::replication::stream::{self, Follow};
 use crate::replication::{

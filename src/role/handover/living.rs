@@ -2,7 +2,8 @@
 //! operator is asked, for both could be written to.
 
 use super::Handover;
-use crate::cluster::{CopiedPoint, Side, make_room};
+use crate::cluster::{CopiedPoint, make_room};
+use crate::domain::Side;
 use crate::replication::{Doubt, PassError};
 
 /// Each ends some sessions that others hold there; they may come back faster than ours begin.

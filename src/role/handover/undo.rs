@@ -3,7 +3,7 @@
 use super::super::steps::Walk;
 use super::super::watch::{another_server, look_at_peer, open_fence};
 use super::{Handover, Outcome};
-use crate::cluster::Transition;
+use crate::domain::{Role, Step, Transition, TransitionKind};
 use crate::killpoint;
 use crate::replication::PassError;
 
@@ -11,13 +11,13 @@ impl Handover<'_> {
     /// The primary may write again, and the spare follows as before.
     pub(super) async fn undo(&self, mut walk: Walk<'_>, why: String) -> Result<Outcome, PassError> {
         walk.entry.undone = Some(why.clone());
-        if walk.entry.step == "preflight" {
+        if walk.entry.step == Some(Step::Preflight) {
             // Nothing was done at the peer yet, and nobody's session there is ended for it.
-            walk.entry.step = "undone".into();
+            walk.entry.step = Some(Step::Undone);
             self.state.journal(self.lock, &walk.entry).await?;
             return self.told_undone(&walk.entry, why).await;
         }
-        walk.step("undo").await?;
+        walk.step(Step::Undo).await?;
         self.undo_now(walk.entry).await
     }
 
@@ -25,7 +25,7 @@ impl Handover<'_> {
     pub async fn undo_now(&self, mut entry: Transition) -> Result<Outcome, PassError> {
         killpoint::reach("undo.begin");
         let cluster = self.state.cluster().await?;
-        if cluster.role.as_deref() == Some("primary") {
+        if cluster.role == Some(Role::Primary) {
             // Committed, whatever was heard of it.
             self.state.close_journal(self.lock).await?;
             return Ok(Outcome::Promoted);
@@ -43,7 +43,7 @@ impl Handover<'_> {
                 cluster.epoch, entry.epoch
             );
             entry.undone = Some(why.clone());
-            entry.step = "undone".into();
+            entry.step = Some(Step::Undone);
             self.state.journal(self.lock, &entry).await?;
             log::warn!("{} undone: {why}", entry.kind);
             return Ok(Outcome::Undone(why));
@@ -52,11 +52,11 @@ impl Handover<'_> {
             "the process was ended, and the configuration does not ask for it any more".into()
         });
         entry.undone = Some(why.clone());
-        entry.step = "undo".into();
+        entry.step = Some(Step::Undo);
         self.state.journal(self.lock, &entry).await?;
         match self.withdraw(entry.epoch).await {
             Ok(()) => {
-                entry.step = "undone".into();
+                entry.step = Some(Step::Undone);
                 self.state.journal(self.lock, &entry).await?;
                 self.told_undone(&entry, why).await
             }
@@ -98,5 +98,6 @@ impl Handover<'_> {
 
 /// Whether whoever left this entry may have fenced the peer by then.
 pub fn may_have_fenced(entry: &Transition) -> bool {
-    !matches!(entry.step.as_str(), "" | "preflight" | "undone") && entry.kind != "failback"
+    !matches!(entry.step, None | Some(Step::Preflight | Step::Undone))
+        && entry.kind != TransitionKind::Failback
 }

@@ -5,6 +5,7 @@ use super::here::Remembered;
 use super::{ok, refuse, unknown, warn};
 use crate::cluster::CopiedPoint;
 use crate::config::Mode;
+use crate::domain::Role;
 use crate::observe::{Check, Lag, State, span};
 use crate::replication::is_ours;
 use bytesize::ByteSize;
@@ -23,7 +24,7 @@ pub fn recovery_point(facts: &Facts) -> Check {
         Ok(remembered) => remembered.as_ref(),
         Err(error) => return unknown(NAME, error),
     };
-    if let Some(state) = remembered.filter(|s| s.cluster.role.as_deref() == Some("primary")) {
+    if let Some(state) = remembered.filter(|s| s.cluster.role == Some(Role::Primary)) {
         let epoch = state.cluster.epoch;
         let text = format!("this cluster is the primary already, since epoch {epoch}");
         return refuse(NAME, text, "ask its spare instead");

@@ -6,9 +6,10 @@ use super::supervisor;
 use super::there::{self, Asked, ID_SLACK, There};
 use crate::cluster::{
     ClientPrograms, CopiedPoint, DatastoreError, DatastoreFault, InstalledClients, Keeps,
-    ProgramError, Side,
+    ProgramError,
 };
 use crate::config::{Config, Datastore};
+use crate::domain::Side;
 use crate::replication::{PassError, Sampled, not_in_time, sample};
 use chrono::{DateTime, Utc};
 use std::pin::Pin;

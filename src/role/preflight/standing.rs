@@ -4,6 +4,7 @@ use super::facts::Facts;
 use super::there::There;
 use super::{ok, refuse, unknown, warn};
 use crate::cluster::CopiedPoint;
+use crate::domain::Role;
 use crate::observe::{Check, span};
 use bytesize::ByteSize;
 use std::time::Duration;
@@ -130,8 +131,8 @@ fn stranger(there: &There, point: &CopiedPoint) -> Option<String> {
             "the peer's cluster id is {id:?}, and that of the one that was copied {was:?}"
         ));
     }
-    let role = record.and_then(|record| record.role.as_deref());
-    (role == Some("spare")).then(|| "the peer is a spare itself".to_string())
+    let role = record.and_then(|record| record.role);
+    (role == Some(Role::Spare)).then(|| "the peer is a spare itself".to_string())
 }
 
 pub fn peer_reachable(facts: &Facts) -> Check {

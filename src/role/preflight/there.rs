@@ -2,8 +2,9 @@
 
 use super::here::Remembered;
 use crate::cluster::preparation::Names;
-use crate::cluster::{LocalSession, PeerSession, Record, Side, Store, exempt_role, peers_record};
+use crate::cluster::{LocalSession, PeerSession, Record, Store, exempt_role, peers_record};
 use crate::config::Config;
+use crate::domain::Side;
 use crate::observe::Clock;
 use crate::replication::stream::{Seen, ask};
 use crate::replication::{

@@ -3,6 +3,7 @@
 use super::super::plan::Rules;
 use super::super::{Configs, Desk, next};
 use crate::config::{Config, Replication};
+use crate::domain::Step;
 use crate::observe::Phase;
 use crate::replication::PassError;
 use crate::role::{asked, is_asked_for};
@@ -81,8 +82,8 @@ pub(super) async fn called_off(desk: &Desk, mut configs: Configs, begun: &Config
         let current = configs.borrow_and_update().clone();
         let other = current.is_some_and(|current| another_wish(&current, begun));
         let late = desk.read(|state| {
-            let step = state.transition.as_ref().map(|shown| shown.step.clone());
-            step.is_some_and(|step| matches!(step.as_str(), "promote" | "undo"))
+            let step = state.transition.as_ref().and_then(|entry| entry.step);
+            matches!(step, Some(Step::Promote | Step::Undo))
         });
         if other && !late {
             return;

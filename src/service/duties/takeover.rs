@@ -3,8 +3,9 @@
 use super::Duties;
 use super::following::Ear;
 use super::interrupts::called_off;
-use crate::cluster::{PeerFence, Record, State, Transition, peers_record};
+use crate::cluster::{PeerFence, Record, State, peers_record};
 use crate::config::Config;
+use crate::domain::{Role, Transition};
 use crate::observe::HoldReason;
 use crate::replication::{Courier, PassError, end_appliers};
 use crate::role::{Handover, Outcome, asked, is_asked_for, may_have_fenced};
@@ -24,7 +25,7 @@ impl Duties<'_> {
     /// True: this cluster is the primary now.
     pub(super) async fn take_over(&mut self, config: &Arc<Config>) -> Result<bool, PassError> {
         let role = self.tenure.state.cluster().await?.role;
-        if role.as_deref() == Some("primary") {
+        if role == Some(Role::Primary) {
             // Its commit may have been heard of by nobody.
             self.desk.release(|hold| hold.reason != HoldReason::Config);
             return Ok(true);

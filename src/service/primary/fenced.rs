@@ -1,11 +1,12 @@
 //! An old primary whose place another cluster has taken: it keeps its own fence, and is taken back by force alone.
 
-use super::{LOOKS_PER_PROOF, Primary, TAKEN_BACK, forces};
+use super::{LOOKS_PER_PROOF, Primary, forces};
 use crate::cluster::{
-    ClusterRecord, FenceError, FenceRecord, Promotion, State, Transition, clear_out, enforce_fence,
-    is_fenced, prove_fence,
+    ClusterRecord, FenceError, FenceRecord, Promotion, State, clear_out, enforce_fence, is_fenced,
+    prove_fence,
 };
-use crate::config::{Config, Role};
+use crate::config::{Config, WantedRole};
+use crate::domain::{PromotionKind, Step, Transition, TransitionKind};
 use crate::observe::HoldReason;
 use crate::replication::{PassError, has_database};
 use crate::service::complaint::Pace;
@@ -21,7 +22,7 @@ impl Primary<'_> {
         fence: &FenceRecord,
     ) -> Result<(), PassError> {
         self.see_peer(config).await?;
-        if config.role == Role::Primary {
+        if config.role == WantedRole::Primary {
             let epoch = self.next_epoch(cluster);
             if forces(config, epoch) {
                 return self.take_back(config, cluster, epoch).await;
@@ -109,7 +110,7 @@ impl Primary<'_> {
         let by = Promotion {
             epoch,
             id: state.new_promotion_id().await?,
-            kind: TAKEN_BACK.into(),
+            kind: PromotionKind::TakenBack,
             time: self.desk.now(),
             lsn: String::new(),
             commit_time: None,
@@ -121,12 +122,12 @@ impl Primary<'_> {
             peer_fenced: false,
             settled: true,
         };
-        let from = cluster.role.as_deref();
+        let from = cluster.role;
         // Whoever is killed between the two leaves this to the next one.
         let entry = Transition {
-            kind: by.kind.clone(),
+            kind: TransitionKind::TakenBack,
             epoch,
-            step: "promote".into(),
+            step: Some(Step::Promote),
             started: self.desk.now(),
             asked: String::new(),
             undone: None,

@@ -1,10 +1,11 @@
 //! A primary beside its peer: which of both it is, what is still to be done there, and whether anybody could take over.
 
-use super::{Primary, TAKEN_BACK, forces};
+use super::{Primary, forces};
 use crate::cluster::{
-    ClusterRecord, EPOCH_STEP_MAX, Promotion, Record, Side, State, StateError, is_fenced, system_id,
+    ClusterRecord, EPOCH_STEP_MAX, Promotion, Record, State, StateError, is_fenced, system_id,
 };
-use crate::config::{Config, Role};
+use crate::config::{Config, WantedRole};
+use crate::domain::{PromotionKind, Role, Side};
 use crate::observe::{HoldReason, Standing};
 use crate::replication::{PassError, has_database};
 use crate::role::{Ours, PeerSeen, Stand, Theirs, decide, fence_here, settle};
@@ -45,7 +46,7 @@ impl Primary<'_> {
         }
         let spare = seen
             .and_then(|seen| seen.theirs.record)
-            .filter(|record| record.role.as_deref() == Some("spare"));
+            .filter(|record| record.role == Some(Role::Spare));
         let mut epoch = 1;
         if let Some(record) = spare {
             if record.epoch > EPOCH_STEP_MAX {
@@ -141,7 +142,8 @@ impl Primary<'_> {
             }
             (Stand::Alone(why), _) => self.set_standing(Standing::Alone(why)),
             (Stand::Stranger(_), _)
-                if config.role == Role::Primary && forces(config, self.next_epoch(cluster)) =>
+                if config.role == WantedRole::Primary
+                    && forces(config, self.next_epoch(cluster)) =>
             {
                 let epoch = self.next_epoch(cluster);
                 self.take_back(config, cluster, epoch).await?;
@@ -152,7 +154,8 @@ impl Primary<'_> {
                 self.conflict(&what, step);
             }
             (Stand::WentBack(_), _)
-                if config.role == Role::Primary && forces(config, self.next_epoch(cluster)) =>
+                if config.role == WantedRole::Primary
+                    && forces(config, self.next_epoch(cluster)) =>
             {
                 let epoch = self.next_epoch(cluster);
                 self.take_back(config, cluster, epoch).await?;
@@ -181,7 +184,8 @@ impl Primary<'_> {
 
     pub(super) fn alone_in_the_dark(&self, promotion: Option<&Promotion>) -> Result<(), PassError> {
         let open = promotion.is_some_and(|promotion| {
-            let known = !promotion.system_id.is_empty() || promotion.kind == TAKEN_BACK;
+            let known =
+                !promotion.system_id.is_empty() || promotion.kind == PromotionKind::TakenBack;
             known && !promotion.peer_fenced
         });
         let why = "the peer cannot be asked".to_string();
@@ -284,7 +288,7 @@ impl Primary<'_> {
         what: &str,
     ) -> Result<(), PassError> {
         let epoch = self.next_epoch(cluster);
-        if config.role == Role::Primary && forces(config, epoch) {
+        if config.role == WantedRole::Primary && forces(config, epoch) {
             return self.take_back(config, cluster, epoch).await;
         }
         let step = format!(

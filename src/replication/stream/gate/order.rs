@@ -53,7 +53,7 @@ impl Table {
 mod tests {
     use super::super::{Item, Outcome, Want};
     use super::*;
-    use crate::cluster::Lsn;
+    use crate::domain::Lsn;
     use crate::package::Checksum;
     use std::str::FromStr;
 

@@ -1,7 +1,7 @@
 //! Numbers, texts and rows out of a frame: each length is checked before anything is made of it.
 
 use super::{DecodeError, Value};
-use crate::cluster::Lsn;
+use crate::domain::Lsn;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 

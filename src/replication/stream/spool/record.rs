@@ -1,7 +1,7 @@
 //! Frames as they lie in a file: kind, length, bytes.
 
 use super::Frame;
-use crate::cluster::Lsn;
+use crate::domain::Lsn;
 use bytes::Bytes;
 use std::fs::File;
 use std::io;
