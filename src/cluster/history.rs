@@ -1,6 +1,7 @@
 //! What happened: events, confirmations that nothing waited, verifications. Bounded, in the state database.
 
 use super::state::{State, StateError};
+use crate::domain::EventKind;
 use chrono::{DateTime, Utc};
 
 const EVENTS_KEPT: i64 = 1000;
@@ -68,7 +69,7 @@ impl State {
         }))
     }
 
-    pub async fn event(&self, kind: &str, text: &str, change: &str) -> Result<(), StateError> {
+    pub async fn event(&self, kind: EventKind, text: &str, change: &str) -> Result<(), StateError> {
         self.record_event(&Event {
             time: Utc::now(),
             kind: kind.to_string(),

@@ -9,7 +9,7 @@ use super::state::{DATABASE, State, StateError};
 use super::working_lock::Lock;
 use super::{DatastoreError, DatastoreFault};
 use crate::config::Datastore;
-use crate::domain::{PromotionKind, Role, Transition};
+use crate::domain::{EventKind, PromotionKind, Role, Transition};
 use crate::killpoint;
 use chrono::{DateTime, Utc};
 use tokio_postgres::types::ToSql;
@@ -319,7 +319,7 @@ impl State {
         session
             .execute("recording the promotion", sql, &[&by.epoch, &by.id])
             .await?;
-        self.event("promotion", text, change).await?;
+        self.event(EventKind::Promotion, text, change).await?;
         let keep = "UPDATE generation SET pinned = true, unproven = false WHERE name = \
                     (SELECT name FROM generation ORDER BY created DESC, name DESC LIMIT 1); DELETE FROM fence";
         session.batch("recording the promotion", keep).await?;

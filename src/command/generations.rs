@@ -3,6 +3,7 @@
 use super::{exit, show};
 use crate::cluster::{State, StateError};
 use crate::config::Config;
+use crate::domain::ErrorCode;
 use crate::replication::{Kept, PassError, drop_kept, kept_generations};
 use bytesize::ByteSize;
 use clap::Subcommand;
@@ -72,7 +73,7 @@ async fn drop_one(
 ) -> Result<(), PassError> {
     let Some(state) = state(config).await? else {
         return Err(PassError::Refused {
-            rule: "no_generation",
+            rule: ErrorCode::NoGeneration,
             text: "warm-spare keeps nothing on this cluster".into(),
             next_step: "check local.datastore".into(),
         });

@@ -3,11 +3,14 @@
 use super::{exit, show};
 use crate::cluster::LocalSession;
 use crate::config::Config;
-use crate::observe::{Check, Verdict};
-use crate::role::{CHECKS, Purpose, preflight, worst};
+use crate::domain::PreflightCheck;
+use crate::domain::Verdict;
+use crate::observe::Check;
+use crate::role::{Purpose, preflight, worst};
 use clap::ValueEnum;
 use serde_json::json;
 use std::time::Duration;
+use strum::VariantArray;
 
 /// An operator waits; a peer that takes longer will not be drained either.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -51,9 +54,13 @@ pub async fn run(config: &Config, purpose: Purpose, as_json: bool) -> u8 {
 }
 
 fn print(purpose: Purpose, checks: &[Check]) {
-    let width = CHECKS.iter().map(|name| name.len()).max().unwrap_or(0);
+    let width = PreflightCheck::VARIANTS
+        .iter()
+        .map(|check| check.into_str().len())
+        .max()
+        .unwrap_or(0);
     for check in checks {
-        let (result, name) = (check.result.as_str(), check.name);
+        let (result, name) = (check.result.into_str(), check.name);
         say!("{result:<6}  {name:<width$}  {}", check.reason);
         if !check.next_step.is_empty() {
             say!("{:<6}  {:<width$}  → {}", "", "", check.next_step);
@@ -73,7 +80,7 @@ fn summary(purpose: Purpose, checks: &[Check]) -> String {
         count(Verdict::Warn, "warning"),
     ];
     let counts: Vec<String> = counts.into_iter().flatten().collect();
-    let result = worst(checks).as_str();
+    let result = worst(checks).into_str();
     match counts.is_empty() {
         true => format!("{}: {result}", purpose.as_str()),
         false => format!("{}: {result} ({})", purpose.as_str(), counts.join(", ")),
@@ -84,10 +91,10 @@ fn document(purpose: Purpose, checks: &[Check]) -> serde_json::Value {
     json!({
         "format": 1,
         "for": purpose.as_str(),
-        "result": worst(checks).as_str(),
+        "result": worst(checks).into_str(),
         "checks": checks.iter().map(|check| json!({
-            "name": check.name,
-            "result": check.result.as_str(),
+            "name": check.name.into_str(),
+            "result": check.result.into_str(),
             "reason": check.reason,
             "next_step": check.next_step,
         })).collect::<Vec<_>>(),

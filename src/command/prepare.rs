@@ -101,7 +101,7 @@ pub fn steps(plan: &Plan) -> Value {
 pub fn obstacles(plan: &Plan) -> Value {
     let obstacles = plan.obstacles.iter().map(|obstacle| {
         json!({
-            "code": obstacle.check,
+            "code": obstacle.check.into_str(),
             "text": obstacle.text,
             "next_step": obstacle.next_step,
         })

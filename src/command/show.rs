@@ -111,7 +111,7 @@ pub fn failure(error: &PassError, as_json: bool) -> u8 {
     eprintln!("error: {error}\nnext step: {next_step}");
     if as_json {
         json(&serde_json::json!({ "format": 1, "error": {
-            "code": error.code(),
+            "code": error.code().into_str(),
             "text": error.to_string(),
             "next_step": next_step,
             "exit_code": error.exit_code(),

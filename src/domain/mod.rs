@@ -1,9 +1,11 @@
 //! The words of the field as types: plain values, no I/O.
 
+mod code;
 mod lsn;
 mod role;
 mod side;
 
+pub use code::{ErrorCode, EventKind, HealthCode, HoldReason, PreflightCheck, StateName, Verdict};
 pub use lsn::{Lsn, NoLsn};
 pub use role::{PromotionKind, Role, Step, Transition, TransitionKind};
 pub use side::Side;

@@ -1,7 +1,10 @@
 //! Health is freshness: green only when what should be so was seen lately. One function decides.
 
+use super::health_step::next_step;
 use super::meter::Meter;
-use super::state::{HoldReason, Standing, State, Work};
+use super::state::{Standing, State, Work};
+use crate::domain::HealthCode;
+use crate::domain::HoldReason;
 use chrono::{DateTime, TimeDelta, Utc};
 use std::fmt;
 
@@ -66,7 +69,7 @@ impl Health {
             Some(lag) => format!(", complete {} ago", super::text::span(lag.seconds)),
             None => String::new(),
         };
-        let mut line = format!("{}: {}{fresh}", self.level, state.name().as_str());
+        let mut line = format!("{}: {}{fresh}", self.level, state.name());
         if let Some(worst) = self.reasons.first() {
             line.push_str(&format!("; {}: {}", worst.code, worst.text));
         }
@@ -80,36 +83,6 @@ impl Health {
     }
 }
 
-/// Every code that a reason may bear, besides those of a hold.
-pub const CODES: [&str; 26] = [
-    "starting",
-    "first_baseline",
-    "baseline_stalled",
-    "lag",
-    "config_refused",
-    "missing_on_primary",
-    "damaged_on_primary",
-    "unreadable_on_primary",
-    "unstorable",
-    "missing_here",
-    "local_store_unreachable",
-    "peer_store_unreachable",
-    "peer_datastore_unreachable",
-    "not_fenced",
-    "database_astray",
-    "verify_differences",
-    "verify_failed",
-    "open_transaction",
-    "left_on_primary",
-    "no_spare",
-    "old_primary_open",
-    "fenced",
-    "primary_read_only",
-    "handover_undone",
-    "state_went_back",
-    "silent_holder",
-];
-
 pub fn health(state: &State, meter: &Meter, now: DateTime<Utc>) -> Health {
     let mut found = Findings(Vec::new());
     of_configuration(state, &mut found);
@@ -121,7 +94,7 @@ pub fn health(state: &State, meter: &Meter, now: DateTime<Utc>) -> Health {
                 Some(lag) => of_lag(state, lag.seconds, &mut found),
                 None => found.add(
                     Level::Warning,
-                    "first_baseline",
+                    HealthCode::FirstBaseline,
                     "nothing was copied yet; the warm-spare that holds the lock is to do it".into(),
                 ),
             }
@@ -129,7 +102,7 @@ pub fn health(state: &State, meter: &Meter, now: DateTime<Utc>) -> Health {
             if state.holder_is_silent {
                 let who = state.holder.as_deref().unwrap_or("not known");
                 let text = format!("the warm-spare at work ({who}) gives no sign of life");
-                found.add(Level::Warning, "silent_holder", text);
+                found.add(Level::Warning, HealthCode::SilentHolder, text);
             }
         }
         // Also while the first question to the primary has no answer yet.
@@ -137,89 +110,19 @@ pub fn health(state: &State, meter: &Meter, now: DateTime<Utc>) -> Health {
         _ if state.hold.is_none() && state.point.is_none() && state.baseline.is_none() => found
             .add(
                 Level::Unknown,
-                "starting",
+                HealthCode::Starting,
                 "nothing is known yet".to_string(),
             ),
         _ => {
             of_the_spare(state, meter, now, &mut found);
             if let Some(text) = &state.undone {
-                found.add(Level::Warning, "handover_undone", text.clone());
+                found.add(Level::Warning, HealthCode::HandoverUndone, text.clone());
             }
         }
     }
     of_witness(state, &mut found);
     of_stores(state, &mut found);
     found.judge(state.settings.quiet_until.is_some_and(|until| now < until))
-}
-
-/// For what is no hold: a hold brings its own.
-fn next_step(code: &str) -> &'static str {
-    match code {
-        "starting" | "first_baseline" => "wait",
-        "silent_holder" => {
-            "nothing: this one takes over within half a minute; if it does not, stop the other one, or end its session in the local datastore with pg_terminate_backend"
-        }
-        "baseline_stalled" => {
-            "look at the log and at both sides' stores; a restart of the service loses no artifact"
-        }
-        "lag" => {
-            "look whether the primary is reachable and how fast copies go; if this is usual here, raise replication.rpo or lag_warn"
-        }
-        "config_refused" => "correct that key; `warm-spare check-config` tries it",
-        "missing_on_primary" => {
-            "upload the package again on the primary (hab pkg upload --force), or delete it there"
-        }
-        "damaged_on_primary" => {
-            "upload the package again on the primary (hab pkg upload --force); its file there is not what its row says"
-        }
-        "unreadable_on_primary" => {
-            "see on the primary why its store refuses that object (archived, a disabled key, a policy); or upload the package again there, or delete it"
-        }
-        "unstorable" => {
-            "delete the package on the primary if nobody needs it; a promoted spare serves its row and not its file"
-        }
-        "missing_here" => {
-            "find out what took them away; with verify.schedule set a verification begins at once, and what the primary still has is copied again"
-        }
-        "local_store_unreachable" => "check that MinIO runs here, and local.s3",
-        "peer_datastore_unreachable" => {
-            "check that the primary's PostgreSQL runs; the copy under way waits for it, and begins again if it must"
-        }
-        "peer_store_unreachable" => "check that the primary's MinIO runs, and peer.s3",
-        "not_fenced" => {
-            "see the log for what is in the way; until then Builder here could be written to"
-        }
-        "database_astray" => {
-            "nothing: it is copied again at once, unless paused; find out who dropped or renamed it"
-        }
-        "verify_differences" => {
-            "rows and artifacts are copied again and verified once more by themselves; `warm-spare verify --deep --json` lists what stays"
-        }
-        "verify_failed" => "read what it says; it is tried again within the hour",
-        "open_transaction" => {
-            "end that transaction on the primary (pg_terminate_backend, ROLLBACK PREPARED) if nobody needs it; the stream goes on meanwhile"
-        }
-        "left_on_primary" => {
-            "see pg_stat_activity (application warm-spare) and pg_replication_slots there; what no running warm-spare uses can be ended with pg_terminate_backend"
-        }
-        "no_spare" => "let the peer follow: set role = \"spare\" there, as docs/failback.md says",
-        "old_primary_open" => {
-            "make the old primary reachable from here, or stop Builder there; it is fenced as soon as it answers"
-        }
-        "fenced" => {
-            "set role = \"spare\" here to come back as the spare: docs/failback.md; Builder here is read-only until then"
-        }
-        "primary_read_only" => {
-            "if nobody meant it, on the primary: ALTER DATABASE builder RESET default_transaction_read_only, and end the sessions from before"
-        }
-        "handover_undone" => {
-            "see what stood in the way, mend it, and apply role = \"primary\" with another change number: docs/failover.md"
-        }
-        "state_went_back" => {
-            "find out which cluster has the newest rows before anything is promoted: docs/failover.md, \"A database that was set back\"; a consent to an epoch of before has no effect any more"
-        }
-        _ => "nothing",
-    }
 }
 
 /// A phase that tells no steps (indexes of a large database, say) may take so long.
@@ -231,11 +134,11 @@ const LEFT_OVER: TimeDelta = TimeDelta::seconds(15);
 struct Findings(Vec<Reason>);
 
 impl Findings {
-    fn add(&mut self, level: Level, code: &'static str, text: String) {
+    fn add(&mut self, level: Level, code: HealthCode, text: String) {
         let next_step = next_step(code).to_string();
         self.0.push(Reason {
             level,
-            code,
+            code: code.into_str(),
             text,
             next_step,
         });
@@ -267,7 +170,7 @@ fn of_configuration(state: &State, found: &mut Findings) {
     {
         found.add(
             Level::Warning,
-            "config_refused",
+            HealthCode::ConfigRefused,
             format!("the last good configuration is in force: {error}"),
         );
     }
@@ -288,7 +191,7 @@ fn of_witness(state: &State, found: &mut Findings) {
         let text = format!(
             "this cluster remembers epoch {known} outside PostgreSQL, and epoch {recorded} is on record in it: its database was set back to an older copy"
         );
-        found.add(Level::Critical, "state_went_back", text);
+        found.add(Level::Critical, HealthCode::StateWentBack, text);
     }
 }
 
@@ -307,7 +210,7 @@ fn of_hold(state: &State, now: DateTime<Utc>, found: &mut Findings) {
     };
     found.0.push(Reason {
         level,
-        code: hold.reason.as_str(),
+        code: hold.reason.into_str(),
         text: hold.detail.clone(),
         next_step: hold.next_step.clone(),
     });
@@ -322,16 +225,16 @@ fn of_the_spare(state: &State, meter: &Meter, now: DateTime<Utc>, found: &mut Fi
     if state.astray {
         let text =
             "the local database is not the one that was copied, or there is none".to_string();
-        found.add(Level::Critical, "database_astray", text);
+        found.add(Level::Critical, HealthCode::DatabaseAstray, text);
     }
     if state.local.fenced == Some(false) {
         let text = "the local database is not read-only for others".to_string();
-        found.add(Level::Critical, "not_fenced", text);
+        found.add(Level::Critical, HealthCode::NotFenced, text);
     }
     if let Some(artifacts) = &state.artifacts {
         let counted = [
-            (artifacts.missing, "missing_on_primary", "missing"),
-            (artifacts.damaged, "damaged_on_primary", "damaged"),
+            (artifacts.missing, HealthCode::MissingOnPrimary, "missing"),
+            (artifacts.damaged, HealthCode::DamagedOnPrimary, "damaged"),
         ];
         for (number, code, word) in counted {
             if number > 0 {
@@ -347,13 +250,13 @@ fn of_the_spare(state: &State, meter: &Meter, now: DateTime<Utc>, found: &mut Fi
         let text = format!(
             "artifacts that the primary's store refuses while it serves others: {number}, for example {key}"
         );
-        found.add(Level::Warning, "unreadable_on_primary", text);
+        found.add(Level::Warning, HealthCode::UnreadableOnPrimary, text);
     }
     if let Some((number, key)) = &state.unstorable {
         let text = format!(
             "artifacts under keys that a store cannot hold (too long, as a rule): {number}, for example {key}"
         );
-        found.add(Level::Warning, "unstorable", text);
+        found.add(Level::Warning, HealthCode::Unstorable, text);
     }
     if let Some(sampled) = &state.sampled
         && let Some(key) = sampled.absent.first()
@@ -363,7 +266,7 @@ fn of_the_spare(state: &State, meter: &Meter, now: DateTime<Utc>, found: &mut Fi
             sampled.absent.len(),
             sampled.looked_for
         );
-        found.add(Level::Critical, "missing_here", text);
+        found.add(Level::Critical, HealthCode::MissingHere, text);
     }
     // Our own handover fences it, and says so.
     if state.peer.fenced == Some(true) && state.transition.is_none() {
@@ -372,7 +275,7 @@ fn of_the_spare(state: &State, meter: &Meter, now: DateTime<Utc>, found: &mut Fi
             format!(", by cluster {cluster} under epoch {epoch}")
         });
         let text = format!("the primary's database is read-only for its clients{by}");
-        found.add(Level::Critical, "primary_read_only", text);
+        found.add(Level::Critical, HealthCode::PrimaryReadOnly, text);
     }
     of_log(state, found);
     of_footprint(state, now, found);
@@ -387,7 +290,7 @@ fn of_footprint(state: &State, now: DateTime<Utc>, found: &mut Findings) {
     {
         let text =
             format!("{what} of ours on the primary, which nothing that is being done explains");
-        found.add(Level::Warning, "left_on_primary", text);
+        found.add(Level::Warning, HealthCode::LeftOnPrimary, text);
     }
 }
 
@@ -403,7 +306,7 @@ fn of_log(state: &State, found: &mut Findings) {
             "{writer} keeps {} bytes of the primary's write-ahead log, which our slot has confirmed",
             held.bytes
         );
-        found.add(Level::Warning, "open_transaction", text);
+        found.add(Level::Warning, HealthCode::OpenTransaction, text);
     }
 }
 
@@ -414,32 +317,32 @@ fn of_role(state: &State, found: &mut Findings) {
             format!(" by cluster {cluster} under epoch {epoch}")
         });
         let text = format!("this old primary is fenced{by}: its database is read-only");
-        found.add(Level::Critical, "fenced", text);
+        found.add(Level::Critical, HealthCode::Fenced, text);
         if state.local.fenced == Some(false) {
             let text = "the local database is not read-only for others".to_string();
-            found.add(Level::Critical, "not_fenced", text);
+            found.add(Level::Critical, HealthCode::NotFenced, text);
         }
         return;
     }
     if state.local.fenced == Some(true) {
         let text =
             "this cluster is the primary, and its database is read-only by default".to_string();
-        found.add(Level::Critical, "primary_read_only", text);
+        found.add(Level::Critical, HealthCode::PrimaryReadOnly, text);
     }
     match &state.standing {
         Standing::Unknown => found.add(
             Level::Unknown,
-            "starting",
+            HealthCode::Starting,
             "whether a spare follows is not known yet".into(),
         ),
         Standing::Followed => {}
         Standing::Alone(why) => {
             let text = format!("nobody could take over from this primary: {why}");
-            found.add(Level::Warning, "no_spare", text);
+            found.add(Level::Warning, HealthCode::NoSpare, text);
         }
         Standing::PeerOpen(why) => {
             let text = format!("the old primary is not known to be fenced: {why}");
-            found.add(Level::Warning, "old_primary_open", text);
+            found.add(Level::Warning, HealthCode::OldPrimaryOpen, text);
         }
     }
 }
@@ -468,7 +371,7 @@ fn of_lag(state: &State, seconds: f64, found: &mut Findings) {
         super::text::span(seconds),
         super::text::span(settings.rpo.num_seconds() as f64)
     );
-    found.add(level, "lag", text);
+    found.add(level, HealthCode::Lag, text);
 }
 
 fn first_baseline(state: &State, meter: &Meter, now: DateTime<Utc>, found: &mut Findings) {
@@ -480,14 +383,14 @@ fn first_baseline(state: &State, meter: &Meter, now: DateTime<Utc>, found: &mut 
     };
     if quiet_for <= limit {
         let text = format!("the first copy is under way: {}", meter.describe());
-        found.add(Level::Warning, "first_baseline", text);
+        found.add(Level::Warning, HealthCode::FirstBaseline, text);
     } else {
         let text = format!(
             "the first copy has not moved for {}: {}",
             super::text::span(quiet_for.num_seconds() as f64),
             meter.describe()
         );
-        found.add(Level::Critical, "baseline_stalled", text);
+        found.add(Level::Critical, HealthCode::BaselineStalled, text);
     }
 }
 
@@ -504,10 +407,10 @@ fn of_verification(state: &State, found: &mut Findings) {
             "differences found by verification: {}{example}",
             verified.record.differences
         );
-        found.add(Level::Critical, "verify_differences", text);
+        found.add(Level::Critical, HealthCode::VerifyDifferences, text);
     }
     if let Some(error) = &state.verification_error {
-        found.add(Level::Warning, "verify_failed", error.clone());
+        found.add(Level::Warning, HealthCode::VerifyFailed, error.clone());
     }
 }
 
@@ -517,9 +420,9 @@ fn of_stores(state: &State, found: &mut Findings) {
     let held = holds(state, HoldReason::PeerUnreachable);
     let datastore = state.peer.datastore.as_ref().filter(|_| !held).cloned();
     let stores = [
-        (&state.local.s3, "local_store_unreachable"),
-        (&state.peer.s3, "peer_store_unreachable"),
-        (&datastore, "peer_datastore_unreachable"),
+        (&state.local.s3, HealthCode::LocalStoreUnreachable),
+        (&state.peer.s3, HealthCode::PeerStoreUnreachable),
+        (&datastore, HealthCode::PeerDatastoreUnreachable),
     ];
     for (reach, code) in stores {
         if let Some(error) = reach.as_ref().and_then(|reach| reach.error.as_ref()) {

@@ -127,7 +127,7 @@ fn role(watched: &Watched, asked: Asked) -> Response<Full<Bytes>> {
     reply(
         status,
         JSON,
-        json!({ "format": 1, "role": role, "state": state.name().as_str() }).to_string(),
+        json!({ "format": 1, "role": role, "state": state.name().into_str() }).to_string(),
     )
 }
 

@@ -2,9 +2,10 @@
 //! absent. Counters live as long as the process.
 
 use super::health::health;
-use super::state::{Reach, State, StateName};
+use super::state::{Reach, State};
 use super::status::Watched;
 use crate::config::WantedRole;
+use crate::domain::StateName;
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -12,6 +13,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use std::sync::atomic::AtomicU64;
+use strum::VariantArray;
 
 type Labels = Vec<(&'static str, String)>;
 type Reals = Family<Labels, Gauge<f64, AtomicU64>>;
@@ -169,7 +171,9 @@ fn service(page: &mut Page, state: &State, watched: &Watched) {
     page.gauge(
         "state",
         "1 for the state that the service is in",
-        StateName::ALL.map(|name| (one("state", name.as_str()), flag(name == current))),
+        StateName::VARIANTS
+            .iter()
+            .map(|name| (one("state", name.into_str()), flag(*name == current))),
     );
     let known = state.role.is_some()
         || state.settings.wanted != WantedRole::Keep

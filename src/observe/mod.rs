@@ -3,6 +3,7 @@
 mod clock;
 mod get;
 mod health;
+mod health_step;
 mod http;
 mod meter;
 mod metrics;
@@ -13,14 +14,14 @@ mod text;
 
 pub use clock::{Clock, Simulation};
 pub use get::get;
-pub use health::{CODES as HEALTH_CODES, Health, Level, health};
+pub use health::{Health, Level, health};
 pub use http::serve;
 pub use meter::Meter;
 pub use metrics::Counters;
 pub use progress::{Listener, Phase, Progress, Silent, Step};
 pub use state::{
-    Artifacts, Baseline, Check, ConfigState, Held, Hold, HoldReason, Lag, Mode, Preflight, Reach,
-    Seen, Settings, Sighting, Standing, State, StateName, Verdict, Verified, Work,
+    Artifacts, Baseline, Check, ConfigState, Held, Hold, Lag, Mode, Preflight, Reach, Seen,
+    Settings, Sighting, Standing, State, Verified, Work,
 };
 pub use status::Watched;
 pub use text::{describe, span};

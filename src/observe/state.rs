@@ -6,7 +6,9 @@ use crate::cluster::{
     VerificationRecord,
 };
 use crate::config::{Config, WantedRole};
-use crate::domain::{Role, Transition, TransitionKind};
+use crate::domain::{
+    HoldReason, PreflightCheck, Role, StateName, Transition, TransitionKind, Verdict,
+};
 use crate::replication::Sampled;
 use chrono::{DateTime, TimeDelta, Utc};
 use std::collections::VecDeque;
@@ -194,71 +196,16 @@ pub struct Preflight {
     pub checks: Vec<Check>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Verdict {
-    Ok,
-    Warn,
-    Refuse,
-}
-
-impl Verdict {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Verdict::Ok => "ok",
-            Verdict::Warn => "warn",
-            Verdict::Refuse => "refuse",
-        }
-    }
-}
-
 /// One thing that a promotion looks at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Check {
-    pub name: &'static str,
+    pub name: PreflightCheck,
     pub result: Verdict,
     pub reason: String,
     /// What an operator can do about it; empty, where nothing is to be done.
     pub next_step: String,
     /// It could not be found out, for the primary's datastore answered and did not let us look.
     pub primary_lives: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StateName {
-    Starting,
-    Standby,
-    Baselining,
-    Following,
-    Holding,
-    Promoting,
-    Primary,
-    Fenced,
-}
-
-impl StateName {
-    pub const ALL: [StateName; 8] = [
-        StateName::Starting,
-        StateName::Standby,
-        StateName::Baselining,
-        StateName::Following,
-        StateName::Holding,
-        StateName::Promoting,
-        StateName::Primary,
-        StateName::Fenced,
-    ];
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            StateName::Starting => "starting",
-            StateName::Standby => "standby",
-            StateName::Baselining => "baselining",
-            StateName::Following => "following",
-            StateName::Holding => "holding",
-            StateName::Promoting => "promoting",
-            StateName::Primary => "primary",
-            StateName::Fenced => "fenced",
-        }
-    }
 }
 
 /// Why nothing is applied.
@@ -270,83 +217,6 @@ pub struct Hold {
     pub since: DateTime<Utc>,
     /// A passing fault: over as soon as work gets on again.
     pub passing: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum HoldReason {
-    RoleUnset,
-    Config,
-    LocalUnreachable,
-    PeerUnreachable,
-    /// The stream is demanded, and what it needs is not there.
-    NotPrepared,
-    Paused,
-    Fuse,
-    Conflict,
-    DiskFull,
-    Privilege,
-    Version,
-    SameServer,
-    SameBucket,
-    UnsupportedStore,
-    /// The peer is out of reach, or a check refuses: only force_epoch goes on.
-    ForceNeeded,
-    /// Both clusters are the primary.
-    TwoPrimaries,
-    /// Anything else that a pass may end with; the detail says what.
-    Failed,
-}
-
-impl HoldReason {
-    pub const ALL: [HoldReason; 17] = [
-        HoldReason::RoleUnset,
-        HoldReason::Config,
-        HoldReason::LocalUnreachable,
-        HoldReason::PeerUnreachable,
-        HoldReason::NotPrepared,
-        HoldReason::Paused,
-        HoldReason::Fuse,
-        HoldReason::Conflict,
-        HoldReason::DiskFull,
-        HoldReason::Privilege,
-        HoldReason::Version,
-        HoldReason::SameServer,
-        HoldReason::SameBucket,
-        HoldReason::UnsupportedStore,
-        HoldReason::ForceNeeded,
-        HoldReason::TwoPrimaries,
-        HoldReason::Failed,
-    ];
-
-    /// Not over because replication gets on.
-    pub fn stays(self) -> bool {
-        matches!(
-            self,
-            HoldReason::Config | HoldReason::Paused | HoldReason::ForceNeeded
-        )
-    }
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            HoldReason::RoleUnset => "role_unset",
-            HoldReason::Config => "config",
-            HoldReason::LocalUnreachable => "local_unreachable",
-            HoldReason::PeerUnreachable => "peer_unreachable",
-            HoldReason::NotPrepared => "not_prepared",
-            HoldReason::Paused => "paused",
-            HoldReason::Fuse => "fuse",
-            HoldReason::Conflict => "conflict",
-            HoldReason::DiskFull => "disk_full",
-            HoldReason::Privilege => "privilege",
-            HoldReason::Version => "version",
-            HoldReason::SameServer => "same_server",
-            HoldReason::SameBucket => "same_bucket",
-            HoldReason::UnsupportedStore => "unsupported_store",
-            HoldReason::ForceNeeded => "force_needed",
-            HoldReason::TwoPrimaries => "two_primaries",
-            HoldReason::Failed => "failed",
-        }
-    }
 }
 
 /// The way that replication goes.

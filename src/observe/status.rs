@@ -93,9 +93,9 @@ fn document(state: &State, meter: &Meter, now: DateTime<Utc>) -> Value {
             "next_epoch": state.next_epoch(),
             "since": state.role_since.map(time),
         },
-        "state": state.name().as_str(),
+        "state": state.name().into_str(),
         "hold": state.hold.as_ref().map(|hold| json!({
-            "reason": hold.reason.as_str(),
+            "reason": hold.reason.into_str(),
             "detail": hold.detail,
             "next_step": hold.next_step,
             "since": time(hold.since),
@@ -270,11 +270,11 @@ fn preflight(state: &State) -> Value {
     };
     json!({
         "time": time(found.time),
-        "planned": found.planned.as_str(),
-        "unplanned": found.unplanned.as_str(),
+        "planned": found.planned.into_str(),
+        "unplanned": found.unplanned.into_str(),
         "checks": found.checks.iter().map(|check| json!({
-            "name": check.name,
-            "result": check.result.as_str(),
+            "name": check.name.into_str(),
+            "result": check.result.into_str(),
             "reason": check.reason,
             "next_step": check.next_step,
         })).collect::<Vec<_>>(),

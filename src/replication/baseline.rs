@@ -22,7 +22,7 @@ use crate::cluster::{
     set_fence,
 };
 use crate::config::Config;
-use crate::domain::Side;
+use crate::domain::{ErrorCode, Side};
 use crate::killpoint;
 use crate::observe::Phase;
 use std::collections::{BTreeMap, HashSet};
@@ -100,7 +100,7 @@ impl Incoming {
                     error.into()
                 }
                 DatastoreFault::Statement => PassError::Unfit {
-                    check: "locale",
+                    check: ErrorCode::Locale,
                     text: format!("{error} ({})", facts.locale),
                     next_step: "give the spare's system the locale of the primary's database"
                         .into(),

@@ -8,7 +8,7 @@ use super::pass::recovery_point;
 use super::tables::{Table, tables};
 use crate::cluster::{LocalSession, PeerSession, Session};
 use crate::config::Config;
-use crate::domain::Lsn;
+use crate::domain::{ErrorCode, Lsn};
 use crate::observe::Step;
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -288,7 +288,7 @@ async fn come_past(config: &Config, ours: &mut impl Ours) -> Result<(), PassErro
             .is_some_and(|patience| begun.elapsed() > patience)
         {
             return Err(PassError::Unfit {
-                check: "not_following",
+                check: ErrorCode::NotFollowing,
                 text: format!(
                     "the rows differ from the primary's, and the spare does not come past {wanted}, where the primary stands: whether they differ for that reason alone cannot be told"
                 ),

@@ -11,6 +11,7 @@ use crate::cluster::{
     differ_in_server, fenced, peers_record, system_id, timeline,
 };
 use crate::config::Config;
+use crate::domain::ErrorCode;
 use std::path::Path;
 
 /// Room for the copy itself, and for what sorting and WAL add to it.
@@ -108,7 +109,7 @@ pub async fn check(
     };
     if here > 0 {
         return Err(PassError::Refused {
-            rule: "empty_primary",
+            rule: ErrorCode::EmptyPrimary,
             text: format!(
                 "the primary's database has no package at all, and the spare's has {here}; a copy of it would be an empty spare"
             ),
@@ -135,7 +136,7 @@ pub async fn check(
     })
 }
 
-fn unfit(check: &'static str, text: String, next_step: String) -> PassError {
+fn unfit(check: ErrorCode, text: String, next_step: String) -> PassError {
     PassError::Unfit {
         check,
         text,
@@ -207,7 +208,7 @@ pub(super) async fn is_builder(peer: &PeerSession) -> Result<(), PassError> {
         return Ok(());
     }
     Err(unfit(
-        "not_builder",
+        ErrorCode::NotBuilder,
         "the peer's database has no table origin_packages with ident, target and checksum: it is empty or not Builder's".into(),
         "check peer.datastore.host and peer.datastore.database".into(),
     ))
@@ -218,7 +219,7 @@ fn versions_fit(primary: u32, spare: u32) -> Result<(), PassError> {
     for (side, found) in [("primary", primary), ("spare", spare)] {
         if found < OLDEST_MAJOR {
             return Err(unfit(
-                "version",
+                ErrorCode::Version,
                 format!("the {side}'s PostgreSQL is {found}, older than {OLDEST_MAJOR}"),
                 format!("upgrade the {side}'s datastore"),
             ));
@@ -226,7 +227,7 @@ fn versions_fit(primary: u32, spare: u32) -> Result<(), PassError> {
     }
     if spare < primary {
         return Err(unfit(
-            "version",
+            ErrorCode::Version,
             format!(
                 "the spare's PostgreSQL is {spare}, the primary's is {primary}: an older one cannot take a newer one's data"
             ),
@@ -250,7 +251,7 @@ pub(super) async fn is_primary(peer: &PeerSession, fenced_by_us: bool) -> Result
     }
     if row.get(1)? && !fenced_by_us {
         return Err(PassError::Refused {
-            rule: "peer_is_fenced",
+            rule: ErrorCode::PeerIsFenced,
             text: "the peer's database is read-only, as a spare's is: local and peer may be exchanged".into(),
             next_step: "check that peer.datastore names the primary and that role = \"spare\" stands on the spare only".into(),
         });
@@ -270,7 +271,7 @@ async fn extensions(local: &LocalSession, peer: &PeerSession) -> Result<(), Pass
         return Ok(());
     }
     Err(unfit(
-        "extension",
+        ErrorCode::Extension,
         format!(
             "the spare's PostgreSQL has no extension {}, which the primary's database uses",
             names.join(", ")
@@ -316,7 +317,7 @@ async fn roles(local: &LocalSession, peer: &PeerSession) -> Result<(), PassError
         return Ok(());
     }
     Err(unfit(
-        "roles",
+        ErrorCode::Roles,
         format!(
             "row security policies or user mappings of the primary's database name roles that the spare's server lacks: {}",
             lacking.join(", ")
@@ -332,7 +333,7 @@ async fn local_privileges(config: &Config, local: &LocalSession) -> Result<(), P
         return Ok(());
     }
     Err(unfit(
-        "privilege",
+        ErrorCode::Privilege,
         format!(
             "the local datastore's user {} {}",
             config.local.datastore.user,
@@ -358,7 +359,7 @@ async fn peer_privileges(peer: &PeerSession) -> Result<(), PassError> {
         .map(|row| row.get(0))
         .collect::<Result<_, _>>()?;
     Err(unfit(
-        "privilege",
+        ErrorCode::Privilege,
         format!(
             "the peer's user may not read {} of its tables and sequences ({})",
             rows.len(),
@@ -378,7 +379,7 @@ async fn nothing_uncopied(peer: &PeerSession) -> Result<(), PassError> {
         return Ok(());
     }
     Err(unfit(
-        "unsupported",
+        ErrorCode::Unsupported,
         format!(
             "the primary's database has {objects} large objects and {tables} partitioned or foreign tables or materialized views, which warm-spare does not copy"
         ),
@@ -402,7 +403,7 @@ pub(super) async fn enough_disk(
     }
     let size = |bytes: u64| bytesize::ByteSize(bytes).to_string();
     Err(unfit(
-        "disk_full",
+        ErrorCode::DiskFull,
         format!(
             "the spare's datastore has {} free in {directory}; one more copy of the primary's database ({}) needs {}",
             size(free),

@@ -5,6 +5,7 @@ use crate::cluster::preparation::{
     extension, plan_to_prepare,
 };
 use crate::config::Mode;
+use crate::domain::ErrorCode;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Choice {
@@ -155,7 +156,7 @@ fn replication_right(prepared: &Prepared) -> Option<Because> {
 fn obstacle(prepared: &Prepared, wanted: Wanted) -> Option<Because> {
     let plan = plan_to_prepare(prepared, wanted);
     let mut found = plan.obstacles.into_iter();
-    let first = found.find(|obstacle| obstacle.check != "privilege")?;
+    let first = found.find(|obstacle| obstacle.check != ErrorCode::Privilege)?;
     Some(because(first.text, first.next_step))
 }
 

@@ -9,7 +9,7 @@ use crate::cluster::{
     CopiedPoint, DatastoreError, EPOCH_STEP_MAX, Lineage, Record, State, WalSession,
 };
 use crate::config::{Config, Fuse};
-use crate::domain::{Lsn, Role};
+use crate::domain::{ErrorCode, Lsn, Role};
 
 /// The primary that a copy is made from, as it describes itself.
 #[derive(Debug, Clone)]
@@ -75,7 +75,7 @@ pub struct There<'a> {
 /// A reason against following, which an operator may overrule for exactly this case.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Doubt {
-    pub rule: &'static str,
+    pub rule: ErrorCode,
     pub text: String,
     /// What the operator's word covers, in text that stays the same while the case does.
     pub case: String,
@@ -84,7 +84,7 @@ pub struct Doubt {
 impl Doubt {
     pub fn set_back(point: &CopiedPoint, text: String) -> Doubt {
         Doubt {
-            rule: "set_back",
+            rule: ErrorCode::SetBack,
             text,
             case: format!("{} {} {}", point.system_id, point.timeline, point.lsn),
         }
@@ -100,7 +100,7 @@ impl Doubt {
     }
 
     fn next_step(&self, id: &str, fuse: &Fuse) -> String {
-        if self.rule == "primary_lives" {
+        if self.rule == ErrorCode::PrimaryLives {
             // A promotion without artifacts may have its own.
             let id = fuse.with(id);
             return format!(
@@ -108,10 +108,10 @@ impl Doubt {
             );
         }
         let first = match self.rule {
-            "set_back" | "older_primary" | "other_line" => {
+            ErrorCode::SetBack | ErrorCode::OlderPrimary | ErrorCode::OtherLine => {
                 "if the spare has what the primary lost, promote the spare (docs/failover.md)"
             }
-            "ends_exchanged" => "if local and peer are exchanged, exchange them",
+            ErrorCode::EndsExchanged => "if local and peer are exchanged, exchange them",
             _ => "if peer.datastore names the wrong server, correct it",
         };
         format!(
@@ -184,7 +184,7 @@ fn of_epochs(here: &Here, record: &Record) -> Option<Doubt> {
     let doubt = |rule, text| Some(Doubt { rule, text, case });
     if record.epoch > ours.epoch.max(1).saturating_add(EPOCH_STEP_MAX) {
         return doubt(
-            "epoch_out_of_range",
+            ErrorCode::EpochOutOfRange,
             format!(
                 "the peer says that it is {whom}, more than {EPOCH_STEP_MAX} above ours ({}): it is not believed",
                 ours.epoch
@@ -193,7 +193,7 @@ fn of_epochs(here: &Here, record: &Record) -> Option<Doubt> {
     }
     if record.role == Some(Role::Spare) {
         return doubt(
-            "peer_is_spare",
+            ErrorCode::PeerIsSpare,
             format!("the peer is {whom}, a spare itself: only a primary is followed"),
         );
     }
@@ -201,7 +201,7 @@ fn of_epochs(here: &Here, record: &Record) -> Option<Doubt> {
     record.role.as_ref()?;
     if record.epoch < ours.epoch {
         return doubt(
-            "older_primary",
+            ErrorCode::OlderPrimary,
             format!(
                 "the peer is {whom}, and this spare has followed epoch {}: it is an older primary, or its state was set back",
                 ours.epoch
@@ -211,7 +211,7 @@ fn of_epochs(here: &Here, record: &Record) -> Option<Doubt> {
     if !record.lineage.is_empty() && !record.lineage.goes_on_from(&ours.lineage) {
         let known = head(&ours.lineage);
         return doubt(
-            "other_line",
+            ErrorCode::OtherLine,
             format!(
                 "the peer is {whom}, and its line of descent does not have promotion {known}, which this spare has followed"
             ),
@@ -249,7 +249,7 @@ fn of_server(here: &Here, there: &There<'_>) -> Option<Doubt> {
             .as_ref()
             .map_or("none", |point| point.lsn.as_str());
         return (!proved).then(|| Doubt {
-            rule: "other_server",
+            rule: ErrorCode::OtherServer,
             text: format!(
                 "the peer is another server than the one that was followed (system id {} instead of {expected})",
                 there.system_id
@@ -348,7 +348,7 @@ mod tests {
 
     #[track_caller]
     fn rule(there: &There<'_>) -> &'static str {
-        doubt(&here(), there).map_or("", |doubt| doubt.rule)
+        doubt(&here(), there).map_or("", |doubt| doubt.rule.into())
     }
 
     #[test]

@@ -5,7 +5,7 @@ use crate::cluster::{
     DatastoreError, DatastoreFault, FenceError, IdentityError, ProgramError, RaiseError,
     StateError, StoreError, StoreFault,
 };
-use crate::domain::Side;
+use crate::domain::{ErrorCode, Side};
 
 impl From<RaiseError> for PassError {
     fn from(error: RaiseError) -> Self {
@@ -15,9 +15,6 @@ impl From<RaiseError> for PassError {
         }
     }
 }
-
-/// The check that finds a server in recovery.
-const STANDBY: &str = "standby";
 
 #[derive(Debug, thiserror::Error)]
 pub enum PassError {
@@ -41,14 +38,14 @@ pub enum PassError {
     /// A safety rule (role, epoch, fuse) says no; an operator may say otherwise.
     #[error("{rule}: {text}")]
     Refused {
-        rule: &'static str,
+        rule: ErrorCode,
         text: String,
         next_step: String,
     },
     /// Something that a pass needs is not as it must be; found before anything was changed.
     #[error("{check}: {text}")]
     Unfit {
-        check: &'static str,
+        check: ErrorCode,
         text: String,
         next_step: String,
     },
@@ -106,7 +103,7 @@ impl PassError {
             | PassError::Busy { .. }
             | PassError::NotMet { .. } => true,
             // It may just be about to be promoted.
-            PassError::Unfit { check, .. } => *check == STANDBY,
+            PassError::Unfit { check, .. } => *check == ErrorCode::Standby,
             PassError::Waited(error) => return error.policy(),
             _ => false,
         };
@@ -120,7 +117,7 @@ impl PassError {
     /// The peer follows another server itself, or was not promoted yet.
     pub fn standby() -> PassError {
         PassError::Unfit {
-            check: STANDBY,
+            check: ErrorCode::Standby,
             text: "the peer's PostgreSQL is a physical standby, which cannot be asked all that a copy or a stream needs".into(),
             next_step: "promote it, or let peer.datastore name the server that it follows".into(),
         }
@@ -129,7 +126,7 @@ impl PassError {
     /// Of a verb that works with what a copy has left here.
     pub fn nothing_copied() -> PassError {
         PassError::Unfit {
-            check: "no_recovery_point",
+            check: ErrorCode::NoRecoveryPoint,
             text: "nothing has been copied to this cluster yet".into(),
             next_step: "run `warm-spare sync` first".into(),
         }
@@ -258,44 +255,46 @@ impl PassError {
     }
 
     /// One word for programs: the rule or check that said no, else the class.
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> ErrorCode {
         if let Some(error) = self.store() {
             return match error.fault {
-                StoreFault::Unsupported => "unsupported_store",
-                StoreFault::Full => "disk_full",
-                _ => "store",
+                StoreFault::Unsupported => ErrorCode::UnsupportedStore,
+                StoreFault::Full => ErrorCode::DiskFull,
+                _ => ErrorCode::Store,
             };
         }
         if let Some(error) = self.datastore() {
             return match error.fault {
-                DatastoreFault::DiskFull => "disk_full",
-                DatastoreFault::Privilege => "privilege",
-                _ => "datastore",
+                DatastoreFault::DiskFull => ErrorCode::DiskFull,
+                DatastoreFault::Privilege => ErrorCode::Privilege,
+                _ => ErrorCode::Datastore,
             };
         }
         match self {
-            PassError::Refused { rule, .. } => rule,
-            PassError::Unfit { check, .. } => check,
-            PassError::Identity(IdentityError::SameServer) => "same_server",
-            PassError::Identity(IdentityError::SameBucket { .. }) => "same_bucket",
-            PassError::State(StateError::Newer { .. }) => "newer_format",
-            PassError::State(StateError::Locked { .. }) => "locked",
-            PassError::State(StateError::Superseded) => "superseded",
-            PassError::State(StateError::Overtaken { .. }) => "overtaken",
-            PassError::Fence(_) => "fence",
-            PassError::Program(ProgramError::Failed { text, .. }) if is_full(text) => "disk_full",
-            PassError::Program(_) => "client_program",
-            PassError::Scratch { .. } => "scratch",
-            PassError::Rewritten { .. } => "rewritten",
-            PassError::InTheWay { .. } => "in_the_way",
-            PassError::Busy { .. } => "busy",
-            PassError::NotMet { .. } => "not_met",
+            PassError::Refused { rule, .. } => *rule,
+            PassError::Unfit { check, .. } => *check,
+            PassError::Identity(IdentityError::SameServer) => ErrorCode::SameServer,
+            PassError::Identity(IdentityError::SameBucket { .. }) => ErrorCode::SameBucket,
+            PassError::State(StateError::Newer { .. }) => ErrorCode::NewerFormat,
+            PassError::State(StateError::Locked { .. }) => ErrorCode::Locked,
+            PassError::State(StateError::Superseded) => ErrorCode::Superseded,
+            PassError::State(StateError::Overtaken { .. }) => ErrorCode::Overtaken,
+            PassError::Fence(_) => ErrorCode::Fence,
+            PassError::Program(ProgramError::Failed { text, .. }) if is_full(text) => {
+                ErrorCode::DiskFull
+            }
+            PassError::Program(_) => ErrorCode::ClientProgram,
+            PassError::Scratch { .. } => ErrorCode::Scratch,
+            PassError::Rewritten { .. } => ErrorCode::Rewritten,
+            PassError::InTheWay { .. } => ErrorCode::InTheWay,
+            PassError::Busy { .. } => ErrorCode::Busy,
+            PassError::NotMet { .. } => ErrorCode::NotMet,
             PassError::Waited(error) => error.code(),
-            PassError::Spool(_) => "spool",
+            PassError::Spool(_) => ErrorCode::Spool,
             PassError::Datastore(_)
             | PassError::Store(_)
             | PassError::Identity(_)
-            | PassError::State(_) => "unknown",
+            | PassError::State(_) => ErrorCode::Unknown,
         }
     }
 

@@ -3,6 +3,7 @@
 use super::error::PassError;
 use crate::cluster::{LocalSession, State, Vanished};
 use crate::config::{Config, Fuse};
+use crate::domain::{ErrorCode, EventKind};
 use blake2b_simd::Params;
 use tokio_postgres::types::ToSql;
 
@@ -111,13 +112,15 @@ pub async fn ask_again(
         Verdict::Approved { id } => {
             let text = format!("change {id} was let through by fuse.approve");
             log::warn!("fuse: {text}");
-            state.event("fuse_approved", &text, &config.change).await?;
+            state
+                .event(EventKind::FuseApproved, &text, &config.change)
+                .await?;
             Ok(true)
         }
         Verdict::Blown { id, text } => {
-            state.event("fuse", &text, &config.change).await?;
+            state.event(EventKind::Fuse, &text, &config.change).await?;
             Err(PassError::Refused {
-                rule: "fuse",
+                rule: ErrorCode::Fuse,
                 text,
                 next_step: format!(
                     "if this is right, let exactly this change through with fuse.approve = \"{id}\""

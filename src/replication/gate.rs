@@ -8,6 +8,7 @@ use super::fuse::{self, Shrinkage};
 use super::inventory::Inventory;
 use crate::cluster::{LocalSession, Lock, State};
 use crate::config::Config;
+use crate::domain::ErrorCode;
 use crate::observe::{Phase, Progress};
 use std::collections::HashSet;
 
@@ -79,7 +80,7 @@ impl Work<'_> {
         peer.check_bucket().await?;
         let unfit = |text: String| {
             PassError::Unfit {
-            check: "missing_artifacts",
+            check: ErrorCode::MissingArtifacts,
             text,
             next_step: "check peer.s3.endpoint and peer.s3.bucket_name; if the primary really lost them, remove their rows there"
                 .into(),

@@ -4,6 +4,7 @@ use super::error::PassError;
 use super::switch::drop_generation;
 use crate::cluster::State;
 use crate::config::Config;
+use crate::domain::ErrorCode;
 use chrono::{DateTime, Utc};
 
 /// A replaced database.
@@ -74,13 +75,17 @@ pub async fn drop_kept(
     };
     if name == config.local.datastore.database {
         let text = format!("{name} is the current database, and no replaced one");
-        return Err(refused("current_database", text, "leave it where it is"));
+        return Err(refused(
+            ErrorCode::CurrentDatabase,
+            text,
+            "leave it where it is",
+        ));
     }
     let kept = kept_generations(state).await?;
     let Some(found) = kept.into_iter().find(|kept| kept.name == name) else {
         let text = format!("{name} is none of the replaced databases that warm-spare keeps");
         let next_step = "`warm-spare generations list` names them";
-        return Err(refused("no_generation", text, next_step));
+        return Err(refused(ErrorCode::NoGeneration, text, next_step));
     };
     if found.pinned && !pinned_too {
         let why = match found.why.as_str() {
@@ -89,7 +94,7 @@ pub async fn drop_kept(
         };
         let text = format!("{name} is pinned{why}");
         let next_step = "give --pinned as well, if nobody needs it any more";
-        return Err(refused("pinned", text, next_step));
+        return Err(refused(ErrorCode::Pinned, text, next_step));
     }
     drop_generation(state, name).await?;
     Ok(found)

@@ -50,8 +50,8 @@ pub use inventory::{Inventory, InventoryError, UNREADABLE, UNSOUND, UNSTORABLE};
 pub use look::{Look, Server, look};
 pub use mode::{Chosen, decide, may_apply};
 pub use pass::{
-    Ends, Options, Outcome, Report, WAS_PRIMARY, approve, end_appliers, existing_id, is_ours,
-    may_work, mend, recovery_point, stands_at, sync, unavailable, unavailable_here,
+    Ends, Options, Outcome, Report, approve, end_appliers, existing_id, is_ours, may_work, mend,
+    recovery_point, stands_at, sync, unavailable, unavailable_here,
 };
 pub use preparation::{PATIENCE, Prepare, Release, prepare, release};
 pub use quiet::wake;

@@ -7,6 +7,7 @@ use crate::cluster::preparation::{
 };
 use crate::cluster::{LocalSession, PeerSession};
 use crate::config::{Config, Datastore};
+use crate::domain::ErrorCode;
 use std::time::Duration;
 
 /// For new tables on a primary that somebody works with.
@@ -48,7 +49,7 @@ pub async fn decide(
         Choice::Snapshot(because) => (None, snapshot(because)),
         Choice::NotPrepared(because) => {
             return Err(PassError::Unfit {
-                check: "not_prepared",
+                check: ErrorCode::NotPrepared,
                 text: format!("replication.mode is stream: {}", because.reason),
                 next_step: because.change,
             });

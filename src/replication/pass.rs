@@ -20,7 +20,7 @@ use crate::cluster::{
     Store, Throttle, end_former_writers, is_fenced, prove_fence,
 };
 use crate::config::{Config, WantedRole};
-use crate::domain::{Lsn, Role, Side};
+use crate::domain::{ErrorCode, EventKind, Lsn, Role, Side};
 use crate::observe::{Clock, Phase, Progress};
 use std::collections::HashSet;
 use std::path::Path;
@@ -30,8 +30,6 @@ use std::time::Instant;
 
 /// Below this many artifacts left, the snapshot is taken; the rest is copied while it stands.
 const SMALL_REST: u64 = 50;
-/// The rule by which an old primary does not simply become a spare.
-pub const WAS_PRIMARY: &str = "was_primary";
 /// A primary that is uploaded to faster than we copy is not waited for without end.
 const ROUNDS_BEFORE: usize = 5;
 
@@ -127,7 +125,7 @@ async fn sync_with_a_primary(
     let mut facts = checks::check(config, &ends, &cluster_id, options.fenced_by_us, &here).await?;
     if !recorded && facts.was_primary {
         return Err(PassError::Refused {
-            rule: WAS_PRIMARY,
+            rule: ErrorCode::WasPrimary,
             text: "the peer was promoted over this very cluster: what only this one has is put on record before it is copied over".into(),
             next_step: "let the service do it: load it here with role = \"spare\"".into(),
         });
@@ -184,7 +182,9 @@ pub async fn approve(state: &State, id: &str, config: &Config) -> Result<(), Pas
         state.approve_next_copy(id).await?;
         let text =
             format!("a copy over newer or other rows was let through by fuse.approve = {id:?}");
-        state.event("approved", &text, &config.change).await?;
+        state
+            .event(EventKind::Approved, &text, &config.change)
+            .await?;
     }
     Ok(())
 }
@@ -290,12 +290,12 @@ pub async fn may_work(config: &Config) -> Result<bool, PassError> {
         // Until it is promoted, a spare goes on as one.
         (_, Some(Role::Spare)) => Ok(true),
         (WantedRole::Keep, None) => Err(PassError::Refused {
-            rule: "role_unset",
+            rule: ErrorCode::RoleUnset,
             text: "this cluster was never told its role, so nothing is done".into(),
             next_step: "set role = \"spare\" on the cluster that is to be the copy".into(),
         }),
         (_, recorded) => Err(PassError::Refused {
-            rule: "role",
+            rule: ErrorCode::Role,
             text: format!(
                 "this cluster is recorded as {}",
                 recorded.map_or("nothing", Into::into)
@@ -323,7 +323,7 @@ async fn keep_fenced(config: &Config, state: &State) -> Result<bool, PassError> 
         .finish_fence(&config.local.datastore, database)
         .await?;
     let text = format!("the fence on {database} had been lifted; it was set again");
-    state.event("fence", &text, &config.change).await?;
+    state.event(EventKind::Fence, &text, &config.change).await?;
     Ok(true)
 }
 
@@ -579,7 +579,7 @@ impl Pass<'_> {
             return Ok(());
         };
         let exchanged = Doubt {
-            rule: "ends_exchanged",
+            rule: ErrorCode::EndsExchanged,
             text: format!(
                 "the local database holds {} packages that the peer lacks (for example {first}); this would be the first copy over it",
                 lacking.len(),

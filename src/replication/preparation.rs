@@ -5,12 +5,12 @@ use super::choice::{Choice, choose};
 use super::error::PassError;
 use super::pass::may_work;
 use crate::cluster::preparation::{
-    Names, OTHER_SLOTS, Plan, Preparation, PreparationError, Prepared, Step, Wanted, inspect,
-    is_cluster_id, plan_to_prepare, plan_to_release,
+    Names, Plan, Preparation, PreparationError, Prepared, Step, Wanted, inspect, is_cluster_id,
+    plan_to_prepare, plan_to_release,
 };
 use crate::cluster::{LocalSession, PeerSession, State, peers_record};
 use crate::config::{Config, WantedRole};
-use crate::domain::{PromotionKind, Role};
+use crate::domain::{ErrorCode, EventKind, PromotionKind, Role};
 use std::time::Duration;
 
 /// How long locks on Builder's tables are tried for.
@@ -58,7 +58,7 @@ pub async fn prepare(
     let mut prepared = inspect(&peer, &names).await?;
     let mut plan = plan_to_prepare(&prepared, wanted);
     if bound_others {
-        plan.consent_to(OTHER_SLOTS);
+        plan.consent_to(ErrorCode::OtherSlots);
     }
     if !only_ask {
         refuse_obstacles(&plan)?;
@@ -68,7 +68,9 @@ pub async fn prepare(
             prepared = writing.inspect(&names).await?;
             plan.notes = plan_to_prepare(&prepared, wanted).notes;
             let text = format!("made on the primary: {}", in_words(&plan.steps));
-            state.event("prepared", &text, &config.change).await?;
+            state
+                .event(EventKind::Prepared, &text, &config.change)
+                .await?;
         }
     }
     Ok(Prepare {
@@ -127,7 +129,9 @@ pub async fn release(
     }
     if let Some(state) = &state {
         let text = format!("removed from the primary: {}", in_words(&plan.steps));
-        state.event("released", &text, &config.change).await?;
+        state
+            .event(EventKind::Released, &text, &config.change)
+            .await?;
     }
     Ok(released(plan))
 }
@@ -144,7 +148,7 @@ async fn keep_the_list(config: &Config, state: &State) -> Result<(), PassError> 
         return Ok(());
     }
     Err(PassError::Refused {
-        rule: "list_of_losses",
+        rule: ErrorCode::ListOfLosses,
         text: "this cluster was promoted by a failover, and our slot on the old primary is the list of what was lost".into(),
         next_step: "let the old primary come back first (docs/failback.md); if nobody wants the list, drop the slot there by hand".into(),
     })
@@ -159,7 +163,7 @@ fn whose(config: &Config, own: Option<&str>, cluster: Option<&str>) -> Result<Na
         (None, Some(cluster)) if is_cluster_id(cluster) => Ok(Names::of_cluster(cluster)),
         (Some(own), _) => Ok(Names::of(own, &config.replication)),
         (None, _) => Err(PassError::Unfit {
-            check: "no_cluster_id",
+            check: ErrorCode::NoClusterId,
             text: "this cluster has no id on record, so nothing on the peer can bear it".into(),
             next_step:
                 "name the cluster whose slot and publication are to go: release --cluster ID".into(),
@@ -210,12 +214,12 @@ impl From<PreparationError> for PassError {
         match error {
             PreparationError::Datastore(error) => PassError::Datastore(error),
             PreparationError::Busy { .. } => PassError::Unfit {
-                check: "table_busy",
+                check: ErrorCode::TableBusy,
                 text,
                 next_step: "wait for what holds it, or end it; then run it again: it goes on where it stopped".into(),
             },
             PreparationError::InUse { .. } => PassError::Unfit {
-                check: "slot_in_use",
+                check: ErrorCode::SlotInUse,
                 text,
                 next_step: "stop the service on the spare, or let it work by snapshots (replication.mode), then run it again".into(),
             },

@@ -7,7 +7,7 @@ use super::artifacts::{RETIRED, STAGED, Swap};
 use super::courier::{Courier, Delivery};
 use super::error::PassError;
 use crate::cluster::{Artifact, Expected, Lock, Replacement, State, Stored};
-use crate::domain::Lsn;
+use crate::domain::{ErrorCode, Lsn};
 use crate::killpoint;
 use crate::observe::Step;
 use crate::package::Checksum;
@@ -146,7 +146,7 @@ async fn place(
         Delivery::Done(stored) => stored,
         other => {
             return Err(PassError::Unfit {
-                check: "replacement",
+                check: ErrorCode::Replacement,
                 text: format!(
                     "{from} in the local bucket should have checksum {checksum}, found: {other:?}"
                 ),

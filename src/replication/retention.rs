@@ -7,6 +7,7 @@ use crate::cluster::{
     DatastoreError, DatastoreFault, Expected, LocalSession, LocalStore, Lock, Retirement, State,
 };
 use crate::config::{Config, Datastore};
+use crate::domain::ErrorCode;
 use crate::killpoint;
 use crate::package::package_of_key;
 
@@ -113,7 +114,7 @@ fn unasked(database: &str, error: DatastoreError) -> PassError {
         return error.into();
     }
     PassError::Unfit {
-        check: "unasked_generation",
+        check: ErrorCode::UnaskedGeneration,
         text: format!(
             "the kept database {database} cannot be asked which artifacts it names, so all of them are kept: {error}"
         ),

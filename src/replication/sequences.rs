@@ -6,6 +6,7 @@ use super::error::PassError;
 use super::tables::changed_in_form;
 use crate::cluster::{DatastoreError, LocalSession, Row, Session, StateError, quote_ident};
 use crate::config::Config;
+use crate::domain::ErrorCode;
 
 /// A sequence by its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -160,7 +161,7 @@ fn all_of(values: &[Sequence], set: u64) -> Result<(), PassError> {
         return Ok(());
     }
     Err(PassError::Unfit {
-        check: "sequences",
+        check: ErrorCode::Sequences,
         text: format!(
             "local: {set} of the primary's {} sequences could be set; the others are not here, or have other bounds",
             values.len()

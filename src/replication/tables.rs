@@ -7,7 +7,7 @@ use crate::cluster::{
     DatastoreError, LocalSession, PeerSession, Session, Snapshot, Throttle, pipe, quote_ident,
 };
 use crate::config::Config;
-use crate::domain::Side;
+use crate::domain::{ErrorCode, Side};
 use crate::observe::Step;
 use chrono::{DateTime, Utc};
 use std::collections::{BTreeMap, VecDeque};
@@ -191,7 +191,7 @@ fn of_another_encoding(error: PassError, table: &str) -> PassError {
             .any(|state| e.sql_state.as_ref() == Some(state)) =>
         {
             PassError::Unfit {
-                check: "encoding",
+                check: ErrorCode::Encoding,
                 text: format!(
                     "table {table} of the primary holds bytes that are no text in its database's encoding: {e}"
                 ),
@@ -227,7 +227,7 @@ async fn copy_unit(
     peer.end().await?;
     if stored != content.rows() {
         return Err(PassError::Unfit {
-            check: "row_count",
+            check: ErrorCode::RowCount,
             text: format!(
                 "{doing}: {} rows were sent and {stored} stored",
                 content.rows()

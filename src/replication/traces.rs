@@ -10,7 +10,7 @@ use crate::cluster::{
     LocalSession, LocalStore, STATE_DATABASE, State, is_fenced, quote_ident, quote_literal,
 };
 use crate::config::Config;
-use crate::domain::{Role, TransitionKind};
+use crate::domain::{ErrorCode, Role, TransitionKind};
 
 const OBJECTS: &str = ".warm-spare/";
 
@@ -114,7 +114,7 @@ async fn what_would_be_lost(state: &State) -> Result<Vec<String>, PassError> {
 
 fn needed_still(lost: &[String]) -> PassError {
     PassError::Refused {
-        rule: "state_is_needed",
+        rule: ErrorCode::StateIsNeeded,
         text: format!("what would be removed is needed still: {}", lost.join("; ")),
         next_step:
             "let a service finish it, or read the list; if all of it may be lost, add --force"
@@ -135,7 +135,7 @@ async fn nobody_else(local: &LocalSession, state: &State) -> Result<(), PassErro
     match others.first() {
         None => Ok(()),
         Some(row) => Err(PassError::Refused {
-            rule: "standby_waits",
+            rule: ErrorCode::StandbyWaits,
             text: format!(
                 "another session is in the local database {STATE_DATABASE} (server process {}): a warm-spare that waits for its turn, or a person",
                 row.get::<_, i32>(0)

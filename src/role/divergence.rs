@@ -12,7 +12,7 @@ mod slot;
 
 use crate::cluster::{DatastoreFault, LocalSession, Promotion, STATE_DATABASE, State};
 use crate::config::Config;
-use crate::domain::{Lsn, PromotionKind, Side};
+use crate::domain::{ErrorCode, Lsn, PromotionKind, Side};
 use crate::replication::{PassError, first_id_of};
 use approximate::Bounds;
 use book::Book;
@@ -158,7 +158,7 @@ pub async fn record_behind(
     match slot::usable(&server, promotion) {
         Usable::From(from) => match Box::pin(by_slot(config, promotion, &server, from)).await {
             Ok(()) => {}
-            Err(PassError::Unfit { check, text, .. }) if check == exact::SET_BACK => {
+            Err(PassError::Unfit { check, text, .. }) if check == ErrorCode::SetBack => {
                 without_slot(config, promotion, &set_back, &server.wal, &text).await?;
             }
             Err(error) => {
@@ -181,7 +181,7 @@ pub async fn record_behind(
 
 fn gone_again() -> PassError {
     PassError::Unfit {
-        check: "divergence",
+        check: ErrorCode::Divergence,
         text: "what was recorded just now is gone again".into(),
         next_step: "look who else writes in the local database warm_spare".into(),
     }
@@ -264,7 +264,7 @@ fn unreadable(error: &PassError) -> Option<String> {
                         | DatastoreFault::Authentication
                 )
         }
-        PassError::Unfit { check, .. } => *check == exact::UNDECODED,
+        PassError::Unfit { check, .. } => *check == ErrorCode::Undecoded,
         _ => false,
     };
     finally.then(|| format!("the slot cannot be read ({error})"))

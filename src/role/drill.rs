@@ -8,7 +8,7 @@ mod leftovers;
 
 use crate::cluster::{DrillRecord, LocalSession, State, lift_and_write, set_fence};
 use crate::config::Config;
-use crate::domain::Role;
+use crate::domain::{ErrorCode, Role};
 use crate::replication::{PassError, advance_sequences, drop_database};
 use chrono::{DateTime, Utc};
 use clone::Clone;
@@ -89,7 +89,7 @@ pub async fn drill(
         tokio::select! {
             done = rehearsing => done,
             () = stop => Err(PassError::Unfit {
-                check: "interrupted",
+                check: ErrorCode::Interrupted,
                 text: "the drill was told to end".into(),
                 next_step: "nothing of it is left; run it again".into(),
             }),
@@ -112,7 +112,7 @@ async fn open(config: &Config) -> Result<State, PassError> {
         .ok_or_else(PassError::nothing_copied)?;
     if state.cluster().await?.role == Some(Role::Primary) {
         return Err(PassError::Refused {
-            rule: "role",
+            rule: ErrorCode::Role,
             text: "this cluster is the primary: there is nothing for it to take over".into(),
             next_step: "run the drill on the spare".into(),
         });

@@ -10,7 +10,7 @@ use crate::cluster::{
     system_id,
 };
 use crate::config::Config;
-use crate::domain::{PromotionKind, Role, Step, Transition, TransitionKind};
+use crate::domain::{ErrorCode, EventKind, PromotionKind, Role, Step, Transition, TransitionKind};
 use crate::replication::{Doubt, PassError, has_database, stream};
 use chrono::Utc;
 
@@ -57,7 +57,9 @@ pub async fn come_back(
     state.adopt_lineage(lock, &peer.lineage).await?;
     state.return_as_spare(lock, peer.epoch).await?;
     let text = format!("came back as the spare of epoch {}", peer.epoch);
-    state.event("failback", &text, &config.change).await?;
+    state
+        .event(EventKind::Failback, &text, &config.change)
+        .await?;
     Ok(state.close_journal(lock).await?)
 }
 
@@ -137,7 +139,9 @@ async fn fence_and_list(
             true => log::info!("local: {text}"),
             false => log::warn!("local: {text}"),
         }
-        state.event("divergence", &text, &config.change).await?;
+        state
+            .event(EventKind::Divergence, &text, &config.change)
+            .await?;
     }
     Ok(())
 }
@@ -175,7 +179,7 @@ async fn newer_primary(config: &Config, own: &Record, server: &str) -> Result<Re
     let primary = record.role == Some(Role::Primary);
     if primary && !own.is_kin(server, &record, &seen.theirs.system_id) {
         let stranger = Doubt {
-            rule: "stranger",
+            rule: ErrorCode::Stranger,
             text: format!(
                 "the peer is the primary of epoch {} of another line (cluster {}, system id {}); this is cluster {}, system id {server}: neither has followed the other, and they share no promotion",
                 record.epoch, record.cluster_id, seen.theirs.system_id, own.cluster_id
@@ -189,7 +193,7 @@ async fn newer_primary(config: &Config, own: &Record, server: &str) -> Result<Re
     }
     if primary && record.epoch > epoch.max(1).saturating_add(EPOCH_STEP_MAX) {
         return Err(PassError::Refused {
-            rule: "epoch_out_of_range",
+            rule: ErrorCode::EpochOutOfRange,
             text: format!(
                 "the peer says that it is the primary of epoch {}, more than {EPOCH_STEP_MAX} above ours ({epoch}): it is not believed",
                 record.epoch
@@ -206,7 +210,7 @@ async fn newer_primary(config: &Config, own: &Record, server: &str) -> Result<Re
         None => "nothing on record".into(),
     };
     Err(PassError::Refused {
-        rule: "no_newer_primary",
+        rule: ErrorCode::NoNewerPrimary,
         text: format!(
             "this cluster is {} of epoch {epoch}, and the peer is {is}{}: a primary becomes the spare only of a newer primary",
             role.map_or("nothing on record", Into::into),

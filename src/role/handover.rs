@@ -12,8 +12,9 @@ use crate::cluster::{
     clear_out, system_id,
 };
 use crate::config::{Config, WantedRole};
-use crate::domain::{PromotionKind, Role, Side, Step, Transition, TransitionKind};
-use crate::observe::{Check, Clock, Verdict};
+use crate::domain::Verdict;
+use crate::domain::{ErrorCode, PromotionKind, Role, Side, Step, Transition, TransitionKind};
+use crate::observe::{Check, Clock};
 use crate::replication::stream::Told as Heard;
 use crate::replication::{Courier, PassError, end_appliers, mend, next_sequences, stands_at, wake};
 use std::path::Path;
@@ -47,11 +48,6 @@ pub enum Outcome {
     /// A failover that goes on as soon as this is over.
     Again(PassError),
 }
-
-/// The rule by which a cluster of no lower epoch is left alone.
-const NEWER: &str = "newer_primary";
-/// The rule by which a cluster is not promoted whose own state is older than what others remember of it.
-pub const STATE_WENT_BACK: &str = "state_went_back";
 
 /// What of the configuration asks for a handover: another one is another wish.
 pub fn asked(config: &Config) -> String {
@@ -90,7 +86,6 @@ mod complete;
 mod living;
 mod undo;
 
-pub use living::PRIMARY_LIVES;
 pub use undo::may_have_fenced;
 
 impl Handover<'_> {
@@ -214,7 +209,7 @@ impl Handover<'_> {
             ),
         };
         PassError::Refused {
-            rule: "force_needed",
+            rule: ErrorCode::ForceNeeded,
             text: format!("not promoted: {text}"),
             next_step: format!("{next_step}{force}"),
         }
@@ -319,7 +314,10 @@ impl Handover<'_> {
             Ok(Err(error))
                 if matches!(
                     error.code(),
-                    NEWER | STATE_WENT_BACK | "overtaken" | "superseded"
+                    ErrorCode::NewerPrimary
+                        | ErrorCode::StateWentBack
+                        | ErrorCode::Overtaken
+                        | ErrorCode::Superseded
                 ) =>
             {
                 Err(error)
@@ -344,7 +342,7 @@ impl Handover<'_> {
         // Whatever its role: whoever bears that epoch, or a later one, knows of a promotion that is not on record here.
         if record.epoch > self.epoch.saturating_add(EPOCH_STEP_MAX) {
             return Err(PassError::Refused {
-                rule: "epoch_out_of_range",
+                rule: ErrorCode::EpochOutOfRange,
                 text: format!(
                     "the peer says that its epoch is {}, and this promotion would take epoch {}: no line of promotions jumps so far, and it is not believed",
                     record.epoch, self.epoch
@@ -374,10 +372,10 @@ impl Handover<'_> {
     fn newer(&self, record: &Record, copied_from_here: bool) -> PassError {
         let (rule, why) = match copied_from_here {
             true => (
-                STATE_WENT_BACK,
+                ErrorCode::StateWentBack,
                 "the peer has copied from this very server: this cluster was a primary, and its state was set back to an older copy; ",
             ),
-            false => (NEWER, ""),
+            false => (ErrorCode::NewerPrimary, ""),
         };
         PassError::Refused {
             rule,
@@ -509,8 +507,8 @@ fn in_words(refused: &[&Check]) -> String {
     let mut told: Vec<(&str, Vec<&str>)> = Vec::new();
     for check in refused {
         match told.iter_mut().find(|(reason, _)| *reason == check.reason) {
-            Some((_, names)) => names.push(check.name),
-            None => told.push((&check.reason, vec![check.name])),
+            Some((_, names)) => names.push(check.name.into_str()),
+            None => told.push((&check.reason, vec![check.name.into_str()])),
         }
     }
     let told = told

@@ -18,7 +18,7 @@ pub use divergence::{
 pub use drill::{Drill, DrillStep, Rehearsal, drill, remove_drill_leftovers};
 pub use epoch::{Ours, Stand, Theirs, decide};
 pub use failback::{come_back, fence_here};
-pub use handover::{Handover, Outcome, PRIMARY_LIVES, asked, is_asked_for, may_have_fenced};
-pub use preflight::{CHECKS, Purpose, preflight, unplanned, worst};
+pub use handover::{Handover, Outcome, asked, is_asked_for, may_have_fenced};
+pub use preflight::{Purpose, preflight, unplanned, worst};
 pub use steps::Told;
 pub use watch::{PeerSeen, look_at_peer, settle};

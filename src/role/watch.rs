@@ -6,7 +6,7 @@ use crate::cluster::{
     LocalSession, PeerFence, PeerSession, Promotion, State, fenced, peers_record,
 };
 use crate::config::{Config, Datastore};
-use crate::domain::PromotionKind;
+use crate::domain::{ErrorCode, PromotionKind};
 use crate::replication::{PassError, stream, two_servers};
 
 /// The peer, and what its server says.
@@ -83,7 +83,7 @@ pub async fn open_fence(peer: &Datastore, system_id: &str) -> Result<PeerFence, 
 
 pub fn another_server() -> PassError {
     PassError::Refused {
-        rule: "another_server",
+        rule: ErrorCode::AnotherServer,
         text: "the peer is not the server that was followed: only that one is ever fenced".into(),
         next_step: "let peer.datastore name the old primary, or stop Builder there by hand".into(),
     }

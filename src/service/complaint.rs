@@ -1,5 +1,6 @@
 //! Loops that fail, fail calmly: waits that grow to a cap, the first failure logged, a reminder, and the recovery.
 
+use crate::domain::ErrorCode;
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use chrono::{DateTime, TimeDelta, Utc};
 use std::time::Duration;
@@ -39,7 +40,7 @@ pub struct Complaint {
 
 struct Standing {
     /// The kind of failure: another one is news, the same in other words is not.
-    code: &'static str,
+    code: ErrorCode,
     since: DateTime<Utc>,
     told: DateTime<Utc>,
     tries: u32,
@@ -63,7 +64,7 @@ impl Complaint {
     pub fn failed(
         &mut self,
         now: DateTime<Utc>,
-        code: &'static str,
+        code: ErrorCode,
         text: &str,
         pace: Pace,
     ) -> Duration {
@@ -126,7 +127,7 @@ mod tests {
         let now = DateTime::default();
         let mut waits = Vec::new();
         for _ in 0..12 {
-            waits.push(complaint.failed(now, "peer_unreachable", "refused", Pace::Passing));
+            waits.push(complaint.failed(now, ErrorCode::PeerUnreachable, "refused", Pace::Passing));
         }
         assert!(waits[0] < Duration::from_secs(3), "{waits:?}");
         assert!(
@@ -135,7 +136,7 @@ mod tests {
         );
         assert!(waits[11] >= Duration::from_secs(60), "{waits:?}");
         complaint.begin_anew();
-        let wait = complaint.failed(now, "peer_unreachable", "refused", Pace::Passing);
+        let wait = complaint.failed(now, ErrorCode::PeerUnreachable, "refused", Pace::Passing);
         assert!(wait < Duration::from_secs(3));
         complaint.over(now);
         assert!(!complaint.stands());

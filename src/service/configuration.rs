@@ -3,7 +3,9 @@
 
 use super::{Configs, Desk};
 use crate::config::{self, Accepted, Config, ConfigError};
-use crate::observe::{HoldReason, Settings};
+use crate::domain::EventKind;
+use crate::domain::HoldReason;
+use crate::observe::Settings;
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
@@ -85,7 +87,7 @@ impl Configuration {
         self.put_in_force(config, None, desk);
         if was_bad {
             log::info!("configuration: {} is good again", self.path.display());
-            desk.note("config", "the configuration is good again");
+            desk.note(EventKind::Config, "the configuration is good again");
         }
     }
 
@@ -126,7 +128,7 @@ impl Configuration {
             && changed
         {
             log::info!("configuration: the new one is in force");
-            desk.note("config", "a new configuration is in force");
+            desk.note(EventKind::Config, "a new configuration is in force");
             if (old.http != config.http) || (old.log_format != config.log_format) {
                 log::warn!("configuration: [http] and log_format take effect at the next restart");
             }
@@ -143,7 +145,7 @@ impl Configuration {
             return;
         }
         log::warn!("configuration refused: {text}");
-        desk.note("config", &format!("configuration refused: {text}"));
+        desk.note(EventKind::Config, &format!("configuration refused: {text}"));
         let now = desk.now();
         desk.update(|state| {
             state.config.error = Some(text);

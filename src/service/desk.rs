@@ -2,12 +2,10 @@
 //! events, which wait here while the state database is away.
 
 use crate::cluster::{self, Event, FenceError, ProgramError, StateError};
-use crate::domain::Side;
-use crate::observe::{
-    Clock, Counters, Hold, HoldReason, Meter, Progress, Reach, Sighting, State, Watched,
-};
+use crate::domain::HoldReason;
+use crate::domain::{ErrorCode, EventKind, Side};
+use crate::observe::{Clock, Counters, Hold, Meter, Progress, Reach, Sighting, State, Watched};
 use crate::replication::{PassError, Policy};
-use crate::role::PRIMARY_LIVES;
 use chrono::{DateTime, Utc};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -78,7 +76,7 @@ impl Desk {
     }
 
     /// Something that stays in the history.
-    pub fn note(&self, kind: &str, text: &str) {
+    pub fn note(&self, kind: EventKind, text: &str) {
         let event = Event {
             time: self.now(),
             kind: kind.to_string(),
@@ -145,7 +143,7 @@ impl Desk {
             });
         });
         if begins {
-            self.note("hold", &format!("{}: {detail}", reason.as_str()));
+            self.note(EventKind::Hold, &format!("{}: {detail}", reason));
         }
     }
 
@@ -155,12 +153,12 @@ impl Desk {
         let side = error
             .side()
             .map_or_else(|| "none".to_string(), |side| side.to_string());
-        self.counters.error(&side, error.code());
+        self.counters.error(&side, error.code().into_str());
         let text = error.to_string();
         self.hold(
             verdict.reason,
             // The reason stands before it wherever it is shown.
-            text.strip_prefix(&format!("{}: ", verdict.reason.as_str()))
+            text.strip_prefix(&format!("{}: ", verdict.reason))
                 .unwrap_or(&text),
             &error.next_step(),
             verdict.passing,
@@ -194,8 +192,8 @@ impl Desk {
         });
         if let Some(hold) = ended {
             let seconds = (self.now() - hold.since).num_seconds();
-            let text = format!("{} ended after {seconds} s", hold.reason.as_str());
-            self.note("hold_ended", &text);
+            let text = format!("{} ended after {seconds} s", hold.reason);
+            self.note(EventKind::HoldEnded, &text);
         }
     }
 
@@ -232,7 +230,7 @@ fn see(reach: &mut Option<Reach>, error: Option<String>, now: DateTime<Utc>) {
 }
 
 /// Holds that end by an act on the other site, of which nobody tells us. To look costs one question.
-const ENDED_THERE: [&str; 2] = ["peer_is_fenced", "peer_is_spare"];
+const ENDED_THERE: [ErrorCode; 2] = [ErrorCode::PeerIsFenced, ErrorCode::PeerIsSpare];
 
 /// What a failure means for the service.
 struct Verdict {
@@ -262,15 +260,27 @@ impl Verdict {
     }
 }
 
+/// Returns the hold of a code that has one of its own.
+fn named(code: ErrorCode) -> Option<HoldReason> {
+    Some(match code {
+        ErrorCode::RoleUnset => HoldReason::RoleUnset,
+        ErrorCode::PeerUnreachable => HoldReason::PeerUnreachable,
+        ErrorCode::NotPrepared => HoldReason::NotPrepared,
+        ErrorCode::Fuse => HoldReason::Fuse,
+        ErrorCode::DiskFull => HoldReason::DiskFull,
+        ErrorCode::Privilege => HoldReason::Privilege,
+        ErrorCode::Version => HoldReason::Version,
+        ErrorCode::SameServer => HoldReason::SameServer,
+        ErrorCode::SameBucket => HoldReason::SameBucket,
+        ErrorCode::UnsupportedStore => HoldReason::UnsupportedStore,
+        ErrorCode::ForceNeeded | ErrorCode::PrimaryLives => HoldReason::ForceNeeded,
+        _ => return None,
+    })
+}
+
 fn reason(error: &PassError) -> HoldReason {
-    let by_code = HoldReason::ALL
-        .into_iter()
-        .find(|reason| reason.as_str() == error.code());
-    if let Some(named) = by_code {
+    if let Some(named) = named(error.code()) {
         return named;
-    }
-    if error.code() == PRIMARY_LIVES {
-        return HoldReason::ForceNeeded;
     }
     if error.is_unreachable() {
         return match error.side() {
@@ -307,6 +317,6 @@ mod tests {
             assert_eq!(verdict.pace, Pace::Passing, "{rule}");
             assert!(!verdict.passing, "{rule}: health is critical");
         }
-        assert_eq!(verdict("fuse").pace, Pace::Operator);
+        assert_eq!(verdict(ErrorCode::Fuse).pace, Pace::Operator);
     }
 }

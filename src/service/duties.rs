@@ -13,11 +13,12 @@ use super::tenure::{Tenure, recall};
 use super::{Configs, Desk, next, sight};
 use crate::cluster::{Confirmation, CopiedPoint, LocalStore, StateError, Store};
 use crate::config::Config;
-use crate::domain::{Role, Side};
-use crate::observe::{Baseline, HoldReason, State};
+use crate::domain::HoldReason;
+use crate::domain::{ErrorCode, EventKind, Role, Side};
+use crate::observe::{Baseline, State};
 use crate::replication::stream::Differed;
 use crate::replication::{
-    Courier, Look, Options, Outcome, PassError, RETIRED, Report, STAGED, WAS_PRIMARY, look, mend,
+    Courier, Look, Options, Outcome, PassError, RETIRED, Report, STAGED, look, mend,
     retry_unavailable, sweep, sync,
 };
 use crate::verify::Verification;
@@ -163,7 +164,7 @@ impl<'a> Duties<'a> {
             match done {
                 Ok(()) => {}
                 Err(error) if ends_tenure(&error) => return End::Failed(error),
-                Err(error) if error.code() == WAS_PRIMARY => return End::WasPrimary,
+                Err(error) if error.code() == ErrorCode::WasPrimary => return End::WasPrimary,
                 Err(error) => {
                     self.failed_in_pass = due != Next::Look;
                     self.fail(&error);
@@ -496,7 +497,7 @@ impl<'a> Duties<'a> {
 fn note_brought(desk: &Desk, brought: usize) {
     log::info!("peer: {brought} artifacts that it lacked are there now, and here");
     let text = format!("{brought} artifacts that the primary lacked were brought");
-    desk.note("artifacts", &text);
+    desk.note(EventKind::Artifacts, &text);
 }
 
 fn is_of_our_server(error: &PassError) -> bool {

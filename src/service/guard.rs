@@ -9,7 +9,7 @@ use crate::cluster::{
     enforce_fence, is_fenced, prove_fence,
 };
 use crate::config::{Config, S3};
-use crate::domain::{Role, Side};
+use crate::domain::{ErrorCode, EventKind, Role, Side};
 use crate::observe::{Preflight, State};
 use crate::replication::{PassError, has_database, sample};
 use crate::role::{Purpose, preflight, remove_drill_leftovers, unplanned, worst};
@@ -128,7 +128,7 @@ async fn keep_fence(desk: &Desk, tenure: &Tenure) -> End {
                 role = found.role;
                 match found.open {
                     Some(text) => {
-                        complaint.failed(desk.now(), "fence", &text, Pace::Operator);
+                        complaint.failed(desk.now(), ErrorCode::Fence, &text, Pace::Operator);
                     }
                     None => complaint.over(desk.now()),
                 }
@@ -194,7 +194,7 @@ async fn look_once(desk: &Desk, tenure: &Tenure, proving: bool) -> Result<Found,
                 local.database
             );
             log::warn!("local: {text}");
-            desk.note("fence", &text);
+            desk.note(EventKind::Fence, &text);
         }
         raised
     } else {
@@ -283,7 +283,7 @@ async fn look_for_artifacts(desk: &Desk, config: &Config) {
             found.looked_for
         );
         log::warn!("local: {text}");
-        desk.note("artifacts", &text);
+        desk.note(EventKind::Artifacts, &text);
     }
     desk.update(|state| state.sampled = sampled);
 }

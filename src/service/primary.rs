@@ -7,8 +7,9 @@ use super::tenure::Tenure;
 use super::{Configs, Desk, next};
 use crate::cluster::{self, ClusterRecord, FenceRecord, State, clear_out};
 use crate::config::{Config, WantedRole};
-use crate::domain::{Role, Side, TransitionKind};
-use crate::observe::{HoldReason, Work};
+use crate::domain::HoldReason;
+use crate::domain::{ErrorCode, Role, Side, TransitionKind};
+use crate::observe::Work;
 use crate::replication::PassError;
 use crate::role::{PeerSeen, come_back, look_at_peer};
 use chrono::{DateTime, Utc};
@@ -225,7 +226,7 @@ impl<'a> Primary<'a> {
             Ok(Err(error)) if error.side() == Some(Side::Local) => return Err(error),
             Ok(Err(error)) => error,
             Err(_) => PassError::Unfit {
-                check: "peer_unreachable",
+                check: ErrorCode::PeerUnreachable,
                 text: format!("the peer does not answer within {} s", PATIENCE.as_secs()),
                 next_step: "check that the peer's server runs".into(),
             },
@@ -235,7 +236,7 @@ impl<'a> Primary<'a> {
         let text = error.to_string();
         self.complaint
             .failed(now, error.code(), &text, Pace::Passing);
-        if error.code() == HoldReason::SameServer.as_str() {
+        if error.code() == ErrorCode::SameServer {
             let step = error.next_step();
             self.desk.hold(HoldReason::SameServer, &text, &step, false);
         } else {

@@ -4,6 +4,7 @@ use super::complaint::{Complaint, Pace};
 use super::configuration::address_file;
 use super::{Configs, Desk, next};
 use crate::config::{Http, http_of};
+use crate::domain::ErrorCode;
 use crate::observe::serve;
 use std::convert::Infallible;
 use std::io::Write;
@@ -56,7 +57,7 @@ async fn open(desk: &Desk, http: Http, data: &Path) -> Infallible {
             }
             Err(error) => {
                 let text = format!("http: cannot listen on {address}: {error}");
-                complaint.failed(desk.now(), "http", &text, Pace::Passing);
+                complaint.failed(desk.now(), ErrorCode::Http, &text, Pace::Passing);
                 tokio::time::sleep(AGAIN).await;
             }
         }

@@ -6,7 +6,7 @@ mod tables;
 
 use crate::cluster::{CopiedPoint, LocalSession, LocalStore, PeerSession, State};
 use crate::config::Config;
-use crate::domain::Side;
+use crate::domain::{ErrorCode, Side};
 use crate::observe::Progress;
 use crate::replication::{self, PassError, Policy, unavailable};
 use serde::Serialize;
@@ -138,7 +138,7 @@ async fn look(
     let replacing = state.replacements().await?.len();
     if replacing > 0 {
         return Err(PassError::Unfit {
-            check: "replacing",
+            check: ErrorCode::Replacing,
             text: format!(
                 "{replacing} artifacts are just being replaced, or a pass was interrupted while it did"
             ),

@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
-use warm_spare::domain::{Role, Step, Transition, TransitionKind};
 
 use chrono::{DateTime, Utc};
 use clap::CommandFactory;
 use serde_json::Value;
+use strum::VariantArray;
 use tokio::sync::watch;
 use warm_spare::cluster::{
     Confirmation, CopiedPoint, DrillRecord, Event, Footprint, Generation, Throttle,
@@ -17,10 +17,13 @@ use warm_spare::cluster::{
 };
 use warm_spare::command::Arguments;
 use warm_spare::config::Config;
+use warm_spare::domain::{
+    ErrorCode, EventKind, HealthCode, HoldReason, PreflightCheck, Role, StateName, Step,
+    Transition, TransitionKind, Verdict,
+};
 use warm_spare::observe::{
-    Artifacts, Baseline, Check, Clock, Counters, HEALTH_CODES, Held, Hold, HoldReason, Listener,
-    Meter, Mode, Phase, Preflight, Reach, Sighting, State, StateName, Verdict, Verified, Watched,
-    Work,
+    Artifacts, Baseline, Check, Clock, Counters, Held, Hold, Listener, Meter, Mode, Phase,
+    Preflight, Reach, Sighting, State, Verified, Watched, Work,
 };
 
 /// Cells of a row of the keys' tables: key, type, default, meaning.
@@ -90,6 +93,15 @@ fn names<T>(rows: &BTreeMap<String, T>) -> BTreeSet<String> {
 
 fn owned<'a>(names: impl IntoIterator<Item = &'a str>) -> BTreeSet<String> {
     names.into_iter().map(String::from).collect()
+}
+
+/// The words of a closed list of the code.
+fn words<W>() -> impl Iterator<Item = &'static str>
+where
+    W: VariantArray + Copy + 'static,
+    &'static str: From<W>,
+{
+    W::VARIANTS.iter().map(|word| (*word).into())
 }
 
 fn documented() -> BTreeMap<String, Row> {
@@ -166,15 +178,15 @@ fn every_verb_and_option_is_described() {
 #[test]
 fn every_state_hold_reason_and_health_code_is_described() {
     let states = table("docs/reference.md", "### States", &["state", "means"]);
-    let in_code = owned(StateName::ALL.map(StateName::as_str));
+    let in_code = owned(words::<StateName>());
     assert_same("states", &names(&states), &in_code);
 
-    let reasons = owned(HoldReason::ALL.map(HoldReason::as_str));
+    let reasons = owned(words::<HoldReason>());
     let columns = ["reason", "health", "tried again"];
     let described = table("docs/reference.md", "### Hold reasons", &columns);
     assert_same("hold reasons", &names(&described), &reasons);
 
-    let codes = owned(HEALTH_CODES);
+    let codes = owned(words::<HealthCode>());
     let columns = ["code", "level", "when"];
     let described = table("docs/reference.md", "### Health", &columns);
     assert_same("health codes", &names(&described), &codes);
@@ -184,10 +196,10 @@ fn every_state_hold_reason_and_health_code_is_described() {
 /// What an operator is told at night has an entry that says what to do.
 #[test]
 fn every_hold_reason_and_health_code_has_its_entry_for_operators() {
-    let reasons = owned(HoldReason::ALL.map(HoldReason::as_str));
+    let reasons = owned(words::<HoldReason>());
     for (heading, in_code) in [
         ("## Hold reasons", reasons),
-        ("## Health codes", owned(HEALTH_CODES)),
+        ("## Health codes", owned(words::<HealthCode>())),
     ] {
         let part = part("docs/monitor.md", heading);
         let mut described = BTreeSet::new();
@@ -332,7 +344,7 @@ fn full() -> State {
         planned: Verdict::Warn,
         unplanned: Verdict::Warn,
         checks: vec![Check {
-            name: "lag",
+            name: PreflightCheck::Lag,
             result: Verdict::Warn,
             reason: "2 min".into(),
             next_step: "let the service follow".into(),
@@ -509,76 +521,15 @@ fn every_metric_that_an_alert_uses_exists() {
 
 #[test]
 fn every_kind_of_event_is_described() {
-    let mut files = Vec::new();
-    sources(
-        &Path::new(env!("CARGO_MANIFEST_DIR")).join("src"),
-        &mut files,
-    );
-    let source = files.concat();
-    let mut kinds = literals(&source, &[".note(", ".event("]);
-    let written = source.split("INTO event (kind, text, change) VALUES ('");
-    kinds.extend(
-        written
-            .skip(1)
-            .filter_map(|rest| Some(rest.split_once('\'')?.0.to_string())),
-    );
     let described = table("docs/reference.md", "## Events", &["kind", "tells of"]);
+    let kinds = owned(words::<EventKind>());
     assert_same("kinds of events", &names(&described), &kinds);
 }
 
-/// Every file of the program itself, as text.
-fn sources(folder: &Path, found: &mut Vec<String>) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            sources(&path, found);
-        } else if path.extension().is_some_and(|end| end == "rs") {
-            found.push(fs::read_to_string(path).unwrap());
-        }
-    }
-}
-
-/// The names in front of the colon of a refusal, where one is made: `rule: "…"`, `check: "…"`, `unfit("…"`; and those
-/// that stand in an error's own text.
-fn refusals() -> BTreeSet<String> {
-    let mut files = Vec::new();
-    sources(
-        &Path::new(env!("CARGO_MANIFEST_DIR")).join("src"),
-        &mut files,
-    );
-    let mut names = BTreeSet::new();
-    for text in &files {
-        for maker in ["rule:", "check:", "unfit(", "Obstacle::new("] {
-            for after in text.split(maker).skip(1) {
-                let literal = after.trim_start().strip_prefix('"');
-                let name = literal.and_then(|l| l.split('"').next());
-                // A helper of the same name may take the text alone.
-                names.extend(name.filter(|name| !name.contains(' ')).map(String::from));
-            }
-        }
-        for name in ["same_server", "same_bucket", "unsupported_store"] {
-            if text.contains(&format!("\"{name}: ")) {
-                names.insert(name.to_string());
-            }
-        }
-    }
-    names
-}
-
 #[test]
-fn every_refusal_is_explained() {
-    let names = refusals();
-    for known in [
-        "role_unset",
-        "fuse",
-        "row_count",
-        "disk_full",
-        "same_server",
-    ] {
-        assert!(names.contains(known), "{known} was not found in src");
-    }
+fn every_error_code_is_explained() {
     let text = read("docs/troubleshoot.md");
-    for name in names {
+    for name in words::<ErrorCode>() {
         let explained = [
             format!("### `{name}`"),
             format!("| `{name}` |"),
@@ -589,6 +540,17 @@ fn every_refusal_is_explained() {
             "{name} is not explained in docs/troubleshoot.md"
         );
     }
+}
+
+#[test]
+fn every_preflight_check_is_described() {
+    let described = table(
+        "docs/reference.md",
+        "### Checks of preflight",
+        &["check", "planned", "unplanned", "looks at"],
+    );
+    let checks = owned(words::<PreflightCheck>());
+    assert_same("preflight checks", &names(&described), &checks);
 }
 
 /// Links between the documents lead to files and headings that are there.

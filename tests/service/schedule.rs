@@ -8,6 +8,7 @@ use support::ports::free_port;
 use support::service::{SOON, get};
 use support::{Factory, Result, Site, Spec, seed, site, wait_until};
 use tokio::sync::mpsc;
+use warm_spare::domain::EventKind;
 use warm_spare::observe::{Clock, Simulation};
 use warm_spare::service::{self, Start};
 
@@ -276,11 +277,11 @@ async fn the_history_is_bounded() -> Result<()> {
     let state = warm_spare::cluster::State::open(&config.local.datastore).await?;
     for number in 0..1100 {
         state
-            .event("test", &format!("event {number}"), "CHG-1")
+            .event(EventKind::Artifacts, &format!("event {number}"), "CHG-1")
             .await?;
     }
     for _ in 0..5 {
-        state.event("fuse", "stands", "CHG-1").await?;
+        state.event(EventKind::Fuse, "stands", "CHG-1").await?;
     }
     let client = site.spare.pg.conn("warm_spare").await?;
     let kept: i64 = client

@@ -18,7 +18,7 @@ pub use carry_out::{Preparation, PreparationError};
 pub use facts::{
     AutoConf, COPIED_TABLES, CopiedTable, Prepared, Rights, Setting, Slot, inspect, why_lost,
 };
-pub use plan::{OTHER_SLOTS, Obstacle, Plan, Wanted, extension, plan_to_prepare};
+pub use plan::{Obstacle, Plan, Wanted, extension, plan_to_prepare};
 pub use publication::{Publication, PublicationState, PublishedTable};
 pub use release::plan_to_release;
 pub use step::{How, Step};

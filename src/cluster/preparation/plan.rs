@@ -5,6 +5,7 @@ use super::facts::{AutoConf, CopiedTable, Prepared, why_lost};
 use super::publication::{PublicationState, listed};
 use super::step::{How, Step};
 use crate::cluster::quote_ident;
+use crate::domain::ErrorCode;
 
 /// What the configuration has to say about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,9 +35,6 @@ impl Wanted {
     }
 }
 
-/// The obstacle that an operator's word takes away: slots of others come under the bound too.
-pub const OTHER_SLOTS: &str = "other_slots";
-
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
     pub steps: Vec<Step>,
@@ -48,7 +46,7 @@ pub struct Plan {
 
 impl Plan {
     /// The operator takes the consequences: what stood in the way is a note.
-    pub fn consent_to(&mut self, check: &str) {
+    pub fn consent_to(&mut self, check: ErrorCode) {
         let (consented, left) = std::mem::take(&mut self.obstacles)
             .into_iter()
             .partition(|obstacle| obstacle.check == check);
@@ -63,13 +61,13 @@ impl Plan {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Obstacle {
     /// One word for programs.
-    pub check: &'static str,
+    pub check: ErrorCode,
     pub text: String,
     pub next_step: String,
 }
 
 impl Obstacle {
-    pub(super) fn new(check: &'static str, text: String, next_step: &str) -> Self {
+    pub(super) fn new(check: ErrorCode, text: String, next_step: &str) -> Self {
         Obstacle {
             check,
             text,
@@ -261,7 +259,7 @@ fn other_slots(prepared: &Prepared, wanted: Wanted) -> Option<Obstacle> {
         })
         .collect();
     Some(Obstacle::new(
-        OTHER_SLOTS,
+        ErrorCode::OtherSlots,
         format!(
             "max_slot_wal_keep_size = {} would bound every slot of the primary, so also {}: a reader of such a slot that is away for longer than that much WAL loses it",
             wanted.bound_above(held_by_others(prepared)),
@@ -285,7 +283,7 @@ fn obstacles(prepared: &Prepared, wanted: Wanted, steps: &[Step]) -> Vec<Obstacl
             prepared.major
         );
         found.push(Obstacle::new(
-            "version",
+            ErrorCode::Version,
             text,
             "replicate by snapshots, or upgrade the primary's datastore",
         ));
@@ -294,7 +292,7 @@ fn obstacles(prepared: &Prepared, wanted: Wanted, steps: &[Step]) -> Vec<Obstacl
     let unlogged: Vec<String> = unlogged.map(CopiedTable::full_name).collect();
     if !unlogged.is_empty() {
         found.push(Obstacle::new(
-            "unlogged",
+            ErrorCode::Unlogged,
             format!(
                 "UNLOGGED, so that no change of it can be streamed: {}",
                 listed(&unlogged)
@@ -308,7 +306,7 @@ fn obstacles(prepared: &Prepared, wanted: Wanted, steps: &[Step]) -> Vec<Obstacl
     let lacking = lacking_rights(prepared, steps);
     if !lacking.is_empty() {
         found.push(Obstacle::new(
-            "privilege",
+            ErrorCode::Privilege,
             format!("the peer's user {} {}", prepared.user, lacking.join(", and ")),
             "use Builder's own user hab as peer.datastore.user, or let a superuser run what `warm-spare prepare --print` prints",
         ));
@@ -333,7 +331,7 @@ pub(super) fn premade_publication(prepared: &Prepared) -> Option<Obstacle> {
         ),
     };
     Some(Obstacle::new(
-        "publication",
+        ErrorCode::Publication,
         text,
         "let it have all of Builder's tables by name, and all operations; or clear replication.publication, and prepare makes one",
     ))
@@ -345,7 +343,7 @@ pub(super) fn slot(prepared: &Prepared) -> Option<Obstacle> {
     match &prepared.slot {
         // Ours is made anew with the next copy; this one is not ours to make.
         Some(slot) if premade && slot.is_lost() => Some(Obstacle::new(
-            "slot",
+            ErrorCode::Slot,
             format!(
                 "slot {name}, made for us, has lost its WAL: {}",
                 why_lost(slot.lost_for.as_deref())
@@ -354,19 +352,19 @@ pub(super) fn slot(prepared: &Prepared) -> Option<Obstacle> {
         )),
         Some(slot) => slot.flaw(&prepared.database).map(|flaw| {
             Obstacle::new(
-                "slot",
+                ErrorCode::Slot,
                 format!("slot {name} on the primary is of no use: {flaw}"),
                 "drop it there, or name another one in replication.slot",
             )
         }),
         None if premade => Some(Obstacle::new(
-            "slot",
+            ErrorCode::Slot,
             format!("replication.slot names {name}, and the primary has none of that name"),
             "make it there (SELECT pg_create_logical_replication_slot(…, 'pgoutput')), or clear replication.slot",
         )),
         // One for the copy, one that stays; and as many senders for a moment.
         None if prepared.free_slots < 2 || prepared.free_senders < 2 => Some(Obstacle::new(
-            "slot",
+            ErrorCode::Slot,
             format!(
                 "the primary has {} replication slots and {} walsenders left, and a first copy takes two",
                 prepared.free_slots, prepared.free_senders

@@ -5,6 +5,7 @@ use super::plan::{Obstacle, Plan, Wanted, only, reload};
 use super::publication::{Publication, listed};
 use super::step::{How, Step};
 use crate::cluster::{quote_ident, quote_literal};
+use crate::domain::ErrorCode;
 
 /// Everything that is ours there, and nothing that anybody else needs.
 pub fn plan_to_release(prepared: &Prepared, wanted: Wanted) -> Plan {
@@ -15,7 +16,7 @@ pub fn plan_to_release(prepared: &Prepared, wanted: Wanted) -> Plan {
     let lacking = lacking_rights(prepared, &plan.steps);
     if !lacking.is_empty() {
         plan.obstacles.push(Obstacle::new(
-            "privilege",
+            ErrorCode::Privilege,
             format!("the peer's user {} {}", prepared.user, lacking.join(", and ")),
             "use Builder's own user hab as peer.datastore.user, or let a superuser run what `warm-spare release --print` prints",
         ));

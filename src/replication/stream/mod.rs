@@ -23,6 +23,7 @@ mod target;
 use super::error::PassError;
 use crate::cluster::{Confirmation, LocalSession, WalSession, quote_literal};
 use crate::config::Datastore;
+use crate::domain::ErrorCode;
 use chrono::{DateTime, Utc};
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,7 +54,7 @@ pub async fn drop_slot(peer: &Datastore, slot: &str) -> Result<(), PassError> {
         tokio::time::sleep(DROP_PAUSE).await;
     }
     Err(PassError::Unfit {
-        check: "slot_active",
+        check: ErrorCode::SlotActive,
         text: format!("slot {slot} on the primary is being read by another session"),
         next_step: "stop whoever reads it".into(),
     })

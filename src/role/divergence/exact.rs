@@ -5,7 +5,7 @@ use super::Found;
 use super::book::{Book, Change};
 use crate::cluster::{Arrived, LocalSession, Promotion, WalSession, WalStream};
 use crate::config::Config;
-use crate::domain::Lsn;
+use crate::domain::{ErrorCode, Lsn};
 use crate::replication::PassError;
 use crate::replication::stream::pgoutput::{
     DecodeError, Message, Old, Relation, Truncate, Value, decode,
@@ -15,10 +15,6 @@ use chrono::{DateTime, Utc};
 use std::collections::HashMap;
 use std::time::Duration;
 
-/// The check that fails when the stream is not understood.
-pub const UNDECODED: &str = "undecoded";
-/// The check that fails when what the successor has followed is not there.
-pub const SET_BACK: &str = "set_back";
 /// The server is asked for a sign of life so often; it ends a session that does not speak.
 const ASK: Duration = Duration::from_secs(5);
 /// A large transaction is decoded in silence.
@@ -59,7 +55,7 @@ pub(super) async fn read(
         && (here > there || reading.at_the_point.is_some_and(|time| time != there))
     {
         return Err(PassError::Unfit {
-            check: SET_BACK,
+            check: ErrorCode::SetBack,
             text: format!(
                 "this server was set back to an older copy and has grown since: the last transaction before {from} was committed at {here} here, and the new primary has one of {there} at that place"
             ),
@@ -221,7 +217,7 @@ fn full_name(relation: &Relation) -> String {
 
 fn undecoded(text: String) -> PassError {
     PassError::Unfit {
-        check: UNDECODED,
+        check: ErrorCode::Undecoded,
         text,
         next_step: "use the newest warm-spare".into(),
     }

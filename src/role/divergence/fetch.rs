@@ -2,6 +2,7 @@
 
 use super::DivergedPackage;
 use crate::cluster::LocalStore;
+use crate::domain::ErrorCode;
 use crate::package::{Checksum, Hasher};
 use crate::replication::{PassError, RETIRED};
 use std::fs::File;
@@ -92,7 +93,7 @@ fn same(path: &Path, wanted: Checksum) -> Result<Fetched, PassError> {
         return Ok(Fetched::Kept(path.to_path_buf()));
     }
     Err(PassError::Unfit {
-        check: "file_exists",
+        check: ErrorCode::FileExists,
         text: format!("{} is there already, with other content", path.display()),
         next_step: "move it away, or give another directory".into(),
     })
@@ -107,7 +108,7 @@ fn scratch(path: &Path, source: std::io::Error) -> PassError {
 
 fn lacking(package: &DivergedPackage, why: &str) -> PassError {
     PassError::Unfit {
-        check: "artifact_lacking",
+        check: ErrorCode::ArtifactLacking,
         text: format!("{} {}: {why}", package.ident, package.target),
         next_step: "look for the file where it was built".into(),
     }

@@ -1,6 +1,7 @@
 //! Whose clones are whose: a running drill holds a lock, so that those of a dead one can be told and removed.
 
 use crate::cluster::{LocalSession, State};
+use crate::domain::ErrorCode;
 use crate::replication::{PassError, drop_database};
 use std::time::Duration;
 
@@ -28,7 +29,7 @@ pub async fn claim(state: &State) -> Result<(), PassError> {
         }
         if tried == TRIES {
             return Err(PassError::Refused {
-                rule: "drill_runs",
+                rule: ErrorCode::DrillRuns,
                 text: "another drill is under way on this cluster".into(),
                 next_step: "wait until it has ended".into(),
             });

@@ -5,7 +5,7 @@ use super::super::watch::{another_server, look_at_peer};
 use super::Handover;
 use crate::cluster::preparation::Names;
 use crate::cluster::{CopiedPoint, LocalSession, PeerFence, PeerSession};
-use crate::domain::Lsn;
+use crate::domain::{ErrorCode, Lsn};
 use crate::observe::{Listener, Phase, Progress};
 use crate::replication::stream::{self, Follow};
 use crate::replication::{
@@ -40,7 +40,7 @@ impl Handover<'_> {
         match tokio::time::timeout(limit, draining).await {
             Ok(drained) => drained,
             Err(_) => Err(PassError::Unfit {
-                check: "drain",
+                check: ErrorCode::Drain,
                 text: format!(
                     "the last transactions of the primary were not applied within takeover.drain_timeout = {}",
                     humantime::format_duration(limit)
@@ -92,7 +92,7 @@ impl Handover<'_> {
         tokio::select! {
             copied = copying => copied.map(drop),
             () = too_late(limit, seen) => Err(PassError::Unfit {
-                check: "drain",
+                check: ErrorCode::Drain,
                 text: format!(
                     "the last copy was not made within {key} = {}",
                     humantime::format_duration(limit)
@@ -182,7 +182,7 @@ impl Handover<'_> {
         let wait = (newest - clock).to_std().unwrap_or_default();
         if wait > CLOCK_WAIT {
             return Err(PassError::Unfit {
-                check: "clocks",
+                check: ErrorCode::Clocks,
                 text: format!(
                     "the local datastore's clock is {} behind Builder's newest id: ids are made of time, and would be given twice",
                     humantime::format_duration(Duration::from_secs(wait.as_secs()))
@@ -197,7 +197,7 @@ impl Handover<'_> {
 
 fn unequal(text: String) -> PassError {
     PassError::Unfit {
-        check: "compare",
+        check: ErrorCode::Compare,
         text,
         next_step: "let the spare follow again, and hand over when it is complete".into(),
     }

@@ -3,14 +3,11 @@
 
 use super::Handover;
 use crate::cluster::{CopiedPoint, make_room};
-use crate::domain::Side;
+use crate::domain::{ErrorCode, Side};
 use crate::replication::{Doubt, PassError};
 
 /// Each ends some sessions that others hold there; they may come back faster than ours begin.
 const TRIES: u32 = 10;
-
-/// The rule by which a failover over a primary that can be written to is asked about.
-pub const PRIMARY_LIVES: &str = "primary_lives";
 
 impl Handover<'_> {
     /// Tries again with room made for it, when the peer is out of connections.
@@ -42,7 +39,7 @@ impl Handover<'_> {
             return Ok(());
         }
         let doubt = Doubt {
-            rule: PRIMARY_LIVES,
+            rule: ErrorCode::PrimaryLives,
             text: format!(
                 "not promoted: the primary is not known to be gone, and cannot be fenced: {error}. Clients could write to it and to this cluster"
             ),

@@ -3,7 +3,7 @@
 use super::super::steps::Walk;
 use super::super::watch::{another_server, look_at_peer, open_fence};
 use super::{Handover, Outcome};
-use crate::domain::{Role, Step, Transition, TransitionKind};
+use crate::domain::{EventKind, Role, Step, Transition, TransitionKind};
 use crate::killpoint;
 use crate::replication::PassError;
 
@@ -68,7 +68,7 @@ impl Handover<'_> {
         let text = format!("{} undone: {why}", entry.kind);
         log::warn!("{text}; the primary is as it was");
         self.state
-            .event("handover_undone", &text, &self.config.change)
+            .event(EventKind::HandoverUndone, &text, &self.config.change)
             .await?;
         Ok(Outcome::Undone(why))
     }

@@ -5,7 +5,7 @@ use super::here::Remembered;
 use super::{ok, refuse, unknown, warn};
 use crate::cluster::CopiedPoint;
 use crate::config::Mode;
-use crate::domain::Role;
+use crate::domain::{PreflightCheck, Role};
 use crate::observe::{Check, Lag, State, span};
 use crate::replication::is_ours;
 use bytesize::ByteSize;
@@ -19,7 +19,7 @@ const SHORT: f64 = 60.0;
 const COPY_RATE: f64 = 50e6;
 
 pub fn recovery_point(facts: &Facts) -> Check {
-    const NAME: &str = "recovery_point";
+    const NAME: PreflightCheck = PreflightCheck::RecoveryPoint;
     let remembered = match &facts.remembered {
         Ok(remembered) => remembered.as_ref(),
         Err(error) => return unknown(NAME, error),
@@ -70,7 +70,7 @@ fn current_lag(facts: &Facts) -> Option<Lag> {
 }
 
 pub fn lag(facts: &Facts) -> Check {
-    const NAME: &str = "lag";
+    const NAME: PreflightCheck = PreflightCheck::Lag;
     let Some(lag) = current_lag(facts) else {
         return refuse(NAME, "not known: there is no recovery point", "");
     };
@@ -98,7 +98,7 @@ pub fn lag(facts: &Facts) -> Check {
 }
 
 pub fn artifacts(facts: &Facts) -> Check {
-    const NAME: &str = "artifacts";
+    const NAME: PreflightCheck = PreflightCheck::Artifacts;
     let remembered = match &facts.remembered {
         Ok(state) => state.as_ref(),
         Err(error) => return unknown(NAME, error),
@@ -157,7 +157,7 @@ fn consented(facts: &Facts, remembered: Option<&Remembered>, refused: Check) -> 
 }
 
 pub fn verification(facts: &Facts) -> Check {
-    const NAME: &str = "verification";
+    const NAME: PreflightCheck = PreflightCheck::Verification;
     let state = match &facts.remembered {
         Ok(state) => state.as_ref(),
         Err(error) => return unknown(NAME, error),
@@ -181,7 +181,7 @@ pub fn verification(facts: &Facts) -> Check {
 
 /// How long nothing can be written while a planned handover drains.
 pub fn read_only_time(facts: &Facts) -> Check {
-    const NAME: &str = "read_only_time";
+    const NAME: PreflightCheck = PreflightCheck::ReadOnlyTime;
     let (Some(lag), Ok(server)) = (current_lag(facts), &facts.server) else {
         return warn(NAME, "not known: there is no recovery point", "");
     };
@@ -218,7 +218,7 @@ pub fn read_only_time(facts: &Facts) -> Check {
 }
 
 pub fn mode(facts: &Facts) -> Check {
-    const NAME: &str = "mode";
+    const NAME: PreflightCheck = PreflightCheck::Mode;
     let Some(point) = facts.point() else {
         return warn(NAME, "not known: nothing was copied yet", "");
     };

@@ -4,10 +4,11 @@ use super::facts::Facts;
 use super::here::Sealed;
 use super::{ok, refuse, unknown, warn};
 use crate::cluster::{BuilderKeys, sealed_by};
+use crate::domain::PreflightCheck;
 use crate::observe::Check;
 use std::collections::BTreeMap;
 
-const NAME: &str = "builder_keys";
+const NAME: PreflightCheck = PreflightCheck::BuilderKeys;
 
 pub fn builder_keys(facts: &Facts) -> Check {
     let Some(directory) = &facts.config.builder_keys_dir else {

@@ -13,7 +13,9 @@ mod supervisor;
 mod there;
 
 use crate::config::Config;
-use crate::observe::{Check, Verdict};
+use crate::domain::PreflightCheck;
+use crate::domain::Verdict;
+use crate::observe::Check;
 use crate::replication::PassError;
 use facts::Facts;
 pub use standing::CLOCK_WAIT;
@@ -38,32 +40,13 @@ impl Purpose {
     }
 }
 
-/// The names of all checks, in their order.
-pub const CHECKS: [&str; 20] = [
-    "recovery_point",
-    "lag",
-    "artifacts",
-    "verification",
-    "versions",
-    "extensions",
-    "clients",
-    "disk",
-    "privileges",
-    "fence",
-    "peer_identity",
-    "peer_reachable",
-    "tls",
-    "builder_keys",
-    "bucket",
-    "wal",
-    "clocks",
-    "supervisor",
-    "read_only_time",
-    "mode",
-];
-
 /// What alone keeps a cluster from being promoted when its primary is gone: nothing else is as bad as no Builder at all.
-const WITHOUT_WHICH_NOTHING: [&str; 4] = ["recovery_point", "artifacts", "builder_keys", "bucket"];
+const WITHOUT_WHICH_NOTHING: [PreflightCheck; 4] = [
+    PreflightCheck::RecoveryPoint,
+    PreflightCheck::Artifacts,
+    PreflightCheck::BuilderKeys,
+    PreflightCheck::Bucket,
+];
 
 /// `patience`: how long the peer is waited for.
 pub async fn preflight(config: &Config, purpose: Purpose, patience: Duration) -> Vec<Check> {
@@ -86,7 +69,7 @@ pub async fn preflight(config: &Config, purpose: Purpose, patience: Duration) ->
         servers::bucket(&facts),
         standing::wal(&facts),
         standing::clocks(&facts),
-        ok("supervisor", facts.supervisor.clone()),
+        ok(PreflightCheck::Supervisor, facts.supervisor.clone()),
         copied::read_only_time(&facts),
         copied::mode(&facts),
     ];
@@ -115,7 +98,7 @@ fn soften(check: &mut Check) {
     }
 }
 
-fn ok(name: &'static str, reason: impl Into<String>) -> Check {
+fn ok(name: PreflightCheck, reason: impl Into<String>) -> Check {
     Check {
         name,
         result: Verdict::Ok,
@@ -125,7 +108,7 @@ fn ok(name: &'static str, reason: impl Into<String>) -> Check {
     }
 }
 
-fn warn(name: &'static str, reason: impl Into<String>, next_step: impl Into<String>) -> Check {
+fn warn(name: PreflightCheck, reason: impl Into<String>, next_step: impl Into<String>) -> Check {
     Check {
         next_step: next_step.into(),
         result: Verdict::Warn,
@@ -133,7 +116,7 @@ fn warn(name: &'static str, reason: impl Into<String>, next_step: impl Into<Stri
     }
 }
 
-fn refuse(name: &'static str, reason: impl Into<String>, next_step: impl Into<String>) -> Check {
+fn refuse(name: PreflightCheck, reason: impl Into<String>, next_step: impl Into<String>) -> Check {
     Check {
         result: Verdict::Refuse,
         ..warn(name, reason, next_step)
@@ -141,7 +124,7 @@ fn refuse(name: &'static str, reason: impl Into<String>, next_step: impl Into<St
 }
 
 /// What could not be found out counts as bad.
-fn unknown(name: &'static str, error: &PassError) -> Check {
+fn unknown(name: PreflightCheck, error: &PassError) -> Check {
     Check {
         primary_lives: error.shows_life_of_peer(),
         ..refuse(name, error.to_string(), error.next_step())
@@ -151,15 +134,19 @@ fn unknown(name: &'static str, error: &PassError) -> Check {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use strum::VariantArray;
 
     #[test]
     fn an_unplanned_promotion_is_refused_for_four_reasons_only() {
-        for name in CHECKS {
+        for &name in PreflightCheck::VARIANTS {
             let mut check = refuse(name, "", "");
             soften(&mut check);
             let stays = matches!(
                 name,
-                "recovery_point" | "artifacts" | "builder_keys" | "bucket"
+                PreflightCheck::RecoveryPoint
+                    | PreflightCheck::Artifacts
+                    | PreflightCheck::BuilderKeys
+                    | PreflightCheck::Bucket
             );
             assert_eq!(check.result == Verdict::Refuse, stays, "{name}");
         }
@@ -174,7 +161,11 @@ mod tests {
     #[test]
     fn the_worst_counts() {
         assert_eq!(worst(&[]), Verdict::Ok);
-        let found = [ok("lag", ""), refuse("wal", "", ""), warn("disk", "", "")];
+        let found = [
+            ok(PreflightCheck::Lag, ""),
+            refuse(PreflightCheck::Wal, "", ""),
+            warn(PreflightCheck::Disk, "", ""),
+        ];
         assert_eq!(worst(&found), Verdict::Refuse);
         assert_eq!(worst(&found[..1]), Verdict::Ok);
     }

@@ -4,6 +4,7 @@ use super::facts::Facts;
 use super::{ok, refuse, unknown, warn};
 use crate::cluster::{Keeps, is_loopback, is_verified};
 use crate::config;
+use crate::domain::PreflightCheck;
 use crate::observe::Check;
 use bytesize::ByteSize;
 
@@ -11,7 +12,7 @@ use bytesize::ByteSize;
 const LITTLE: u64 = 10;
 
 pub fn versions(facts: &Facts) -> Check {
-    const NAME: &str = "versions";
+    const NAME: PreflightCheck = PreflightCheck::Versions;
     let (ours, theirs) = match (&facts.server, &facts.there) {
         (Ok(server), Ok(there)) => (server.major, there.server.major),
         (Err(error), _) | (_, Err(error)) => return unknown(NAME, error),
@@ -38,7 +39,7 @@ pub fn versions(facts: &Facts) -> Check {
 }
 
 pub fn extensions(facts: &Facts) -> Check {
-    const NAME: &str = "extensions";
+    const NAME: PreflightCheck = PreflightCheck::Extensions;
     let (lacking, whose) = match (&facts.there, &facts.server) {
         (Ok(there), _) => (&there.server.lacking_extensions, "the primary's database"),
         (Err(_), Ok(server)) => (&server.lacking_extensions, "the local database"),
@@ -59,7 +60,7 @@ pub fn extensions(facts: &Facts) -> Check {
 }
 
 pub fn clients(facts: &Facts) -> Check {
-    const NAME: &str = "clients";
+    const NAME: PreflightCheck = PreflightCheck::Clients;
     match &facts.clients {
         None => warn(NAME, "not known: the local server's version is not", ""),
         Some(Ok(found)) => ok(
@@ -79,7 +80,7 @@ pub fn clients(facts: &Facts) -> Check {
 }
 
 pub fn disk(facts: &Facts) -> Check {
-    const NAME: &str = "disk";
+    const NAME: PreflightCheck = PreflightCheck::Disk;
     let server = match &facts.server {
         Ok(server) => server,
         Err(error) => return unknown(NAME, error),
@@ -105,7 +106,7 @@ pub fn disk(facts: &Facts) -> Check {
 }
 
 pub fn privileges(facts: &Facts) -> Check {
-    const NAME: &str = "privileges";
+    const NAME: PreflightCheck = PreflightCheck::Privileges;
     let server = match &facts.server {
         Ok(server) => server,
         Err(error) => return unknown(NAME, error),
@@ -146,7 +147,7 @@ pub fn privileges(facts: &Facts) -> Check {
 }
 
 pub fn bucket(facts: &Facts) -> Check {
-    const NAME: &str = "bucket";
+    const NAME: PreflightCheck = PreflightCheck::Bucket;
     let bucket = &facts.config.local.s3.bucket_name;
     match &facts.bucket {
         Ok(Keeps::Nothing) => ok(NAME, format!("{bucket} takes objects, and lets them go")),
@@ -170,7 +171,7 @@ pub fn bucket(facts: &Facts) -> Check {
 
 /// Whether the peer proves who it is before it is believed and given a password.
 pub fn tls(peer: &config::Side) -> Check {
-    const NAME: &str = "tls";
+    const NAME: PreflightCheck = PreflightCheck::Tls;
     let mut open = Vec::new();
     let datastore = &peer.datastore;
     if !is_loopback(&datastore.host) && !is_verified(datastore) {
@@ -203,7 +204,7 @@ pub fn tls(peer: &config::Side) -> Check {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::observe::Verdict;
+    use crate::domain::Verdict;
 
     #[test]
     fn a_peer_that_anybody_could_be_is_warned_of() {

@@ -4,7 +4,7 @@ use super::facts::Facts;
 use super::there::There;
 use super::{ok, refuse, unknown, warn};
 use crate::cluster::CopiedPoint;
-use crate::domain::Role;
+use crate::domain::{PreflightCheck, Role};
 use crate::observe::{Check, span};
 use bytesize::ByteSize;
 use std::time::Duration;
@@ -15,7 +15,7 @@ pub const CLOCK_WAIT: Duration = Duration::from_secs(5);
 const CLOCKS_APART: f64 = 1.0;
 
 pub fn fence(facts: &Facts) -> Check {
-    const NAME: &str = "fence";
+    const NAME: PreflightCheck = PreflightCheck::Fence;
     let open = match &facts.remembered {
         Ok(None) => return refuse(NAME, "not set: this cluster was never told its role", ""),
         Ok(Some(state)) => state.open.as_ref(),
@@ -56,7 +56,7 @@ pub fn fence(facts: &Facts) -> Check {
 /// A primary that somebody else has fenced is not this one's to hand over: another cluster has taken its place, or is about
 /// to. One without a record was made read-only by hand.
 fn fenced_by_other(facts: &Facts, there: &There) -> Option<Check> {
-    const NAME: &str = "fence";
+    const NAME: PreflightCheck = PreflightCheck::Fence;
     let ours = facts.remembered.as_ref().ok()?.as_ref()?;
     let record = there.record.as_ref().and_then(|there| there.fence.as_ref());
     match record {
@@ -93,7 +93,7 @@ fn peers_fence(there: &There) -> String {
 }
 
 pub fn peer_identity(facts: &Facts) -> Check {
-    const NAME: &str = "peer_identity";
+    const NAME: PreflightCheck = PreflightCheck::PeerIdentity;
     let there = match &facts.there {
         Ok(there) => there,
         Err(error) => return unknown(NAME, error),
@@ -136,7 +136,7 @@ fn stranger(there: &There, point: &CopiedPoint) -> Option<String> {
 }
 
 pub fn peer_reachable(facts: &Facts) -> Check {
-    const NAME: &str = "peer_reachable";
+    const NAME: PreflightCheck = PreflightCheck::PeerReachable;
     let (datastore, s3) = (&facts.config.peer.datastore, &facts.config.peer.s3);
     match (&facts.there, &facts.peer_bucket) {
         (Err(error), _) | (_, Err(error)) => unknown(NAME, error),
@@ -152,7 +152,7 @@ pub fn peer_reachable(facts: &Facts) -> Check {
 
 /// The slot must be there to drain what is left.
 pub fn wal(facts: &Facts) -> Check {
-    const NAME: &str = "wal";
+    const NAME: PreflightCheck = PreflightCheck::Wal;
     let Some(point) = facts.point().filter(|_| facts.streams()) else {
         return ok(
             NAME,
@@ -199,7 +199,7 @@ pub fn wal(facts: &Facts) -> Check {
 }
 
 pub fn clocks(facts: &Facts) -> Check {
-    const NAME: &str = "clocks";
+    const NAME: PreflightCheck = PreflightCheck::Clocks;
     let server = match &facts.server {
         Ok(server) => server,
         Err(error) => return unknown(NAME, error),

@@ -9,7 +9,7 @@ use super::{Duties, note_brought};
 use crate::cluster::preparation::Names;
 use crate::cluster::{Confirmation, LocalSession, PeerSession, State};
 use crate::config::{Config, Mode};
-use crate::domain::{Lsn, Side};
+use crate::domain::{EventKind, Lsn, Side};
 use crate::observe::{Held, Mode as Shown};
 use crate::replication::stream::{self, Applied, Follow, Followed, Gap, Seen, Told};
 use crate::replication::{Chosen, Courier, PassError, approve, decide};
@@ -203,7 +203,7 @@ impl Duties<'_> {
                 names.slot, recorded.slot
             );
             log::info!("peer: {text}");
-            self.desk.note("gap", &text);
+            self.desk.note(EventKind::Gap, &text);
             self.drop_slot(config).await;
             self.plan.repair = true;
             self.rows_differ = true;
@@ -261,7 +261,7 @@ impl Duties<'_> {
                 }
                 let text = format!("{gap}; a new baseline is made");
                 log::warn!("peer: {text}");
-                self.desk.note("gap", &text);
+                self.desk.note(EventKind::Gap, &text);
                 self.plan.repair = true;
                 self.rows_differ = true;
                 self.pace_gaps();
@@ -333,7 +333,8 @@ impl Duties<'_> {
             .read(|state| Some(state.point.as_ref()?.lsn.clone()));
         let lsn = lsn.unwrap_or_default();
         self.tenure.state.leave_stream(&lsn).await?;
-        self.desk.note("mode", "whole copies are made from now on");
+        self.desk
+            .note(EventKind::Mode, "whole copies are made from now on");
         self.desk.update(|state| state.held = None);
         super::super::tenure::recall(self.desk, config, &self.tenure.state).await
     }
@@ -371,7 +372,9 @@ impl Duties<'_> {
             return;
         }
         match stream::drop_slot(&config.peer.datastore, &slot).await {
-            Ok(()) => self.desk.note("slot", &format!("slot {slot} was dropped")),
+            Ok(()) => self
+                .desk
+                .note(EventKind::Slot, &format!("slot {slot} was dropped")),
             Err(error) => log::warn!("{error}; slot {slot} is left"),
         }
     }

@@ -5,8 +5,8 @@ use super::following::Ear;
 use super::interrupts::called_off;
 use crate::cluster::{PeerFence, Record, State, peers_record};
 use crate::config::Config;
-use crate::domain::{Role, Transition};
-use crate::observe::HoldReason;
+use crate::domain::HoldReason;
+use crate::domain::{EventKind, Role, Transition};
 use crate::replication::{Courier, PassError, end_appliers};
 use crate::role::{Handover, Outcome, asked, is_asked_for, may_have_fenced};
 use chrono::TimeDelta;
@@ -271,7 +271,7 @@ impl Duties<'_> {
             hand.refresh().await?;
             let text = format!("a forgotten fence of epoch {} was withdrawn", fence.epoch);
             log::warn!("peer: {text}");
-            self.desk.note("fence", &text);
+            self.desk.note(EventKind::Fence, &text);
         }
         Ok(())
     }

@@ -4,6 +4,7 @@ use super::super::plan::{Next, Plan, Rules};
 use super::{Duties, Verifying};
 use crate::cluster::VerificationRecord;
 use crate::config::Config;
+use crate::domain::EventKind;
 use crate::observe::{Progress, Silent, Verified};
 use crate::replication::PassError;
 use crate::verify::{Verification, verify};
@@ -58,7 +59,7 @@ impl Duties<'_> {
         self.desk.counters.error("local", "verification");
         self.desk
             .update(|state| state.verification_error = Some(text.to_string()));
-        self.desk.note("verification", text);
+        self.desk.note(EventKind::Verification, text);
     }
 
     pub(super) async fn verified(&mut self, ended: Result<Verification, PassError>) {
@@ -98,7 +99,7 @@ impl Duties<'_> {
         } else {
             log::warn!("local: {text}");
         }
-        self.desk.note("verification", &text);
+        self.desk.note(EventKind::Verification, &text);
         if let Err(error) = self.tenure.state.record_verification(&record).await {
             log::warn!("{error}");
         }

@@ -6,8 +6,8 @@ use crate::cluster::{
     prove_fence,
 };
 use crate::config::{Config, WantedRole};
-use crate::domain::{PromotionKind, Step, Transition, TransitionKind};
-use crate::observe::HoldReason;
+use crate::domain::HoldReason;
+use crate::domain::{ErrorCode, EventKind, PromotionKind, Step, Transition, TransitionKind};
 use crate::replication::{PassError, has_database};
 use crate::service::complaint::Pace;
 use std::sync::Arc;
@@ -48,7 +48,7 @@ impl Primary<'_> {
                 local.database
             );
             log::warn!("local: {text}");
-            self.desk.note("fence", &text);
+            self.desk.note(EventKind::Fence, &text);
         }
         // By our own hand, and not known to be done: older sessions may still write. What the other cluster sets it also
         // enforces.
@@ -75,7 +75,7 @@ impl Primary<'_> {
             Err(error) => {
                 let now = self.desk.now();
                 self.fencing
-                    .failed(now, "fence", &error.to_string(), Pace::Operator);
+                    .failed(now, ErrorCode::Fence, &error.to_string(), Pace::Operator);
             }
         }
         Ok(())

@@ -5,8 +5,9 @@ use crate::cluster::{
     ClusterRecord, EPOCH_STEP_MAX, Promotion, Record, State, StateError, is_fenced, system_id,
 };
 use crate::config::{Config, WantedRole};
-use crate::domain::{PromotionKind, Role, Side};
-use crate::observe::{HoldReason, Standing};
+use crate::domain::HoldReason;
+use crate::domain::{EventKind, PromotionKind, Role, Side};
+use crate::observe::Standing;
 use crate::replication::{PassError, has_database};
 use crate::role::{Ours, PeerSeen, Stand, Theirs, decide, fence_here, settle};
 use crate::service::complaint::Pace;
@@ -74,7 +75,7 @@ impl Primary<'_> {
             .await?;
         let text = format!("declared the primary, of epoch {epoch}");
         log::info!("local: {text}");
-        self.desk.note("role", &text);
+        self.desk.note(EventKind::Role, &text);
         Ok(())
     }
 
@@ -239,7 +240,7 @@ impl Primary<'_> {
             Ok(()) => {
                 let text = format!("the old primary is fenced under epoch {}", promotion.epoch);
                 log::info!("peer: {text}");
-                self.desk.note("fence", &text);
+                self.desk.note(EventKind::Fence, &text);
                 self.desk.update(|state| state.peer.fenced = Some(true));
                 self.fencing.over(self.desk.now());
                 self.set_standing(fenced_and_idle());
@@ -270,7 +271,7 @@ impl Primary<'_> {
         let text =
             format!("cluster {by} is the primary of the higher epoch {epoch}; this one gives way");
         log::warn!("local: {text}");
-        self.desk.note("fence", &text);
+        self.desk.note(EventKind::Fence, &text);
         let state = State::open(&config.local.datastore).await?;
         self.desk.update(|state| state.fence_begun = true);
         fence_here(config, &state, epoch, by).await?;

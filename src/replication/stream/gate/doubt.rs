@@ -2,6 +2,7 @@
 
 use super::{Shared, item_of, named};
 use crate::cluster::StoreError;
+use crate::domain::ErrorCode;
 use crate::replication::error::PassError;
 
 impl Shared {
@@ -40,7 +41,7 @@ impl Shared {
             return Ok(());
         };
         Err(PassError::Unfit {
-            check: "missing_artifacts",
+            check: ErrorCode::MissingArtifacts,
             text: format!(
                 "the peer's bucket {} lacks an artifact, and {} others too, which it served before (for example {example})",
                 peer.bucket(),

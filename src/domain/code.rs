@@ -1,0 +1,327 @@
+//! Codes: words for programs. The documents have the same lists, which a test compares with these.
+
+use strum::{Display, EnumString, IntoStaticStr, VariantArray};
+
+/// Names the reason of an error. `docs/troubleshoot.md` explains each.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Display,
+    EnumString,
+    IntoStaticStr,
+    VariantArray,
+)]
+#[strum(serialize_all = "snake_case", const_into_str)]
+pub enum ErrorCode {
+    AnotherServer,
+    ArtifactLacking,
+    Clocks,
+    Compare,
+    CurrentDatabase,
+    Divergence,
+    Drain,
+    DrillRuns,
+    EmptyPrimary,
+    Encoding,
+    EndsExchanged,
+    EpochOutOfRange,
+    Extension,
+    FileExists,
+    ForceNeeded,
+    Fuse,
+    Interrupted,
+    ListOfLosses,
+    Locale,
+    MissingArtifacts,
+    NewerPrimary,
+    NoClusterId,
+    NoGeneration,
+    NoNewerPrimary,
+    NoRecoveryPoint,
+    NotBuilder,
+    NotFollowing,
+    NotPrepared,
+    OlderPrimary,
+    OtherLine,
+    OtherServer,
+    OtherSlots,
+    PeerIsFenced,
+    PeerIsSpare,
+    PeerUnreachable,
+    Pinned,
+    PrimaryLives,
+    Publication,
+    Replacement,
+    Replacing,
+    Role,
+    RoleUnset,
+    Roles,
+    RowCount,
+    SameBucket,
+    SameServer,
+    Sequences,
+    SetBack,
+    Slot,
+    SlotActive,
+    SlotInUse,
+    Standby,
+    StandbyWaits,
+    StateIsNeeded,
+    StateWentBack,
+    Stranger,
+    TableBusy,
+    UnaskedGeneration,
+    Undecoded,
+    Unlogged,
+    Unsupported,
+    UnsupportedStore,
+    Version,
+    WasPrimary,
+    // Classes of faults that are no refusal.
+    Busy,
+    ClientProgram,
+    Datastore,
+    DiskFull,
+    Fence,
+    Http,
+    InTheWay,
+    Locked,
+    NewerFormat,
+    NotMet,
+    Overtaken,
+    Privilege,
+    Rewritten,
+    Scratch,
+    Spool,
+    Store,
+    Superseded,
+    Unknown,
+}
+
+/// Names a reason for the health that is not OK, beside those of [`HoldReason`]. `docs/monitor.md` explains each.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Display,
+    EnumString,
+    IntoStaticStr,
+    VariantArray,
+)]
+#[strum(serialize_all = "snake_case", const_into_str)]
+pub enum HealthCode {
+    Starting,
+    FirstBaseline,
+    BaselineStalled,
+    Lag,
+    ConfigRefused,
+    MissingOnPrimary,
+    DamagedOnPrimary,
+    UnreadableOnPrimary,
+    Unstorable,
+    MissingHere,
+    LocalStoreUnreachable,
+    PeerStoreUnreachable,
+    PeerDatastoreUnreachable,
+    NotFenced,
+    DatabaseAstray,
+    VerifyDifferences,
+    VerifyFailed,
+    OpenTransaction,
+    LeftOnPrimary,
+    NoSpare,
+    OldPrimaryOpen,
+    Fenced,
+    PrimaryReadOnly,
+    HandoverUndone,
+    StateWentBack,
+    SilentHolder,
+}
+
+/// Names a check of `preflight`, in the order in which they are shown.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Display,
+    EnumString,
+    IntoStaticStr,
+    VariantArray,
+)]
+#[strum(serialize_all = "snake_case", const_into_str)]
+pub enum PreflightCheck {
+    RecoveryPoint,
+    Lag,
+    Artifacts,
+    Verification,
+    Versions,
+    Extensions,
+    Clients,
+    Disk,
+    Privileges,
+    Fence,
+    PeerIdentity,
+    PeerReachable,
+    Tls,
+    BuilderKeys,
+    Bucket,
+    Wal,
+    Clocks,
+    Supervisor,
+    ReadOnlyTime,
+    Mode,
+}
+
+/// Names the kind of an event. `docs/reference.md` describes each.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Display,
+    EnumString,
+    IntoStaticStr,
+    VariantArray,
+)]
+#[strum(serialize_all = "snake_case", const_into_str)]
+pub enum EventKind {
+    Approved,
+    Artifacts,
+    Baseline,
+    Config,
+    Divergence,
+    Failback,
+    Fence,
+    Fuse,
+    FuseApproved,
+    Gap,
+    HandoverUndone,
+    Hold,
+    HoldEnded,
+    Mode,
+    Prepared,
+    Promotion,
+    Released,
+    Role,
+    Slot,
+    Verification,
+}
+
+/// Why nothing is applied. `docs/monitor.md` explains each.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Display,
+    EnumString,
+    IntoStaticStr,
+    VariantArray,
+)]
+#[strum(serialize_all = "snake_case", const_into_str)]
+pub enum HoldReason {
+    RoleUnset,
+    Config,
+    LocalUnreachable,
+    PeerUnreachable,
+    /// The stream is demanded, and what it needs is not there.
+    NotPrepared,
+    Paused,
+    Fuse,
+    Conflict,
+    DiskFull,
+    Privilege,
+    Version,
+    SameServer,
+    SameBucket,
+    UnsupportedStore,
+    /// The peer is out of reach, or a check refuses: only force_epoch goes on.
+    ForceNeeded,
+    /// Both clusters are the primary.
+    TwoPrimaries,
+    /// Anything else that a pass may end with; the detail says what.
+    Failed,
+}
+
+impl HoldReason {
+    /// Returns whether the hold goes on although replication works again.
+    pub fn stays(self) -> bool {
+        matches!(
+            self,
+            HoldReason::Config | HoldReason::Paused | HoldReason::ForceNeeded
+        )
+    }
+}
+
+/// The state of the service, as `status` shows it.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Display,
+    EnumString,
+    IntoStaticStr,
+    VariantArray,
+)]
+#[strum(serialize_all = "snake_case", const_into_str)]
+pub enum StateName {
+    Starting,
+    Standby,
+    Baselining,
+    Following,
+    Holding,
+    Promoting,
+    Primary,
+    Fenced,
+}
+
+/// The result of a preflight check, the best first.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Display,
+    EnumString,
+    IntoStaticStr,
+    VariantArray,
+)]
+#[strum(serialize_all = "snake_case", const_into_str)]
+pub enum Verdict {
+    Ok,
+    Warn,
+    Refuse,
+}
