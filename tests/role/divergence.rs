@@ -231,7 +231,7 @@ async fn artifacts_of_the_divergence_are_fetched_and_checked() -> Result<()> {
     let command = format!("hab pkg upload --force {}", file(&new).display());
     assert!(output.stdout.contains(&command), "{output}");
     assert!(output.stdout.contains("WARNING"), "{output}");
-    assert!(output.stdout.contains("There already"), "{output}");
+    assert!(output.stdout.contains("Already there"), "{output}");
     std::fs::write(file(&new), "an operator's own")?;
     let (code, _) = returning.told(&["--fetch", &target]).await;
     assert_eq!(code, Some(3), "it is not overwritten");
