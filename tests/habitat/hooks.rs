@@ -342,7 +342,7 @@ async fn health_has_an_end_even_if_the_program_has_none() {
         assert_eq!(ended.code, Some(3), "{ended}");
         assert!(
             ended.stdout.ends_with(&format!(
-                "UNKNOWN: the question for health ended with {why}\n"
+                "UNKNOWN: the health check ended with {why}\n"
             )),
             "{ended}"
         );
