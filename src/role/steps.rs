@@ -1,4 +1,5 @@
-//! The steps of a transition: each is in the journal before it begins, shown, logged, and may be the last before a kill.
+//! The steps of a transition. Each step is written to the journal before it begins, then shown and
+//! logged. A kill may follow any step.
 
 use crate::cluster::{Lock, State, Transition};
 use crate::killpoint;
@@ -6,7 +7,7 @@ use crate::observe;
 use crate::replication::PassError;
 use chrono::Utc;
 
-/// Hears of every step.
+/// Receiver of every step.
 pub type Told<'a> = &'a (dyn Fn(observe::Transition) + Send + Sync);
 
 pub const HANDOVER: &[&str] = &[
@@ -76,7 +77,7 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// Whether the journal was left at that step or a later one.
+    /// Returns whether the journal has reached that step or a later one.
     pub fn was_at(&self, entry: Option<&Transition>, name: &str) -> bool {
         let place = |step: &str| self.steps.iter().position(|known| *known == step);
         entry.is_some_and(|entry| {

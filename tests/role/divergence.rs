@@ -298,7 +298,7 @@ async fn a_deletion_is_found_by_comparison_and_no_comparison_ends_with_nothing()
     assert!(slots::drop_slot(&site.primary, slots::ANY).await?);
     let found = returning.record().await?;
     assert!(!found.exact && found.rows == 0, "{found:?}");
-    assert!(found.reason.contains("cannot be told"), "{found:?}");
+    assert!(found.reason.contains("cannot be listed"), "{found:?}");
     let (code, told) = returning.told(&[]).await;
     assert_eq!(code, Some(1), "{told:#}");
 
