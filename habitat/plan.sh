@@ -67,7 +67,7 @@ do_verify() { return 0; }
 do_unpack() { return 0; }
 do_prepare() { return 0; }
 
-# The build directory is beside the other sources of this build, not inside ours.
+# The build directory is beside the other sources of this build, not inside our source tree.
 target_dir() {
   echo "${CARGO_TARGET_DIR:-$HAB_CACHE_SRC_PATH/$pkg_dirname/target}"
 }

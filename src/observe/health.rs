@@ -228,7 +228,7 @@ fn next_step(code: &str) -> &'static str {
 /// Time that a phase without steps may take (for example the indexes of a large database).
 const SILENT_PHASE_LIMIT: TimeDelta = TimeDelta::hours(1);
 
-/// Time for which an object of ours must be left over on the primary before health warns. It is
+/// Time for which an object of warm-spare must be left over on the primary before health warns. It is
 /// longer than the interval between two questions to the primary.
 const LEFT_OVER_LIMIT: TimeDelta = TimeDelta::seconds(15);
 
@@ -384,7 +384,7 @@ fn of_the_spare(state: &State, meter: &Meter, now: DateTime<Utc>, found: &mut Fi
     of_verification(state, found);
 }
 
-/// Adds a reason if something of ours is left over on the primary. It must be seen twice: one look
+/// Adds a reason if an object of warm-spare is left over on the primary. It must be seen twice: one look
 /// may come between the end of a copy and the record of that end.
 fn of_footprint(state: &State, now: DateTime<Utc>, found: &mut Findings) {
     let since = state.left_over_since;

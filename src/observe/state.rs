@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 /// Number of events kept in memory and shown; the state database keeps more.
 const EVENTS_SHOWN: usize = 50;
-/// Age of a transaction of ours on the primary, in seconds, that is normal only during a copy or a
+/// Age of our transaction on the primary, in seconds, that is normal only during a copy or a
 /// verification.
 const LONG_TRANSACTION_SECONDS: f64 = 600.0;
 /// Time for which an observation of our own server counts.
@@ -54,7 +54,7 @@ pub struct State {
     /// Our objects on the primary, and objects of other clusters' ids.
     pub ours: Option<Vec<String>>,
     pub orphans: Option<Vec<String>>,
-    /// Locks and sessions of ours on the primary now; None: not known.
+    /// Our locks and sessions on the primary now; None: not known.
     pub footprint: Option<Footprint>,
     /// Time since which there is more than the running work explains.
     pub left_over_since: Option<DateTime<Utc>>,
@@ -623,7 +623,7 @@ impl State {
         self.left_over_since = left_over.map(|_| self.left_over_since.unwrap_or(now));
     }
 
-    /// Returns an object of ours on the primary that no running work explains.
+    /// Returns an object of warm-spare on the primary that no running work explains.
     pub fn left_over(&self) -> Option<String> {
         let found = self.footprint.as_ref()?;
         let copying = i64::from(self.baseline.is_some());

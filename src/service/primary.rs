@@ -48,7 +48,7 @@ impl<'a> Primary<'a> {
             tenure,
             configs,
             complaint: Complaint::new("peer: answers"),
-            fencing: Complaint::new("the fence stands"),
+            fencing: Complaint::new("the fence holds"),
             returning: Complaint::new("local: may come back"),
             confirmed: None,
             unproven: None,

@@ -18,7 +18,7 @@ const FILE: &str = "epoch.json";
 const KEY: &str = ".warm-spare/epoch.json";
 /// Time limit for the answer of the bucket.
 const BUCKET_TIMEOUT: Duration = Duration::from_secs(3);
-/// Maximum number of bytes of the object; a longer one is not ours.
+/// Maximum number of bytes of the object; a longer one is not a witness.
 const MAX_BYTES: usize = 4096;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,7 +110,7 @@ impl Witness {
         self.cluster == own.cluster
     }
 
-    /// Reads a witness. None: the text is not ours.
+    /// Reads a witness. None: the text is not a witness.
     fn parse(text: &[u8]) -> Option<Witness> {
         let witness: Witness = serde_json::from_slice(text).ok()?;
         (witness.epoch >= 0).then_some(witness)

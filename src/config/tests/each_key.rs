@@ -181,7 +181,7 @@ const KEYS: &[(&str, &str, &[&str])] = &[
     ("bind.peer-minio.bucket_name", r#""bucket""#, &[r#""ab""#]),
 ];
 
-/// The keys of the table, both sides' written out.
+/// Returns the keys of the table, with the keys of both sides written out.
 fn cases() -> Vec<(String, &'static str, &'static [&'static str])> {
     let sides = |key: &str| match key.strip_prefix('*') {
         Some(rest) => vec![format!("local{rest}"), format!("peer{rest}")],
@@ -233,7 +233,7 @@ fn every_key_refuses_bad_values_by_its_name() {
     for (key, _, bad) in cases() {
         for value in bad {
             let error = problem(&key, value);
-            // Some keys are judged together with others, and the error may name the other one.
+            // Some keys are checked together with others, and the error may name the other key.
             let other = match key.as_str() {
                 "replication.interval" | "replication.schedule" => "replication.rpo",
                 "replication.copies" => "replication.buffer",

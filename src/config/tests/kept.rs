@@ -1,4 +1,4 @@
-//! The last good configuration: kept, found again, and never half of it.
+//! The last good configuration is kept, found again, and never read if it is incomplete.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
@@ -124,7 +124,7 @@ fn what_is_kept_is_for_nobody_else() {
         "{shown}"
     );
 
-    // Opened by somebody since: closed again.
+    // Files that somebody has opened to others are closed again.
     let chmod = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode));
     chmod(&site.data().join("secrets"), 0o755).unwrap();
     chmod(&site.secret_file("peer.s3.key_id"), 0o644).unwrap();
@@ -169,7 +169,7 @@ fn secrets_that_are_no_longer_named_are_removed() {
     site.set("peer.datastore.password", r#""hunter2""#).keep();
     let password = site.secret_file("peer.datastore.password");
     assert!(password.exists());
-    // A crash has left half a secret under another name: it goes although nothing has changed.
+    // A crash has left half a secret under another name: the file is removed although nothing has changed.
     let torn = site.secret_file(".new-x");
     fs::write(&torn, "hunter2").unwrap();
     let folder = site.secret_file("somebodys-folder");

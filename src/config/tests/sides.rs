@@ -1,4 +1,4 @@
-//! All keys together, and what the local side takes from Builder.
+//! All keys together, and the values that the local side takes from Builder.
 
 use std::time::Duration;
 

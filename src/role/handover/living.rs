@@ -5,8 +5,8 @@ use super::Handover;
 use crate::cluster::{CopiedPoint, Side, make_room};
 use crate::replication::{Doubt, PassError};
 
-/// Maximum number of attempts. Each ends some sessions there, which may come back faster than ours
-/// begins.
+/// Maximum number of attempts. Each ends some sessions there, which may come back faster than our
+/// own session begins.
 const MAX_ATTEMPTS: u32 = 10;
 
 /// The rule that asks the operator about a failover while clients can write to the primary.

@@ -83,7 +83,7 @@ impl Handover<'_> {
         if seen.theirs.system_id != system_id {
             return Err(another_server());
         }
-        // A server without a state of ours has no fence of ours.
+        // A server without our state has no fence that we set.
         if seen.theirs.record.is_none() {
             return Ok(());
         }

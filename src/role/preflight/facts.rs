@@ -21,12 +21,12 @@ pub struct Facts<'a> {
     pub config: &'a Config,
     pub purpose: Purpose,
     pub now: DateTime<Utc>,
-    /// None: the local server has no state of ours, so nothing was ever copied.
+    /// None: the local server has no database warm_spare, so nothing was ever copied.
     pub remembered: Result<Option<Remembered>, PassError>,
     pub server: Result<Server, PassError>,
     pub bucket: Result<Keeps, PassError>,
     /// Some artifacts that local rows name, searched in the local bucket; None: the visible
-    /// database is not a copy of ours.
+    /// database is not a copy that warm-spare made.
     pub sampled: Result<Option<Sampled>, PassError>,
     pub there: Result<There, PassError>,
     pub peer_bucket: Result<(), PassError>,

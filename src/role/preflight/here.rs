@@ -23,7 +23,7 @@ pub struct Remembered {
     pub confirmation: Option<Confirmation>,
     pub verification: Option<VerificationRecord>,
     /// Artifacts that are unavailable on the primary, with the reason; None: the visible database
-    /// is not a copy of ours.
+    /// is not a copy that warm-spare made.
     pub lacking: Option<Vec<(String, String)>>,
     /// The reason why the fence does not hold.
     pub open: Option<String>,
@@ -77,7 +77,7 @@ pub struct Server {
     pub disk: Option<Disk>,
     /// Extensions of the visible database whose files are missing.
     pub lacking_extensions: Vec<String>,
-    /// The recovery point in the visible database; None: it is not a copy of ours.
+    /// The recovery point in the visible database; None: it is not a copy that warm-spare made.
     pub stands: Option<String>,
     pub clock: DateTime<Utc>,
     /// Time of the newest of Builder's ids, which are made of time.

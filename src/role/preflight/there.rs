@@ -12,7 +12,7 @@ use crate::replication::{
 use chrono::{DateTime, TimeDelta, Utc};
 use std::time::Duration;
 
-/// The objects of ours on the peer to ask for.
+/// Names of our objects on the peer to ask for.
 pub struct Asked {
     names: Names,
     /// True: a copy exists, and no slot continues from it, so the reason is asked for.
@@ -36,7 +36,7 @@ impl Asked {
 
 pub struct There {
     pub seen: Seen,
-    /// The peer's own record; None: it has no state of ours.
+    /// The peer's own record; None: it has no database warm_spare.
     pub record: Option<Record>,
     pub server: PeerServer,
 }
