@@ -1,5 +1,5 @@
-//! The command line. Each verb has one file, and all files have one shape: `run(&Config, …) ->
-//! ExitCode`.
+//! The command line. Each verb has one file, and all files have one shape:
+//! `run(&Config, …) -> ExitCode`.
 
 /// Prints a line on standard output. A closed pipe is no failure of the verb.
 macro_rules! say {

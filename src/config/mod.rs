@@ -103,8 +103,8 @@ pub struct Datastore {
     pub ssl_root_cert: Option<PathBuf>,
     pub ssl_cert: Option<PathBuf>,
     pub ssl_key: Option<PathBuf>,
-    /// Source of the host, for people: `configuration`, `builder-api`, `bind`, `builder-datastore
-    /// pwfile` (the usual host, and the password from that file) or `default`.
+    /// Source of the host, for people: `configuration`, `builder-api`, `bind`,
+    /// `builder-datastore pwfile` (the usual host, and the password from that file) or `default`.
     pub source: &'static str,
 }
 
