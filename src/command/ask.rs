@@ -31,8 +31,9 @@ pub async fn ask(config: &Path, path: &str, limit: Duration) -> Result<Answer, N
     Err(NoAnswer { address, text })
 }
 
-/// Returns the address to ask. The first source is the file in which the service recorded its
-/// address, then the configuration, then the last good configuration.
+/// Returns the address to ask. The sources in their order: the file in which the service recorded
+/// its address, the configuration, the last good configuration, and the readable values of a
+/// refused configuration.
 fn address(path: &Path) -> SocketAddr {
     let data = config::data_dir(path);
     let recorded = std::fs::read_to_string(address_file(&data)).ok();

@@ -92,10 +92,10 @@ pub struct Behind {
     pub fenced_by: Option<String>,
 }
 
-/// Returns the number of the transaction that set this cluster's fence, or of a later one before
-/// which no writer can have committed. The record of the fence is as old as its last change, and so
-/// is the setting, which somebody may have removed for a while. The older of the two counts. None:
-/// the cluster is not fenced.
+/// Returns the number of the transaction that set this cluster's fence, or of a later one if no
+/// client can have written between the two. The record of the fence is as old as its last change,
+/// and so is the setting, which somebody may have removed for a while. The older of the two counts.
+/// None: the cluster is not fenced.
 pub async fn fence_number(config: &Config) -> Result<Option<String>, PassError> {
     let local = &config.local.datastore;
     let session = LocalSession::open(local, STATE_DATABASE).await?;
