@@ -341,9 +341,9 @@ async fn health_has_an_end_even_if_the_program_has_none() {
         let ended = rendered.run_hook("health-check").await;
         assert_eq!(ended.code, Some(3), "{ended}");
         assert!(
-            ended.stdout.ends_with(&format!(
-                "UNKNOWN: the health check ended with {why}\n"
-            )),
+            ended
+                .stdout
+                .ends_with(&format!("UNKNOWN: the health check ended with {why}\n")),
             "{ended}"
         );
         assert!(asked.elapsed() < Duration::from_secs(15));
