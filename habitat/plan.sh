@@ -2,18 +2,19 @@
 # shellcheck disable=SC2034,SC2154 # the build reads these variables, and sets others
 
 pkg_name=warm-spare
-# The site's own: HAB_ORIGIN, or `hab origin`'s default, takes its place.
+# The origin of the site: HAB_ORIGIN, or the default of `hab origin`, replaces this one.
 pkg_origin=${HAB_ORIGIN:-site}
 pkg_description="Keeps a spare Habitat Builder cluster at a checked point of the primary's history"
 pkg_maintainer="The operators of this site's Habitat Builder"
-# As Habitat's and Builder's own.
+# The same licence as Habitat and Builder.
 pkg_license=('Apache-2.0')
-# It has no page of its own; this is what it keeps a spare of.
+# The project has no page of its own; this is the page of Builder.
 pkg_upstream_url="https://github.com/habitat-sh/builder"
 
-# bash and coreutils: the hooks. The schema is carried by pg_dump and pg_restore of a major version that is not older than
-# the primary's server and not newer than the spare's. builder-datastore of the same node brings one that fits, for it is
-# the spare's own; the client here is the one for nodes without a datastore, of the version that Builder is released with.
+# The hooks use bash and coreutils. The schema is copied with pg_dump and pg_restore of a major
+# version that is not older than the primary's server and not newer than the spare's.
+# builder-datastore on the same node brings a version that fits, because it is the spare's own. The
+# client here is for nodes without a datastore, in the version with which Builder is released.
 pkg_deps=(
   core/bash
   core/coreutils
@@ -21,7 +22,8 @@ pkg_deps=(
   core/glibc
   core/postgresql17-client
 )
-# Cargo.toml's rust-version: an older compiler of a depot would fail far into the build, this one fails by its name.
+# The rust-version of Cargo.toml. An older compiler of a depot would fail late in the build; this
+# one fails at once, by its name.
 pkg_build_deps=(
   core/gcc
   core/rust/1.95.0
@@ -34,8 +36,8 @@ pkg_exports=(
 )
 pkg_exposes=(port)
 
-# All optional: on a stock node builder-api's own configuration says more than they do, and a database or a bucket may be
-# nobody's service.
+# All binds are optional. On a usual node builder-api's own configuration says more than they do,
+# and a database or a bucket may be no Habitat service at all.
 pkg_binds_optional=(
   [datastore]="port"
   [minio]="port bucket-name"
@@ -46,7 +48,8 @@ pkg_binds_optional=(
 pkg_svc_user=hab
 pkg_svc_group=hab
 
-# It ends at once. The Launcher kills after 8 s when the whole Supervisor is stopped, whatever stands here.
+# The service ends at once. If the whole Supervisor is stopped, the Launcher kills after 8 s,
+# whatever value is set here.
 pkg_shutdown_signal=TERM
 pkg_shutdown_timeout_sec=8
 
@@ -58,13 +61,13 @@ do_before() {
   update_pkg_version
 }
 
-# The sources lie beside the plan.
+# The sources are beside the plan.
 do_download() { return 0; }
 do_verify() { return 0; }
 do_unpack() { return 0; }
 do_prepare() { return 0; }
 
-# Beside the other sources of this build, not among ours.
+# The build directory is beside the other sources of this build, not inside our source tree.
 target_dir() {
   echo "${CARGO_TARGET_DIR:-$HAB_CACHE_SRC_PATH/$pkg_dirname/target}"
 }
@@ -82,5 +85,6 @@ do_install() {
   install -D -m 0755 "$(target_dir)/release/$pkg_name" "$pkg_prefix/bin/$pkg_name"
 }
 
-# Names are enough for a backtrace, and they go with the debug information.
+# Symbol names are enough for a backtrace, and stripping would remove them with the debug
+# information.
 do_strip() { return 0; }

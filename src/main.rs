@@ -4,7 +4,8 @@ use warm_spare::command::{Arguments, run};
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    // Proxies set for the Supervisor must not carry S3 traffic, and the S3 library would take them from here.
+    // The proxies of the Supervisor must not carry S3 traffic, and the S3 library reads these
+    // variables.
     // SAFETY: no other thread runs yet.
     for name in [
         "http_proxy",
@@ -17,12 +18,12 @@ fn main() -> ExitCode {
         unsafe { std::env::remove_var(name) };
     }
     leave_no_core();
-    // Two TLS providers may be compiled in through dependencies; without a choice, the first use would panic.
+    // Dependencies may compile in two TLS providers; without a choice, the first use would panic.
     if rustls::crypto::ring::default_provider()
         .install_default()
         .is_err()
     {
-        eprintln!("error: a TLS provider was installed before ours");
+        eprintln!("error: cannot install the TLS provider ring: another one is installed already");
         return ExitCode::from(3);
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread()
@@ -31,18 +32,19 @@ fn main() -> ExitCode {
     {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("error: cannot start: {error}");
+            eprintln!("error: cannot start the async runtime: {error}");
             return ExitCode::from(3);
         }
     };
     let code = runtime.block_on(run(arguments));
-    // A look-up of a host's name may hang for long in a thread that nobody can end.
+    // A look-up of a host name may hang for long in a thread that cannot be stopped.
     runtime.shutdown_background();
     warm_spare::cluster::last_words();
     code
 }
 
-/// Passwords lie in memory, and every service of Builder's runs as our user: no core file, which all of them could read.
+/// Forbids core files. The memory holds passwords, and every service of Builder runs as the same
+/// user and could read such a file.
 fn leave_no_core() {
     use rustix::process::{Resource, Rlimit, setrlimit};
     let none = Rlimit {
@@ -50,6 +52,8 @@ fn leave_no_core() {
         maximum: Some(0),
     };
     if let Err(error) = setrlimit(Resource::Core, none) {
-        eprintln!("warning: a crash may leave a core file with passwords in it: {error}");
+        eprintln!(
+            "warning: cannot forbid core files: {error}; after a crash a core file may hold passwords"
+        );
     }
 }

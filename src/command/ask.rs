@@ -1,4 +1,4 @@
-//! Asking the running service over HTTP, for `status` and `health`.
+//! Asks the running service over HTTP. The verbs `status` and `health` use it.
 
 use crate::config;
 use crate::observe;
@@ -13,7 +13,7 @@ pub struct Answer {
     pub body: serde_json::Value,
 }
 
-/// Nobody answered, and at which address.
+/// No service answered. The error names the address that was asked.
 #[derive(Debug, thiserror::Error)]
 #[error("no warm-spare service answers at {address}: {text}")]
 pub struct NoAnswer {
@@ -26,17 +26,19 @@ pub async fn ask(config: &Path, path: &str, limit: Duration) -> Result<Answer, N
     let text = match tokio::time::timeout(limit, get(address, path)).await {
         Ok(Ok(answer)) => return Ok(answer),
         Ok(Err(error)) => error.to_string(),
-        Err(_) => format!("nothing within {}", humantime::format_duration(limit)),
+        Err(_) => format!("no answer within {}", humantime::format_duration(limit)),
     };
     Err(NoAnswer { address, text })
 }
 
-/// Where the service said it listens; else where the configuration, or the last good one, would have it.
+/// Returns the address to ask. The sources in their order: the file in which the service recorded
+/// its address, the configuration, the last good configuration, and the readable values of a
+/// refused configuration.
 fn address(path: &Path) -> SocketAddr {
     let data = config::data_dir(path);
-    let told = std::fs::read_to_string(address_file(&data)).ok();
-    if let Some(told) = told.and_then(|text| text.trim().parse().ok()) {
-        return told;
+    let recorded = std::fs::read_to_string(address_file(&data)).ok();
+    if let Some(recorded) = recorded.and_then(|text| text.trim().parse().ok()) {
+        return recorded;
     }
     let kept = || config::load_kept(&data).ok().flatten();
     let http = config::load(path)
@@ -52,10 +54,10 @@ async fn get(
     path: &str,
 ) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
     let (status, body) = observe::get(&address.to_string(), path).await?;
-    let stranger = "what listens there is no warm-spare";
-    let body: serde_json::Value = serde_json::from_slice(&body).map_err(|_| stranger)?;
+    let not_warm_spare = "the program on that port is not warm-spare";
+    let body: serde_json::Value = serde_json::from_slice(&body).map_err(|_| not_warm_spare)?;
     if body["format"] != 1 {
-        return Err(stranger.into());
+        return Err(not_warm_spare.into());
     }
     Ok(Answer { status, body })
 }

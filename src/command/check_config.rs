@@ -1,4 +1,5 @@
-//! `check-config`: 0 good, 2 names the key; with `--connect` 3 and 4 as for a pass, which it stops short of.
+//! `check-config`: 0 the configuration is good, 2 a key is wrong and is named. With `--connect`
+//! also 3 and 4, with the meaning that they have for a pass; no pass is made.
 
 use super::{exit, show};
 use crate::cluster::State;
@@ -47,7 +48,9 @@ async fn look(config: &Config) -> Result<Facts, PassError> {
 fn print(config: &Config, path: &Path, facts: Option<&Facts>) {
     say!("{}: good.", path.display());
     if let Some(why) = &config.builder_unread {
-        say!("warning: {why}; your own configuration says all that leads to the local servers");
+        say!(
+            "warning: {why}; the file is not needed, because your own configuration names the local servers"
+        );
     }
     for (name, side) in [("local", &config.local), ("peer", &config.peer)] {
         say!(
@@ -62,18 +65,18 @@ fn print(config: &Config, path: &Path, facts: Option<&Facts>) {
         );
     }
     let Some(facts) = facts else {
-        say!("Nothing was connected to; --connect does.");
+        say!("No server was contacted. Use --connect to test the connections.");
         return;
     };
-    say!("Both sides answer, and are two.");
+    say!("Both sides answer, and they are different servers.");
     say!(
-        "The primary has {} in {}; the schema travels by {}/pg_dump (PostgreSQL {}).",
+        "The primary has {} in {}; the schema is copied with {}/pg_dump (PostgreSQL {}).",
         show::count(facts.packages as u64, "package"),
         ByteSize(facts.database_bytes as u64),
         facts.clients.directory.display(),
         facts.clients.major
     );
-    say!("A copy can be made: `warm-spare sync`.");
+    say!("A copy is possible. Run `warm-spare sync`.");
 }
 
 fn datastore(side: &Side) -> String {

@@ -1,4 +1,5 @@
-//! `divergence`: 0 none, 1 there is some, 3 could not find out or fetch.
+//! `divergence`: 0 no divergence, 1 a divergence is recorded, 3 the record or a file could not be
+//! read.
 
 use super::{exit, show};
 use crate::cluster::{LocalStore, State};
@@ -8,7 +9,7 @@ use crate::role::{self, DivergedPackage, Divergence, Fetched, TableChanges, file
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// Classes of packages, in the order in which they are told, and what each means.
+/// Classes of packages in the order of the output, each with its meaning.
 const CLASSES: [(&str, &str); 4] = [
     ("only_here", "the new primary does not have"),
     ("other_bytes", "the new primary has with other bytes"),
@@ -19,14 +20,14 @@ const CLASSES: [(&str, &str); 4] = [
     ("same", "are the same on both"),
 ];
 
-/// What is recorded of the latest divergence.
+/// The record of the latest divergence.
 struct Recorded {
     summary: Divergence,
     tables: Vec<TableChanges>,
     packages: Vec<DivergedPackage>,
 }
 
-/// One artifact that was to be fetched.
+/// An artifact that was requested, and the result of the fetch.
 struct Outcome<'a> {
     package: &'a DivergedPackage,
     result: Result<Fetched, PassError>,
@@ -39,7 +40,7 @@ pub async fn run(config: &Config, fetch: Option<&Path>, as_json: bool) -> u8 {
         Err(error) => return show::failure(&error, as_json),
     };
     if !as_json {
-        tell(&recorded, fetch);
+        print(&recorded, fetch);
     }
     let outcomes = match fetch {
         None => Vec::new(),
@@ -54,7 +55,7 @@ pub async fn run(config: &Config, fetch: Option<&Path>, as_json: bool) -> u8 {
     if outcomes.iter().any(|outcome| outcome.result.is_err()) {
         return exit::UNFINISHED;
     }
-    // Only what was proved is nothing.
+    // Only an exact count of zero proves that there is no divergence.
     match (recorded.summary.rows, recorded.summary.exact) {
         (0, true) => exit::DONE,
         _ => exit::NO,
@@ -84,12 +85,13 @@ async fn read(config: &Config) -> Result<Option<Recorded>, PassError> {
     }))
 }
 
-/// Those whose bytes are here and not there.
+/// Returns whether this cluster has bytes that the new primary does not have.
 fn is_wanted(package: &DivergedPackage) -> bool {
     ["only_here", "other_bytes"].contains(&package.class.as_str())
 }
 
-/// Each is told as it comes; what cannot be fetched does not keep the others from it.
+/// Fetches all wanted artifacts and prints each result at once. An artifact that cannot be fetched
+/// does not stop the others.
 async fn fetch_all<'a>(
     config: &Config,
     recorded: &'a Recorded,
@@ -108,14 +110,14 @@ async fn fetch_all<'a>(
             Err(error) => eprintln!("error: {error}\nnext step: {}", error.next_step()),
             Ok(_) if as_json => {}
             Ok(Fetched::Written(path)) => say!("Fetched: {}", path.display()),
-            Ok(Fetched::Kept(path)) => say!("There already: {}", path.display()),
+            Ok(Fetched::Kept(path)) => say!("Already there: {}", path.display()),
         }
         outcomes.push(Outcome { package, result });
     }
     Ok(outcomes)
 }
 
-fn tell(recorded: &Recorded, fetch: Option<&Path>) {
+fn print(recorded: &Recorded, fetch: Option<&Path>) {
     let found = &recorded.summary;
     let rows = show::count(found.rows.unsigned_abs(), "row");
     match found.exact {
@@ -139,27 +141,27 @@ fn tell(recorded: &Recorded, fetch: Option<&Path>) {
         say!("Table {}: {}.", table.table, changes(table));
     }
     for (class, meaning) in CLASSES {
-        let those: Vec<&DivergedPackage> = recorded
+        let of_class: Vec<&DivergedPackage> = recorded
             .packages
             .iter()
             .filter(|package| package.class == class)
             .collect();
-        if those.is_empty() {
+        if of_class.is_empty() {
             continue;
         }
-        let packages = show::count(those.len() as u64, "package");
+        let packages = show::count(of_class.len() as u64, "package");
         say!("{class}: {packages} that {meaning}.");
-        for package in those {
-            tell_package(package, fetch);
+        for package in of_class {
+            print_package(package, fetch);
         }
     }
     if recorded.packages.iter().any(|p| p.class == "other_bytes") {
         say!(
-            "WARNING: the new primary refuses other bytes under the same ident. Compare the files, and if these are wanted, build the package again with a new release and upload that."
+            "WARNING: the new primary refuses other bytes under the same ident. Compare the files. To keep the bytes of this cluster, build the package again with a new release and upload that release."
         );
     }
     if fetch.is_none() && recorded.packages.iter().any(is_wanted) {
-        say!("`warm-spare divergence --fetch DIR` brings those files.");
+        say!("`warm-spare divergence --fetch DIR` copies those files to DIR.");
     }
 }
 
@@ -180,7 +182,7 @@ fn changes(table: &TableChanges) -> String {
     parts.join(", ")
 }
 
-fn tell_package(package: &DivergedPackage, fetch: Option<&Path>) {
+fn print_package(package: &DivergedPackage, fetch: Option<&Path>) {
     let name = format!("{} {}", package.ident, package.target);
     match &package.their_checksum {
         Some(theirs) if package.class == "other_bytes" => {
@@ -199,9 +201,9 @@ fn tell_package(package: &DivergedPackage, fetch: Option<&Path>) {
     }
 }
 
-/// To be copied into a shell as it stands.
+/// Returns the upload command, quoted so that it can be copied into a shell.
 fn upload(file: &str) -> String {
-    // A name that begins with a dash would be read as an option.
+    // `hab` would read a file name that begins with a dash as an option.
     let file = &match file.starts_with('-') {
         true => format!("./{file}"),
         false => file.to_string(),

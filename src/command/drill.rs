@@ -1,4 +1,5 @@
-//! `drill`: 0 it would have worked, 1 it would not, 3 could not be tried, 4 another one is under way.
+//! `drill`: 0 the takeover would have worked, 1 it would have failed, 3 the drill could not run, 4
+//! another drill is running.
 
 use super::{exit, show};
 use crate::config::Config;
@@ -9,13 +10,14 @@ use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(Args)]
 pub struct DrillArguments {
-    /// Artifacts to be read from the local bucket: so many at random, or `all`.
+    /// Number of artifacts to read from the local bucket, chosen at random, or `all`.
     #[arg(long, value_name = "N", default_value = "20", value_parser = sample)]
     sample: Sample,
-    /// Started by the shell once the clone can be written, with PGHOST, PGPORT, PGUSER, PGPASSWORD and PGDATABASE.
+    /// Command that the shell starts once the clone is writable. Its environment has PGHOST,
+    /// PGPORT, PGUSER, PGPASSWORD and PGDATABASE.
     #[arg(long, value_name = "CMD")]
     exec: Option<String>,
-    /// Asked, in plain HTTP, until it answers with success, for 60 s at most.
+    /// URL (plain HTTP) that is requested until it answers with success, for at most 60 s.
     #[arg(long, value_name = "URL", value_parser = url)]
     url: Option<http::Uri>,
 }
@@ -28,13 +30,13 @@ fn sample(text: &str) -> Result<Sample, String> {
         "all" => Ok(Sample(None)),
         number => match number.parse() {
             Ok(number) => Ok(Sample(Some(number))),
-            Err(_) => Err("expected a number, or all".into()),
+            Err(_) => Err("expected a number or `all`".into()),
         },
     }
 }
 
 fn url(text: &str) -> Result<http::Uri, String> {
-    let url: http::Uri = text.parse().map_err(|_| "this is no URL".to_string())?;
+    let url: http::Uri = text.parse().map_err(|_| "this is not a URL".to_string())?;
     match (url.scheme_str(), url.host()) {
         (Some("http"), Some(_)) => Ok(url),
         _ => Err("expected a URL such as http://127.0.0.1:9636/v1/status".into()),
@@ -47,29 +49,30 @@ pub async fn run(config: &Config, arguments: &DrillArguments, as_json: bool) -> 
         exec: arguments.exec.clone(),
         url: arguments.url.clone(),
     };
-    // Before anything is made that would have to be removed.
+    // The handlers are installed before the drill makes anything, so that a signal cannot leave a
+    // clone behind.
     let signals = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
     let [Ok(mut terminate), Ok(mut interrupt)] = signals else {
-        eprintln!("error: this system has no signals");
+        eprintln!("error: cannot install the signal handlers on this system");
         return exit::UNFINISHED;
     };
     let stop = async {
         tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} }
     };
-    let told = |step: &DrillStep| {
+    let on_step = |step: &DrillStep| {
         let line = line(step);
         match as_json {
             true => eprintln!("{line}"),
             false => say!("{line}"),
         }
     };
-    let drill = match Box::pin(drill(config, &rehearsal, told, stop)).await {
+    let drill = match Box::pin(drill(config, &rehearsal, on_step, stop)).await {
         Ok(drill) => drill,
         Err(error) => return show::failure(&error, as_json),
     };
     match as_json {
         true => show::json(&document(&drill)),
-        false => tell(&drill),
+        false => print(&drill),
     }
     match drill.ok() {
         true => exit::DONE,
@@ -85,13 +88,13 @@ fn line(step: &DrillStep) -> String {
     )
 }
 
-fn tell(drill: &Drill) {
+fn print(drill: &Drill) {
     let seconds = |of: Option<f64>| of.map(|seconds| format!("{seconds:.2} s"));
     if let Some(write) = seconds(drill.write_seconds) {
-        say!("First write {write} after the beginning of the takeover.");
+        say!("First write {write} after the start of the takeover.");
     }
     if let Some(answer) = seconds(drill.answer_seconds) {
-        say!("First answer {answer} after the beginning of the takeover.");
+        say!("First answer {answer} after the start of the takeover.");
     }
     match drill.ok() {
         true => say!("The drill succeeded."),

@@ -1,4 +1,5 @@
-//! `generations`: lists the replaced databases that are kept, or drops one; 4 for what is none, or is pinned.
+//! `generations`: lists the replaced databases that are kept, or drops one. Exit code 4: the name
+//! is not a generation, or the generation is pinned.
 
 use super::{exit, show};
 use crate::cluster::{State, StateError};
@@ -11,13 +12,15 @@ use serde_json::{Value, json};
 
 #[derive(Subcommand)]
 pub enum Generations {
-    /// Lists them, the latest first: when each was replaced, its size, and why it stays.
+    /// Lists the generations, the latest first: time of the replacement, size, and reason for a
+    /// pin.
     List,
-    /// Drops one for good.
+    /// Drops one generation for good.
     Drop {
-        /// As `generations list` names it.
+        /// Name of the generation, as `generations list` prints it.
         name: String,
-        /// Also if it is pinned: the last from before a promotion, or what a returning primary had.
+        /// Drops the generation even if it is pinned: the last one before a promotion, or the
+        /// database of a returned primary.
         #[arg(long)]
         pinned: bool,
     },
@@ -74,7 +77,7 @@ async fn drop_one(
     let Some(state) = state(config).await? else {
         return Err(PassError::Refused {
             rule: ErrorCode::NoGeneration,
-            text: "warm-spare keeps nothing on this cluster".into(),
+            text: "the local cluster has no database warm_spare, so it keeps no generation".into(),
             next_step: "check local.datastore".into(),
         });
     };

@@ -1,5 +1,5 @@
-//! `health`: one line, and 0 ok, 1 warning, 2 critical, 3 unknown, as the Supervisor's health hook wants them. It has its
-//! own time limit, for the Supervisor has none.
+//! `health`: prints one line. Exit codes for the Supervisor's health hook: 0 ok, 1 warning, 2
+//! critical, 3 unknown. The verb has its own time limit, because the Supervisor sets none.
 
 use super::{ask, show};
 use crate::observe::Level;
@@ -11,7 +11,8 @@ pub async fn run(config: &Path, limit: Duration, as_json: bool) -> u8 {
     let answer = ask::ask(config, "/health", limit).await;
     let (level, body) = match answer {
         Ok(answer) => {
-            // What is no answer of ours is no health, however well it reads.
+            // An answer that does not come from a warm-spare service says nothing about health,
+            // even if it looks well.
             let level = Level::ALL.into_iter().find(|level| {
                 answer.body["level"] == level.code()
                     && answer.body["status"] == level.to_string()
@@ -20,7 +21,7 @@ pub async fn run(config: &Path, limit: Duration, as_json: bool) -> u8 {
             match level {
                 Some(level) => (level.code(), answer.body),
                 None => unknown(&format!(
-                    "what listens there answered {} and no health of a warm-spare",
+                    "the program on that port answered {}, which is not a health answer of warm-spare",
                     answer.status
                 )),
             }

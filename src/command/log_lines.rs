@@ -1,4 +1,4 @@
-//! The form of log lines: for people, or one JSON document each.
+//! The form of the log lines: text for people, or one JSON document on each line.
 
 use super::show;
 use crate::config::LogFormat;
@@ -6,7 +6,7 @@ use env_logger::{Builder, Target};
 use log::{LevelFilter, Record};
 use std::io::Write;
 
-/// Our own lines at the given level; of the libraries only warnings.
+/// Starts the log: lines of `warm_spare` at the given level, lines of libraries from warnings up.
 pub fn start(level: LevelFilter, form: LogFormat) {
     let mut builder = Builder::new();
     builder
@@ -22,13 +22,14 @@ pub fn start(level: LevelFilter, form: LogFormat) {
             writeln!(out, "[{time} {:<5}] {text}", record.level())
         }),
     };
-    // A second start would be a library's doing; the first one's lines still appear.
+    // Only a library could have started a logger before; its first logger still prints the lines.
     if builder.try_init().is_err() {
-        eprintln!("warning: a logger was started before ours");
+        eprintln!("warning: a library started a logger first; the log has the form of that logger");
     }
 }
 
-/// Another server's words may hold line breaks and a terminal's commands: one record stays one line, and commands nobody.
+/// Replaces control characters by spaces. The text of another server may hold line breaks and
+/// terminal commands; a record must stay one line and must not control the terminal.
 fn printable(text: &str) -> String {
     let shown = |c: char| if c.is_control() { ' ' } else { c };
     text.chars().map(shown).collect()
@@ -44,7 +45,7 @@ fn json(record: &Record) -> serde_json::Value {
     })
 }
 
-/// A line about one side begins with its name.
+/// Returns the side that a line is about. Such a line begins with the name of the side.
 fn side(text: &str) -> Option<&'static str> {
     let first = text.split([' ', ':']).next();
     ["local", "peer"]

@@ -1,6 +1,7 @@
-//! The command line: one file for each verb, all of one shape: `run(&Config, …) -> ExitCode`.
+//! The command line. Each verb has one file, and all files have one shape:
+//! `run(&Config, …) -> ExitCode`.
 
-/// A line on standard output. A reader that has gone is no failure of the verb.
+/// Prints a line on standard output. A closed pipe is no failure of the verb.
 macro_rules! say {
     ($($arguments:tt)*) => {{
         use std::io::Write;
@@ -37,7 +38,7 @@ use std::time::Duration;
 #[derive(Parser)]
 #[command(name = "warm-spare", version, about)]
 pub struct Arguments {
-    /// The configuration, a TOML file.
+    /// Configuration file (TOML).
     #[arg(
         long,
         global = true,
@@ -45,7 +46,7 @@ pub struct Arguments {
         default_value = "/hab/svc/warm-spare/config/config.toml"
     )]
     config: PathBuf,
-    /// One JSON document on standard output; everything else on standard error.
+    /// Prints one JSON document on standard output; everything else goes to standard error.
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
@@ -54,13 +55,14 @@ pub struct Arguments {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// The service: follows the primary for as long as it runs, and answers over HTTP how it stands.
+    /// Runs the service: follows the primary until it is stopped, and reports its state over HTTP.
     Run,
-    /// Asks the running service how the spare stands.
+    /// Asks the running service for the state of the spare.
     Status,
-    /// Asks the running service for its health: one line, and 0 ok, 1 warning, 2 critical, 3 unknown.
+    /// Asks the running service for its health: prints one line, and exits with 0 ok, 1 warning, 2
+    /// critical or 3 unknown.
     Health {
-        /// Longest wait for its answer.
+        /// Longest wait for the answer of the service.
         #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = config::parse_duration)]
         timeout: Duration,
     },
@@ -68,67 +70,73 @@ enum Verb {
     Once(Once),
 }
 
-/// The verbs that do one thing, by a good configuration.
+/// Verbs that do one thing and exit. They need a good configuration.
 #[derive(Subcommand)]
 enum Once {
-    /// Reads the configuration and says what is wrong with it.
+    /// Checks the configuration and names every error.
     CheckConfig {
-        /// Also connects to both sides and looks whether a copy could be made.
+        /// Also connects to both sides and checks that a copy is possible.
         #[arg(long)]
         connect: bool,
     },
-    /// Brings the spare to the primary's present, once.
+    /// Copies to the spare, once, what the primary has committed up to now.
     Sync {
-        /// Copy all rows again, even if the primary has committed nothing since the last time.
+        /// Copies all rows again, even if the primary has committed nothing since the last pass.
         #[arg(long)]
         baseline: bool,
     },
-    /// Makes on the primary what the stream of its changes needs: identities of tables, a publication, settings.
+    /// Makes on the primary what logical decoding needs: replica identities of tables, a
+    /// publication, settings.
     Prepare {
-        /// Change nothing: print the SQL of it.
+        /// Changes nothing: prints the SQL instead.
         #[arg(long)]
         print: bool,
-        /// Also set a bound that other slots of the primary come under.
+        /// Also sets max_slot_wal_keep_size, although it then limits other slots of the primary
+        /// too.
         #[arg(long)]
         bound_other_slots: bool,
     },
-    /// Removes from the primary what is ours there, or from here what we keep.
+    /// Removes from the primary what warm-spare made there, or with --local the state of warm-spare
+    /// on this side.
     Release {
-        /// Change nothing: print the SQL of it.
+        /// Changes nothing: prints the SQL instead.
         #[arg(long)]
         print: bool,
-        /// What another cluster has left on the primary, by its id.
+        /// Removes what another cluster has left on the primary. ID: the 8 hexadecimal digits of
+        /// that cluster.
         #[arg(long, value_name = "ID", value_parser = cluster_id, conflicts_with = "local")]
         cluster: Option<String>,
-        /// Our own state on this side, and nothing on the primary.
+        /// Removes the state of warm-spare on this side, and nothing on the primary.
         #[arg(long)]
         local: bool,
-        /// With --local: also what is needed still.
+        /// With --local: removes the state even if it is still needed.
         #[arg(long, requires = "local")]
         force: bool,
     },
-    /// Asks whether a promotion of this cluster would work today, and why not; changes nothing.
+    /// Checks whether a promotion of this cluster would work now, and gives the reason if not.
+    /// Changes nothing.
     Preflight {
-        /// Which promotion: with the primary's help, or without it.
+        /// Kind of promotion: with the help of the primary (planned) or without it (unplanned).
         #[arg(long = "for", value_name = "PURPOSE", default_value = "planned")]
         purpose: preflight::For,
     },
-    /// Lists what this cluster had as a primary, and the new primary lacks.
+    /// Lists what this cluster had as a primary and the new primary does not have.
     Divergence {
-        /// Also brings the artifacts that only this side has into that directory, each checked.
+        /// Also copies the artifacts that only this side has into directory DIR, and checks each of
+        /// them.
         #[arg(long, value_name = "DIR")]
         fetch: Option<PathBuf>,
     },
-    /// The replaced databases that are kept.
+    /// Lists or drops the replaced databases that are kept.
     Generations {
         #[command(subcommand)]
         verb: Generations,
     },
-    /// Rehearses a takeover on a clone of the database, and removes everything again.
+    /// Rehearses a takeover on a clone of the database, then removes the clone.
     Drill(DrillArguments),
-    /// Compares the spare with what the primary sent, and lists every difference.
+    /// Compares the spare with the data that the primary sent, and lists every difference.
     Verify {
-        /// Also read every artifact: its checksum and its signature.
+        /// Also reads every artifact and checks its checksum and its signature.
         #[arg(long)]
         deep: bool,
     },
@@ -138,11 +146,11 @@ fn cluster_id(text: &str) -> Result<String, String> {
     if is_cluster_id(text) {
         Ok(text.to_string())
     } else {
-        Err("expected the 8 hexadecimal digits of a cluster's id, as in warm_spare_0123abcd".into())
+        Err("expected the 8 hexadecimal digits of a cluster id, such as 0123abcd in warm_spare_0123abcd".into())
     }
 }
 
-/// The exit codes of all verbs but `health`.
+/// Exit codes of all verbs except `health`.
 pub mod exit {
     pub const DONE: u8 = 0;
     pub const NO: u8 = 1;
@@ -150,7 +158,7 @@ pub mod exit {
     pub const UNFINISHED: u8 = 3;
 }
 
-/// Runs the verb; what it has to say is printed when it returns.
+/// Runs the verb. Its output is printed when this function returns.
 pub async fn run(arguments: Arguments) -> ExitCode {
     let (path, json) = (&arguments.config, arguments.json);
     let code = match arguments.verb {
@@ -171,7 +179,7 @@ async fn run_once(verb: Once, path: &Path, json: bool) -> u8 {
                 show::json(&serde_json::json!({ "format": 1, "error": {
                     "code": "config",
                     "text": error.to_string(),
-                    "next_step": "correct that key; docs/reference.md has them all",
+                    "next_step": "correct that key; docs/reference.md describes every key",
                     "exit_code": exit::CONFIGURATION,
                 } }));
             }

@@ -1,4 +1,4 @@
-//! `preflight`: 0 a promotion would work, 1 it would be refused, 3 could not find out.
+//! `preflight`: 0 a promotion would work, 1 it would be refused, 3 the checks could not run.
 
 use super::{exit, show};
 use crate::cluster::LocalSession;
@@ -12,12 +12,13 @@ use serde_json::json;
 use std::time::Duration;
 use strum::VariantArray;
 
-/// An operator waits; a peer that takes longer will not be drained either.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Time limit for the answers of the peer. An operator waits for the result, and a peer that takes
+/// longer cannot be drained either.
+const PEER_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Copy, ValueEnum)]
 pub enum For {
-    /// A handover with the primary's help.
+    /// A handover with the help of the primary.
     Planned,
     /// The primary is gone.
     Unplanned,
@@ -33,10 +34,11 @@ impl From<For> for Purpose {
 }
 
 pub async fn run(config: &Config, purpose: Purpose, as_json: bool) -> u8 {
-    let checks = preflight(config, purpose, PATIENCE).await;
+    let checks = preflight(config, purpose, PEER_TIMEOUT).await;
     let result = worst(&checks);
     if result == Verdict::Refuse {
-        // With our own datastore away every check would say the same, and nothing was found out.
+        // If the local datastore is down, every check reports only that, and the question stays
+        // open.
         let asked = LocalSession::open_for_maintenance(&config.local.datastore).await;
         if let Err(error) = asked {
             return show::failure(&error.into(), as_json);
@@ -69,7 +71,7 @@ fn print(purpose: Purpose, checks: &[Check]) {
     say!("{}", summary(purpose, checks));
 }
 
-/// `planned: refuse (1 refusal, 2 warnings)`
+/// Returns the last line, such as `planned: refuse (1 refusal, 2 warnings)`.
 fn summary(purpose: Purpose, checks: &[Check]) -> String {
     let count = |wanted: Verdict, noun: &str| {
         let number = checks.iter().filter(|check| check.result == wanted).count();

@@ -1,4 +1,5 @@
-//! `prepare`: makes on the primary what the stream needs, or prints it for a database administrator.
+//! `prepare`: makes on the primary what the stream needs, or prints the SQL for a database
+//! administrator.
 
 use super::{exit, show};
 use crate::cluster::preparation::{Plan, Step};
@@ -7,14 +8,14 @@ use crate::replication::{Because, Choice, Prepare, prepare};
 use serde_json::{Value, json};
 
 pub async fn run(config: &Config, print: bool, bound_other_slots: bool, as_json: bool) -> u8 {
-    let told = |step: &Step| {
+    let on_step = |step: &Step| {
         if as_json {
             eprintln!("made: {}", step.what);
         } else {
             say!("Made: {}.", step.what);
         }
     };
-    match prepare(config, print, bound_other_slots, told).await {
+    match prepare(config, print, bound_other_slots, on_step).await {
         Ok(found) => {
             if as_json {
                 show::json(&document(&found, print));
@@ -29,7 +30,7 @@ pub async fn run(config: &Config, print: bool, bound_other_slots: bool, as_json:
                     )
                 );
             } else {
-                tell(&found);
+                print_result(&found);
             }
             exit::DONE
         }
@@ -37,18 +38,18 @@ pub async fn run(config: &Config, print: bool, bound_other_slots: bool, as_json:
     }
 }
 
-fn tell(found: &Prepare) {
+fn print_result(found: &Prepare) {
     if found.plan.steps.is_empty() {
-        say!("Nothing to do: all that prepare makes is in place.");
+        say!("Nothing to do: everything that prepare makes exists already.");
     }
     for note in &found.plan.notes {
         say!("Note: {note}.");
     }
     match &found.choice {
-        Choice::Stream => say!("Stream: possible; the service follows by it."),
+        Choice::Stream => say!("Stream: possible. The service uses it."),
         Choice::Snapshot(because) | Choice::NotPrepared(because) => {
             say!(
-                "Stream: not yet. {}. To change it: {}.",
+                "Stream: not yet. {}. Next step: {}.",
                 because.reason,
                 because.change
             );
@@ -56,7 +57,8 @@ fn tell(found: &Prepare) {
     }
 }
 
-/// For psql. What cannot be mended by it, and what is to be known, stands in front as a comment.
+/// Returns the plan as a script for psql. Obstacles that the script cannot remove, and notes, come
+/// first as comments.
 pub fn script(verb: &str, peer: &Datastore, database: &str, plan: &Plan) -> String {
     let mut lines = vec![format!(
         "-- warm-spare {verb}: with psql, as a superuser, in database {database} of {}:{}",
@@ -76,7 +78,7 @@ pub fn script(verb: &str, peer: &Datastore, database: &str, plan: &Plan) -> Stri
         return lines.join("\n");
     }
     lines.push(
-        "-- a lock is waited for no longer than 200 ms: where one times out, run the rest again from there".into(),
+        "-- each statement waits at most 200 ms for a lock: after a timeout, run the script again from that statement".into(),
     );
     lines.push("\\set ON_ERROR_STOP on".into());
     lines.extend(

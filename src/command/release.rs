@@ -1,4 +1,5 @@
-//! `release`: removes what is ours on the peer, an orphan's there, or our traces here; or prints how.
+//! `release`: removes our objects from the peer, or those of another cluster, or our state on this
+//! side; or prints how to do it.
 
 use super::prepare::{obstacles, script, steps};
 use super::{exit, show};
@@ -8,14 +9,14 @@ use crate::replication::{Release, Traces, lift_the_fence, release, remove_traces
 use serde_json::{Value, json};
 
 pub async fn run(config: &Config, cluster: Option<&str>, print: bool, as_json: bool) -> u8 {
-    let told = |step: &Step| {
+    let on_step = |step: &Step| {
         if as_json {
             eprintln!("removed: {}", step.what);
         } else {
             say!("Removed: {}.", step.what);
         }
     };
-    match release(config, cluster, print, told).await {
+    match release(config, cluster, print, on_step).await {
         Ok(found) => {
             if as_json {
                 show::json(&document(&found, print));
@@ -23,7 +24,7 @@ pub async fn run(config: &Config, cluster: Option<&str>, print: bool, as_json: b
                 let peer = &config.peer.datastore;
                 say!("{}", script("release", peer, &found.database, &found.plan));
             } else {
-                tell(&found);
+                print_result(&found);
             }
             exit::DONE
         }
@@ -31,7 +32,7 @@ pub async fn run(config: &Config, cluster: Option<&str>, print: bool, as_json: b
     }
 }
 
-fn tell(found: &Release) {
+fn print_result(found: &Release) {
     if found.plan.steps.is_empty() {
         say!(
             "Nothing to do: the primary has nothing of cluster {}.",
@@ -79,17 +80,17 @@ pub async fn run_local(config: &Config, print: bool, force: bool, as_json: bool)
         );
         say!("{}", traces_script(config, &found).trim_end());
         if found.fenced {
-            say!("-- stays: the fence; to lift it: {lift};");
+            say!("-- kept: the fence; to lift it: {lift};");
         }
     } else {
-        tell_local(config, &found, &lift);
+        print_local(config, &found, &lift);
     }
     exit::DONE
 }
 
-fn tell_local(config: &Config, found: &Traces, lift: &str) {
+fn print_local(config: &Config, found: &Traces, lift: &str) {
     if found.is_empty() {
-        say!("Nothing to do: there is nothing of warm-spare here.");
+        say!("Nothing to do: the local cluster has nothing of warm-spare.");
     }
     for database in &found.databases {
         say!("Removed: database {database}.");
@@ -108,7 +109,7 @@ fn tell_local(config: &Config, found: &Traces, lift: &str) {
         );
     }
     for generation in &found.generations {
-        say!("Kept: database {generation}, a replaced one.");
+        say!("Kept: database {generation}, a generation.");
     }
     if found.fenced {
         say!(

@@ -1,4 +1,4 @@
-//! `run`: the service. It ends when it is told to, with 0; nothing that a server does ends it.
+//! `run`: the service. It ends with 0 on SIGTERM or SIGINT. No failure of a server ends it.
 
 use crate::config;
 use crate::observe::Clock;
@@ -9,11 +9,11 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{exit, log_lines};
 
-/// From the first signal to the end, should anything be stuck; the Supervisor would kill after 8 s.
-const LAST_WAIT: std::time::Duration = std::time::Duration::from_millis(1500);
+/// Time from the first signal to a forced exit if something hangs. The Supervisor kills after 8 s.
+const FORCED_EXIT_AFTER: std::time::Duration = std::time::Duration::from_millis(1500);
 
 pub async fn run(path: &Path) -> u8 {
-    // First of all: until then SIGHUP would end the process.
+    // This comes first: without a handler, SIGHUP would end the process.
     let signals = [
         SignalKind::hangup(),
         SignalKind::terminate(),
@@ -24,7 +24,8 @@ pub async fn run(path: &Path) -> u8 {
         eprintln!("error: this system has no signals");
         return exit::UNFINISHED;
     };
-    // At their most talkative; the configuration says what is let through, and may change that.
+    // The logger itself passes every level. The configuration sets the level in force, and may
+    // change it.
     log_lines::start(log::LevelFilter::Trace, form_of(path));
     log::set_max_level(log::LevelFilter::Info);
     log::info!(
@@ -32,44 +33,47 @@ pub async fn run(path: &Path) -> u8 {
         env!("CARGO_PKG_VERSION"),
         path.display()
     );
-    let (wish, reload) = mpsc::channel(1);
+    let (reload_request, reload) = mpsc::channel(1);
     let start = Start {
         config: path.to_path_buf(),
         data: config::data_dir(path),
         clock: Clock::real(),
         reload,
     };
-    let (told, stop) = oneshot::channel();
-    // In a task of its own: what we do may be stuck in a file that a dead server ought to send.
+    let (stop_request, stop) = oneshot::channel();
+    // A task of its own: the main task may hang in a read of a file on a dead file server.
     tokio::spawn(async move {
         tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} }
-        let _ = told.send(());
+        let _ = stop_request.send(());
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
-            () = tokio::time::sleep(LAST_WAIT) => {}
+            () = tokio::time::sleep(FORCED_EXIT_AFTER) => {}
         }
         std::process::exit(i32::from(exit::DONE));
     });
-    // Everything may be dropped at any instruction, as if the process were killed; so there is nothing to wait for.
+    // Every future may be dropped at any point, as if the process were killed. So no shutdown is
+    // needed.
     tokio::select! {
         never = service::run(start) => match never {},
-        never = pass_on(hangup, wish) => match never {},
+        never = pass_on(hangup, reload_request) => match never {},
         _ = stop => {}
     }
     log::info!("stopped");
     exit::DONE
 }
 
-/// Several wishes at once are one.
-async fn pass_on(mut hangup: Signal, wish: mpsc::Sender<()>) -> std::convert::Infallible {
+/// Passes SIGHUP on as a request to read the configuration again. Several requests at once count as
+/// one.
+async fn pass_on(mut hangup: Signal, reload_request: mpsc::Sender<()>) -> std::convert::Infallible {
     loop {
         hangup.recv().await;
-        let _ = wish.try_send(());
+        let _ = reload_request.try_send(());
     }
 }
 
-/// The log's form is settled before the configuration is in force, and stays.
+/// Returns the form of the log. It is chosen before the configuration is in force, and it does not
+/// change later.
 fn form_of(path: &Path) -> config::LogFormat {
     let kept = || config::load_kept(&config::data_dir(path)).ok().flatten();
     let config = config::load(path).ok().or_else(kept);

@@ -1,4 +1,5 @@
-//! What a person sees: a bar on a terminal, plain lines otherwise; errors with the next step; JSON for programs.
+//! Output for people: a bar on a terminal, plain lines elsewhere, errors with the next step; JSON
+//! for programs.
 
 use crate::observe::{Listener, Phase, Progress};
 use crate::replication::PassError;
@@ -8,13 +9,13 @@ use std::io::{IsTerminal, Write};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
-/// Between two lines that tell of progress in one phase.
-const REMINDER: Duration = Duration::from_secs(10);
+/// Interval between two progress lines of one phase.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
 
 static BARS: LazyLock<MultiProgress> =
     LazyLock::new(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr()));
 
-/// Log lines, printed so that a bar stays in one piece.
+/// Writer of the log lines. It hides the bar while it prints a line.
 pub struct AroundBar;
 
 impl Write for AroundBar {
@@ -58,7 +59,7 @@ impl Listener for Bar {
 
     fn step(&self, _: Phase, done: u64, total: u64) {
         if let Some(bar) = self.0.lock().expect("no holder panics").as_ref() {
-            // The size on disk is only a guess at the length of the rows' text.
+            // The total is the size on disk, which only estimates the length of the rows' text.
             bar.set_position(done.min(total));
         }
     }
@@ -90,7 +91,7 @@ impl Listener for Lines {
 
     fn step(&self, phase: Phase, done: u64, total: u64) {
         let mut last = self.0.lock().expect("no holder panics");
-        if last.elapsed() < REMINDER {
+        if last.elapsed() < PROGRESS_INTERVAL {
             return;
         }
         *last = Instant::now();
@@ -105,7 +106,7 @@ pub fn json(document: &serde_json::Value) {
     say!("{document:#}");
 }
 
-/// Prints the error and what to do about it; returns the exit code.
+/// Prints the error and its next step, and returns the exit code.
 pub fn failure(error: &PassError, as_json: bool) -> u8 {
     let next_step = error.next_step();
     eprintln!("error: {error}\nnext step: {next_step}");
@@ -120,7 +121,7 @@ pub fn failure(error: &PassError, as_json: bool) -> u8 {
     error.exit_code()
 }
 
-/// `1 package`, `2 packages`.
+/// Returns the number and the noun: `1 package`, `2 packages`.
 pub fn count(number: u64, noun: &str) -> String {
     format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }

@@ -1,17 +1,19 @@
-//! `status`: asks the running service; none: 3.
+//! `status`: prints the state that the running service reports; 3 if no service answers.
 
 use super::{ask, exit, show};
 use crate::observe::describe;
 use std::path::Path;
 use std::time::Duration;
 
-const LIMIT: Duration = Duration::from_secs(10);
+/// Time limit for the answer of the service.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub async fn run(config: &Path, as_json: bool) -> u8 {
-    let answer = match ask::ask(config, "/status", LIMIT).await {
+    let answer = match ask::ask(config, "/status", REPLY_TIMEOUT).await {
         Ok(answer) => answer,
         Err(error) => {
-            let next_step = "is it loaded (`hab svc status`), or does `warm-spare run` run?";
+            let next_step =
+                "check that the service is loaded (`hab svc status`) or that `warm-spare run` runs";
             eprintln!("error: {error}\nnext step: {next_step}");
             if as_json {
                 show::json(&serde_json::json!({ "format": 1, "error": {

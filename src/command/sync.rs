@@ -1,4 +1,5 @@
-//! `sync`: one pass, then exit. A passing fault is waited out a few times, since nobody stands behind a single run.
+//! `sync`: makes one pass, then exits. It retries after a transient fault, because no supervisor
+//! would repeat a single run.
 
 use super::{exit, show};
 use crate::cluster::CopiedPoint;
@@ -10,11 +11,12 @@ use bytesize::ByteSize;
 use serde_json::json;
 use std::time::Duration;
 
-const TRIES: usize = 6;
+/// Maximum number of passes that one run begins.
+const MAX_ATTEMPTS: usize = 6;
 
 pub async fn run(config: &Config, baseline: bool, as_json: bool) -> u8 {
     let progress = show::progress();
-    match persist(config, baseline, &progress).await {
+    match sync_with_retries(config, baseline, &progress).await {
         Ok(report) => {
             drop(progress);
             if as_json {
@@ -31,7 +33,7 @@ pub async fn run(config: &Config, baseline: bool, as_json: bool) -> u8 {
     }
 }
 
-async fn persist(
+async fn sync_with_retries(
     config: &Config,
     baseline: bool,
     progress: &Progress,
@@ -39,7 +41,7 @@ async fn persist(
     let mut waits = ExponentialBuilder::default()
         .with_min_delay(Duration::from_secs(1))
         .with_max_delay(Duration::from_secs(15))
-        .with_max_times(TRIES - 1)
+        .with_max_times(MAX_ATTEMPTS - 1)
         .with_jitter()
         .build();
     loop {
@@ -54,7 +56,7 @@ async fn persist(
         let wait = waits.next().filter(|_| error.policy() == Policy::Retry);
         let Some(wait) = wait else { return Err(error) };
         log::warn!(
-            "{error}; the pass begins again in {:.0} s",
+            "{error}; the pass starts again in {:.0} s",
             wait.as_secs_f32()
         );
         tokio::time::sleep(wait).await;
@@ -88,7 +90,7 @@ fn print(config: &Config, report: &Report) {
         }
     };
     say!(
-        "Artifacts: {} ({}) copied, {} found in the bucket and checked; the others were there.",
+        "Artifacts: {} ({}) copied, {} found in the bucket and checked; all others were known to be there.",
         report.artifacts.copied,
         ByteSize(report.artifacts.copied_bytes),
         report.artifacts.verified
@@ -106,7 +108,7 @@ fn print(config: &Config, report: &Report) {
         }
         if copied.vanished > 0 {
             say!(
-                "{} gone from the primary since.",
+                "{} deleted on the primary since the last copy.",
                 show::count(copied.vanished, "package")
             );
         }
@@ -116,7 +118,7 @@ fn print(config: &Config, report: &Report) {
         config.local.datastore.database
     );
     if report.fence_reset {
-        say!("WARNING: the fence had been lifted by somebody; it was set again.");
+        say!("WARNING: the fence had been lifted by somebody; warm-spare set it again.");
     }
     if report.unavailable.is_empty() {
         say!("Missing or damaged on the primary: none.");

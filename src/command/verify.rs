@@ -1,4 +1,4 @@
-//! `verify`: 0 nothing differs, 1 something does, 3 could not find out.
+//! `verify`: 0 no difference, 1 differences, 3 the comparison could not run.
 
 use super::sync::{describe, point_document};
 use super::{exit, show};
@@ -55,9 +55,9 @@ fn print(found: &Verification) {
     say!(
         "Primary: {}",
         match found.newer {
-            Some(true) => "has newer changes; `warm-spare sync` brings them",
+            Some(true) => "has newer changes; `warm-spare sync` copies them",
             Some(false) => "has committed nothing since",
-            None => "could not be asked for newer changes",
+            None => "did not answer whether it has newer changes",
         }
     );
     for difference in &found.differences {

@@ -1,7 +1,8 @@
-//! What the Supervisor knows of the services that this one is bound to: tables `[bind.NAME]`, which the package's template
-//! writes and nobody else.
+//! Addresses that the Supervisor gives for the services that this one is bound to. They are in the
+//! tables `[bind.NAME]`, which only the template of the package writes.
 //!
-//! They count for less than builder-api's own configuration, in which stands what really works there.
+//! A bind counts for less than builder-api's own configuration, because that file has the values
+//! that really work on this node.
 
 use std::net::Ipv6Addr;
 
@@ -13,7 +14,7 @@ use super::values::{Source, Values};
 
 const TABLE: &str = "bind";
 
-/// A side, and the binds of its datastore and its artifact store.
+/// The two sides, each with the names of the binds of its datastore and of its artifact store.
 pub(super) const LOCAL: Binds = Binds {
     side: "local",
     datastore: "datastore",
@@ -32,13 +33,13 @@ pub(super) struct Binds {
 }
 
 impl Binds {
-    /// Gives the side what its binds say and nothing better does.
+    /// Fills the values of the side that neither the configuration nor builder-api gives.
     pub fn complete(&self, values: &mut Values) {
         if let Some((host, port)) = address(values, self.datastore)
             && self.is_open(values, "datastore.host")
         {
             self.put(values, "datastore.host", Checked::Text(host));
-            // The port of a default is not the one of that host.
+            // The port belongs to the host of the bind; a default port does not.
             if !self.is_configured(values, "datastore.port") {
                 self.put(values, "datastore.port", Checked::Int(port.into()));
             }
@@ -50,7 +51,7 @@ impl Binds {
         {
             let url = format!("http://{}", authority(&host, port.into()));
             self.put(values, "s3.endpoint", Checked::Text(url));
-            // The name of that server's bucket, and of no other's.
+            // The bucket of the bind belongs to the server of the bind, and to no other server.
             let bucket = values.text(&bind_key(self.minio, "bucket_name"));
             if let Some(bucket) = bucket.map(String::from)
                 && self.is_open(values, "s3.bucket_name")
@@ -68,7 +69,8 @@ impl Binds {
         matches!(values.source(&self.key(name)), None | Some(Source::Default))
     }
 
-    /// The package writes out every default, and so that counts as none.
+    /// Returns whether the operator has set the key. The package writes every default into the
+    /// file, so a default value counts as not set.
     fn is_configured(&self, values: &Values, name: &str) -> bool {
         let key = self.key(name);
         let default = Key::find(&key).and_then(|key| key.default_value().ok().flatten());
@@ -95,8 +97,8 @@ fn address(values: &Values, bind: &str) -> Option<(String, u16)> {
 
 /// Adds the binds that are in `kept` and not in `table`, and returns their names.
 ///
-/// A bind vanishes when the Supervisor there is gone for a moment, and nothing says whether it will return. Its last known
-/// address is better than a default, which would be another server.
+/// A bind vanishes when its Supervisor is gone for a moment, and nothing says whether the bind will
+/// return. The last known address is better than a default, which would be another server.
 pub(super) fn remember(table: &mut Table, kept: &Table) -> Vec<String> {
     let Some(kept) = binds(kept) else {
         return Vec::new();
@@ -114,14 +116,14 @@ pub(super) fn remember(table: &mut Table, kept: &Table) -> Vec<String> {
     names
 }
 
-/// What `kept` and `table` say differently of the same bind, for people.
+/// Returns the binds whose address differs between `kept` and `table`, as text for people.
 pub(super) fn moved(table: &Table, kept: &Table) -> Vec<String> {
     let (Some(now), Some(before)) = (binds(table), binds(kept)) else {
         return Vec::new();
     };
-    let both = now
-        .iter()
-        .filter_map(|(name, now)| Some((name, spoken(now)?, spoken(before.get(name)?)?)));
+    let both = now.iter().filter_map(|(name, now)| {
+        Some((name, address_text(now)?, address_text(before.get(name)?)?))
+    });
     both.filter(|(_, now, before)| now != before)
         .map(|(name, now, before)| format!("{name}: from {before} to {now}"))
         .collect()
@@ -131,7 +133,7 @@ fn binds(table: &Table) -> Option<&Table> {
     table.get(TABLE)?.as_table()
 }
 
-fn spoken(bind: &Value) -> Option<String> {
+fn address_text(bind: &Value) -> Option<String> {
     let host = bind.get("host")?.as_str()?;
     let port = bind.get("port")?.as_integer()?;
     Some(authority(host, port))

@@ -1,5 +1,6 @@
-//! What the Builder services on this node say about themselves: builder-api's rendered configuration, and the password
-//! that builder-datastore made for itself. There stands what really works.
+//! Settings that the Builder services on this node use themselves: builder-api's rendered
+//! configuration, and the password that builder-datastore made for itself. These are the values
+//! that really work.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -8,13 +9,14 @@ use toml::{Table, Value};
 
 use super::{ConfigError, syntax};
 
-/// The key that names the file, and so the one to look at when something is wrong in it.
+/// The key that names the file. Errors in the file are reported under this key.
 pub(super) const KEY: &str = "local.builder_api_config";
 
-/// Where Habitat puts the files of Builder's services.
+/// The places where Habitat puts the files of Builder's services.
 #[derive(Debug, Clone)]
 pub(super) struct Places {
-    /// Builder may run elsewhere: without this file nothing is taken from it. Any other file that is configured must be there.
+    /// Builder may run on another node: if this file is absent, nothing is taken from it. A file
+    /// that is configured elsewhere must exist.
     pub api_config: PathBuf,
     pub datastore_password: PathBuf,
 }
@@ -28,7 +30,7 @@ impl Default for Places {
     }
 }
 
-/// builder-api's rendered configuration.
+/// The rendered configuration of builder-api.
 #[derive(Debug)]
 pub(super) struct BuilderApi {
     path: PathBuf,
@@ -36,7 +38,7 @@ pub(super) struct BuilderApi {
 }
 
 impl BuilderApi {
-    /// The file at `path`, which may be absent where it is the usual one.
+    /// Returns the file at `path`. It may be absent only where `path` is the usual place.
     pub fn find(path: &Path, usual: &Path) -> Result<Option<Self>, ConfigError> {
         match std::fs::metadata(path) {
             Err(error) if error.kind() == ErrorKind::NotFound && path == usual => Ok(None),
@@ -44,7 +46,7 @@ impl BuilderApi {
         }
     }
 
-    /// Reads the file. An error gives no value of it away.
+    /// Reads the file. An error never shows a value from the file.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let wrong = |why: String| ConfigError::key(KEY, format!("{}: {why}", path.display()));
         let text = std::fs::read_to_string(path)
@@ -62,19 +64,20 @@ impl BuilderApi {
         &self.path
     }
 
-    /// The value of a key such as `datastore.host`.
+    /// Returns the value of a key such as `datastore.host`.
     pub fn value(&self, key: &str) -> Option<&Value> {
         let (table, name) = key.split_once('.')?;
         let table = self.table.get(table)?.as_table()?;
         table.get(name).or_else(|| table.get(other_name(key)?))
     }
 
-    /// A text that is not empty.
+    /// Returns the text of the key, or None if it is empty.
     pub fn text(&self, key: &str) -> Option<&str> {
         self.value(key)?.as_str().filter(|text| !text.is_empty())
     }
 
-    /// Builder's API takes its features as one text with commas; a list is what one would expect there.
+    /// Returns whether the feature is on. builder-api takes its features as one text with commas;
+    /// an operator may write a list instead.
     pub fn has_feature(&self, name: &str) -> bool {
         let among = |text: &str| {
             text.split(',')
@@ -88,7 +91,7 @@ impl BuilderApi {
     }
 }
 
-/// The Builder that is a part of Automate calls some of its keys otherwise.
+/// Returns the other name of a key. The Builder inside Automate has other names for some keys.
 fn other_name(key: &str) -> Option<&'static str> {
     (key == "s3.key_id").then_some("access_key")
 }

@@ -5,19 +5,21 @@ use std::net::Ipv6Addr;
 use super::Backend;
 use super::units::quoted;
 
-/// Builder signs its requests to MinIO for this region, so we do too: a server set to one accepts no other.
+/// Region for which requests to MinIO are signed. Builder uses this region, and a MinIO server that
+/// is set to one region accepts no other.
 const MINIO_REGION: &str = "minio_s3";
 
 pub(super) const BUCKET_NAME: &str = "a bucket name (3-63 lower-case letters, digits, dots and hyphens; a letter or digit first and last)";
 
-/// Where requests go, and the region they are signed for.
+/// The address of an S3 server, and the region for which requests are signed.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Endpoint {
     pub url: String,
     pub region: String,
 }
 
-/// Reads `s3.endpoint`, which holds a region where the backend is `aws`, as in Builder's own configuration.
+/// Reads `s3.endpoint`. With backend `aws` the key holds a region, as in Builder's own
+/// configuration.
 pub(super) fn parse_endpoint(backend: Backend, text: &str) -> Result<Endpoint, String> {
     match backend {
         Backend::Minio => Ok(Endpoint {
@@ -25,7 +27,7 @@ pub(super) fn parse_endpoint(backend: Backend, text: &str) -> Result<Endpoint, S
             region: MINIO_REGION.to_string(),
         }),
         Backend::Aws if is_region(text) => {
-            // The Chinese regions lie under a domain of their own.
+            // The Chinese regions have a domain of their own.
             let domain = if text.starts_with("cn-") {
                 "amazonaws.com.cn"
             } else {
@@ -37,13 +39,14 @@ pub(super) fn parse_endpoint(backend: Backend, text: &str) -> Result<Endpoint, S
             })
         }
         Backend::Aws => Err(format!(
-            "expected a region such as \"eu-central-1\", for the backend is aws, found {}",
+            "expected a region such as \"eu-central-1\", because the backend is aws, found {}",
             shown(text)
         )),
     }
 }
 
-/// `http` or `https`, host, optional port, nothing else but a closing slash, which is dropped.
+/// Reads a URL: `http` or `https`, host, optional port. One closing slash is allowed and is
+/// dropped.
 pub(super) fn parse_url(text: &str) -> Result<String, String> {
     let wrong = |why: &str| {
         format!(
@@ -53,22 +56,22 @@ pub(super) fn parse_url(text: &str) -> Result<String, String> {
     };
     let (scheme, rest) = text
         .split_once("://")
-        .ok_or_else(|| wrong("no http:// or https://"))?;
+        .ok_or_else(|| wrong("it does not begin with http:// or https://"))?;
     let scheme = scheme.to_ascii_lowercase();
     if scheme != "http" && scheme != "https" {
-        return Err(wrong("neither http nor https"));
+        return Err(wrong("the scheme is neither http nor https"));
     }
     if rest.contains('@') {
-        return Err(wrong("user and password do not belong here"));
+        return Err(wrong("remove user and password"));
     }
     let authority = rest.strip_suffix('/').unwrap_or(rest);
     if authority.contains(['/', '?', '#']) {
-        return Err(wrong("no path may follow"));
+        return Err(wrong("remove the path"));
     }
     let (host, port) =
-        split_port(authority).ok_or_else(|| wrong("the address is not closed by ]"))?;
+        split_port(authority).ok_or_else(|| wrong("the closing ] of the address is missing"))?;
     if !is_host(host) || host.contains(':') != authority.starts_with('[') {
-        return Err(wrong("no host name or IP address"));
+        return Err(wrong("the host is neither a host name nor an IP address"));
     }
     if let Some(port) = port {
         let digits = port.bytes().all(|b| b.is_ascii_digit());
@@ -79,7 +82,8 @@ pub(super) fn parse_url(text: &str) -> Result<String, String> {
     Ok(format!("{scheme}://{authority}"))
 }
 
-/// An IPv6 address stands in brackets, so that its colons are not taken for a port's.
+/// Splits an authority into host and port. An IPv6 address is in brackets, so that its colons are
+/// not read as the colon of a port.
 fn split_port(authority: &str) -> Option<(&str, Option<&str>)> {
     if let Some(rest) = authority.strip_prefix('[') {
         let (host, after) = rest.split_once(']')?;
@@ -94,7 +98,8 @@ fn split_port(authority: &str) -> Option<(&str, Option<&str>)> {
     }
 }
 
-/// A name that a resolver may know (underscores included, for container networks have them), or an IP address.
+/// Returns whether the text is an IP address, or a name that a resolver may know. Underscores are
+/// allowed, because container networks have them.
 pub(super) fn is_host(text: &str) -> bool {
     let name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
     let is_name = text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.chars().all(name);
@@ -115,10 +120,11 @@ pub(super) fn is_bucket_name(text: &str) -> bool {
         && !text.contains("..")
 }
 
-/// A URL with user information may hold a password.
+/// Returns the text for an error. A URL with user information may hold a password, so it is not
+/// shown.
 fn shown(text: &str) -> String {
     if text.contains('@') {
-        "one with user information".to_string()
+        "a URL with user information".to_string()
     } else {
         quoted(text)
     }

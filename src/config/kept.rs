@@ -1,7 +1,7 @@
-//! The last good configuration, kept in the service's own data directory: with it a service that finds a bad one at its
-//! start goes on as before.
+//! The last good configuration, kept in the data directory of the service. A service that finds a
+//! bad configuration at its start continues with this one.
 //!
-//! Secrets lie beside it, a file each, so that the kept configuration itself may be looked at.
+//! Secrets are kept in files of their own, so that the kept configuration itself can be shown.
 
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, Permissions};
@@ -19,19 +19,20 @@ use super::{Config, ConfigError, Secret};
 const FILE: &str = "last-good.toml";
 const SECRETS: &str = "secrets";
 
-const FIRST_LINE: &str = "# Kept by warm-spare, which writes it anew: nothing to be edited.\n";
+const FIRST_LINE: &str = "# Kept by warm-spare, which overwrites it: do not edit.\n";
 
-/// Half a configuration can be a good one with other settings. What is whole ends so.
+/// Last line of a complete file. Half a configuration can be a good configuration with other
+/// settings, so the end is marked.
 const LAST_LINE: &str = "# This line is the last one.\n";
 
-/// A configuration that was found good, as it was written; its secrets apart from the rest.
+/// A good configuration as it was written, with its secrets separate from the rest.
 #[derive(Debug)]
 pub struct Accepted {
     table: Table,
     secrets: Vec<(&'static str, Secret)>,
-    /// Binds that are not there at present, and count on as they last were.
+    /// Binds that are absent now. Their last addresses stay in force.
     pub remembered: Vec<String>,
-    /// Binds with another address than before, and both.
+    /// Binds with a new address, each with the old and the new one.
     pub moved: Vec<String>,
 }
 
@@ -58,10 +59,11 @@ impl Accepted {
         }
     }
 
-    /// Keeps it in the directory `data`, which is made if need be. What is there already is not written again.
+    /// Writes the configuration into the directory `data`, which is made if needed. A file that has
+    /// the right content already is not written again.
     ///
-    /// Secrets go first and what is no longer named goes last, so a kept configuration never names a file that is not
-    /// there.
+    /// Secrets are written first, and secrets that are no longer named are removed last. So a kept
+    /// configuration never names a file that does not exist.
     pub fn keep(&self, data: &Path) -> io::Result<()> {
         let data = std::path::absolute(data)?;
         let folder = data.join(SECRETS);
@@ -79,13 +81,16 @@ impl Accepted {
         remove_others(&folder, &named)
     }
 
-    /// The configuration with the files in `folder` in place of the secrets.
+    /// Returns the text of the configuration, with the files in `folder` in place of the secrets.
     fn text(&self, folder: &Path) -> io::Result<String> {
         let mut table = self.table.clone();
         for (key, _) in &self.secrets {
             let path = folder.join(key);
             let path = path.to_str().ok_or_else(|| {
-                let problem = format!("{}: not UTF-8, as paths in TOML are", path.display());
+                let problem = format!(
+                    "{}: this path is not UTF-8, and TOML allows no other path",
+                    path.display()
+                );
                 io::Error::new(ErrorKind::InvalidInput, problem)
             })?;
             if let Some((inner, name)) = table_of(&mut table, key) {
@@ -96,12 +101,13 @@ impl Accepted {
     }
 }
 
-/// The kept configuration, with the files it names checked as [`load`](super::load) does. None: there is none.
+/// Loads the kept configuration, and checks the files it names as [`load`](super::load) does. None:
+/// nothing is kept.
 pub fn load_kept(data: &Path) -> Result<Option<Config>, ConfigError> {
     load_kept_at(data, &Places::default())
 }
 
-/// [`load_kept`], with Builder's own files at other places.
+/// [`load_kept`], with Builder's own files at other places. Tests use it.
 pub(super) fn load_kept_at(data: &Path, places: &Places) -> Result<Option<Config>, ConfigError> {
     let path = data.join(FILE);
     let (text, mode) = match read(&path) {
@@ -115,13 +121,14 @@ pub(super) fn load_kept_at(data: &Path, places: &Places) -> Result<Option<Config
     accept(&path, &text, mode, places, None).map(|(config, _)| Some(config))
 }
 
-/// The kept configuration as it was written, if it is whole.
+/// Returns the kept configuration as it was written, if the file is complete.
 pub(super) fn kept_table(data: &Path) -> Option<Table> {
     let (text, _) = read(&data.join(FILE)).ok()?;
     text.ends_with(LAST_LINE).then(|| text.parse().ok())?
 }
 
-/// Not [`ConfigError::Unreadable`]: nobody gives the path of this file.
+/// Makes the error of a broken kept file. It is not [`ConfigError::Unreadable`], because no
+/// operator gives the path of this file.
 fn broken(path: &Path, problem: &str) -> ConfigError {
     ConfigError::Syntax {
         path: path.to_path_buf(),
@@ -129,10 +136,10 @@ fn broken(path: &Path, problem: &str) -> ConfigError {
     }
 }
 
-/// The service's data directory: where Habitat has it, beside the folder `config`; with a configuration from anywhere
-/// else, beside that file.
+/// Returns the data directory of the service. Habitat has it beside the folder `config`. For a
+/// configuration at any other place it is beside that file.
 pub fn data_dir(config_path: &Path) -> PathBuf {
-    // Started in the folder of the file, one names it without that folder.
+    // Someone in the folder of the file may name it without that folder.
     let path = std::path::absolute(config_path).unwrap_or_else(|_| config_path.to_path_buf());
     let folder = path.parent().unwrap_or(Path::new(""));
     match folder.parent() {
@@ -141,7 +148,7 @@ pub fn data_dir(config_path: &Path) -> PathBuf {
     }
 }
 
-/// The table in which a key such as `peer.s3.key_id` stands, and its name there.
+/// Returns the table that holds a key such as `peer.s3.key_id`, and the name of the key in it.
 fn table_of<'a, 'b>(table: &'a mut Table, key: &'b str) -> Option<(&'a mut Table, &'b str)> {
     let (tables, name) = key.rsplit_once('.')?;
     let inner = tables
@@ -150,7 +157,8 @@ fn table_of<'a, 'b>(table: &'a mut Table, key: &'b str) -> Option<(&'a mut Table
     Some((inner, name))
 }
 
-/// A secret as a file from which it is read unchanged: of that one line's end is dropped.
+/// Returns the content of a file from which the secret is read unchanged. Reading drops one line
+/// end, so a secret that ends with one gets a second.
 fn file_of(secret: &Secret) -> String {
     let text = secret.expose();
     let end = if text.ends_with('\n') { "\n" } else { "" };
@@ -169,7 +177,7 @@ fn make_folder(path: &Path) -> io::Result<()> {
         .map_err(|error| at(path, error))
 }
 
-/// Ours alone, whoever made it.
+/// Sets mode 0700 on the folder, even if somebody else made it.
 fn make_private(folder: &Path) -> io::Result<()> {
     let tighten = || match fs::metadata(folder)?.permissions().mode() & 0o777 {
         0o700 => Ok(()),
@@ -178,13 +186,14 @@ fn make_private(folder: &Path) -> io::Result<()> {
     tighten().map_err(|error| at(folder, error))
 }
 
-/// Writes a file so that after a crash there is either the old one or the new one.
+/// Writes a file so that after a crash the old content or the new content is there, and nothing
+/// else.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     if is_there(path, bytes) {
         return Ok(());
     }
     let write = |folder: &Path| {
-        // Made with mode 0600.
+        // The temporary file has mode 0600.
         let mut file = tempfile::Builder::new()
             .prefix(".new-")
             .tempfile_in(folder)?;
@@ -198,13 +207,15 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
         .map_err(|error| at(path, error))
 }
 
-/// Whether nothing need be written. A file that others may read is replaced too.
+/// Returns whether the file needs no write. A file that other users may read is replaced too.
 fn is_there(path: &Path, bytes: &[u8]) -> bool {
-    let ours = |found: fs::Metadata| found.is_file() && found.permissions().mode() & 0o777 == 0o600;
-    fs::symlink_metadata(path).is_ok_and(ours) && fs::read(path).is_ok_and(|found| found == bytes)
+    let is_private =
+        |found: fs::Metadata| found.is_file() && found.permissions().mode() & 0o777 == 0o600;
+    fs::symlink_metadata(path).is_ok_and(is_private)
+        && fs::read(path).is_ok_and(|found| found == bytes)
 }
 
-/// Removes secrets that are no longer named, and what a crash left of writing one.
+/// Removes secrets that are no longer named, and the temporary files of a crash.
 fn remove_others(folder: &Path, named: &BTreeSet<&str>) -> io::Result<()> {
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
@@ -223,12 +234,12 @@ fn remove_others(folder: &Path, named: &BTreeSet<&str>) -> io::Result<()> {
     Ok(())
 }
 
-/// A new name is durable only when its folder is.
+/// Syncs the folder, because a new name is durable only when its folder is.
 fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-/// The system's errors do not say which file they are about.
+/// Adds the path to an error, because errors of the system do not name the file.
 fn at(path: &Path, error: io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }

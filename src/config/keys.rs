@@ -1,6 +1,6 @@
-//! Every key there is, and which of them may not be used yet.
+//! All keys of the configuration, and the keys that are not supported yet.
 //!
-//! `docs/reference.md` describes them; a test holds the two together.
+//! `docs/reference.md` describes every key; a test compares the two.
 
 use toml::Value;
 
@@ -18,7 +18,8 @@ const PORT: Kind = Kind::Int(1, 65535);
 pub struct Key {
     /// The whole path, such as `peer.datastore.port`.
     pub name: &'static str,
-    /// As in TOML, but without quotes. Empty: not set, or taken from elsewhere.
+    /// The default, as in TOML but without quotes. Empty: the key is not set, or its value comes
+    /// from elsewhere.
     pub default: &'static str,
     pub(super) kind: Kind,
 }
@@ -28,7 +29,7 @@ impl Key {
         KEYS.iter().find(|key| key.name == name)
     }
 
-    /// The default as TOML, for people.
+    /// Returns the default as TOML, for people.
     pub fn default_text(&self) -> String {
         match self.kind {
             Kind::Bool | Kind::Int(..) => self.default.to_string(),
@@ -46,12 +47,12 @@ impl Key {
         self.kind.check(&value)
     }
 
-    /// Where an empty text does not stand for the default, but for never and nowhere.
+    /// Returns whether an empty text means never or nowhere, instead of the default.
     pub(super) fn empty_means_none(&self) -> bool {
         matches!(self.name, "verify.schedule" | "local.builder_keys_dir")
     }
 
-    /// Whether the key, or one value of it, waits for a part of the program that is not there yet.
+    /// Returns whether the key, or one of its values, is not supported yet.
     pub fn is_not_built(&self) -> bool {
         NOT_BUILT.iter().any(|(name, _)| *name == self.name)
     }
@@ -65,7 +66,7 @@ const fn key(name: &'static str, kind: Kind, default: &'static str) -> Key {
     }
 }
 
-/// In the order of the reference.
+/// All keys in the order of the reference.
 pub(super) const KEYS: &[Key] = &[
     key("role", Kind::Choice(&["keep", "spare", "primary"]), "keep"),
     key("force_epoch", Kind::Int(0, ANY), "0"),
@@ -80,7 +81,8 @@ pub(super) const KEYS: &[Key] = &[
         "info",
     ),
     key("log_format", Kind::Choice(&["text", "json"]), "text"),
-    // What the local side lacks comes from Builder's own files, and only then from `LOCAL_DEFAULTS`.
+    // Keys of the local side that are not set here are taken from Builder's own files, then from
+    // `LOCAL_DEFAULTS`.
     key("local.builder_api_config", Kind::Path, BUILDER_API_CONFIG),
     key(
         "local.builder_keys_dir",
@@ -176,7 +178,7 @@ pub(super) const KEYS: &[Key] = &[
     key("verify.rolling", Kind::Int(0, 100), "2"),
     key("http.listen", Kind::Ip, "127.0.0.1"),
     key("http.port", PORT, "9640"),
-    // Of the package's template; see `binds`.
+    // The template of the package writes these keys; see `binds`.
     key("bind.datastore.host", Kind::Host, ""),
     key("bind.datastore.port", PORT, ""),
     key("bind.minio.host", Kind::Host, ""),
@@ -189,7 +191,8 @@ pub(super) const KEYS: &[Key] = &[
     key("bind.peer-minio.bucket_name", Kind::Bucket, ""),
 ];
 
-/// Of the local side, where neither the configuration nor Builder's files say anything: as Builder itself has them.
+/// Defaults of the local side, the same as Builder's own. They count where neither the
+/// configuration nor Builder's files have a value.
 pub(super) const LOCAL_DEFAULTS: &[(&str, &str)] = &[
     ("local.datastore.host", "127.0.0.1"),
     ("local.datastore.port", "5432"),
@@ -199,7 +202,8 @@ pub(super) const LOCAL_DEFAULTS: &[(&str, &str)] = &[
     ("local.s3.backend", "minio"),
 ];
 
-/// The keys that lead to the local servers. A configuration that has all of them needs no file of Builder's.
+/// The keys that name the local servers. A configuration that sets all of them needs no file of
+/// Builder's.
 pub(super) const LOCAL_SERVERS: &[&str] = &[
     "local.datastore.host",
     "local.datastore.user",
@@ -210,10 +214,12 @@ pub(super) const LOCAL_SERVERS: &[&str] = &[
     "local.s3.secret_key",
 ];
 
-/// What a key would switch on that is not there yet: these values of it, or all but its default.
+/// Settings that are not supported yet: the listed values of a key, or every value except its
+/// default.
 ///
-/// Whoever builds a part deletes its lines here, and the mark in the reference. Until then such a key is refused, for
-/// a setting that is taken and does nothing is a promise broken in silence.
+/// Delete the lines of a feature here, and its mark in the reference, when the feature is built.
+/// Until then the setting is refused: a setting that is accepted and does nothing would break a
+/// promise in silence.
 pub(super) const NOT_BUILT: &[(&str, &[&str])] = &[
     ("local.s3.proxy", ALL),
     ("peer.s3.proxy", ALL),

@@ -1,4 +1,4 @@
-//! The kinds of values that keys have, and the check of one value against its kind.
+//! The kinds of values of the keys, and the check of a value against its kind.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -10,20 +10,20 @@ use super::endpoint;
 use super::schedule::Schedule;
 use super::units::{expected, parse_duration, parse_rate, parse_size, parse_time, quoted};
 
-/// What a key may hold.
+/// The kind of value that a key takes.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Kind {
     Bool,
-    /// From the one to the other, both included.
+    /// An integer from the first bound to the second, both included.
     Int(i64, i64),
     /// One line of text.
     Text,
     Choice(&'static [&'static str]),
-    /// Zero included.
+    /// A duration; zero is allowed.
     Duration,
-    /// Zero would make it useless.
+    /// A duration above zero.
     PositiveDuration,
-    /// At least so many bytes.
+    /// A size of at least this number of bytes.
     Size(u64),
     Rate,
     Time,
@@ -33,19 +33,19 @@ pub(super) enum Kind {
     Ip,
     Url,
     Bucket,
-    /// A name in a database that needs no quotes anywhere, a replication slot's included.
+    /// A name that needs no quotes in a database, also as the name of a replication slot.
     Identifier,
     Secret,
 }
 
-/// A value that was found good.
+/// A value that passed the check of its kind.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Checked {
     Bool(bool),
     Int(u64),
     Text(String),
     Duration(Duration),
-    /// A size, or a rate a second.
+    /// A size in bytes, or a rate in bytes a second.
     Bytes(u64),
     Time(DateTime<Utc>),
     Schedule(Box<Schedule>),
@@ -53,8 +53,8 @@ pub(super) enum Checked {
 }
 
 impl Kind {
-    /// `None`: an empty text, which stands for a key that is not set. An error is the rest of a sentence that begins with
-    /// the key, and never holds a secret.
+    /// Checks a value against its kind. `None`: the text is empty, so the key is not set. An error
+    /// is the rest of a sentence that begins with the key, and it never holds a secret.
     pub fn check(self, value: &Value) -> Result<Option<Checked>, String> {
         let checked = match (self, value) {
             (_, Value::String(text)) if text.is_empty() => return Ok(None),
@@ -92,7 +92,8 @@ impl Kind {
             Self::Rate => return parse_rate(text).map(Checked::Bytes),
             Self::Time => return parse_time(text).map(Checked::Time),
             Self::Cron => return Schedule::parse(text).map(|s| Checked::Schedule(Box::new(s))),
-            // The directory a service is started in is nobody's choice, so a relative path would mean nothing.
+            // A service is started in a directory that nobody chooses, so a relative path would
+            // mean nothing.
             Self::Path => text.starts_with('/'),
             Self::Host => endpoint::is_host(text),
             Self::Ip => match text.parse() {
@@ -114,7 +115,7 @@ impl Kind {
         format!("expected {}, found {found}", self.expectation())
     }
 
-    /// The value where it may be shown, else the type of it.
+    /// Returns the value where it may be shown, and otherwise its type.
     fn describe(self, value: &Value) -> String {
         let kind = match value {
             Value::String(text) if !matches!(self, Self::Secret) => return quoted(text),
@@ -153,14 +154,14 @@ impl Kind {
             Self::Url => "a URL such as \"https://10.0.0.5:9000\"",
             Self::Bucket => endpoint::BUCKET_NAME,
             Self::Identifier => {
-                "up to 63 lower-case letters, digits and underscores, with no digit in front"
+                "up to 63 lower-case letters, digits and underscores, not starting with a digit"
             }
         };
         fixed.to_string()
     }
 }
 
-/// PostgreSQL cuts longer names off.
+/// Returns whether the text is an identifier. PostgreSQL truncates names of more than 63 bytes.
 fn is_identifier(text: &str) -> bool {
     let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
     text.len() < 64 && text.bytes().all(plain) && !text.starts_with(|c: char| c.is_ascii_digit())

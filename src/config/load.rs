@@ -1,4 +1,4 @@
-//! From the file to a configuration in which everything is known to be good.
+//! Reads the configuration file and returns a configuration in which every value is good.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -19,23 +19,24 @@ use super::{
     WantedRole, secret_places, sides, syntax,
 };
 
-/// S3 takes no smaller part of an upload in parts (but for the last), and a copy holds one at a time.
-const PART: u64 = 5 * bytesize::MIB;
+/// Bytes of a part of a multipart upload. S3 takes no smaller part except the last one, and a copy
+/// holds one part at a time.
+const PART_BYTES: u64 = 5 * bytesize::MIB;
 
-/// May everybody read it?
+/// Mode bit that lets every user read a file.
 const READ_BY_OTHERS: u32 = 0o004;
 
-/// Reads and checks the configuration, and every file it names. Changes nothing.
+/// Reads and checks the configuration, and every file that it names. It changes nothing.
 pub fn load(path: &Path) -> Result<Config, ConfigError> {
     load_text(path).map(|(config, _)| config)
 }
 
-/// [`load`], and what is needed to keep the configuration.
+/// [`load`], which also returns the data that [`Accepted::keep`] writes.
 pub fn load_text(path: &Path) -> Result<(Config, Accepted), ConfigError> {
     load_text_at(path, &Places::default())
 }
 
-/// [`load_text`], with Builder's own files at other places.
+/// [`load_text`], with Builder's own files at other places. Tests use it.
 pub(super) fn load_text_at(
     path: &Path,
     places: &Places,
@@ -48,7 +49,8 @@ pub(super) fn load_text_at(
     accept(path, &text, mode, places, kept.as_ref())
 }
 
-/// Checks a configuration of which text and mode were read at `path`. Of the `kept` one, binds that have vanished count on.
+/// Checks a configuration of which text and mode were read at `path`. Binds that have vanished keep
+/// the address that they have in `kept`.
 pub(super) fn accept(
     path: &Path,
     text: &str,
@@ -94,7 +96,7 @@ pub(super) fn accept(
     Ok((config, accepted))
 }
 
-/// Text and mode of one and the same file, also while it is being replaced.
+/// Reads text and mode of one file. Both belong together even while the file is replaced.
 pub(super) fn read(path: &Path) -> std::io::Result<(String, u32)> {
     let mut file = File::open(path)?;
     let mode = file.metadata()?.permissions().mode();
@@ -103,7 +105,8 @@ pub(super) fn read(path: &Path) -> std::io::Result<(String, u32)> {
     Ok((text, mode))
 }
 
-/// Where to answer with a configuration that was refused: what of it is good there, else the default.
+/// Returns the address of the HTTP interface for a refused configuration: the values that are good
+/// in it, and otherwise the defaults.
 pub fn http_of(path: &Path) -> Http {
     let default = Http::default();
     let table = read(path)
@@ -126,27 +129,28 @@ pub fn http_of(path: &Path) -> Http {
     }
 }
 
-/// What no key can be asked alone.
+/// Checks the rules that concern several keys together.
 fn check_together(values: &Values) -> Result<(), ConfigError> {
     check_rpo(values)?;
     let copies: u64 = values.int("replication.copies")?;
     let (buffer, least) = (
         values.bytes("replication.buffer").unwrap_or_default(),
-        copies * PART,
+        copies * PART_BYTES,
     );
     if buffer < least {
         let least = least / bytesize::MIB;
         return Err(ConfigError::key(
             "replication.buffer",
             format!(
-                "{copies} copies at once (replication.copies) hold 5MiB each: give at least \"{least}MiB\", or make fewer copies"
+                "too small for {copies} copies at once (replication.copies), which hold 5MiB each: set at least \"{least}MiB\", or reduce replication.copies"
             ),
         ));
     }
     Ok(())
 }
 
-/// A lag that is there by design must not make health critical.
+/// Checks that `replication.rpo` exceeds every lag that is normal by design; otherwise health would
+/// become critical for it.
 fn check_rpo(values: &Values) -> Result<(), ConfigError> {
     let rpo = values.duration("replication.rpo")?;
     let exceeds = |what: &str, least: Duration| {
@@ -170,7 +174,7 @@ fn check_rpo(values: &Values) -> Result<(), ConfigError> {
     }
 }
 
-/// A file with secrets in it is itself one.
+/// Checks that not every user can read a configuration that holds secrets.
 fn check_mode(path: &Path, mode: u32, values: &Values) -> Result<(), ConfigError> {
     match values.inline_secrets().next() {
         Some(key) if mode & READ_BY_OTHERS != 0 => {
@@ -190,7 +194,7 @@ fn check_mode(path: &Path, mode: u32, values: &Values) -> Result<(), ConfigError
 fn builder_api(values: &Values, places: &Places) -> Result<Option<BuilderApi>, ConfigError> {
     let usual = Path::new(super::keys::BUILDER_API_CONFIG);
     let configured = Path::new(values.required(builder::KEY)?);
-    // The usual place is the one that tests move.
+    // Tests move the usual place.
     let path = if configured == usual {
         &places.api_config
     } else {
@@ -204,7 +208,7 @@ fn with_a_way_round(error: ConfigError) -> ConfigError {
     match error {
         ConfigError::Key { key, problem } => ConfigError::key(
             key,
-            format!("{problem}; with {keys} in your own configuration this file is not needed"),
+            format!("{problem}; this file is not needed if your own configuration sets {keys}"),
         ),
         other => other,
     }

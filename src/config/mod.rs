@@ -1,6 +1,8 @@
-//! The configuration: one TOML file, every key checked and named in its error, secrets by type and from files.
+//! The configuration: one TOML file. Every key is checked, and an error names its key. Secrets have
+//! a type of their own and come from files.
 //!
-//! Reading it has no side effects; [`Accepted::keep`] alone writes. What a key means and may hold stands in `docs/reference.md`.
+//! Reading has no side effects; only [`Accepted::keep`] writes. `docs/reference.md` describes the
+//! meaning and the values of every key.
 
 mod binds;
 mod builder;
@@ -38,17 +40,17 @@ use chrono::{DateTime, Utc};
 pub struct Config {
     pub role: WantedRole,
     pub force_epoch: u64,
-    /// Nothing is applied; the primary is still asked for changes.
+    /// True: changes are not applied. The primary is still asked for changes.
     pub paused: bool,
-    /// The same until then.
+    /// Until this time changes are not applied, as with `paused`.
     pub paused_until: Option<DateTime<Utc>>,
-    /// Until then health goes no higher than a warning.
+    /// Until this time health is never worse than a warning.
     pub quiet_until: Option<DateTime<Utc>>,
     pub change: String,
     pub site: String,
-    /// Where the builder keys lie; None: not on this node.
+    /// Directory of the builder keys; None: the keys are not on this node.
     pub builder_keys_dir: Option<PathBuf>,
-    /// Why builder-api's file could not be read, though nothing of it is needed.
+    /// The error of builder-api's file, if the file could not be read but is not needed.
     pub builder_unread: Option<String>,
     pub log_level: log::LevelFilter,
     pub log_format: LogFormat,
@@ -62,7 +64,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// Every key there is, in the order of the reference.
+    /// Returns all keys in the order of the reference.
     pub fn known_keys() -> &'static [Key] {
         keys::KEYS
     }
@@ -70,7 +72,7 @@ impl Config {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WantedRole {
-    /// Whatever role is recorded in the cluster's own state.
+    /// The role that the state of the cluster has on record.
     Keep,
     Spare,
     Primary,
@@ -95,18 +97,19 @@ pub struct Datastore {
     pub port: u16,
     pub user: String,
     pub database: String,
-    /// None: the server is asked without one (trust, peer, client certificate).
+    /// None: the session uses no password (trust, peer, client certificate).
     pub password: Option<SecretSource>,
     pub ssl_mode: SslMode,
     pub ssl_root_cert: Option<PathBuf>,
     pub ssl_cert: Option<PathBuf>,
     pub ssl_key: Option<PathBuf>,
-    /// Where the host came from, for people: `configuration`, `builder-api`, `bind`, `builder-datastore pwfile` (the usual host, and
-    /// the password from there) or `default`.
+    /// Source of the host, for people: `configuration`, `builder-api`, `bind`,
+    /// `builder-datastore pwfile` (the usual host, and the password from that file) or `default`.
     pub source: &'static str,
 }
 
-/// As libpq has them: encryption is tried, insisted on, and checked against an authority and a name.
+/// The modes of libpq: encryption is off, tried, or required, and the certificate is checked
+/// against an authority, or against an authority and a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SslMode {
     Disable,
@@ -117,7 +120,7 @@ pub enum SslMode {
 }
 
 impl SslMode {
-    /// libpq's word, and the configuration's.
+    /// Returns the word that libpq and the configuration use.
     pub fn as_str(self) -> &'static str {
         match self {
             SslMode::Disable => "disable",
@@ -134,13 +137,13 @@ pub struct S3 {
     pub backend: Backend,
     /// URL of the server: scheme, host, port; no path.
     pub endpoint: String,
-    /// Region that requests are signed for.
+    /// Region for which requests are signed.
     pub region: String,
     pub bucket_name: String,
     pub key_id: SecretSource,
     pub secret_key: SecretSource,
     pub ca_file: Option<PathBuf>,
-    /// Where the endpoint came from: `configuration` or `builder-api`.
+    /// Source of the endpoint: `configuration` or `builder-api`.
     pub source: &'static str,
 }
 
@@ -150,51 +153,51 @@ pub enum Backend {
     Aws,
 }
 
-/// How changes are found.
+/// The way in which changes of the primary are found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// The stream where it is possible, else snapshots.
+    /// The stream where it is possible, otherwise snapshots.
     Auto,
-    /// Logical decoding, or nothing.
+    /// Logical decoding only.
     Stream,
-    /// A full copy whenever something has changed.
+    /// A full copy after every change.
     Snapshot,
 }
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Replication {
     pub mode: Mode,
-    /// How often the primary is asked whether anything was committed.
+    /// Interval between two questions to the primary whether anything was committed.
     pub interval: Duration,
-    /// When passes are made; None: whenever something was committed.
+    /// Times of the passes; None: a pass after every commit.
     pub schedule: Option<Schedule>,
     /// Lag above which health warns.
     pub lag_warn: Duration,
-    /// Lag above which health is critical: longer than the interval and than any pause of the schedule.
+    /// Lag above which health is critical. It exceeds the interval and every pause of the schedule.
     pub rpo: Duration,
-    /// Tables copied at once.
+    /// Number of tables copied at once.
     pub jobs: usize,
-    /// Artifacts copied at once.
+    /// Number of artifacts copied at once.
     pub copies: usize,
-    /// Bytes that all transfer buffers may hold together.
+    /// Maximum number of bytes in all transfer buffers together.
     pub buffer: u64,
-    /// Bytes a second, all transfers together; None: no limit.
+    /// Maximum number of bytes a second of all transfers together; None: no limit.
     pub bandwidth_limit: Option<u64>,
-    /// How long an artifact that the primary lacks is waited for.
+    /// Time for which a row waits for an artifact that the primary does not have.
     pub gate_grace: Duration,
-    /// How often one that is missing or damaged on the primary is tried again.
+    /// Interval between two tries to copy an artifact that is missing or damaged on the primary.
     pub retry_missing: Duration,
-    /// How long an artifact is kept after its package was deleted.
+    /// Time for which an artifact is kept after its package was deleted.
     pub artifact_retention: Duration,
-    /// Bytes of write-ahead log that the primary may hold for us.
+    /// Maximum number of bytes of write-ahead log that the primary may keep for our slot.
     pub wal_hold_limit: u64,
-    /// Whether a primary is accepted that sets no bound of its own to that.
+    /// True: a primary is accepted that sets no limit for that log.
     pub wal_unbounded: bool,
-    /// Replication slot that a database administrator has made for us.
+    /// Replication slot that a database administrator has made for us; None: the service makes one.
     pub slot: Option<String>,
-    /// Likewise, the publication.
+    /// Publication that a database administrator has made for us; None: `prepare` makes one.
     pub publication: Option<String>,
-    /// Replaced databases kept.
+    /// Number of replaced databases to keep.
     pub keep_generations: usize,
 }
 
@@ -203,7 +206,7 @@ pub struct Fuse {
     pub max_percent: u32,
     pub min_count: u64,
     pub window: Duration,
-    /// Ids of the cases that are let through, with commas between them: one promotion may need two.
+    /// Ids of the cases to let through, separated by commas. One promotion may need two.
     pub approve: String,
 }
 
@@ -212,7 +215,7 @@ impl Fuse {
         self.approved().any(|approved| approved == id)
     }
 
-    /// Gives the value that lets this case through as well.
+    /// Returns the value of `fuse.approve` that lets this case through as well.
     pub fn with(&self, id: &str) -> String {
         let all: Vec<&str> = self.approved().chain([id]).collect();
         all.join(", ")
@@ -224,36 +227,36 @@ impl Fuse {
     }
 }
 
-/// A change of roles.
+/// Limits of a change of roles.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Takeover {
-    /// For the fenced primary's last transactions to be applied.
+    /// Time limit for applying the last transactions of the fenced primary.
     pub drain_timeout: Duration,
-    /// How long a planned handover by a last copy may hold the primary read-only.
+    /// Time for which a planned handover with a last copy may keep the primary read-only.
     pub read_only_limit: Duration,
-    /// Between two looks of a primary for its peer.
+    /// Interval between two attempts of a primary to reach its peer.
     pub fence_retry: Duration,
 }
 
-/// When the spare is compared with what the primary sent.
+/// The plan for comparing the spare with the data that the primary sent.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VerifyPlan {
-    /// None: never.
+    /// Times of the verifications; None: never.
     pub schedule: Option<Schedule>,
-    /// Whether every artifact of the local bucket is read then.
+    /// True: a verification also reads every artifact of the local bucket.
     pub deep: bool,
-    /// So many percent of the time one table after the other is compared with the primary's; 0: never.
+    /// Percentage of the time in which single tables are compared with the primary's; 0: never.
     pub rolling: u32,
 }
 
-/// Where the HTTP interface listens. Read at the start only.
+/// The address of the HTTP interface. It is read at the start only.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Http {
     pub listen: IpAddr,
     pub port: u16,
 }
 
-/// As the keys' defaults have it: where a service without any configuration is looked for.
+/// The defaults of the keys. A client looks here for a service without any configuration.
 impl Default for Http {
     fn default() -> Self {
         Http {
@@ -263,7 +266,7 @@ impl Default for Http {
     }
 }
 
-/// What is wrong with the configuration: each error names its key.
+/// An error in the configuration. It names the key.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     #[error("cannot read the configuration {path}: {source}. Give its path with --config FILE")]
@@ -273,7 +276,8 @@ pub enum ConfigError {
     },
     #[error("{path}: {message}")]
     Syntax { path: PathBuf, message: String },
-    /// `key` as in the reference, such as `peer.datastore.host`; `problem` says what was found and what is expected.
+    /// `key` is written as in the reference, such as `peer.datastore.host`; `problem` says what was
+    /// found and what was expected.
     #[error("{key}: {problem}")]
     Key { key: String, problem: String },
 }
@@ -287,7 +291,8 @@ impl ConfigError {
     }
 }
 
-/// A syntax error with its place, and without the line itself: that may hold a password.
+/// Returns a syntax error with its line and column. The text of the line is left out, because it
+/// may hold a password.
 fn syntax(text: &str, error: &toml::de::Error) -> String {
     let before = error
         .span()

@@ -1,4 +1,4 @@
-//! When something is to happen: a cron line of five fields, in UTC.
+//! A schedule: a cron line of five fields, in UTC.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,16 +9,18 @@ use croner::parser::{CronParser, Seconds, Year};
 
 use super::units::expected;
 
-/// Where looking for occurrences begins. A leap year, so that every date of the calendar lies in the days that follow.
+/// First time of the search for occurrences. It is in a leap year, so that the following days
+/// include every date of the calendar.
 const START: DateTime<Utc> = match DateTime::from_timestamp(1_704_067_200, 0) {
     Some(time) => time,
     None => DateTime::UNIX_EPOCH,
 };
 
-/// A year and a little: whatever comes round every year is met twice.
-const LOOKED_AT: TimeDelta = TimeDelta::days(370);
+/// Days in which occurrences are searched: a little more than a year, so that a yearly occurrence
+/// is found twice.
+const SEARCHED: TimeDelta = TimeDelta::days(370);
 
-/// Minute, hour, day of the month, month, day of the week.
+/// A cron schedule: minute, hour, day of the month, month, day of the week.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Schedule {
     text: String,
@@ -26,7 +28,7 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// An error is the rest of a sentence that begins with the key.
+    /// Reads a cron line. An error is the rest of a sentence that begins with the key.
     pub fn parse(text: &str) -> Result<Self, String> {
         let wrong = || expected("five cron fields (in UTC) such as \"0 3 * * *\"", text);
         if text.split_whitespace().count() != 5 {
@@ -37,29 +39,30 @@ impl Schedule {
             .year(Year::Disallowed)
             .build();
         let cron = parser.parse(text).map_err(|_| wrong())?;
-        // The 31st of February is well-formed, and whoever wrote it waits for ever.
+        // The 31st of February is well-formed, but never comes.
         cron.find_next_occurrence(&START, true)
-            .map_err(|_| expected("a schedule that comes round", text))?;
+            .map_err(|_| expected("a schedule with a date that exists", text))?;
         Ok(Self {
             text: text.to_string(),
             cron,
         })
     }
 
-    /// As it was written.
+    /// Returns the line as it was written.
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// The first time after `time`, which itself does not count.
+    /// Returns the first occurrence after `time`. An occurrence at `time` itself does not count.
     pub fn next_after(&self, time: DateTime<Utc>) -> Option<DateTime<Utc>> {
         self.cron.find_next_occurrence(&time, false).ok()
     }
 
-    /// The longest time between two occurrences that follow one another.
+    /// Returns the longest time between two consecutive occurrences.
     ///
-    /// Each day that occurs at all has the same times. So one day is looked at time by time, and of the others only the
-    /// first time: a step for every minute would take long, and a bound on the steps would never reach the weekend.
+    /// All days with occurrences have the same times of day. So the function goes through the times
+    /// of one day, and of every other day only looks at the first time. A step for every minute
+    /// would take long, and a limit on the number of steps would never reach the weekend.
     pub fn longest_pause(&self) -> Duration {
         let Some(first) = self.next_after(START - TimeDelta::seconds(1)) else {
             return Duration::MAX;
@@ -74,7 +77,7 @@ impl Schedule {
         }
         let busy = last - first;
         let mut day = first;
-        while day - first <= LOOKED_AT {
+        while day - first <= SEARCHED {
             let midnight = (day.date_naive() + Days::new(1)).and_time(NaiveTime::MIN);
             let Some(next) = self.next_after(midnight.and_utc() - TimeDelta::seconds(1)) else {
                 return Duration::MAX;
@@ -86,7 +89,7 @@ impl Schedule {
     }
 }
 
-/// The line alone: what the parser made of it says nothing to people.
+/// Shows the line only: the result of the parser says nothing to people.
 impl fmt::Debug for Schedule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Schedule").field(&self.text).finish()
@@ -156,7 +159,7 @@ mod tests {
             ("* * * * 1-5", 2 * day + minute),
             ("* 9-17 * * 1-5", 2 * day + 15 * hour + minute),
             ("0 3 1 * *", 31 * day),
-            // Pauses that are longer than what is looked at.
+            // Pauses that are longer than the searched time.
             ("0 0 1 1 *", 366 * day),
             ("0 0 29 2 *", 4 * 365 * day + day),
         ] {

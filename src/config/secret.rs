@@ -1,4 +1,5 @@
-//! Passwords and keys: never printed, and read anew whenever they are used, so that they can be changed without a restart.
+//! Passwords and keys. They are never printed. They are read again before each use, so that they
+//! can be changed without a restart.
 
 use std::fmt;
 use std::fs::File;
@@ -9,13 +10,14 @@ use std::path::{Path, PathBuf};
 use super::ConfigError;
 use super::builder::BuilderApi;
 
-/// What everybody else than owner and group may do with a file.
-const OTHERS: u32 = 0o007;
+/// Mode bits of a file for users other than the owner and the group.
+const OTHERS_MODE: u32 = 0o007;
 
-/// No password is longer; a path to something else should not fill the memory.
-const LONGEST: u64 = 64 * 1024;
+/// Maximum number of bytes of a secret. No password is longer, and a path to another file must not
+/// fill the memory.
+const MAX_BYTES: u64 = 64 * 1024;
 
-/// A text that shows itself only when asked by [`Secret::expose`].
+/// A text that is shown only by [`Secret::expose`].
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
@@ -41,29 +43,32 @@ impl fmt::Display for Secret {
     }
 }
 
-/// Where a secret is to be had.
+/// The place of a secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SecretSource {
-    /// It stands in our own configuration.
+    /// The secret is in our own configuration.
     Inline(Secret),
-    /// A file that holds nothing else.
+    /// The secret is the only content of a file.
     File(PathBuf),
-    /// A key of builder-api's rendered configuration. Not a copy of the value: Habitat renders the file anew when the
-    /// secret changes, and nobody tells us.
+    /// The secret is in a key of builder-api's rendered configuration. The value is not copied,
+    /// because Habitat renders the file again when the secret changes, and does not notify us.
     BuilderApi { file: PathBuf, key: String },
 }
 
 impl SecretSource {
-    /// The secret as it is now. `key` is the one of the configuration that errors are to name.
+    /// Reads the current secret. Errors name `key`, a key of our configuration.
     pub fn read(&self, key: &str) -> Result<Secret, ConfigError> {
         match self {
             Self::Inline(secret) => Ok(secret.clone()),
             Self::File(path) => read_file(key, path),
-            Self::BuilderApi { file, key: theirs } => BuilderApi::read(file)?
-                .text(theirs)
+            Self::BuilderApi { file, key: api_key } => BuilderApi::read(file)?
+                .text(api_key)
                 .map(Secret::new)
                 .ok_or_else(|| {
-                    ConfigError::key(key, format!("{} no longer holds {theirs}", file.display()))
+                    ConfigError::key(
+                        key,
+                        format!("{} does not hold {api_key} any more", file.display()),
+                    )
                 }),
         }
     }
@@ -72,18 +77,21 @@ impl SecretSource {
 fn read_file(key: &str, path: &Path) -> Result<Secret, ConfigError> {
     let mut bytes = Vec::new();
     open_private(key, path)?
-        .take(LONGEST + 1)
+        .take(MAX_BYTES + 1)
         .read_to_end(&mut bytes)
         .map_err(|error| unreadable(key, path, &error))?;
-    if bytes.len() as u64 > LONGEST {
+    if bytes.len() as u64 > MAX_BYTES {
         return Err(ConfigError::key(
             key,
-            format!("{} is too long to be a secret", path.display()),
+            format!(
+                "{} is longer than 64 KiB and cannot be a secret",
+                path.display()
+            ),
         ));
     }
     let text = String::from_utf8(bytes)
         .map_err(|_| ConfigError::key(key, format!("{} is not UTF-8 text", path.display())))?;
-    // One line's end, as editors and `echo` leave it. A second one may be meant.
+    // Drops one line end, as editors and `echo` write it. A second one may be meant.
     let text = text.strip_suffix('\n').map_or(text.as_str(), |line| {
         line.strip_suffix('\r').unwrap_or(line)
     });
@@ -96,7 +104,7 @@ fn read_file(key: &str, path: &Path) -> Result<Secret, ConfigError> {
     Ok(Secret::new(text))
 }
 
-/// Opens a file that only its owner and its group may touch.
+/// Opens a file. Refuses it if users other than its owner and its group have access.
 pub(super) fn open_private(key: &str, path: &Path) -> Result<File, ConfigError> {
     let file = open(key, path)?;
     let mode = file
@@ -104,7 +112,7 @@ pub(super) fn open_private(key: &str, path: &Path) -> Result<File, ConfigError> 
         .map_err(|error| unreadable(key, path, &error))?
         .permissions()
         .mode();
-    if mode & OTHERS != 0 {
+    if mode & OTHERS_MODE != 0 {
         let path = path.display();
         return Err(ConfigError::key(
             key,
@@ -117,14 +125,15 @@ pub(super) fn open_private(key: &str, path: &Path) -> Result<File, ConfigError> 
     Ok(file)
 }
 
-/// Opens an ordinary file, so proves that it can be read.
+/// Opens an ordinary file, which proves that it can be read.
 pub(super) fn open(key: &str, path: &Path) -> Result<File, ConfigError> {
-    // Asked before opening: opening a pipe would wait for somebody to write.
+    // The type is checked before the file is opened, because opening a pipe would wait for a
+    // writer.
     let metadata = std::fs::metadata(path).map_err(|error| unreadable(key, path, &error))?;
     if !metadata.is_file() {
         return Err(ConfigError::key(
             key,
-            format!("{} is not a file", path.display()),
+            format!("{} is not an ordinary file", path.display()),
         ));
     }
     File::open(path).map_err(|error| unreadable(key, path, &error))
@@ -179,7 +188,7 @@ mod tests {
         assert!(
             read(&[b'x'; 70_000], 0o600)
                 .unwrap_err()
-                .contains("too long")
+                .contains("longer than 64 KiB")
         );
         for mode in [0o604, 0o602, 0o641] {
             let error = read(b"hunter2", mode).unwrap_err();
@@ -196,7 +205,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         for (path, problem) in [
             (folder.path().join("none"), "cannot read"),
-            (folder.path().to_path_buf(), "is not a file"),
+            (folder.path().to_path_buf(), "is not an ordinary file"),
         ] {
             let error = SecretSource::File(path.clone())
                 .read(KEY)

@@ -1,8 +1,9 @@
-//! Files of secrets that a configuration by gossip may name.
+//! The files of secrets that a configuration by gossip may name.
 //!
-//! Whoever can write into the ring can name a host of his own and any file of this node: its content would be sent there
-//! as a password, or as a key's id in clear. So a configuration that Habitat has rendered may name the files of this
-//! service, and the passwords of Builder's own services; any other file must be named in `user.toml`, which only the
+//! Anyone who can write into the ring can name a host of their own and any file of this node. The
+//! content of the file would be sent to that host as a password, or in clear as the id of a key. So
+//! a configuration that Habitat has rendered may name only the files of this service and the
+//! passwords of Builder's own services. Any other file must be named in `user.toml`, which only the
 //! operator of this node writes.
 
 use super::ConfigError;
@@ -18,8 +19,8 @@ const KEYS: [&str; 6] = [
     "peer.s3.secret_key_file",
 ];
 
-/// Folders of Builder's own services whose files hold a secret of this kind. A key's id goes to the store in clear, so it
-/// comes from no folder of the datastore's.
+/// Returns the folders of Builder's own services whose files hold a secret of this kind. The id of
+/// a key goes to the store in clear, so it may not come from a folder of the datastore.
 fn builders(key: &str) -> &'static [&'static str] {
     match key.ends_with("datastore.password_file") {
         true => &["builder-api/config", "builder-datastore/config"],
@@ -27,8 +28,8 @@ fn builders(key: &str) -> &'static [&'static str] {
     }
 }
 
-/// Refuses a file of a secret outside of these places. A configuration that no Supervisor has rendered is the
-/// operator's own, and may name any file.
+/// Refuses a secret's file outside of the allowed places. A configuration that no Supervisor has
+/// rendered belongs to the operator, and may name any file.
 pub(super) fn check(config: &Path, values: &Values) -> Result<(), ConfigError> {
     let Some(service) = Service::of(config) else {
         return Ok(());
@@ -41,8 +42,8 @@ pub(super) fn check(config: &Path, values: &Values) -> Result<(), ConfigError> {
             return Err(ConfigError::key(
                 key,
                 format!(
-                    "names {file}, which is in none of {}; a configuration by gossip may name no other file: move the secret there, or name the file in {}",
-                    service.told(key),
+                    "names {file}, which is outside of {}; a configuration by gossip may name files in these folders only: move the secret there, or name the file in {}",
+                    service.places_text(key),
                     service.user_toml().display()
                 ),
             ));
@@ -51,12 +52,12 @@ pub(super) fn check(config: &Path, values: &Values) -> Result<(), ConfigError> {
     Ok(())
 }
 
-/// The service of a configuration at `…/svc/NAME/config/config.toml`.
+/// The service whose configuration is at `…/svc/NAME/config/config.toml`.
 struct Service {
-    /// `…/svc/NAME`.
+    /// The folder `…/svc/NAME`.
     folder: PathBuf,
     name: String,
-    /// Above `svc`, as a rule `/hab`.
+    /// The folder above `svc`, usually `/hab`.
     root: PathBuf,
 }
 
@@ -89,7 +90,7 @@ impl Service {
         own.into_iter().chain(builders).collect()
     }
 
-    fn told(&self, key: &str) -> String {
+    fn places_text(&self, key: &str) -> String {
         let places = self.places(key);
         let places = places.iter().map(|place| place.display().to_string());
         places.collect::<Vec<_>>().join(", ")
@@ -101,7 +102,7 @@ impl Service {
         self.places(key).iter().any(within) || self.names_itself(key, &file)
     }
 
-    /// The operator of this node has written it into `user.toml`.
+    /// Returns whether the operator of this node has named the file in `user.toml`.
     fn names_itself(&self, key: &str, file: &Path) -> bool {
         let text = std::fs::read_to_string(self.user_toml()).unwrap_or_default();
         let Ok(table) = text.parse::<toml::Table>() else {
@@ -120,7 +121,7 @@ impl Service {
     }
 }
 
-/// With every link followed; of what is not there, without `..`.
+/// Returns the path with every link followed. For a path that does not exist, only `..` is removed.
 fn real(path: &Path) -> PathBuf {
     path.canonicalize().unwrap_or_else(|_| {
         let mut plain = PathBuf::new();

@@ -1,4 +1,4 @@
-//! The two sides of the configuration, put together from values that are each good on their own.
+//! Builds the two sides of the configuration from values that were checked one by one.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,8 @@ use super::{Backend, ConfigError, Datastore, S3, Secret, SecretSource, Side, Ssl
 
 const DATASTORE_PASSWORD_SOURCE: &str = "builder-datastore pwfile";
 
-/// The local side, after [`Values::complete_local`]. `pwfile`: builder-datastore's, where there is one.
+/// Builds the local side, after [`Values::complete_local`]. `pwfile` is the password file of
+/// builder-datastore, which may be absent.
 pub(super) fn local(
     values: &Values,
     builder: Option<&BuilderApi>,
@@ -36,7 +37,7 @@ pub(super) fn local(
     Ok(Side { datastore, s3 })
 }
 
-/// The peer's. A bucket that is not named has the same name as the local one.
+/// Builds the peer. Without a bucket name of its own it uses the name of the local bucket.
 pub(super) fn peer(values: &Values, local: &Side) -> Result<Side, ConfigError> {
     let reader = Reader {
         values,
@@ -52,7 +53,8 @@ pub(super) fn peer(values: &Values, local: &Side) -> Result<Side, ConfigError> {
     })
 }
 
-/// Unless it is certain that there is none: what cannot be looked at shows in the reading of it.
+/// Returns false only if the file certainly does not exist. If it cannot be examined, the later
+/// read reports the error.
 fn exists(path: &Path) -> bool {
     !std::fs::metadata(path).is_err_and(|error| error.kind() == ErrorKind::NotFound)
 }
@@ -126,7 +128,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Either of certificate and key is of no use without the other.
+    /// Reads the client certificate and its key. One is of no use without the other.
     fn client_certificate(&self) -> Result<(Option<PathBuf>, Option<PathBuf>), ConfigError> {
         let (cert_key, key_key) = (
             self.key("datastore.ssl_cert"),
@@ -140,17 +142,18 @@ impl Reader<'_> {
         match (&certificate, &key) {
             (Some(_), None) => Err(ConfigError::key(
                 cert_key,
-                format!("needs {key_key} with it"),
+                format!("is set without {key_key}: set both or neither"),
             )),
             (None, Some(_)) => Err(ConfigError::key(
                 key_key,
-                format!("needs {cert_key} with it"),
+                format!("is set without {cert_key}: set both or neither"),
             )),
             _ => Ok((certificate, key)),
         }
     }
 
-    /// A file that must be there and be readable, for it is read anew at each connection.
+    /// Returns the path of a file that must exist and be readable now. Each connection reads it
+    /// again.
     fn readable(&self, name: &str) -> Result<Option<PathBuf>, ConfigError> {
         let key = self.key(name);
         let Some(path) = self.values.text(&key).map(PathBuf::from) else {
@@ -160,14 +163,15 @@ impl Reader<'_> {
         Ok(Some(path))
     }
 
-    /// A secret from the key itself or from the file its counterpart names, which is read once to see that it is good.
+    /// Returns the secret of the key, or of the file that its counterpart names. The file is read
+    /// once to check it.
     fn secret(&self, name: &str) -> Result<Option<SecretSource>, ConfigError> {
         let key = self.key(name);
         let file_key = format!("{key}_file");
         match (self.values.text(&key), self.values.text(&file_key)) {
             (Some(_), Some(_)) => Err(ConfigError::key(
                 key,
-                format!("is set, and so is {file_key}: remove one of them"),
+                format!("is set, and {file_key} is set too: remove one of them"),
             )),
             (None, Some(path)) => {
                 let source = SecretSource::File(PathBuf::from(path));
@@ -183,7 +187,7 @@ impl Reader<'_> {
         }
     }
 
-    /// The source of a secret that is builder-api's.
+    /// Returns the source of a secret that comes from builder-api's file.
     fn builders(&self, key: &str) -> Option<SecretSource> {
         let builder = self
             .builder

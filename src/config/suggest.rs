@@ -1,11 +1,12 @@
-//! The known key that an unknown one was probably meant to be.
+//! Finds the known key that an unknown key was probably meant to be.
 
-/// The candidate nearest to `unknown`, if any is near enough to be worth naming.
+/// Returns the candidate nearest to `unknown`, if one is near enough to be useful.
 pub(super) fn nearest<'a>(
     unknown: &str,
     candidates: impl Iterator<Item = &'a str> + Clone,
 ) -> Option<&'a str> {
-    // Right name, wrong or no table: however far apart the whole paths are.
+    // A key with the right name in a wrong table, or in no table, counts as near even if the whole
+    // paths differ much.
     let last = |path: &'a str| path.rsplit('.').next() == unknown.rsplit('.').next();
     let mut same_name = candidates.clone().filter(|path| last(path));
     if let (Some(only), None) = (same_name.next(), same_name.next()) {
@@ -19,7 +20,7 @@ pub(super) fn nearest<'a>(
         .map(|(_, path)| path)
 }
 
-/// Levenshtein's: insertions, deletions and replacements from the one to the other.
+/// Returns the Levenshtein distance: the number of insertions, deletions and replacements.
 fn distance(from: &str, to: &str) -> usize {
     let to: Vec<char> = to.chars().collect();
     let mut row: Vec<usize> = (0..=to.len()).collect();
@@ -58,7 +59,7 @@ mod tests {
         assert_eq!(nearest("peer.datastore.prot"), Some("peer.datastore.port"));
         assert_eq!(nearest("jobs"), Some("replication.jobs"));
         assert_eq!(nearest("rol"), Some("role"));
-        // Two keys end so, and neither path is near.
+        // Two keys have this name, and neither path is near.
         assert_eq!(nearest("port"), None);
         assert_eq!(nearest("memcache"), None);
     }

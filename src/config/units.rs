@@ -1,15 +1,16 @@
 //! Durations, sizes, rates and times as people write them.
 //!
-//! An error is the rest of a sentence that begins with the key: what was expected, and what was found.
+//! An error is the rest of a sentence that begins with the key. It says what was expected and what
+//! was found.
 
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
-/// Longer than anybody waits, and short enough that it can be added to any date.
-const LONGEST: Duration = Duration::from_secs(3650 * 24 * 3600);
+/// Longest duration that is accepted. Nobody waits longer, and it can be added to any date.
+const MAX_DURATION: Duration = Duration::from_secs(3650 * 24 * 3600);
 
-/// Upper case `B` only: `b` would be bits to some readers.
+/// Units of sizes. Only an upper-case `B` is accepted, because some readers take `b` for bits.
 const UNITS: [(&str, u64); 9] = [
     ("KiB", bytesize::KIB),
     ("MiB", bytesize::MIB),
@@ -22,22 +23,22 @@ const UNITS: [(&str, u64); 9] = [
     ("B", 1),
 ];
 
-/// `"90s"`, `"5m"`, `"7d"`, `"1h 30m"`.
+/// Reads a duration such as `"90s"`, `"5m"`, `"7d"` or `"1h 30m"`.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text)
         .map_err(|_| expected("a duration such as \"90s\", \"5m\" or \"7d\"", text))?;
-    if duration > LONGEST {
+    if duration > MAX_DURATION {
         return Err(expected("a duration of at most \"3650d\"", text));
     }
     Ok(duration)
 }
 
-/// `"64MiB"` (2^20 bytes each), `"4GB"` (10^9 bytes each): bytes.
+/// Reads a size in bytes such as `"64MiB"` (2^20 bytes each) or `"4GB"` (10^9 bytes each).
 pub fn parse_size(text: &str) -> Result<u64, String> {
     bytes(text).ok_or_else(|| expected("a size such as \"64MiB\" or \"4GB\"", text))
 }
 
-/// `"50MB/s"`: bytes a second, never 0.
+/// Reads a rate such as `"50MB/s"` in bytes a second; never 0.
 pub fn parse_rate(text: &str) -> Result<u64, String> {
     text.strip_suffix("/s")
         .and_then(bytes)
@@ -45,7 +46,7 @@ pub fn parse_rate(text: &str) -> Result<u64, String> {
         .ok_or_else(|| expected("a rate above 0 such as \"50MB/s\"", text))
 }
 
-/// RFC 3339, so with a time zone.
+/// Reads a time in the form of RFC 3339, which includes a time zone.
 pub(super) fn parse_time(text: &str) -> Result<DateTime<Utc>, String> {
     DateTime::parse_from_rfc3339(text)
         .map(|time| time.to_utc())
@@ -59,12 +60,12 @@ fn bytes(text: &str) -> Option<u64> {
     digits.parse::<u64>().ok()?.checked_mul(*size)
 }
 
-/// The problem with a text that is no secret.
+/// Makes the error for a text that is not a secret.
 pub(super) fn expected(what: &str, found: &str) -> String {
     format!("expected {what}, found {}", quoted(found))
 }
 
-/// A text fit for one line of a log: quoted, escaped, and not longer than helps.
+/// Returns the text quoted, escaped and shortened, fit for one line of a log.
 pub(super) fn quoted(text: &str) -> String {
     const SHOWN: usize = 60;
     match text.char_indices().nth(SHOWN) {

@@ -1,4 +1,4 @@
-//! The file's keys, each known and checked on its own, and where each value comes from.
+//! The keys of the file, each checked alone, with the source of each value.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -15,7 +15,7 @@ use super::kind::{Checked, Kind};
 use super::schedule::Schedule;
 use super::suggest::nearest;
 
-/// Where a value comes from.
+/// The source of a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Source {
     Configuration,
@@ -25,7 +25,7 @@ pub(super) enum Source {
 }
 
 impl Source {
-    /// The name under which status shows it.
+    /// Returns the name of the source in the status.
     pub fn name(self) -> &'static str {
         match self {
             Self::Configuration => "configuration",
@@ -36,11 +36,11 @@ impl Source {
     }
 }
 
-/// Not `Debug`: it holds passwords as plain text.
+/// The values. The type is not `Debug`, because it holds passwords as plain text.
 pub(super) struct Values(BTreeMap<&'static str, (Checked, Source)>);
 
 impl Values {
-    /// Takes every key of the file, and the defaults of those that are not set.
+    /// Reads every key of the file, and adds the defaults of the keys that are not set.
     pub fn read(table: &Table) -> Result<Self, ConfigError> {
         let mut values = Self(BTreeMap::new());
         values.take_table("", table)?;
@@ -92,24 +92,25 @@ impl Values {
         Ok(())
     }
 
-    /// Refuses what is well-formed but would do nothing yet.
+    /// Refuses settings that are well-formed but not supported yet.
     pub fn refuse_not_built(&self) -> Result<(), ConfigError> {
         for (name, values) in NOT_BUILT {
             let Some(key) = Key::find(name) else { continue };
             let found = self.0.get(name).map(|(checked, _)| checked);
             let default = key.default_text();
             if values.is_empty() {
-                // By meaning: 60s is the default of a key whose default is written 1m.
+                // The values are compared, not the texts: 60s equals the default 1m.
                 if found != key.default_value().ok().flatten().as_ref() {
-                    let problem =
-                        format!("not built yet; remove it or leave it at its default ({default})");
+                    let problem = format!(
+                        "not supported yet; remove this key or keep its default ({default})"
+                    );
                     return Err(ConfigError::key(*name, problem));
                 }
             } else if let Some(Checked::Text(text)) = found
                 && values.contains(&text.as_str())
             {
                 let problem = format!(
-                    "{text:?} is not built yet; remove it or leave it at its default ({default})"
+                    "{text:?} is not supported yet; remove this key or keep its default ({default})"
                 );
                 return Err(ConfigError::key(*name, problem));
             }
@@ -117,15 +118,15 @@ impl Values {
         Ok(())
     }
 
-    /// Gives the local side what builder-api's file says and our own does not, then what its binds say, then what is left
-    /// to be assumed.
+    /// Completes the local side: first from builder-api's file, then from the binds, then from the
+    /// defaults. A value of our own configuration always stays.
     pub fn complete_local(&mut self, builder: Option<&BuilderApi>) -> Result<(), ConfigError> {
         if let Some(builder) = builder {
             for key in KEYS {
-                if let Some(theirs) = builder_key(key.name)
-                    && !self.is_settled(key.name)
+                if let Some(api_key) = builder_key(key.name)
+                    && !self.is_configured(key.name)
                 {
-                    self.take_builders(key, theirs, builder)?;
+                    self.take_builders(key, api_key, builder)?;
                 }
             }
         }
@@ -143,13 +144,13 @@ impl Values {
         Ok(())
     }
 
-    /// The configuration itself says all that leads to the local servers.
+    /// Returns whether the configuration itself names the local servers completely.
     pub fn local_needs_no_builder(&self) -> bool {
-        LOCAL_SERVERS.iter().all(|key| self.is_settled(key))
+        LOCAL_SERVERS.iter().all(|key| self.is_configured(key))
     }
 
-    /// Whether the configuration itself says what this key is about, by this key or by its counterpart.
-    fn is_settled(&self, name: &str) -> bool {
+    /// Returns whether the configuration sets this key or its counterpart.
+    fn is_configured(&self, name: &str) -> bool {
         let counterparts: &[&str] = match name {
             "local.datastore.ssl_cert" | "local.datastore.ssl_key" => {
                 &["local.datastore.ssl_cert", "local.datastore.ssl_key"]
@@ -169,13 +170,14 @@ impl Values {
     fn take_builders(
         &mut self,
         key: &'static Key,
-        theirs: &str,
+        api_key: &str,
         builder: &BuilderApi,
     ) -> Result<(), ConfigError> {
-        let Some(value) = builder.value(theirs) else {
+        let Some(value) = builder.value(api_key) else {
             return Ok(());
         };
-        // libpq has one mode more. It encrypts if the server insists, which to us is the same as trying first.
+        // libpq has one mode more, `allow`: it encrypts if the server insists. For us that is the
+        // same as `prefer`.
         let allowed = key.name == "local.datastore.ssl_mode" && value.as_str() == Some("allow");
         let prefer = Value::String("prefer".to_string());
         let checked = key
@@ -184,7 +186,7 @@ impl Values {
             .map_err(|problem| {
                 ConfigError::key(
                     builder::KEY,
-                    format!("{}: {theirs}: {problem}", builder.path().display()),
+                    format!("{}: {api_key}: {problem}", builder.path().display()),
                 )
             })?;
         if let Some(checked) = checked {
@@ -205,7 +207,7 @@ impl Values {
         self.0.get(key).map(|(checked, _)| checked)
     }
 
-    /// The keys of our own file that hold a secret.
+    /// Returns the keys of our own file that hold a secret.
     pub fn inline_secrets(&self) -> impl Iterator<Item = &'static str> {
         KEYS.iter()
             .filter(|key| {
@@ -229,7 +231,7 @@ impl Values {
         }
     }
 
-    /// The value of an integer key, in the type it is used with.
+    /// Returns the value of an integer key in the type of its user.
     pub fn int<T: TryFrom<u64>>(&self, key: &str) -> Result<T, ConfigError> {
         match self.0.get(key) {
             Some((Checked::Int(value), _)) => T::try_from(*value)
@@ -279,29 +281,30 @@ impl Values {
 
     pub fn missing(&self, key: &str) -> ConfigError {
         let elsewhere = match (builder_key(key), self.text(builder::KEY)) {
-            (Some(theirs), Some(path)) => {
-                format!("builder-api's configuration ({path}) does not give {theirs} either")
+            (Some(api_key), Some(path)) => {
+                format!("builder-api's configuration ({path}) does not set {api_key} either")
             }
             _ => "it has no default".to_string(),
         };
         let file = Key::find(&format!("{key}_file"));
         let or_file = file.map(|key| format!(", or {}", key.name));
         let problem = format!(
-            "not set, and {elsewhere}: set it{}",
+            "not set, and {elsewhere}: set this key{}",
             or_file.unwrap_or_default()
         );
         ConfigError::key(key, problem)
     }
 }
 
-/// What builder-api's file calls a key of the local side that is also one of its own.
+/// Returns the name in builder-api's file of a key of the local side, if that file has it too.
 pub(super) fn builder_key(name: &str) -> Option<&str> {
-    let theirs = name.strip_prefix("local.")?;
-    let ours_alone = ["_file", ".proxy"].iter().any(|end| theirs.ends_with(end));
-    (theirs.contains('.') && !ours_alone).then_some(theirs)
+    let api_key = name.strip_prefix("local.")?;
+    let has_no_counterpart = ["_file", ".proxy"].iter().any(|end| api_key.ends_with(end));
+    (api_key.contains('.') && !has_no_counterpart).then_some(api_key)
 }
 
-/// A part of a path as TOML writes it: odd characters in quotes, so that no error runs over several lines.
+/// Returns a part of a path as TOML writes it. Odd characters are quoted, so that an error stays on
+/// one line.
 fn key_part(name: &str) -> String {
     let bare = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
     if !name.is_empty() && name.chars().all(bare) {
@@ -326,7 +329,7 @@ fn unknown(path: String) -> ConfigError {
         .map(|(table, _)| table);
     let problem = match nearest(&path, KEYS.iter().map(|key| key.name).chain(tables)) {
         Some(known) => format!("unknown key; did you mean {known}?"),
-        None => "unknown key; docs/reference.md lists them all".to_string(),
+        None => "unknown key; docs/reference.md lists all keys".to_string(),
     };
     ConfigError::key(path, problem)
 }

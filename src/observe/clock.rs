@@ -1,4 +1,5 @@
-//! The time that schedules and lag are counted by. A test may own it; time limits on servers stay real.
+//! The clock of schedules and of lag. A test may set it; time limits of servers always use real
+//! time.
 
 use chrono::{DateTime, Utc};
 use std::collections::BTreeMap;
@@ -6,7 +7,8 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
-const SLICE: Duration = Duration::from_secs(30);
+/// Longest sleep before the system's clock is read again.
+const SLEEP_SLICE: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Default)]
 pub struct Clock(Option<watch::Sender<Simulated>>);
@@ -14,7 +16,7 @@ pub struct Clock(Option<watch::Sender<Simulated>>);
 #[derive(Default)]
 struct Simulated {
     now: DateTime<Utc>,
-    /// Who sleeps, and until when.
+    /// The sleepers, each with the time at which it wakes.
     sleepers: BTreeMap<u64, DateTime<Utc>>,
     next_sleeper: u64,
 }
@@ -42,8 +44,8 @@ impl Clock {
         }
     }
 
-    /// A time that only ever goes on, whatever the system's clock is set to: the time of this process's first question plus
-    /// what has passed since. What is tried again is counted by it.
+    /// Returns a time that never goes back, whatever the system's clock is set to: the time of the
+    /// first call in this process plus the time that has passed since. Retries use it.
     pub fn steady(&self) -> DateTime<Utc> {
         static FIRST: OnceLock<(DateTime<Utc>, Instant)> = OnceLock::new();
         match &self.0 {
@@ -55,7 +57,8 @@ impl Clock {
         }
     }
 
-    /// A time of [`Clock::steady`], as the clock shows it if nobody sets it until then.
+    /// Returns a time of [`Clock::steady`] as the clock will show it, if nobody sets the clock
+    /// until then.
     pub fn from_steady(&self, time: DateTime<Utc>) -> DateTime<Utc> {
         self.now() + (time - self.steady())
     }
@@ -63,18 +66,19 @@ impl Clock {
     pub async fn sleep_until(&self, time: DateTime<Utc>) {
         match &self.0 {
             None => {
-                // The system's clock may be set meanwhile. Forward: seen between the slices. Back: never later than it
-                // was when we lay down.
+                // The system's clock may be set during the sleep. A jump forward is seen between
+                // the slices. After a jump back the sleep still ends no later than planned at its
+                // start.
                 let left = |now: DateTime<Utc>| (time - now).to_std().unwrap_or_default();
                 let latest = Instant::now() + left(Utc::now());
                 while !left(Utc::now()).is_zero() && Instant::now() < latest {
-                    tokio::time::sleep(left(Utc::now()).min(SLICE)).await;
+                    tokio::time::sleep(left(Utc::now()).min(SLEEP_SLICE)).await;
                 }
             }
             Some(simulated) => {
                 let _asleep = Asleep::until(simulated, time);
                 let mut now = simulated.subscribe();
-                // Fails only if the clock is gone, which we hold.
+                // This fails only if the clock is gone, and this function holds the clock.
                 let _ = now.wait_for(|state| state.now >= time).await;
             }
         }
@@ -104,15 +108,15 @@ impl Drop for Asleep<'_> {
 }
 
 impl Simulation {
-    /// Waits until somebody sleeps: what was due is done.
+    /// Waits until a task sleeps, which means that all due work is done.
     pub async fn asleep(&self) {
         let mut watch = self.0.subscribe();
         let due = |state: &Simulated| state.sleepers.values().any(|time| *time > state.now);
-        // Fails only if the clock is gone, which we hold.
+        // This fails only if the clock is gone, and this function holds the clock.
         let _ = watch.wait_for(|state| due(state)).await;
     }
 
-    /// Waits until somebody sleeps, and lets that time come. Returns it.
+    /// Waits until a task sleeps, moves the clock to the next wake-up, and returns that time.
     pub async fn to_next_wake(&self) -> DateTime<Utc> {
         self.asleep().await;
         let mut now = DateTime::default();

@@ -1,4 +1,4 @@
-//! One question over HTTP, to whoever listens on a node: our own service, or the Supervisor.
+//! Sends one HTTP request to a program on a node: our own service, or the Supervisor.
 
 use bytes::Bytes;
 use http::{Request, StatusCode};
@@ -6,10 +6,11 @@ use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-/// No answer that we read is longer.
-const LONGEST: usize = 16 << 20;
+/// Maximum number of bytes of an answer.
+const MAX_ANSWER_BYTES: usize = 16 << 20;
 
-/// `address` is host and port. Has no time limit: the caller knows how long it would wait.
+/// Sends the request and returns status and body. `address` is host and port. There is no time
+/// limit here: the caller sets one.
 pub async fn get(
     address: &str,
     path: &str,
@@ -23,7 +24,7 @@ pub async fn get(
         .body(Empty::<Bytes>::new())?;
     let response = sender.send_request(request).await?;
     let status = response.status();
-    let body = Limited::new(response.into_body(), LONGEST)
+    let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES)
         .collect()
         .await?;
     talking.abort();

@@ -1,4 +1,4 @@
-//! Health is freshness: green only when what should be so was seen lately. One function decides.
+//! Health is freshness: it is green only if every good state was seen lately. One function decides.
 
 use super::health_step::next_step;
 use super::meter::Meter;
@@ -19,12 +19,12 @@ pub enum Level {
 impl Level {
     pub const ALL: [Level; 4] = [Level::Ok, Level::Warning, Level::Critical, Level::Unknown];
 
-    /// The exit code of the health hook.
+    /// Returns the exit code of the health hook.
     pub fn code(self) -> u8 {
         self as u8
     }
 
-    /// As the Supervisor's gateway answers.
+    /// Returns the HTTP status that the Supervisor's gateway gives for this level.
     pub fn http_status(self) -> http::StatusCode {
         match self {
             Level::Ok | Level::Warning => http::StatusCode::OK,
@@ -48,22 +48,22 @@ impl fmt::Display for Level {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reason {
     pub level: Level,
-    /// A word for programs; `docs/monitor.md` explains each.
+    /// Code for programs; `docs/monitor.md` explains each code.
     pub code: &'static str,
     pub text: String,
-    /// What an operator can do about it.
+    /// The step that an operator can take.
     pub next_step: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Health {
     pub level: Level,
-    /// The worst first.
+    /// The reasons, the worst first.
     pub reasons: Vec<Reason>,
 }
 
 impl Health {
-    /// One line that a person understands: how bad, what state, how fresh, and the worst reason.
+    /// Returns one line for people: level, state, age, and the worst reason.
     pub fn line(&self, state: &State, now: DateTime<Utc>) -> String {
         let fresh = match state.lag(now) {
             Some(lag) => format!(", complete {} ago", super::text::span(lag.seconds)),
@@ -88,14 +88,15 @@ pub fn health(state: &State, meter: &Meter, now: DateTime<Utc>) -> Health {
     of_configuration(state, &mut found);
     of_hold(state, now, &mut found);
     match state.work {
-        // It reads what the one at work records: if that one only holds the lock, the spare grows old here too.
+        // A standby reads the records of the process at work. If that process only holds the lock,
+        // the spare grows old here too.
         Work::Standby => {
             match state.lag(now) {
                 Some(lag) => of_lag(state, lag.seconds, &mut found),
                 None => found.add(
                     Level::Warning,
                     HealthCode::FirstBaseline,
-                    "nothing was copied yet; the warm-spare that holds the lock is to do it".into(),
+                    "nothing was copied yet; the warm-spare that holds the working lock must make the first copy".into(),
                 ),
             }
             of_verification(state, &mut found);
@@ -105,7 +106,7 @@ pub fn health(state: &State, meter: &Meter, now: DateTime<Utc>) -> Health {
                 found.add(Level::Warning, HealthCode::SilentHolder, text);
             }
         }
-        // Also while the first question to the primary has no answer yet.
+        // This applies even before the first question to the primary has an answer.
         Work::Fenced | Work::Primary => of_role(state, &mut found),
         _ if state.hold.is_none() && state.point.is_none() && state.baseline.is_none() => found
             .add(
@@ -125,11 +126,12 @@ pub fn health(state: &State, meter: &Meter, now: DateTime<Utc>) -> Health {
     found.judge(state.settings.quiet_until.is_some_and(|until| now < until))
 }
 
-/// A phase that tells no steps (indexes of a large database, say) may take so long.
-const UNTOLD: TimeDelta = TimeDelta::hours(1);
+/// Time that a phase without steps may take (for example the indexes of a large database).
+const SILENT_PHASE_LIMIT: TimeDelta = TimeDelta::hours(1);
 
-/// Longer than from one look at the primary to the next.
-const LEFT_OVER: TimeDelta = TimeDelta::seconds(15);
+/// Time for which an object of warm-spare must be left over on the primary before health warns. It is
+/// longer than the interval between two questions to the primary.
+const LEFT_OVER_LIMIT: TimeDelta = TimeDelta::seconds(15);
 
 struct Findings(Vec<Reason>);
 
@@ -145,7 +147,7 @@ impl Findings {
     }
 
     fn judge(mut self, quiet: bool) -> Health {
-        // Unknown is no worse than what is known to be bad.
+        // Unknown is less bad than a known critical fault.
         self.0.sort_by_key(|reason| match reason.level {
             Level::Critical => 0,
             Level::Unknown => 1,
@@ -183,13 +185,13 @@ fn holds(state: &State, reason: HoldReason) -> bool {
         .is_some_and(|hold| hold.reason == reason)
 }
 
-/// PostgreSQL was restored from a time before a promotion of this cluster.
+/// Adds a reason if PostgreSQL was restored from a time before a promotion of this cluster.
 fn of_witness(state: &State, found: &mut Findings) {
     if let (Some(known), Some(recorded)) = (state.witnessed_epoch, state.epoch)
         && known > recorded
     {
         let text = format!(
-            "this cluster remembers epoch {known} outside PostgreSQL, and epoch {recorded} is on record in it: its database was set back to an older copy"
+            "this cluster has recorded epoch {known} outside PostgreSQL, but PostgreSQL has epoch {recorded}: its database was set back to an older copy"
         );
         found.add(Level::Critical, HealthCode::StateWentBack, text);
     }
@@ -199,7 +201,8 @@ fn of_hold(state: &State, now: DateTime<Utc>, found: &mut Findings) {
     let Some(hold) = &state.hold else { return };
     let level = match hold.reason {
         HoldReason::RoleUnset => Level::Warning,
-        // With a recovery point, lag says when it becomes critical; without one there is nothing to take over with.
+        // With a recovery point, the lag decides when health becomes critical. Without one, a
+        // takeover would have nothing to start from.
         HoldReason::Paused if state.point.is_some() || now - hold.since <= state.settings.rpo => {
             Level::Warning
         }
@@ -223,8 +226,8 @@ fn of_the_spare(state: &State, meter: &Meter, now: DateTime<Utc>, found: &mut Fi
         None => {}
     }
     if state.astray {
-        let text =
-            "the local database is not the one that was copied, or there is none".to_string();
+        let text = "the local database is not the database that was copied, or it does not exist"
+            .to_string();
         found.add(Level::Critical, HealthCode::DatabaseAstray, text);
     }
     if state.local.fenced == Some(false) {
@@ -254,7 +257,7 @@ fn of_the_spare(state: &State, meter: &Meter, now: DateTime<Utc>, found: &mut Fi
     }
     if let Some((number, key)) = &state.unstorable {
         let text = format!(
-            "artifacts under keys that a store cannot hold (too long, as a rule): {number}, for example {key}"
+            "artifacts under keys that a store cannot hold (usually too long): {number}, for example {key}"
         );
         found.add(Level::Warning, HealthCode::Unstorable, text);
     }
@@ -262,13 +265,13 @@ fn of_the_spare(state: &State, meter: &Meter, now: DateTime<Utc>, found: &mut Fi
         && let Some(key) = sampled.absent.first()
     {
         let text = format!(
-            "artifacts that rows here name are not in the local bucket: {} of {} that were looked for, for example {key}",
+            "artifacts that rows here name are not in the local bucket: {} of {} checked, for example {key}",
             sampled.absent.len(),
             sampled.looked_for
         );
         found.add(Level::Critical, HealthCode::MissingHere, text);
     }
-    // Our own handover fences it, and says so.
+    // Our own handover fences the primary, and reports it.
     if state.peer.fenced == Some(true) && state.transition.is_none() {
         let by = state.peer_fenced_by.as_ref();
         let by = by.map_or(", and no record says by whom".into(), |(epoch, cluster)| {
@@ -282,19 +285,19 @@ fn of_the_spare(state: &State, meter: &Meter, now: DateTime<Utc>, found: &mut Fi
     of_verification(state, found);
 }
 
-/// Seen at two looks: one may have come between the end of a copy and our saying so.
+/// Adds a reason if an object of warm-spare is left over on the primary. It must be seen twice: one look
+/// may come between the end of a copy and the record of that end.
 fn of_footprint(state: &State, now: DateTime<Utc>, found: &mut Findings) {
     let since = state.left_over_since;
     if let Some(what) = state.left_over()
-        && since.is_some_and(|since| now - since >= LEFT_OVER)
+        && since.is_some_and(|since| now - since >= LEFT_OVER_LIMIT)
     {
-        let text =
-            format!("{what} of ours on the primary, which nothing that is being done explains");
+        let text = format!("{what} of warm-spare on the primary, which no running work explains");
         found.add(Level::Warning, HealthCode::LeftOnPrimary, text);
     }
 }
 
-/// The primary's log that is kept although we have confirmed it: no deed of ours frees it.
+/// Adds a reason if the primary keeps log that our slot has confirmed. We cannot free such log.
 fn of_log(state: &State, found: &mut Findings) {
     let Some(held) = &state.held else { return };
     let limit = state.settings.wal_hold_limit;
@@ -303,7 +306,7 @@ fn of_log(state: &State, found: &mut Findings) {
         && let Some(writer) = &held.oldest_writer
     {
         let text = format!(
-            "{writer} keeps {} bytes of the primary's write-ahead log, which our slot has confirmed",
+            "{writer} keeps {} bytes of the primary's write-ahead log, although our slot has confirmed them",
             held.bytes
         );
         found.add(Level::Warning, HealthCode::OpenTransaction, text);
@@ -333,7 +336,7 @@ fn of_role(state: &State, found: &mut Findings) {
         Standing::Unknown => found.add(
             Level::Unknown,
             HealthCode::Starting,
-            "whether a spare follows is not known yet".into(),
+            "it is not known yet whether a spare follows".into(),
         ),
         Standing::Followed => {}
         Standing::Alone(why) => {
@@ -349,7 +352,7 @@ fn of_role(state: &State, found: &mut Findings) {
 
 fn of_lag(state: &State, seconds: f64, found: &mut Findings) {
     let settings = &state.settings;
-    // In snapshots up to one interval is by design: nobody has asked since.
+    // In snapshot mode a lag of one interval is normal, because the primary was not asked since.
     let stream = state.mode.as_ref().is_some_and(|mode| mode.stream);
     let by_design = if stream {
         TimeDelta::zero()
@@ -379,14 +382,14 @@ fn first_baseline(state: &State, meter: &Meter, now: DateTime<Utc>, found: &mut 
     let limit = if meter.tells_steps() {
         state.settings.rpo
     } else {
-        state.settings.rpo.max(UNTOLD)
+        state.settings.rpo.max(SILENT_PHASE_LIMIT)
     };
     if quiet_for <= limit {
         let text = format!("the first copy is under way: {}", meter.describe());
         found.add(Level::Warning, HealthCode::FirstBaseline, text);
     } else {
         let text = format!(
-            "the first copy has not moved for {}: {}",
+            "the first copy has made no progress for {}: {}",
             super::text::span(quiet_for.num_seconds() as f64),
             meter.describe()
         );
@@ -395,7 +398,8 @@ fn first_baseline(state: &State, meter: &Meter, now: DateTime<Utc>, found: &mut 
 }
 
 fn of_verification(state: &State, found: &mut Findings) {
-    // Until another verification finds none: a later copy of the rows says nothing of an artifact.
+    // The reason stays until another verification finds no difference: a later copy of the rows
+    // proves nothing about an artifact.
     if let Some(verified) = &state.verified
         && verified.record.differences > 0
     {
@@ -404,7 +408,7 @@ fn of_verification(state: &State, found: &mut Findings) {
             .first()
             .map_or(String::new(), |text| format!(": {text}"));
         let text = format!(
-            "differences found by verification: {}{example}",
+            "differences found by the verification: {}{example}",
             verified.record.differences
         );
         found.add(Level::Critical, HealthCode::VerifyDifferences, text);
@@ -414,8 +418,8 @@ fn of_verification(state: &State, found: &mut Findings) {
     }
 }
 
-/// What is away may be no hold: a bucket that nothing needs just now, or a datastore that has fallen silent in the
-/// middle of a copy, which still waits for it.
+/// Adds reasons for stores that do not answer without a hold: a bucket that is not needed now, or a
+/// datastore that stopped answering during a copy, which still waits for it.
 fn of_stores(state: &State, found: &mut Findings) {
     let held = holds(state, HoldReason::PeerUnreachable);
     let datastore = state.peer.datastore.as_ref().filter(|_| !held).cloned();
@@ -451,7 +455,8 @@ mod tests {
         meter
     }
 
-    /// Level with its primary at second 0, by the usual limits: interval 1 min, lag_warn 1 min, rpo 5 min.
+    /// Returns a spare that has all changes of its primary at second 0, with the usual limits:
+    /// interval 1 min, lag_warn 1 min, rpo 5 min.
     fn following() -> State {
         let mut state = State::new(at(0));
         state.work = Work::Following;
@@ -488,7 +493,7 @@ mod tests {
     fn health_is_freshness() {
         let state = following();
         expect(&state, 10, Level::Ok, &[]);
-        // Up to an interval is by design, and counts for lag_warn on top.
+        // A lag of one interval is normal, and is added to lag_warn.
         expect(&state, 119, Level::Ok, &[]);
         expect(&state, 121, Level::Warning, &["lag"]);
         expect(&state, 301, Level::Critical, &["lag"]);
@@ -508,7 +513,7 @@ mod tests {
         expect(&state, 400, Level::Critical, &["lag", "peer_unreachable"]);
         state.settings.quiet_until = Some(at(500));
         expect(&state, 400, Level::Warning, &["lag", "peer_unreachable"]);
-        // Nothing was ever copied: the time that it stands counts.
+        // Nothing was ever copied: the time of the hold counts.
         state.settings.quiet_until = None;
         state.point = None;
         expect(&state, 10, Level::Warning, &["peer_unreachable"]);

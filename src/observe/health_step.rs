@@ -1,74 +1,80 @@
-//! What an operator can do about each health code.
+//! The next step of an operator for each health code.
 
 use crate::domain::HealthCode;
 
-/// Returns the next step for a code. A hold brings its own.
+/// Returns the next step of a code. A hold has its own next step.
 pub(super) fn next_step(code: HealthCode) -> &'static str {
     match code {
         HealthCode::Starting | HealthCode::FirstBaseline => "wait",
         HealthCode::SilentHolder => {
-            "nothing: this one takes over within half a minute; if it does not, stop the other one, or end its session in the local datastore with pg_terminate_backend"
+            "no step is needed: this process takes over within half a minute; if it does not, stop the other process, or end its session in the local datastore with pg_terminate_backend"
         }
         HealthCode::BaselineStalled => {
-            "look at the log and at both sides' stores; a restart of the service loses no artifact"
+            "check the log and the stores of both sides; a restart of the service loses no artifact"
         }
         HealthCode::Lag => {
-            "look whether the primary is reachable and how fast copies go; if this is usual here, raise replication.rpo or lag_warn"
+            "check that the primary is reachable and how fast copies are; if this lag is usual here, raise replication.rpo or replication.lag_warn"
         }
-        HealthCode::ConfigRefused => "correct that key; `warm-spare check-config` tries it",
+        HealthCode::ConfigRefused => {
+            "correct that key; check the result with `warm-spare check-config`"
+        }
         HealthCode::MissingOnPrimary => {
             "upload the package again on the primary (hab pkg upload --force), or delete it there"
         }
         HealthCode::DamagedOnPrimary => {
-            "upload the package again on the primary (hab pkg upload --force); its file there is not what its row says"
+            "upload the package again on the primary (hab pkg upload --force); its file there does not match its row"
         }
         HealthCode::UnreadableOnPrimary => {
-            "see on the primary why its store refuses that object (archived, a disabled key, a policy); or upload the package again there, or delete it"
+            "find out why the primary's store refuses that object (archived, a disabled key, a policy); or upload the package again there, or delete it"
         }
         HealthCode::Unstorable => {
-            "delete the package on the primary if nobody needs it; a promoted spare serves its row and not its file"
+            "delete the package on the primary if nobody needs it; a promoted spare serves its row, but not its file"
         }
         HealthCode::MissingHere => {
-            "find out what took them away; with verify.schedule set a verification begins at once, and what the primary still has is copied again"
+            "find out what removed them; if verify.schedule is set, a verification starts at once, and artifacts that the primary still has are copied again"
         }
-        HealthCode::LocalStoreUnreachable => "check that MinIO runs here, and local.s3",
+        HealthCode::LocalStoreUnreachable => "check that the local MinIO runs, and check local.s3",
         HealthCode::PeerDatastoreUnreachable => {
-            "check that the primary's PostgreSQL runs; the copy under way waits for it, and begins again if it must"
+            "check that the primary's PostgreSQL runs; the running copy waits for it, and starts again if necessary"
         }
-        HealthCode::PeerStoreUnreachable => "check that the primary's MinIO runs, and peer.s3",
+        HealthCode::PeerStoreUnreachable => {
+            "check that the primary's MinIO runs, and check peer.s3"
+        }
         HealthCode::NotFenced => {
-            "see the log for what is in the way; until then Builder here could be written to"
+            "find the obstacle in the log; until it is removed, clients can write to this Builder"
         }
         HealthCode::DatabaseAstray => {
-            "nothing: it is copied again at once, unless paused; find out who dropped or renamed it"
+            "no step is needed: the database is copied again at once, unless paused; find out who dropped or renamed it"
         }
         HealthCode::VerifyDifferences => {
-            "rows and artifacts are copied again and verified once more by themselves; `warm-spare verify --deep --json` lists what stays"
+            "the service copies rows and artifacts again and verifies them once more; `warm-spare verify --deep --json` lists the remaining differences"
         }
-        HealthCode::VerifyFailed => "read what it says; it is tried again within the hour",
+        HealthCode::VerifyFailed => {
+            "read the error above; the verification is tried again within an hour"
+        }
         HealthCode::OpenTransaction => {
-            "end that transaction on the primary (pg_terminate_backend, ROLLBACK PREPARED) if nobody needs it; the stream goes on meanwhile"
+            "end that transaction on the primary (pg_terminate_backend, ROLLBACK PREPARED) if nobody needs it; the stream continues in any case"
         }
         HealthCode::LeftOnPrimary => {
-            "see pg_stat_activity (application warm-spare) and pg_replication_slots there; what no running warm-spare uses can be ended with pg_terminate_backend"
+            "check pg_stat_activity (application warm-spare) and pg_replication_slots there; sessions that no running warm-spare uses can be ended with pg_terminate_backend"
         }
         HealthCode::NoSpare => {
-            "let the peer follow: set role = \"spare\" there, as docs/failback.md says"
+            "let the peer follow: set role = \"spare\" there, as docs/failback.md describes"
         }
         HealthCode::OldPrimaryOpen => {
-            "make the old primary reachable from here, or stop Builder there; it is fenced as soon as it answers"
+            "make the old primary reachable from this node, or stop Builder there; it will be fenced as soon as it answers"
         }
         HealthCode::Fenced => {
-            "set role = \"spare\" here to come back as the spare: docs/failback.md; Builder here is read-only until then"
+            "set role = \"spare\" here to come back as the spare: docs/failback.md; until then this Builder is read-only"
         }
         HealthCode::PrimaryReadOnly => {
-            "if nobody meant it, on the primary: ALTER DATABASE builder RESET default_transaction_read_only, and end the sessions from before"
+            "if nobody intended this, on the primary: ALTER DATABASE builder RESET default_transaction_read_only, and end the older sessions"
         }
         HealthCode::HandoverUndone => {
-            "see what stood in the way, mend it, and apply role = \"primary\" with another change number: docs/failover.md"
+            "remove the obstacle that the text names, and apply role = \"primary\" with another change number: docs/failover.md"
         }
         HealthCode::StateWentBack => {
-            "find out which cluster has the newest rows before anything is promoted: docs/failover.md, \"A database that was set back\"; a consent to an epoch of before has no effect any more"
+            "find out which cluster has the newest rows before anything is promoted: docs/failover.md, \"A database that was set back\"; a force_epoch of an earlier time has no effect any more"
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The HTTP interface: reading only. A slow or broken client costs nobody else anything.
+//! The HTTP interface, which is read-only. A slow or broken client does not affect other clients.
 
 use super::status::Watched;
 use bytes::Bytes;
@@ -16,19 +16,20 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
-/// A client gets so long for its request, and a whole connection so long.
+/// Time limit of a request, and of a whole connection.
 const REQUEST_LIMIT: Duration = Duration::from_secs(2);
 const CONNECTION_LIMIT: Duration = Duration::from_secs(60);
-const MOST_CONNECTIONS: usize = 256;
-/// After a failure to accept (no file descriptors left, say).
-const PAUSE: Duration = Duration::from_millis(200);
+/// Maximum number of connections at once.
+const MAX_CONNECTIONS: usize = 256;
+/// Pause after a failure to accept a connection (for example without free file descriptors).
+const ACCEPT_RETRY_AFTER: Duration = Duration::from_millis(200);
 
-/// Answers until it is dropped; the connections end with it.
+/// Answers requests until it is dropped. All connections end with it.
 pub async fn serve(listener: TcpListener, watched: Watched) -> Infallible {
-    let room = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = tokio::task::JoinSet::new();
     loop {
-        // Reaps those that ended, so that the set does not grow.
+        // Removes ended connections, so that the set does not grow.
         while connections.try_join_next().is_some() {}
         let Ok(permit) = room.clone().acquire_owned().await else {
             continue;
@@ -43,7 +44,7 @@ pub async fn serve(listener: TcpListener, watched: Watched) -> Infallible {
             }
             Err(error) => {
                 log::debug!("http: {error}");
-                tokio::time::sleep(PAUSE).await;
+                tokio::time::sleep(ACCEPT_RETRY_AFTER).await;
             }
         }
     }
@@ -110,12 +111,13 @@ enum Asked {
     Spare,
 }
 
-/// 200 or 503, for load balancers: whether this cluster may be sent what a primary, or a reader of a spare, is sent.
+/// Answers 200 or 503, for load balancers: whether clients of a primary, or readers of a spare, may
+/// be sent to this cluster.
 fn role(watched: &Watched, asked: Asked) -> Response<Full<Bytes>> {
     let state = watched.state();
     let is = match asked {
         Asked::Primary => state.serves(),
-        // It stands at a point of the primary's history, whatever holds it at present.
+        // A spare is at a point of the primary's history, whatever its current hold.
         Asked::Spare => state.can_be_read(),
     };
     let status = if is {

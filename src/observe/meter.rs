@@ -1,4 +1,5 @@
-//! How far a pass is: written often, by every worker, and so outside of the state's channel.
+//! The progress of a pass. Every worker writes it often, so it is not a part of the state's
+//! channel.
 
 use super::clock::Clock;
 use super::metrics::Counters;
@@ -17,7 +18,8 @@ pub struct Meter {
     total: AtomicU64,
     /// Milliseconds since the epoch.
     moved: AtomicI64,
-    /// Counts the bytes of all transfers: a large artifact is one step, and moves all the same.
+    /// Counts the bytes of all transfers, because a large artifact is one step but shows progress
+    /// by its bytes.
     throttle: Throttle,
     bytes_seen: AtomicU64,
 }
@@ -45,18 +47,19 @@ impl Meter {
         *self.lock()
     }
 
-    /// Units done and to do: bytes in the phase `tables`, else items. A total of 0 is not known.
+    /// Returns the units done and the units in total: bytes in the phase `tables`, items in other
+    /// phases. A total of 0 means unknown.
     pub fn progress(&self) -> (u64, u64) {
         let total = self.total.load(Ordering::Relaxed);
         (self.done.load(Ordering::Relaxed), total)
     }
 
-    /// Whether the phase under way tells of steps at all.
+    /// Returns whether the current phase reports steps.
     pub fn tells_steps(&self) -> bool {
         self.progress().1 > 0
     }
 
-    /// When a step was last done, or bytes were last seen to have been moved.
+    /// Returns the time of the last step, or of the last look that saw transferred bytes.
     pub fn moved(&self) -> DateTime<Utc> {
         let bytes = self.throttle.moved();
         if self.bytes_seen.swap(bytes, Ordering::Relaxed) != bytes {

@@ -1,5 +1,5 @@
-//! Metrics in the OpenMetrics text format. Gauges are read off the state when they are asked for; an unknown one is
-//! absent. Counters live as long as the process.
+//! Metrics in the OpenMetrics text format. Gauges are read from the state on request; a gauge
+//! without a known value is absent. Counters live as long as the process.
 
 use super::health::health;
 use super::state::{Reach, State};
@@ -29,7 +29,7 @@ pub struct ResultLabels {
     pub result: String,
 }
 
-/// What only ever grows. Cloned handles count together.
+/// Values that only grow. Clones share their counts.
 #[derive(Clone)]
 pub struct Counters {
     pub transactions_applied: Counter,
@@ -77,17 +77,17 @@ impl Counters {
         );
         registry.register(
             "artifacts_copied",
-            "Artifacts brought from the primary and found right",
+            "Artifacts copied from the primary and checked",
             self.artifacts_copied.clone(),
         );
         registry.register(
             "artifact_bytes_copied",
-            "Their bytes",
+            "Bytes of the artifacts copied from the primary",
             self.artifact_bytes_copied.clone(),
         );
         registry.register(
             "gate_wait_seconds",
-            "How long transactions waited for their artifacts; empty in snapshot mode",
+            "Time for which transactions waited for their artifacts; empty in snapshot mode",
             self.gate_wait.clone(),
         );
         registry.register(
@@ -97,13 +97,13 @@ impl Counters {
         );
         registry.register(
             "errors",
-            "Failed looks, passes and verifications by side and kind",
+            "Failed questions to the primary, passes and verifications, by side and kind",
             self.errors.clone(),
         );
     }
 }
 
-/// A gauge with its samples; without one it is left out.
+/// The page of metrics. A gauge without samples is left out.
 struct Page(Registry);
 
 impl Page {
@@ -170,7 +170,7 @@ fn service(page: &mut Page, state: &State, watched: &Watched) {
     let current = state.name();
     page.gauge(
         "state",
-        "1 for the state that the service is in",
+        "1 for the current state of the service",
         StateName::VARIANTS
             .iter()
             .map(|name| (one("state", name.into_str()), flag(*name == current))),
@@ -221,22 +221,22 @@ fn freshness(page: &mut Page, state: &State, watched: &Watched) {
     );
     page.plain(
         "confirmed_timestamp_seconds",
-        "When the spare was last known to be complete, by the primary's clock",
+        "Time at which the spare was last known to be complete, by the primary's clock",
         lag.map(|lag| seconds(lag.complete_at)),
     );
     page.plain(
         "gate_waiting_transactions",
-        "Transactions that are here whole and wait, for their artifacts as a rule",
+        "Transactions that have arrived completely and wait, usually for their artifacts",
         state.gate_waiting.map(|number| number as f64),
     );
     page.plain(
         "peer_wal_held_bytes",
-        "Write-ahead log that the primary holds for us",
+        "Write-ahead log that the primary keeps for our slot",
         state.held.as_ref().map(|held| held.bytes as f64),
     );
     page.plain(
         "peer_wal_unconfirmed_bytes",
-        "What of it was not confirmed by us",
+        "Part of this log that our slot has not confirmed",
         state.held.as_ref().map(|held| held.unconfirmed as f64),
     );
     if let Some(found) = &state.footprint {
@@ -248,23 +248,23 @@ fn freshness(page: &mut Page, state: &State, watched: &Watched) {
         ];
         page.gauge(
             "peer_footprint",
-            "What of ours is on the primary's server at present",
+            "Objects of warm-spare on the primary's server now",
             counted.map(|(what, number)| (one("what", what), number as f64)),
         );
         page.plain(
             "peer_footprint_transaction_seconds",
-            "How long the oldest transaction of ours has been open there",
+            "Age of our oldest open transaction on the primary",
             Some(found.transaction_seconds.unwrap_or_default()),
         );
         page.plain(
             "peer_footprint_xmin_age",
-            "Over so many transactions no row that went is vacuumed there for our sake",
+            "Number of transactions whose deleted rows the primary cannot vacuum because of our sessions",
             Some(f64::from(found.xmin_age.unwrap_or_default())),
         );
     }
     page.plain(
         "compared_timestamp_seconds",
-        "Since when every table was found equal on both sides, one after the other",
+        "Time since which every table was found equal on both sides, one after the other",
         state
             .compared
             .map(|time| time.timestamp_millis() as f64 / 1e3),
@@ -272,7 +272,7 @@ fn freshness(page: &mut Page, state: &State, watched: &Watched) {
     let (done, total) = watched.meter().progress();
     page.plain(
         "baseline_progress_ratio",
-        "How far the current phase of the copy under way is, 0 to 1",
+        "Progress of the current phase of the running copy, 0 to 1",
         (state.baseline.is_some() && total > 0).then(|| (done as f64 / total as f64).min(1.0)),
     );
 }
@@ -332,28 +332,28 @@ fn upkeep(page: &mut Page, state: &State) {
     let verified = state.verified.as_ref().map(|verified| &verified.record);
     page.plain(
         "verify_timestamp_seconds",
-        "When the last verification ended",
+        "Time at which the last verification ended",
         verified.map(|record| record.time.timestamp_millis() as f64 / 1e3),
     );
     page.plain(
         "verify_differences",
-        "Differences that it found",
+        "Differences that the last verification found",
         verified.map(|record| record.differences as f64),
     );
     let drill = state.drill.as_ref();
     page.plain(
         "drill_timestamp_seconds",
-        "When the last drill ended",
+        "Time at which the last drill ended",
         drill.map(|drill| drill.time.timestamp_millis() as f64 / 1e3),
     );
     page.plain(
         "drill_rto_seconds",
-        "How long its takeover took, to the command's first answer, or without one to the first write",
+        "Time from the start of the takeover in the last drill to the first answer of the command, or to the first write",
         drill.and_then(|drill| drill.answer_seconds.or(drill.write_seconds)),
     );
     page.plain(
         "generations_bytes",
-        "Disk taken by replaced databases that are kept",
+        "Disk space of the replaced databases that are kept",
         state.generations_bytes.map(|bytes| bytes as f64),
     );
 }

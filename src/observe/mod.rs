@@ -1,4 +1,4 @@
-//! What is known of a running service: one state, which everything that shows it only reads.
+//! The observation of a running service: one state, which all outputs only read.
 
 mod clock;
 mod get;

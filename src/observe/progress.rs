@@ -1,23 +1,24 @@
-//! What a pass tells while it works. Whoever shows it (a bar, plain lines, the service's state) only listens.
+//! Progress reports of a pass. Outputs (a bar, plain lines, the service's state) only listen to
+//! them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What is being done, in the order in which a baseline does it.
+/// The phases of a pass, in the order of a baseline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
     Checks,
-    /// Artifacts of the rows that a plain read sees, before any snapshot is held.
+    /// Artifacts of the rows that a plain read sees, before a snapshot is held.
     Artifacts,
     Snapshot,
     Schema,
     Tables,
     Indexes,
-    /// What the snapshot's own rows still lack.
+    /// Artifacts of the snapshot's own rows that are still missing here.
     RemainingArtifacts,
-    /// What was committed since the snapshot, from the stream.
+    /// Transactions committed since the snapshot, from the stream.
     CatchUp,
-    /// Bytes changed under keys that the visible database names.
+    /// Changed bytes under keys that the visible database names.
     Replacements,
     Switch,
 }
@@ -39,16 +40,16 @@ impl Phase {
     }
 }
 
-/// Hears of every phase and every step within it. Called often: it must be quick.
+/// Receives every phase and every step. It is called often, so it must be quick.
 pub trait Listener: Send + Sync {
-    /// A new phase of `total` units (bytes for tables, else items; 0 where it is not known).
+    /// A new phase with `total` units: bytes for tables, items for other phases, 0 if unknown.
     fn phase(&self, phase: Phase, total: u64);
     fn step(&self, phase: Phase, done: u64, total: u64);
-    /// An artifact of so many bytes was brought from the primary and found right.
+    /// An artifact of this number of bytes was copied from the primary and checked.
     fn copied(&self, _bytes: u64) {}
 }
 
-/// Says nothing.
+/// A listener that does nothing.
 pub struct Silent;
 
 impl Listener for Silent {
@@ -56,13 +57,13 @@ impl Listener for Silent {
     fn step(&self, _: Phase, _: u64, _: u64) {}
 }
 
-/// Counts the steps of the current phase; cheap to clone into every worker.
+/// Counts the steps of the current phase. It is cheap to clone for every worker.
 #[derive(Clone)]
 pub struct Progress {
     listener: Arc<dyn Listener>,
 }
 
-/// One phase under way.
+/// The current phase.
 #[derive(Clone)]
 pub struct Step {
     listener: Arc<dyn Listener>,

@@ -1,5 +1,5 @@
-//! The state of a service: plain facts, written by the service alone. What follows from them at some time (lag, health)
-//! is computed where it is asked for, so that it is true also when nothing happens.
+//! The state of a service: plain facts that only the service writes. Values that depend on the time
+//! (lag, health) are computed on request, so that they are right even if nothing happens.
 
 use crate::cluster::{
     Confirmation, CopiedPoint, DrillRecord, EPOCH_STEP_MAX, Event, Footprint, Generation,
@@ -14,11 +14,12 @@ use chrono::{DateTime, TimeDelta, Utc};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// Kept in memory, and shown; the state database keeps more.
+/// Number of events kept in memory and shown; the state database keeps more.
 const EVENTS_SHOWN: usize = 50;
-/// Outside of a copy and a verification no transaction of ours lasts so long on the primary.
+/// Age of our transaction on the primary, in seconds, that is normal only during a copy or a
+/// verification.
 const LONG_TRANSACTION_SECONDS: f64 = 600.0;
-/// What was seen of our own server counts for so long.
+/// Time for which an observation of our own server counts.
 const SEEN_LATELY: Duration = Duration::from_secs(8);
 
 #[derive(Debug, Clone)]
@@ -26,78 +27,79 @@ pub struct State {
     pub started: DateTime<Utc>,
     pub settings: Settings,
     pub config: ConfigState,
-    /// Of the state database; None: not read yet, or there is none.
+    /// From the state database; None: it was not read yet, or does not exist.
     pub cluster_id: Option<String>,
     pub role: Option<Role>,
     pub epoch: Option<i64>,
     pub role_since: Option<DateTime<Utc>>,
-    /// Holds the working lock.
+    /// True: this process holds the working lock.
     pub active: bool,
-    /// Who holds the working lock while this process waits for it.
+    /// The process that holds the working lock while this process waits for it.
     pub holder: Option<String>,
-    /// That one gives no sign of life.
+    /// True: that process gives no sign of life.
     pub holder_is_silent: bool,
     pub work: Work,
     pub hold: Option<Hold>,
     pub point: Option<CopiedPoint>,
     pub confirmation: Option<Confirmation>,
-    /// When that was, if it was in this process: by a clock that nobody sets.
+    /// Time of the confirmation, by a clock that nobody sets; None: another process made it.
     pub confirmed: Option<Instant>,
-    /// Whether the primary has committed something that is not here; None: not known at present.
+    /// True: the primary has committed something that is not here. None: not known now.
     pub waiting: Option<bool>,
     pub lag_bytes: Option<u64>,
-    /// Whether single transactions are followed, or whole copies made, and why.
+    /// The mode (stream or full copies) and its reason.
     pub mode: Option<Mode>,
-    /// Transactions that are here whole and wait, for their artifacts as a rule.
+    /// Transactions that have arrived completely and wait, usually for their artifacts.
     pub gate_waiting: Option<u64>,
     pub held: Option<Held>,
     /// The oldest time at which a table was found equal on both sides.
     pub compared: Option<DateTime<Utc>>,
-    /// What is ours on the primary, and what is of other clusters' ids.
+    /// Our objects on the primary, and objects of other clusters' ids.
     pub ours: Option<Vec<String>>,
     pub orphans: Option<Vec<String>>,
-    /// What sessions of ours hold on the primary at present; None: not known.
+    /// Our locks and sessions on the primary now; None: not known.
     pub footprint: Option<Footprint>,
-    /// Since when that is more than what is being done explains.
+    /// Time since which there is more than the running work explains.
     pub left_over_since: Option<DateTime<Utc>>,
     pub baseline: Option<Baseline>,
     pub artifacts: Option<Artifacts>,
-    /// How many the primary's store refuses while it serves others, and one of them.
+    /// Number of artifacts that the primary's store refuses while it serves others, and one of
+    /// them.
     pub unreadable: Option<(u64, String)>,
-    /// The same of keys that a store cannot hold.
+    /// Number of artifacts under keys that a store cannot hold, and one of them.
     pub unstorable: Option<(u64, String)>,
-    /// A few artifacts that rows here name, looked for in our own bucket; None: not looked for.
+    /// Some artifacts that local rows name, searched in the local bucket; None: not searched.
     pub sampled: Option<Sampled>,
     pub local: Sighting,
     pub peer: Sighting,
-    /// When its datastore last answered, by a clock that nobody sets.
+    /// Time of the last answer of the peer's datastore, by a clock that nobody sets.
     pub peer_answered: Option<Instant>,
-    /// Under which epoch, and by which cluster, the peer says that it is fenced.
+    /// The epoch and the cluster that have fenced the peer, as the peer reports.
     pub peer_fenced_by: Option<(i64, String)>,
     pub generations: Option<Vec<Generation>>,
     pub generations_bytes: Option<u64>,
     pub verified: Option<Verified>,
-    /// The visible database is not the one that was copied here, or there is none.
+    /// True: the visible database is not the database that was copied here, or it does not exist.
     pub astray: bool,
-    /// Our own server as a client meets it; None: it does not answer.
+    /// The local server as a client sees it; None: the server does not answer.
     pub seen: Option<Seen>,
     pub verifying: bool,
-    /// Why the verification that was due could not be finished.
+    /// The reason why the last due verification could not finish.
     pub verification_error: Option<String>,
-    /// A change of role under way.
+    /// A change of role that is under way.
     pub transition: Option<Transition>,
-    /// Why the last handover was undone, or refused.
+    /// The reason why the last handover was undone or refused.
     pub undone: Option<String>,
-    /// A fence by our own hand on our own database, not known to be done: older sessions may still write.
+    /// True: we have begun to fence our own database, and older sessions may still write.
     pub fence_begun: bool,
-    /// A primary's place beside its peer.
+    /// The situation of a primary and its peer.
     pub standing: Standing,
-    /// What the peer says of itself.
+    /// Role and epoch that the peer reports.
     pub peer_role: Option<Role>,
     pub peer_epoch: Option<i64>,
-    /// The highest epoch that is remembered outside PostgreSQL.
+    /// The highest epoch that is recorded outside PostgreSQL.
     pub witnessed_epoch: Option<i64>,
-    /// Under which epoch, and by which cluster, this one is fenced although it was no spare.
+    /// The epoch and the cluster that have fenced this cluster, although it was no spare.
     pub fenced_by: Option<(i64, String)>,
     pub preflight: Option<Preflight>,
     pub drill: Option<DrillRecord>,
@@ -106,11 +108,11 @@ pub struct State {
     pub events: VecDeque<Event>,
 }
 
-/// What of the configuration the observer needs.
+/// The part of the configuration that the observer needs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
     pub site: String,
-    /// Number of the change under which the operator works; kept with every event.
+    /// Number of the change request under which the operator works. It is kept with every event.
     pub change: String,
     pub wanted: WantedRole,
     pub interval: TimeDelta,
@@ -154,40 +156,40 @@ impl Settings {
     }
 }
 
-/// Whether the rendered configuration is the one in force.
+/// The state of the rendered configuration. An error means that another configuration is in force.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigState {
     pub error: Option<String>,
     pub since: DateTime<Utc>,
 }
 
-/// What the service is about, as far as nothing holds it.
+/// The task of the service, apart from a hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Work {
     Starting,
     /// Another process holds the working lock.
     Standby,
     Following,
-    /// A recorded primary: nothing is copied to it.
+    /// A primary on record. Nothing is copied to it.
     Primary,
-    /// An old primary whose place another cluster has taken: read-only.
+    /// An old primary that another cluster has replaced. It is read-only.
     Fenced,
 }
 
-/// A primary's place beside its peer.
+/// The situation of a primary and its peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Standing {
-    /// Not asked yet.
+    /// The peer was not asked yet.
     Unknown,
-    /// The peer is its spare, and was complete lately.
+    /// The peer is a spare of this cluster, and was complete lately.
     Followed,
-    /// Nobody could take over; why.
+    /// No spare could take over, with the reason.
     Alone(String),
-    /// The old primary may still be written to; why it could not be fenced.
+    /// Clients may still write to the old primary, with the reason why it could not be fenced.
     PeerOpen(String),
 }
 
-/// What a promotion would meet.
+/// The result of the checks before a promotion.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Preflight {
     pub time: DateTime<Utc>,
@@ -196,48 +198,49 @@ pub struct Preflight {
     pub checks: Vec<Check>,
 }
 
-/// One thing that a promotion looks at.
+/// A check before a promotion.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Check {
     pub name: PreflightCheck,
     pub result: Verdict,
     pub reason: String,
-    /// What an operator can do about it; empty, where nothing is to be done.
+    /// The step that an operator can take; empty if there is nothing to do.
     pub next_step: String,
-    /// It could not be found out, for the primary's datastore answered and did not let us look.
+    /// True: the check could not run, because the primary's datastore answered but refused the
+    /// question.
     pub primary_lives: bool,
 }
 
-/// Why nothing is applied.
+/// The reason why no changes are applied.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hold {
     pub reason: HoldReason,
     pub detail: String,
     pub next_step: String,
     pub since: DateTime<Utc>,
-    /// A passing fault: over as soon as work gets on again.
+    /// True: a transient fault, which ends as soon as work succeeds again.
     pub passing: bool,
 }
 
-/// The way that replication goes.
+/// The mode of replication and its reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mode {
     pub stream: bool,
     pub reason: String,
 }
 
-/// Write-ahead log that the primary holds for us, and the most that it would.
+/// Write-ahead log that the primary keeps for our slot, and its maximum.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Held {
     pub bytes: u64,
     pub bound: Option<u64>,
-    /// What of it we have not confirmed. The rest is held for others.
+    /// Bytes of this log that our slot has not confirmed. The rest is kept for other reasons.
     pub unconfirmed: u64,
     /// The oldest transaction on the primary that writes.
     pub oldest_writer: Option<String>,
 }
 
-/// A pass under way. How far it is, the meter knows.
+/// A pass that is running. The meter has its progress.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Baseline {
     pub started: DateTime<Utc>,
@@ -247,14 +250,15 @@ pub struct Baseline {
 pub struct Artifacts {
     pub missing: u64,
     pub damaged: u64,
-    /// New bytes that wait beside their key, and old ones that were replaced. None: not counted yet.
+    /// Number of new artifacts that wait beside their key, and of old ones that were replaced.
+    /// None: not counted yet.
     pub staged: Option<u64>,
     pub retired: Option<u64>,
-    /// Some of those that the primary lacks: key and reason.
+    /// Some of the artifacts that the primary does not have, with key and reason.
     pub examples: Vec<(String, String)>,
 }
 
-/// What was last seen of a cluster's two stores.
+/// The last observation of the two stores of a cluster.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Sighting {
     pub datastore: Option<Reach>,
@@ -264,17 +268,17 @@ pub struct Sighting {
     pub fenced: Option<bool>,
 }
 
-/// Our own server as a client met it at that moment, by a clock that nobody sets.
+/// The local server as a client saw it, with the time by a clock that nobody sets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Seen {
     pub at: Instant,
-    /// A primary on record that takes writes.
+    /// True: a primary on record that accepts writes.
     pub writable: bool,
-    /// A spare on record whose database is the one that was copied.
+    /// True: a spare on record whose database is the database that was copied.
     pub readable: bool,
 }
 
-/// Whether a store answered when it was last asked.
+/// The result of the last question to a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reach {
     pub error: Option<String>,
@@ -284,16 +288,16 @@ pub struct Reach {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verified {
     pub record: VerificationRecord,
-    /// The first differences, in words.
+    /// The first differences, as text.
     pub examples: Vec<String>,
 }
 
-/// How far the spare may be behind. None of it: nothing was copied yet.
+/// The maximum lag of the spare. No lag exists before the first copy.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Lag {
     pub seconds: f64,
     pub bytes: Option<u64>,
-    /// By the primary's clock: when the spare was last known to be complete.
+    /// Time at which the spare was last known to be complete, by the primary's clock.
     pub complete_at: DateTime<Utc>,
 }
 
@@ -372,7 +376,7 @@ impl State {
 
     pub fn name(&self) -> StateName {
         match self.work {
-            // It serves, or is read-only, whatever is asked of it besides.
+            // A fenced cluster is read-only, whatever else is asked of it.
             Work::Fenced => StateName::Fenced,
             _ if self.is_promoting() => StateName::Promoting,
             Work::Primary if self.active && !self.holds(HoldReason::TwoPrimaries) => {
@@ -392,7 +396,8 @@ impl State {
             .is_some_and(|then| then.elapsed() <= limit)
     }
 
-    /// Whether artifacts are recorded that the primary did not give out, and may give out later.
+    /// Returns whether artifacts are recorded that the primary did not deliver, but may deliver
+    /// later.
     pub fn waits_for_artifacts(&self) -> bool {
         let recorded = self.artifacts.as_ref();
         recorded.is_some_and(|found| found.missing + found.damaged > 0)
@@ -400,7 +405,8 @@ impl State {
             || self.unstorable.is_some()
     }
 
-    /// Whether clients may be sent to this cluster as to the primary: seen within seconds, and nothing seen before counts.
+    /// Returns whether clients may be sent to this cluster as the primary. Only an observation of
+    /// the last seconds counts.
     pub fn serves(&self) -> bool {
         self.name() == StateName::Primary
             && self.active
@@ -408,7 +414,8 @@ impl State {
             && self.seen_lately().is_some_and(|seen| seen.writable)
     }
 
-    /// Whether a spare can be read: the same of its own database, which stands at a point of the primary's history.
+    /// Returns whether readers may be sent to this spare. Its database is at a point of the
+    /// primary's history, and was seen in the last seconds.
     pub fn can_be_read(&self) -> bool {
         !self.astray && self.seen_lately().is_some_and(|seen| seen.readable)
     }
@@ -426,14 +433,15 @@ impl State {
         self.hold.as_ref().is_some_and(|hold| hold.reason == reason)
     }
 
-    /// The epoch that the next promotion here would take.
+    /// Returns the epoch that the next promotion here would take.
     pub fn next_epoch(&self) -> Option<i64> {
         let fenced = self.fenced_by.as_ref().map(|(epoch, _)| *epoch);
-        // What the peer says is believed within bounds: a number out of them would use all others up.
-        let ours = self.epoch.unwrap_or_default().max(1);
-        let believed = ours.saturating_add(EPOCH_STEP_MAX);
-        let theirs = self.peer_epoch.filter(|epoch| *epoch <= believed);
-        let known = [self.epoch, theirs, fenced, self.witnessed_epoch];
+        // The peer's epoch counts only within a limit: a number far above it would leave no epochs
+        // for later promotions.
+        let local = self.epoch.unwrap_or_default().max(1);
+        let believed = local.saturating_add(EPOCH_STEP_MAX);
+        let peer = self.peer_epoch.filter(|epoch| *epoch <= believed);
+        let known = [self.epoch, peer, fenced, self.witnessed_epoch];
         known
             .into_iter()
             .flatten()
@@ -441,16 +449,17 @@ impl State {
             .map(|epoch| epoch.max(1).saturating_add(1))
     }
 
-    /// Now, minus the time at which the spare was last known to be complete, both by the primary's clock. It grows
-    /// while the primary is silent and while it is gone: what was not confirmed is not assumed.
+    /// Returns now minus the time at which the spare was last known to be complete, both by the
+    /// primary's clock. The lag grows while the primary is silent or gone, because nothing is
+    /// assumed without a confirmation.
     pub fn lag(&self, now: DateTime<Utc>) -> Option<Lag> {
         let point = self.point.as_ref()?;
-        // A pass confirms its own point, so a later confirmation goes before the point, whatever the primary's clock
-        // showed when that was made.
+        // A pass confirms its own point. So a later confirmation counts before the point, whatever
+        // the primary's clock showed when that confirmation was made.
         let complete_at = self.confirmation.map_or(point.commit_time, |c| c.time);
         let offset = self.confirmation.map_or(0.0, |c| c.clock_offset_seconds);
         let behind = (now - complete_at).num_milliseconds() as f64 / 1e3 + offset;
-        // Our clock may have been set back since.
+        // The local clock may have been set back since.
         let at_least = match (self.confirmed, self.confirmation) {
             (Some(then), Some(confirmed)) if confirmed.time == complete_at => {
                 then.elapsed().as_secs_f64()
@@ -474,7 +483,7 @@ impl State {
         self.left_over_since = left_over.map(|_| self.left_over_since.unwrap_or(now));
     }
 
-    /// What of ours on the primary nothing that is being done explains.
+    /// Returns an object of warm-spare on the primary that no running work explains.
     pub fn left_over(&self) -> Option<String> {
         let found = self.footprint.as_ref()?;
         let copying = i64::from(self.baseline.is_some());
@@ -534,7 +543,7 @@ mod tests {
         state.waiting = Some(false);
         let lag = state.lag(at(130)).expect("a lag");
         assert_eq!((lag.seconds, lag.bytes), (10.0, Some(0)));
-        // The primary is gone: lag goes on growing, and its bytes are not known.
+        // The primary is gone: the lag keeps growing, and its bytes are unknown.
         state.waiting = None;
         let lag = state.lag(at(4000)).expect("a lag");
         assert_eq!((lag.seconds, lag.bytes), (3880.0, None));
@@ -543,7 +552,7 @@ mod tests {
     #[test]
     fn lag_is_counted_by_the_primarys_clock() {
         let mut state = copied_at(100);
-        // The primary's clock is an hour ahead: at our 130 it shows 3730.
+        // The primary's clock is an hour ahead: at local second 130 it shows 3730.
         state.confirmation = Some(Confirmation {
             time: at(3700),
             clock_offset_seconds: 3600.0,

@@ -1,4 +1,5 @@
-//! The status document: everything that is known, in the form that `docs/reference.md` gives. What is not known is null.
+//! The status document: all known facts, in the form that `docs/reference.md` describes. An unknown
+//! value is null.
 
 use super::clock::Clock;
 use super::health::{Health, health};
@@ -12,7 +13,7 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 use tokio::sync::watch;
 
-/// All that readers need. They never write.
+/// The data of all readers. Readers never write.
 #[derive(Clone)]
 pub struct Watched {
     state: watch::Receiver<State>,
@@ -89,7 +90,7 @@ fn document(state: &State, meter: &Meter, now: DateTime<Utc>) -> Value {
             "wanted": wanted,
             "actual": state.role.map(|role| role.into_str()),
             "epoch": state.epoch,
-            // What force_epoch has to be for a promotion that a check refuses.
+            // Value that force_epoch needs for a promotion that a check refuses.
             "next_epoch": state.next_epoch(),
             "since": state.role_since.map(time),
         },
@@ -115,7 +116,8 @@ fn document(state: &State, meter: &Meter, now: DateTime<Utc>) -> Value {
             "commit_time": time(point.commit_time),
             "system_id": point.system_id,
             "timeline": point.timeline,
-            // A copy has the schema of its own instant; and what has had no transaction since has had no migration.
+            // A copy has the schema of its own instant. A spare without later transactions had no
+            // migration since.
             "schema_checked": lag.map(|lag| time(lag.complete_at)),
         })),
         "lag": lag.map(|lag| json!({
@@ -160,7 +162,7 @@ fn replication(state: &State, meter: &Meter) -> Value {
         "compared": state.compared.map(time),
         "baseline": state.baseline.map(|baseline| json!({
             "phase": meter.phase().map(|phase| phase.name()),
-            // Bytes in the phase `tables`, else items.
+            // Bytes in the phase `tables`, items in other phases.
             "done_bytes": known(done),
             "total_bytes": known(total),
             "started": time(baseline.started),
@@ -220,15 +222,15 @@ fn peer(state: &State) -> Value {
     document
 }
 
-/// What both sides have.
+/// Returns the fields that both sides have.
 fn side(seen: &Sighting, addresses: &Addresses) -> Value {
     let known = |text: &str| (!text.is_empty()).then(|| text.to_string());
     let reach = |reach: &Option<Reach>| {
-        let told = reach.as_ref();
+        let found = reach.as_ref();
         (
-            told.map(|reach| reach.error.is_none()),
-            told.and_then(|reach| reach.error.clone()),
-            told.map(|reach| time(reach.since)),
+            found.map(|reach| reach.error.is_none()),
+            found.and_then(|reach| reach.error.clone()),
+            found.map(|reach| time(reach.since)),
         )
     };
     let (datastore, s3) = (reach(&seen.datastore), reach(&seen.s3));

@@ -1,9 +1,9 @@
-//! The status for people: what state, how fresh, what is wrong, what to do next. Made from the document alone, so that
-//! it is the same wherever it is printed.
+//! The status as text for people: state, age, faults, next step. It is made from the document
+//! alone, so that it is the same wherever it is printed.
 
 use serde_json::Value;
 
-/// Five or six lines, and one more for each further reason.
+/// Returns five or six lines, and one more for each further reason.
 pub fn describe(status: &Value) -> Vec<String> {
     let spare = status["role"]["actual"] != "primary" && status["state"] != "fenced";
     let second = if spare {
@@ -89,14 +89,17 @@ fn freshness(status: &Value) -> String {
     };
     let lag = &status["lag"];
     let waits = match lag["bytes"].as_u64() {
-        Some(0) => "nothing waited then".to_string(),
+        Some(0) => "no changes waited then".to_string(),
         Some(bytes) => format!("{} of changes wait", bytesize::ByteSize(bytes)),
-        None => "whether changes wait is not known".into(),
+        None => "it is not known whether changes wait".into(),
     };
     let offset = match status["peer"]["clock_offset_seconds"].as_f64() {
         Some(offset) if offset.abs() >= 1.0 => {
             let ahead = if offset > 0.0 { "ahead of" } else { "behind" };
-            format!("; its clock is {} {ahead} ours", span(offset.abs()))
+            format!(
+                "; the primary's clock is {} {ahead} the local clock",
+                span(offset.abs())
+            )
         }
         _ => String::new(),
     };
@@ -107,13 +110,14 @@ fn freshness(status: &Value) -> String {
     )
 }
 
-/// A primary has no freshness of its own; whether somebody could take over from it is what counts.
+/// Returns the line about the peer. A primary has no freshness of its own; it matters whether a
+/// spare could take over.
 fn peer(status: &Value) -> String {
     let peer = &status["peer"];
     let role = match (peer["role"].as_str(), peer["epoch"].as_u64()) {
         (Some(role), Some(epoch)) => format!("{role} of epoch {epoch}"),
         _ if peer["datastore"]["reachable"] == true => "no role on record".into(),
-        _ => "not known: it does not answer, or was not asked yet".into(),
+        _ => "not known: the peer does not answer, or was not asked yet".into(),
     };
     let fenced = match peer["fenced"].as_bool() {
         Some(true) => ", read-only",
@@ -123,7 +127,7 @@ fn peer(status: &Value) -> String {
     format!("Peer:     {role}{fenced}")
 }
 
-/// Whether a promotion of this spare would work.
+/// Returns the line that says whether a promotion of this spare would work.
 fn takeover(status: &Value) -> Option<String> {
     let preflight = &status["preflight"];
     let planned = preflight["planned"].as_str()?;
@@ -140,7 +144,7 @@ fn takeover(status: &Value) -> Option<String> {
     ))
 }
 
-/// Of the worst reason; of a hold, if nothing worse is known.
+/// Returns the next step of the worst reason, or of the hold if no reason is worse.
 fn next_step(status: &Value) -> &str {
     let reasons = status["health"]["reasons"].as_array();
     let first = reasons.and_then(|reasons| reasons.first());
@@ -164,13 +168,13 @@ fn stores(status: &Value) -> String {
         Some(false) => ", NOT FENCED",
         None => "",
     };
-    let lacking = &status["artifacts"];
+    let unavailable = &status["artifacts"];
     let artifacts = match (
-        lacking["missing_on_primary"].as_u64(),
-        lacking["damaged_on_primary"].as_u64(),
+        unavailable["missing_on_primary"].as_u64(),
+        unavailable["damaged_on_primary"].as_u64(),
     ) {
         (Some(missing), Some(damaged)) => {
-            format!("; lacking on the primary: {}", missing + damaged)
+            format!("; missing or damaged on the primary: {}", missing + damaged)
         }
         _ => String::new(),
     };
@@ -183,7 +187,7 @@ fn stores(status: &Value) -> String {
     )
 }
 
-/// A length of time for people: `0.4 s`, `35 s`, `12 min`, `3 h 20 min`, `2 d 4 h`.
+/// Returns a length of time for people: `0.4 s`, `35 s`, `12 min`, `3 h 20 min`, `2 d 4 h`.
 pub fn span(seconds: f64) -> String {
     let whole = seconds.max(0.0) as u64;
     match whole {

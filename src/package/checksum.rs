@@ -1,19 +1,20 @@
-//! BLAKE2b with 256 bits: the checksum Builder keeps of every artifact, and what its signatures are made over.
+//! BLAKE2b with 256 bits: the checksum that Builder records for every artifact, and the hash that
+//! its signatures cover.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// Bytes of a checksum.
+/// Number of bytes of a checksum.
 const LENGTH: usize = 32;
 
 /// A BLAKE2b-256 hash, written as 64 lower-case hexadecimal digits.
 ///
-/// `origin_packages.checksum` is the one of the whole file, header included. The hash that a `.hart` file's signature
-/// covers is another one: of what follows the header.
+/// `origin_packages.checksum` is the hash of the whole file, header included. The signature of a
+/// `.hart` file covers another hash: the hash of the bytes after the header.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Checksum([u8; LENGTH]);
 
-/// The text is not 64 hexadecimal digits.
+/// Error for a text that is not 64 hexadecimal digits.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a checksum has 64 hexadecimal digits, this has {0}")]
 pub struct ChecksumError(String);
@@ -55,7 +56,7 @@ impl FromStr for Checksum {
     }
 }
 
-/// Not `u8::from_str_radix`, which also takes a sign.
+/// Returns the value of a digit. `u8::from_str_radix` would also accept a sign.
 fn hex_digit(digit: u8) -> Result<u8, ChecksumError> {
     match digit {
         b'0'..=b'9' => Ok(digit - b'0'),
@@ -65,7 +66,7 @@ fn hex_digit(digit: u8) -> Result<u8, ChecksumError> {
     }
 }
 
-/// Makes a [`Checksum`] of bytes that come in pieces.
+/// Computes a [`Checksum`] of bytes that arrive in pieces.
 #[derive(Clone, Debug)]
 pub struct Hasher(blake2b_simd::State);
 
@@ -81,7 +82,7 @@ impl Hasher {
 
     pub fn finalize(&self) -> Checksum {
         let mut bytes = [0; LENGTH];
-        // Both have LENGTH bytes: `new` asked for so many.
+        // Both have LENGTH bytes, because `new` sets that hash length.
         bytes.copy_from_slice(self.0.finalize().as_bytes());
         Checksum(bytes)
     }
@@ -97,7 +98,7 @@ impl Default for Hasher {
 mod tests {
     use super::*;
 
-    /// From `printf abc | b2sum -l 256`.
+    /// Output of `printf abc | b2sum -l 256`.
     const ABC: &str = "bddd813c634239723171ef3fee98579b94964e3bb1cb3e427262c8c068d52319";
 
     #[test]

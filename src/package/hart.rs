@@ -8,34 +8,35 @@
 //!                              an empty line
 //! ```
 //!
-//! What is signed is the BLAKE2b-256 hash of everything that follows the header.
+//! The signature covers the BLAKE2b-256 hash of all bytes after the header.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::Checksum;
 
-/// A header has about 220 bytes. Nothing longer than this is taken for one, so that a file of another kind is not
-/// collected in memory in the hope of a line's end.
+/// Maximum number of bytes of a header. Usual headers have about 220 bytes. The limit keeps a file
+/// of another kind from being collected in memory in search of a line end.
 pub(super) const MAX_HEADER: usize = 4096;
 
 const SIGNATURE_LENGTH: usize = 64;
 const HASH_DIGITS: usize = 64;
 
-/// What a `.hart` file says about itself.
+/// The header of a `.hart` file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HartHeader {
     /// Name and revision of the signing key, such as `core-20200101000000`.
     pub key_name: String,
     /// The Ed25519 signature alone.
     pub signature: [u8; SIGNATURE_LENGTH],
-    /// The hash of the payload that was signed. Whether it is the payload's is for the reader to find out.
+    /// The hash of the payload that was signed. The reader must check that it is the hash of this
+    /// payload.
     pub signed_hash: Checksum,
-    /// Bytes of the header: the payload starts here.
+    /// Number of bytes of the header. The payload starts after them.
     pub length: usize,
 }
 
-/// Why bytes are not a `.hart` file.
+/// Reasons why bytes are not a `.hart` file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HartError {
     #[error("the first line is not HART-1")]
@@ -55,7 +56,8 @@ pub enum HartError {
 }
 
 impl HartHeader {
-    /// Reads the header from the first bytes of a file. `None`: good so far, and more bytes are needed.
+    /// Reads the header from the first bytes of a file. `None`: the bytes are good so far, and more
+    /// are needed.
     pub fn parse(prefix: &[u8]) -> Result<Option<Self>, HartError> {
         let window = &prefix[..prefix.len().min(MAX_HEADER)];
         let mut lines = Lines {
@@ -70,7 +72,8 @@ impl HartHeader {
     }
 }
 
-/// Each line is judged as soon as it is whole, so that a file of another kind is recognised early.
+/// Reads the lines of the header. Each line is checked as soon as it is complete, so that a file of
+/// another kind is recognised early.
 fn read_lines(lines: &mut Lines<'_>) -> Result<Option<HartHeader>, HartError> {
     let Some(format) = lines.next() else {
         let begun = lines.rest();
@@ -111,7 +114,7 @@ fn read_lines(lines: &mut Lines<'_>) -> Result<Option<HartHeader>, HartError> {
     }))
 }
 
-/// Whole lines only: the last piece without a line's end may still grow.
+/// The complete lines of the bytes. A last piece without a line end may still grow.
 struct Lines<'a> {
     bytes: &'a [u8],
     at: usize,
@@ -130,7 +133,8 @@ impl<'a> Lines<'a> {
     }
 }
 
-/// `NAME-YYYYMMDDhhmmss`. The name becomes part of file names elsewhere, so nothing that could lead out of a directory.
+/// Returns the full name of a key, `NAME-YYYYMMDDhhmmss`. The name becomes part of file names
+/// elsewhere, so it must not lead out of a directory.
 pub(super) fn key_full_name(line: &[u8]) -> Option<&str> {
     let text = std::str::from_utf8(line).ok()?;
     let (name, revision) = text.rsplit_once('-')?;
@@ -140,14 +144,15 @@ pub(super) fn key_full_name(line: &[u8]) -> Option<&str> {
     (good_name && good_revision).then_some(text)
 }
 
-/// Signature and message in one, as libsodium's `crypto_sign` makes it.
+/// Splits the signature line into signature and message, which libsodium's `crypto_sign` joins.
 fn combined_signature(line: &[u8]) -> Result<([u8; SIGNATURE_LENGTH], Checksum), &'static str> {
     let combined = STANDARD.decode(line).map_err(|_| "not base64")?;
     let (signature, message) = combined
         .split_first_chunk::<SIGNATURE_LENGTH>()
         .filter(|(_, message)| message.len() == HASH_DIGITS)
         .ok_or("not 64 bytes of signature and 64 of hash")?;
-    // Lower case only: the digits themselves are what is signed, and are written anew from the hash when it is checked.
+    // Only lower case is accepted: the signature covers the digits themselves, and the check writes
+    // them again from the hash.
     let lower_case = message
         .iter()
         .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
@@ -155,7 +160,7 @@ fn combined_signature(line: &[u8]) -> Result<([u8; SIGNATURE_LENGTH], Checksum),
         .ok()
         .filter(|_| lower_case)
         .and_then(|text| text.parse().ok())
-        .ok_or("what is signed is not a BLAKE2b-256 hash in lower-case digits")?;
+        .ok_or("the signed text is not a BLAKE2b-256 hash in lower-case digits")?;
     Ok((*signature, hash))
 }
 

@@ -1,12 +1,12 @@
-//! Names of packages and of the systems they are made for, and the key of the artifact that follows from both.
+//! Names of packages and of targets, and the key of the artifact that follows from both.
 
 use std::fmt;
 use std::str::FromStr;
 
 /// A package with version and release: `origin/name/version/release`.
 ///
-/// The parts are kept exactly as they came. Builder allows characters in them (`~`, `+`, `%`) that look as if they needed
-/// escaping; whoever puts a key into a URL escapes it there, once.
+/// The parts are kept unchanged. Builder allows characters in them (`~`, `+`, `%`) that look as if
+/// they needed escaping. The code that puts a key into a URL escapes it there, once.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Ident {
     origin: String,
@@ -15,12 +15,12 @@ pub struct Ident {
     release: String,
 }
 
-/// Why a text is not the name of a package.
+/// Reasons why a text is not the name of a package.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IdentError {
     #[error("{0:?} is not of the form origin/name/version/release")]
     Parts(String),
-    /// Such a part would name another object than the package's own, or none.
+    /// A part that would name another object than the package's own, or no object.
     #[error("{part:?} cannot be the {what} of a package")]
     Part { what: &'static str, part: String },
 }
@@ -90,9 +90,11 @@ impl fmt::Display for Ident {
     }
 }
 
-/// The system a package is made for: `arch-system`, some with a variant, such as `x86_64-linux-kernel2`.
+/// The system for which a package is made: `arch-system`, sometimes with a variant, such as
+/// `x86_64-linux-kernel2`.
 ///
-/// Any such name is taken, not only the ones known today: a primary newer than we are must not stop the spare.
+/// Unknown names are accepted too: a primary that is newer than this program must not stop the
+/// spare.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Target {
     architecture: String,
@@ -100,7 +102,7 @@ pub struct Target {
     variant: Option<String>,
 }
 
-/// The text is not the name of a target.
+/// Error for a text that is not the name of a target.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a target such as x86_64-linux")]
 pub struct TargetError(String);
@@ -133,7 +135,7 @@ impl FromStr for Target {
 }
 
 impl Target {
-    /// The parts of the name, joined by `separator`.
+    /// Returns the parts of the name, joined by `separator`.
     fn joined(&self, separator: char) -> String {
         let mut text = format!("{}{separator}{}", self.architecture, self.system);
         if let Some(variant) = &self.variant {
@@ -150,7 +152,8 @@ impl fmt::Display for Target {
     }
 }
 
-/// The key under which Builder keeps the artifact of a package in its bucket. Not escaped.
+/// Returns the key under which Builder keeps the artifact of a package in its bucket. It is not
+/// escaped.
 pub fn object_key(ident: &Ident, target: &Target) -> String {
     let Ident {
         origin,
@@ -162,7 +165,7 @@ pub fn object_key(ident: &Ident, target: &Target) -> String {
     format!("{ident}/{folder}/{origin}-{name}-{version}-{release}-{target}.hart")
 }
 
-/// The package whose artifact lies under the key; None: no package's does.
+/// Returns the package whose artifact has this key; None: the key belongs to no package.
 pub fn package_of_key(key: &str) -> Option<(Ident, Target)> {
     let parts: Vec<&str> = key.split('/').collect();
     let ident: Ident = parts.get(..4)?.join("/").parse().ok()?;
@@ -255,7 +258,7 @@ mod tests {
                 part: "n/m".to_string()
             })
         );
-        // Three dots are an ordinary, if odd, name.
+        // Three dots are a valid name, if an odd one.
         assert!("o/.../v/r".parse::<Ident>().is_ok());
     }
 

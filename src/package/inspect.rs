@@ -1,9 +1,9 @@
-//! Everything a copy in flight must know of an artifact, in one reading of its bytes.
+//! Collects all facts that a copy needs about an artifact, in one reading of its bytes.
 
 use super::hart::MAX_HEADER;
 use super::{Checksum, HartError, HartHeader, Hasher, PublicKey, Signature};
 
-/// Is fed a whole file piece by piece and keeps at most a header's worth of it.
+/// Takes a whole file in pieces, and keeps at most a header of it in memory.
 #[derive(Debug)]
 pub struct Inspector {
     whole: Hasher,
@@ -13,31 +13,32 @@ pub struct Inspector {
 
 #[derive(Debug)]
 enum State {
-    /// The first bytes, up to [`MAX_HEADER`] and one.
+    /// The first bytes of the file, at most one more than [`MAX_HEADER`].
     Header(Vec<u8>),
     Payload(HartHeader, Box<Hasher>),
     NotHart(HartError),
 }
 
-/// What a file was found to be.
+/// The facts found about a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inspection {
-    /// Of the whole file: what Builder records.
+    /// The checksum of the whole file, which Builder records.
     pub checksum: Checksum,
     pub bytes: u64,
-    /// An error means that the file is no `.hart` file. Its checksum stands nevertheless.
+    /// The facts of a `.hart` file, or the reason why the file is none. The checksum is right in
+    /// both cases.
     pub hart: Result<HartFacts, HartError>,
 }
 
-/// What a `.hart` file says, next to what it holds.
+/// The statements of the header, and the hash of the real content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HartFacts {
     /// Name and revision of the signing key.
     pub key_name: String,
     pub signature: [u8; 64],
-    /// The hash the signature is over.
+    /// The hash that the signature covers.
     pub signed_hash: Checksum,
-    /// The hash of what follows the header.
+    /// The hash of the bytes after the header.
     pub payload_hash: Checksum,
 }
 
@@ -92,9 +93,10 @@ impl Default for Inspector {
     }
 }
 
-/// Adds to the beginning of the file what a header may still need; the state that follows, once that is decided.
+/// Adds to the first bytes of the file the bytes that a header may still need. Returns the next
+/// state once the header is decided.
 fn read_header(begun: &mut Vec<u8>, chunk: &[u8]) -> Option<State> {
-    // One byte more than the longest header: with it the parser decides in any case.
+    // With one byte more than the longest header, the parser decides in any case.
     let wanted = (MAX_HEADER + 1).saturating_sub(begun.len());
     let (first, rest) = chunk.split_at(wanted.min(chunk.len()));
     begun.extend_from_slice(first);
@@ -110,7 +112,8 @@ fn read_header(begun: &mut Vec<u8>, chunk: &[u8]) -> Option<State> {
 }
 
 impl HartFacts {
-    /// Judges the signature. `key` is the one named by [`HartFacts::key_name`], if it is at hand; another one counts as none.
+    /// Judges the signature. `key` is the key named by [`HartFacts::key_name`], if it is available;
+    /// another key counts as none.
     pub fn verify(&self, key: Option<&PublicKey>) -> Signature {
         if self.payload_hash != self.signed_hash {
             return Signature::PayloadDiffers;

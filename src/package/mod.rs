@@ -1,6 +1,7 @@
-//! What Builder means by a package: its name, where its artifact lies, its checksum, its signature.
+//! Builder's packages: name, key of the artifact, checksum, signature.
 //!
-//! Nothing here reads or writes anything, or knows where packages are kept: bytes and text in, facts out.
+//! This module does no input or output, and does not know where packages are kept: it turns bytes
+//! and text into facts.
 
 mod checksum;
 mod hart;

@@ -1,4 +1,4 @@
-//! Public keys as Builder writes them, and what a signature is found to be.
+//! Public keys in Builder's form, and the verdicts on a signature.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -14,7 +14,7 @@ pub struct PublicKey {
     key: VerifyingKey,
 }
 
-/// Why a text is not a public key.
+/// Reasons why a text is not a public key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
     #[error("the first line is not SIG-PUB-1")]
@@ -29,15 +29,15 @@ pub enum KeyError {
     Trailing,
 }
 
-/// What is known of a package's signature.
+/// The verdict on the signature of a package.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Signature {
     Good,
-    /// The key of this name is not at hand. Nothing is wrong with the file as far as can be told.
+    /// The key of this name is not available, so the file can be neither confirmed nor rejected.
     KeyUnknown(String),
-    /// The key of this name did not make the signature.
+    /// The signature was not made with the key of this name.
     Bad(String),
-    /// The payload is not the one that was signed. No key is needed to see that.
+    /// The payload is not the signed one. This needs no key.
     PayloadDiffers,
 }
 
@@ -67,15 +67,16 @@ impl PublicKey {
         })
     }
 
-    /// Name and revision, such as `core-20200101000000`.
+    /// Returns name and revision, such as `core-20200101000000`.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Whether this key signed the hash.
+    /// Returns whether this key signed the hash.
     ///
-    /// Strictly: as libsodium, which Habitat signs and verifies with, refuses keys and signature points of small order.
-    /// The lax check takes signatures that no Habitat client would.
+    /// The check is strict: libsodium, with which Habitat signs and verifies, refuses keys and
+    /// signature points of small order. The lax check accepts signatures that no Habitat client
+    /// accepts.
     pub(super) fn signed(&self, hash: Checksum, signature: &[u8; 64]) -> bool {
         let signature = ed25519_dalek::Signature::from_bytes(signature);
         self.key
@@ -112,7 +113,8 @@ mod tests {
 
     #[test]
     fn a_key_of_small_order_signs_nothing() {
-        // The neutral point as key and as R, with S = 0: the lax check takes this for any message at all.
+        // The neutral point as key and as R, with S = 0: the lax check accepts this for every
+        // message.
         let mut neutral = [0; 32];
         neutral[0] = 1;
         let mut signature = [0; 64];

@@ -1,7 +1,8 @@
-//! What an old primary has and its successor lacks: found before the old one is copied over, and kept on record.
+//! The divergence: the changes that an old primary has and its successor does not have. It is found
+//! before the old primary is copied over, and kept on record.
 //!
-//! The slot by which the successor followed *is* that list, exactly. Without it both sides are compared as they are now,
-//! and the list is labelled as what it is: approximate.
+//! The slot by which the successor followed holds exactly this list. Without the slot both sides
+//! are compared as they are now, and the list is marked as approximate.
 
 mod approximate;
 mod book;
@@ -19,24 +20,24 @@ use book::Book;
 pub use fetch::{Fetched, fetch, file_name};
 use slot::{Server, Usable};
 
-/// The summary of what was found.
+/// The summary of a divergence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Divergence {
-    /// Of the promotion that it is about.
+    /// Epoch of the promotion that caused it.
     pub epoch: i64,
     pub exact: bool,
-    /// Why it is not exact, or how it was found.
+    /// The reason why it is not exact, or the way in which it was found.
     pub reason: String,
-    /// The recovery point of the promotion, and how far the old primary had written.
+    /// The recovery point of the promotion, and the last position that the old primary had written.
     pub from: String,
     pub to: String,
-    /// Those that changed a row; 0 where rows were compared.
+    /// Number of transactions that changed a row; 0 where rows were compared.
     pub transactions: i64,
     pub rows: i64,
     pub packages: i64,
 }
 
-/// Rows of one table, by what became of them.
+/// Number of changed rows of a table, by kind of change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TableChanges {
     pub table: String,
@@ -46,21 +47,21 @@ pub struct TableChanges {
     pub truncated: i64,
 }
 
-/// A package that was touched, as both sides have it now.
+/// A changed package, as both sides have it now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DivergedPackage {
     pub ident: String,
     pub target: String,
-    /// Of the old primary's; empty: it has it no more.
+    /// Checksum on the old primary; empty: the old primary does not have the package any more.
     pub checksum: String,
     /// `only_here`, `other_bytes`, `gone_here` or `same`.
     pub class: String,
-    /// Of the artifact; empty: ident and target name none.
+    /// Key of the artifact; empty: ident and target give no key.
     pub key: String,
     pub their_checksum: Option<String>,
 }
 
-/// What one of the two ways found, besides the rows.
+/// The result of one of the two ways, apart from the rows.
 struct Found {
     exact: bool,
     reason: String,
@@ -68,8 +69,9 @@ struct Found {
     transactions: i64,
 }
 
-/// Finds it and records it in the local state database, in one transaction, in place of what was recorded for that epoch:
-/// it may be killed at any time, and run again. `promotion` is the peer's; `lifted`: this cluster was open after it.
+/// Finds the divergence and records it in the local state database, in one transaction that
+/// replaces the record of that epoch. It may be killed at any time and run again. `promotion` is
+/// the peer's; `lifted`: the fence of this cluster was open after it.
 pub async fn record(
     config: &Config,
     state: &State,
@@ -81,18 +83,20 @@ pub async fn record(
     record_behind(config, state, promotion, &behind).await
 }
 
-/// What is known of this cluster's fence since its place was taken.
+/// The known facts about this cluster's fence since another cluster replaced it.
 #[derive(Debug, Clone, Default)]
 pub struct Behind {
-    /// It was found open meanwhile.
+    /// True: the fence was found open in between.
     pub lifted: bool,
-    /// Of the transaction that set it, before anybody sets it again; None: not known.
+    /// Number of the transaction that set the fence, read before the fence is set again; None: not
+    /// known.
     pub fenced_by: Option<String>,
 }
 
-/// The number of the transaction that set this cluster's fence, or of a later one that no writer can have gone before: the
-/// record of it is as old as its last change, and so is the setting, which somebody may have taken away for a while. The
-/// older one counts. None: it is not fenced.
+/// Returns the number of the transaction that set this cluster's fence, or of a later one if no
+/// client can have written between the two. The record of the fence is as old as its last change,
+/// and so is the setting, which somebody may have removed for a while. The older of the two counts.
+/// None: the cluster is not fenced.
 pub async fn fence_number(config: &Config) -> Result<Option<String>, PassError> {
     let local = &config.local.datastore;
     let session = LocalSession::open(local, STATE_DATABASE).await?;
@@ -105,7 +109,7 @@ pub async fn fence_number(config: &Config) -> Result<Option<String>, PassError> 
     Ok(rows.first().map(|row| row.get(0)))
 }
 
-/// The number of the next transaction of the local server.
+/// Returns the number of the next transaction of the local server.
 pub async fn next_number(config: &Config) -> Result<String, PassError> {
     let session = LocalSession::open_for_maintenance(&config.local.datastore).await?;
     let sql = "SELECT (txid_snapshot_xmax(txid_current_snapshot()) % 4294967296)::text";
@@ -115,7 +119,8 @@ pub async fn next_number(config: &Config) -> Result<String, PassError> {
     Ok(row.get(0))
 }
 
-/// The list was made when that transaction was the next one, and the slot may be gone: what was written since is added.
+/// Adds the rows written since an earlier list. The list was made when that transaction was the
+/// next one, and the slot may be gone.
 pub async fn record_again(
     config: &Config,
     state: &State,
@@ -136,7 +141,7 @@ pub async fn record_again(
         book.forget_packages().await?;
         judge::judge_packages(config, &mut book).await?;
         let why = format!(
-            "; then the fence here was open, and {} rows more were found by comparison",
+            "; then the local fence was open, and {} more rows were found by comparison",
             book.added()
         );
         book.close_again(&why).await?;
@@ -171,7 +176,7 @@ pub async fn record_behind(
         Usable::Not(reason) => {
             without_slot(config, promotion, behind, &server.wal, &reason).await?
         }
-        // It was open since, whatever fence it has now.
+        // The server was open since, whatever its fence is now.
         Usable::SetBack(reason) => {
             without_slot(config, promotion, &set_back, &server.wal, &reason).await?
         }
@@ -182,12 +187,13 @@ pub async fn record_behind(
 fn gone_again() -> PassError {
     PassError::Unfit {
         check: ErrorCode::Divergence,
-        text: "what was recorded just now is gone again".into(),
-        next_step: "look who else writes in the local database warm_spare".into(),
+        text: "the record of the divergence was made just now, and is gone again".into(),
+        next_step: "find out who else writes into the local database warm_spare".into(),
     }
 }
 
-/// Rows of lower ids were made before the promotion. Who was made the primary by hand has no such time.
+/// Returns the limit of ids: rows with lower ids were made before the promotion. A cluster that was
+/// made the primary by hand has no such time.
 fn made_before(promotion: &Promotion) -> Option<i64> {
     promotion.commit_time.map(first_id_of)
 }
@@ -203,7 +209,7 @@ async fn by_slot(
     if let Some(table) = &server.unpublished {
         found.exact = false;
         found.reason = format!(
-            "{}, but table {table} is not in publication {}: its changes are not among them",
+            "{}, but table {table} is not in publication {}, so the list has no changes of this table",
             found.reason, promotion.publication
         );
     }
@@ -211,8 +217,8 @@ async fn by_slot(
     book.close(&promotion.lsn, &found).await
 }
 
-/// Both sides are compared. A planned handover left nothing behind, so of it only what was written behind the fence counts:
-/// what was there before is the new primary's to change.
+/// Compares both sides. A planned handover leaves nothing behind, so only rows written behind its
+/// fence count: older rows belong to the new primary, which may have changed them.
 async fn without_slot(
     config: &Config,
     promotion: &Promotion,
@@ -231,7 +237,7 @@ async fn without_slot(
     let nothing = planned && book.added() == 0;
     let deletions = match bounds.made_before {
         Some(_) => "",
-        None => "; what was deleted here cannot be told",
+        None => "; rows deleted here cannot be listed",
     };
     let found = Found {
         exact: nothing,
@@ -252,7 +258,7 @@ async fn without_slot(
     book.close(&promotion.lsn, &found).await
 }
 
-/// Why the slot does not give what it should, if trying again would not help.
+/// Returns the reason why the slot is of no use, if another try would not help.
 fn unreadable(error: &PassError) -> Option<String> {
     let finally = match error {
         PassError::Datastore(e) => {
@@ -270,7 +276,7 @@ fn unreadable(error: &PassError) -> Option<String> {
     finally.then(|| format!("the slot cannot be read ({error})"))
 }
 
-/// What is recorded, of the latest epoch.
+/// Returns the recorded divergence of the latest epoch.
 pub async fn recorded(state: &State) -> Result<Option<Divergence>, PassError> {
     let sql = "SELECT epoch, exact, reason, from_lsn, to_lsn, transactions, \
                  (SELECT count(*) FROM diverged_row r WHERE r.epoch = d.epoch), \

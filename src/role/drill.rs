@@ -1,5 +1,5 @@
-//! A takeover rehearsed on a clone of the spare's database: nothing of the replication is touched, everything that was
-//! made is removed again, and what is learnt is how long it would have taken.
+//! A takeover rehearsed on a clone of the spare's database. It does not touch replication, and it
+//! removes everything that it makes. The result is the time that a takeover would take.
 
 mod artifacts;
 mod clone;
@@ -17,18 +17,18 @@ use std::time::Instant;
 
 pub use leftovers::remove_drill_leftovers;
 
-/// What is rehearsed.
+/// The parameters of a drill.
 #[derive(Debug, Clone)]
 pub struct Rehearsal {
-    /// Artifacts to be read; None: all of them.
+    /// Number of artifacts to read; None: all of them.
     pub sample: Option<usize>,
-    /// Started by the shell when the clone can be written.
+    /// Command that the shell starts when the clone is writable.
     pub exec: Option<String>,
-    /// Asked until it answers with success.
+    /// URL that is requested until it answers with success.
     pub url: Option<http::Uri>,
 }
 
-/// One thing that was tried.
+/// A step of a drill, with its result.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DrillStep {
     /// `clone`, `rows`, `artifacts`, `write`, `command` or `answer`.
@@ -38,12 +38,12 @@ pub struct DrillStep {
     pub seconds: f64,
 }
 
-/// A drill that came to its end.
+/// A finished drill.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Drill {
     pub time: DateTime<Utc>,
     pub steps: Vec<DrillStep>,
-    /// From the beginning of the takeover to the first write, and to the first answer.
+    /// Seconds from the start of the takeover to the first write, and to the first answer.
     pub write_seconds: Option<f64>,
     pub answer_seconds: Option<f64>,
 }
@@ -66,11 +66,12 @@ impl Drill {
     }
 }
 
-/// Rehearses; `told` hears of each step when it is over. When `stop` comes first, everything is removed all the same.
+/// Runs a drill. `on_step` is called after each step. If `stop` comes first, everything is removed
+/// too.
 pub async fn drill(
     config: &Config,
     rehearsal: &Rehearsal,
-    told: impl Fn(&DrillStep),
+    on_step: impl Fn(&DrillStep),
     stop: impl Future<Output = ()>,
 ) -> Result<Drill, PassError> {
     let state = open(config).await?;
@@ -85,13 +86,13 @@ pub async fn drill(
         name: &name,
     };
     let done = {
-        let rehearsing = Box::pin(work.run(&told, &mut running));
+        let rehearsing = Box::pin(work.run(&on_step, &mut running));
         tokio::select! {
             done = rehearsing => done,
             () = stop => Err(PassError::Unfit {
                 check: ErrorCode::Interrupted,
-                text: "the drill was told to end".into(),
-                next_step: "nothing of it is left; run it again".into(),
+                text: "the drill was interrupted by a signal".into(),
+                next_step: "the drill has removed its clone; run it again".into(),
             }),
         }
     };
@@ -105,7 +106,7 @@ pub async fn drill(
     Ok(drill)
 }
 
-/// Of a spare that has something to take over with.
+/// Opens the state of a spare that has a recovery point.
 async fn open(config: &Config) -> Result<State, PassError> {
     let state = State::open_existing(&config.local.datastore)
         .await?
@@ -128,18 +129,18 @@ struct Work<'a> {
     config: &'a Config,
     rehearsal: &'a Rehearsal,
     state: &'a State,
-    /// Of the clone.
+    /// Name of the clone.
     name: &'a str,
 }
 
-/// Steps as they come to their end.
+/// The finished steps.
 struct Steps<'a> {
-    told: &'a dyn Fn(&DrillStep),
+    on_step: &'a dyn Fn(&DrillStep),
     steps: Vec<DrillStep>,
 }
 
 impl Steps<'_> {
-    /// What took since then. Whether it was good, and in words.
+    /// Adds a step that began at `since`, with its success and its text.
     fn add(&mut self, name: &'static str, since: Instant, (ok, text): (bool, String)) {
         let step = DrillStep {
             name,
@@ -147,7 +148,7 @@ impl Steps<'_> {
             text,
             seconds: since.elapsed().as_secs_f64(),
         };
-        (self.told)(&step);
+        (self.on_step)(&step);
         self.steps.push(step);
     }
 }
@@ -155,18 +156,18 @@ impl Steps<'_> {
 impl Work<'_> {
     async fn run(
         &self,
-        told: &dyn Fn(&DrillStep),
+        on_step: &dyn Fn(&DrillStep),
         running: &mut Option<Running>,
     ) -> Result<Drill, PassError> {
         let steps = Vec::new();
-        let mut steps = Steps { told, steps };
+        let mut steps = Steps { on_step, steps };
         let time = Utc::now();
         let inside = self.copy(&mut steps).await?;
         set_fence(self.state.session(), self.name).await?;
         let taken_over = Instant::now();
         let written = self.take_over(&inside).await;
         let write_seconds = written.is_ok().then(|| taken_over.elapsed().as_secs_f64());
-        steps.add("write", taken_over, told_of(written));
+        steps.add("write", taken_over, result_of(written));
         let mut answer_seconds = None;
         if write_seconds.is_some() {
             let answered = self.start_and_ask(&mut steps, running).await?;
@@ -180,7 +181,7 @@ impl Work<'_> {
         })
     }
 
-    /// The clone, and whether it and its artifacts are as they should be.
+    /// Makes the clone, and checks the clone and its artifacts.
     async fn copy(&self, steps: &mut Steps<'_>) -> Result<LocalSession, PassError> {
         let begun = Instant::now();
         let clone = Clone::make(self.config, self.state.session(), self.name).await?;
@@ -191,13 +192,13 @@ impl Work<'_> {
         steps.add("rows", begun, clone.compare(&inside).await?);
 
         let begun = Instant::now();
-        let (sample, lacking) = (self.rehearsal.sample, clone.unavailable());
-        let reading = artifacts::read(self.config, &inside, lacking, sample);
+        let (sample, unavailable) = (self.rehearsal.sample, clone.unavailable());
+        let reading = artifacts::read(self.config, &inside, unavailable, sample);
         steps.add("artifacts", begun, Box::pin(reading).await?);
         Ok(inside)
     }
 
-    /// Whether there was an answer.
+    /// Starts the command, and returns whether there was an answer.
     async fn start_and_ask(
         &self,
         steps: &mut Steps<'_>,
@@ -210,16 +211,17 @@ impl Work<'_> {
         if let Some(url) = &self.rehearsal.url {
             let answered = command::await_answer(url, running).await;
             let there = answered.is_ok();
-            steps.add("answer", begun, told_of(answered));
+            steps.add("answer", begun, result_of(answered));
             return Ok(there);
         }
         if let Some(running) = running {
-            steps.add("command", begun, told_of(running.settle().await));
+            steps.add("command", begun, result_of(running.settle().await));
         }
         Ok(false)
     }
 
-    /// As a failover would: ids past the last known ones, the fence lifted, and somebody writes.
+    /// Does what a failover would do: moves sequences past the last known ids, lifts the fence, and
+    /// writes.
     async fn take_over(&self, inside: &LocalSession) -> Result<String, String> {
         let taken = async {
             advance_sequences(inside).await?;
@@ -234,7 +236,7 @@ impl Work<'_> {
     }
 }
 
-fn told_of(result: Result<String, String>) -> (bool, String) {
+fn result_of(result: Result<String, String>) -> (bool, String) {
     match result {
         Ok(text) => (true, text),
         Err(text) => (false, text),

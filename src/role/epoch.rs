@@ -1,47 +1,50 @@
-//! Two clusters, one primary: who of them is it? Decided from what both have on record alone.
+//! Decides which of two clusters is the primary, only from the records of both.
 
 use crate::cluster::{EPOCH_STEP_MAX, Promotion, Record};
 use crate::domain::Role;
 
-/// A primary, as it has itself on record.
+/// A primary, as its own record describes it.
 #[derive(Debug, Clone)]
 pub struct Ours<'a> {
     pub record: &'a Record,
     pub system_id: &'a str,
-    /// That of the recorded epoch; None: it was made the primary by hand, or declared.
+    /// Promotion of the recorded epoch; None: the cluster was made the primary by hand, or
+    /// declared.
     pub promotion: Option<&'a Promotion>,
 }
 
-/// Its peer, as it was seen.
+/// The peer, as it was seen.
 #[derive(Debug, Clone, Default)]
 pub struct Theirs {
     pub system_id: String,
-    /// Its database is read-only by default.
+    /// True: its database is read-only by default.
     pub fenced: bool,
-    /// None: it keeps no state of ours.
+    /// None: the peer has no database warm_spare.
     pub record: Option<Record>,
 }
 
-/// How a primary stands beside its peer.
+/// The relation of a primary to its peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Stand {
-    /// It is our spare.
+    /// The peer is the spare of this cluster.
     Followed,
-    /// It is not, and is no primary either; why nobody could take over.
+    /// The peer is neither the spare of this cluster nor a primary, with the reason why no spare
+    /// could take over.
     Alone(String),
-    /// The old primary may still be written to.
+    /// Clients may still write to the old primary.
     FencePeer,
-    /// The old primary is fenced, and does not follow yet.
+    /// The old primary is fenced, but does not follow yet.
     PeerFenced,
-    /// It is the newer primary of our line: this one gives way.
+    /// The peer is the newer primary of the same line: this cluster gives way.
     FenceSelf { epoch: i64, by: String },
-    /// Nobody can tell who is the newer one; what is known.
+    /// It cannot be decided which primary is the newer one, with the known facts.
     TwoPrimaries(String),
-    /// It is not of our line: it is neither obeyed nor touched.
+    /// The peer is not of the same line: it is neither obeyed nor touched.
     Stranger(String),
-    /// The server that was followed may be written to, and has another cluster's record: it is not touched.
+    /// Clients may write to the server that was followed, and it has the record of another cluster:
+    /// it is not touched.
     PeerChanged(String),
-    /// The spare knows of a later time of this very cluster: our own state was set back.
+    /// The spare knows a later time of this very cluster: the local state was set back.
     WentBack(String),
 }
 
@@ -63,16 +66,16 @@ pub fn decide(ours: &Ours<'_>, theirs: &Theirs) -> Stand {
             }
         }
         Some(Role::Spare) => {
-            Stand::Alone("the peer is a spare, but has copied nothing from here yet".into())
+            Stand::Alone("the peer is a spare, but has copied nothing from this cluster yet".into())
         }
         Some(Role::Primary) if !kin => Stand::Stranger(stranger(ours, theirs, &record)),
         Some(Role::Primary) if record.epoch > epoch.saturating_add(EPOCH_STEP_MAX) => {
             Stand::TwoPrimaries(format!(
-                "the peer says that it is the primary of epoch {}, more than {EPOCH_STEP_MAX} above ours ({epoch}): it is not believed",
+                "the peer reports that it is the primary of epoch {}, more than {EPOCH_STEP_MAX} above the local epoch {epoch}: this is not believed",
                 record.epoch
             ))
         }
-        // One that is read-only itself is nobody to give way to.
+        // This cluster does not give way to a primary that is read-only itself.
         Some(Role::Primary) if record.epoch > epoch && theirs.fenced => {
             Stand::TwoPrimaries(format!(
                 "the peer is the primary of the higher epoch {}, and read-only",
@@ -87,18 +90,19 @@ pub fn decide(ours: &Ours<'_>, theirs: &Theirs) -> Stand {
     }
 }
 
-/// The peer is no newer primary.
+/// Decides for a peer that is no newer primary.
 fn beside_no_newer(ours: &Ours<'_>, theirs: &Theirs, record: &Record, known: bool) -> Stand {
     let epoch = ours.record.epoch;
     if let Some(fence) = &record.fence {
         let by_another = fence.by_cluster != ours.record.cluster_id;
         if fence.epoch >= epoch && by_another && ours.promotion.is_some() {
             return Stand::TwoPrimaries(format!(
-                "cluster {} has fenced the old primary under epoch {}, and this one is the primary of epoch {epoch}",
+                "cluster {} has fenced the old primary under epoch {}, but this cluster is the primary of epoch {epoch}",
                 fence.by_cluster, fence.epoch
             ));
         }
-        // By ours, or it gave way by itself. A record counts only with its setting.
+        // This cluster has set the fence, or the peer gave way by itself. A record counts only
+        // together with its setting.
         if fence.epoch >= epoch && theirs.fenced {
             return Stand::PeerFenced;
         }
@@ -116,19 +120,19 @@ fn beside_no_newer(ours: &Ours<'_>, theirs: &Theirs, record: &Record, known: boo
             theirs.system_id, record.cluster_id
         )),
         Some(Role::Primary) => Stand::TwoPrimaries(format!(
-            "the peer is a primary too, of the lower epoch {}, and is not the server that was followed here: it gives way when its own warm-spare sees this one",
+            "the peer is a primary too, of the lower epoch {}, and is not the server that was followed here: it gives way when its own warm-spare sees this cluster",
             record.epoch
         )),
         _ => Stand::Alone("the peer has no role on record".into()),
     }
 }
 
-/// What the spare has on record of this cluster's later life; None: nothing.
+/// Returns the later history of this cluster that the spare has on record; None: there is none.
 fn forgotten(ours: &Ours<'_>, record: &Record) -> Option<String> {
     let epoch = ours.record.epoch;
     if record.epoch > epoch {
         return Some(format!(
-            "the spare followed this cluster (system id {}) under epoch {}, and here epoch {epoch} is on record: the state of this cluster was set back to an older copy",
+            "the spare followed this cluster (system id {}) under epoch {}, but this cluster has epoch {epoch} on record: the state of this cluster was set back to an older copy",
             ours.system_id, record.epoch
         ));
     }
@@ -137,7 +141,7 @@ fn forgotten(ours: &Ours<'_>, record: &Record) -> Option<String> {
         record.epoch == epoch && our_head.epoch == their_head.epoch && our_head.id != their_head.id;
     another.then(|| {
         format!(
-            "the spare followed this cluster by promotion {} of epoch {epoch}, and here promotion {} of that epoch is on record: the state of this cluster was set back, and it was promoted once more",
+            "the spare followed this cluster by promotion {} of epoch {epoch}, but this cluster has promotion {} of that epoch on record: the state of this cluster was set back, and it was promoted once more",
             their_head.id, our_head.id
         )
     })
@@ -150,8 +154,9 @@ fn stranger(ours: &Ours<'_>, theirs: &Theirs, record: &Record) -> String {
     )
 }
 
-/// Only the server that was recorded while following is ever fenced. One that has lost our record is still that server;
-/// a record without a role is what our own fence left there.
+/// Returns whether the peer is the server that was recorded while following. Only that server is
+/// ever fenced. A server that has lost our record is still that server; a record without a role was
+/// left there by our own fence.
 pub fn is_recorded(promotion: &Promotion, theirs: &Theirs) -> bool {
     let same_cluster = theirs.record.as_ref().is_none_or(|record| {
         record.role.is_none()
@@ -240,7 +245,8 @@ mod tests {
         expect(&peer("old", Some(Role::Primary), 1), |s| {
             *s == Stand::FencePeer
         });
-        // Its cluster id was recorded, and it has lost its record since: restored from before, or dropped.
+        // Its cluster id was recorded, but it has lost its record since: restored from an older
+        // backup, or dropped.
         let mut promotion = promotion();
         promotion.peer_cluster = "bbbbbbbb".into();
         let found = decided(&ours(), Some(&promotion), &stock);
@@ -266,7 +272,7 @@ mod tests {
         expect(&stock, |s| matches!(s, Stand::Alone(_)));
         let kin = of_line(peer("third", Some(Role::Primary), 1), &[(1, "root-old")]);
         expect(&kin, |s| matches!(s, Stand::TwoPrimaries(_)));
-        // The same server, with another cluster's record.
+        // The same server with the record of another cluster.
         let mut promotion = promotion();
         promotion.peer_cluster = "bbbbbbbb".into();
         let found = decided(
@@ -282,7 +288,7 @@ mod tests {
         expect(&peer("old", Some(Role::Primary), 3), |s| {
             matches!(s, Stand::FenceSelf { epoch: 3, .. })
         });
-        // Promoted over this server, or over one of the same line.
+        // Promoted over this server, or over a server of the same line.
         let mut over_us = peer("third", Some(Role::Primary), 3);
         over_us.record.as_mut().expect("a record").followed = vec!["new".into()];
         expect(&over_us, |s| matches!(s, Stand::FenceSelf { epoch: 3, .. }));

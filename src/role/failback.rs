@@ -1,5 +1,6 @@
-//! The old primary comes back as the spare: fenced first, then what it has and its peer lacks is put on record, and only
-//! then is what would hold log for the peer removed, and the role changed. The copy itself is an ordinary one.
+//! The old primary comes back as the spare. First it is fenced. Then the divergence is put on
+//! record. Only then the objects that keep log for the peer are removed, and the role is changed.
+//! The copy itself is an ordinary one.
 
 use super::divergence::{self, Behind};
 use super::steps::{Told, Walk};
@@ -14,8 +15,8 @@ use crate::domain::{ErrorCode, EventKind, PromotionKind, Role, Step, Transition,
 use crate::replication::{Doubt, PassError, has_database, stream};
 use chrono::Utc;
 
-/// Each step may be done again, so after a kill all of it is; but what was read from a slot is not read again once the
-/// slot may be gone.
+/// Brings this cluster back. Each step may be repeated, so after a kill all steps run again. The
+/// slot is the exception: it is not read again once it may be gone.
 pub async fn come_back(
     config: &Config,
     state: &State,
@@ -40,7 +41,8 @@ pub async fn come_back(
         false => Noted::default(),
     };
     if noted.fenced_by.is_none() {
-        // Before we set it again. That there is none is kept too: after a kill our own would be taken for it.
+        // The number is read before the fence is set again. The absence of a fence is recorded too:
+        // after a kill our own fence would be taken for an earlier one.
         let number = divergence::fence_number(config).await?;
         noted.fenced_by = Some(number.unwrap_or_else(|| NO_FENCE.into()));
     }
@@ -48,12 +50,14 @@ pub async fn come_back(
     if noted.listed.is_none() {
         walk.step(Step::Peer).await?;
     }
-    // However far an earlier try came: the fence may have been lifted since, and rows written.
+    // This runs however far an earlier try came: the fence may have been lifted since, and rows
+    // written.
     fence_and_list(config, state, &mut walk, &peer, &mut noted).await?;
     walk.step(Step::Release).await?;
     release(config, state, &promotion, &peer.cluster_id).await?;
     walk.step(Step::Role).await?;
-    // The line first: killed between the two, this is an old primary still, and comes back once more.
+    // The line is recorded first: if the process is killed between the two calls, this is still an
+    // old primary, and comes back once more.
     state.adopt_lineage(lock, &peer.lineage).await?;
     state.return_as_spare(lock, peer.epoch).await?;
     let text = format!("came back as the spare of epoch {}", peer.epoch);
@@ -63,16 +67,18 @@ pub async fn come_back(
     Ok(state.close_journal(lock).await?)
 }
 
-/// The journal keeps these of a failback, beside its step: numbers of transactions of the local server.
+/// Numbers of transactions of the local server that the journal keeps during a failback, beside its
+/// step.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Noted {
-    /// Of the one that set the fence.
+    /// Number of the transaction that set the fence.
     fenced_by: Option<String>,
-    /// The next one when the list was made.
+    /// Number of the next transaction when the list was made.
     listed: Option<String>,
 }
 
-/// In place of the number, where the database was not fenced when this cluster began to come back.
+/// Value in place of the number if the database was not fenced when this cluster began to come
+/// back.
 const NO_FENCE: &str = "none";
 
 impl Noted {
@@ -115,7 +121,7 @@ async fn fence_and_list(
         lifted: fence.is_some_and(|fence| fence.lifted),
         fenced_by: noted.fenced_by.clone().filter(|number| number != NO_FENCE),
     };
-    // Read before, so that nothing lies between the list and the number.
+    // The number is read before the list is made, so that nothing lies between both.
     let next = divergence::next_number(config).await?;
     let found = match &noted.listed {
         None => {
@@ -146,13 +152,14 @@ async fn fence_and_list(
     Ok(())
 }
 
-/// That of the peer's epoch. Whoever was made the primary by hand has none, or one of before, which tells nothing of now.
+/// Returns the promotion of the peer's epoch. A peer that was made the primary by hand has none, or
+/// an older one that says nothing about now.
 fn promotion_of(peer: &Record) -> Promotion {
     let known = peer.promotion.clone();
     known
         .filter(|promotion| promotion.epoch == peer.epoch)
         .unwrap_or_else(|| {
-            let ours = Names::of_cluster(&peer.cluster_id);
+            let peer_names = Names::of_cluster(&peer.cluster_id);
             Promotion {
                 id: String::new(),
                 epoch: peer.epoch,
@@ -163,15 +170,15 @@ fn promotion_of(peer: &Record) -> Promotion {
                 system_id: String::new(),
                 timeline: 0,
                 peer_cluster: String::new(),
-                slot: ours.slot,
-                publication: ours.publication,
+                slot: peer_names.slot,
+                publication: peer_names.publication,
                 peer_fenced: false,
                 settled: false,
             }
         })
 }
 
-/// A primary becomes a spare only of a newer one.
+/// Returns the record of the newer primary. A primary becomes the spare only of a newer primary.
 async fn newer_primary(config: &Config, own: &Record, server: &str) -> Result<Record, PassError> {
     let (epoch, role) = (own.epoch, own.role);
     let seen = look_at_peer(config).await?;
@@ -195,10 +202,10 @@ async fn newer_primary(config: &Config, own: &Record, server: &str) -> Result<Re
         return Err(PassError::Refused {
             rule: ErrorCode::EpochOutOfRange,
             text: format!(
-                "the peer says that it is the primary of epoch {}, more than {EPOCH_STEP_MAX} above ours ({epoch}): it is not believed",
+                "the peer reports that it is the primary of epoch {}, more than {EPOCH_STEP_MAX} above the local epoch {epoch}: this is not believed",
                 record.epoch
             ),
-            next_step: "look into table cluster of database warm_spare on the peer".into(),
+            next_step: "check table cluster of database warm_spare on the peer".into(),
         });
     }
     let newer = record.role == Some(Role::Primary) && record.epoch > epoch;
@@ -225,7 +232,7 @@ async fn newer_primary(config: &Config, own: &Record, server: &str) -> Result<Re
     })
 }
 
-/// The setting and its record, every older session ended, and the proof.
+/// Records and sets the fence, ends every older session, and proves the fence.
 pub async fn fence_here(
     config: &Config,
     state: &State,
@@ -238,27 +245,29 @@ pub async fn fence_here(
         return Ok(());
     }
     state.record_fence(&local.database, epoch, by, true).await?;
-    // Also where it stands: whoever set it may have been killed before older sessions were ended.
+    // This runs even if the fence is set: the process that set it may have been killed before it
+    // ended older sessions.
     Ok(raise_fence(session, local, &local.database).await?)
 }
 
-/// What the new primary had made here while it followed. Of another name: made by hand, and left.
+/// Removes the objects that the new primary made here while it followed. Objects with another name
+/// were made by hand, and are left.
 async fn release(
     config: &Config,
     state: &State,
     promotion: &Promotion,
     peer_id: &str,
 ) -> Result<(), PassError> {
-    let ours = Names::of_cluster(peer_id);
+    let peer_names = Names::of_cluster(peer_id);
     let local = &config.local.datastore;
     if !has_database(state.session(), &local.database).await? {
         return Ok(());
     }
     let inside = LocalSession::open(local, &local.database).await?;
-    if promotion.slot == ours.slot {
+    if promotion.slot == peer_names.slot {
         stream::drop_slot_here(&inside, &promotion.slot).await?;
     }
-    if promotion.publication == ours.publication {
+    if promotion.publication == peer_names.publication {
         let sql = format!(
             "DROP PUBLICATION IF EXISTS {}",
             quote_ident(&promotion.publication)

@@ -1,6 +1,8 @@
-//! A spare becomes the primary: planned (a switchover, nothing is lost) or not (a failover, at the recovery point).
+//! A spare becomes the primary: planned (a switchover, without a loss) or not (a failover, at the
+//! recovery point).
 //!
-//! Both go the same way. What a switchover must have, a failover tries, for as long as an unplanned moment allows.
+//! Both use the same steps. A step that a switchover requires, a failover tries, for as long as an
+//! unplanned moment allows.
 
 use super::epoch::is_recorded;
 use super::preflight::{Purpose, preflight};
@@ -23,33 +25,37 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-/// For the peer of a failover to answer: when it is gone it may not even refuse.
-const UNPLANNED_PATIENCE: Duration = Duration::from_millis(400);
-/// For one that answered lately: a lost first packet is sent again after 1 s, and after 2 s more.
-const KNOCKING: Duration = Duration::from_millis(3500);
-/// Between two knocks; the former ones go on.
-const KNOCK_AGAIN: Duration = Duration::from_millis(500);
-/// For one that is there to say who it is.
-const UNPLANNED_ANSWER: Duration = Duration::from_secs(3);
-/// For one that answers then to be fenced.
-const UNPLANNED_FENCE: Duration = Duration::from_secs(15);
-const PLANNED_PATIENCE: Duration = Duration::from_secs(10);
+/// Time limit for the peer's answer in a failover. A peer that is gone may not even refuse the
+/// connection.
+const UNPLANNED_TIMEOUT: Duration = Duration::from_millis(400);
+/// Time limit for a peer that answered recently: a lost first packet is sent again after 1 s, and
+/// after 2 s more.
+const KNOCK_TIMEOUT: Duration = Duration::from_millis(3500);
+/// Interval between two connection attempts; the earlier ones continue.
+const KNOCK_INTERVAL: Duration = Duration::from_millis(500);
+/// Time limit for a peer that accepts connections to report its identity.
+const IDENTITY_TIMEOUT: Duration = Duration::from_secs(3);
+/// Time limit for fencing a peer that has answered.
+const FENCE_TIMEOUT: Duration = Duration::from_secs(15);
+/// Time limit for the peer's answers in a planned handover.
+const PLANNED_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How a handover ended.
+/// The end of a handover.
 #[derive(Debug)]
 pub enum Outcome {
     Promoted,
-    /// Nothing was done: what stands in the way.
+    /// Nothing was done, because of this obstacle.
     Held(PassError),
-    /// The primary is as it was; why it was not finished.
+    /// The primary is as before, with the reason why the handover was not finished.
     Undone(String),
-    /// The same, but its fence could not be withdrawn yet.
+    /// The handover was undone, but the primary's fence could not be withdrawn yet.
     Undoing(String, PassError),
-    /// A failover that goes on as soon as this is over.
+    /// A failover that continues as soon as this error is over.
     Again(PassError),
 }
 
-/// What of the configuration asks for a handover: another one is another wish.
+/// Returns the part of the configuration that identifies a request for a handover. Another text is
+/// another request.
 pub fn asked(config: &Config) -> String {
     format!(
         "force_epoch {} change {:?}",
@@ -61,24 +67,25 @@ pub struct Handover<'a> {
     pub config: &'a Config,
     pub state: &'a State,
     pub lock: Lock,
-    /// Opens the stores: what asks for none of them must not fail for one.
+    /// Opens the artifact stores on first use, so that a handover that copies no artifact cannot
+    /// fail because a store is down.
     pub courier: Box<dyn Fn() -> Result<Courier, PassError> + Send + Sync>,
     pub spool: Arc<Path>,
     pub clock: Clock,
     pub told: Box<dyn Fn(Transition) + Send + Sync>,
-    /// Hears of the stream while it is drained.
+    /// Receives the reports of the stream during the drain.
     pub heard: Arc<dyn Heard>,
-    /// The one that is to be taken.
+    /// The epoch that this promotion takes.
     pub epoch: i64,
-    /// The peer answered a moment ago: silence now may be a single lost packet.
+    /// True: the peer answered recently, so silence may be a single lost packet.
     pub heard_lately: bool,
 }
 
-/// What was reached on the way.
+/// The results so far.
 #[derive(Debug, Default, Clone, Copy)]
 struct Reached {
     fenced: bool,
-    /// Everything that the primary had committed is here, and its sequences' values.
+    /// True: everything that the primary has committed is here, with the values of its sequences.
     complete: bool,
 }
 
@@ -100,11 +107,11 @@ impl Handover<'_> {
             && fenced_before
             && entry.epoch != self.epoch
         {
-            // Somebody was promoted since: that wish is over.
+            // Another promotion has happened since: that request is over.
             return self.undo_now(entry).await;
         }
         let mut walk = self.walk(before);
-        // A fence that may stand stays on the journal until it is known not to.
+        // A fence that may be set stays in the journal until it is known to be withdrawn.
         if !fenced_before {
             walk.step(Step::Preflight).await?;
         }
@@ -122,12 +129,12 @@ impl Handover<'_> {
         let reached = match self.forced() {
             true => match self.unplanned(&mut walk, &point).await {
                 Ok(reached) => reached,
-                // A passing fault is no reason to give a failover up.
+                // A transient fault is no reason to give a failover up.
                 Err(error) => return Ok(Outcome::Again(error)),
             },
             false => match self.planned(&mut walk, &point).await {
                 Ok(reached) => reached,
-                Err(error) if is_our_own(&error) => return Err(error),
+                Err(error) if local_state_failed(&error) => return Err(error),
                 Err(error) => {
                     let why = format!("{}: {error}", walk.entry.step_name());
                     return self.undo(walk, why).await;
@@ -137,7 +144,7 @@ impl Handover<'_> {
         if let Err(error) = self.wake_triggers().await {
             return match self.forced() {
                 true => Ok(Outcome::Again(error)),
-                false if is_our_own(&error) => Err(error),
+                false if local_state_failed(&error) => Err(error),
                 false => {
                     let why = format!("{}: {error}", walk.entry.step_name());
                     self.undo(walk, why).await
@@ -146,7 +153,7 @@ impl Handover<'_> {
         }
         walk.step(Step::Promote).await?;
         self.promote(&point, reached).await?;
-        // From here on nothing may fail: what is left undone, the primary does when it begins.
+        // From here on nothing may fail: the primary completes the remaining steps when it begins.
         if let Err(error) = self.state.close_journal(self.lock).await {
             log::warn!("{error}");
         }
@@ -172,11 +179,11 @@ impl Handover<'_> {
         walk
     }
 
-    /// The promotion's checks, the same that `preflight` runs on any day.
+    /// Runs the checks of the promotion, the same checks as `preflight`.
     async fn ready(&self) -> Result<CopiedPoint, PassError> {
         let (purpose, patience) = match self.forced() {
-            true => (Purpose::Unplanned, UNPLANNED_PATIENCE),
-            false => (Purpose::Planned, PLANNED_PATIENCE),
+            true => (Purpose::Unplanned, UNPLANNED_TIMEOUT),
+            false => (Purpose::Planned, PLANNED_TIMEOUT),
         };
         let checks = preflight(self.config, purpose, patience).await;
         let refused: Vec<&Check> = checks
@@ -184,7 +191,7 @@ impl Handover<'_> {
             .filter(|check| check.result == Verdict::Refuse)
             .collect();
         if let Some(first) = refused.first() {
-            // Force is for a primary that is lost.
+            // Force is meant for a primary that is lost.
             let lives = refused.iter().any(|check| check.primary_lives);
             let advise = !self.forced() && !lives;
             return Err(self.refusal(&in_words(&refused), &first.next_step, advise));
@@ -199,7 +206,7 @@ impl Handover<'_> {
         }
     }
 
-    /// `advise_force`: with the number by which it is overridden.
+    /// Makes the refusal. `advise_force` adds the epoch that overrides it.
     fn refusal(&self, text: &str, next_step: &str, advise_force: bool) -> PassError {
         let force = match advise_force {
             false => String::new(),
@@ -215,7 +222,7 @@ impl Handover<'_> {
         }
     }
 
-    /// Every step must succeed, or all of it is undone.
+    /// Runs the planned steps. If one fails, all of them are undone.
     async fn planned(
         &self,
         walk: &mut Walk<'_>,
@@ -241,7 +248,7 @@ impl Handover<'_> {
         })
     }
 
-    /// What can be had is taken; what cannot be had does not stop it.
+    /// Runs the unplanned steps. A part that cannot be had does not stop the promotion.
     async fn unplanned(
         &self,
         walk: &mut Walk<'_>,
@@ -264,8 +271,9 @@ impl Handover<'_> {
             match drained.await {
                 Ok(()) => reached.complete = true,
                 Err(error) => {
-                    log::warn!("not everything that the old primary has could be brought: {error}");
-                    // What was cut off may be half done, and a commit of it still on its way.
+                    log::warn!("not all changes of the old primary could be applied here: {error}");
+                    // The interrupted work may be half done, and one of its commits may still be
+                    // running.
                     end_appliers(self.config).await?;
                     mend(self.config, self.lock).await?;
                 }
@@ -281,30 +289,31 @@ impl Handover<'_> {
         Ok(reached)
     }
 
-    /// None: it is out of reach. One that was promoted itself meanwhile is an error: nobody is promoted over it.
+    /// Fences the peer if it answers. None: the peer is out of reach. A peer that was itself
+    /// promoted since is an error, because nobody is promoted over it.
     async fn fence_if_it_answers(
         &self,
         point: &CopiedPoint,
     ) -> Result<Option<PeerFence>, PassError> {
         let to = &self.config.peer.datastore;
-        // Whether there is anybody at all is known soon; one that is there may be far away.
+        // A server that accepts connections is found soon, but it may be far away.
         let patience = match self.heard_lately {
-            true => KNOCKING,
-            false => UNPLANNED_PATIENCE,
+            true => KNOCK_TIMEOUT,
+            false => UNPLANNED_TIMEOUT,
         };
         let fenced = match tokio::time::timeout(patience, knock(&to.host, to.port)).await {
             Ok(Ok(())) => {
                 let looking = self.with_room(point, || self.known_peer(point));
-                let seen = tokio::time::timeout(UNPLANNED_ANSWER, looking).await;
+                let seen = tokio::time::timeout(IDENTITY_TIMEOUT, looking).await;
                 let raising = self.with_room(point, || self.raise(point));
                 match seen {
-                    Ok(Ok(_)) => tokio::time::timeout(UNPLANNED_FENCE, raising).await,
+                    Ok(Ok(_)) => tokio::time::timeout(FENCE_TIMEOUT, raising).await,
                     Ok(Err(error)) => Ok(Err(error)),
                     Err(silent) => Err(silent),
                 }
             }
             Ok(Err(error)) => {
-                told_of(&error.to_string());
+                warn_not_fenced(&error.to_string());
                 return Ok(None);
             }
             Err(silent) => Err(silent),
@@ -324,36 +333,37 @@ impl Handover<'_> {
             }
             Ok(Err(error)) => {
                 self.ask_about_living(point, &error)?;
-                told_of(&error.to_string());
+                warn_not_fenced(&error.to_string());
                 Ok(None)
             }
             Err(_) => {
-                told_of("it does not answer in time");
+                warn_not_fenced("the peer does not answer in time");
                 Ok(None)
             }
         }
     }
 
-    /// Only the server that was followed is ever fenced.
+    /// Returns the peer if it is the server that was followed. Only that server is ever fenced.
     async fn known_peer(&self, point: &CopiedPoint) -> Result<PeerSeen, PassError> {
         let seen = look_at_peer(self.config).await?;
         let record = seen.theirs.record.clone().unwrap_or_default();
-        let ours = system_id(self.state.session()).await?;
-        // Whatever its role: whoever bears that epoch, or a later one, knows of a promotion that is not on record here.
+        let local_id = system_id(self.state.session()).await?;
+        // The role does not matter: a peer with that epoch, or a later one, knows of a promotion
+        // that is not on record here.
         if record.epoch > self.epoch.saturating_add(EPOCH_STEP_MAX) {
             return Err(PassError::Refused {
                 rule: ErrorCode::EpochOutOfRange,
                 text: format!(
-                    "the peer says that its epoch is {}, and this promotion would take epoch {}: no line of promotions jumps so far, and it is not believed",
+                    "the peer reports epoch {}, and this promotion would take epoch {}: no line of promotions has such a gap, so this is not believed",
                     record.epoch, self.epoch
                 ),
-                next_step: "look into table cluster of database warm_spare on the peer; a promotion by force_epoch goes on without it".into(),
+                next_step: "check table cluster of database warm_spare on the peer; a promotion by force_epoch continues without the peer".into(),
             });
         }
         if record.role.is_some() && record.epoch >= self.epoch {
             return Err(self.newer(
                 &record,
-                record.copied_from.as_deref() == Some(ours.as_str()),
+                record.copied_from.as_deref() == Some(local_id.as_str()),
             ));
         }
         let followed = Promotion {
@@ -367,8 +377,9 @@ impl Handover<'_> {
         Ok(seen)
     }
 
-    /// The peer bears the epoch that is to be taken, or a later one. A spare that has copied from this very server proves
-    /// that this cluster was a primary, and that its state was set back since.
+    /// Makes the refusal for a peer that has the epoch of this promotion, or a later one. A spare
+    /// that has copied from this very server proves that this cluster was a primary, and that its
+    /// state was set back since.
     fn newer(&self, record: &Record, copied_from_here: bool) -> PassError {
         let (rule, why) = match copied_from_here {
             true => (
@@ -386,7 +397,7 @@ impl Handover<'_> {
                 self.epoch
             ),
             next_step: format!(
-                "set role = \"spare\" here, and promote the peer if it is a spare; or, to promote this one all the same, set force_epoch = {}",
+                "set role = \"spare\" here, and promote the peer if it is a spare; or, to promote this cluster anyway, set force_epoch = {}",
                 record.epoch.saturating_add(1)
             ),
         }
@@ -395,7 +406,7 @@ impl Handover<'_> {
     async fn raise(&self, point: &CopiedPoint) -> Result<PeerFence, PassError> {
         let id = self.state.cluster().await?.id;
         let fence = open_fence(&self.config.peer.datastore, &point.system_id).await?;
-        // Whoever was paused, and lost the lock meanwhile, fences nobody.
+        // A process that was paused, and has lost the lock, must fence nobody.
         self.state.still_ours(self.lock).await?;
         fence.raise(self.epoch, &id, false).await?;
         Ok(fence)
@@ -423,8 +434,8 @@ impl Handover<'_> {
         }
     }
 
-    /// A spare keeps those silent that would be at work while changes are applied. If this is undone, following silences
-    /// them again.
+    /// Enables the triggers that a spare keeps disabled because they would act while changes are
+    /// applied. If this handover is undone, following disables them again.
     async fn wake_triggers(&self) -> Result<(), PassError> {
         let local = &self.config.local.datastore;
         let inside = LocalSession::open(local, &local.database).await?;
@@ -432,9 +443,9 @@ impl Handover<'_> {
         wake(&inside, self.lock.token).await
     }
 
-    /// The commit after which there is no way back but another promotion.
+    /// Commits the promotion. After this commit only another promotion changes the primary.
     async fn promote(&self, before: &CopiedPoint, reached: Reached) -> Result<(), PassError> {
-        // Where it stands now, the last copy or transactions included.
+        // The point of now, which includes the last copy or transactions.
         let copied = self.state.copied_point().await?;
         let point = match copied {
             Some(copied) => stands_at(self.config, copied).await?,
@@ -451,12 +462,13 @@ impl Handover<'_> {
             "promoted by {} to epoch {} at {}, commit time {}",
             promotion.kind, self.epoch, point.lsn, point.commit_time
         );
-        let told = (text.as_str(), self.config.change.as_str());
+        let note = (text.as_str(), self.config.change.as_str());
         self.state
-            .promote(self.lock, database, &promotion, Some(Role::Spare), told)
+            .promote(self.lock, database, &promotion, Some(Role::Spare), note)
             .await?;
         log::warn!("local: {text}");
-        // Sessions from before stay read-only for as long as they live; whoever pools them connects anew.
+        // Older sessions stay read-only for as long as they live; a pool that held them opens new
+        // ones.
         if let Err(error) = clear_out(self.state.session(), database).await {
             log::warn!("{error}");
         }
@@ -464,8 +476,8 @@ impl Handover<'_> {
     }
 }
 
-/// Whether anybody accepts a connection there, at any of the name's addresses. A refusal by all of them is an answer; silence
-/// is knocked at again, for as long as the caller waits.
+/// Returns Ok if a server accepts a connection at one of the name's addresses. A refusal by all
+/// addresses is an answer. Silence is tried again for as long as the caller waits.
 async fn knock(host: &str, port: u16) -> std::io::Result<()> {
     let mut knocks = JoinSet::new();
     let mut refused = None;
@@ -474,7 +486,7 @@ async fn knock(host: &str, port: u16) -> std::io::Result<()> {
         for address in addresses {
             knocks.spawn(TcpStream::connect(address));
         }
-        let again = tokio::time::sleep(KNOCK_AGAIN);
+        let again = tokio::time::sleep(KNOCK_INTERVAL);
         tokio::pin!(again);
         loop {
             tokio::select! {
@@ -493,31 +505,35 @@ async fn knock(host: &str, port: u16) -> std::io::Result<()> {
     }
 }
 
-fn told_of(why: &str) {
-    log::warn!("the old primary is not fenced: {why}; it is as soon as it answers");
+fn warn_not_fenced(why: &str) {
+    log::warn!("could not fence the old primary: {why}; it will be fenced as soon as it answers");
 }
 
-/// Of our own server, or another process at work: nothing can be undone now, and all of it is begun again.
-fn is_our_own(error: &PassError) -> bool {
+/// Returns whether the local server failed, or another process works here: nothing can be undone
+/// now, and all steps start again.
+fn local_state_failed(error: &PassError) -> bool {
     matches!(error, PassError::State(_)) && error.side() == Some(Side::Local)
 }
 
-/// One reason is told once, whatever it keeps from being known.
+/// Returns the refusals as text. Checks with the same reason share one entry.
 fn in_words(refused: &[&Check]) -> String {
-    let mut told: Vec<(&str, Vec<&str>)> = Vec::new();
+    let mut entries: Vec<(&str, Vec<&str>)> = Vec::new();
     for check in refused {
-        match told.iter_mut().find(|(reason, _)| *reason == check.reason) {
+        match entries
+            .iter_mut()
+            .find(|(reason, _)| *reason == check.reason)
+        {
             Some((_, names)) => names.push(check.name.into_str()),
-            None => told.push((&check.reason, vec![check.name.into_str()])),
+            None => entries.push((&check.reason, vec![check.name.into_str()])),
         }
     }
-    let told = told
+    let entries = entries
         .iter()
         .map(|(reason, names)| format!("{}: {reason}", names.join(", ")));
-    told.collect::<Vec<_>>().join("; ")
+    entries.collect::<Vec<_>>().join("; ")
 }
 
-/// Whether the configuration asks for this cluster's promotion.
+/// Returns whether the configuration asks for this cluster's promotion.
 pub fn is_asked_for(config: &Config) -> bool {
     config.role == WantedRole::Primary
 }

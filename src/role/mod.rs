@@ -1,6 +1,7 @@
-//! What a cluster is, and how it becomes another.
+//! The role of a cluster, and the changes of the role.
 //!
-//! Declared by configuration, converged on in steps that are journalled, and reversible until the new epoch is committed.
+//! The configuration declares the role. The cluster reaches it in steps that are recorded in a
+//! journal, and that can be undone until the new epoch is committed.
 
 mod divergence;
 mod drill;

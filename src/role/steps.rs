@@ -1,4 +1,5 @@
-//! The steps of a transition: each is in the journal before it begins, shown, logged, and may be the last before a kill.
+//! The steps of a transition. Each step is written to the journal before it begins, then shown and
+//! logged. A kill may follow any step.
 
 use crate::cluster::{Lock, State};
 use crate::domain::{Step, Transition, TransitionKind};
@@ -6,7 +7,7 @@ use crate::killpoint;
 use crate::replication::PassError;
 use chrono::Utc;
 
-/// Hears of every step.
+/// Receiver of every step.
 pub type Told<'a> = &'a (dyn Fn(Transition) + Send + Sync);
 
 pub struct Walk<'a> {
@@ -53,7 +54,7 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// Returns whether the journal was left at that step or a later one.
+    /// Returns whether the journal has reached that step or a later one.
     pub fn was_at(&self, entry: Option<&Transition>, step: Step) -> bool {
         let steps = self.entry.kind.steps();
         let place = |step: Option<Step>| steps.iter().position(|known| Some(*known) == step);

@@ -1,4 +1,4 @@
-//! A primary's look at its peer, and what is still to be done there after a promotion.
+//! A primary's look at its peer, and the steps that are left there after a promotion.
 
 use super::epoch::{Theirs, is_recorded};
 use crate::cluster::preparation::Names;
@@ -9,7 +9,7 @@ use crate::config::{Config, Datastore};
 use crate::domain::{ErrorCode, PromotionKind};
 use crate::replication::{PassError, stream, two_servers};
 
-/// The peer, and what its server says.
+/// The peer, and the report of its server.
 #[derive(Debug, Clone)]
 pub struct PeerSeen {
     pub theirs: Theirs,
@@ -17,7 +17,8 @@ pub struct PeerSeen {
     pub tls: bool,
 }
 
-/// Reads, and nothing else. An address that was moved to this very cluster is an error.
+/// Reads the state of the peer, and changes nothing. An address that was moved to this very cluster
+/// is an error.
 pub async fn look_at_peer(config: &Config) -> Result<PeerSeen, PassError> {
     let local = LocalSession::open_for_maintenance(&config.local.datastore).await?;
     let peer = PeerSession::open(&config.peer.datastore).await?;
@@ -39,8 +40,9 @@ pub async fn look_at_peer(config: &Config) -> Result<PeerSeen, PassError> {
     })
 }
 
-/// Fences the old primary for good. After a switchover nothing of it is missing here, so what is ours there is removed;
-/// after a failover its slot is the list of what was lost, and stays until it comes back.
+/// Fences the old primary for good. After a switchover nothing of it is missing here, so our
+/// objects there are removed. After a failover its slot holds the list of the lost changes, and
+/// stays until the old primary comes back.
 pub async fn settle(
     config: &Config,
     state: &State,
@@ -53,29 +55,29 @@ pub async fn settle(
     let id = state.cluster().await?.id;
     let peer = &config.peer.datastore;
     let fence = open_fence(peer, &promotion.system_id).await?;
-    // Raised to its end before: what is there now is read-only, and may stay.
-    let stood = promotion.peer_fenced && fence.stands(promotion.epoch, &id).await?;
-    if stood {
+    // The fence was completed before: sessions that exist now are read-only, and may stay.
+    let was_complete = promotion.peer_fenced && fence.stands(promotion.epoch, &id).await?;
+    if was_complete {
         fence.settle(promotion.epoch, &id).await?;
     } else {
         state.peer_was_open(promotion.epoch).await?;
         fence.raise(promotion.epoch, &id, true).await?;
     }
     state.peer_was_fenced(promotion.epoch, false).await?;
-    if promotion.kind == PromotionKind::Switchover && stood {
-        // Of another name: made by hand, and not ours to remove.
-        let ours = Names::of_cluster(&id);
-        if promotion.slot == ours.slot {
+    if promotion.kind == PromotionKind::Switchover && was_complete {
+        // An object with another name was made by hand, and is not removed.
+        let own_names = Names::of_cluster(&id);
+        if promotion.slot == own_names.slot {
             stream::drop_slot(peer, &promotion.slot).await?;
         }
-        if promotion.publication == ours.publication {
+        if promotion.publication == own_names.publication {
             fence.drop_publication(&promotion.publication).await?;
         }
     }
     Ok(state.peer_was_fenced(promotion.epoch, true).await?)
 }
 
-/// The capability to fence, for that one server.
+/// Opens the capability to fence that one server.
 pub async fn open_fence(peer: &Datastore, system_id: &str) -> Result<PeerFence, PassError> {
     let fence = PeerFence::open(peer, system_id).await?;
     fence.ok_or_else(another_server)
@@ -84,7 +86,8 @@ pub async fn open_fence(peer: &Datastore, system_id: &str) -> Result<PeerFence, 
 pub fn another_server() -> PassError {
     PassError::Refused {
         rule: ErrorCode::AnotherServer,
-        text: "the peer is not the server that was followed: only that one is ever fenced".into(),
-        next_step: "let peer.datastore name the old primary, or stop Builder there by hand".into(),
+        text: "the peer is not the server that was followed: only that server is ever fenced"
+            .into(),
+        next_step: "set peer.datastore to the old primary, or stop Builder there by hand".into(),
     }
 }

@@ -1,18 +1,20 @@
-//! Loops that fail, fail calmly: waits that grow to a cap, the first failure logged, a reminder, and the recovery.
+//! Loops that fail do so calmly: waits grow to a cap; the first failure, a reminder, and the
+//! recovery are logged.
 
 use crate::domain::ErrorCode;
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use chrono::{DateTime, TimeDelta, Utc};
 use std::time::Duration;
 
-const REMINDER: TimeDelta = TimeDelta::minutes(10);
+/// Interval between two reminders of the same failure.
+const REMINDER_INTERVAL: TimeDelta = TimeDelta::minutes(10);
 
-/// How eagerly something is tried again.
+/// Interval between retries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pace {
-    /// It may well work in a moment: from 1 s to 1 min.
+    /// The next try may succeed in a moment: waits from 1 s to 1 min.
     Passing,
-    /// It waits for somebody to act: from 15 s to 10 min. A changed configuration ends the wait.
+    /// Somebody must act first: waits from 15 s to 10 min. A changed configuration ends the wait.
     Operator,
 }
 
@@ -31,18 +33,18 @@ impl Pace {
     }
 }
 
-/// One thing that may fail for a long time.
+/// A task that may fail for a long time.
 pub struct Complaint {
-    /// What fails, for the lines of recovery.
+    /// The working state of the task, for the line of its recovery.
     about: &'static str,
     standing: Option<Standing>,
 }
 
 struct Standing {
-    /// The kind of failure: another one is news, the same in other words is not.
+    /// The kind of the failure. Another kind is logged; the same kind with another text is not.
     code: ErrorCode,
     since: DateTime<Utc>,
-    told: DateTime<Utc>,
+    logged: DateTime<Utc>,
     tries: u32,
     pace: Pace,
     waits: ExponentialBackoff,
@@ -60,7 +62,8 @@ impl Complaint {
         self.standing.is_some()
     }
 
-    /// Logs what is worth a line, and returns how long to wait before the next try.
+    /// Logs the failure if it is new or due for a reminder, and returns the wait before the next
+    /// try.
     pub fn failed(
         &mut self,
         now: DateTime<Utc>,
@@ -77,19 +80,19 @@ impl Complaint {
         let mut standing = Standing {
             code,
             since,
-            told: match &old {
-                Some(old) if !news => old.told,
+            logged: match &old {
+                Some(old) if !news => old.logged,
                 _ => now,
             },
             tries: old.as_ref().map_or(0, |old| old.tries) + 1,
             pace,
             waits: old.map_or_else(|| pace.waits(), |old| old.waits),
         };
-        if now - standing.told >= REMINDER {
-            standing.told = now;
+        if now - standing.logged >= REMINDER_INTERVAL {
+            standing.logged = now;
             let minutes = (now - since).num_minutes();
             log::warn!(
-                "still so after {minutes} min and {} tries: {text}",
+                "still failing after {minutes} min and {} tries: {text}",
                 standing.tries
             );
         }
@@ -98,7 +101,8 @@ impl Complaint {
         wait
     }
 
-    /// The next failure is tried again soon. Something has changed that may help.
+    /// Resets the waits, so that the next failure is tried again soon. Something has changed that
+    /// may help.
     pub fn begin_anew(&mut self) {
         if let Some(standing) = &mut self.standing {
             standing.waits = standing.pace.waits();

@@ -1,5 +1,5 @@
-//! The configuration in force. A bad one is refused and the last good one stays, also over a restart; with none at all
-//! the service stays up and says so.
+//! The configuration in force. A bad configuration is refused, and the last good one stays in
+//! force, also over a restart. Without any good one the service stays up and reports it.
 
 use super::{Configs, Desk};
 use crate::config::{self, Accepted, Config, ConfigError};
@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 
 const ADDRESS_FILE: &str = "http";
 
-/// Where a running service writes the address on which it can be asked.
+/// Returns the file into which a running service writes its address.
 pub fn address_file(data: &Path) -> PathBuf {
     data.join(ADDRESS_FILE)
 }
@@ -23,14 +23,14 @@ pub struct Configuration {
     path: PathBuf,
     data: PathBuf,
     in_force: watch::Sender<Option<Arc<Config>>>,
-    /// Whether the last one could be kept: told once.
+    /// False: the last configuration could not be kept. This is logged once.
     kept: Cell<bool>,
-    /// Binds that are not there at present: told once.
+    /// Binds that are absent now. Each is logged once.
     remembered: RefCell<Vec<String>>,
 }
 
 impl Configuration {
-    /// Reads the rendered configuration, or else the last good one.
+    /// Reads the rendered configuration, or otherwise the last good one.
     pub fn begin(path: PathBuf, data: PathBuf, desk: &Desk) -> (Self, Configs) {
         let (in_force, configs) = watch::channel(None);
         let configuration = Configuration {
@@ -50,7 +50,7 @@ impl Configuration {
     pub async fn keep_reading(self, mut reload: mpsc::Receiver<()>, desk: &Desk) -> Infallible {
         loop {
             if reload.recv().await.is_none() {
-                // Nobody is left who could ask for it.
+                // No sender is left that could ask for it.
                 std::future::pending::<()>().await;
             }
             self.read(desk);
@@ -69,19 +69,19 @@ impl Configuration {
 
     fn accept(&self, config: Config, accepted: &Accepted, desk: &Desk) {
         let kept = accepted.keep(&self.data);
-        let told = !self.kept.replace(kept.is_ok());
+        let warned = !self.kept.replace(kept.is_ok());
         if let Err(error) = kept
-            && !told
+            && !warned
         {
-            // The service works without; only a restart with a bad configuration would miss it.
+            // The service works without the copy; only a restart with a bad configuration needs it.
             log::warn!(
-                "configuration: cannot be kept in {}: {error}; a restart with a bad one would find none",
+                "configuration: cannot be kept in {}: {error}; a restart with a bad configuration would find no good one",
                 self.data.display()
             );
         }
-        self.tell_of_binds(&accepted.remembered);
+        self.log_binds(&accepted.remembered);
         for bind in &accepted.moved {
-            log::warn!("configuration: the bind has another address: {bind}");
+            log::warn!("configuration: a bind has a new address: {bind}");
         }
         let was_bad = desk.read(|state| state.config.error.is_some());
         self.put_in_force(config, None, desk);
@@ -91,15 +91,15 @@ impl Configuration {
         }
     }
 
-    fn tell_of_binds(&self, remembered: &[String]) {
+    fn log_binds(&self, remembered: &[String]) {
         let before = self.remembered.replace(remembered.to_vec());
         for bind in remembered.iter().filter(|bind| !before.contains(bind)) {
             log::warn!(
-                "configuration: nobody is there for the bind {bind}; its last known address stays in force"
+                "configuration: bind {bind} has no live member; its last known address stays in force"
             );
         }
         for bind in before.iter().filter(|bind| !remembered.contains(bind)) {
-            log::info!("configuration: the bind {bind} is there again");
+            log::info!("configuration: bind {bind} has a live member again");
         }
     }
 
@@ -112,7 +112,7 @@ impl Configuration {
                 .as_ref()
                 .is_none_or(|old| old.builder_unread != config.builder_unread)
         {
-            log::warn!("configuration: {why}; nothing of it is needed");
+            log::warn!("configuration: {why}; the file is not needed");
         }
         let changed = old.as_ref().is_none_or(|old| **old != config);
         let now = desk.now();
@@ -127,13 +127,14 @@ impl Configuration {
         if let Some(old) = &old
             && changed
         {
-            log::info!("configuration: the new one is in force");
+            log::info!("configuration: the new configuration is in force");
             desk.note(EventKind::Config, "a new configuration is in force");
             if (old.http != config.http) || (old.log_format != config.log_format) {
                 log::warn!("configuration: [http] and log_format take effect at the next restart");
             }
         }
-        // An equal one too, if something is held: whoever asks for it to be read wants another try.
+        // During a hold an equal configuration is passed on too: an operator who has it read again
+        // wants another try.
         if changed || desk.read(|state| state.hold.is_some()) {
             self.in_force.send_replace(Some(Arc::new(config)));
         }
@@ -152,30 +153,33 @@ impl Configuration {
             state.config.since = now;
         });
         if self.in_force.borrow().is_some() {
-            log::warn!("configuration: the last good one stays in force");
+            log::warn!("configuration: the last good configuration stays in force");
         }
     }
 
-    /// At a start with a bad configuration; with none that was ever good, nothing is done.
+    /// Puts the last good configuration in force after a start with a bad one. If none was ever
+    /// good, the service does nothing.
     fn fall_back(&self, desk: &Desk) {
         let error = desk.read(|state| state.config.error.clone());
         let data = self.data.display();
         match config::load_kept(&self.data) {
             Ok(Some(kept)) => {
-                log::warn!("configuration: the last good one, kept in {data}, is in force");
+                log::warn!(
+                    "configuration: the last good configuration, kept in {data}, is in force"
+                );
                 return self.put_in_force(kept, error, desk);
             }
             Ok(None) => log::warn!(
-                "configuration: there is no good one yet, so nothing is done; SIGHUP reads it again"
+                "configuration: no good configuration exists yet, so the service does nothing; SIGHUP reads the file again"
             ),
             Err(kept) => log::warn!(
-                "configuration: the last good one, kept in {data}, cannot be used either: {kept}"
+                "configuration: the last good configuration, kept in {data}, cannot be used either: {kept}"
             ),
         }
         desk.hold(
             HoldReason::Config,
             &error.unwrap_or_default(),
-            "correct that key; docs/reference.md has them all",
+            "correct that key; docs/reference.md describes every key",
             false,
         );
     }

@@ -1,5 +1,5 @@
-//! The state's only writers go through here: the channel that everything reads from, the meter, the counters, and the
-//! events, which wait here while the state database is away.
+//! The only way to write the state: the channel that all readers use, the meter, the counters, and
+//! the events. Events wait here while the state database does not answer.
 
 use crate::cluster::{self, Event, FenceError, ProgramError, StateError};
 use crate::domain::HoldReason;
@@ -14,8 +14,9 @@ use tokio::sync::watch;
 
 use super::complaint::Pace;
 
-/// Events that wait to be written; beyond that the oldest are lost to the database, not to the log.
-const MOST_PENDING: usize = 200;
+/// Maximum number of events that wait to be written. Older ones are lost to the database, but not
+/// to the log.
+const MAX_PENDING: usize = 200;
 const EVENTS_READ: i64 = 50;
 
 #[derive(Clone)]
@@ -25,7 +26,7 @@ pub struct Desk {
     pub meter: Arc<Meter>,
     pub counters: Counters,
     pub clock: Clock,
-    /// What all transfers are held to, those under way included.
+    /// The limit of all transfers, also of running ones.
     pub throttle: cluster::Throttle,
 }
 
@@ -69,13 +70,13 @@ impl Desk {
         self.state.send_modify(change);
     }
 
-    /// Waits until the state is so.
-    pub async fn wait_for(&self, so: impl FnMut(&State) -> bool) {
-        // Fails only if the channel is gone, which we hold.
-        let _ = self.state.subscribe().wait_for(so).await;
+    /// Waits until the state fulfils the condition.
+    pub async fn wait_for(&self, condition: impl FnMut(&State) -> bool) {
+        // This fails only if the channel is gone, and the desk holds the channel.
+        let _ = self.state.subscribe().wait_for(condition).await;
     }
 
-    /// Something that stays in the history.
+    /// Records an event of the history.
     pub fn note(&self, kind: EventKind, text: &str) {
         let event = Event {
             time: self.now(),
@@ -85,14 +86,14 @@ impl Desk {
         };
         self.update(|state| state.remember(event.clone()));
         let mut pending = self.pending.lock().expect("no holder panics");
-        if pending.len() == MOST_PENDING {
+        if pending.len() == MAX_PENDING {
             pending.pop_front();
         }
         pending.push_back(event);
     }
 
-    /// Writes the events that wait, and shows the history as the database has it. What cannot be written is no reason to
-    /// stop: a server that is away is found by whoever needs it.
+    /// Writes the waiting events, and shows the history as the database has it. An event that
+    /// cannot be written stops nothing: the code that needs the server finds out that it is away.
     pub async fn settle_events(&self, database: &cluster::State) {
         loop {
             let next = self
@@ -104,7 +105,7 @@ impl Desk {
             let Some(event) = next else { break };
             match database.record_event(&event).await {
                 Err(StateError::Datastore(error)) if error.is_transient() => return,
-                // It would stand in the way of all later ones.
+                // This event would block all later ones.
                 Err(error) => log::warn!("{error}; the event is not kept: {}", event.text),
                 Ok(()) => {}
             }
@@ -116,9 +117,9 @@ impl Desk {
         }
     }
 
-    /// Shows why nothing is applied; an equal reason keeps its beginning.
+    /// Shows the reason why no changes are applied. An equal reason keeps its start time.
     pub fn hold(&self, reason: HoldReason, detail: &str, next_step: &str, passing: bool) {
-        // What an operator asked for, and waits for an answer to, is not hidden by what passes.
+        // A transient fault must not hide a hold in which the operator waits for an answer.
         if passing
             && self.read(|state| {
                 state
@@ -147,7 +148,7 @@ impl Desk {
         }
     }
 
-    /// A failure that ended a duty: counted, shown as a hold, and sorted into how it is tried again.
+    /// Counts a failure that ended a duty, shows it as a hold, and returns the pace of its retries.
     pub fn hold_for(&self, error: &PassError) -> Pace {
         let verdict = Verdict::of(error);
         let side = error
@@ -157,7 +158,7 @@ impl Desk {
         let text = error.to_string();
         self.hold(
             verdict.reason,
-            // The reason stands before it wherever it is shown.
+            // Every output shows the reason before the text.
             text.strip_prefix(&format!("{}: ", verdict.reason))
                 .unwrap_or(&text),
             &error.next_step(),
@@ -182,7 +183,7 @@ impl Desk {
         }
     }
 
-    /// Ends a hold, if it is of a kind that `which` names.
+    /// Ends the hold, if `which` accepts it.
     pub fn release(&self, which: impl Fn(&Hold) -> bool) {
         let mut ended = None;
         self.update(|state| {
@@ -220,7 +221,7 @@ fn sighting(state: &mut State, side: Side) -> &mut Sighting {
     }
 }
 
-/// `since` is when it began to answer, or not to.
+/// `since` is the time at which the store began to answer, or stopped.
 fn see(reach: &mut Option<Reach>, error: Option<String>, now: DateTime<Utc>) {
     let since = match reach {
         Some(old) if old.error.is_some() == error.is_some() => old.since,
@@ -229,13 +230,14 @@ fn see(reach: &mut Option<Reach>, error: Option<String>, now: DateTime<Utc>) {
     *reach = Some(Reach { error, since });
 }
 
-/// Holds that end by an act on the other site, of which nobody tells us. To look costs one question.
+/// Holds that end by an act on the other site, which does not notify us. Checking costs one
+/// question.
 const ENDED_THERE: [ErrorCode; 2] = [ErrorCode::PeerIsFenced, ErrorCode::PeerIsSpare];
 
-/// What a failure means for the service.
+/// The meaning of a failure for the service.
 struct Verdict {
     reason: HoldReason,
-    /// Health warns, and is critical when the spare grows too old by it.
+    /// True: health warns, and becomes critical when the spare grows too old.
     passing: bool,
     pace: Pace,
 }
@@ -246,10 +248,11 @@ impl Verdict {
         let passing = error.policy() == Policy::Retry
             || matches!(
                 reason,
-                // A password or a certificate may be rotated, a bucket made, without our being told.
+                // A password or a certificate may be changed, or a bucket made, without a notice to
+                // us.
                 HoldReason::LocalUnreachable | HoldReason::PeerUnreachable | HoldReason::Failed
             );
-        // A fault that nobody knows to be passing is not worth a full copy every minute.
+        // A fault that is not known to be transient is not worth a full copy every minute.
         let quick = passing && (reason != HoldReason::Failed || error.policy() == Policy::Retry)
             || ENDED_THERE.contains(&error.code());
         Verdict {
@@ -291,7 +294,8 @@ fn reason(error: &PassError) -> HoldReason {
     match error {
         PassError::Refused { .. } | PassError::Unfit { .. } => HoldReason::Conflict,
         PassError::Fence(FenceError::Open { .. }) => HoldReason::Conflict,
-        // An older program on a newer state, or no client programs between the two servers' versions.
+        // An older program with a newer state, or no client programs between the versions of the
+        // two servers.
         PassError::State(StateError::Newer { .. })
         | PassError::Program(ProgramError::NoneFits { .. }) => HoldReason::Version,
         _ => HoldReason::Failed,

@@ -1,4 +1,5 @@
-//! What the holder of the lock does: looks, passes, retries and verifications, each when it is due.
+//! The duties of the holder of the working lock: looks, passes, retries and verifications, each
+//! when it is due.
 
 mod following;
 mod interrupts;
@@ -37,33 +38,36 @@ pub struct Duties<'a> {
     configs: Configs,
     plan: Plan,
     complaint: Complaint,
-    /// Of the primary's clock, as last seen.
+    /// Seconds by which the primary's clock is ahead, as last seen.
     clock_offset: f64,
-    /// The configuration that the last duty was decided by.
+    /// The configuration that decided the last duty.
     in_force: Option<Arc<Config>>,
-    /// A pass may have left something behind: one before us, or one that was given up or failed.
+    /// True: a pass may have left something behind: a pass of an earlier process, or one that was
+    /// given up or failed.
     unsettled: bool,
-    /// The failure that stands came from a pass, and not from the question before it.
+    /// True: the current failure came from a pass, and not from the question before it.
     failed_in_pass: bool,
-    /// At most one, beside the looks. It ends with us.
+    /// The running verification, beside the looks. It ends with this struct.
     verification: Option<Verifying>,
-    /// Rows of ours are not as they were sent, so they are copied although the primary has not changed.
+    /// True: local rows differ from the rows that were sent, so they are copied although the
+    /// primary has not changed.
     rows_differ: bool,
-    /// The verification to come, or under way, follows a repair.
+    /// True: the next or running verification follows a repair.
     rechecking: bool,
-    /// When the stream was found not to join, lately.
+    /// Times of the recent gaps of the stream.
     gaps: Vec<Instant>,
-    /// When what the primary lacked was last tried again beside a stream.
+    /// Time of the last retry of unavailable artifacts beside a stream.
     retried: Arc<Mutex<Instant>>,
-    /// Tables that a comparison found different, and when.
+    /// Tables that a comparison found different, each with the time.
     differed: Differed,
-    /// When artifacts were last found missing in our own bucket, by the steady time.
+    /// Time at which artifacts were last found missing in the local bucket, by the steady clock.
     missing_since: Option<chrono::DateTime<chrono::Utc>>,
-    /// Of these three the time is a steady one, that no setting of a clock delays. When a failed duty is tried again.
+    /// Time of the next try of a failed duty. This time and the next two are of the steady clock,
+    /// which no change of the system's clock delays.
     wait_until: Option<chrono::DateTime<chrono::Utc>>,
-    /// When a failed verification is tried again.
+    /// Time of the next try of a failed verification.
     verify_again: Option<chrono::DateTime<chrono::Utc>>,
-    /// When a handover that was held, or could not be undone, is tried again.
+    /// Time of the next try of a handover that was held, or that could not be undone.
     handover_at: Option<chrono::DateTime<chrono::Utc>>,
 }
 
@@ -102,13 +106,14 @@ impl<'a> Duties<'a> {
         }
     }
 
-    /// The configuration in force. It has the tenure's own role and servers, or the tenure would be over.
+    /// Returns the configuration in force. It has the role and the servers of this tenure, because
+    /// otherwise the tenure would be over.
     fn config(&mut self) -> Arc<Config> {
         let current = self.configs.borrow_and_update().clone();
         current.unwrap_or_else(|| self.tenure.config.clone())
     }
 
-    /// Works until the tenure must end, and says why.
+    /// Works until the tenure must end, and returns the reason.
     pub async fn perform(mut self) -> End {
         loop {
             let config = self.config();
@@ -117,7 +122,8 @@ impl<'a> Duties<'a> {
                 .as_ref()
                 .is_none_or(|old| Arc::ptr_eq(old, &config));
             if !same {
-                // What was refused may be allowed now; also when it came while something was being done.
+                // The new configuration may allow what was refused, also if it came while a duty
+                // was running.
                 self.wait_no_more();
                 self.handover_at = None;
                 self.complaint.begin_anew();
@@ -132,8 +138,9 @@ impl<'a> Duties<'a> {
             match Box::pin(self.take_over(&config)).await {
                 Ok(true) => return End::RoleChanged,
                 Ok(false) => {}
-                // Our own session is gone, as a rule: the guard would find it a moment later.
-                Err(error) if ends_tenure(&error) || is_of_our_server(&error) => {
+                // Usually the tenure's own session is gone, which the guard would find a moment
+                // later.
+                Err(error) if ends_tenure(&error) || local_datastore_failed(&error) => {
                     return End::Failed(error);
                 }
                 Err(error) => self.fail(&error),
@@ -173,7 +180,8 @@ impl<'a> Duties<'a> {
         }
     }
 
-    /// Before anything else, paused or not: what a pass left that did not come to its end.
+    /// Repairs what an interrupted pass has left. This comes before every other duty, paused or
+    /// not.
     async fn mend(&mut self, config: &Config) -> Result<(), PassError> {
         self.mind_the_clock();
         let now = self.desk.now();
@@ -186,7 +194,7 @@ impl<'a> Duties<'a> {
         if handover || self.plan.not_before.is_none_or(|earliest| earliest <= now) {
             let mended = mend(config, self.tenure.lock).await;
             if mended.is_err() && handover {
-                self.handover_at = Some(steady + takeover::AGAIN);
+                self.handover_at = Some(steady + takeover::RETRY_AFTER);
             }
             mended?;
             self.unsettled = false;
@@ -213,11 +221,11 @@ impl<'a> Duties<'a> {
             let (detail, next_step) = match config.paused_until {
                 Some(until) if !config.paused => (
                     format!("paused until {}", until.format("%Y-%m-%d %H:%M:%S UTC")),
-                    "wait, or take paused_until away".to_string(),
+                    "wait, or remove paused_until".to_string(),
                 ),
                 _ => (
-                    "paused by configuration: changes are looked for and not applied".to_string(),
-                    "set paused = false to go on".to_string(),
+                    "paused by configuration: the primary is asked for changes, but they are not applied".to_string(),
+                    "set paused = false to continue".to_string(),
                 ),
             };
             self.desk
@@ -225,7 +233,7 @@ impl<'a> Duties<'a> {
         }
     }
 
-    /// A failure that leaves the tenure standing: shown, logged, and tried again after a while.
+    /// Shows and logs a failure that does not end the tenure, and sets the time of the next try.
     fn fail(&mut self, error: &PassError) {
         let pace = self.desk.hold_for(error);
         let now = self.desk.now();
@@ -247,7 +255,7 @@ impl<'a> Duties<'a> {
         let (found, peers_store, our_store) = tokio::join!(
             look(config, point.as_ref(), &clock),
             ask_store(Side::Peer, &config.peer.s3),
-            // A spare whose bucket does not answer is not complete, whatever its rows say.
+            // A spare whose bucket does not answer is not complete, whatever its rows are.
             ask_store(Side::Local, &config.local.s3),
         );
         self.desk.see_store(Side::Peer, peers_store);
@@ -260,7 +268,7 @@ impl<'a> Duties<'a> {
         if let Some(why) = found.changed
             && self.desk.read(|state| state.waiting == Some(false))
         {
-            log::info!("peer: {why}; what it has committed is copied");
+            log::info!("peer: {why}; the new changes are copied");
         }
         self.plan.repair |= found.astray;
         self.look_at_mode(config, point.as_ref()).await?;
@@ -279,7 +287,8 @@ impl<'a> Duties<'a> {
                 let reach = state.peer.s3.as_ref();
                 reach.is_some_and(|reach| reach.error.is_none())
             });
-            // The question is answered again; if a pass failed, the next one says whether that is over, if one may run.
+            // The question is answered again. If a pass failed, only the next pass shows whether
+            // that fault is over, if a pass may run.
             if peer_up && (!self.failed_in_pass || !tried_now) {
                 self.complaint.over(now);
                 self.desk.release(|hold| hold.passing);
@@ -288,7 +297,7 @@ impl<'a> Duties<'a> {
         Ok(())
     }
 
-    /// What could not be followed yesterday may be today.
+    /// Checks whether the stream has become possible.
     async fn look_at_mode(
         &mut self,
         config: &Config,
@@ -298,7 +307,7 @@ impl<'a> Duties<'a> {
             Some(point) if !point.slot.is_empty() => self.look_at_slot(config).await,
             Some(_) if self.choose(config).await? => {
                 log::info!(
-                    "peer: it can be followed now; a copy is made for the stream to go on from"
+                    "peer: the stream is possible now; a copy is made from which the stream continues"
                 );
                 self.plan.repair = true;
                 self.rows_differ = true;
@@ -308,7 +317,7 @@ impl<'a> Duties<'a> {
         }
     }
 
-    /// Nothing is wrong with replication any more.
+    /// Ends the failure and the hold, because replication works again.
     fn settled(&mut self) {
         self.complaint.over(self.desk.now());
         self.desk.release(|hold| !hold.reason.stays());
@@ -326,12 +335,12 @@ impl<'a> Duties<'a> {
         });
     }
 
-    /// Nothing waits: complete as of now, if our own side stands as it should.
+    /// Records that no changes wait: the spare is complete as of now, if the local side is sound.
     async fn confirm(&mut self, confirmation: Confirmation) -> Result<(), PassError> {
         self.clock_offset = confirmation.clock_offset_seconds;
         let sound = self.desk.read(|state| {
             let bucket = state.local.s3.as_ref();
-            // Before anybody has asked it, the gate has.
+            // A bucket that was not asked yet counts as sound, because the gate has asked it.
             bucket.is_none_or(|reach| reach.error.is_none()) && state.local.fenced != Some(false)
         });
         if sound {
@@ -359,12 +368,13 @@ impl<'a> Duties<'a> {
         let report = tokio::select! {
             report = sync(config, options, &progress) => Some(report),
             why = given_up(self.desk, self.configs.clone(), config) => {
-                log::info!("the pass under way was given up: {why}");
+                log::info!("the running pass was given up: {why}");
                 None
             }
             never = release_when_moving(self.desk) => match never {},
         };
-        // Counted first: who sees that it is over finds it in the metrics.
+        // The counters come first: a reader who sees that the pass is over also finds it in the
+        // metrics.
         let counters = &self.desk.counters;
         match &report {
             None => counters.baseline("given_up"),
@@ -393,7 +403,7 @@ impl<'a> Duties<'a> {
         self.show_mode(&report.chosen);
         if let Outcome::Copied(copied) = &report.outcome {
             log::info!(
-                "copied: {} packages at {}, {} artifacts brought",
+                "copied: {} packages at {}, {} artifacts copied",
                 report.packages,
                 copied.point.lsn,
                 report.artifacts.copied
@@ -417,7 +427,7 @@ impl<'a> Duties<'a> {
         self.plan.passed = now;
         self.plan.retried = now;
         self.wait_no_more();
-        // What was committed since the snapshot is not known yet.
+        // Commits since the snapshot are not known yet.
         self.plan.looked = None;
         self.plan.lacking = !report.unavailable.is_empty();
         self.desk.update(|state| {
@@ -431,7 +441,7 @@ impl<'a> Duties<'a> {
                 clock_offset_seconds: self.clock_offset,
             };
             self.tenure.state.confirm(confirmation).await?;
-            // Not earlier than the pass began, and it is at least as fresh as that.
+            // The confirmation is at least as fresh as the start of the pass.
             self.desk.update(|state| state.confirmed = Some(begun));
         }
         recall(self.desk, config, &self.tenure.state).await?;
@@ -442,7 +452,8 @@ impl<'a> Duties<'a> {
         Ok(())
     }
 
-    /// Between two passes nobody else is at a key. Deleting is never urgent.
+    /// Deletes artifacts whose packages were deleted. Between two passes no other task works on a
+    /// key. Deletion is never urgent.
     async fn sweep(&self, config: &Config) {
         let swept = async {
             let store = LocalStore::open(&config.local.s3)?;
@@ -452,11 +463,11 @@ impl<'a> Duties<'a> {
             .await
         };
         if let Err(error) = swept.await {
-            log::warn!("{error}; artifacts whose packages went are deleted later");
+            log::warn!("{error}; artifacts of deleted packages are removed later");
         }
     }
 
-    /// Objects of ours beside the artifacts. Not knowing their number is no failure.
+    /// Counts our objects beside the artifacts. An unknown number is no failure.
     async fn count_aside(&self, config: &Config) {
         let Ok(store) = Store::open(Side::Local, &config.local.s3) else {
             return;
@@ -482,7 +493,7 @@ impl<'a> Duties<'a> {
 
     async fn retry(&mut self, config: &Config) -> Result<(), PassError> {
         self.plan.retried = self.desk.now();
-        // Between two passes nobody else is at a key.
+        // Between two passes no other task works on a key.
         let courier = Courier::open(config, &self.desk.throttle)?;
         let brought = retry_unavailable(config, self.tenure.lock, &courier, |_| Some(())).await?;
         if brought > 0 {
@@ -495,16 +506,17 @@ impl<'a> Duties<'a> {
 }
 
 fn note_brought(desk: &Desk, brought: usize) {
-    log::info!("peer: {brought} artifacts that it lacked are there now, and here");
-    let text = format!("{brought} artifacts that the primary lacked were brought");
+    log::info!("peer: {brought} artifacts that were missing there exist now, and were copied");
+    let text = format!("{brought} artifacts that were missing on the primary were copied");
     desk.note(EventKind::Artifacts, &text);
 }
 
-fn is_of_our_server(error: &PassError) -> bool {
+fn local_datastore_failed(error: &PassError) -> bool {
     error.side() == Some(Side::Local) && error.is_unreachable() && !error.is_of_a_store()
 }
 
-/// Another process works here now, or our own session is gone: the lock must be taken anew.
+/// Returns whether another process works here now, or the tenure's own session is gone. The lock
+/// must then be taken again.
 fn ends_tenure(error: &PassError) -> bool {
     matches!(
         error,

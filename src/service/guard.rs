@@ -1,5 +1,5 @@
-//! What must hold at every moment of a tenure, whatever is being done: the lock, the role, the fence. And what of the
-//! stores is looked at besides.
+//! Checks that run during a whole tenure, beside every duty: the lock, the role, the fence, and the
+//! stores.
 
 use super::Desk;
 use super::complaint::{Complaint, Pace};
@@ -16,31 +16,36 @@ use crate::role::{Purpose, preflight, remove_drill_leftovers, unplanned, worst};
 use std::convert::Infallible;
 use std::time::Duration;
 
-const FENCE_LOOK: Duration = Duration::from_secs(5);
-/// The proof takes a connection of its own; the setting is looked at every time.
+/// Interval between two looks at the lock, the role and the fence.
+const FENCE_INTERVAL: Duration = Duration::from_secs(5);
+/// Number of looks for each proof of the fence. Every look reads the setting; the proof needs a
+/// connection of its own.
 const LOOKS_PER_PROOF: u32 = 12;
-/// A local server that does not answer for so long holds nobody else's lock either.
-const PATIENCE: Duration = Duration::from_secs(15);
-const STORE_LOOK: Duration = Duration::from_secs(10);
-const FOOTPRINT_LOOK: Duration = Duration::from_secs(10);
+/// Time limit of a look. A local server that does not answer for this time holds no other lock
+/// either.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(15);
+const STORE_INTERVAL: Duration = Duration::from_secs(10);
+const FOOTPRINT_INTERVAL: Duration = Duration::from_secs(10);
 const LOOKS_PER_MINUTE: u32 = 6;
-/// An emptied bucket is to be known within a minute, the time of the look included.
+/// Number of looks for each sample of artifacts. An emptied bucket must be known within a minute,
+/// including the time of the look.
 const LOOKS_PER_SAMPLE: u32 = 2;
-const SAMPLE_PATIENCE: Duration = Duration::from_secs(20);
-const STORE_PATIENCE: Duration = Duration::from_secs(10);
-const PREFLIGHT_LOOK: Duration = Duration::from_secs(300);
-const TIDY: Duration = Duration::from_secs(60);
-const SETTLED: Duration = Duration::from_secs(15);
+const SAMPLE_TIMEOUT: Duration = Duration::from_secs(20);
+const STORE_TIMEOUT: Duration = Duration::from_secs(10);
+const PREFLIGHT_INTERVAL: Duration = Duration::from_secs(300);
+const TIDY_INTERVAL: Duration = Duration::from_secs(60);
+const PAUSE_AFTER_COPY: Duration = Duration::from_secs(15);
 
-/// Why a tenure ended.
+/// The reason why a tenure ended.
 pub enum End {
     RoleChanged,
-    /// It was to be copied over for the first time, and was the primary before its peer: it comes back.
+    /// The cluster was about to be copied over for the first time, but it had been the primary
+    /// before its peer: it comes back.
     WasPrimary,
     Failed(PassError),
 }
 
-/// Looks until the tenure must end.
+/// Runs the checks until the tenure must end.
 pub async fn keep(desk: &Desk, tenure: &Tenure) -> End {
     tokio::select! {
         end = keep_fence(desk, tenure) => end,
@@ -51,14 +56,14 @@ pub async fn keep(desk: &Desk, tenure: &Tenure) -> End {
     }
 }
 
-/// Whether a promotion would work is known before it is needed.
+/// Runs the preflight regularly, so that the result is known before a promotion is needed.
 async fn keep_checking(desk: &Desk, config: &Config) -> Infallible {
     loop {
         desk.wait_for(|state| state.point.is_some() && state.baseline.is_none())
             .await;
-        // A copy that has just ended is about to be followed.
-        tokio::time::sleep(SETTLED).await;
-        let checks = Box::pin(preflight(config, Purpose::Planned, STORE_PATIENCE)).await;
+        // After a copy the stream is about to start.
+        tokio::time::sleep(PAUSE_AFTER_COPY).await;
+        let checks = Box::pin(preflight(config, Purpose::Planned, STORE_TIMEOUT)).await;
         let keys = config.builder_keys_dir.as_deref().map(BuilderKeys::read);
         let now = desk.now();
         desk.update(|state| {
@@ -70,11 +75,11 @@ async fn keep_checking(desk: &Desk, config: &Config) -> Infallible {
                 checks,
             });
         });
-        tokio::time::sleep(PREFLIGHT_LOOK).await;
+        tokio::time::sleep(PREFLIGHT_INTERVAL).await;
     }
 }
 
-/// What of ours is on the primary, whatever is being done.
+/// Counts our objects on the primary, beside every duty.
 async fn keep_counting(desk: &Desk, config: &Config) -> Infallible {
     loop {
         let id = desk.read(|state| {
@@ -84,27 +89,27 @@ async fn keep_counting(desk: &Desk, config: &Config) -> Infallible {
         let footprint = match id {
             Some(id) => cluster::footprint(&config.peer.datastore, &id).await,
             None => {
-                tokio::time::sleep(FOOTPRINT_LOOK).await;
+                tokio::time::sleep(FOOTPRINT_INTERVAL).await;
                 continue;
             }
         };
         let now = desk.now();
         desk.update(|state| match footprint {
             Ok(found) => state.see_footprint(Some(found), now),
-            // Who works with the primary says that it does not answer.
+            // The duty that works with the primary reports that the primary does not answer.
             Err(_) => state.see_footprint(None, now),
         });
-        tokio::time::sleep(FOOTPRINT_LOOK).await;
+        tokio::time::sleep(FOOTPRINT_INTERVAL).await;
     }
 }
 
-/// Of a drill that was killed; one that is under way is left.
+/// Removes what killed drills have left. A running drill is left alone.
 pub async fn keep_tidy(tenure: &Tenure) -> Infallible {
     loop {
         if let Err(error) = remove_drill_leftovers(&tenure.state).await {
             log::debug!("{error}");
         }
-        tokio::time::sleep(TIDY).await;
+        tokio::time::sleep(TIDY_INTERVAL).await;
     }
 }
 
@@ -113,17 +118,18 @@ async fn keep_fence(desk: &Desk, tenure: &Tenure) -> End {
     let mut complaint = Complaint::new("local: the fence holds");
     for look in 0.. {
         let proving = look % LOOKS_PER_PROOF == 0;
-        match tokio::time::timeout(PATIENCE, look_once(desk, tenure, proving)).await {
+        match tokio::time::timeout(LOOK_TIMEOUT, look_once(desk, tenure, proving)).await {
             Err(_) => return End::Failed(silent(tenure).into()),
             Ok(Err(error)) => return End::Failed(error),
             Ok(Ok(found)) if is_another(role, found.role) => {
-                // Our own handover, which is at its last steps and says so itself.
+                // This is our own handover, which is at its last steps and reports the change
+                // itself.
                 if desk.read(|state| state.transition.is_none()) {
                     return End::RoleChanged;
                 }
             }
             Ok(Ok(found)) => {
-                // A duty may have found it silent, and be over before we were.
+                // A duty may have reported that the server does not answer, and that may be over.
                 desk.see_datastore(Side::Local, None);
                 role = found.role;
                 match found.open {
@@ -134,12 +140,12 @@ async fn keep_fence(desk: &Desk, tenure: &Tenure) -> End {
                 }
             }
         }
-        tokio::time::sleep(FENCE_LOOK).await;
+        tokio::time::sleep(FENCE_INTERVAL).await;
     }
     unreachable!("the loop has no end but its returns")
 }
 
-/// The first copy records the role itself; nobody else's record leaves us at work.
+/// Returns whether another process has changed the role. The first copy records the role itself.
 fn is_another(old: Option<Role>, new: Option<Role>) -> bool {
     old != new && !(old.is_none() && new == Some(Role::Spare))
 }
@@ -151,14 +157,14 @@ fn silent(tenure: &Tenure) -> DatastoreError {
         address: format!("{}:{}", to.host, to.port),
         doing: "looking for the fence".into(),
         fault: DatastoreFault::Unreachable,
-        text: format!("no answer for {} s", PATIENCE.as_secs()),
+        text: format!("no answer for {} s", LOOK_TIMEOUT.as_secs()),
         sql_state: None,
     }
 }
 
 struct Found {
     role: Option<Role>,
-    /// Why the fence does not hold.
+    /// The reason why the fence does not hold.
     open: Option<String>,
 }
 
@@ -175,10 +181,10 @@ async fn look_once(desk: &Desk, tenure: &Tenure, proving: bool) -> Result<Found,
         return Ok(Found { role, open: None });
     }
     let before = desk.read(|state| state.local.fenced);
-    let stood = is_fenced(session, &local.database).await?;
-    if !stood {
+    let was_set = is_fenced(session, &local.database).await?;
+    if !was_set {
         desk.update(|state| state.local.fenced = Some(false));
-        // Unless it is the primary by now, at this very moment.
+        // The cluster may have become the primary at this very moment.
         if let Err(error) = tenure.state.fence_if_spare(&local.database).await {
             return refused(role, error);
         }
@@ -186,7 +192,7 @@ async fn look_once(desk: &Desk, tenure: &Tenure, proving: bool) -> Result<Found,
             return Ok(Found { role, open: None });
         }
     }
-    let fenced = if !stood || cluster.fence_begun {
+    let fenced = if !was_set || cluster.fence_begun {
         let raised = tenure.state.finish_fence(local, &local.database).await;
         if raised.is_ok() {
             let text = format!(
@@ -200,15 +206,15 @@ async fn look_once(desk: &Desk, tenure: &Tenure, proving: bool) -> Result<Found,
     } else {
         match before {
             Some(true) if !proving => Ok(()),
-            // Sessions from before the setting may still be there, and may still write.
+            // Sessions from before the setting may still exist, and may still write.
             Some(false) => enforce_fence(session, local, &local.database).await,
             _ => prove_fence(session, local, &local.database).await,
         }
     };
     let open = match fenced {
         Ok(()) => None,
-        // The proof has a connection of its own, which a pass ends when it makes another database the visible one; and
-        // if the server is gone, the next look finds it.
+        // The proof has a connection of its own, which a pass ends when it switches the visible
+        // database. If the server is gone, the next look finds out.
         Err(cluster::FenceError::Datastore(error)) if error.is_transient() => {
             log::debug!("{error}");
             return Ok(Found { role, open: None });
@@ -219,7 +225,8 @@ async fn look_once(desk: &Desk, tenure: &Tenure, proving: bool) -> Result<Found,
     Ok(Found { role, open })
 }
 
-/// What the server refuses stays so until somebody acts, and is shown; what it does not answer ends the tenure.
+/// A refusal of the server stays until somebody acts, so it is shown. A missing answer ends the
+/// tenure.
 fn refused(role: Option<Role>, error: StateError) -> Result<Found, PassError> {
     match error {
         StateError::Datastore(error) if !error.is_transient() => Ok(Found {
@@ -230,8 +237,8 @@ fn refused(role: Option<Role>, error: StateError) -> Result<Found, PassError> {
     }
 }
 
-/// Our own bucket always; the peer's two stores only while a pass may not notice for a while that one is gone. Between
-/// passes they are asked when it is looked for changes.
+/// Checks the local bucket always, and the two stores of the peer only while a pass might not
+/// notice for a while that one is gone. Between passes they are checked by the look for changes.
 pub async fn keep_seeing(desk: &Desk, config: &Config) -> Infallible {
     for look in 0_u32.. {
         desk.see_store(Side::Local, ask_store(Side::Local, &config.local.s3).await);
@@ -240,7 +247,7 @@ pub async fn keep_seeing(desk: &Desk, config: &Config) -> Infallible {
         }
         let followed = desk.read(|state| state.mode.as_ref().is_some_and(|mode| mode.stream));
         if followed && look % LOOKS_PER_MINUTE == 0 {
-            // Nobody else asks it while nothing is uploaded.
+            // No other task asks it while nothing is uploaded.
             desk.see_store(Side::Peer, ask_store(Side::Peer, &config.peer.s3).await);
         }
         if desk.read(|state| state.baseline.is_some()) {
@@ -251,25 +258,25 @@ pub async fn keep_seeing(desk: &Desk, config: &Config) -> Infallible {
             desk.see_store(Side::Peer, store);
             desk.see_datastore(Side::Peer, datastore.err().map(|error| error.to_string()));
         }
-        tokio::time::sleep(STORE_LOOK).await;
+        tokio::time::sleep(STORE_INTERVAL).await;
     }
     unreachable!("the loop has no end")
 }
 
-/// A spare's bucket has what its rows name, as far as a sample tells. What could not be found out leaves what is known: a
-/// bucket that does not answer is told by itself.
+/// Checks, by a sample, that the spare's bucket has the artifacts that its rows name. If the check
+/// cannot run, the last result stays; a bucket that does not answer is reported elsewhere.
 async fn look_for_artifacts(desk: &Desk, config: &Config) {
     let copied = |state: &State| state.role == Some(Role::Spare) && state.point.is_some();
     if !desk.read(copied) {
         desk.update(|state| state.sampled = None);
         return;
     }
-    let found = tokio::time::timeout(SAMPLE_PATIENCE, sample(config, STORE_PATIENCE)).await;
+    let found = tokio::time::timeout(SAMPLE_TIMEOUT, sample(config, STORE_TIMEOUT)).await;
     let sampled = match found {
         Ok(Ok(sampled)) => sampled,
         Ok(Err(error)) => return log::debug!("{error}"),
         Err(_) => {
-            return log::debug!("local: a sample of the artifacts was not looked for in time");
+            return log::debug!("local: the check of a sample of artifacts did not end in time");
         }
     };
     let before = desk.read(|state| state.sampled.as_ref().is_some_and(|s| !s.absent.is_empty()));
@@ -278,7 +285,7 @@ async fn look_for_artifacts(desk: &Desk, config: &Config) {
         && !before
     {
         let text = format!(
-            "{} of {} artifacts that were looked for are not in the local bucket, for example {key}",
+            "{} of {} checked artifacts are not in the local bucket, for example {key}",
             found.absent.len(),
             found.looked_for
         );
@@ -288,7 +295,8 @@ async fn look_for_artifacts(desk: &Desk, config: &Config) {
     desk.update(|state| state.sampled = sampled);
 }
 
-/// What is wrong with a store. A client is made each time: keys and certificates may have been changed.
+/// Returns the fault of a store, if there is one. Each call makes a client, because keys and
+/// certificates may have been changed.
 pub async fn ask_store(side: Side, to: &S3) -> Option<String> {
     check_store(side, to)
         .await
@@ -297,6 +305,6 @@ pub async fn ask_store(side: Side, to: &S3) -> Option<String> {
 }
 
 async fn check_store(side: Side, to: &S3) -> Result<(), StoreError> {
-    let store = Store::open(side, to)?.with_limits(STORE_PATIENCE, 1);
+    let store = Store::open(side, to)?.with_limits(STORE_TIMEOUT, 1);
     store.check_bucket().await
 }

@@ -1,7 +1,8 @@
-//! The service: keeps a spare at its primary's present for as long as it runs, and says at every moment how it stands.
+//! The service: keeps a spare up to date with its primary for as long as it runs, and reports its
+//! state at every moment.
 //!
-//! Nothing that either side does ends it: every failure is a hold with a reason, or is tried again calmly. It ends when
-//! it is told to, and may be ended at any instruction, as a pass may.
+//! No failure of either side ends the service: every failure is a hold with a reason, or is retried
+//! calmly. The service ends on a signal. Like a pass, it may be ended at any instruction.
 
 mod complaint;
 mod configuration;
@@ -25,28 +26,28 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 
-/// What the outside gives to a service.
+/// The inputs of a service.
 pub struct Start {
     /// The rendered configuration.
     pub config: PathBuf,
-    /// What is to outlast a restart: the last good configuration, and where we listen.
+    /// The directory of files that outlast a restart: the last good configuration, and our address.
     pub data: PathBuf,
     pub clock: Clock,
-    /// One message for each wish that the configuration be read again.
+    /// One message for each request to read the configuration again.
     pub reload: mpsc::Receiver<()>,
 }
 
-/// Configurations in force, one after the other; None as long as there was no good one.
+/// The configuration in force; None until there was a good one.
 type Configs = watch::Receiver<Option<Arc<Config>>>;
 
-/// Waits for the next one; for ever, if nobody is left who could give it.
+/// Waits for the next configuration. Waits for ever if no sender is left.
 async fn next(configs: &mut Configs) {
     if configs.changed().await.is_err() {
         std::future::pending::<()>().await;
     }
 }
 
-/// Works until it is dropped.
+/// Runs the service until it is dropped.
 pub async fn run(start: Start) -> Infallible {
     let desk = Desk::new(start.clock);
     let (configuration, configs) =

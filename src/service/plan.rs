@@ -1,38 +1,39 @@
-//! What is due now, and when to look again. Decided from times alone; carried out elsewhere.
+//! The plan: the duty that is due now, and the time of the next look. It decides from times alone;
+//! other modules carry it out.
 
 use crate::config::{Config, Schedule};
 use chrono::{DateTime, TimeDelta, Utc};
 
-/// No failure is followed by a longer one (`complaint::Pace`, its jitter included).
+/// Longest wait after a failure (`complaint::Pace`, its jitter included).
 pub const LONGEST_WAIT: TimeDelta = TimeDelta::minutes(21);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {
-    /// Apply what comes, for as long as it goes.
+    /// Apply the stream, for as long as it continues.
     Follow,
     /// Ask the primary whether it has committed anything.
     Look,
     Pass,
-    /// Try again what the primary lacked.
+    /// Try again to copy the artifacts that the primary did not have.
     Retry,
     Verify,
-    /// Nothing is due before.
+    /// Nothing is due before this time.
     Sleep(DateTime<Utc>),
 }
 
-/// What was done, and what is known to be outstanding.
+/// Times of the duties that were done, and the known outstanding work.
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub looked: Option<DateTime<Utc>>,
-    /// Since when the primary is known to have what the spare has not.
+    /// Time since which the primary is known to have changes that the spare does not have.
     pub waiting: Option<DateTime<Utc>>,
-    /// A verification found differences: copied again at once.
+    /// True: a verification found differences, so a copy is made at once.
     pub repair: bool,
-    /// Something was copied once.
+    /// True: a copy was made once.
     pub copied: bool,
-    /// The primary lacks artifacts.
+    /// True: artifacts are missing on the primary.
     pub lacking: bool,
-    /// Nothing of the peer's is tried before: the last try failed.
+    /// Earliest time of the next question to the peer, because the last one failed.
     pub not_before: Option<DateTime<Utc>>,
     pub passed: DateTime<Utc>,
     pub retried: DateTime<Utc>,
@@ -40,7 +41,7 @@ pub struct Plan {
     pub verifying: bool,
 }
 
-/// What of the configuration decides.
+/// The part of the configuration that the plan needs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rules {
     pub interval: TimeDelta,
@@ -85,7 +86,8 @@ impl Plan {
         }
     }
 
-    /// What lies ahead of now was noted before the system's clock was set back, and would be waited for in vain.
+    /// Corrects times after the system's clock was set back. A time in the future was noted before
+    /// that, and would be waited for in vain.
     pub fn mind_the_clock(&mut self, now: DateTime<Utc>) {
         self.looked = self.looked.filter(|looked| *looked <= now);
         self.not_before = self
@@ -107,7 +109,8 @@ impl Plan {
         Self::first(&due, rules, now)
     }
 
-    /// What is due beside a stream, which looks, copies and tries again by itself.
+    /// Returns the duty that is due beside a stream. The stream looks, copies and retries by
+    /// itself.
     pub fn beside(&self, rules: &Rules, now: DateTime<Utc>) -> Next {
         Self::first(&[(self.verify_at(rules), Next::Verify)], rules, now)
     }
@@ -124,7 +127,7 @@ impl Plan {
         Next::Sleep(wake.unwrap_or(now + rules.interval))
     }
 
-    /// Not before the wait after a failure is over.
+    /// Returns the time, or the end of the wait after a failure if that is later.
     fn patiently(&self, time: DateTime<Utc>) -> DateTime<Utc> {
         self.not_before.map_or(time, |earliest| earliest.max(time))
     }
@@ -142,8 +145,8 @@ impl Plan {
             return None;
         }
         let due = match &rules.schedule {
-            // The first copy does not wait for a night.
-            // The first such time after there was something to do.
+            // The first copy does not wait for the schedule. Later copies wait for the first time
+            // of the schedule after there was something to copy.
             Some(schedule) if self.copied && !self.repair => {
                 let since = self
                     .waiting

@@ -1,5 +1,5 @@
-//! What is done on a cluster that is no spare: a primary looks at its peer and keeps its old one fenced; an old primary
-//! keeps its own fence, and comes back when it is told to.
+//! The duties on a cluster that is no spare. A primary checks its peer and keeps its old primary
+//! fenced. An old primary keeps its own fence, and comes back when role = "spare" is set.
 
 use super::complaint::{Complaint, Pace};
 use super::guard::{End, keep_seeing, keep_tidy};
@@ -16,9 +16,9 @@ use chrono::{DateTime, Utc};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// For the peer to answer all that it is asked.
-const PATIENCE: Duration = Duration::from_secs(15);
-/// The proof of our own fence takes a connection of its own.
+/// Time limit for all answers of the peer to one look.
+const PEER_TIMEOUT: Duration = Duration::from_secs(15);
+/// Number of looks for each proof of our own fence. The proof needs a connection of its own.
 const LOOKS_PER_PROOF: u32 = 12;
 
 mod fenced;
@@ -28,17 +28,18 @@ pub struct Primary<'a> {
     desk: &'a Desk,
     tenure: &'a Tenure,
     configs: Configs,
-    /// Of what the peer is asked.
+    /// Failures of the questions to the peer.
     complaint: Complaint,
-    /// Of a fence, on either side.
+    /// Failures of a fence, on either side.
     fencing: Complaint,
-    /// Of coming back as the spare.
+    /// Failures of coming back as the spare.
     returning: Complaint,
-    /// What the spare confirmed last, and when that was first seen, by a clock that nobody sets.
+    /// The last confirmation of the spare, and the time at which it was first seen, by a clock that
+    /// nobody sets.
     confirmed: Option<(DateTime<Utc>, Instant)>,
-    /// Looks since our own fence was last proven; None: not in this process.
+    /// Number of looks since the last proof of our own fence; None: this process has not proven it.
     unproven: Option<u32>,
-    /// This look found what an operator must decide.
+    /// True: this look found something that an operator must decide.
     conflicting: bool,
 }
 
@@ -49,7 +50,7 @@ impl<'a> Primary<'a> {
             tenure,
             configs,
             complaint: Complaint::new("peer: answers"),
-            fencing: Complaint::new("the fence stands"),
+            fencing: Complaint::new("the fence holds"),
             returning: Complaint::new("local: may come back"),
             confirmed: None,
             unproven: None,
@@ -89,7 +90,7 @@ impl<'a> Primary<'a> {
         current.unwrap_or_else(|| self.tenure.config.clone())
     }
 
-    /// A promotion is on record, whose last steps a killed process did not come to.
+    /// Finishes a promotion that is on record, if a killed process did not reach its last steps.
     async fn take_up(&mut self) -> Result<(), PassError> {
         let state = &self.tenure.state;
         let open = state.transition().await?;
@@ -97,7 +98,7 @@ impl<'a> Primary<'a> {
             && state.cluster().await?.role == Some(Role::Primary)
         {
             let database = &self.tenure.config.local.datastore.database;
-            // Sessions from before are read-only for as long as they live.
+            // Sessions from before the promotion are read-only for as long as they live.
             if let Err(error) = clear_out(state.session(), database).await {
                 log::warn!("{error}");
             }
@@ -134,7 +135,8 @@ impl<'a> Primary<'a> {
             (Some(fence), _) => self.stay_fenced(config, &cluster, &fence).await?,
             (None, Some(_)) => self.stand(config, &cluster).await?,
             (None, None) if config.role == WantedRole::Primary => self.declare(config).await?,
-            // The peer says that it was the primary; as long as the peer cannot be asked, nothing is done.
+            // The peer reports that it was the primary. Nothing is done as long as the peer does
+            // not answer.
             (None, None) => {}
         }
         if config.role != WantedRole::Spare && !self.conflicting {
@@ -144,7 +146,7 @@ impl<'a> Primary<'a> {
         Ok(None)
     }
 
-    /// Shows what an operator must decide. Nothing is done about it here.
+    /// Shows a conflict that an operator must decide. Nothing else is done here.
     fn conflict(&mut self, detail: &str, next_step: &str) {
         self.conflicting = true;
         self.desk
@@ -163,7 +165,7 @@ impl<'a> Primary<'a> {
                 None if cluster.role.is_some() => Work::Primary,
                 None => Work::Starting,
             };
-            // Of one that is fenced the last proof counts.
+            // For a fenced cluster the last proof counts.
             state.local.fenced = match (fence, state.local.fenced) {
                 (Some(_), Some(false)) => Some(false),
                 (fence, _) => Some(fence.is_some()),
@@ -171,24 +173,25 @@ impl<'a> Primary<'a> {
         });
     }
 
-    /// Whether it is a spare now. What stands against it is shown, and the cluster goes on as what it is.
+    /// Tries to come back, and returns whether this cluster is a spare now. An obstacle is shown,
+    /// and the cluster stays in its role.
     async fn come_back(&mut self, config: &Arc<Config>) -> Result<bool, PassError> {
         let tenure = self.tenure;
         let desk = self.desk;
         let state = State::open(&config.local.datastore).await?;
-        let told = |shown| desk.update(|state| state.transition = Some(shown));
-        let came = come_back(config, &state, tenure.lock, &told).await;
+        let on_step = |shown| desk.update(|state| state.transition = Some(shown));
+        let came = come_back(config, &state, tenure.lock, &on_step).await;
         desk.update(|state| state.transition = None);
         match came {
             Ok(()) => {
                 desk.release(|hold| hold.reason != HoldReason::Config);
                 Ok(true)
             }
-            // Our own server, or another process at work.
+            // The local server failed, or another process works here.
             Err(error @ PassError::State(_)) => Err(error),
             Err(error) => {
                 if matches!(error, PassError::Fence(_)) {
-                    // Set, and not enforced to its end.
+                    // The fence was set, but not enforced completely.
                     desk.update(|state| state.fence_begun = true);
                 }
                 let pace = desk.hold_for(&error);
@@ -200,9 +203,9 @@ impl<'a> Primary<'a> {
         }
     }
 
-    /// What the peer says; None: it cannot be asked.
+    /// Returns the peer's report; None: the peer does not answer.
     async fn see_peer(&mut self, config: &Config) -> Result<Option<PeerSeen>, PassError> {
-        let looked = tokio::time::timeout(PATIENCE, look_at_peer(config)).await;
+        let looked = tokio::time::timeout(PEER_TIMEOUT, look_at_peer(config)).await;
         let error = match looked {
             Ok(Ok(seen)) => {
                 self.complaint.over(self.desk.now());
@@ -227,7 +230,10 @@ impl<'a> Primary<'a> {
             Ok(Err(error)) => error,
             Err(_) => PassError::Unfit {
                 check: ErrorCode::PeerUnreachable,
-                text: format!("the peer does not answer within {} s", PATIENCE.as_secs()),
+                text: format!(
+                    "the peer does not answer within {} s",
+                    PEER_TIMEOUT.as_secs()
+                ),
                 next_step: "check that the peer's server runs".into(),
             },
         };
@@ -247,7 +253,8 @@ impl<'a> Primary<'a> {
 }
 
 impl Primary<'_> {
-    /// An old primary that is out of connections is to be fenced all the same.
+    /// Makes room for a session on an old primary that has no free connections, because it must be
+    /// fenced even then.
     async fn make_room(&self, config: &Config, error: &PassError) {
         if !error
             .datastore()

@@ -1,5 +1,5 @@
-//! Our own server, looked at every few seconds, also while another process works here: what load balancers are told rests on that alone, and
-//! on nothing that was true a while ago.
+//! Looks at the local server every few seconds, also while another process works here. The answers
+//! to load balancers depend only on this look, and on nothing that was true some time ago.
 
 use super::{Configs, Desk, next};
 use crate::cluster::{self, as_client};
@@ -10,13 +10,15 @@ use crate::replication::{PassError, is_ours};
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
-const LOOK: Duration = Duration::from_secs(2);
-/// After a look that failed: one may have met the moment in which another database becomes the visible one.
-const AGAIN: Duration = Duration::from_millis(500);
-/// For one look. A server that needs longer serves nobody.
-const PATIENCE: Duration = Duration::from_secs(3);
-/// So many failures in a row are no accident.
-const FAILURES: u32 = 2;
+/// Interval between two looks.
+const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+/// Interval after a failed look. The look may have met the moment in which the visible database is
+/// switched.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
+/// Time limit of a look. A server that needs longer serves no client.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(3);
+/// Number of consecutive failures after which the server counts as gone.
+const MAX_FAILURES: u32 = 2;
 
 pub async fn keep_looking(desk: &Desk, mut configs: Configs) -> Infallible {
     loop {
@@ -46,7 +48,7 @@ async fn look_on(desk: &Desk, config: &Config) -> Infallible {
     let mut database = None;
     let mut failures = 0;
     loop {
-        match tokio::time::timeout(PATIENCE, look(config, &mut database)).await {
+        match tokio::time::timeout(LOOK_TIMEOUT, look(config, &mut database)).await {
             Ok(Ok(seen)) => {
                 failures = 0;
                 desk.update(|state| state.seen = Some(seen));
@@ -57,21 +59,27 @@ async fn look_on(desk: &Desk, config: &Config) -> Infallible {
                 if let Ok(Err(error)) = failed {
                     log::debug!("{error}");
                 }
-                if failures >= FAILURES {
+                if failures >= MAX_FAILURES {
                     desk.update(|state| state.seen = None);
                 }
             }
         }
-        tokio::time::sleep(if failures == 0 { LOOK } else { AGAIN }).await;
+        tokio::time::sleep(if failures == 0 {
+            LOOK_INTERVAL
+        } else {
+            RETRY_AFTER
+        })
+        .await;
     }
 }
 
-/// Looked at once, by a duty that has changed something there or found it changed: what is told next is true by then.
+/// Looks at once. A duty that has changed something there, or found a change, calls this, so that
+/// the next answer is right.
 pub async fn look_again(desk: &Desk, config: &Config) {
-    match tokio::time::timeout(PATIENCE, Box::pin(look(config, &mut None))).await {
+    match tokio::time::timeout(LOOK_TIMEOUT, Box::pin(look(config, &mut None))).await {
         Ok(Ok(seen)) => desk.update(|state| state.seen = Some(seen)),
         Ok(Err(error)) => log::debug!("{error}"),
-        Err(_) => log::debug!("local: our own server did not answer in time"),
+        Err(_) => log::debug!("local: the datastore did not answer in time"),
     }
 }
 

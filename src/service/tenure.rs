@@ -1,4 +1,5 @@
-//! Who works: role, working lock, and for how long. A tenure ends when its lock, its role or its servers change.
+//! Tenures: the times in which this process holds the working lock for a role. A tenure ends when
+//! its lock, its role or its servers change.
 
 use super::complaint::Complaint;
 use super::duties::Duties;
@@ -17,19 +18,20 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Between two tries to take the lock, and between two looks at a role that was never told.
-const STANDBY_LOOK: Duration = Duration::from_secs(3);
-/// Looks at which the holder of the lock has done nothing, before it is told of, and before its session is ended. It does
-/// something every 3 s; a look takes 3 s, and so does the wait for the next one.
-const LOOKS_TILL_TOLD: u32 = 2;
-const LOOKS_TILL_ENDED: u32 = 4;
-/// Between two looks at what the bucket remembers of our epochs.
-const WITNESS_LOOK: Duration = Duration::from_secs(60);
+/// Interval between two tries to take the lock, and between two looks at a role that was never set.
+const STANDBY_INTERVAL: Duration = Duration::from_secs(3);
+/// Number of looks without an act of the lock's holder before the holder is reported, and before
+/// its session is ended. A holder acts every 3 s; a look takes 3 s, and so does the wait for the
+/// next one.
+const LOOKS_UNTIL_REPORTED: u32 = 2;
+const LOOKS_UNTIL_ENDED: u32 = 4;
+/// Interval between two looks at the epoch that the bucket has on record.
+const WITNESS_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The right to work on this cluster, as long as the session in `state` lives.
+/// The right to work on this cluster. It lasts as long as the session in `state`.
 pub struct Tenure {
     pub config: Arc<Config>,
-    /// Where files may be laid down.
+    /// Directory for files.
     pub data: Arc<Path>,
     pub state: cluster::State,
     pub lock: Lock,
@@ -37,20 +39,21 @@ pub struct Tenure {
 
 enum Begun {
     Working(Box<Tenure>, Kind),
-    /// Nothing may be done now; what that is called stands in the state.
+    /// Nothing may be done now. The state shows the reason.
     Idle,
 }
 
-/// What there is to be done on a cluster.
+/// The kind of work on a cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// It is a spare, or becomes one by its first copy.
+    /// The cluster is a spare, or becomes one by its first copy.
     Spare,
-    /// It is a primary, or was one.
+    /// The cluster is a primary, or was one.
     Primary,
 }
 
-/// Works by the configuration in force; begins anew when it names another role or other servers.
+/// Works with the configuration in force. Starts again when the configuration names another role or
+/// other servers.
 pub async fn work(desk: &Desk, mut configs: Configs, data: &Arc<Path>) -> Infallible {
     loop {
         let config = configs.borrow_and_update().clone();
@@ -68,13 +71,13 @@ pub async fn work(desk: &Desk, mut configs: Configs, data: &Arc<Path>) -> Infall
             state.work = Work::Starting;
             state.local = Sighting::default();
         });
-        // Whatever held us may be over with other servers; what is not will show again.
+        // A hold may be over with other servers. If it is not, it will be shown again.
         desk.release(|hold| hold.reason != HoldReason::Config);
-        log::info!("configuration: another role or other servers; beginning with them");
+        log::info!("configuration: the role or the servers have changed; starting again with them");
     }
 }
 
-/// What only the holder of the lock sees.
+/// Forgets facts that only the holder of the lock sees.
 fn forget_work(state: &mut State) {
     state.active = false;
     state.baseline = None;
@@ -92,7 +95,7 @@ fn forget_work(state: &mut State) {
     state.sampled = None;
 }
 
-/// What a spare knows of its primary, and a primary has no use for.
+/// Forgets facts about a primary that only a spare needs.
 fn forget_following(state: &mut State) {
     state.mode = None;
     state.gate_waiting = None;
@@ -105,13 +108,14 @@ fn forget_following(state: &mut State) {
     state.preflight = None;
 }
 
-/// Waits for a configuration by which the tenure's own connections, or its kind, would be other ones.
+/// Waits for a configuration that changes the connections or the kind of the tenure.
 async fn other_ends(desk: &Desk, configs: &mut Configs, config: &Config) {
     loop {
         next(configs).await;
         let recorded = desk.read(|state| state.role);
         let same = configs.borrow_and_update().as_ref().is_some_and(|new| {
-            // What is on record goes on as it is until it is converged on another role; whoever is at work sees to that.
+            // A recorded role stays until the cluster has another one; the process at work makes
+            // that change.
             (recorded.is_some() || new.role == config.role)
                 && new.local == config.local
                 && new.peer == config.peer
@@ -132,12 +136,12 @@ async fn tenures(
     let mut was_primary = false;
     let mut watch = Watch::default();
     loop {
-        // What is on record outlasts changes of the configuration that end nothing here.
+        // A recorded role outlasts changes of the configuration that do not end this loop.
         let config = configs.borrow().clone().unwrap_or_else(|| config.clone());
         let error = match begin(desk, &config, data, was_primary, &mut watch).await {
             Ok(Begun::Idle) => {
                 complaint.over(desk.now());
-                tokio::time::sleep(STANDBY_LOOK).await;
+                tokio::time::sleep(STANDBY_INTERVAL).await;
                 continue;
             }
             Ok(Begun::Working(tenure, kind)) => {
@@ -170,9 +174,10 @@ async fn tenures(
     }
 }
 
-/// What the local bucket remembers of our epochs. A bucket that is away is asked again.
+/// Keeps the epoch on record in the data directory and in the local bucket. A bucket that does not
+/// answer is tried again.
 async fn keep_witness(desk: &Desk, tenure: &Tenure) -> Infallible {
-    let mut told = false;
+    let mut warned = false;
     loop {
         let show = |epoch| desk.update(|state| witness::remember(state, epoch));
         if let Err(error) = witness::bring_up_to_date(show, &tenure.state, &tenure.data).await {
@@ -180,16 +185,16 @@ async fn keep_witness(desk: &Desk, tenure: &Tenure) -> Infallible {
         }
         match witness::bring_up_to_date_in_bucket(&tenure.config, &tenure.state).await {
             Ok(epoch) => desk.update(|state| witness::remember(state, epoch)),
-            Err(error) if told => log::debug!("{error}"),
+            Err(error) if warned => log::debug!("{error}"),
             Err(error) => {
-                told = true;
-                log::warn!("{error}; the epoch is not remembered in the bucket");
+                warned = true;
+                log::warn!("{error}; the epoch is not recorded in the bucket");
             }
         }
         let known = desk.read(|state| state.epoch);
         let other = desk.wait_for(|state| state.epoch != known);
-        // A new epoch is written down at once.
-        let _ = tokio::time::timeout(WITNESS_LOOK, other).await;
+        // A new epoch is recorded at once.
+        let _ = tokio::time::timeout(WITNESS_INTERVAL, other).await;
     }
 }
 
@@ -199,7 +204,7 @@ async fn serve(desk: &Desk, tenure: &Tenure, configs: &Configs, kind: Kind) -> E
         state.active = true;
         state.work = match kind {
             Kind::Spare => Work::Following,
-            // Known when it has looked.
+            // The look decides.
             Kind::Primary => Work::Starting,
         };
         if kind == Kind::Primary {
@@ -221,7 +226,8 @@ async fn serve(desk: &Desk, tenure: &Tenure, configs: &Configs, kind: Kind) -> E
     }
 }
 
-/// What is to be done, by the wanted role and what is on record; None: nothing, for nobody ever said what this cluster is.
+/// Returns the kind of work, from the wanted role and the role on record. None: no role was ever
+/// set for this cluster, so there is no work.
 fn kind(wanted: WantedRole, recorded: Option<Role>, once_primary: bool) -> Option<Kind> {
     match (wanted, recorded) {
         (_, Some(Role::Spare)) => Some(Kind::Spare),
@@ -232,7 +238,7 @@ fn kind(wanted: WantedRole, recorded: Option<Role>, once_primary: bool) -> Optio
     }
 }
 
-/// Reads what is on record, and takes the lock if there is something to be done.
+/// Reads the record of the cluster, and takes the lock if there is work.
 async fn begin(
     desk: &Desk,
     config: &Arc<Config>,
@@ -283,14 +289,16 @@ async fn begin(
     let show = |epoch| desk.update(|state| witness::remember(state, epoch));
     witness::bring_up_to_date(show, &state, data).await?;
     if is_asked_for(config) && desk.read(|state| state.witnessed_epoch.is_none()) {
-        // The directory may have gone back with the database. Before an old consent is taken for a new one, the bucket
-        // is asked too.
+        // The directory may have been restored together with the database. So the bucket is asked
+        // too, before an old consent counts as a new one.
         match witness::bring_up_to_date_in_bucket(config, &state).await {
             Ok(epoch) => desk.update(|state| witness::remember(state, epoch)),
-            Err(error) => log::warn!("{error}; whether the bucket remembers an epoch is not known"),
+            Err(error) => {
+                log::warn!("{error}; it is not known whether the bucket has an epoch on record")
+            }
         }
     }
-    // While the lock was waited for, whoever held it may have changed the role.
+    // The previous holder of the lock may have changed the role while this process waited.
     let role = desk.read(|state| state.role);
     let fenced = state.fence_record().await?.is_some();
     let kind = self::kind(config.role, role, fenced || was_primary).unwrap_or(kind);
@@ -319,24 +327,24 @@ async fn stand_by(
     desk.update(|state| {
         state.work = Work::Standby;
         state.holder = holder.as_ref().map(ToString::to_string);
-        state.holder_is_silent = silent >= LOOKS_TILL_TOLD;
+        state.holder_is_silent = silent >= LOOKS_UNTIL_REPORTED;
     });
-    let Some(holder) = holder.filter(|_| silent >= LOOKS_TILL_ENDED) else {
+    let Some(holder) = holder.filter(|_| silent >= LOOKS_UNTIL_ENDED) else {
         return Ok(None);
     };
     log::warn!(
-        "local: the warm-spare at work ({who}) gives no sign of life; its session is ended, and this one takes over"
+        "local: the warm-spare at work ({who}) gives no sign of life; its session is ended, and this process takes over"
     );
     state.end_holder(&holder).await?;
     match state.lock().await {
         Ok(lock) => Ok(Some(lock)),
-        // Another one that waited was faster, or the session takes its time to end.
+        // Another waiting process was faster, or the session has not ended yet.
         Err(StateError::Locked { .. }) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }
 
-/// What the state database and the visible one say, for those who ask us.
+/// Reads the state database and the visible database into the state.
 pub async fn recall(
     desk: &Desk,
     config: &Config,
@@ -346,7 +354,7 @@ pub async fn recall(
     let fence = database.fence_record().await?;
     let spare = cluster.role == Some(Role::Spare);
     let point = match database.copied_point().await? {
-        // What a primary was once copied from is not where it stands.
+        // The copy from which a primary once came is not its position.
         Some(copied) if spare => Some(stands_at(config, copied).await?),
         _ => None,
     };
@@ -356,7 +364,7 @@ pub async fn recall(
     let verified = database.last_verification().await?;
     let drill = database.last_drill().await?;
     let (version, tls) = database.server().await?;
-    let lacking = match &point {
+    let unavailable = match &point {
         Some(_) => unavailable_here(config).await?,
         None => None,
     };
@@ -387,11 +395,11 @@ pub async fn recall(
                 examples: Vec::new(),
             });
         }
-        if let Some(lacking) = lacking {
+        if let Some(unavailable) = unavailable {
             let count =
-                |reason: &str| lacking.iter().filter(|(_, why)| why == reason).count() as u64;
+                |reason: &str| unavailable.iter().filter(|(_, why)| why == reason).count() as u64;
             let of = |reason: &str| {
-                let first = lacking.iter().find(|(_, why)| why == reason);
+                let first = unavailable.iter().find(|(_, why)| why == reason);
                 first.map(|(key, _)| (count(reason), key.clone()))
             };
             state.unreadable = of(UNREADABLE);
@@ -400,7 +408,7 @@ pub async fn recall(
             state.artifacts = Some(Artifacts {
                 missing: count("missing"),
                 damaged: count("damaged"),
-                examples: lacking.iter().take(5).cloned().collect(),
+                examples: unavailable.iter().take(5).cloned().collect(),
                 ..known
             });
         }

@@ -1,4 +1,4 @@
-//! Keeps the HTTP interface open. An address that is taken is tried again, and the log says so meanwhile.
+//! Keeps the HTTP interface open. If its address is taken, it tries again and logs the failure.
 
 use super::complaint::{Complaint, Pace};
 use super::configuration::address_file;
@@ -13,7 +13,8 @@ use std::path::Path;
 use std::time::Duration;
 use tokio::net::TcpListener;
 
-const AGAIN: Duration = Duration::from_secs(2);
+/// Interval between two tries to listen.
+const RETRY_AFTER: Duration = Duration::from_secs(2);
 
 pub async fn keep_open(desk: &Desk, mut configs: Configs, path: &Path, data: &Path) -> Infallible {
     let first = configs
@@ -21,7 +22,8 @@ pub async fn keep_open(desk: &Desk, mut configs: Configs, path: &Path, data: &Pa
         .as_ref()
         .map(|config| config.http);
     let Some(http) = first else {
-        // Without a good configuration we answer where we are looked for, until there is one.
+        // Without a good configuration the service listens where clients look for it, until there
+        // is a good one.
         tokio::select! {
             never = open(desk, http_of(path), data) => match never {},
             http = first_of(&mut configs) => return open(desk, http, data).await,
@@ -46,7 +48,7 @@ async fn open(desk: &Desk, http: Http, data: &Path) -> Infallible {
         match TcpListener::bind(address).await {
             Ok(listener) => {
                 complaint.over(desk.now());
-                if let Err(error) = tell_address(address, data) {
+                if let Err(error) = write_address(address, data) {
                     log::warn!(
                         "http: cannot write {}: {error}",
                         address_file(data).display()
@@ -58,14 +60,15 @@ async fn open(desk: &Desk, http: Http, data: &Path) -> Infallible {
             Err(error) => {
                 let text = format!("http: cannot listen on {address}: {error}");
                 complaint.failed(desk.now(), ErrorCode::Http, &text, Pace::Passing);
-                tokio::time::sleep(AGAIN).await;
+                tokio::time::sleep(RETRY_AFTER).await;
             }
         }
     }
 }
 
-/// Where `status` and `health` on this machine find us, whatever the configuration says by then.
-fn tell_address(address: SocketAddr, data: &Path) -> std::io::Result<()> {
+/// Writes the address for `status` and `health` on this machine, which find the service by it,
+/// whatever the configuration says later.
+fn write_address(address: SocketAddr, data: &Path) -> std::io::Result<()> {
     let reachable = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
         IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),

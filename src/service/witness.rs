@@ -1,8 +1,8 @@
-//! The witness: the epoch and the promotion of this cluster, remembered outside its PostgreSQL.
+//! The witness: copies of the epoch and the promotion of this cluster outside its PostgreSQL.
 //!
-//! A database can be restored from a time before a promotion. It has then forgotten the epoch that it took, and an old
-//! consent to that epoch may still be in the configuration. The witness lies in the service's data directory and in the
-//! local bucket. It only ever rises.
+//! A database can be restored from a time before a promotion. Then it has lost the epoch that the
+//! cluster took, and the configuration may still hold an old consent to that epoch. The witness is
+//! in the service's data directory and in the local bucket. Its epoch never falls.
 
 use crate::cluster::{Expected, LocalStore, State};
 use crate::config::{Config, write_whole};
@@ -17,22 +17,22 @@ use std::time::Duration;
 
 const FILE: &str = "epoch.json";
 const KEY: &str = ".warm-spare/epoch.json";
-/// For the bucket to answer.
-const PATIENCE: Duration = Duration::from_secs(3);
-/// Bytes; a longer object is none of ours.
-const LENGTH_MAX: usize = 4096;
+/// Time limit for the answer of the bucket.
+const BUCKET_TIMEOUT: Duration = Duration::from_secs(3);
+/// Maximum number of bytes of the object; a longer one is not a witness.
+const MAX_BYTES: usize = 4096;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Witness {
     pub epoch: i64,
-    /// The promotion, by its id in the line of descent; empty: it has none.
+    /// Id of the promotion in the line of descent; empty: there is none.
     pub promotion: String,
-    /// The cluster that bears witness, by its id.
+    /// Id of the cluster that wrote the witness.
     pub cluster: String,
 }
 
-/// Brings the witness and the state together at the start of a tenure: what the file remembers is shown, and what the
-/// state has is written down where that is newer.
+/// Compares the witness file with the state at the start of a tenure: shows the epoch of the file,
+/// and writes the epoch of the state if that is newer.
 pub async fn bring_up_to_date(
     show: impl FnOnce(Option<i64>),
     state: &State,
@@ -40,7 +40,7 @@ pub async fn bring_up_to_date(
 ) -> Result<(), PassError> {
     let known = read_file(data).unwrap_or_else(|error| {
         log::warn!(
-            "local: {}: {error}; the epoch is not remembered there",
+            "local: {}: {error}; no epoch is read from this file",
             data.join(FILE).display()
         );
         None
@@ -51,7 +51,7 @@ pub async fn bring_up_to_date(
         && let Err(error) = write_file(data, &own)
     {
         log::warn!(
-            "local: {}: {error}; epoch {} is not remembered there",
+            "local: {}: {error}; epoch {} is not recorded in this file",
             data.join(FILE).display(),
             own.epoch
         );
@@ -60,15 +60,15 @@ pub async fn bring_up_to_date(
     Ok(())
 }
 
-/// The same in the local bucket, which may be away.
+/// Does the same with the object in the local bucket, which may not answer.
 pub async fn bring_up_to_date_in_bucket(
     config: &Config,
     state: &State,
 ) -> Result<Option<i64>, PassError> {
     let own = own(state).await?;
-    let answered = tokio::time::timeout(PATIENCE, async {
+    let answered = tokio::time::timeout(BUCKET_TIMEOUT, async {
         let store = LocalStore::open(&config.local.s3)?;
-        // Whoever else writes meanwhile goes first, and is read the next time.
+        // If another process writes at the same time, its object stays, and is read next time.
         let found = store.reading().head(KEY).await?;
         let known = read_object(&store).await?;
         let known = known.filter(|known| known.is_of(&own));
@@ -80,14 +80,15 @@ pub async fn bring_up_to_date_in_bucket(
     });
     answered.await.unwrap_or_else(|_| {
         log::debug!(
-            "local: the bucket does not say within {} s which epoch it remembers",
-            PATIENCE.as_secs()
+            "local: the bucket did not return its recorded epoch within {} s",
+            BUCKET_TIMEOUT.as_secs()
         );
         Ok(None)
     })
 }
 
-/// What this cluster has taken itself; 0: it is no primary now. What a spare has heard of is its primary's.
+/// Returns the epoch that this cluster has taken itself; 0: it is no primary now. An epoch that a
+/// spare knows belongs to its primary.
 async fn own(state: &State) -> Result<Witness, PassError> {
     let record = state.own_record().await?;
     let head = record.lineage.head();
@@ -104,12 +105,13 @@ impl Witness {
         serde_json::to_string(self).unwrap_or_default()
     }
 
-    /// Of this cluster, and not of one whose bucket or directory was copied here, or of one before the state was removed.
+    /// Returns whether the witness belongs to this cluster, and not to one whose bucket or
+    /// directory was copied here, or to one before the state was removed.
     fn is_of(&self, own: &Witness) -> bool {
         self.cluster == own.cluster
     }
 
-    /// None: the text is none of ours.
+    /// Reads a witness. None: the text is not a witness.
     fn parse(text: &[u8]) -> Option<Witness> {
         let witness: Witness = serde_json::from_slice(text).ok()?;
         (witness.epoch >= 0).then_some(witness)
@@ -138,20 +140,18 @@ async fn read_object(store: &LocalStore) -> Result<Option<Witness>, PassError> {
     let mut text = Vec::new();
     while let Some(bytes) = body.next().await? {
         text.extend_from_slice(&bytes);
-        if text.len() > LENGTH_MAX {
+        if text.len() > MAX_BYTES {
             return Ok(None);
         }
     }
     let witness = Witness::parse(&text);
     if witness.is_none() {
-        log::warn!(
-            "local: object {KEY} has no epoch in it; it is written anew at the next promotion"
-        );
+        log::warn!("local: object {KEY} has no epoch in it; the next promotion overwrites it");
     }
     Ok(witness)
 }
 
-/// The epoch that is remembered outside PostgreSQL rises; it never falls.
+/// Raises the epoch that is recorded outside PostgreSQL. It never falls.
 pub fn remember(state: &mut observe::State, epoch: Option<i64>) {
     state.witnessed_epoch = state.witnessed_epoch.max(epoch);
 }

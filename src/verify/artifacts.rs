@@ -1,4 +1,5 @@
-//! Every row's artifact: that it is there and of the length it had when it was checked; deep, its bytes and signature.
+//! Compares the artifact of every row: it exists and has its recorded length. A deep verification
+//! also checks its bytes and its signature.
 
 use super::Difference;
 use crate::cluster::{LocalSession, LocalStore, State, StoreError};
@@ -10,7 +11,8 @@ use std::collections::{HashMap, HashSet};
 use std::str::FromStr;
 use tokio::task::JoinSet;
 
-const PAGE: i64 = 1000;
+/// Maximum number of artifacts read from the list at once.
+const PAGE_ROWS: i64 = 1000;
 
 #[derive(Default)]
 pub struct Compared {
@@ -87,9 +89,13 @@ async fn wanted_page(
 ) -> Result<Vec<(String, Checksum)>, PassError> {
     let sql = "SELECT key, checksum FROM wanted WHERE key > $1 ORDER BY key LIMIT $2";
     let rows = session
-        .query("reading what is to be verified", sql, &[&after, &PAGE])
+        .query(
+            "reading the list of artifacts to verify",
+            sql,
+            &[&after, &PAGE_ROWS],
+        )
         .await?;
-    // Every checksum in this table was parsed on its way in.
+    // Every checksum in this table was parsed before it was written.
     Ok(rows
         .iter()
         .filter_map(|row| Some((row.get(0), Checksum::from_str(row.get(1)).ok()?)))
@@ -99,7 +105,7 @@ async fn wanted_page(
 struct Inspected {
     key: String,
     wanted: Checksum,
-    /// None: there is no such object.
+    /// None: the bucket has no such object.
     found: Option<Inspection>,
 }
 
@@ -121,8 +127,8 @@ async fn inspect(
     Ok(Inspected { key, wanted, found })
 }
 
-/// Artifacts being read, several at once: their bytes against their rows' checksums, their signatures against the keys
-/// that the database holds.
+/// Artifacts that are being read, several at once. Their bytes are compared with the checksums of
+/// their rows, and their signatures are checked with the keys in the database.
 pub struct Reading {
     store: LocalStore,
     keys: HashMap<String, PublicKey>,
@@ -149,7 +155,7 @@ impl Reading {
         })
     }
 
-    /// Returns when there is room for it, not when it was read.
+    /// Adds an artifact. Returns when a reader has begun it, which is before it was read.
     pub async fn add(&mut self, key: String, checksum: Checksum) -> Result<(), PassError> {
         while self.busy.len() >= self.copies {
             self.take().await?;
@@ -205,8 +211,8 @@ impl Compared {
             self.differences.push(difference(key, text));
             return;
         }
-        let told = match &found.hart {
-            Err(error) => Some(format!("is no package file: {error}")),
+        let problem = match &found.hart {
+            Err(error) => Some(format!("is not a package file: {error}")),
             Ok(facts) => match facts.verify(keys.get(&facts.key_name)) {
                 Signature::Good => {
                     self.signatures_good += 1;
@@ -224,7 +230,7 @@ impl Compared {
                 }
             },
         };
-        self.differences.extend(told.map(|text| Difference {
+        self.differences.extend(problem.map(|text| Difference {
             kind: "signature",
             name: key,
             text,
@@ -232,7 +238,8 @@ impl Compared {
     }
 }
 
-/// By full name. A key that cannot be read is as good as none: what it signed counts as unknown.
+/// Returns the public keys by full name. A key that cannot be parsed counts as absent, so its
+/// signatures count as unknown.
 async fn public_keys(session: &LocalSession) -> Result<HashMap<String, PublicKey>, PassError> {
     let sql = "SELECT full_name::text, body::text FROM public.origin_public_keys";
     let rows = session

@@ -1,5 +1,5 @@
-//! Compares what the spare has with what the primary sent at the recovery point. It reads the spare only; of the peer it
-//! asks no more than whether it has committed anything since.
+//! Compares the spare with the data that the primary sent at the recovery point. It reads the spare
+//! only. It asks the peer only whether anything was committed since.
 
 mod artifacts;
 mod tables;
@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 pub(crate) use artifacts::{Compared as ComparedArtifacts, Reading};
 
-/// One thing that is not as it was sent.
+/// A difference between the spare and the data that were sent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Difference {
     /// `database`, `table`, `artifact` or `signature`.
@@ -33,21 +33,24 @@ pub struct Verification {
     pub artifacts: u64,
     pub artifact_bytes: u64,
     pub signatures_good: u64,
-    /// Signed with keys that the database does not hold: neither right nor wrong.
+    /// Number of signatures by keys that the database does not hold. They are neither good nor bad.
     pub signatures_unknown: u64,
-    /// Recorded as missing or damaged on the primary when they were copied: known, and no difference.
+    /// Artifacts that were recorded as missing or damaged on the primary when they were copied.
+    /// They are known, and count as no difference.
     pub unavailable: Vec<(String, String)>,
     pub differences: Vec<Difference>,
-    /// Whether the primary has committed anything since; None: it could not be asked.
+    /// True: the primary has committed something since. None: the primary did not answer.
     pub newer: Option<bool>,
 }
 
-/// A pass may make another database the visible one meanwhile; so often it is begun again.
-const BEGINNINGS: usize = 3;
-/// How long a copy may take from the sessions that it ends to its record.
-const SWITCH: Duration = Duration::from_secs(5);
+/// Maximum number of verifications that one run begins. A pass may switch the visible database
+/// during a verification.
+const MAX_ATTEMPTS: usize = 3;
+/// Longest time that a full copy needs from ending the sessions to its record.
+const SWITCH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// `deep` reads every artifact and checks its bytes and its signature; else presence and length.
+/// Verifies the spare. `deep` reads every artifact and checks its bytes and its signature;
+/// otherwise only presence and length are checked.
 pub async fn verify(
     config: &Config,
     deep: bool,
@@ -56,7 +59,7 @@ pub async fn verify(
     if !open(config).await?.1.slot.is_empty() {
         return verify_through_copies(config, deep, progress).await;
     }
-    for _ in 1..BEGINNINGS {
+    for _ in 1..MAX_ATTEMPTS {
         let (state, before) = open(config).await?;
         let found = look(config, state, &before, deep, progress).await;
         let (_, after) = open(config).await?;
@@ -64,20 +67,21 @@ pub async fn verify(
             return found;
         }
         log::info!(
-            "local: a pass has brought a newer recovery point meanwhile; verifying that one"
+            "local: a pass made a newer recovery point during the verification; verifying that one"
         );
     }
     let (state, point) = open(config).await?;
     look(config, state, &point, deep, progress).await
 }
 
-/// A full copy ends every session on the database that it replaces, those of a verification too.
+/// Verifies a spare that follows the stream, and starts again after a full copy. A full copy ends
+/// every session on the database that it replaces, also the sessions of a verification.
 async fn verify_through_copies(
     config: &Config,
     deep: bool,
     progress: &Progress,
 ) -> Result<Verification, PassError> {
-    for _ in 1..BEGINNINGS {
+    for _ in 1..MAX_ATTEMPTS {
         let before = last_copy(config).await?.1.lsn;
         let failure = match verify_following(config, deep, progress).await {
             Err(failure) if is_passing_here(&failure) => failure,
@@ -86,14 +90,17 @@ async fn verify_through_copies(
         if !was_replaced(config, &before).await? {
             return Err(failure);
         }
-        log::info!("local: a full copy was made meanwhile ({failure}); verifying what it brought");
+        log::info!(
+            "local: a full copy was made during the verification ({failure}); verifying the new database"
+        );
     }
     verify_following(config, deep, progress).await
 }
 
-/// Has a copy come since? It ends the sessions shortly before it is on record.
+/// Returns whether a full copy was made since. A full copy ends the sessions shortly before it is
+/// on record, so this waits for the record.
 async fn was_replaced(config: &Config, before: &str) -> Result<bool, PassError> {
-    let deadline = Instant::now() + SWITCH;
+    let deadline = Instant::now() + SWITCH_TIMEOUT;
     loop {
         match last_copy(config).await {
             Ok((_, after)) if after.lsn != before => return Ok(true),
@@ -104,7 +111,8 @@ async fn was_replaced(config: &Config, before: &str) -> Result<bool, PassError> 
     }
 }
 
-/// A spare that is being followed into goes on while it is verified: an artifact that differs must do so twice.
+/// Verifies a spare to which the stream is applied at the same time. A difference counts only if it
+/// is found twice.
 async fn verify_following(
     config: &Config,
     deep: bool,
@@ -140,10 +148,10 @@ async fn look(
         return Err(PassError::Unfit {
             check: ErrorCode::Replacing,
             text: format!(
-                "{replacing} artifacts are just being replaced, or a pass was interrupted while it did"
+                "{replacing} artifacts are being replaced now, or a pass was interrupted while it replaced them"
             ),
             next_step:
-                "wait for the pass under way; if there is none, `warm-spare sync` puts them back"
+                "wait until the running pass ends; if no pass runs, `warm-spare sync` restores them"
                     .into(),
         });
     }
@@ -152,7 +160,7 @@ async fn look(
     let following = !point.slot.is_empty();
     let mut differences = recovery_point(&session, database, point).await?;
     if !differences.is_empty() {
-        // Another database altogether: comparing its tables would only bury that.
+        // The database is another one: comparing its tables would only hide that.
         return Ok(Verification {
             differences,
             ..nothing(point.clone(), deep)
@@ -163,7 +171,7 @@ async fn look(
         false => tables::compare(config, &session, state.content().await?, progress).await?,
     };
     if following {
-        // The rows and what they lack, as they stood at one instant.
+        // Rows and the list of unavailable artifacts are read in one snapshot.
         let begin = "BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY";
         session.batch("beginning to verify", begin).await?;
     }
@@ -182,7 +190,7 @@ async fn look(
     let same_rows = tables.differences.is_empty();
     differences.extend(tables.differences);
     differences.extend(artifacts.differences);
-    // Those that were compared are the primary's own.
+    // The rows were compared with the primary's own rows.
     let newer = match following {
         true => same_rows.then_some(false),
         false => newer(config, point).await,
@@ -222,7 +230,7 @@ async fn open(config: &Config) -> Result<(State, CopiedPoint), PassError> {
     Ok((state, replication::stands_at(config, copied).await?))
 }
 
-/// Where the last copy was made, however far the stream has brought it since.
+/// Returns the point of the last full copy. The stream may have applied changes after it.
 async fn last_copy(config: &Config) -> Result<(State, CopiedPoint), PassError> {
     let state = State::open_existing(&config.local.datastore)
         .await?
@@ -247,8 +255,11 @@ async fn recovery_point(
         kind: "database",
         name: database.to_string(),
         text: match found {
-            Some(lsn) => format!("stands at {lsn}, and {} is remembered", point.lsn),
-            None => "is not the one that was copied here: it has no recovery point".into(),
+            Some(lsn) => format!(
+                "is at {lsn}, but the recovery point on record is {}",
+                point.lsn
+            ),
+            None => "is not the database that was copied here: it has no recovery point".into(),
         },
     }])
 }

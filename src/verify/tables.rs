@@ -1,4 +1,4 @@
-//! Rows and content of every table, against those taken while the rows were on their way.
+//! Compares rows and content of every table with the hashes taken while the rows were copied.
 
 use super::Difference;
 use crate::cluster::{LocalSession, TableContent};
@@ -32,20 +32,20 @@ pub async fn compare(
     let mut rows = 0;
     for (table, content) in &found {
         rows += content.rows();
-        let told = match expected.remove(table) {
-            None => Some("is not one of those that were copied".to_string()),
+        let problem = match expected.remove(table) {
+            None => Some("is not among the tables that were copied".to_string()),
             Some(sent) if sent.rows != content.rows() as i64 => Some(format!(
                 "has {} rows, {} were copied",
                 content.rows(),
                 sent.rows
             )),
             Some(sent) if sent.hash != content.to_string() => Some(format!(
-                "has {} rows as copied, and some of them differ",
+                "has {} rows as copied, but some rows differ",
                 content.rows()
             )),
             Some(_) => None,
         };
-        differences.extend(told.map(|text| difference(table, text)));
+        differences.extend(problem.map(|text| difference(table, text)));
     }
     differences.extend(
         expected
@@ -59,7 +59,8 @@ pub async fn compare(
     })
 }
 
-/// Against the primary's own rows: those that were on their way are not those that are here any more.
+/// Compares with the rows of the primary, because the stream has changed rows since they were
+/// copied.
 pub async fn compare_both(
     config: &Config,
     session: &LocalSession,
@@ -68,14 +69,14 @@ pub async fn compare_both(
     let bytes: i64 = tables(session).await?.iter().map(|t| t.bytes).sum();
     let step = progress.begin(Phase::Tables, bytes.max(0) as u64);
     let compared = replication::compare_both(config, Some(&step)).await?;
-    let told = |(table, rows): &(String, u64)| match rows {
-        0 => difference(table, "is on the primary and not here".into()),
+    let problem = |(table, rows): &(String, u64)| match rows {
+        0 => difference(table, "is on the primary but not on the spare".into()),
         rows => difference(table, format!("has {rows} rows that only one side has")),
     };
     Ok(Compared {
         tables: compared.tables,
         rows: compared.rows,
-        differences: compared.differing.iter().map(told).collect(),
+        differences: compared.differing.iter().map(problem).collect(),
     })
 }
 

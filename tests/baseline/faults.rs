@@ -197,13 +197,13 @@ async fn one_works_at_a_time() -> Result<()> {
     let output = first.wait(Duration::from_secs(240)).await?;
     // It begins again with a new token, or gives up; what it must not do is to finish what it had begun.
     assert!(
-        output.stderr.contains("begins again") || output.code != Some(0),
+        output.stderr.contains("starts again") || output.code != Some(0),
         "{output}"
     );
     site.warm_spare(&["verify", "--deep"]).await.ok();
     let after: String = admin.query_one(point, &[]).await?.get(0);
     assert!(
-        after == before || output.stderr.contains("begins again"),
+        after == before || output.stderr.contains("starts again"),
         "what was begun with the old token was finished: {output}"
     );
     Ok(())

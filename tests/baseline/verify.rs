@@ -73,9 +73,9 @@ async fn changed_rows_tables_and_artifacts_are_each_listed() -> Result<()> {
             "{kind} {name} {word}: {found:?}"
         );
     };
-    has("table", "public.accounts", "some of them differ");
+    has("table", "public.accounts", "some rows differ");
     has("table", "public.audit_package", "rows");
-    has("table", "public.extra", "is not one of those");
+    has("table", "public.extra", "is not among the tables");
     has("table", "public.license_keys", "is gone");
     has("artifact", &packages[0].key, "not in the local bucket");
     has("artifact", &packages[1].key, "another length");

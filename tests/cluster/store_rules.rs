@@ -111,7 +111,7 @@ async fn a_bucket_that_keeps_versions_does_not_fill_with_probes() -> Result<()> 
     let check = preflight(&site).await?;
     assert_eq!(check["result"], "warn", "{check:#}");
     assert!(
-        check["reason"].to_string().contains("may not be deleted"),
+        check["reason"].to_string().contains("cannot be deleted"),
         "{check:#}"
     );
     Ok(())

@@ -320,7 +320,7 @@ async fn health_is_one_line_and_its_code() {
     running.signal(rustix::process::Signal::STOP);
     let asked = Instant::now();
     let ended = rendered.run_hook("health-check").await;
-    assert!(one_line(&ended).contains("nothing within 5s"), "{ended}");
+    assert!(one_line(&ended).contains("no answer within 5s"), "{ended}");
     assert_eq!(ended.code, Some(3));
     assert!(
         asked.elapsed() < Duration::from_secs(8),
@@ -341,9 +341,9 @@ async fn health_has_an_end_even_if_the_program_has_none() {
         let ended = rendered.run_hook("health-check").await;
         assert_eq!(ended.code, Some(3), "{ended}");
         assert!(
-            ended.stdout.ends_with(&format!(
-                "UNKNOWN: the question for health ended with {why}\n"
-            )),
+            ended
+                .stdout
+                .ends_with(&format!("UNKNOWN: the health check ended with {why}\n")),
             "{ended}"
         );
         assert!(asked.elapsed() < Duration::from_secs(15));

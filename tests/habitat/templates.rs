@@ -212,7 +212,7 @@ async fn a_bind_that_vanishes_under_the_service_keeps_its_address() {
     let before = addresses(&all).await;
     // What the service keeps of it.
     let kept = format!(
-        "# Kept by warm-spare, which writes it anew: nothing to be edited.\n{}\n# This line is the last one.\n",
+        "# Kept by warm-spare, which overwrites it: do not edit.\n{}\n# This line is the last one.\n",
         all.config()
     );
     let file = all.svc().join("data/last-good.toml");

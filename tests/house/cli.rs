@@ -28,7 +28,7 @@ async fn a_bad_configuration_names_its_key_and_touches_nothing() -> Result<()> {
         ),
         (
             "replication.direction = \"push\"",
-            vec!["replication.direction", "not built yet"],
+            vec!["replication.direction", "not supported yet"],
         ),
         ("peer.datastore.port = 99999", vec!["peer.datastore.port"]),
         ("role = \"king\"", vec!["role", "spare"]),

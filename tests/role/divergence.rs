@@ -232,7 +232,7 @@ async fn artifacts_of_the_divergence_are_fetched_and_checked() -> Result<()> {
     let command = format!("hab pkg upload --force {}", file(&new).display());
     assert!(output.stdout.contains(&command), "{output}");
     assert!(output.stdout.contains("WARNING"), "{output}");
-    assert!(output.stdout.contains("There already"), "{output}");
+    assert!(output.stdout.contains("Already there"), "{output}");
     std::fs::write(file(&new), "an operator's own")?;
     let (code, _) = returning.told(&["--fetch", &target]).await;
     assert_eq!(code, Some(3), "it is not overwritten");
@@ -299,7 +299,7 @@ async fn a_deletion_is_found_by_comparison_and_no_comparison_ends_with_nothing()
     assert!(slots::drop_slot(&site.primary, slots::ANY).await?);
     let found = returning.record().await?;
     assert!(!found.exact && found.rows == 0, "{found:?}");
-    assert!(found.reason.contains("cannot be told"), "{found:?}");
+    assert!(found.reason.contains("cannot be listed"), "{found:?}");
     let (code, told) = returning.told(&[]).await;
     assert_eq!(code, Some(1), "{told:#}");
 

@@ -117,7 +117,7 @@ async fn a_good_spare_may_be_promoted_and_each_key_that_is_wrong_is_named() -> R
         &found,
         "builder_keys",
         "warn",
-        "newer than any that the primary uses",
+        "newer than any key that the primary uses",
     );
     other.remove(&keys_dir(&site))?;
     BuilderKey::new(USED).write(&keys_dir(&site))?;
@@ -223,7 +223,7 @@ async fn what_is_old_different_or_lacking_is_told_with_its_figure() -> Result<()
         "warn",
         "1 are missing or damaged on the primary, such as core/a",
     );
-    assert_check(&found, "clocks", "warn", "of a time to come (2043-");
+    assert_check(&found, "clocks", "warn", "of a time in the future (2043-");
     assert_check(&found, "read_only_time", "warn", "60 min");
 
     site.primary.pg.sigstop();
@@ -300,7 +300,7 @@ async fn a_user_that_is_no_superuser_is_told_what_it_lacks_to_fence_and_fences_w
         &found,
         "fence",
         "refuse",
-        "1 sessions there are a superuser's",
+        "1 sessions there belong to a superuser",
     );
 
     // What it is to take away in the end is its own too.

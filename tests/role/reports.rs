@@ -214,7 +214,7 @@ async fn a_spare_that_was_complete_at_a_time_to_come_is_not_counted_as_complete(
         .await;
     assert!(has_code(&status, "no_spare"), "{status:#}");
     assert!(
-        status.to_string().contains("at a time to come"),
+        status.to_string().contains("at a time in the future"),
         "{status:#}"
     );
     state.batch_execute(&confirm("0 s")).await?;

@@ -88,7 +88,10 @@ async fn without_any_good_one_it_stays_up_and_says_so() -> Result<()> {
     );
     service
         .running
-        .wait_for_line(|line| line.contains("there is no good one yet"), SOON)
+        .wait_for_line(
+            |line| line.contains("no good configuration exists yet"),
+            SOON,
+        )
         .await?;
     service.running.signal(Signal::HUP);
     service.reconfigure("");

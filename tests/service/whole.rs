@@ -1,4 +1,4 @@
-//! The service follows by itself, says how it stands, and ends when it is told to.
+//! The service follows by itself, reports its state, and ends on a signal.
 
 use serde_json::Value;
 use support::service::SOON;

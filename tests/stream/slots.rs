@@ -65,7 +65,7 @@ async fn a_slot_made_by_hand_is_gone_over_to_and_never_dropped() -> Result<()> {
     assert_eq!(ours.len(), 1);
     make_by_hand(&site).await?;
     service.reconfigure(&format!("{THROUGH_MADE}{NOT_COMPARED}"));
-    until_closed(&service, "is to be followed instead of", 1).await?;
+    until_closed(&service, "must be used instead of", 1).await?;
     let ours_is_gone = "ours is dropped, for nobody reads it";
     assert_eq!(lasting_slots(&site).await?, [MADE], "{ours_is_gone}");
     let before = copies(&service).await?;
@@ -126,7 +126,7 @@ async fn gaps_that_come_again_and_again_are_paced() -> Result<()> {
     let mut service = followed(&site, NOT_COMPARED).await?;
     for number in 1..=6 {
         let said = service.running.stderr();
-        let paced = said.iter().any(|line| line.contains("gaps lately"));
+        let paced = said.iter().any(|line| line.contains("recent gaps"));
         assert!(!paced, "before gap {number}: {said:#?}");
         provoke_gap(&site, number).await?;
         until_closed(&service, "changed 0 rows", number as u64).await?;
@@ -134,7 +134,7 @@ async fn gaps_that_come_again_and_again_are_paced() -> Result<()> {
     service
         .running
         .wait_for_line(
-            |line| line.contains("6 gaps lately; the next copy waits"),
+            |line| line.contains("6 recent gaps; the next copy waits"),
             support::service::SOON,
         )
         .await?;

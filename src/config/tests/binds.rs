@@ -1,4 +1,4 @@
-//! What the Supervisor knows of the services that we are bound to: less than Builder's word, more than a default.
+//! Addresses from binds: they count for less than Builder's own files, and for more than a default.
 
 use super::*;
 

@@ -1,10 +1,11 @@
-//! Each key on its own: good values, bad values, unknown ones, those not built yet.
+//! Each key alone: good values, bad values, unknown keys, keys that are not supported yet.
 
 use std::collections::BTreeSet;
 
 use super::*;
 
-/// Of every key: a good value that is not its default, and bad ones. A key ends in `*` where it is there on both sides.
+/// All keys, each with a good value that is not its default, and with bad values. A key that both
+/// sides have begins with `*`.
 #[rustfmt::skip]
 const KEYS: &[(&str, &str, &[&str])] = &[
     ("role", r#""spare""#, &[r#""chief""#, r#""Spare""#, "1"]),
@@ -59,7 +60,7 @@ const KEYS: &[(&str, &str, &[&str])] = &[
         r#""DIR/certificate""#,
         &[r#""DIR/none""#, "1"],
     ),
-    // Good alone, but for the lack of its other half.
+    // Good alone, but refused without its other half.
     (
         "*.datastore.ssl_cert",
         "",
@@ -180,7 +181,7 @@ const KEYS: &[(&str, &str, &[&str])] = &[
     ("bind.peer-minio.bucket_name", r#""bucket""#, &[r#""ab""#]),
 ];
 
-/// The keys of the table, both sides' written out.
+/// Returns the keys of the table, with the keys of both sides written out.
 fn cases() -> Vec<(String, &'static str, &'static [&'static str])> {
     let sides = |key: &str| match key.strip_prefix('*') {
         Some(rest) => vec![format!("local{rest}"), format!("peer{rest}")],
@@ -215,7 +216,7 @@ fn every_key_takes_a_good_value_or_says_that_it_is_not_built() {
             Err(error) => {
                 assert!(refused, "{error}");
                 assert!(
-                    error.starts_with(&format!("{key}: ")) && error.contains("not built yet"),
+                    error.starts_with(&format!("{key}: ")) && error.contains("not supported yet"),
                     "{error}"
                 );
                 assert!(
@@ -232,7 +233,7 @@ fn every_key_refuses_bad_values_by_its_name() {
     for (key, _, bad) in cases() {
         for value in bad {
             let error = problem(&key, value);
-            // Some keys are judged together with others, and the error may name the other one.
+            // Some keys are checked together with others, and the error may name the other key.
             let other = match key.as_str() {
                 "replication.interval" | "replication.schedule" => "replication.rpo",
                 "replication.copies" => "replication.buffer",
@@ -245,7 +246,7 @@ fn every_key_refuses_bad_values_by_its_name() {
             let named =
                 error.starts_with(&format!("{key}: ")) || error.starts_with(&format!("{other}: "));
             assert!(named, "{key} = {value}: {error}");
-            assert!(!error.contains("not built"), "{key} = {value}: {error}");
+            assert!(!error.contains("not supported"), "{key} = {value}: {error}");
             assert!(
                 !error.contains("4711") && !error.contains("hunter2"),
                 "{key} = {value}: {error}"
@@ -263,17 +264,17 @@ fn a_key_that_is_not_built_may_hold_its_default_however_written() {
     site.load().unwrap();
     assert_eq!(
         problem("replication.direction", r#""push""#),
-        r#"replication.direction: "push" is not built yet; remove it or leave it at its default ("pull")"#
+        r#"replication.direction: "push" is not supported yet; remove this key or keep its default ("pull")"#
     );
-    assert!(problem("artifacts.mode", r#""external""#).contains("not built yet"));
-    assert!(problem("peer.s3.proxy", r#""http://proxy:3128""#).contains("not built yet"));
+    assert!(problem("artifacts.mode", r#""external""#).contains("not supported yet"));
+    assert!(problem("peer.s3.proxy", r#""http://proxy:3128""#).contains("not supported yet"));
 }
 
 #[test]
 fn errors_read_well() {
     assert_eq!(
         problem("a b", "1"),
-        "\"a b\": unknown key; docs/reference.md lists them all"
+        "\"a b\": unknown key; docs/reference.md lists all keys"
     );
     assert_eq!(
         problem("peer.datastore.port", r#""x""#),
@@ -317,7 +318,9 @@ fn what_must_be_set_is_asked_for_by_name() {
     ] {
         let error = problem(key, r#""""#);
         assert!(
-            error.starts_with(&format!("{key}: not set, and it has no default: set it")),
+            error.starts_with(&format!(
+                "{key}: not set, and it has no default: set this key"
+            )),
             "{error}"
         );
     }

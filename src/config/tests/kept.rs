@@ -1,4 +1,4 @@
-//! The last good configuration: kept, found again, and never half of it.
+//! The last good configuration is kept, found again, and never read if it is incomplete.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
@@ -31,7 +31,7 @@ impl Site {
         load_kept_at(&self.data(), &self.places()).map_err(|error| error.to_string())
     }
 
-    /// Names and inodes of all that is kept.
+    /// Returns the names and inodes of all kept files.
     fn inodes(&self) -> BTreeMap<PathBuf, u64> {
         let folders = [self.data(), self.data().join("secrets")];
         let entries = folders.iter().flat_map(|f| fs::read_dir(f).unwrap());
@@ -44,7 +44,7 @@ impl Site {
     }
 }
 
-/// With every secret replaced by what is read where it is to be had.
+/// Returns the configuration with every secret replaced by its current value.
 fn with_secrets_read(mut config: Config) -> Config {
     let read = |source: &SecretSource| SecretSource::Inline(source.read("key").unwrap());
     for side in [&mut config.local, &mut config.peer] {
@@ -87,7 +87,7 @@ fn what_is_kept_is_what_was_loaded() {
             site.secret_file("peer.datastore.password")
         ))
     );
-    // What stands in other files is not copied, for it may change there.
+    // A secret in another file is not copied, because it may change there.
     assert_eq!(
         kept.local.datastore.password,
         config.local.datastore.password
@@ -124,7 +124,7 @@ fn what_is_kept_is_for_nobody_else() {
         "{shown}"
     );
 
-    // Opened by somebody since: closed again.
+    // Files that somebody has opened to others are closed again.
     let chmod = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode));
     chmod(&site.data().join("secrets"), 0o755).unwrap();
     chmod(&site.secret_file("peer.s3.key_id"), 0o644).unwrap();
@@ -169,7 +169,7 @@ fn secrets_that_are_no_longer_named_are_removed() {
     site.set("peer.datastore.password", r#""hunter2""#).keep();
     let password = site.secret_file("peer.datastore.password");
     assert!(password.exists());
-    // A crash has left half a secret under another name: it goes although nothing has changed.
+    // A crash has left half a secret under another name: the file is removed although nothing has changed.
     let torn = site.secret_file(".new-x");
     fs::write(&torn, "hunter2").unwrap();
     let folder = site.secret_file("somebodys-folder");
@@ -241,7 +241,7 @@ fn what_is_torn_is_an_error() {
         assert!(error.contains("last-good.toml"), "{error}");
         assert!(!error.contains("hunter2"), "{error}");
     }
-    // The next good configuration mends it.
+    // The next good configuration repairs it.
     site.keep();
     assert_eq!(fs::read(site.kept_file()).unwrap(), whole);
 

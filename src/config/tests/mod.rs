@@ -1,4 +1,4 @@
-//! The configuration as a whole: files in, configuration or the one right error out.
+//! The whole configuration: from files to a configuration, or to the one right error.
 
 mod binds;
 mod each_key;
@@ -83,7 +83,7 @@ impl Site {
         path
     }
 
-    /// Sets a key to a value written as TOML, in which `DIR` stands for the folder.
+    /// Sets a key to a value written as TOML, in which `DIR` means the folder.
     fn set(&mut self, key: &str, value: &str) -> &mut Self {
         let value = value.replace("DIR", self.folder.path().to_str().unwrap());
         let value = format!("x = {value}").parse::<Table>().unwrap()["x"].clone();
@@ -120,7 +120,7 @@ impl Site {
     }
 }
 
-/// The error of the minimal configuration with one key set.
+/// Returns the error of the minimal configuration with one key set.
 fn problem(key: &str, value: &str) -> String {
     let mut site = Site::new(MINIMAL);
     match site.set(key, value).load() {
@@ -129,7 +129,7 @@ fn problem(key: &str, value: &str) -> String {
     }
 }
 
-/// Nothing of the local side is configured.
+/// Returns a site that configures nothing of the local side.
 fn without_local() -> Site {
     let mut site = Site::new(MINIMAL);
     site.table.remove("local");

@@ -17,7 +17,7 @@ fn a_secret_and_its_file_exclude_each_other() {
             .set(&format!("{key}_file"), r#""DIR/secret""#);
         assert_eq!(
             site.load().unwrap_err(),
-            format!("{key}: is set, and so is {key}_file: remove one of them")
+            format!("{key}: is set, and {key}_file is set too: remove one of them")
         );
     }
 }

@@ -1,4 +1,4 @@
-//! All keys together, and what the local side takes from Builder.
+//! All keys together, and the values that the local side takes from Builder.
 
 use std::time::Duration;
 
@@ -329,7 +329,8 @@ fn the_local_side_comes_from_builder_api() {
     let password = datastore.password.clone().unwrap();
     assert_eq!(password.read("k").unwrap().expose(), "hunter2-api");
 
-    // Habitat renders the file anew when the password changes: the next connection takes the new one.
+    // Habitat renders the file again when the password changes: the next connection takes the new
+    // password.
     fs::write(&file, BUILDER_API.replace("hunter2-api\"", "hunter2-new\"")).unwrap();
     assert_eq!(password.read("k").unwrap().expose(), "hunter2-new");
     fs::write(&file, "").unwrap();
@@ -445,7 +446,8 @@ fn what_is_wrong_in_builder_apis_file_names_file_and_key() {
     );
 }
 
-/// The file is Builder's. A fault in it is no reason to stop where our own configuration says everything.
+/// The file is Builder's. A fault in it must not stop the service where our own configuration names
+/// everything.
 #[test]
 fn a_spoilt_file_of_builders_is_in_the_way_only_when_something_of_it_is_needed() {
     let mut site = without_local();

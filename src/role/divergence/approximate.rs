@@ -1,7 +1,8 @@
-//! Without the slot: every row that is here and not there, as both sides are now; and every one that is there and not here,
-//! and was made before the new primary made any.
+//! Finds the divergence without a slot: every row that is here but not on the peer, as both sides
+//! are now, and every row that is on the peer but not here and was made before the new primary made
+//! any.
 //!
-//! Rows are compared by hash, on our own server, so that memory does not grow with them.
+//! Rows are compared by hash, on the local server, so that memory does not grow with them.
 
 use super::book::{Book, Change};
 use crate::cluster::{
@@ -11,30 +12,31 @@ use crate::config::Config;
 use crate::replication::{PassError, Table, guarded, tables};
 use std::collections::HashMap;
 
-/// Rows told at once; one may be tens of KB long.
-const PAGE: usize = 200;
+/// Maximum number of rows read at once; one row may have tens of KB.
+const PAGE_ROWS: usize = 200;
 
-/// What of both sides counts as a difference.
+/// Limits of the rows that count as a difference.
 #[derive(Debug, Clone, Default)]
 pub struct Bounds {
-    /// Of our own rows only those that a transaction of this number or a later one wrote. None: all.
+    /// Only local rows count that a transaction of this number or a later one wrote. None: all rows
+    /// count.
     pub written_since: Option<String>,
-    /// Ids are made of time: a row there with a lower one was not made by the new primary, so it was deleted here. None:
-    /// nothing tells them apart.
+    /// Ids are made of time: a row on the peer with a lower id was not made by the new primary, so
+    /// it was deleted here. None: deleted rows cannot be recognised.
     pub made_before: Option<i64>,
 }
 
 pub async fn compare(config: &Config, book: &mut Book, bounds: &Bounds) -> Result<(), PassError> {
     let database = &config.local.datastore.database;
     let local = LocalSession::open(&config.local.datastore, database).await?;
-    // Rows are told by their place, which must not change.
+    // Rows are identified by their position, which must not change.
     let begin = "BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY";
     local.batch("beginning to compare", begin).await?;
     let throttle = Throttle::new(config.replication.bandwidth_limit);
     for table in tables(&local).await? {
         let by_id = has_ids(&local, &table).await?;
         let loading = load(config, book, &local, (&table, by_id), (bounds, &throttle));
-        // Reading holds a lock on the primary like any other, so it gives way like any other.
+        // Reading holds a lock on the primary like any other read, so it gives way like any other.
         let there = Box::pin(guarded(&config.peer.datastore, loading)).await?;
         record(config, book, &local, &table, there).await?;
         if let (true, true, Some(bound)) = (there, by_id, bounds.made_before) {
@@ -44,7 +46,7 @@ pub async fn compare(config: &Config, book: &mut Book, bounds: &Bounds) -> Resul
     Ok(())
 }
 
-/// Both sides' hashes into the working tables. False: the other side has no such table.
+/// Loads the hashes of both sides into the working tables. False: the peer has no such table.
 async fn load(
     config: &Config,
     book: &Book,
@@ -92,14 +94,14 @@ async fn fill(
     Ok(())
 }
 
-/// A row that is there twice on one side and once on the other is one row more.
+/// A row that exists twice on one side and once on the other counts as one row more.
 const ONLY_HERE: &str = "
 DECLARE only_here CURSOR FOR
 SELECT o.at FROM (SELECT at, hash, late, row_number() OVER (PARTITION BY hash ORDER BY late) AS number FROM ours) o
 LEFT JOIN (SELECT hash, count(*) AS rows FROM theirs GROUP BY hash) t ON t.hash = o.hash
 WHERE o.number > coalesce(t.rows, 0) AND o.late";
 
-/// Deleted here: those that are on record as that already are left out.
+/// Ids of rows that were deleted here. Rows that are on record as deleted already are left out.
 const GONE_HERE: &str = "
 SELECT t.id FROM theirs t WHERE t.id > $1 AND t.id < $2 AND NOT EXISTS (SELECT FROM ours o WHERE o.id = t.id)
   AND NOT EXISTS (SELECT FROM diverged_row r WHERE r.epoch = $3 AND r.table_name = $4 AND r.change = 'delete' AND r.old->>'id' = t.id::text)
@@ -120,7 +122,7 @@ async fn record(
     let doing = format!("reading the rows of {}", table.full_name());
     book.session().batch(&doing, ONLY_HERE).await?;
     loop {
-        let fetch = format!("FETCH {PAGE} FROM only_here");
+        let fetch = format!("FETCH {PAGE_ROWS} FROM only_here");
         let places = book.session().rows(&doing, &fetch, &[]).await?;
         if places.is_empty() {
             break;
@@ -154,13 +156,13 @@ async fn record(
     Ok(())
 }
 
-/// Whether its rows have ids of Builder's own making.
+/// Returns whether the ids of the table's rows are made by Builder's own function.
 async fn has_ids(local: &LocalSession, table: &Table) -> Result<bool, PassError> {
     let sql = "SELECT EXISTS (SELECT FROM pg_attribute a \
                  JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum \
                  WHERE a.attrelid = $1 AND a.attname = 'id' AND a.atttypid = 'int8'::regtype AND NOT a.attisdropped \
                    AND pg_get_expr(d.adbin, d.adrelid) LIKE '%next_id_v1(%')";
-    let doing = "looking how rows are told apart";
+    let doing = "looking for the ids of rows";
     Ok(local.row(doing, sql, &[&table.oid]).await?.get(0)?)
 }
 
@@ -173,7 +175,7 @@ async fn record_gone(
     book.flush().await?;
     let peer = PeerSession::open(&config.peer.datastore).await?;
     let doing = format!("reading the rows of {}", table.full_name());
-    let (name, epoch, page) = (table.full_name(), book.epoch, PAGE as i64);
+    let (name, epoch, page) = (table.full_name(), book.epoch, PAGE_ROWS as i64);
     let rows = format!(
         "SELECT to_jsonb(whole_row)::text FROM ONLY {} whole_row WHERE id = ANY ($1)",
         table.quoted()
@@ -216,7 +218,7 @@ async fn primary_key(local: &LocalSession, table: &Table) -> Result<Vec<String>,
         .collect::<Result<_, _>>()?)
 }
 
-/// The other side's rows of the same keys, by key.
+/// Returns the peer's rows with the same keys, by key.
 async fn namesakes(
     peer: &PeerSession,
     table: &Table,
@@ -245,7 +247,7 @@ async fn namesakes(
     Ok(keyed.collect())
 }
 
-/// None: the table has no key.
+/// Returns the key of a row as text. None: the table has no key.
 fn key_of(keys: &[String], row: &str) -> Option<String> {
     if keys.is_empty() {
         return None;

@@ -1,21 +1,21 @@
-//! The record under way: one transaction on the state database, on a session of its own, so that whoever is stopped in
-//! the middle leaves the old record standing.
+//! The record that is being made: one transaction on the state database, in a session of its own.
+//! If the process stops in the middle, the old record stays.
 
 use super::Found;
 use crate::cluster::{LocalSession, STATE_DATABASE};
 use crate::config::Config;
 use crate::replication::PassError;
 
-/// Rows written in one statement at most, in number and in bytes.
-const MOST: usize = 500;
-const MOST_BYTES: usize = 1 << 20;
+/// Maximum number of rows in one statement, and of their bytes.
+const MAX_ROWS: usize = 500;
+const MAX_BYTES: usize = 1 << 20;
 
 const TABLES: &str = "
 CREATE TEMP TABLE touched (ident text, target text, deleted boolean NOT NULL, PRIMARY KEY (ident, target)) ON COMMIT DROP;
 CREATE TEMP TABLE ours (at text NOT NULL, hash text NOT NULL, id int8, late boolean NOT NULL) ON COMMIT DROP;
 CREATE TEMP TABLE theirs (hash text NOT NULL, id int8) ON COMMIT DROP;";
 
-/// One change of a row, or of a whole table. Rows are JSON.
+/// A change of a row, or of a whole table. Rows are JSON.
 pub struct Change {
     pub table: String,
     pub kind: &'static str,
@@ -50,10 +50,10 @@ impl Book {
         Ok(book)
     }
 
-    /// What is on record stands, and more is added to it.
+    /// Opens the existing record, so that more can be added to it.
     pub async fn open_again(config: &Config, epoch: i64) -> Result<Book, PassError> {
         let session = LocalSession::open(&config.local.datastore, STATE_DATABASE).await?;
-        // Two at once: the second replaces what the first has found.
+        // With two processes at once, the second replaces the result of the first.
         let begin = "BEGIN; LOCK TABLE divergence IN SHARE ROW EXCLUSIVE MODE";
         session.batch("beginning the record", begin).await?;
         session.batch("making working tables", TABLES).await?;
@@ -66,12 +66,12 @@ impl Book {
         })
     }
 
-    /// Of rows that were added since it was opened.
+    /// Returns the number of rows added since the record was opened.
     pub fn added(&self) -> usize {
         self.added
     }
 
-    /// The judgement of packages that are on record is made once more, over all rows.
+    /// Deletes the recorded judgement of packages, so that it can be made again over all rows.
     pub async fn forget_packages(&self) -> Result<(), PassError> {
         let sql = "DELETE FROM diverged_package WHERE epoch = $1";
         self.session
@@ -80,7 +80,7 @@ impl Book {
         Ok(())
     }
 
-    /// The record is no more what it was made as.
+    /// Closes an amended record, which is no longer exact.
     pub async fn close_again(mut self, why: &str) -> Result<(), PassError> {
         self.flush().await?;
         let sql = "UPDATE divergence SET exact = false, reason = reason || $2 WHERE epoch = $1";
@@ -90,7 +90,7 @@ impl Book {
         Ok(self.session.batch("ending the record", "COMMIT").await?)
     }
 
-    /// For working tables, within the transaction.
+    /// Returns the session of the transaction, for working tables.
     pub fn session(&self) -> &LocalSession {
         &self.session
     }
@@ -99,13 +99,13 @@ impl Book {
         self.bytes += change.bytes();
         self.added += 1;
         self.waiting.push(change);
-        if self.waiting.len() >= MOST || self.bytes >= MOST_BYTES {
+        if self.waiting.len() >= MAX_ROWS || self.bytes >= MAX_BYTES {
             self.flush().await?;
         }
         Ok(())
     }
 
-    /// Writes what waits.
+    /// Writes the waiting rows.
     pub async fn flush(&mut self) -> Result<(), PassError> {
         let changes = std::mem::take(&mut self.waiting);
         self.bytes = 0;
@@ -130,7 +130,7 @@ impl Book {
         Ok(())
     }
 
-    /// Makes the record the one that counts.
+    /// Commits the record.
     pub async fn close(mut self, from: &str, found: &Found) -> Result<(), PassError> {
         self.flush().await?;
         let sql = "INSERT INTO divergence (epoch, exact, reason, from_lsn, to_lsn, transactions) \

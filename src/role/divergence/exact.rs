@@ -1,5 +1,5 @@
-//! The slot, read from the recovery point to the end, and left as it stands: nothing that was read is ever confirmed, so
-//! whoever is stopped in the middle reads it again.
+//! Reads the slot from the recovery point to its end. It never confirms what it has read, so a
+//! process that is stopped in the middle can read it again.
 
 use super::Found;
 use super::book::{Book, Change};
@@ -15,13 +15,13 @@ use chrono::{DateTime, Utc};
 use std::collections::HashMap;
 use std::time::Duration;
 
-/// The server is asked for a sign of life so often; it ends a session that does not speak.
-const ASK: Duration = Duration::from_secs(5);
-/// A large transaction is decoded in silence.
-const SILENCE: Duration = Duration::from_secs(300);
+/// Interval between keepalive requests to the server, which ends a silent session.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// Time limit for silence of the server, which is silent while it decodes a large transaction.
+const RECEIVE_TIMEOUT: Duration = Duration::from_secs(300);
 const PREFIX: &str = "warm_spare";
 
-/// Types whose text is a JSON number as it is: int8, int2, int4.
+/// Types whose text is a JSON number: int8, int2, int4.
 const NUMBERS: [u32; 3] = [20, 21, 23];
 const BOOL: u32 = 16;
 
@@ -32,7 +32,8 @@ pub(super) async fn read(
     book: &mut Book,
 ) -> Result<Found, PassError> {
     let mark = mark_the_end(config, promotion.epoch).await?;
-    // From where the slot stands: what the successor has is read too, for the server may be another one than it was.
+    // The stream starts at the slot's position: transactions that the successor has are read too,
+    // because the server may have been replaced by an older copy.
     let mut stream = WalSession::open_local(&config.local.datastore)
         .await?
         .start(&promotion.slot, &promotion.publication, Lsn(0))
@@ -71,8 +72,10 @@ pub(super) async fn read(
     })
 }
 
-/// A message in the log: when it comes by, everything committed before it has come. Positions alone do not tell, for a
-/// server at rest may have written a little past what it sends. A transaction of its own, which is flushed at once.
+/// Writes a message into the log and returns its text. When the message arrives, everything
+/// committed before it has arrived. Positions alone do not show that, because an idle server may
+/// have written a little more than it sends. The message has a transaction of its own, which is
+/// flushed at once.
 async fn mark_the_end(config: &Config, epoch: i64) -> Result<String, PassError> {
     let local = &config.local.datastore;
     let session = LocalSession::open(local, &local.database).await?;
@@ -90,29 +93,29 @@ struct Reading<'a> {
     mark: String,
     book: &'a mut Book,
     relations: HashMap<u32, Relation>,
-    /// The open transaction is one that the successor has.
+    /// True: the successor has the open transaction.
     skipped: bool,
-    /// It has changed a row.
+    /// True: the open transaction has changed a row.
     changed: bool,
-    /// When it was committed.
+    /// Commit time of the open transaction.
     begun: Option<DateTime<Utc>>,
-    /// When the last one was committed that the successor has, and that changed a row.
+    /// Commit time of the last transaction that changed a row and that the successor has.
     last_skipped: Option<DateTime<Utc>>,
-    /// The same of one that ends exactly where the successor stood.
+    /// Commit time of such a transaction that ends exactly at the successor's position.
     at_the_point: Option<DateTime<Utc>>,
     transactions: i64,
 }
 
 impl Reading<'_> {
-    /// Up to the mark; where that is.
+    /// Reads up to the mark, and returns its position.
     async fn run(&mut self, stream: &mut WalStream) -> Result<Lsn, PassError> {
-        let mut ask = tokio::time::interval(ASK);
+        let mut ask = tokio::time::interval(KEEPALIVE_INTERVAL);
         let mut received = self.from;
         loop {
             let arrived = tokio::select! {
                 arrived = stream.next() => arrived?,
                 _ = ask.tick() => {
-                    stream.judge_silence(SILENCE).await?;
+                    stream.judge_silence(RECEIVE_TIMEOUT).await?;
                     stream.answer(received, Lsn(0), true).await?;
                     continue;
                 }
@@ -134,11 +137,12 @@ impl Reading<'_> {
         }
     }
 
-    /// Some: it was the mark.
+    /// Takes a message. Some: the message was the mark.
     async fn take(&mut self, frame: Bytes) -> Result<Option<Lsn>, PassError> {
         match decode(frame).map_err(|error: DecodeError| undecoded(error.to_string()))? {
             Message::Begin(begin) => {
-                // The commit record begins before the recovery point, so it ends there or before it.
+                // The commit record begins before the recovery point, so it ends at the recovery
+                // point or before it.
                 self.skipped = begin.final_lsn < self.from;
                 self.changed = false;
                 self.begun = Some(begin.time);
@@ -153,8 +157,8 @@ impl Reading<'_> {
                 self.relations.insert(relation.id, relation);
             }
             Message::Logical(message) => {
-                let ours = message.prefix == PREFIX && message.content == self.mark.as_bytes();
-                return Ok(ours.then_some(message.lsn));
+                let is_mark = message.prefix == PREFIX && message.content == self.mark.as_bytes();
+                return Ok(is_mark.then_some(message.lsn));
             }
             Message::Type(_) | Message::Origin(_) => {}
             change if !self.skipped => self.change(change).await?,
@@ -223,7 +227,7 @@ fn undecoded(text: String) -> PassError {
     }
 }
 
-/// The row as JSON, by column; what was not sent is left out.
+/// Returns the row as JSON, by column; values that were not sent are left out.
 fn document(relation: &Relation, values: &[Value], keys: bool) -> Result<String, PassError> {
     if values.len() != relation.columns.len() {
         let (name, sent) = (full_name(relation), values.len());
@@ -247,7 +251,7 @@ fn document(relation: &Relation, values: &[Value], keys: bool) -> Result<String,
     Ok(serde_json::Value::Object(row).to_string())
 }
 
-/// As the server's own `to_jsonb` has it where that is simple, else the text.
+/// Returns the value as the server's `to_jsonb` does where that is simple, and otherwise as text.
 fn json(type_oid: u32, text: &str) -> serde_json::Value {
     match (type_oid, text.parse::<i64>()) {
         (BOOL, _) => (text == "t").into(),

@@ -1,4 +1,5 @@
-//! A diverged artifact out of the local bucket into a file, so that it can be uploaded to the new primary.
+//! Copies a diverged artifact from the local bucket into a file, so that it can be uploaded to the
+//! new primary.
 
 use super::DivergedPackage;
 use crate::cluster::LocalStore;
@@ -10,21 +11,21 @@ use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
-/// Where an artifact is now.
+/// The place of a fetched artifact.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fetched {
     Written(PathBuf),
-    /// It was there already, byte for byte.
+    /// The file existed already, with the same bytes.
     Kept(PathBuf),
 }
 
-/// The file's name: the last part of its key, as `hab pkg upload` knows it.
+/// Returns the name of the file: the last part of the key, as `hab pkg upload` expects it.
 pub fn file_name(package: &DivergedPackage) -> &str {
     package.key.rsplit('/').next().unwrap_or_default()
 }
 
-/// Under its key, or, where other bytes have taken its place by now, where these were laid aside. A file of other content
-/// is never overwritten.
+/// Fetches the artifact under its key, or from the place for replaced bytes if the key has other
+/// bytes now. A file with other content is never overwritten.
 pub async fn fetch(
     store: &LocalStore,
     package: &DivergedPackage,
@@ -32,7 +33,7 @@ pub async fn fetch(
 ) -> Result<Fetched, PassError> {
     let wanted = package.checksum.parse::<Checksum>().ok();
     let Some(wanted) = wanted.filter(|_| !package.key.is_empty()) else {
-        return Err(lacking(package, "its row names no artifact"));
+        return Err(artifact_missing(package, "its row names no artifact"));
     };
     let path = directory.join(file_name(package));
     if path.exists() {
@@ -44,18 +45,18 @@ pub async fn fetch(
         };
         return match file.persist_noclobber(&path) {
             Ok(_) => Ok(Fetched::Written(path)),
-            // Somebody else made it meanwhile.
+            // Another process made the file in between.
             Err(error) if error.error.kind() == ErrorKind::AlreadyExists => same(&path, wanted),
             Err(error) => Err(scratch(&path, error.error)),
         };
     }
-    Err(lacking(
+    Err(artifact_missing(
         package,
-        "its bytes are in the local bucket neither under its key nor laid aside",
+        "the local bucket has its bytes neither under its key nor among the replaced bytes",
     ))
 }
 
-/// None: nothing lies there, or other bytes do.
+/// Downloads the object. None: the key has no object, or one with other bytes.
 async fn download(
     store: &LocalStore,
     key: &str,
@@ -94,8 +95,8 @@ fn same(path: &Path, wanted: Checksum) -> Result<Fetched, PassError> {
     }
     Err(PassError::Unfit {
         check: ErrorCode::FileExists,
-        text: format!("{} is there already, with other content", path.display()),
-        next_step: "move it away, or give another directory".into(),
+        text: format!("{} exists already, with other content", path.display()),
+        next_step: "move the file away, or choose another directory".into(),
     })
 }
 
@@ -106,7 +107,7 @@ fn scratch(path: &Path, source: std::io::Error) -> PassError {
     }
 }
 
-fn lacking(package: &DivergedPackage, why: &str) -> PassError {
+fn artifact_missing(package: &DivergedPackage, why: &str) -> PassError {
     PassError::Unfit {
         check: ErrorCode::ArtifactLacking,
         text: format!("{} {}: {why}", package.ident, package.target),

@@ -1,4 +1,4 @@
-//! The packages among what was found: each as both sides have it now.
+//! Judges the packages among the changed rows: each as both sides have it now.
 
 use super::book::Book;
 use crate::cluster::{LocalSession, PeerSession, Row, Session};
@@ -7,7 +7,7 @@ use crate::package::{Ident, Target, object_key};
 use crate::replication::PassError;
 use std::collections::HashMap;
 
-const PAGE: i64 = 1000;
+const PAGE_ROWS: i64 = 1000;
 const PACKAGES: &str = "public.origin_packages";
 
 type Name = (String, String);
@@ -51,7 +51,7 @@ struct Judged<'a> {
 }
 
 impl Judged<'_> {
-    /// Empty: ident and target name no artifact.
+    /// Returns the key of the artifact; empty: ident and target give no key.
     fn key(&self) -> String {
         let (ident, target) = self.name;
         match (ident.parse::<Ident>(), target.parse::<Target>()) {
@@ -61,7 +61,8 @@ impl Judged<'_> {
     }
 }
 
-/// None: neither side has it any more, or the successor made it by itself.
+/// Returns the class of a package. None: neither side has it any more, or the successor made it by
+/// itself.
 fn class(ours: Option<&String>, theirs: Option<&String>, deleted: bool) -> Option<&'static str> {
     match (ours, theirs) {
         (Some(ours), Some(theirs)) if ours == theirs => Some("same"),
@@ -82,7 +83,8 @@ async fn touch_written(book: &Book) -> Result<(), PassError> {
     Ok(())
 }
 
-/// Of a deleted row the stream tells the key alone; the successor still knows which package that was.
+/// Notes the packages of deleted rows. The stream sends only the key of a deleted row; the
+/// successor still has the package of that key.
 async fn touch_deleted(book: &Book, peer: &PeerSession) -> Result<(), PassError> {
     let doing = "looking for deleted packages";
     let page = "SELECT id, (old->>'id')::int8 FROM diverged_row WHERE epoch = $1 AND table_name = $2 \
@@ -91,7 +93,7 @@ async fn touch_deleted(book: &Book, peer: &PeerSession) -> Result<(), PassError>
     loop {
         let session = book.session();
         let rows = session
-            .rows(doing, page, &[&book.epoch, &PACKAGES, &after, &PAGE])
+            .rows(doing, page, &[&book.epoch, &PACKAGES, &after, &PAGE_ROWS])
             .await?;
         let Some(last) = rows.last() else {
             return Ok(());
@@ -124,7 +126,7 @@ async fn touched(book: &Book, after: &Name) -> Result<Vec<(Name, bool)>, PassErr
     let (ident, target) = after;
     let rows = book
         .session()
-        .rows("reading the packages", sql, &[ident, target, &PAGE])
+        .rows("reading the packages", sql, &[ident, target, &PAGE_ROWS])
         .await?;
     let named = |row: &Row| Ok(((row.get(0)?, row.get(1)?), row.get(2)?));
     rows.iter().map(named).collect()

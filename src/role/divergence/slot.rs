@@ -1,4 +1,5 @@
-//! Whether the slot by which the successor followed still gives everything since its promotion.
+//! Decides whether the slot by which the successor followed still holds everything since its
+//! promotion.
 
 use crate::cluster::preparation::COPIED_TABLES;
 use crate::cluster::{LocalSession, Promotion, timeline};
@@ -7,40 +8,42 @@ use crate::domain::Lsn;
 use crate::replication::PassError;
 use std::time::Duration;
 
-/// A reader that has just gone is noticed by the server a moment later.
-const TRIES: u32 = 50;
-const PAUSE: Duration = Duration::from_millis(100);
+/// Maximum number of looks at a slot that is in use. The server notices a moment later that a
+/// reader has gone.
+const MAX_ATTEMPTS: u32 = 50;
+const RETRY_AFTER: Duration = Duration::from_millis(100);
 
-/// The old primary's server, as far as its slot depends on it.
+/// The facts about the old primary's server on which the slot depends.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Server {
     pub system_id: String,
     pub timeline: i32,
-    /// How far it has written.
+    /// Last position that the server has written.
     pub wal: String,
     pub slot: Option<Slot>,
-    /// The publication is there.
+    /// True: the publication exists.
     pub published: bool,
-    /// A table of Builder's that it lacks.
+    /// A table of Builder's that is not in the publication.
     pub unpublished: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Slot {
     pub plugin: Option<String>,
-    /// It is of Builder's database.
+    /// True: the slot belongs to Builder's database.
     pub ours: bool,
     pub lost: bool,
     pub confirmed: Option<Lsn>,
     pub active: bool,
 }
 
-/// The decision: the slot is read from there on, or is of no use for that reason.
+/// The decision: the slot is read from this position, or it is of no use for this reason.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Usable {
     From(Lsn),
     Not(String),
-    /// The server was set back to an older copy: its slot is of a time before the recovery point, and so is its fence.
+    /// The server was set back to an older copy: its slot and its fence are older than the recovery
+    /// point.
     SetBack(String),
 }
 
@@ -55,13 +58,13 @@ pub fn usable(server: &Server, promotion: &Promotion) -> Usable {
     }
     if server.timeline != promotion.timeline {
         return not(format!(
-            "this server is on timeline {}, and the new primary followed timeline {}",
+            "this server is on timeline {}, but the new primary followed timeline {}",
             server.timeline, promotion.timeline
         ));
     }
     if server.wal.parse::<Lsn>().is_ok_and(|wal| wal < from) {
         return Usable::SetBack(format!(
-            "this server was set back to an older copy: its log ends at {}, and the new primary has followed it to {from}",
+            "this server was set back to an older copy: its log ends at {}, but the new primary has followed it to {from}",
             server.wal
         ));
     }
@@ -75,13 +78,13 @@ pub fn usable(server: &Server, promotion: &Promotion) -> Usable {
         return not(format!("slot {name} is of another kind or database"));
     }
     if slot.lost {
-        return not(format!("the server has thrown away what slot {name} needs"));
+        return not(format!("the server has removed log that slot {name} needs"));
     }
     if slot.active {
         return not(format!("slot {name} is being read by another session"));
     }
     if slot.confirmed.is_none_or(|confirmed| confirmed > from) {
-        return not(format!("slot {name} stands past the recovery point {from}"));
+        return not(format!("slot {name} is past the recovery point {from}"));
     }
     if !server.published {
         return not(format!("publication {} is gone", promotion.publication));
@@ -124,12 +127,13 @@ pub async fn ask(config: &Config, promotion: &Promotion) -> Result<Server, PassE
             active: row.get(9),
         });
         tries += 1;
-        if tries < TRIES && slot.as_ref().is_some_and(|slot| slot.active) {
-            // The new primary follows no more; whoever reads on is a connection that nobody has told so.
+        if tries < MAX_ATTEMPTS && slot.as_ref().is_some_and(|slot| slot.active) {
+            // The new primary does not follow any more: the reader is a connection that has not
+            // noticed it yet.
             let sql = "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1";
             let doing = "ending the slot's reader";
             session.query(doing, sql, &[&promotion.slot]).await?;
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(RETRY_AFTER).await;
             continue;
         }
         return Ok(Server {

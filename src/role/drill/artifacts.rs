@@ -1,4 +1,4 @@
-//! Artifacts of the clone's packages, read from the local bucket: some at random, or all.
+//! Reads artifacts of the clone's packages from the local bucket: some at random, or all.
 
 use crate::cluster::{LocalSession, LocalStore};
 use crate::config::Config;
@@ -9,51 +9,53 @@ use crate::verify::{ComparedArtifacts, Difference, Reading};
 use std::collections::HashSet;
 use std::sync::Arc;
 
-const PAGE: i64 = 1000;
+const PAGE_ROWS: i64 = 1000;
 
-/// An artifact as a row names it.
+/// An artifact, as a row names it.
 struct Named {
     key: String,
     checksum: Checksum,
 }
 
-/// `lacking`: known to be missing or damaged on the primary, when the clone was made.
+/// Reads the artifacts. `unavailable` lists the artifacts that were known to be missing or damaged
+/// on the primary when the clone was made.
 pub async fn read(
     config: &Config,
     inside: &LocalSession,
-    lacking: &[(String, String)],
+    unavailable: &[(String, String)],
     sample: Option<usize>,
 ) -> Result<(bool, String), PassError> {
-    let lacking: HashSet<&str> = lacking.iter().map(|(key, _)| key.as_str()).collect();
+    let unavailable: HashSet<&str> = unavailable.iter().map(|(key, _)| key.as_str()).collect();
     let store = LocalStore::open(&config.local.s3)?;
     let step = Progress::new(Arc::new(Silent)).begin(Phase::Artifacts, 0);
     let mut reading = Reading::begin(config, inside, &store, step).await?;
     match sample {
         Some(number) => {
-            // Those that are lacking may be among them, so as many more are drawn.
-            let draw = number.saturating_add(lacking.len());
+            // Unavailable artifacts may be among the drawn ones, so that number is drawn in
+            // addition.
+            let draw = number.saturating_add(unavailable.len());
             let sql = "SELECT ident::text, target::text, checksum::text FROM public.origin_packages \
                        ORDER BY random() LIMIT $1";
             let draw = i64::try_from(draw).unwrap_or(i64::MAX);
             let rows = inside.query("drawing packages", sql, &[&draw]).await?;
             let drawn = rows.iter().filter_map(named);
-            let drawn = drawn.filter(|one| !lacking.contains(one.key.as_str()));
+            let drawn = drawn.filter(|one| !unavailable.contains(one.key.as_str()));
             for one in drawn.take(number) {
                 reading.add(one.key, one.checksum).await?;
             }
         }
-        None => read_all(inside, &lacking, &mut reading).await?,
+        None => read_all(inside, &unavailable, &mut reading).await?,
     }
     let mut compared = reading.finish().await?;
     if !compared.differences.is_empty() {
         compared.differences = still_named(config, inside, compared.differences).await?;
     }
-    Ok(told(&compared))
+    Ok(summary(&compared))
 }
 
 async fn read_all(
     inside: &LocalSession,
-    lacking: &HashSet<&str>,
+    unavailable: &HashSet<&str>,
     reading: &mut Reading,
 ) -> Result<(), PassError> {
     let sql = "SELECT ident::text, target::text, checksum::text, id FROM public.origin_packages \
@@ -61,21 +63,22 @@ async fn read_all(
     let mut after = i64::MIN;
     loop {
         let rows = inside
-            .query("reading package rows", sql, &[&after, &PAGE])
+            .query("reading package rows", sql, &[&after, &PAGE_ROWS])
             .await?;
         let Some(last) = rows.last() else {
             return Ok(());
         };
         after = last.get(3);
         for one in rows.iter().filter_map(named) {
-            if !lacking.contains(one.key.as_str()) {
+            if !unavailable.contains(one.key.as_str()) {
                 reading.add(one.key, one.checksum).await?;
             }
         }
     }
 }
 
-/// None: the row names no possible artifact, as is recorded where it was copied.
+/// Returns the artifact of a row. None: the row names no possible artifact, which is recorded where
+/// it was copied.
 fn named(row: &tokio_postgres::Row) -> Option<Named> {
     let ident: Ident = row.get::<_, &str>(0).parse().ok()?;
     let target: Target = row.get::<_, &str>(1).parse().ok()?;
@@ -85,8 +88,9 @@ fn named(row: &tokio_postgres::Row) -> Option<Named> {
     })
 }
 
-/// The stream goes on: what the visible database names no more, or with other bytes by now, or as lacking, differs from
-/// the clone's rows as it should.
+/// Keeps the differences that are real. The stream continues during a drill: if the visible
+/// database no longer names an artifact, names it with other bytes, or has it as unavailable, a
+/// difference from the clone's rows is right.
 async fn still_named(
     config: &Config,
     inside: &LocalSession,
@@ -94,16 +98,16 @@ async fn still_named(
 ) -> Result<Vec<Difference>, PassError> {
     let local = &config.local.datastore;
     let visible = LocalSession::open(local, &local.database).await?;
-    let lacking = unavailable_here(config).await?.unwrap_or_default();
-    let mut standing = Vec::new();
+    let unavailable = unavailable_here(config).await?.unwrap_or_default();
+    let mut remaining = Vec::new();
     for difference in differences {
-        let known = lacking.iter().any(|(key, _)| *key == difference.name);
+        let known = unavailable.iter().any(|(key, _)| *key == difference.name);
         if !known && checksum(&visible, &difference).await? == checksum(inside, &difference).await?
         {
-            standing.push(difference);
+            remaining.push(difference);
         }
     }
-    Ok(standing)
+    Ok(remaining)
 }
 
 async fn checksum(
@@ -120,7 +124,7 @@ async fn checksum(
     Ok(rows.first().map(|row| row.get(0)))
 }
 
-fn told(compared: &ComparedArtifacts) -> (bool, String) {
+fn summary(compared: &ComparedArtifacts) -> (bool, String) {
     if compared.differences.is_empty() {
         let text = format!(
             "{} read, by checksum and signature ({} good, {} by keys that the database does not hold)",

@@ -1,4 +1,5 @@
-//! The clone that a drill takes over: made in one snapshot, and compared with what that snapshot saw.
+//! The clone that a drill takes over. It is made in one snapshot, and compared with the content of
+//! that snapshot.
 
 use crate::cluster::{LocalSession, Session};
 use crate::config::Config;
@@ -6,12 +7,12 @@ use crate::replication::{PassError, clone_visible, tables, unavailable};
 use bytesize::ByteSize;
 use std::collections::BTreeMap;
 
-/// Builder's constraints, and how many of them are taken on trust.
+/// Builder's constraints, and the number of them that are not validated.
 const CONSTRAINTS: &str = "
 SELECT count(*), count(*) FILTER (WHERE NOT convalidated) FROM pg_constraint k JOIN pg_namespace n ON n.oid = k.connamespace
 WHERE n.nspname NOT IN ('information_schema', 'warm_spare') AND n.nspname !~ '^pg_'";
 
-/// What is in a database: rows by table, constraints, and those not validated.
+/// The content of a database: rows by table, constraints, and constraints that are not validated.
 #[derive(Debug, PartialEq, Eq)]
 struct Content {
     rows: BTreeMap<String, i64>,
@@ -21,7 +22,7 @@ struct Content {
 pub struct Clone {
     bytes: u64,
     content: Content,
-    /// Known to be missing or damaged on the primary, with the reason.
+    /// Artifacts that are missing or damaged on the primary, with the reason.
     unavailable: Vec<(String, String)>,
 }
 
@@ -89,23 +90,23 @@ async fn content(session: &Session) -> Result<Content, PassError> {
 
 impl Content {
     fn differing(&self, found: &Content) -> Vec<String> {
-        let mut told = Vec::new();
+        let mut lines = Vec::new();
         for (table, rows) in &self.rows {
             match found.rows.get(table) {
                 Some(there) if there == rows => {}
-                Some(there) => told.push(format!("{table} has {there} rows of {rows}")),
-                None => told.push(format!("{table} is not there")),
+                Some(there) => lines.push(format!("{table} has {there} rows of {rows}")),
+                None => lines.push(format!("{table} does not exist")),
             }
         }
         let strange = found.rows.keys().filter(|t| !self.rows.contains_key(*t));
-        told.extend(strange.map(|table| format!("{table} should not be there")));
+        lines.extend(strange.map(|table| format!("{table} should not exist")));
         if self.constraints != found.constraints {
-            told.push(format!(
+            lines.push(format!(
                 "{} constraints, {} of them not validated, where {} and {} should be",
                 found.constraints.0, found.constraints.1, self.constraints.0, self.constraints.1
             ));
         }
-        told
+        lines
     }
 }
 

@@ -1,5 +1,5 @@
-//! What the operator has started on the clone, and the wait for its first answer. It runs in a process group of its own,
-//! and none of that outlives the drill.
+//! The command that the operator starts on the clone, and the wait for its first answer. The
+//! command runs in a process group of its own, and no process of the group outlives the drill.
 
 use crate::cluster::ProgramError;
 use crate::config::Config;
@@ -13,22 +13,22 @@ use std::time::Duration;
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::time::{Instant, sleep, timeout};
 
-/// For the first answer.
-const LIMIT: Duration = Duration::from_secs(60);
-const ONE_ANSWER: Duration = Duration::from_secs(5);
-const PAUSE: Duration = Duration::from_millis(100);
-/// A command that nobody asks must run for so long, or end well.
-const SETTLED: Duration = Duration::from_secs(5);
-/// Between TERM and KILL.
-const GRACE: Duration = Duration::from_secs(5);
+/// Time limit for the first answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+const RETRY_AFTER: Duration = Duration::from_millis(100);
+/// Time for which a command without a URL must run, unless it ends with success.
+const TRIAL_TIME: Duration = Duration::from_secs(5);
+/// Time between SIGTERM and SIGKILL.
+const KILL_AFTER: Duration = Duration::from_secs(5);
 
-/// The group ends itself when the pipe closes that we hold: also when we are killed.
+/// The group ends itself when our end of the pipe closes, which also happens when we are killed.
 const SHELL: &str = "exec 3<&0 0</dev/null
 (exec 0<&3 3<&-; cat >/dev/null; kill -TERM 0) &
 exec 3<&-
 exec sh -c \"$1\"";
 
-/// The command, under way.
+/// The running command.
 pub struct Running {
     child: Child,
     group: Option<Pid>,
@@ -36,7 +36,8 @@ pub struct Running {
 }
 
 impl Running {
-    /// Its output goes where our errors go: what stands on our own may be a document.
+    /// Starts the command. Its output goes to our standard error, because our standard output may
+    /// be a JSON document.
     pub fn start(config: &Config, database: &str, command: &str) -> Result<Running, PassError> {
         let failed = |source| ProgramError::Start {
             program: "sh".into(),
@@ -72,17 +73,17 @@ impl Running {
         })
     }
 
-    /// Waits until it ends well, or has run for a while.
+    /// Waits until the command ends with success, or has run for a while.
     pub async fn settle(&mut self) -> Result<String, String> {
-        match timeout(SETTLED, self.child.wait()).await {
-            Err(_) => Ok(format!("still runs after {} s", SETTLED.as_secs())),
+        match timeout(TRIAL_TIME, self.child.wait()).await {
+            Err(_) => Ok(format!("still runs after {} s", TRIAL_TIME.as_secs())),
             Ok(Ok(status)) if status.success() => Ok("ended with success".into()),
             Ok(Ok(status)) => Err(format!("ended: {status}")),
             Ok(Err(error)) => Err(error.to_string()),
         }
     }
 
-    /// Err: it has ended, and not well.
+    /// Returns an error if the command has ended without success.
     fn check(&mut self) -> Result<(), String> {
         match self.child.try_wait() {
             Ok(Some(status)) if !status.success() => Err(format!("the command ended: {status}")),
@@ -90,34 +91,34 @@ impl Running {
         }
     }
 
-    /// Ends the group: by TERM, and what then still lives by KILL.
+    /// Ends the group: by SIGTERM, and after a while by SIGKILL.
     pub async fn end(mut self) {
         let Some(group) = self.group else { return };
-        // Fails only if all of them are gone.
+        // This fails only if all processes are gone.
         let _ = kill_process_group(group, Signal::TERM);
         drop(self.lifeline.take());
-        let deadline = Instant::now() + GRACE;
+        let deadline = Instant::now() + KILL_AFTER;
         while Instant::now() < deadline && self.lives(group) {
-            sleep(PAUSE / 4).await;
+            sleep(RETRY_AFTER / 4).await;
         }
         let _ = kill_process_group(group, Signal::KILL);
-        let _ = timeout(GRACE, self.child.wait()).await;
+        let _ = timeout(KILL_AFTER, self.child.wait()).await;
     }
 
     fn lives(&mut self, group: Pid) -> bool {
-        // Else the leader would stay as a zombie.
+        // Without this the leader would stay as a zombie.
         let _ = self.child.try_wait();
         members(group).next().is_some()
     }
 }
 
-/// Processes of the group that have not ended. A zombie is the business of whoever adopted it.
+/// Returns the processes of the group that have not ended. A zombie is left to its parent.
 fn members(group: Pid) -> impl Iterator<Item = i32> {
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(move |entry| {
         let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
         let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
-        // After the name, which may hold anything: state, parent, group.
+        // The fields after the name, which may hold any character: state, parent, group.
         let (_, rest) = stat.rsplit_once(')')?;
         let mut fields = rest.split_whitespace();
         let (state, of) = (fields.next()?, fields.nth(1)?);
@@ -126,28 +127,28 @@ fn members(group: Pid) -> impl Iterator<Item = i32> {
     })
 }
 
-/// Asks until the answer is a success.
+/// Requests the URL until the answer is a success.
 pub async fn await_answer(url: &Uri, running: &mut Option<Running>) -> Result<String, String> {
     let host = url.host().unwrap_or_default();
     let address = format!("{host}:{}", url.port_u16().unwrap_or(80));
     let path = url.path_and_query().map_or("/", |path| path.as_str());
-    let deadline = Instant::now() + LIMIT;
+    let deadline = Instant::now() + ANSWER_TIMEOUT;
     loop {
-        let said = match timeout(ONE_ANSWER, observe::get(&address, path)).await {
+        let said = match timeout(REQUEST_TIMEOUT, observe::get(&address, path)).await {
             Ok(Ok((status, _))) if status.is_success() => {
                 return Ok(format!("{url} answered {status}"));
             }
-            Ok(Ok((status, _))) => format!("it answers {status}"),
+            Ok(Ok((status, _))) => format!("the server answers {status}"),
             Ok(Err(error)) => error.to_string(),
-            Err(_) => "it does not answer".into(),
+            Err(_) => "the server does not answer".into(),
         };
         if let Some(running) = running {
             running.check()?;
         }
         if Instant::now() > deadline {
-            let limit = LIMIT.as_secs();
+            let limit = ANSWER_TIMEOUT.as_secs();
             return Err(format!("{url} gave no good answer for {limit} s: {said}"));
         }
-        sleep(PAUSE).await;
+        sleep(RETRY_AFTER).await;
     }
 }

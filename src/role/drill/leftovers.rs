@@ -1,4 +1,5 @@
-//! Whose clones are whose: a running drill holds a lock, so that those of a dead one can be told and removed.
+//! Removes clones left by killed drills. A running drill holds an advisory lock, so its clone is
+//! kept.
 
 use crate::cluster::{LocalSession, State};
 use crate::domain::ErrorCode;
@@ -7,18 +8,19 @@ use std::time::Duration;
 
 /// Key of the advisory lock in database `warm_spare`: "dril" in ASCII.
 const LOCK_KEY: i64 = 0x6472_696c;
-/// The server may take a moment to notice that a killed drill is gone.
-const TRIES: u32 = 15;
-const PAUSE: Duration = Duration::from_millis(200);
+/// Maximum number of tries to take the lock. The server may take a moment to notice that a killed
+/// drill is gone.
+const MAX_ATTEMPTS: u32 = 15;
+const RETRY_AFTER: Duration = Duration::from_millis(200);
 const PREFIX: &str = "warm_spare_drill_";
 
-/// A clone's name that no other process has.
+/// Returns the name of a clone that no other process uses.
 pub fn new_name() -> String {
     let now = chrono::Utc::now().format("%Y%m%dt%H%M%S%3fz");
     format!("{PREFIX}{}_{now}", std::process::id())
 }
 
-/// Becomes the one drill on this cluster, as long as this session lives.
+/// Takes the lock of the only drill on this cluster. It is held as long as the session lives.
 pub async fn claim(state: &State) -> Result<(), PassError> {
     for tried in 1.. {
         let sql = "SELECT pg_try_advisory_lock($1)";
@@ -27,28 +29,30 @@ pub async fn claim(state: &State) -> Result<(), PassError> {
         if row.get(0) {
             break;
         }
-        if tried == TRIES {
+        if tried == MAX_ATTEMPTS {
             return Err(PassError::Refused {
                 rule: ErrorCode::DrillRuns,
-                text: "another drill is under way on this cluster".into(),
+                text: "another drill is running on this cluster".into(),
                 next_step: "wait until it has ended".into(),
             });
         }
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(RETRY_AFTER).await;
     }
     Ok(())
 }
 
-/// Drops what drills have left here; only by whoever holds the lock.
+/// Drops the clones of earlier drills. Only the holder of the lock may call this.
 pub async fn remove(state: &State) -> Result<(), PassError> {
     let names = clones(state.session()).await?;
     drop_all(state.session(), &names).await
 }
 
-/// Drops what a drill has left that was killed; returns its names. A drill under way is left alone.
+/// Drops the clones of killed drills, and returns their names. The clone of a running drill is left
+/// alone.
 pub async fn remove_drill_leftovers(state: &State) -> Result<Vec<String>, PassError> {
     let session = state.session();
-    // In this order: whoever made them held the lock by then, so if nobody does now, they are a dead one's.
+    // The order matters: a drill holds the lock before it makes a clone. So if nobody holds the
+    // lock after the list was read, the clones belong to dead drills.
     let names = clones(session).await?;
     let sql = "SELECT EXISTS (SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1 \
                  AND classid = 0 AND objid::bigint = $1 \
@@ -64,7 +68,7 @@ pub async fn remove_drill_leftovers(state: &State) -> Result<Vec<String>, PassEr
 async fn drop_all(session: &LocalSession, names: &[String]) -> Result<(), PassError> {
     for name in names {
         drop_database(session, name).await?;
-        log::info!("local: database {name} of a drill that was killed is dropped");
+        log::info!("local: database {name} of a killed drill was dropped");
     }
     Ok(())
 }

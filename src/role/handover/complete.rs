@@ -1,4 +1,5 @@
-//! What the primary has committed is here to the last row, in the same form, with its artifacts and its sequences' values.
+//! Completes the spare: every row that the primary has committed is here, the tables have the same
+//! form, and the artifacts and the values of the sequences are here too.
 
 use super::super::preflight::{CLOCK_WAIT, ID_SLACK};
 use super::super::watch::{another_server, look_at_peer};
@@ -18,7 +19,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 impl Handover<'_> {
-    /// Until a message that was written behind the fence has arrived, and with it everything before.
+    /// Applies the stream until a message that was written behind the fence has arrived, and with
+    /// it everything before.
     pub(super) async fn drain(
         &self,
         fence: &PeerFence,
@@ -28,7 +30,7 @@ impl Handover<'_> {
         if point.slot.is_empty() {
             return match self.forced() {
                 true => self.last_copy(("takeover.drain_timeout", limit)).await,
-                // Its time is foretold by the preflight.
+                // The preflight estimates its duration.
                 false => {
                     let limit = self.config.takeover.read_only_limit;
                     self.last_copy(("takeover.read_only_limit", limit)).await
@@ -45,7 +47,8 @@ impl Handover<'_> {
                     "the last transactions of the primary were not applied within takeover.drain_timeout = {}",
                     humantime::format_duration(limit)
                 ),
-                next_step: "see what the gate waits for, or raise takeover.drain_timeout".into(),
+                next_step: "find out what the gate waits for, or raise takeover.drain_timeout"
+                    .into(),
             }),
         }
     }
@@ -77,7 +80,7 @@ impl Handover<'_> {
         }
     }
 
-    /// In snapshot mode: one more copy, of a primary that nobody writes to.
+    /// Makes one more copy in snapshot mode, of a primary to which nobody writes.
     async fn last_copy(&self, (key, limit): (&str, Duration)) -> Result<(), PassError> {
         let options = Options {
             lock: Some(self.lock),
@@ -98,7 +101,7 @@ impl Handover<'_> {
                     humantime::format_duration(limit)
                 ),
                 next_step: match self.forced() {
-                    true => "what the primary has beyond the recovery point is listed when it comes back".into(),
+                    true => "the primary's changes after the recovery point are listed when it comes back".into(),
                     false => format!("raise {key}, or replicate by the stream: `warm-spare prepare`"),
                 },
             }),
@@ -110,9 +113,9 @@ impl Handover<'_> {
         Ok(lacking.into_iter().map(|(key, _)| key).collect())
     }
 
-    /// The primary is as fenced as before and its tables have the form that was followed, and no row passed without its
-    /// artifact just now. Returns its sequences: a copy has them from its snapshot, the stream
-    /// carries none.
+    /// Checks that the primary is still fenced, that its tables have the form that was followed,
+    /// and that no row has passed the gate without its artifact since. Returns the primary's
+    /// sequences: a copy has them from its snapshot, and the stream carries none.
     pub(super) async fn compare(
         &self,
         point: &CopiedPoint,
@@ -136,7 +139,7 @@ impl Handover<'_> {
         match now.difference(lacked).next() {
             None => Ok(sequences),
             Some(key) => Err(unequal(format!(
-                "{} artifacts could not be brought, for example {key}",
+                "{} artifacts could not be copied, for example {key}",
                 now.difference(lacked).count()
             ))),
         }
@@ -151,12 +154,12 @@ impl Handover<'_> {
     pub(super) async fn set_sequences(&self, values: &[Sequence]) -> Result<(), PassError> {
         let local = &self.config.local.datastore;
         let inside = LocalSession::open(local, &local.database).await?;
-        // A holder that was paused, and lost the lock meanwhile, finds that out before it sets anything.
+        // A holder that was paused, and has lost the lock, finds that out before it sets anything.
         self.state.still_ours(self.lock).await?;
         set_all_as_holder(&inside, values, self.lock.token).await
     }
 
-    /// The primary's, behind its fence. It is not asked for anything after that.
+    /// Reads the primary's clock, behind its fence. It is the last question to the primary.
     pub(super) async fn peers_clock(&self) -> Result<DateTime<Utc>, PassError> {
         let peer = PeerSession::open(&self.config.peer.datastore).await?;
         let sql = "SELECT clock_timestamp()";
@@ -164,16 +167,17 @@ impl Handover<'_> {
         Ok(row.get(0)?)
     }
 
-    /// Ids are made of time, and of the server's own: none may be given twice. The primary's clock, if it answered, tells which
-    /// ids are of a time to come and so none that others go on from, and how far it may have given them.
+    /// Waits until the local clock is past the newest id. Ids are made of the server's time, and
+    /// none may be given twice. If the primary answered, its clock shows which ids are of a time in
+    /// the future, from which no others continue, and how far it may have given ids.
     pub(super) async fn wait_for_clock(
         &self,
-        theirs: Option<DateTime<Utc>>,
+        peer_clock: Option<DateTime<Utc>>,
     ) -> Result<(), PassError> {
         let local = &self.config.local.datastore;
         let inside = LocalSession::open(local, &local.database).await?;
         let sql = "SELECT clock_timestamp()";
-        let until = theirs.map(|clock| clock + ID_SLACK);
+        let until = peer_clock.map(|clock| clock + ID_SLACK);
         let Some(newest) = newest_id(&inside, until).await? else {
             return Ok(());
         };
@@ -203,7 +207,7 @@ fn unequal(text: String) -> PassError {
     }
 }
 
-/// Hears of each phase of a copy.
+/// Receives each phase of a copy.
 struct Phases(watch::Sender<Option<Phase>>);
 
 impl Listener for Phases {
@@ -214,12 +218,13 @@ impl Listener for Phases {
     fn step(&self, _: Phase, _: u64, _: u64) {}
 }
 
-/// Not while bytes are being replaced: half of it would be neither the old nor the new.
+/// Returns when the limit is over, but not while bytes are being replaced: half of that would be
+/// neither the old nor the new state.
 async fn too_late(limit: Duration, mut seen: watch::Receiver<Option<Phase>>) {
     tokio::time::sleep(limit).await;
     let late = |phase: &Option<Phase>| matches!(phase, Some(Phase::Replacements | Phase::Switch));
     if seen.wait_for(|phase| !late(phase)).await.is_err() {
-        // The copy is over, and is what is told.
+        // The copy is over, and its result is reported.
         std::future::pending::<()>().await;
     }
 }

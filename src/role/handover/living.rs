@@ -1,25 +1,26 @@
-//! A failover over a primary that lives. It is fenced before anybody is promoted over it; where that cannot be done, the
-//! operator is asked, for both could be written to.
+//! A failover while the primary is alive. The primary is fenced before another cluster is promoted.
+//! If it cannot be fenced, the operator is asked, because clients could write to both clusters.
 
 use super::Handover;
 use crate::cluster::{CopiedPoint, make_room};
 use crate::domain::{ErrorCode, Side};
 use crate::replication::{Doubt, PassError};
 
-/// Each ends some sessions that others hold there; they may come back faster than ours begin.
-const TRIES: u32 = 10;
+/// Maximum number of attempts. Each ends some sessions there, which may come back faster than our
+/// own session begins.
+const MAX_ATTEMPTS: u32 = 10;
 
 impl Handover<'_> {
-    /// Tries again with room made for it, when the peer is out of connections.
+    /// Retries the call after making room, if the peer has no free connections.
     pub(super) async fn with_room<T>(
         &self,
         point: &CopiedPoint,
         call: impl AsyncFn() -> Result<T, PassError>,
     ) -> Result<T, PassError> {
-        for _ in 0..TRIES {
+        for _ in 0..MAX_ATTEMPTS {
             match call().await {
                 Err(error) if wants_room(&error) => {
-                    log::warn!("{error}; sessions there that a fence would end are ended now");
+                    log::warn!("{error}; ending now the sessions there that a fence would end");
                     make_room(&self.config.peer.datastore, &point.system_id).await?;
                 }
                 other => return other,
@@ -28,7 +29,7 @@ impl Handover<'_> {
         call().await
     }
 
-    /// Nobody is promoted over a primary that answers and is not fenced, unless the operator consents to just that.
+    /// Asks the operator before a promotion over a primary that answers but is not fenced.
     pub(super) fn ask_about_living(
         &self,
         point: &CopiedPoint,

@@ -1,4 +1,4 @@
-//! The way back, for as long as the new epoch is not committed.
+//! Undoes a handover, which is possible as long as the new epoch is not committed.
 
 use super::super::steps::Walk;
 use super::super::watch::{another_server, look_at_peer, open_fence};
@@ -8,11 +8,12 @@ use crate::killpoint;
 use crate::replication::PassError;
 
 impl Handover<'_> {
-    /// The primary may write again, and the spare follows as before.
+    /// Undoes the handover: clients may write to the primary again, and the spare follows as
+    /// before.
     pub(super) async fn undo(&self, mut walk: Walk<'_>, why: String) -> Result<Outcome, PassError> {
         walk.entry.undone = Some(why.clone());
         if walk.entry.step == Some(Step::Preflight) {
-            // Nothing was done at the peer yet, and nobody's session there is ended for it.
+            // Nothing was done on the peer yet, so no session there must be ended.
             walk.entry.step = Some(Step::Undone);
             self.state.journal(self.lock, &walk.entry).await?;
             return self.told_undone(&walk.entry, why).await;
@@ -21,25 +22,25 @@ impl Handover<'_> {
         self.undo_now(walk.entry).await
     }
 
-    /// Also for what an earlier process had to leave.
+    /// Undoes the handover of the journal's entry, also for an earlier process.
     pub async fn undo_now(&self, mut entry: Transition) -> Result<Outcome, PassError> {
         killpoint::reach("undo.begin");
         let cluster = self.state.cluster().await?;
         if cluster.role == Some(Role::Primary) {
-            // Committed, whatever was heard of it.
+            // The promotion is committed, even if that was not reported.
             self.state.close_journal(self.lock).await?;
             return Ok(Outcome::Promoted);
         }
         if cluster.epoch >= entry.epoch {
-            // Whoever was promoted since has lifted its fence itself.
-            // Or another cluster's epoch was heard of, and it still stands.
+            // A cluster that was promoted since has withdrawn its fence itself. If only the epoch
+            // of another cluster was heard of, our fence is still set.
             if let Err(error) = self.withdraw(entry.epoch).await {
                 log::warn!(
-                    "{error}; a fence of ours that still stands is withdrawn as soon as the peer answers"
+                    "{error}; if our fence is still set, it is withdrawn as soon as the peer answers"
                 );
             }
             let why = format!(
-                "the primary is of epoch {} by now, and this would have taken {}",
+                "the primary is of epoch {} by now, and this handover would have taken epoch {}",
                 cluster.epoch, entry.epoch
             );
             entry.undone = Some(why.clone());
@@ -49,7 +50,7 @@ impl Handover<'_> {
             return Ok(Outcome::Undone(why));
         }
         let why = entry.undone.clone().unwrap_or_else(|| {
-            "the process was ended, and the configuration does not ask for it any more".into()
+            "the process ended, and the configuration no longer asks for this handover".into()
         });
         entry.undone = Some(why.clone());
         entry.step = Some(Step::Undo);
@@ -66,14 +67,14 @@ impl Handover<'_> {
 
     async fn told_undone(&self, entry: &Transition, why: String) -> Result<Outcome, PassError> {
         let text = format!("{} undone: {why}", entry.kind);
-        log::warn!("{text}; the primary is as it was");
+        log::warn!("{text}; the primary is as before");
         self.state
             .event(EventKind::HandoverUndone, &text, &self.config.change)
             .await?;
         Ok(Outcome::Undone(why))
     }
 
-    /// On that one server, and with it what began while the fence stood.
+    /// Withdraws the fence on that one server, and ends the sessions that began while it was set.
     async fn withdraw(&self, epoch: i64) -> Result<(), PassError> {
         let id = self.state.cluster().await?.id;
         let followed = self.state.copied_point().await?;
@@ -82,7 +83,7 @@ impl Handover<'_> {
         if seen.theirs.system_id != system_id {
             return Err(another_server());
         }
-        // Where no state of ours is, no fence of ours is.
+        // A server without our state has no fence that we set.
         if seen.theirs.record.is_none() {
             return Ok(());
         }
@@ -90,13 +91,13 @@ impl Handover<'_> {
         self.state.still_ours(self.lock).await?;
         fence.withdraw(epoch, &id).await?;
         if let Err(error) = fence.refresh().await {
-            log::warn!("{error}; sessions from before stay read-only until they end");
+            log::warn!("{error}; older sessions stay read-only until they end");
         }
         Ok(())
     }
 }
 
-/// Whether whoever left this entry may have fenced the peer by then.
+/// Returns whether the process that left this entry may have fenced the peer.
 pub fn may_have_fenced(entry: &Transition) -> bool {
     !matches!(entry.step, None | Some(Step::Preflight | Step::Undone))
         && entry.kind != TransitionKind::Failback

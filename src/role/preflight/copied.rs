@@ -1,4 +1,4 @@
-//! Checks of what would be promoted: the point, how old it is, what it lacks, and how it comes here.
+//! Checks of the copy that would be promoted: its point, its age, its gaps, and the way it is made.
 
 use super::facts::Facts;
 use super::here::Remembered;
@@ -11,11 +11,12 @@ use crate::replication::is_ours;
 use bytesize::ByteSize;
 use chrono::{DateTime, TimeDelta, Utc};
 
-/// By the schedule a spare is verified every day; twice missed is noticed.
+/// Age of the last verification above which the check warns. The default schedule verifies every
+/// day, so two missed ones are noticed.
 const VERIFIED_WITHIN: TimeDelta = TimeDelta::days(2);
-/// Longer than this, people notice that nothing can be uploaded.
-const SHORT: f64 = 60.0;
-/// Bytes of database that a copy brings in a second, as a careful guess.
+/// Seconds of read-only time above which the check warns, because people notice that uploads fail.
+const NOTICED_SECONDS: f64 = 60.0;
+/// Bytes of database that a copy transfers in a second: a careful guess.
 const COPY_RATE: f64 = 50e6;
 
 pub fn recovery_point(facts: &Facts) -> Check {
@@ -43,7 +44,7 @@ pub fn recovery_point(facts: &Facts) -> Check {
     };
     if !is_ours(point, found) {
         let database = &facts.config.local.datastore.database;
-        let text = format!("database {database} is not the one that was copied here");
+        let text = format!("database {database} is not the database that was copied here");
         return refuse(
             NAME,
             text,
@@ -56,7 +57,7 @@ pub fn recovery_point(facts: &Facts) -> Check {
     )
 }
 
-/// As status has it.
+/// Returns the lag, as the status shows it.
 fn lag_of(facts: &Facts, state: &Remembered, point: &CopiedPoint) -> Option<Lag> {
     let mut shown = State::new(facts.now);
     shown.point = Some(point.clone());
@@ -83,7 +84,7 @@ pub fn lag(facts: &Facts) -> Check {
         span(lag.seconds),
         time(lag.complete_at)
     );
-    let step = "let the service follow, and see why it is behind: `warm-spare status`";
+    let step = "let the service follow, and find out why it is behind: `warm-spare status`";
     if lag.seconds > limit {
         return refuse(NAME, format!("{text}: over rpo ({})", span(limit)), step);
     }
@@ -106,9 +107,9 @@ pub fn artifacts(facts: &Facts) -> Check {
     let (looked_for, absent) = match &facts.sampled {
         Ok(Some(sampled)) => (sampled.looked_for, sampled.absent.as_slice()),
         Ok(None) => (0, [].as_slice()),
-        // That check refuses, and says why.
+        // The check of the bucket refuses, and gives the reason.
         Err(_) if facts.bucket.is_err() => {
-            return warn(NAME, "not looked for: the local bucket does not answer", "");
+            return warn(NAME, "not checked: the local bucket does not answer", "");
         }
         Err(error) => {
             let check = unknown(NAME, error);
@@ -117,19 +118,23 @@ pub fn artifacts(facts: &Facts) -> Check {
     };
     if let Some(key) = absent.first() {
         let text = format!(
-            "{} of {looked_for} artifacts that were looked for are not in the local bucket, although rows here name them, such as {key}",
+            "{} of {looked_for} checked artifacts are not in the local bucket, although local rows name them, such as {key}",
             absent.len()
         );
-        let step = "find out what took them away; while the primary is there they are brought again after a verification (verify.schedule)";
+        let step = "find out what removed them; while the primary exists, they are copied again after a verification (verify.schedule)";
         return consented(facts, remembered, refuse(NAME, text, step));
     }
     let lacking = remembered.and_then(|state| state.lacking.as_ref());
     match lacking.map(|lacking| (lacking.len(), lacking.first())) {
-        None => warn(NAME, "not known: the visible database is none of ours", ""),
+        None => warn(
+            NAME,
+            "not known: the visible database is not a copy that warm-spare made",
+            "",
+        ),
         Some((_, None)) => ok(
             NAME,
             format!(
-                "none is recorded as missing, and all {looked_for} that were looked for are in the local bucket"
+                "none is recorded as missing, and all {looked_for} checked artifacts are in the local bucket"
             ),
         ),
         Some((number, Some((key, reason)))) => warn(
@@ -140,7 +145,8 @@ pub fn artifacts(facts: &Facts) -> Check {
     }
 }
 
-/// A promotion without artifacts that rows name needs the operator's word for it, by force too: it holds for one epoch.
+/// Applies the operator's consent. A promotion without artifacts that rows name needs it, by force
+/// too; it holds for one epoch.
 fn consented(facts: &Facts, remembered: Option<&Remembered>, refused: Check) -> Check {
     let epoch = remembered.map_or(1, |state| state.cluster.epoch.max(1)) + 1;
     let id = format!("artifacts-{epoch}");
@@ -149,7 +155,7 @@ fn consented(facts: &Facts, remembered: Option<&Remembered>, refused: Check) -> 
         return warn(refused.name, text, refused.next_step);
     }
     let step = format!(
-        "{}; to promote all the same, set fuse.approve = \"{}\"",
+        "{}; to promote anyway, set fuse.approve = \"{}\"",
         refused.next_step,
         facts.config.fuse.with(&id)
     );
@@ -162,7 +168,7 @@ pub fn verification(facts: &Facts) -> Check {
         Ok(state) => state.as_ref(),
         Err(error) => return unknown(NAME, error),
     };
-    let step = "set verify.schedule, by which the service verifies; `warm-spare verify` does it now, and keeps no record";
+    let step = "set verify.schedule, so that the service verifies; `warm-spare verify` verifies now, but keeps no record";
     let Some(found) = state.and_then(|state| state.verification.as_ref()) else {
         return warn(NAME, "the spare was never verified", step);
     };
@@ -179,14 +185,17 @@ pub fn verification(facts: &Facts) -> Check {
     ok(NAME, format!("no differences at {when}"))
 }
 
-/// How long nothing can be written while a planned handover drains.
+/// Estimates how long nobody can write while a planned handover drains.
 pub fn read_only_time(facts: &Facts) -> Check {
     const NAME: PreflightCheck = PreflightCheck::ReadOnlyTime;
     let (Some(lag), Ok(server)) = (current_lag(facts), &facts.server) else {
         return warn(NAME, "not known: there is no recovery point", "");
     };
     let (seconds, how) = if facts.streams() {
-        (lag.seconds + 1.0, "what waits, and a second".to_string())
+        (
+            lag.seconds + 1.0,
+            "the waiting changes, and a second".to_string(),
+        )
     } else {
         let size = ByteSize(server.bytes);
         let how = format!(
@@ -201,17 +210,17 @@ pub fn read_only_time(facts: &Facts) -> Check {
         return warn(
             NAME,
             format!(
-                "{text}: over takeover.read_only_limit ({}), at which it is given up",
+                "{text}: over takeover.read_only_limit ({}), at which the handover is given up",
                 span(limit)
             ),
-            "raise takeover.read_only_limit; or follow by the stream: `warm-spare prepare`",
+            "raise takeover.read_only_limit, or use the stream: `warm-spare prepare`",
         );
     }
-    if seconds > SHORT {
+    if seconds > NOTICED_SECONDS {
         return warn(
             NAME,
             text,
-            "announce it; the stream makes it short: `warm-spare prepare`",
+            "announce the handover; the stream makes this time short: `warm-spare prepare`",
         );
     }
     ok(NAME, text)
@@ -225,11 +234,11 @@ pub fn mode(facts: &Facts) -> Check {
     if facts.streams() {
         return ok(NAME, format!("stream, by slot {}", point.slot));
     }
-    let told = facts.there.as_ref().ok();
-    let why = match told.and_then(|there| there.server.why_snapshots.as_deref()) {
+    let peer_facts = facts.there.as_ref().ok();
+    let why = match peer_facts.and_then(|there| there.server.why_snapshots.as_deref()) {
         Some(why) => why,
         None if facts.config.replication.mode == Mode::Snapshot => "replication.mode is snapshot",
-        None => "no slot goes on from the last copy",
+        None => "no slot continues from the last copy",
     };
     ok(NAME, format!("snapshot: {why}"))
 }

@@ -1,4 +1,4 @@
-//! All that the checks judge, gathered once.
+//! The facts that the checks judge. They are gathered once.
 
 use super::Purpose;
 use super::here::{self, Remembered, Server};
@@ -15,18 +15,19 @@ use chrono::{DateTime, Utc};
 use std::pin::Pin;
 use std::time::Duration;
 
-/// For our own side, which is near.
-const LOCAL_PATIENCE: Duration = Duration::from_secs(5);
+/// Time limit for the local side, which is near.
+const LOCAL_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub struct Facts<'a> {
     pub config: &'a Config,
     pub purpose: Purpose,
     pub now: DateTime<Utc>,
-    /// None: there is no state of ours, so nothing was ever copied.
+    /// None: the local server has no database warm_spare, so nothing was ever copied.
     pub remembered: Result<Option<Remembered>, PassError>,
     pub server: Result<Server, PassError>,
     pub bucket: Result<Keeps, PassError>,
-    /// A few artifacts that rows here name, looked for in our own bucket; None: the visible database is none of ours.
+    /// Some artifacts that local rows name, searched in the local bucket; None: the visible
+    /// database is not a copy that warm-spare made.
     pub sampled: Result<Option<Sampled>, PassError>,
     pub there: Result<There, PassError>,
     pub peer_bucket: Result<(), PassError>,
@@ -34,7 +35,7 @@ pub struct Facts<'a> {
     pub supervisor: String,
 }
 
-/// What the two datastores answered.
+/// The answers of the two datastores.
 struct Datastores {
     remembered: Result<Option<Remembered>, PassError>,
     server: Result<Server, PassError>,
@@ -42,15 +43,16 @@ struct Datastores {
     clients: Option<Result<ClientPrograms, ProgramError>>,
 }
 
-/// What is asked of the peer depends on what is remembered here; all else is asked at once.
+/// Asks both datastores. The questions to the peer depend on the local record; all others are asked
+/// at once.
 async fn datastores(config: &Config, patience: Duration) -> Datastores {
     let (local, peer) = (&config.local.datastore, &config.peer.datastore);
     let remembering = Box::pin(here::remember(config));
-    let remembered = within(LOCAL_PATIENCE, Side::Local, local, remembering).await;
+    let remembered = within(LOCAL_TIMEOUT, Side::Local, local, remembering).await;
     let asked = Asked::of(config, remembered.as_ref().ok().and_then(Option::as_ref));
     let (server, there, installed) = tokio::join!(
         within(
-            LOCAL_PATIENCE,
+            LOCAL_TIMEOUT,
             Side::Local,
             local,
             Box::pin(here::server(config))
@@ -66,15 +68,18 @@ async fn datastores(config: &Config, patience: Duration) -> Datastores {
     let server = match (server, &there) {
         (Ok(server), Ok(there)) => {
             let looking = Box::pin(without_ids_to_come(config, server, there));
-            within(LOCAL_PATIENCE, Side::Local, local, looking).await
+            within(LOCAL_TIMEOUT, Side::Local, local, looking).await
         }
         (server, _) => server,
     };
-    let clients = server.as_ref().ok().map(|ours| {
+    let clients = server.as_ref().ok().map(|local_server| {
         let there = there.as_ref();
-        let theirs = there.map_or(ours.major, |there| there.server.major);
-        // Whichever is the newer: data go from the older one to it.
-        installed.fitting(theirs.min(ours.major), ours.major.max(theirs))
+        let peer_major = there.map_or(local_server.major, |there| there.server.major);
+        // Data go from the older server to the newer one, whichever side that is.
+        installed.fitting(
+            peer_major.min(local_server.major),
+            local_server.major.max(peer_major),
+        )
     });
     Datastores {
         remembered,
@@ -84,7 +89,8 @@ async fn datastores(config: &Config, patience: Duration) -> Datastores {
     }
 }
 
-/// One row that was made while a clock stood in another year would have the newest id for ever.
+/// Adds the newest id that is not in the future. A row that was made while a clock was years ahead
+/// would otherwise have the newest id for ever.
 async fn without_ids_to_come(
     config: &Config,
     server: Server,
@@ -104,7 +110,7 @@ impl<'a> Facts<'a> {
     pub async fn gather(config: &'a Config, purpose: Purpose, patience: Duration) -> Facts<'a> {
         let (datastores, bucket, sampled, peer_bucket, supervisor) = tokio::join!(
             Box::pin(datastores(config, patience)),
-            here::bucket(config, LOCAL_PATIENCE),
+            here::bucket(config, LOCAL_TIMEOUT),
             Box::pin(sampled(config)),
             there::bucket(config, patience),
             supervisor::look(),
@@ -129,7 +135,7 @@ impl<'a> Facts<'a> {
         remembered.point.as_ref()
     }
 
-    /// Whether single transactions are followed.
+    /// Returns whether the stream is followed.
     pub fn streams(&self) -> bool {
         self.point().is_some_and(|point| !point.slot.is_empty())
     }
@@ -140,13 +146,13 @@ impl<'a> Facts<'a> {
 }
 
 async fn sampled(config: &Config) -> Result<Option<Sampled>, PassError> {
-    match tokio::time::timeout(LOCAL_PATIENCE, sample(config, LOCAL_PATIENCE)).await {
+    match tokio::time::timeout(LOCAL_TIMEOUT, sample(config, LOCAL_TIMEOUT)).await {
         Ok(found) => found,
-        Err(_) => Err(not_in_time(config, LOCAL_PATIENCE)),
+        Err(_) => Err(not_in_time(config, LOCAL_TIMEOUT)),
     }
 }
 
-/// Whoever does not answer in time counts as one who does not answer.
+/// Applies a time limit. A side that does not answer in time counts as one that does not answer.
 async fn within<T>(
     limit: Duration,
     side: Side,

@@ -1,4 +1,4 @@
-//! Facts of our own side.
+//! Facts about the local side.
 
 use crate::cluster::{
     ClusterRecord, Confirmation, CopiedPoint, Keeps, LocalSession, LocalStore, State,
@@ -12,19 +12,20 @@ use crate::replication::{
 use chrono::{DateTime, Utc};
 use std::time::Duration;
 
-/// How often our own bucket is asked: an operator waits for the answer.
-const TRIES: usize = 2;
+/// Number of questions to the local bucket, because an operator waits for the answer.
+const MAX_ATTEMPTS: usize = 2;
 
-/// What our state database knows.
+/// The facts in the local state database.
 pub struct Remembered {
     pub cluster: ClusterRecord,
-    /// As the visible database stands.
+    /// The point of the visible database.
     pub point: Option<CopiedPoint>,
     pub confirmation: Option<Confirmation>,
     pub verification: Option<VerificationRecord>,
-    /// Artifacts that the primary lacks, with the reason; None: the visible database is none of ours.
+    /// Artifacts that are unavailable on the primary, with the reason; None: the visible database
+    /// is not a copy that warm-spare made.
     pub lacking: Option<Vec<(String, String)>>,
-    /// Why the fence does not hold.
+    /// The reason why the fence does not hold.
     pub open: Option<String>,
 }
 
@@ -54,7 +55,7 @@ pub async fn remember(config: &Config) -> Result<Option<Remembered>, PassError> 
     }))
 }
 
-/// Why the fence does not hold; None: it does.
+/// Returns the reason why the fence does not hold; None: it holds.
 async fn open_fence(config: &Config, state: &State) -> Result<Option<String>, PassError> {
     let to = &config.local.datastore;
     if !is_fenced(state.session(), &to.database).await? {
@@ -67,21 +68,22 @@ async fn open_fence(config: &Config, state: &State) -> Result<Option<String>, Pa
     Ok(proven.err().map(|error| error.to_string()))
 }
 
-/// Our own server, and the visible database.
+/// The local server and the visible database.
 pub struct Server {
     pub major: u32,
     pub rights: Rights,
     pub may_apply: bool,
     pub bytes: u64,
     pub disk: Option<Disk>,
-    /// Extensions of the visible database whose files are not there.
+    /// Extensions of the visible database whose files are missing.
     pub lacking_extensions: Vec<String>,
-    /// Where the visible database says that it stands; None: it is none of ours.
+    /// The recovery point in the visible database; None: it is not a copy that warm-spare made.
     pub stands: Option<String>,
     pub clock: DateTime<Utc>,
-    /// When the newest of Builder's ids was made, which are made of time.
+    /// Time of the newest of Builder's ids, which are made of time.
     pub newest_id: Option<DateTime<Utc>>,
-    /// The same without those of a time to come by the primary's clock, where there are such.
+    /// Time of the newest id that is not in the future by the primary's clock, if there are ids of
+    /// the future.
     pub newest_past_id: Option<DateTime<Utc>>,
     pub sealed: Result<Vec<Sealed>, PassError>,
 }
@@ -117,18 +119,19 @@ pub async fn newest_past_id(
     newest_id(&session, Some(until)).await
 }
 
-/// What the builder keys have sealed, of one kind and one revision.
+/// The rows of one kind that one revision of the builder keys has sealed.
 pub struct Sealed {
-    /// In words.
+    /// The kind of the rows, as text.
     pub what: &'static str,
-    /// As its table has it; empty: only the ciphertext names it.
+    /// The revision, as its table has it; empty: only the ciphertext names it.
     pub revision: String,
     pub rows: i64,
-    /// The newest of them.
+    /// The newest rows.
     pub newest: Vec<String>,
 }
 
-/// Where ciphertexts of the builder keys lie, with the column that names the revision beside, if there is one.
+/// The columns with ciphertexts of the builder keys, each with the column that names the revision,
+/// if there is one.
 const CIPHERTEXTS: [(&str, &str, &str, &str); 4] = [
     (
         "an origin's secret key",
@@ -145,13 +148,13 @@ const CIPHERTEXTS: [(&str, &str, &str, &str); 4] = [
         "",
     ),
 ];
-/// Characters by which ciphertexts of different revisions differ: in both forms format and sender lie before it. A base64
-/// digit more or less would make groups of one row each.
-const HEAD: u32 = 37;
-/// One that is spoilt says nothing of the key.
-const NEWEST: u32 = 3;
+/// Number of first characters by which ciphertexts of different revisions differ: in both forms
+/// they include format and sender. One base64 digit more would make groups of one row each.
+const HEAD_CHARS: u32 = 37;
+/// Number of the newest rows that are read, because a spoilt row says nothing about the key.
+const NEWEST_ROWS: u32 = 3;
 
-/// All of these tables grow with origins and people, not with packages.
+/// Reads the sealed rows. These tables grow with origins and people, not with packages.
 async fn sealed(session: &LocalSession) -> Result<Vec<Sealed>, PassError> {
     let doing = "reading what the builder keys have sealed";
     let mut found = Vec::new();
@@ -167,9 +170,9 @@ async fn sealed(session: &LocalSession) -> Result<Vec<Sealed>, PassError> {
             named => &format!("coalesce({named}::text, '')"),
         };
         let sql = format!(
-            "SELECT revision, count(*), (array_agg(sealed ORDER BY id DESC))[1:{NEWEST}] FROM ( \
+            "SELECT revision, count(*), (array_agg(sealed ORDER BY id DESC))[1:{NEWEST_ROWS}] FROM ( \
                SELECT id, {revision} AS revision, {column}::text AS sealed FROM public.{table} WHERE {column} <> '') t \
-             GROUP BY revision, left(sealed, {HEAD})"
+             GROUP BY revision, left(sealed, {HEAD_CHARS})"
         );
         let rows = session.query(doing, &sql, &[]).await?;
         found.extend(rows.iter().map(|row| Sealed {
@@ -182,9 +185,10 @@ async fn sealed(session: &LocalSession) -> Result<Vec<Sealed>, PassError> {
     Ok(found)
 }
 
-/// Whether our own bucket is there and can be written, and what it does with what is deleted.
+/// Checks that the local bucket exists and can be written, and returns how it treats deleted
+/// objects.
 pub async fn bucket(config: &Config, patience: Duration) -> Result<Keeps, PassError> {
-    let store = LocalStore::open(&config.local.s3)?.with_limits(patience, TRIES);
+    let store = LocalStore::open(&config.local.s3)?.with_limits(patience, MAX_ATTEMPTS);
     store.reading().check_bucket().await?;
     Ok(prove_writable(&store).await?)
 }

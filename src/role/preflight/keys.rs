@@ -1,4 +1,4 @@
-//! The check of the builder keys: does what is in the database open with what lies here?
+//! The check of the builder keys: do the keys of this node open the ciphertexts in the database?
 
 use super::facts::Facts;
 use super::here::Sealed;
@@ -32,7 +32,7 @@ pub fn builder_keys(facts: &Facts) -> Check {
         let text = std::iter::once(text).chain(flaws).collect::<Vec<_>>();
         return refuse(NAME, text.join("; "), copy);
     }
-    // Without a database there is a worse refusal, and that names this error.
+    // Without a database another check refuses, and names this error.
     let sealed = match facts.server.as_ref().map(|server| &server.sealed) {
         Ok(Ok(sealed)) => sealed,
         Ok(Err(error)) | Err(error) => {
@@ -50,35 +50,35 @@ pub fn builder_keys(facts: &Facts) -> Check {
 /// Rows that one revision has sealed.
 #[derive(Default)]
 struct Named {
-    /// By what they are.
+    /// Number of rows by kind.
     rows: BTreeMap<&'static str, i64>,
     opened: bool,
-    /// Why one of them does not open.
+    /// The reason why one of the rows does not open.
     error: Option<String>,
 }
 
 impl Named {
-    fn told(&self) -> String {
-        let told = self.rows.iter();
-        let told = told.map(|(what, number)| format!("{what}: {number} rows"));
-        told.collect::<Vec<_>>().join(", ")
+    fn summary(&self) -> String {
+        let counts = self.rows.iter();
+        let counts = counts.map(|(what, number)| format!("{what}: {number} rows"));
+        counts.collect::<Vec<_>>().join(", ")
     }
 }
 
 fn judge(keys: &BuilderKeys, sealed: &[Sealed], copy: String) -> Check {
     let named = by_revision(keys, sealed);
-    // One that opens proves the key; one that does not, beside it, is spoilt itself.
+    // A row that opens proves the key; another row that does not open is itself spoilt.
     let shut = named.iter().filter(|(_, named)| !named.opened);
     let shut: Vec<String> = shut
         .map(|(revision, named)| {
-            let error = named.error.as_deref().unwrap_or("nothing of it opens");
-            format!("bldr-{revision} ({}): {error}", named.told())
+            let error = named.error.as_deref().unwrap_or("none of its rows opens");
+            format!("bldr-{revision} ({}): {error}", named.summary())
         })
         .collect();
     if !shut.is_empty() {
-        let text = format!("what is sealed here does not open: {}", shut.join("; "));
+        let text = format!("sealed rows do not open: {}", shut.join("; "));
         let step = format!(
-            "{copy}; if the key is lost, or kept elsewhere, local.builder_keys_dir = \"\" has a forced promotion go on without this check"
+            "{copy}; if the key is lost, or kept elsewhere, set local.builder_keys_dir = \"\": a forced promotion then continues without this check"
         );
         return refuse(NAME, text, step);
     }
@@ -90,7 +90,7 @@ fn judge(keys: &BuilderKeys, sealed: &[Sealed], copy: String) -> Check {
         return warn(
             NAME,
             format!(
-                "bldr-{newest} is newer than any that the primary uses (bldr-{used}): what is sealed with it here does not open there"
+                "bldr-{newest} is newer than any key that the primary uses (bldr-{used}): rows that this cluster seals with it do not open there"
             ),
             format!(
                 "remove bldr-{newest} from this node if the primary does not have it, or copy it to the primary"
@@ -111,8 +111,8 @@ fn judge(keys: &BuilderKeys, sealed: &[Sealed], copy: String) -> Check {
     ok(NAME, describe(&named, &here))
 }
 
-/// Every revision that a ciphertext names, with what it has sealed. What names no key is none of theirs: a token of
-/// another make.
+/// Returns every revision that a ciphertext names, with its rows. A ciphertext that names no key
+/// does not belong to the builder keys: it is a token of another kind.
 fn by_revision(keys: &BuilderKeys, sealed: &[Sealed]) -> BTreeMap<String, Named> {
     let mut named: BTreeMap<String, Named> = BTreeMap::new();
     for group in sealed {
@@ -149,7 +149,7 @@ fn describe(named: &BTreeMap<String, Named>, here: &[String]) -> String {
     let opens = named.iter().map(|(revision, named)| {
         format!(
             "bldr-{revision} opens what it has sealed ({})",
-            named.told()
+            named.summary()
         )
     });
     opens.collect::<Vec<_>>().join("; ")

@@ -1,7 +1,9 @@
-//! Would a promotion work today? Everything that it would meet, asked on any day. It reads, but for a probe object that is put into our own
-//! bucket and deleted again, and its cost does not depend on how much is stored.
+//! The preflight: the checks that a promotion would meet, which can be run on any day. It only
+//! reads, except for a probe object that is written to the local bucket and deleted again. Its cost
+//! does not depend on the amount of data.
 //!
-//! First the facts are gathered, both sides at once; then each check judges them, and never asks again.
+//! First the facts are gathered, on both sides at once. Then each check judges them, and asks
+//! nothing more.
 
 mod copied;
 mod facts;
@@ -22,10 +24,10 @@ pub use standing::CLOCK_WAIT;
 use std::time::Duration;
 pub use there::ID_SLACK;
 
-/// Which promotion is meant.
+/// The kind of promotion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// A handover with the primary's help: nothing is lost.
+    /// A handover with the help of the primary, without a loss.
     Planned,
     /// The primary is gone.
     Unplanned,
@@ -40,7 +42,8 @@ impl Purpose {
     }
 }
 
-/// What alone keeps a cluster from being promoted when its primary is gone: nothing else is as bad as no Builder at all.
+/// The only checks that refuse a promotion when the primary is gone, because nothing else is as bad
+/// as no Builder at all.
 const WITHOUT_WHICH_NOTHING: [PreflightCheck; 4] = [
     PreflightCheck::RecoveryPoint,
     PreflightCheck::Artifacts,
@@ -48,7 +51,7 @@ const WITHOUT_WHICH_NOTHING: [PreflightCheck; 4] = [
     PreflightCheck::Bucket,
 ];
 
-/// `patience`: how long the peer is waited for.
+/// Runs all checks. `patience` is the time limit for the peer.
 pub async fn preflight(config: &Config, purpose: Purpose, patience: Duration) -> Vec<Check> {
     let facts = Box::pin(Facts::gather(config, purpose, patience)).await;
     let mut checks = vec![
@@ -79,14 +82,14 @@ pub async fn preflight(config: &Config, purpose: Purpose, patience: Duration) ->
     checks
 }
 
-/// What the checks of a planned promotion come to for an unplanned one.
+/// Returns the result for an unplanned promotion, from the checks of a planned one.
 pub fn unplanned(checks: &[Check]) -> Verdict {
     let mut checks = checks.to_vec();
     checks.iter_mut().for_each(soften);
     worst(&checks)
 }
 
-/// The worst of them; of none, ok.
+/// Returns the worst result; ok if there is none.
 pub fn worst(checks: &[Check]) -> Verdict {
     let results = checks.iter().map(|check| check.result);
     results.max().unwrap_or(Verdict::Ok)
@@ -123,7 +126,7 @@ fn refuse(name: PreflightCheck, reason: impl Into<String>, next_step: impl Into<
     }
 }
 
-/// What could not be found out counts as bad.
+/// Makes a refusal for a check that could not run.
 fn unknown(name: PreflightCheck, error: &PassError) -> Check {
     Check {
         primary_lives: error.shows_life_of_peer(),
@@ -152,7 +155,7 @@ mod tests {
         }
     }
 
-    /// The service asks in a task of its own.
+    /// The service runs the checks in a task of its own.
     #[allow(dead_code)]
     fn it_may_be_a_task(config: &Config) -> impl Send {
         preflight(config, Purpose::Planned, Duration::ZERO)

@@ -1,4 +1,4 @@
-//! Checks of the servers: what they are, have and let us do.
+//! Checks of the servers: versions, extensions, programs, disk, privileges, bucket, TLS.
 
 use super::facts::Facts;
 use super::{ok, refuse, unknown, warn};
@@ -8,30 +8,30 @@ use crate::domain::PreflightCheck;
 use crate::observe::Check;
 use bytesize::ByteSize;
 
-/// Free disk below this share of all is little.
-const LITTLE: u64 = 10;
+/// Free disk below this fraction (1/10) of the disk counts as low.
+const LOW_DISK_DIVISOR: u64 = 10;
 
 pub fn versions(facts: &Facts) -> Check {
     const NAME: PreflightCheck = PreflightCheck::Versions;
-    let (ours, theirs) = match (&facts.server, &facts.there) {
+    let (local, peer) = match (&facts.server, &facts.there) {
         (Ok(server), Ok(there)) => (server.major, there.server.major),
         (Err(error), _) | (_, Err(error)) => return unknown(NAME, error),
     };
-    let text = format!("PostgreSQL {ours} here, {theirs} on the primary");
-    if ours > theirs {
+    let text = format!("PostgreSQL {local} here, {peer} on the primary");
+    if local > peer {
         return warn(
             NAME,
             format!(
-                "{text}: an older server cannot take a newer one's data, so coming back needs an upgrade there"
+                "{text}: an older server cannot read the data of a newer one, so coming back needs an upgrade there"
             ),
-            format!("plan an upgrade of the primary's datastore to PostgreSQL {ours}"),
+            format!("plan an upgrade of the primary's datastore to PostgreSQL {local}"),
         );
     }
-    if ours < theirs {
-        let step = format!("upgrade the spare's datastore to PostgreSQL {theirs}");
+    if local < peer {
+        let step = format!("upgrade the spare's datastore to PostgreSQL {peer}");
         return refuse(
             NAME,
-            format!("{text}: it cannot take the primary's data"),
+            format!("{text}: the spare's server cannot read the primary's data"),
             step,
         );
     }
@@ -49,7 +49,7 @@ pub fn extensions(facts: &Facts) -> Check {
         return ok(NAME, format!("this server has all that {whose} uses"));
     }
     let text = format!(
-        "this server lacks {}, which {whose} uses",
+        "this server does not have {}, which {whose} uses",
         lacking.join(", ")
     );
     refuse(
@@ -62,7 +62,11 @@ pub fn extensions(facts: &Facts) -> Check {
 pub fn clients(facts: &Facts) -> Check {
     const NAME: PreflightCheck = PreflightCheck::Clients;
     match &facts.clients {
-        None => warn(NAME, "not known: the local server's version is not", ""),
+        None => warn(
+            NAME,
+            "not known, because the local server's version is not known",
+            "",
+        ),
         Some(Ok(found)) => ok(
             NAME,
             format!(
@@ -73,7 +77,7 @@ pub fn clients(facts: &Facts) -> Check {
         ),
         Some(Err(error)) => warn(
             NAME,
-            format!("{error}: no copy can be made here, as coming back needs"),
+            format!("{error}: this node can make no copy, which coming back needs"),
             "install PostgreSQL's client programs",
         ),
     }
@@ -95,7 +99,7 @@ pub fn disk(facts: &Facts) -> Check {
         disk.directory,
         ByteSize(server.bytes)
     );
-    if disk.free < server.bytes || disk.free < disk.total / LITTLE {
+    if disk.free < server.bytes || disk.free < disk.total / LOW_DISK_DIVISOR {
         return warn(
             NAME,
             text,
@@ -117,7 +121,7 @@ pub fn privileges(facts: &Facts) -> Check {
     if facts.streams() && !server.may_apply {
         lacking.push("may not set session_replication_role".into());
     }
-    let mut told: Vec<String> = lacking
+    let mut problems: Vec<String> = lacking
         .iter()
         .map(|what| format!("the local user {} {what}", local.user))
         .collect();
@@ -128,40 +132,43 @@ pub fn privileges(facts: &Facts) -> Check {
         };
         let mut lacking = there.lacking(&peer.database, there.owns_state.is_none());
         lacking.extend(there.lacking_to_fence());
-        told.extend(
+        problems.extend(
             lacking
                 .iter()
                 .map(|what| format!("the peer's user {} {what}", peer.user)),
         );
     }
-    if told.is_empty() {
+    if problems.is_empty() {
         let sides = if facts.is_planned() {
             "on both sides"
         } else {
             "here"
         };
-        return ok(NAME, format!("our users may do all that is needed {sides}"));
+        return ok(
+            NAME,
+            format!("our users have all privileges that are needed {sides}"),
+        );
     }
-    let step = "use Builder's own user hab, or grant what is lacking";
-    refuse(NAME, told.join("; "), step)
+    let step = "use Builder's own user hab, or grant the missing privileges";
+    refuse(NAME, problems.join("; "), step)
 }
 
 pub fn bucket(facts: &Facts) -> Check {
     const NAME: PreflightCheck = PreflightCheck::Bucket;
     let bucket = &facts.config.local.s3.bucket_name;
     match &facts.bucket {
-        Ok(Keeps::Nothing) => ok(NAME, format!("{bucket} takes objects, and lets them go")),
+        Ok(Keeps::Nothing) => ok(NAME, format!("{bucket} accepts objects, and deletes them")),
         Ok(Keeps::Versions) => warn(
             NAME,
             format!(
-                "{bucket} takes objects, and keeps a version of each that is deleted or overwritten: what retention deletes frees no room"
+                "{bucket} accepts objects, but keeps a version of each object that is deleted or overwritten: objects that retention deletes free no space"
             ),
             "give the bucket a lifecycle rule that expires noncurrent versions: docs/limits.md",
         ),
         Ok(Keeps::Locked) => warn(
             NAME,
             format!(
-                "{bucket} takes objects, and its versions may not be deleted (it has a lock, or the key lacks s3:DeleteObjectVersion): what retention deletes frees no room, and a probe object stays"
+                "{bucket} accepts objects, but its versions cannot be deleted (it has a lock, or the key does not have s3:DeleteObjectVersion): objects that retention deletes free no space, and a probe object stays"
             ),
             "use a bucket without a lock for the spare, or give it a lifecycle rule that expires noncurrent versions: docs/limits.md",
         ),
@@ -169,7 +176,7 @@ pub fn bucket(facts: &Facts) -> Check {
     }
 }
 
-/// Whether the peer proves who it is before it is believed and given a password.
+/// Checks that the peer proves its identity before it is believed and gets a password.
 pub fn tls(peer: &config::Side) -> Check {
     const NAME: PreflightCheck = PreflightCheck::Tls;
     let mut open = Vec::new();

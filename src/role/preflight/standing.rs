@@ -1,4 +1,4 @@
-//! Checks of how both clusters stand to each other: fences, identity, what is held, clocks.
+//! Checks of the relation of both clusters: fences, identity, log kept on the primary, clocks.
 
 use super::facts::Facts;
 use super::there::There;
@@ -9,21 +9,22 @@ use crate::observe::{Check, span};
 use bytesize::ByteSize;
 use std::time::Duration;
 
-/// A handover waits for a clock of the local datastore that is behind Builder's newest id by no more.
+/// Maximum time for which a handover waits for a clock of the local datastore that is behind
+/// Builder's newest id.
 pub const CLOCK_WAIT: Duration = Duration::from_secs(5);
-/// Clocks that NTP keeps are closer.
+/// Difference of the clocks in seconds above which the check warns. NTP keeps clocks closer.
 const CLOCKS_APART: f64 = 1.0;
 
 pub fn fence(facts: &Facts) -> Check {
     const NAME: PreflightCheck = PreflightCheck::Fence;
     let open = match &facts.remembered {
-        Ok(None) => return refuse(NAME, "not set: this cluster was never told its role", ""),
+        Ok(None) => return refuse(NAME, "not set: this cluster has no role on record", ""),
         Ok(Some(state)) => state.open.as_ref(),
         Err(error) => return unknown(NAME, error),
     };
     let peer = match &facts.there {
         Ok(there) => peers_fence(there),
-        Err(_) => "the peer's could not be asked for".into(),
+        Err(_) => "the peer's fence is not known".into(),
     };
     let unfenceable = facts.there.as_ref().ok();
     let unfenceable = unfenceable.and_then(|there| there.server.unfenceable.as_ref());
@@ -34,7 +35,7 @@ pub fn fence(facts: &Facts) -> Check {
                 "the peer could not be fenced: {}",
                 unfenceable.map_or("", String::as_str)
             ),
-            "take that away on the primary first",
+            "remove this obstacle on the primary first",
         ),
         None => match facts
             .there
@@ -53,25 +54,26 @@ pub fn fence(facts: &Facts) -> Check {
     }
 }
 
-/// A primary that somebody else has fenced is not this one's to hand over: another cluster has taken its place, or is about
-/// to. One without a record was made read-only by hand.
+/// Refuses if another cluster has fenced the primary: that cluster has taken its place, or is about
+/// to, so this cluster must not hand it over. A read-only primary without a record was set so by
+/// hand.
 fn fenced_by_other(facts: &Facts, there: &There) -> Option<Check> {
     const NAME: PreflightCheck = PreflightCheck::Fence;
-    let ours = facts.remembered.as_ref().ok()?.as_ref()?;
+    let local = facts.remembered.as_ref().ok()?.as_ref()?;
     let record = there.record.as_ref().and_then(|there| there.fence.as_ref());
     match record {
-        Some(fence) if fence.by_cluster != ours.cluster.id => Some(refuse(
+        Some(fence) if fence.by_cluster != local.cluster.id => Some(refuse(
             NAME,
             format!(
-                "the peer was fenced by cluster {} under epoch {}: it is not this cluster's to hand over",
+                "the peer was fenced by cluster {} under epoch {}: this cluster must not hand it over",
                 fence.by_cluster, fence.epoch
             ),
-            "see which cluster is the primary now, and follow that one",
+            "find out which cluster is the primary now, and follow that one",
         )),
         None if there.seen.fenced => Some(warn(
             NAME,
             "the peer is read-only, and no record says by whom",
-            "if nobody meant it, on the primary: ALTER DATABASE builder RESET default_transaction_read_only",
+            "if nobody intended this, on the primary: ALTER DATABASE builder RESET default_transaction_read_only",
         )),
         _ => None,
     }
@@ -110,17 +112,20 @@ pub fn peer_identity(facts: &Facts) -> Check {
         ),
         None => ok(
             NAME,
-            format!("server {}, the one that was copied", there.seen.system_id),
+            format!(
+                "server {}, the server that was copied",
+                there.seen.system_id
+            ),
         ),
     }
 }
 
-/// Why the peer is not the primary that the copy is of.
+/// Returns the reason why the peer is not the primary of the copy.
 fn stranger(there: &There, point: &CopiedPoint) -> Option<String> {
     if there.seen.system_id != point.system_id {
         let (found, copied) = (&there.seen.system_id, &point.system_id);
         return Some(format!(
-            "the peer is server {found}, and {copied} was copied"
+            "the peer is server {found}, but server {copied} was copied"
         ));
     }
     let record = there.record.as_ref();
@@ -128,7 +133,7 @@ fn stranger(there: &There, point: &CopiedPoint) -> Option<String> {
     if !point.peer_cluster.is_empty() && id != point.peer_cluster {
         let was = &point.peer_cluster;
         return Some(format!(
-            "the peer's cluster id is {id:?}, and that of the one that was copied {was:?}"
+            "the peer's cluster id is {id:?}, but the copied cluster has {was:?}"
         ));
     }
     let role = record.and_then(|record| record.role);
@@ -150,20 +155,17 @@ pub fn peer_reachable(facts: &Facts) -> Check {
     }
 }
 
-/// The slot must be there to drain what is left.
+/// Checks the slot, which is needed to drain the last changes.
 pub fn wal(facts: &Facts) -> Check {
     const NAME: PreflightCheck = PreflightCheck::Wal;
     let Some(point) = facts.point().filter(|_| facts.streams()) else {
         return ok(
             NAME,
-            "nothing is held on the primary: whole copies are made",
+            "the primary keeps no log for us: full copies are made",
         );
     };
     if !facts.is_planned() {
-        return ok(
-            NAME,
-            "not looked at: without the primary nothing is drained",
-        );
+        return ok(NAME, "not checked: without the primary nothing is drained");
     }
     let there = match &facts.there {
         Ok(there) => there,
@@ -176,7 +178,7 @@ pub fn wal(facts: &Facts) -> Check {
         .filter(|slot| slot.wal_status != "lost");
     let Some(slot) = slot else {
         let text = format!(
-            "slot {} is gone from the primary, or was given up there",
+            "slot {} does not exist on the primary any more, or the primary has given it up",
             point.slot
         );
         return refuse(
@@ -206,8 +208,8 @@ pub fn clocks(facts: &Facts) -> Check {
     };
     let drain = facts.config.takeover.drain_timeout.as_secs_f64();
     let step = "set both servers' clocks by NTP";
-    // Ids are made of time: one that were made here would lie among those that are there. Ids of a time to come are none
-    // that the primary goes on from.
+    // Ids are made of time: an id that is made here would be smaller than existing ones. Ids of the
+    // future do not count, because the primary does not continue from them.
     let to_come = facts.there.as_ref().ok().and_then(|there| {
         let until = there.clock() + super::there::ID_SLACK;
         server.newest_id.filter(|newest| *newest >= until)
@@ -232,7 +234,10 @@ pub fn clocks(facts: &Facts) -> Check {
         Err(error) => return unknown(NAME, error),
     };
     let offset = there.seen.clock_offset_seconds;
-    let text = format!("the primary's differs from ours by {}", span(offset.abs()));
+    let text = format!(
+        "the primary's clock differs from the local clock by {}",
+        span(offset.abs())
+    );
     match offset.abs() {
         apart if apart > drain => {
             refuse(NAME, format!("{text}, over takeover.drain_timeout"), step)
@@ -241,14 +246,14 @@ pub fn clocks(facts: &Facts) -> Check {
         _ if to_come.is_some() => warn(
             NAME,
             format!(
-                "{text}; an id of Builder's is of a time to come ({}): a clock was wrong when it was made, and new ids are smaller",
+                "{text}; an id of Builder's is of a time in the future ({}): a clock was wrong when it was made, and new ids are smaller",
                 to_come.unwrap_or_default().format("%Y-%m-%d")
             ),
-            "nothing, if the primary's clock is right now",
+            "no step is needed if the primary's clock is right now",
         ),
         _ => ok(
             NAME,
-            format!("{text}; the local one is past Builder's newest id"),
+            format!("{text}; the local clock is past Builder's newest id"),
         ),
     }
 }

@@ -1,4 +1,4 @@
-//! Facts of the peer.
+//! Facts about the peer.
 
 use super::here::Remembered;
 use crate::cluster::preparation::Names;
@@ -13,10 +13,10 @@ use crate::replication::{
 use chrono::{DateTime, TimeDelta, Utc};
 use std::time::Duration;
 
-/// What of ours there is asked for.
+/// Names of our objects on the peer to ask for.
 pub struct Asked {
     names: Names,
-    /// A copy is there, and no slot goes on from it: why?
+    /// True: a copy exists, and no slot continues from it, so the reason is asked for.
     snapshots: bool,
 }
 
@@ -37,16 +37,16 @@ impl Asked {
 
 pub struct There {
     pub seen: Seen,
-    /// What it says of itself; None: it keeps no state of ours.
+    /// The peer's own record; None: it has no database warm_spare.
     pub record: Option<Record>,
     pub server: PeerServer,
 }
 
-/// Ids that are further ahead of the primary's own clock were made by a wrong one.
+/// Ids that are further ahead of the primary's own clock were made by a wrong clock.
 pub const ID_SLACK: TimeDelta = TimeDelta::seconds(5);
 
 impl There {
-    /// The primary's clock, as of now.
+    /// Returns the primary's clock, as of now.
     pub fn clock(&self) -> DateTime<Utc> {
         let ahead = (self.seen.clock_offset_seconds * 1e6) as i64;
         Utc::now() + TimeDelta::microseconds(ahead)
@@ -56,13 +56,13 @@ impl There {
 pub struct PeerServer {
     pub major: u32,
     pub rights: Rights,
-    /// Whether it is another server than our own.
+    /// Error if the peer is the same server as the local one.
     pub two: Result<(), PassError>,
-    /// Extensions of its database that our server has no files for.
+    /// Extensions of the peer's database for which the local server has no files.
     pub lacking_extensions: Vec<String>,
-    /// Why it is not followed by the stream, and what would change that.
+    /// The reason why the stream is not used, and the change that would make it possible.
     pub why_snapshots: Option<String>,
-    /// Why a fence would not stand there.
+    /// The reason why a fence on the peer would not hold.
     pub unfenceable: Option<String>,
 }
 
@@ -106,7 +106,8 @@ async fn server(config: &Config, asked: &Asked) -> Result<PeerServer, PassError>
     })
 }
 
-/// What would keep a fence there from standing: better found now than behind it.
+/// Returns an obstacle that would make a fence there useless. It is better found now than behind
+/// the fence.
 async fn unfenceable(
     peer: &PeerSession,
     rights: &Rights,
@@ -128,14 +129,14 @@ async fn unfenceable(
     }
     if superusers > 0 && !rights.superuser {
         let text = format!(
-            "{superusers} sessions there are a superuser's, and our user, which is none, may not end them"
+            "{superusers} sessions there belong to a superuser, and our user, which is not a superuser, may not end them"
         );
         return Ok(Some(text));
     }
     Ok(None)
 }
 
-/// Whether its bucket can be read: a drain may have artifacts to bring.
+/// Checks that the peer's bucket can be read, because a drain may have to copy artifacts.
 pub async fn bucket(config: &Config, patience: Duration) -> Result<(), PassError> {
     let store = Store::open(Side::Peer, &config.peer.s3)?.with_limits(patience, 1);
     Ok(store.check_bucket().await?)

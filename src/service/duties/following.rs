@@ -1,4 +1,4 @@
-//! Following: the stream for as long as it goes, and beside it what else is due.
+//! Follows the stream for as long as it continues, with the other due duties beside it.
 
 use super::super::desk::Desk;
 use super::super::next;
@@ -19,18 +19,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 
-/// So many gaps within so long are closed at once.
+/// Maximum number of gaps within `GAPS_KEPT` that are closed without a wait.
 const GAPS_AT_ONCE: usize = 5;
 const GAPS_KEPT: Duration = Duration::from_secs(600);
-/// For the peer to say by whom it is fenced.
-const HEARING: Duration = Duration::from_secs(15);
+/// Time limit for the peer's report of the cluster that has fenced it.
+const PEER_RECORD_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// What the stream tells is put into the state at once; what must be written down is left to the chores.
+/// Receiver of the stream's reports. It puts them into the state at once, and leaves everything
+/// that must be written down to the chores.
 pub(super) struct Ear {
     desk: Desk,
-    /// It gets on: something was applied, or nothing waits.
+    /// The stream makes progress: a change was applied, or no changes wait.
     gets_on: Notify,
-    told_so: AtomicBool,
+    progress_reported: AtomicBool,
     lacking: Notify,
     /// The primary was seen read-only.
     fenced: Notify,
@@ -42,16 +43,17 @@ impl Ear {
         Arc::new(Ear {
             desk: desk.clone(),
             gets_on: Notify::new(),
-            told_so: AtomicBool::new(false),
+            progress_reported: AtomicBool::new(false),
             lacking: Notify::new(),
             fenced: Notify::new(),
             confirmed: watch::Sender::new(None),
         })
     }
 
-    /// Not when the server merely begins to send: what failed before would end and begin at every try.
+    /// Reports the first progress. The start of sending does not count, because a failure would
+    /// then end and begin again at every try.
     fn gets_on(&self) {
-        if !self.told_so.swap(true, Ordering::Relaxed) {
+        if !self.progress_reported.swap(true, Ordering::Relaxed) {
             self.gets_on.notify_one();
         }
     }
@@ -87,7 +89,7 @@ impl Told for Ear {
             state.gate_waiting = Some(transactions);
             if state.waiting != Some(true) {
                 state.waiting = Some(true);
-                // Until the primary is asked again.
+                // Unknown until the primary is asked again.
                 state.lag_bytes = None;
             }
         });
@@ -172,7 +174,7 @@ enum Ended {
 }
 
 impl Duties<'_> {
-    /// Whether what is here was copied for a stream to go on from, and may go on now.
+    /// Returns whether the last copy was made for a stream, and the stream may continue now.
     pub(super) fn follows(&self, config: &Config) -> bool {
         let now = self.desk.now();
         let slot = self
@@ -199,7 +201,7 @@ impl Duties<'_> {
         let names = Names::of(&cluster.id, &config.replication);
         if names.slot != recorded.slot {
             let text = format!(
-                "slot {} is to be followed instead of {}; a new baseline is made",
+                "slot {} must be used instead of {}; a new baseline is made",
                 names.slot, recorded.slot
             );
             log::info!("peer: {text}");
@@ -230,7 +232,7 @@ impl Duties<'_> {
             retried: self.retried.clone(),
             differed: self.differed.clone(),
         };
-        // Bytes may be half replaced when it ends.
+        // Bytes may be half replaced when the stream ends.
         self.unsettled = true;
         let ended = tokio::select! {
             ended = stream::follow(&follow) => Ended::Stream(ended),
@@ -242,16 +244,16 @@ impl Duties<'_> {
         });
         match ended {
             Ended::Other(why) => {
-                log::info!("following begins again: {}", why?);
+                log::info!("the stream starts again: {}", why?);
                 Ok(())
             }
-            // It has no end that was asked for.
+            // The stream has no end position here.
             Ended::Stream(Ok(_)) => Ok(()),
             Ended::Stream(Err(gap)) => self.followed(config, gap).await,
         }
     }
 
-    /// The stream ended: by a failure, or by what only a new baseline makes good.
+    /// Handles the end of the stream: a failure, or a gap that only a new baseline closes.
     async fn followed(&mut self, config: &Config, gap: Gap) -> Result<(), PassError> {
         match gap.failure() {
             Ok(error) => Err(error),
@@ -265,14 +267,15 @@ impl Duties<'_> {
                 self.plan.repair = true;
                 self.rows_differ = true;
                 self.pace_gaps();
-                // It joins nothing any more, and would hold log until the next copy is made.
+                // The slot fits nothing any more, and would keep log until the next copy is made.
                 self.drop_slot(config).await;
                 Ok(())
             }
         }
     }
 
-    /// One gap is closed at once. Gaps that come again and again would be copies without end.
+    /// Delays the next copy if gaps are frequent. One gap is closed at once; frequent gaps would
+    /// mean copies without end.
     fn pace_gaps(&mut self) {
         self.gaps.retain(|gap| gap.elapsed() < GAPS_KEPT);
         self.gaps.push(Instant::now());
@@ -280,14 +283,15 @@ impl Duties<'_> {
         if times > 0 {
             let seconds = 1_i64 << times.min(8);
             log::warn!(
-                "peer: {} gaps lately; the next copy waits {seconds} s",
+                "peer: {} recent gaps; the next copy waits {seconds} s",
                 self.gaps.len()
             );
             self.wait_for(TimeDelta::seconds(seconds));
         }
     }
 
-    /// While it cannot be chosen nobody follows either, and what is held for us grows.
+    /// Chooses the mode. If that fails, nobody reads the slot, so this checks how much log the
+    /// primary keeps for it.
     async fn chosen_or_bounded(&mut self, config: &Config) -> Result<bool, PassError> {
         let chosen = self.choose(config).await;
         if chosen.is_err()
@@ -298,7 +302,7 @@ impl Duties<'_> {
         chosen
     }
 
-    /// Whether the stream is the way to go, as both sides stand now.
+    /// Returns whether the stream is the mode to use, from the present state of both sides.
     pub(super) async fn choose(&self, config: &Config) -> Result<bool, PassError> {
         let id = self.desk.read(|state| state.cluster_id.clone());
         let local = LocalSession::open_for_maintenance(&config.local.datastore).await?;
@@ -325,7 +329,7 @@ impl Duties<'_> {
         });
     }
 
-    /// From now on whole copies are made, and the primary need hold nothing for us.
+    /// Switches to full copies. The primary then need not keep any log for us.
     pub(super) async fn leave_stream(&mut self, config: &Config) -> Result<(), PassError> {
         self.drop_slot(config).await;
         let lsn = self
@@ -334,12 +338,13 @@ impl Duties<'_> {
         let lsn = lsn.unwrap_or_default();
         self.tenure.state.leave_stream(&lsn).await?;
         self.desk
-            .note(EventKind::Mode, "whole copies are made from now on");
+            .note(EventKind::Mode, "full copies are made from now on");
         self.desk.update(|state| state.held = None);
         super::super::tenure::recall(self.desk, config, &self.tenure.state).await
     }
 
-    /// While nothing is followed, nobody else looks how much is held for us.
+    /// Checks how much log the primary keeps for our slot. While nothing is followed, no other task
+    /// checks it.
     pub(super) async fn look_at_slot(&mut self, config: &Config) -> Result<(), PassError> {
         let id = self.desk.read(|state| state.cluster_id.clone());
         let names = Names::of(&id.unwrap_or_default(), &config.replication);
@@ -351,14 +356,15 @@ impl Duties<'_> {
         self.desk.update(|state| state.held = held);
         if !names.slot_is_premade && too_much {
             log::warn!(
-                "peer: our slot holds more than replication.wal_hold_limit; it is given up, and a new baseline follows"
+                "peer: the primary keeps more log for our slot than replication.wal_hold_limit; the slot is dropped, and a new baseline follows"
             );
             self.drop_slot(config).await;
         }
         Ok(())
     }
 
-    /// What nobody reads must hold nothing. Not being able to say so is no failure of ours: the server has its own bound.
+    /// Drops the slot, because a slot without a reader must keep no log. A failure here is ignored:
+    /// the server has its own limit.
     pub(super) async fn drop_slot(&self, config: &Config) {
         let Some(slot) = self
             .desk
@@ -367,7 +373,7 @@ impl Duties<'_> {
             return;
         };
         let id = self.desk.read(|state| state.cluster_id.clone());
-        // Whoever made another one by hand decides about it.
+        // A slot that an administrator has made is left to the administrator.
         if id.is_none_or(|id| slot != Names::of_cluster(&id).slot) {
             return;
         }
@@ -375,11 +381,11 @@ impl Duties<'_> {
             Ok(()) => self
                 .desk
                 .note(EventKind::Slot, &format!("slot {slot} was dropped")),
-            Err(error) => log::warn!("{error}; slot {slot} is left"),
+            Err(error) => log::warn!("{error}; slot {slot} stays on the primary"),
         }
     }
 
-    /// What is due beside the stream. Ends when another configuration asks for another stream.
+    /// Does the due duties beside the stream. Ends when a configuration needs another stream.
     async fn chores(&mut self, config: &Arc<Config>, ear: &Ear) -> Result<&'static str, PassError> {
         let mut confirmations = ear.confirmed.subscribe();
         let mut rules = Rules::of(config);
@@ -392,7 +398,7 @@ impl Duties<'_> {
                     continue;
                 }
                 Next::Sleep(until) => until,
-                // What else there is, the stream does.
+                // The stream does all other duties.
                 _ => now + TimeDelta::seconds(1),
             };
             let clock = self.desk.clock.clone();
@@ -437,16 +443,17 @@ impl Duties<'_> {
         self.settled();
     }
 
-    /// A primary that is read-only while nobody hands over: by whom, and whether it is a forgotten fence of our own.
+    /// Finds out which cluster has made the primary read-only while no handover runs, and whether
+    /// it is a forgotten fence of our own.
     pub(super) async fn mind_the_fence(&self, config: &Config) {
-        match tokio::time::timeout(HEARING, self.hear_of_peer(config)).await {
+        match tokio::time::timeout(PEER_RECORD_TIMEOUT, self.hear_of_peer(config)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => log::debug!("{error}"),
-            Err(_) => log::debug!("peer: who fenced it could not be asked in time"),
+            Err(_) => log::debug!("peer: did not report in time which cluster has fenced it"),
         }
     }
 
-    /// What the primary lacks, as it stands beside the rows.
+    /// Counts the artifacts that are unavailable on the primary, as recorded beside the rows.
     async fn recount(&mut self, config: &Config) -> Result<(), PassError> {
         super::super::tenure::recall(self.desk, config, &self.tenure.state).await?;
         self.plan.lacking = self.desk.read(crate::observe::State::waits_for_artifacts);

@@ -1,4 +1,4 @@
-//! What may end a duty before its own end, and what happens to a hold while one gets on.
+//! Interruptions of a duty before its own end, and the end of a hold while a duty makes progress.
 
 use super::super::plan::Rules;
 use super::super::{Configs, Desk, next};
@@ -10,19 +10,21 @@ use crate::role::{asked, is_asked_for};
 use std::convert::Infallible;
 use std::time::Duration;
 
-/// For a question that will be answered.
-const ENOUGH: Duration = Duration::from_secs(1);
-const MOVING_LOOK: Duration = Duration::from_secs(60);
+/// Time in which a quick question is answered.
+const QUICK_ANSWER_LIMIT: Duration = Duration::from_secs(1);
+/// Interval between two looks at the progress of a pass.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Does it, unless another configuration comes in force while it has no answer: then it begins anew with that. A quick
-/// one is always finished, or a storm of changes would leave none.
+/// Runs the duty, unless another configuration comes into force while the duty has no answer; the
+/// duty then starts again with that one. A quick duty is always finished, because otherwise a storm
+/// of changes would let none finish.
 pub(super) async fn unless_other(
     mut configs: Configs,
     doing: impl Future<Output = Result<(), PassError>>,
 ) -> Result<(), PassError> {
     let other = async {
         next(&mut configs).await;
-        tokio::time::sleep(ENOUGH).await;
+        tokio::time::sleep(QUICK_ANSWER_LIMIT).await;
     };
     tokio::select! {
         done = doing => done,
@@ -30,11 +32,13 @@ pub(super) async fn unless_other(
     }
 }
 
-/// A passing fault is over when the next pass gets on; that may be hours before it is done.
+/// Ends the hold of a transient fault when the next pass makes progress, which may be hours before
+/// the pass ends.
 pub(super) async fn release_when_moving(desk: &Desk) -> Infallible {
     loop {
-        // Not at once: a pass that always fails at the same place would end and begin the hold at every try.
-        tokio::time::sleep(MOVING_LOOK).await;
+        // The hold does not end at once: a pass that always fails at the same place would end and
+        // begin the hold at every try.
+        tokio::time::sleep(PROGRESS_INTERVAL).await;
         let moves = match desk.meter.phase() {
             None | Some(Phase::Checks) => false,
             Some(Phase::Artifacts) => desk.meter.progress().0 > 0,
@@ -46,18 +50,19 @@ pub(super) async fn release_when_moving(desk: &Desk) -> Infallible {
     }
 }
 
-/// Waits for a configuration by which the pass under way should not go on, and says why.
+/// Waits for a configuration that stops the running pass, and returns the reason.
 pub(super) async fn given_up(desk: &Desk, mut configs: Configs, begun: &Config) -> &'static str {
     loop {
         let current = configs.borrow_and_update().clone();
-        // Once bytes are being replaced it is a matter of moments, and half of it would be neither the old nor the new.
+        // The replacement of bytes takes only moments, and half of it would be neither the old nor
+        // the new state.
         let late = matches!(
             desk.meter.phase(),
             Some(Phase::Replacements | Phase::Switch)
         );
         if let Some(current) = current.filter(|_| !late) {
             if another_wish(&current, begun) {
-                return "another role is asked for";
+                return "the configuration asks for another role";
             }
             if Rules::of(&current).is_paused(desk.now()) {
                 return "paused";
@@ -66,17 +71,18 @@ pub(super) async fn given_up(desk: &Desk, mut configs: Configs, begun: &Config) 
                 desk.meter.phase(),
                 None | Some(Phase::Checks | Phase::Artifacts)
             );
-            // Later a pass ends with what it began with: a copy of rows would begin at its beginning.
+            // Later a pass ends with the configuration of its start: a copy of rows would have to
+            // start from its beginning.
             if early && !same_for_a_pass(&current, begun) {
-                return "it begins again with the new configuration";
+                return "it starts again with the new configuration";
             }
         }
         next(&mut configs).await;
     }
 }
 
-/// Waits for a configuration that does not ask for the handover under way any more. Not once its promotion is at its commit:
-/// that is a matter of moments, and what came of it must be known.
+/// Waits for a configuration that no longer asks for the running handover. It does not interrupt
+/// the commit of the promotion, because that takes only moments, and its result must be known.
 pub(super) async fn called_off(desk: &Desk, mut configs: Configs, begun: &Config) {
     loop {
         let current = configs.borrow_and_update().clone();
@@ -92,11 +98,11 @@ pub(super) async fn called_off(desk: &Desk, mut configs: Configs, begun: &Config
     }
 }
 
-/// Whether a stream begun with one of them would be another one with the other.
+/// Returns whether the two configurations need different streams.
 pub(super) fn another_stream(a: &Config, b: &Config) -> bool {
     let settings = |config: &Config| Config {
         replication: Replication {
-            // These are heard of while it goes.
+            // A running stream takes over changes of these keys.
             bandwidth_limit: None,
             interval: Duration::ZERO,
             schedule: None,
@@ -115,10 +121,10 @@ pub(super) fn another_stream(a: &Config, b: &Config) -> bool {
         || (a.paused, a.paused_until) != (b.paused, b.paused_until)
 }
 
-/// Whether a handover is asked for by one of them, and not, or otherwise, by the other.
+/// Returns whether the two configurations ask for different handovers.
 fn another_wish(a: &Config, b: &Config) -> bool {
-    let wish = |config: &Config| is_asked_for(config).then(|| asked(config));
-    wish(a) != wish(b)
+    let request = |config: &Config| is_asked_for(config).then(|| asked(config));
+    request(a) != request(b)
 }
 
 fn same_for_a_pass(a: &Config, b: &Config) -> bool {

@@ -1,4 +1,5 @@
-//! What the configuration asks of a spare beyond following: to become the primary. And what an earlier process began.
+//! Promotion of a spare, if the configuration asks for it, and the completion of a handover that an
+//! earlier process began.
 
 use super::Duties;
 use super::following::Ear;
@@ -13,20 +14,21 @@ use chrono::TimeDelta;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What was held is tried again: what stood in the way may be over.
-pub(super) const AGAIN: TimeDelta = TimeDelta::seconds(30);
-/// For the peer to say its epoch before a handover begins: when it is gone it may not even refuse.
-const HEARING: Duration = Duration::from_millis(400);
+/// Interval between two tries of a held handover: the obstacle may be gone.
+pub(super) const RETRY_AFTER: TimeDelta = TimeDelta::seconds(30);
+/// Time limit for the peer to report its epoch before a handover begins. A peer that is gone may
+/// not even refuse the connection.
+const PEER_RECORD_TIMEOUT: Duration = Duration::from_millis(400);
 
-/// A peer that answered within so long is not taken for gone by one silence.
-const LATELY: Duration = Duration::from_secs(60);
+/// Time after an answer of the peer in which one silence does not mean that the peer is gone.
+const RECENT_ANSWER: Duration = Duration::from_secs(60);
 
 impl Duties<'_> {
-    /// True: this cluster is the primary now.
+    /// Takes over if the configuration asks for it. True: this cluster is the primary now.
     pub(super) async fn take_over(&mut self, config: &Arc<Config>) -> Result<bool, PassError> {
         let role = self.tenure.state.cluster().await?.role;
         if role == Some(Role::Primary) {
-            // Its commit may have been heard of by nobody.
+            // The commit of the promotion may have been reported to nobody.
             self.desk.release(|hold| hold.reason != HoldReason::Config);
             return Ok(true);
         }
@@ -40,7 +42,8 @@ impl Duties<'_> {
         if !is_asked_for(config) {
             return self.not_asked(config, entry, due).await;
         }
-        // What was asked once, and undone, is not begun again by itself: it cost the primary its writers for a while.
+        // A request that was undone is not started again by itself, because it cost the primary its
+        // writers for a while.
         if let Some(entry) = entry
             .as_ref()
             .filter(|entry| entry.undone.is_some() && entry.asked == asked(config))
@@ -58,7 +61,8 @@ impl Duties<'_> {
         self.hand_over(config).await
     }
 
-    /// Undoes what was begun, and forgets it: asked for once more, it is a new wish.
+    /// Undoes a handover that is no longer asked for, and forgets it. A later request counts as a
+    /// new one.
     async fn not_asked(
         &mut self,
         config: &Arc<Config>,
@@ -90,7 +94,7 @@ impl Duties<'_> {
     }
 
     async fn hand_over(&mut self, config: &Arc<Config>) -> Result<bool, PassError> {
-        // The tenure's own session has other users, and this has transactions.
+        // The tenure's own session has other users, and a handover uses transactions.
         let state = State::open(&config.local.datastore).await?;
         let outcome = match self.begin_handover(config, &state).await {
             Ok(handover) => {
@@ -106,9 +110,11 @@ impl Duties<'_> {
         match outcome? {
             Some(outcome) => self.ended(config, outcome).await,
             None => {
-                // As if it had been killed: the journal says how far it came, and a process that is not asked for it
-                // any more undoes it.
-                log::warn!("the handover under way is called off: another role is asked for");
+                // This is like a kill: the journal says how far the handover came, and a process
+                // that is no longer asked for it undoes it.
+                log::warn!(
+                    "the running handover is called off: the configuration asks for another role"
+                );
                 self.unsettled = true;
                 self.handover_at = None;
                 end_appliers(config).await?;
@@ -117,7 +123,7 @@ impl Duties<'_> {
         }
     }
 
-    /// True: there was nothing to undo any more, for it is the primary.
+    /// Undoes a handover. True: there was nothing to undo, because this cluster is the primary.
     async fn undo(&mut self, config: &Arc<Config>, entry: Transition) -> Result<bool, PassError> {
         let state = State::open(&config.local.datastore).await?;
         let handover = self.begin_handover(config, &state).await?;
@@ -133,8 +139,8 @@ impl Duties<'_> {
     ) -> Result<Handover<'s>, PassError> {
         let mut epoch = self.epoch_to_take(state).await?;
         if i64::try_from(config.force_epoch) != Ok(epoch) {
-            // By force there may be nobody to be heard, and no time for it.
-            let heard = tokio::time::timeout(HEARING, self.hear_of_peer(config)).await;
+            // A forced takeover may have no peer to ask, and no time for it.
+            let heard = tokio::time::timeout(PEER_RECORD_TIMEOUT, self.hear_of_peer(config)).await;
             if let Ok(Err(error)) = heard {
                 log::debug!("{error}");
             }
@@ -152,11 +158,13 @@ impl Duties<'_> {
             told: Box::new(move |shown| desk.update(|state| state.transition = Some(shown))),
             heard: Ear::of(self.desk),
             epoch,
-            heard_lately: self.desk.read(|state| state.peer_answered_within(LATELY)),
+            heard_lately: self
+                .desk
+                .read(|state| state.peer_answered_within(RECENT_ANSWER)),
         })
     }
 
-    /// The number that status shows, and the operator may have typed.
+    /// Returns the epoch that the status shows, and that the operator may have typed.
     async fn epoch_to_take(&self, state: &State) -> Result<i64, PassError> {
         let recorded = state.cluster().await?.epoch.max(1).saturating_add(1);
         let shown = self.desk.read(|state| state.next_epoch());
@@ -173,13 +181,13 @@ impl Duties<'_> {
                 return Ok(true);
             }
             Outcome::Held(error) => {
-                self.handover_at = Some(steady + AGAIN);
+                self.handover_at = Some(steady + RETRY_AFTER);
                 let (text, next_step) = (error.to_string(), error.next_step());
                 let text = text.strip_prefix("force_needed: ").unwrap_or(&text);
-                let told = self
+                let already_logged = self
                     .desk
                     .read(|state| state.hold.as_ref().is_some_and(|hold| hold.detail == text));
-                if !told {
+                if !already_logged {
                     log::warn!("{text}; next step: {next_step}");
                 }
                 self.desk
@@ -190,13 +198,13 @@ impl Duties<'_> {
                 let code = error.code();
                 self.complaint.failed(now, code, &error.to_string(), pace);
                 let retry = TimeDelta::from_std(config.takeover.fence_retry);
-                self.handover_at = Some(steady + retry.unwrap_or(AGAIN));
+                self.handover_at = Some(steady + retry.unwrap_or(RETRY_AFTER));
             }
             Outcome::Undone(why) => {
                 self.handover_at = None;
                 self.desk.update(|state| {
                     state.undone = Some(why);
-                    // As it was behind our own fence.
+                    // The peer has the fence state from before our own fence.
                     state.peer.fenced = None;
                     state.peer_fenced_by = None;
                 });
@@ -205,12 +213,12 @@ impl Duties<'_> {
             }
             Outcome::Undoing(why, error) => {
                 let retry = TimeDelta::from_std(config.takeover.fence_retry);
-                self.handover_at = Some(steady + retry.unwrap_or(AGAIN));
+                self.handover_at = Some(steady + retry.unwrap_or(RETRY_AFTER));
                 let text = format!(
-                    "the handover was given up ({why}), and whether the primary's fence stands cannot be told: {error}. It is withdrawn as soon as the primary answers"
+                    "the handover was given up ({why}), and it is not known whether the primary is still fenced: {error}. The fence is withdrawn as soon as the primary answers"
                 );
                 let next_step = format!(
-                    "make the primary's datastore reachable: it may be read-only until then; or, if it is lost, set force_epoch = {}",
+                    "make the primary's datastore reachable: it may be read-only until then; or, if the primary is lost, set force_epoch = {}",
                     self.desk.read(|state| state.next_epoch()).unwrap_or(2)
                 );
                 self.desk
@@ -222,7 +230,7 @@ impl Duties<'_> {
         Ok(false)
     }
 
-    /// What the primary says of itself: its epoch is what the next one must be higher than.
+    /// Reads the primary's record. The next epoch must be higher than the primary's epoch.
     pub(super) async fn hear_of_peer(&self, config: &Config) -> Result<(), PassError> {
         let state = &self.tenure.state;
         let record = peers_record(&config.peer.datastore).await?;
@@ -247,13 +255,14 @@ impl Duties<'_> {
         Ok(())
     }
 
-    /// A fence by our own hand that no journal knows of: whoever set it was superseded, or looked for it elsewhere.
+    /// Withdraws a fence of our own that no journal knows. Its maker was superseded, or looked for
+    /// it elsewhere.
     async fn withdraw_forgotten(&self, config: &Config, record: &Record) -> Result<(), PassError> {
         let state = &self.tenure.state;
         let cluster = state.cluster().await?;
-        let ours = record.fence.as_ref();
-        let ours = ours.filter(|fence| fence.by_cluster == cluster.id && !fence.settled);
-        let Some(fence) = ours else {
+        let own_fence = record.fence.as_ref();
+        let own_fence = own_fence.filter(|fence| fence.by_cluster == cluster.id && !fence.settled);
+        let Some(fence) = own_fence else {
             return Ok(());
         };
         let known = state.transition().await?;

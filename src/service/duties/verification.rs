@@ -1,4 +1,5 @@
-//! The verification that is due: beside the looks, never beside a pass, and followed by what it calls for.
+//! The due verification. It runs beside the looks, but never beside a pass, and a repair follows it
+//! if needed.
 
 use super::super::plan::{Next, Plan, Rules};
 use super::{Duties, Verifying};
@@ -11,10 +12,10 @@ use crate::verify::{Verification, verify};
 use chrono::TimeDelta;
 use std::sync::Arc;
 
-/// Differences told in words.
+/// Number of differences that are kept as text.
 const EXAMPLES: usize = 5;
-/// A verification that could not be finished is tried again after so long, not only on the next day.
-const VERIFY_AGAIN: TimeDelta = TimeDelta::minutes(30);
+/// Wait before a verification that failed is tried again. It does not wait for the next day.
+const VERIFY_RETRY_AFTER: TimeDelta = TimeDelta::minutes(30);
 
 impl Duties<'_> {
     pub(super) fn begin_verification(&mut self, config: &Arc<Config>) {
@@ -32,7 +33,8 @@ impl Duties<'_> {
         self.desk.update(|state| state.verifying = verifying);
     }
 
-    /// Passes wait for a verification, for they would take the database away under it; but not for ever.
+    /// Gives the verification up if it delays a pass for too long. Passes wait for a verification,
+    /// because a pass would replace its database.
     pub(super) fn give_up_verification_if_late(&mut self, config: &Config) {
         let now = self.desk.now();
         let behind = self
@@ -55,7 +57,7 @@ impl Duties<'_> {
 
     pub(super) fn verification_failed(&mut self, text: &str) {
         log::warn!("local: the verification could not be finished: {text}");
-        self.verify_again = Some(self.desk.clock.steady() + VERIFY_AGAIN);
+        self.verify_again = Some(self.desk.clock.steady() + VERIFY_RETRY_AFTER);
         self.desk.counters.error("local", "verification");
         self.desk
             .update(|state| state.verification_error = Some(text.to_string()));
@@ -107,8 +109,8 @@ impl Duties<'_> {
             state.verification_error = None;
             state.verified = Some(Verified { record, examples });
         });
-        // What differs is made good by copying it again, and looked at again after that; once, for what stays different
-        // then is not made good by more of the same.
+        // Differences are repaired by another copy, and verified again after that. This happens
+        // once, because a difference that stays cannot be repaired by more copies.
         if !std::mem::take(&mut self.rechecking) {
             let has = |kinds: &[&str]| found.differences.iter().any(|d| kinds.contains(&d.kind));
             self.rows_differ |= has(&["database", "table"]);
@@ -117,7 +119,7 @@ impl Duties<'_> {
     }
 }
 
-/// The result of the verification under way; never, if there is none.
+/// Returns the result of the running verification; never returns if there is none.
 pub(super) async fn finished(
     verification: &mut Option<Verifying>,
 ) -> Result<Verification, PassError> {

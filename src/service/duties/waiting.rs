@@ -1,11 +1,11 @@
-//! What is waited for before something is tried again, by a time that no setting of a clock delays.
+//! The waits before a retry, by a time that no change of a clock delays.
 
 use super::super::plan::LONGEST_WAIT;
 use super::Duties;
 use chrono::TimeDelta;
 
-/// Artifacts that are missing here have a verification begin once within so long.
-const MISSING_AGAIN: TimeDelta = TimeDelta::minutes(30);
+/// Minimum interval between two verifications that missing local artifacts start.
+const MISSING_VERIFY_INTERVAL: TimeDelta = TimeDelta::minutes(30);
 
 impl Duties<'_> {
     pub(super) fn verify_if_due(&mut self) {
@@ -17,8 +17,9 @@ impl Duties<'_> {
         self.verify_what_is_missing();
     }
 
-    /// Artifacts are missing in our own bucket: which ones, a verification tells, and has them copied again. Once in a while,
-    /// for what is missing on the primary too comes back by no copy.
+    /// Starts a verification if artifacts are missing in the local bucket. The verification finds
+    /// all of them and has them copied again. It is started only once in a while, because a copy
+    /// cannot bring back artifacts that are missing on the primary too.
     pub(super) fn verify_what_is_missing(&mut self) {
         let missing = self.desk.read(|state| {
             let sampled = state.sampled.as_ref();
@@ -27,14 +28,15 @@ impl Duties<'_> {
         let steady = self.desk.clock.steady();
         let lately = self
             .missing_since
-            .is_some_and(|then| steady - then < MISSING_AGAIN);
+            .is_some_and(|then| steady - then < MISSING_VERIFY_INTERVAL);
         if missing && !lately && !self.plan.verifying {
             self.missing_since = Some(steady);
             self.plan.verified = chrono::DateTime::UNIX_EPOCH;
         }
     }
 
-    /// The plan counts by the clock, and what is waited for by a time that nobody sets.
+    /// Converts the waits into times of the clock. The plan uses the clock; the waits use a time
+    /// that nobody sets.
     pub(super) fn mind_the_clock(&mut self) {
         let now = self.desk.now();
         self.plan.mind_the_clock(now);
@@ -53,7 +55,7 @@ impl Duties<'_> {
         self.mind_the_clock();
     }
 
-    /// What is tried again by itself goes before what is due.
+    /// Returns the earlier of `until` and the next retry.
     pub(super) fn soonest(
         &self,
         until: chrono::DateTime<chrono::Utc>,

@@ -1,4 +1,5 @@
-//! An old primary whose place another cluster has taken: it keeps its own fence, and is taken back by force alone.
+//! Duties of an old primary that another cluster has replaced: it keeps its own fence, and takes
+//! its role back only by force.
 
 use super::{LOOKS_PER_PROOF, Primary, forces};
 use crate::cluster::{
@@ -13,8 +14,9 @@ use crate::service::complaint::Pace;
 use std::sync::Arc;
 
 impl Primary<'_> {
-    /// The fence is a condition: looked at every time, and proven now and then. While the cluster that set it may withdraw
-    /// it, nobody's session is ended: that one brings over what was written last.
+    /// Keeps the fence: checks it at every look, and proves it at some. While the cluster that set
+    /// the fence may still withdraw it, no session is ended, because that cluster still copies the
+    /// last writes.
     pub(super) async fn stay_fenced(
         &mut self,
         config: &Arc<Config>,
@@ -37,30 +39,30 @@ impl Primary<'_> {
         if !has_database(session, &local.database).await? {
             return Ok(());
         }
-        let stood = is_fenced(session, &local.database).await?;
-        if !stood {
+        let was_set = is_fenced(session, &local.database).await?;
+        if !was_set {
             self.tenure.state.fence_if_recorded(&local.database).await?;
             if !is_fenced(session, &local.database).await? {
                 return Ok(());
             }
             let text = format!(
-                "the fence on {} had been lifted; it was set again, and what was written meanwhile is looked for when this cluster comes back",
+                "the fence on {} had been lifted; it was set again. Rows written in between will be searched when this cluster comes back",
                 local.database
             );
             log::warn!("local: {text}");
             self.desk.note(EventKind::Fence, &text);
         }
-        // By our own hand, and not known to be done: older sessions may still write. What the other cluster sets it also
-        // enforces.
+        // We have set this fence ourselves, and it is not known to be complete: older sessions may
+        // still write. A fence that the other cluster sets is also enforced by that cluster.
         let started = self.desk.read(|state| state.started);
         let begun = self.desk.read(|state| state.fence_begun)
             || (self.unproven.is_none() && fence.settled && fence.since < started);
         let proven = match self.unproven {
-            Some(looks) if stood && !begun && looks < LOOKS_PER_PROOF => {
+            Some(looks) if was_set && !begun && looks < LOOKS_PER_PROOF => {
                 self.unproven = Some(looks + 1);
                 return Ok(());
             }
-            _ if begun || !stood => enforce_fence(session, local, &local.database).await,
+            _ if begun || !was_set => enforce_fence(session, local, &local.database).await,
             _ => prove_fence(session, local, &local.database).await,
         };
         self.desk
@@ -88,17 +90,18 @@ impl Primary<'_> {
 
     pub(super) fn say_what_takes_it_back(&self, fence: &FenceRecord, epoch: i64) {
         let detail = format!(
-            "role is primary, and cluster {} took the place of this one under epoch {}",
+            "role is primary, but cluster {} replaced this cluster under epoch {}",
             fence.by_cluster, fence.epoch
         );
         let step = format!(
-            "set role = \"spare\" to come back as the spare (docs/failback.md); or, to take it back from that cluster, force_epoch = {epoch} (docs/failover.md)"
+            "set role = \"spare\" to come back as the spare (docs/failback.md); or set force_epoch = {epoch} to take the role back from that cluster (docs/failover.md)"
         );
         self.desk
             .hold(HoldReason::ForceNeeded, &detail, &step, false);
     }
 
-    /// By force, a fenced primary, or one of two, is the primary of the next epoch.
+    /// Makes this cluster, a fenced primary or one of two primaries, the primary of the next epoch,
+    /// by force.
     pub(super) async fn take_back(
         &mut self,
         config: &Arc<Config>,
@@ -123,7 +126,7 @@ impl Primary<'_> {
             settled: true,
         };
         let from = cluster.role;
-        // Whoever is killed between the two leaves this to the next one.
+        // A process that is killed between the two steps leaves the rest to the next process.
         let entry = Transition {
             kind: TransitionKind::TakenBack,
             epoch,
@@ -135,9 +138,9 @@ impl Primary<'_> {
         state.journal(self.tenure.lock, &entry).await?;
         let text =
             format!("taken back by force_epoch: this cluster is the primary of epoch {epoch}");
-        let told = (text.as_str(), config.change.as_str());
+        let note = (text.as_str(), config.change.as_str());
         state
-            .promote(self.tenure.lock, &local.database, &by, from, told)
+            .promote(self.tenure.lock, &local.database, &by, from, note)
             .await?;
         if let Err(error) = clear_out(state.session(), &local.database).await {
             log::warn!("{error}");

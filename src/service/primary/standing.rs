@@ -1,4 +1,5 @@
-//! A primary beside its peer: which of both it is, what is still to be done there, and whether anybody could take over.
+//! The situation of a primary and its peer: which cluster is the primary, which steps are left on
+//! the peer, and whether a spare could take over.
 
 use super::{Primary, forces};
 use crate::cluster::{
@@ -16,30 +17,31 @@ use chrono::{DateTime, TimeDelta, Utc};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A clock that is slewed runs back by no more.
+/// Longest step back of a clock that is slewed.
 const CLOCK_SLACK: TimeDelta = TimeDelta::seconds(1);
 
 impl Primary<'_> {
-    /// It was the primary all along: put on record, and nothing else.
+    /// Records the role of a cluster that was the primary all along, and does nothing else.
     pub(super) async fn declare(&mut self, config: &Arc<Config>) -> Result<(), PassError> {
         let local = &config.local.datastore;
         let session = self.tenure.state.session();
         let there = has_database(session, &local.database).await?;
         if !there || is_fenced(session, &local.database).await? {
             let is = match there {
-                true => "is read-only, as a spare's is",
-                false => "is not there",
+                true => "is read-only, like the database of a spare",
+                false => "does not exist",
             };
             let detail = format!(
-                "role is primary, and this cluster has no role on record; but its database {} {is}",
+                "role is primary, and this cluster has no role on record, but its database {} {is}",
                 local.database
             );
-            let step = "check that role = \"primary\" stands on the primary only";
+            let step = "check that role = \"primary\" is set on the primary only";
             self.conflict(&detail, step);
             return Ok(());
         }
         let seen = self.see_peer(config).await?;
-        // Its state may be lost, or of a time before its place was taken.
+        // The state of this cluster may be lost, or older than the time at which another cluster
+        // replaced it.
         if let Some(seen) = &seen
             && let Stand::FenceSelf { epoch, by } = self.stand_of_none(&seen.theirs).await?
         {
@@ -52,16 +54,16 @@ impl Primary<'_> {
         if let Some(record) = spare {
             if record.epoch > EPOCH_STEP_MAX {
                 let detail = format!(
-                    "the peer says that it is a spare of epoch {}: no line of promotions is that long",
+                    "the peer reports that it is a spare of epoch {}; no line of promotions is that long",
                     record.epoch
                 );
                 self.conflict(&detail, "check that peer.datastore names the spare");
                 return Ok(());
             }
             epoch = record.epoch.max(1);
-            // It remembers of this cluster what is not on record here any more.
-            let ours = system_id(session).await?;
-            if record.copied_from.as_deref() == Some(ours.as_str()) {
+            // The peer may know facts about this cluster that are no longer on record here.
+            let local_id = system_id(session).await?;
+            if record.copied_from.as_deref() == Some(local_id.as_str()) {
                 let lock = self.tenure.lock;
                 self.tenure
                     .state
@@ -79,7 +81,7 @@ impl Primary<'_> {
         Ok(())
     }
 
-    /// How a cluster without a role on record stands beside its peer.
+    /// Judges a cluster without a role on record against its peer.
     async fn stand_of_none(&self, theirs: &Theirs) -> Result<Stand, PassError> {
         let state = &self.tenure.state;
         let ours = Ours {
@@ -90,7 +92,7 @@ impl Primary<'_> {
         Ok(decide(&ours, theirs))
     }
 
-    /// Who of both is the primary, and what follows from that.
+    /// Decides which of the two clusters is the primary, and acts on it.
     pub(super) async fn stand(
         &mut self,
         config: &Arc<Config>,
@@ -104,7 +106,7 @@ impl Primary<'_> {
         if !read_only && !self.desk.read(|state| state.serves()) {
             sight::look_again(self.desk, config).await;
         }
-        // Whoever was made the primary by hand since has none of that epoch.
+        // A cluster that was made the primary by hand since has no promotion of its epoch.
         let promotion = state.promotion().await?;
         let promotion = promotion.filter(|promotion| promotion.epoch == cluster.epoch);
         let Some(seen) = self.see_peer(config).await? else {
@@ -151,7 +153,7 @@ impl Primary<'_> {
             }
             (Stand::Stranger(what), _) => {
                 self.set_standing(Standing::Alone(what.clone()));
-                let step = "let peer.datastore name the other cluster of this pair; nothing was done on either side";
+                let step = "set peer.datastore to the other cluster of this pair; nothing was done on either side";
                 self.conflict(&what, step);
             }
             (Stand::WentBack(_), _)
@@ -167,11 +169,13 @@ impl Primary<'_> {
             }
             (Stand::PeerChanged(what), _) => {
                 self.set_standing(Standing::PeerOpen(what.clone()));
-                let step = "stop Builder there. Find out what that server is. If it is the old primary, drop database warm_spare there: this cluster then fences it";
+                let step = "stop Builder there, and find out which server that is. If it is the old primary, drop database warm_spare there; this cluster then fences it";
                 self.conflict(&what, step);
             }
             (Stand::FencePeer, None) => {
-                self.set_standing(Standing::Alone("the peer was never followed here".into()));
+                self.set_standing(Standing::Alone(
+                    "this cluster has never followed the peer".into(),
+                ));
             }
         }
         Ok(())
@@ -189,7 +193,7 @@ impl Primary<'_> {
                 !promotion.system_id.is_empty() || promotion.kind == PromotionKind::TakenBack;
             known && !promotion.peer_fenced
         });
-        let why = "the peer cannot be asked".to_string();
+        let why = "the peer does not answer".to_string();
         self.set_standing(match open {
             true => Standing::PeerOpen(why),
             false => Standing::Alone(why),
@@ -197,8 +201,9 @@ impl Primary<'_> {
         Ok(())
     }
 
-    /// A spare is worth what its last confirmation is. That bears the time of our own datastore, so it is compared with
-    /// that; and one that does not change grows old by a clock that nobody sets.
+    /// Shows whether the spare is recent. The confirmation has the time of the local datastore, so
+    /// it is compared with that clock. The age of an unchanged confirmation is counted by a clock
+    /// that nobody sets.
     pub(super) async fn followed(
         &mut self,
         config: &Config,
@@ -228,7 +233,7 @@ impl Primary<'_> {
         Ok(())
     }
 
-    /// Fences the old primary, and removes there what is not needed any more.
+    /// Fences the old primary, and removes the objects there that are no longer needed.
     pub(super) async fn finish(
         &mut self,
         config: &Arc<Config>,
@@ -246,7 +251,7 @@ impl Primary<'_> {
                 self.set_standing(fenced_and_idle());
             }
             Err(error) if error.side() == Some(Side::Local) => return Err(error),
-            // Another cluster holds that epoch, or a later one, on the old primary.
+            // The old primary has the same or a higher epoch of another cluster on record.
             Err(error @ PassError::State(StateError::Overtaken { .. })) => {
                 let cluster = state.cluster().await?;
                 self.two_primaries(config, &cluster, &error.to_string())
@@ -293,7 +298,7 @@ impl Primary<'_> {
             return self.take_back(config, cluster, epoch).await;
         }
         let step = format!(
-            "decide which one is to remain, and set role = \"primary\" with force_epoch = {epoch} there: the other one fences itself"
+            "decide which cluster must remain the primary, and set role = \"primary\" with force_epoch = {epoch} there; the other one fences itself"
         );
         self.set_standing(Standing::Alone(what.to_string()));
         self.desk.hold(HoldReason::TwoPrimaries, what, &step, false);
@@ -301,20 +306,22 @@ impl Primary<'_> {
     }
 }
 
-/// The ways out for a cluster whose state was set back, by what the spare knows.
+/// Returns the next steps for a cluster whose state was set back, with the epoch that both sides
+/// need.
 fn set_back_step(own: &Record, seen: &PeerSeen) -> String {
-    let theirs = seen.theirs.record.as_ref().map_or(0, |record| record.epoch);
+    let peer_epoch = seen.theirs.record.as_ref().map_or(0, |record| record.epoch);
     format!(
-        "decide whose rows are to remain: the spare has the newer ones as a rule. To keep the spare's, set role = \"primary\" and force_epoch = {0} there; to keep this cluster's, set role = \"primary\" and force_epoch = {0} here",
-        theirs.max(own.epoch).saturating_add(1)
+        "decide which rows to keep: usually the spare has the newer ones. To keep the spare's rows, set role = \"primary\" and force_epoch = {0} there; to keep the rows of this cluster, set role = \"primary\" and force_epoch = {0} here",
+        peer_epoch.max(own.epoch).saturating_add(1)
     )
 }
 
-/// `by_clock`: by the datastore's clock, which may have been set since; `unchanged`: for how long nothing newer came.
+/// Returns the standing for a spare. `by_clock` is the age by the datastore's clock, which may have
+/// been set since; `unchanged` is the time without a newer confirmation.
 fn followed_since(by_clock: TimeDelta, unchanged: Duration, config: &Config) -> Standing {
     if by_clock < -CLOCK_SLACK {
         return Standing::Alone(format!(
-            "the spare was last complete at a time to come, {} ahead of the local datastore's clock: that clock was set back, or the spare is not this cluster's",
+            "the spare was last complete at a time in the future, {} ahead of the local datastore's clock: that clock was set back, or this is not the spare of this cluster",
             humantime::format_duration(Duration::from_secs(by_clock.num_seconds().unsigned_abs()))
         ));
     }
@@ -329,5 +336,5 @@ fn followed_since(by_clock: TimeDelta, unchanged: Duration, config: &Config) -> 
 }
 
 fn fenced_and_idle() -> Standing {
-    Standing::Alone("the old primary is fenced, and does not follow yet".into())
+    Standing::Alone("the old primary is fenced, but does not follow yet".into())
 }
