@@ -163,7 +163,11 @@ pub async fn record_behind(
     match slot::usable(&server, promotion) {
         Usable::From(from) => match Box::pin(by_slot(config, promotion, &server, from)).await {
             Ok(()) => {}
-            Err(PassError::Unfit { check, text, .. }) if check == ErrorCode::SetBack => {
+            Err(PassError::Unfit {
+                check: ErrorCode::SetBack,
+                text,
+                ..
+            }) => {
                 without_slot(config, promotion, &set_back, &server.wal, &text).await?;
             }
             Err(error) => {

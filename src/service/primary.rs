@@ -155,7 +155,7 @@ impl<'a> Primary<'a> {
 
     fn show(&self, cluster: &ClusterRecord, fence: Option<&FenceRecord>) {
         self.desk.update(|state| {
-            state.role = cluster.role.clone();
+            state.role = cluster.role;
             state.epoch = Some(cluster.epoch);
             state.role_since = Some(cluster.since);
             state.point = None;
@@ -221,7 +221,7 @@ impl<'a> Primary<'a> {
                     state.peer.version = Some(seen.version.clone());
                     state.peer.tls = Some(seen.tls);
                     state.peer.fenced = Some(seen.theirs.fenced);
-                    state.peer_role = record.and_then(|record| record.role.clone());
+                    state.peer_role = record.and_then(|record| record.role);
                     state.peer_epoch = record.map(|record| record.epoch);
                 });
                 return Ok(Some(seen));

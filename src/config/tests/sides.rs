@@ -461,7 +461,8 @@ fn a_spoilt_file_of_builders_is_in_the_way_only_when_something_of_it_is_needed()
     spoilt(&site);
     let error = site.load().unwrap_err();
     assert!(
-        error.contains("line 2") && error.contains("local.s3.secret_key in your own configuration"),
+        error.contains("line 2")
+            && error.contains("if your own configuration sets local.datastore.host"),
         "{error}"
     );
     for (key, value) in [

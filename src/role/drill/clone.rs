@@ -131,8 +131,8 @@ mod tests {
             sent.differing(&found),
             [
                 "public.a has 2 rows of 1",
-                "public.b is not there",
-                "public.c should not be there",
+                "public.b does not exist",
+                "public.c should not exist",
                 "3 constraints, 1 of them not validated, where 3 and 0 should be",
             ]
         );
