@@ -1,11 +1,11 @@
 //! Are both ends really two? The chapter's own advice for one zone, or an address that was moved, can make them one;
 //! then nothing is read and nothing is done.
 
-use super::datastore::DatastoreError;
-use super::probe::{is_same_bucket, unpredictable};
-use super::session::{LocalSession, PeerSession, Session};
-use super::store::{LocalStore, Store};
-use super::store_error::StoreError;
+use super::postgres::datastore::DatastoreError;
+use super::postgres::session::{LocalSession, PeerSession, Session};
+use super::s3::probe::{is_same_bucket, unpredictable};
+use super::s3::store::{LocalStore, Store};
+use super::s3::store_error::StoreError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {

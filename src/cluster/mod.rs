@@ -1,80 +1,54 @@
 //! One side: its datastore (PostgreSQL), its artifact store (S3), and what we keep there ourselves.
 //!
-//! Nothing above this room knows MinIO or PostgreSQL's wire by name. The peer is read-only by type:
+//! `postgres` and `s3` connect to servers. `state_db` owns database `warm_spare`. `fence` sets and proves the fence.
+//! `preparation` changes the primary for the stream. Nothing above this room knows MinIO or PostgreSQL's wire by name. The peer is read-only by type:
 //! [`PeerSession`] has no way to write, and its transactions are read-only for the server too.
 
-mod applying;
-mod as_client;
 mod builder_keys;
-mod cancelling;
-mod channel;
-mod clients;
-mod datastore;
 mod fence;
-mod fence_record;
-mod footprint;
-mod history;
 mod identity;
-mod libpq;
-mod lineage;
-mod login;
-mod maintenance;
-mod peer_fence;
-mod per_server;
+mod postgres;
 pub mod preparation;
-mod probe;
-mod rehearsal;
-mod roles;
-mod room;
-mod rows;
-mod session;
-mod state;
-mod store;
-mod store_error;
-mod throttle;
-mod timeline;
-mod tls;
-mod toc;
-mod upkeep;
-mod walsender;
-mod words;
-mod working_lock;
+mod s3;
+mod state_db;
 
-pub use applying::{Applying, TextValue, TextValues, end_former_writers};
-pub use as_client::{AsClient, as_client};
 pub use builder_keys::{BuilderKeyError, BuilderKeys, sealed_by};
-pub use cancelling::last_words;
-pub(crate) use channel::{is_loopback, is_verified};
-pub use clients::{ClientPrograms, InstalledClients, ProgramError};
-pub use datastore::{DatastoreError, DatastoreFault};
-pub(crate) use fence::fenced;
-pub use fence::{
+pub(crate) use fence::local::fenced;
+pub use fence::local::{
     FenceError, clear_out, end_sessions, enforce_fence, exempt_role, is_fenced, prove_fence,
     raise_fence, set_fence,
 };
-pub use footprint::{Footprint, footprint};
-pub use history::{Confirmation, DrillRecord, Event, VerificationRecord};
+pub use fence::peer_fence::{PeerFence, RaiseError};
+pub use fence::rehearsal::lift_and_write;
 pub use identity::{IdentityError, differ_in_bucket, differ_in_server, system_id};
-pub use lineage::{Descent, Lineage, record_lineage};
-pub use peer_fence::{PeerFence, RaiseError};
-pub use probe::{Keeps, prove_writable};
-pub use rehearsal::lift_and_write;
-pub use roles::{EPOCH_STEP_MAX, FenceRecord, Promotion, Record, peers_record};
-pub use room::make_room;
-pub use rows::Row;
-pub(crate) use session::pipe;
-pub use session::{
+pub use postgres::applying::{Applying, TextValue, TextValues, end_former_writers};
+pub use postgres::as_client::{AsClient, as_client};
+pub use postgres::cancelling::last_words;
+pub(crate) use postgres::channel::{is_loopback, is_verified};
+pub use postgres::clients::{ClientPrograms, InstalledClients, ProgramError};
+pub use postgres::datastore::{DatastoreError, DatastoreFault};
+pub use postgres::footprint::{Footprint, footprint};
+pub use postgres::room::make_room;
+pub use postgres::rows::Row;
+pub(crate) use postgres::session::pipe;
+pub use postgres::session::{
     CopyIn, CopyRows, LocalSession, PeerSession, Session, Snapshot, quote_ident, quote_literal,
 };
-pub use state::DATABASE as STATE_DATABASE;
-pub use state::{
+pub(crate) use postgres::timeline::timeline;
+pub use postgres::walsender::{Arrived, NewSlot, TextRows, WalSession, WalStream};
+pub use s3::probe::{Keeps, prove_writable};
+pub use s3::store::{Completion, Download, Expected, Listed, LocalStore, Store, Stored, Upload};
+pub use s3::store_error::{StoreError, StoreFault};
+pub use s3::throttle::{ByteBudget, Throttle};
+pub use state_db::history::{Confirmation, DrillRecord, Event, VerificationRecord};
+pub use state_db::lineage::{Descent, Lineage, record_lineage};
+pub use state_db::roles::{EPOCH_STEP_MAX, FenceRecord, Promotion, Record, peers_record};
+pub use state_db::state::DATABASE as STATE_DATABASE;
+pub use state_db::state::{
     Artifact, ClusterRecord, CopiedPoint, Generation, State, StateError, TableContent,
     record_artifacts,
 };
-pub use store::{Completion, Download, Expected, Listed, LocalStore, Store, Stored, Upload};
-pub use store_error::{StoreError, StoreFault};
-pub use throttle::{ByteBudget, Throttle};
-pub(crate) use timeline::timeline;
-pub use upkeep::{AbsentArtifact, ComparedTable, NOTE_VANISHED, Replacement, Retirement, Vanished};
-pub use walsender::{Arrived, NewSlot, TextRows, WalSession, WalStream};
-pub use working_lock::{Holder, Lock, Watch};
+pub use state_db::upkeep::{
+    AbsentArtifact, ComparedTable, NOTE_VANISHED, Replacement, Retirement, Vanished,
+};
+pub use state_db::working_lock::{Holder, Lock, Watch};

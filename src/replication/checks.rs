@@ -6,9 +6,10 @@ use super::error::PassError;
 use super::mode::{self, Chosen};
 use super::pass::Ends;
 use super::rights::rights;
+use crate::cluster::timeline;
 use crate::cluster::{
     ClientPrograms, InstalledClients, LocalSession, PeerSession, Session, differ_in_bucket,
-    differ_in_server, fenced, peers_record, system_id, timeline,
+    differ_in_server, fenced, peers_record, system_id,
 };
 use crate::config::Config;
 use crate::domain::ErrorCode;

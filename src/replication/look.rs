@@ -3,8 +3,9 @@
 use super::error::PassError;
 use super::pass::recovery_point;
 use super::sequences::{self, Sequence};
+use crate::cluster::timeline;
 use crate::cluster::{
-    Confirmation, CopiedPoint, DatastoreFault, LocalSession, PeerSession, fenced, timeline,
+    Confirmation, CopiedPoint, DatastoreFault, LocalSession, PeerSession, fenced,
 };
 use crate::config::Config;
 use crate::domain::Side;

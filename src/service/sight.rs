@@ -2,7 +2,8 @@
 //! to load balancers depend only on this look, and on nothing that was true some time ago.
 
 use super::{Configs, Desk, next};
-use crate::cluster::{self, as_client};
+use crate::cluster;
+use crate::cluster::as_client;
 use crate::config::Config;
 use crate::domain::Role;
 use crate::observe::Seen;

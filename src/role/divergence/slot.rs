@@ -2,7 +2,8 @@
 //! promotion.
 
 use crate::cluster::preparation::COPIED_TABLES;
-use crate::cluster::{LocalSession, Promotion, timeline};
+use crate::cluster::timeline;
+use crate::cluster::{LocalSession, Promotion};
 use crate::config::Config;
 use crate::domain::Lsn;
 use crate::replication::PassError;

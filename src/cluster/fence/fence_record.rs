@@ -1,0 +1,146 @@
+//! Setting a fence together with the record of why, taking it back, and setting it again: each so that a promotion or a
+//! withdrawal at the same moment is not undone by it.
+
+use super::local::{FenceError, enforce_fence, fence_statement, fenced, lift_statement};
+use crate::cluster::postgres::session::quote_literal;
+use crate::cluster::state_db::state::{State, StateError};
+use crate::config::Datastore;
+use crate::domain::Role;
+use crate::killpoint;
+use tokio_postgres::types::ToSql;
+
+impl State {
+    /// The setting and the record of why, in one transaction.
+    pub async fn record_fence(
+        &self,
+        database: &str,
+        epoch: i64,
+        by_cluster: &str,
+        settled: bool,
+    ) -> Result<(), StateError> {
+        let recorded = async {
+            let session = &self.session;
+            session.batch("beginning the fence", "BEGIN").await?;
+            self.not_overtaken(epoch, by_cluster).await?;
+            // One that is on record and does not stand was lifted by somebody. A settled one that finds neither record nor
+            // setting comes late: this cluster was set back to a copy from before its fence, and was open since.
+            let sql = concat!(
+                "WITH old AS (DELETE FROM fence RETURNING *), same AS (SELECT * FROM old WHERE epoch = $1 AND by_cluster = $2) \
+                 INSERT INTO fence (epoch, by_cluster, since, settled, lifted) \
+                 SELECT $1, $2, coalesce((SELECT min(since) FROM old WHERE epoch = $1), now()), \
+                   $3 OR coalesce((SELECT bool_or(settled) FROM same), false), \
+                   coalesce((SELECT bool_or(lifted) FROM same), false) OR (EXISTS (SELECT FROM same) AND NOT ",
+                fenced!("$4"),
+                ") OR ($3 AND NOT EXISTS (SELECT FROM old) AND NOT ",
+                fenced!("$4"),
+                ")"
+            );
+            let is: [&(dyn ToSql + Sync); 4] = [&epoch, &by_cluster, &settled, &database];
+            session.execute("recording the fence", sql, &is).await?;
+            let set = fence_statement(database);
+            session.batch("setting the fence", &set).await?;
+            session.batch("committing the fence", "COMMIT").await?;
+            Ok::<(), StateError>(())
+        };
+        self.or_roll_back(recorded.await).await
+    }
+
+    /// Within the transaction that sets a fence: nobody has taken that epoch, or a later one, on this cluster.
+    async fn not_overtaken(&self, epoch: i64, by_cluster: &str) -> Result<(), StateError> {
+        let sql = "SELECT role, epoch FROM cluster FOR UPDATE";
+        let doing = "reading the role that is to be fenced";
+        let row = self.session.row(doing, sql, &[]).await?;
+        let (role, has): (Option<Role>, i64) = (row.get(0)?, row.get(1)?);
+        if role == Some(Role::Primary) && has >= epoch {
+            return Err(StateError::Overtaken {
+                side: self.session.side(),
+                text: format!(
+                    "the cluster that is to be fenced under epoch {epoch} is the primary of epoch {has} by now"
+                ),
+            });
+        }
+        let sql = "SELECT epoch, by_cluster FROM fence \
+                   WHERE epoch > $1 OR (epoch = $1 AND by_cluster <> $2)";
+        let rows = self
+            .session
+            .query(doing, sql, &[&epoch, &by_cluster])
+            .await?;
+        match rows.first() {
+            None => Ok(()),
+            Some(row) => Err(StateError::Overtaken {
+                side: self.session.side(),
+                text: format!(
+                    "the cluster that is to be fenced under epoch {epoch} is fenced by cluster {} under epoch {}",
+                    row.get::<_, String>(1),
+                    row.get::<_, i64>(0)
+                ),
+            }),
+        }
+    }
+
+    /// Takes back a fence that nobody was promoted under, as only the cluster knows that set it. One of another cluster, of
+    /// another epoch, or of a promotion that was committed meanwhile, stays.
+    pub async fn withdraw_fence(
+        &self,
+        database: &str,
+        epoch: i64,
+        by_cluster: &str,
+    ) -> Result<bool, StateError> {
+        let withdrawn = async {
+            let session = &self.session;
+            session.batch("beginning to withdraw", "BEGIN").await?;
+            let sql = "DELETE FROM fence WHERE epoch = $1 AND by_cluster = $2 AND NOT settled";
+            let found = session
+                .execute("withdrawing the fence", sql, &[&epoch, &by_cluster])
+                .await?;
+            if found > 0 {
+                let lift = lift_statement(database);
+                session.batch("lifting the fence", &lift).await?;
+            }
+            session.batch("committing the withdrawal", "COMMIT").await?;
+            Ok::<bool, StateError>(found > 0)
+        };
+        self.or_roll_back(withdrawn.await).await
+    }
+
+    async fn or_roll_back<T>(&self, done: Result<T, StateError>) -> Result<T, StateError> {
+        if done.is_err() {
+            let _ = self.session.batch("giving it up", "ROLLBACK").await;
+        }
+        done
+    }
+
+    /// Sets a spare's fence again, unless it has stopped being a spare: a promotion may be on its way. One statement, for
+    /// the session has other users. `finish_fence` must follow, whoever is killed before it.
+    pub async fn fence_if_spare(&self, database: &str) -> Result<(), StateError> {
+        let sql = format!(
+            "DO $$ BEGIN \
+               UPDATE cluster SET fence_begun = true WHERE role = 'spare'; \
+               IF FOUND THEN EXECUTE {}; END IF; \
+             END $$",
+            quote_literal(&fence_statement(database))
+        );
+        self.session.batch("setting the fence", &sql).await?;
+        killpoint::reach("fence.set_again");
+        Ok(())
+    }
+
+    /// Enforces a spare's fence that was set again. Until that is done, sessions that began before it may write.
+    pub async fn finish_fence(&self, local: &Datastore, database: &str) -> Result<(), FenceError> {
+        enforce_fence(&self.session, local, database).await?;
+        let sql = "UPDATE cluster SET fence_begun = false WHERE fence_begun";
+        Ok(self.session.batch("finishing the fence", sql).await?)
+    }
+
+    /// Sets the fence's setting again, which somebody has lifted, unless its record was withdrawn at this very moment.
+    pub async fn fence_if_recorded(&self, database: &str) -> Result<(), StateError> {
+        let sql = format!(
+            "DO $$ BEGIN \
+               LOCK TABLE fence IN SHARE ROW EXCLUSIVE MODE; \
+               IF EXISTS (SELECT FROM fence) THEN EXECUTE {}; UPDATE fence SET lifted = true; END IF; \
+             END $$",
+            quote_literal(&fence_statement(database))
+        );
+        Ok(self.session.batch("setting the fence", &sql).await?)
+    }
+}

@@ -1,0 +1,295 @@
+//! The fence: a database is read-only for everybody but us, on a spare until it is promoted, on an old primary for good.
+//!
+//! A read-only default holds every client that does not set the transaction mode itself, as Builder's do not.
+
+use crate::cluster::postgres::datastore::{self, DatastoreError};
+use crate::cluster::postgres::session::{LocalSession, Session, quote_ident};
+use crate::config::Datastore;
+use crate::domain::Side;
+use chrono::{DateTime, Utc};
+use std::time::Duration;
+use tokio::time::Instant;
+use tokio_postgres::error::SqlState;
+
+/// For sessions to leave. Those that connect for ever come again, but read-only.
+const LEAVING: Duration = Duration::from_secs(10);
+const LEAVING_STEP: Duration = Duration::from_millis(20);
+
+#[derive(Debug, thiserror::Error)]
+pub enum FenceError {
+    #[error(transparent)]
+    Datastore(#[from] DatastoreError),
+    #[error(
+        "the {side} database {database} is not fenced: user {user} can write in it, \
+         although its default_transaction_read_only is on. Look for a setting of that role: \
+         ALTER ROLE {user} RESET default_transaction_read_only, or \
+         ALTER ROLE {user} IN DATABASE {database} RESET default_transaction_read_only"
+    )]
+    Open {
+        side: Side,
+        database: String,
+        user: String,
+    },
+    #[error(
+        "sessions on the {side} database {database} that may still write do not end: {left} are left after {} s",
+        LEAVING.as_secs()
+    )]
+    Staying {
+        side: Side,
+        database: String,
+        left: i64,
+    },
+}
+
+impl FenceError {
+    pub fn side(&self) -> Side {
+        match self {
+            FenceError::Datastore(error) => error.side,
+            FenceError::Open { side, .. } | FenceError::Staying { side, .. } => *side,
+        }
+    }
+}
+
+/// The expression of SQL, for a statement's text, that tells whether the fence's setting stands on the database that
+/// `$name` gives. It is kept as it was written: `on`, `true`, `1`, …
+macro_rules! fenced {
+    ($name:literal) => {
+        concat!(
+            "EXISTS (SELECT 1 FROM pg_catalog.pg_db_role_setting s JOIN pg_catalog.pg_database d ON d.oid = s.setdatabase, ",
+            "pg_catalog.unnest(s.setconfig) c WHERE d.datname = ",
+            $name,
+            " AND s.setrole = 0 AND CASE pg_catalog.split_part(c, '=', 1) WHEN 'default_transaction_read_only' ",
+            "THEN pg_catalog.split_part(c, '=', 2)::pg_catalog.bool END)"
+        )
+    };
+}
+
+pub(crate) use fenced;
+
+/// Whether the fence's setting stands on `database`.
+pub async fn is_fenced(session: &LocalSession, database: &str) -> Result<bool, DatastoreError> {
+    let sql = concat!("SELECT ", fenced!("$1"));
+    let row = session
+        .row("looking for the fence", sql, &[&database])
+        .await?;
+    row.get(0)
+}
+
+/// Sets the fence's setting; sessions that are there already keep their own.
+pub async fn set_fence(session: &LocalSession, database: &str) -> Result<(), DatastoreError> {
+    session
+        .batch("setting the fence", &fence_statement(database))
+        .await
+}
+
+pub(in crate::cluster) fn fence_statement(database: &str) -> String {
+    format!(
+        "ALTER DATABASE {} SET default_transaction_read_only = 'on'",
+        quote_ident(database)
+    )
+}
+
+pub(in crate::cluster) fn lift_statement(database: &str) -> String {
+    format!(
+        "ALTER DATABASE {} RESET default_transaction_read_only",
+        quote_ident(database)
+    )
+}
+
+/// Sets the fence on a database that clients may be using, ends their sessions, and proves that none can write.
+pub async fn raise_fence(
+    session: &LocalSession,
+    local: &Datastore,
+    database: &str,
+) -> Result<(), FenceError> {
+    set_fence(session, database).await?;
+    enforce_fence(session, local, database).await
+}
+
+/// The same, where the setting stands: sessions from before it may still be there, and may still write.
+pub async fn enforce_fence(
+    session: &LocalSession,
+    local: &Datastore,
+    database: &str,
+) -> Result<(), FenceError> {
+    clear_out(session, database).await?;
+    prove_fence(session, local, database).await
+}
+
+/// Ends every session from before the fence, and waits until none is left: only the new ones are held by it.
+///
+/// The fence's setting is committed. A session that is seen after that may be from before it, and is ended. A session
+/// that begins later reads the setting, so it may come and go. No clock is asked: a server's clock may be set back.
+pub async fn clear_out(session: &LocalSession, database: &str) -> Result<(), FenceError> {
+    let former = Former::look(session, database).await?;
+    let deadline = Instant::now() + LEAVING;
+    loop {
+        former.end().await?;
+        let left = former.left().await?;
+        if left == 0 {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            return Err(FenceError::Staying {
+                side: session.side(),
+                database: database.to_string(),
+                left,
+            });
+        }
+        tokio::time::sleep(LEAVING_STEP).await;
+    }
+}
+
+/// Ends those sessions that we may end: only a superuser may end another one's, or the server's own workers, which
+/// leave by themselves.
+pub async fn end_sessions(session: &LocalSession, database: &str) -> Result<(), DatastoreError> {
+    let sql = format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity a WHERE {ENDABLE}");
+    session
+        .rows("ending other sessions", &sql, &[&database])
+        .await?;
+    Ok(())
+}
+
+const ENDABLE: &str = "a.datname = $1 AND a.pid <> pg_backend_pid() \
+     AND ((SELECT rolsuper FROM pg_roles WHERE rolname = current_user) \
+       OR EXISTS (SELECT 1 FROM pg_roles r WHERE r.oid = a.usesysid AND NOT r.rolsuper))";
+
+/// A walsender writes nothing, and one of ours is to bring what was written last. The server's own workers leave by
+/// themselves.
+const WRITES: &str = "coalesce(a.backend_type, '') NOT IN ('walsender', 'autovacuum worker')";
+
+/// The same session as one of those that were seen first: process id and start together are its identity. Of a session
+/// whose start we may not see, the process id must do. A process that was still starting is known by its id alone.
+const SEEN_FIRST: &str = "(a.pid = ANY ($2::int4[]) OR EXISTS (SELECT 1 FROM unnest($3::int4[], $4::timestamptz[]) f(pid, start) \
+     WHERE f.pid = a.pid AND (f.start IS NULL OR a.backend_start IS NULL OR f.start = a.backend_start)))";
+
+/// The sessions that are there when the fence's setting has just been committed.
+struct Former<'a> {
+    session: &'a LocalSession,
+    database: &'a str,
+    /// Backends that were on their way in, and may have read the database's settings before the fence.
+    starting: Vec<i32>,
+    pids: Vec<i32>,
+    /// None: we may not see it.
+    starts: Vec<Option<DateTime<Utc>>>,
+}
+
+impl<'a> Former<'a> {
+    /// Reads the starting sessions first. In the other order a session could start between the two reads and be missed.
+    async fn look(session: &'a LocalSession, database: &'a str) -> Result<Self, DatastoreError> {
+        let starting = starting(session, database).await?;
+        let sql = format!(
+            "SELECT a.pid, a.backend_start FROM pg_stat_activity a \
+             WHERE a.datname = $1 AND a.pid <> pg_backend_pid() AND {WRITES}"
+        );
+        let doing = "looking for sessions from before the fence";
+        let rows = session.rows(doing, &sql, &[&database]).await?;
+        Ok(Former {
+            session,
+            database,
+            starting,
+            pids: rows
+                .iter()
+                .map(|row| row.get(0))
+                .collect::<Result<_, _>>()?,
+            starts: rows
+                .iter()
+                .map(|row| row.get(1))
+                .collect::<Result<_, _>>()?,
+        })
+    }
+
+    async fn end(&self) -> Result<(), DatastoreError> {
+        let sql = format!(
+            "SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity a WHERE {ENDABLE} AND {WRITES} AND {SEEN_FIRST}"
+        );
+        let doing = "ending other sessions";
+        self.session
+            .rows(
+                doing,
+                &sql,
+                &[&self.database, &self.starting, &self.pids, &self.starts],
+            )
+            .await?;
+        Ok(())
+    }
+
+    /// Those that are seen, those that are still about to be, and prepared transactions: whoever commits one later writes.
+    async fn left(&self) -> Result<i64, DatastoreError> {
+        let mut starting = starting(self.session, self.database).await?;
+        starting.retain(|pid| self.starting.contains(pid));
+        let sql = format!(
+            "SELECT cardinality($5::int4[]) + (SELECT count(*) FROM pg_prepared_xacts WHERE database = $1) + count(*) \
+             FROM pg_stat_activity a WHERE a.datname = $1 AND a.pid <> pg_backend_pid() AND a.pid <> ALL ($5) \
+               AND {WRITES} AND {SEEN_FIRST}"
+        );
+        let doing = "counting sessions";
+        let row = self
+            .session
+            .row(
+                doing,
+                &sql,
+                &[
+                    &self.database,
+                    &self.starting,
+                    &self.pids,
+                    &self.starts,
+                    &starting,
+                ],
+            )
+            .await?;
+        row.get(0)
+    }
+}
+
+/// A backend on its way in holds a lock on the database object until it shows in `pg_stat_activity`; it may have read the
+/// database's settings by then.
+async fn starting(session: &LocalSession, database: &str) -> Result<Vec<i32>, DatastoreError> {
+    let sql = "SELECT array_agg(l.pid) FROM pg_locks l JOIN pg_database d ON d.oid = l.objid \
+               WHERE l.locktype = 'object' AND l.classid = 'pg_database'::regclass AND d.datname = $1 \
+                 AND l.pid <> pg_backend_pid()";
+    let doing = "looking for sessions that start";
+    let row = session.row(doing, sql, &[&database]).await?;
+    Ok(row.get::<Option<Vec<i32>>>(0)?.unwrap_or_default())
+}
+
+/// A role with a setting of its own, which goes before the database's.
+pub async fn exempt_role(
+    session: &Session,
+    database: &str,
+) -> Result<Option<String>, DatastoreError> {
+    // Kept as it was written: `off`, `false`, `0`, …
+    let sql = "SELECT min(r.rolname)::text FROM pg_db_role_setting s JOIN pg_roles r ON r.oid = s.setrole, unnest(s.setconfig) c \
+               WHERE s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = $1)) \
+                 AND CASE split_part(c, '=', 1) WHEN 'default_transaction_read_only' THEN NOT split_part(c, '=', 2)::bool END";
+    let doing = "looking for roles that the fence does not hold";
+    let row = session.row(doing, sql, &[&database]).await?;
+    row.get(0)
+}
+
+/// Connects as a plain client does and tries to write; being refused is the proof. It covers our own user; of others it
+/// is enough that none has a setting that goes before the database's.
+pub async fn prove_fence(
+    session: &LocalSession,
+    to: &Datastore,
+    database: &str,
+) -> Result<(), FenceError> {
+    let side = session.side();
+    let open = |user: &str| FenceError::Open {
+        side,
+        database: database.to_string(),
+        user: user.to_string(),
+    };
+    if let Some(role) = exempt_role(session, database).await? {
+        return Err(open(&role));
+    }
+    let (plain, _wire) = datastore::connect_plainly(side, to, database).await?;
+    let sql = "BEGIN; CREATE TABLE warm_spare_fence_probe (); ROLLBACK";
+    match plain.batch_execute(sql).await {
+        Err(e) if e.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION) => Ok(()),
+        Err(e) => {
+            Err(DatastoreError::of(side, &datastore::address(to), "proving the fence", &e).into())
+        }
+        Ok(()) => Err(open(&to.user)),
+    }
+}

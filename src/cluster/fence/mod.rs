@@ -1,0 +1,6 @@
+//! The fence: an own setting of the database, with the record of its reason, that keeps everybody else from writing.
+
+pub(super) mod fence_record;
+pub(super) mod local;
+pub(super) mod peer_fence;
+pub(super) mod rehearsal;

@@ -1,0 +1,118 @@
+//! The capability to fence the peer, and to take that back: the one way, beside preparing it, to write there.
+
+use super::local::{clear_out, enforce_fence, fenced, is_fenced};
+use crate::cluster::identity::system_id;
+use crate::cluster::postgres::session::{LocalSession, quote_ident};
+use crate::cluster::state_db::state::State;
+use crate::cluster::{DatastoreError, FenceError, StateError};
+use crate::config::Datastore;
+use crate::domain::{Lsn, Side};
+use crate::killpoint;
+use tokio_postgres::types::PgLsn;
+
+/// A session in the peer's own database `warm_spare`, which is made if it is not there.
+pub struct PeerFence {
+    state: State,
+    to: Datastore,
+}
+
+impl PeerFence {
+    /// None: that address leads to another server than the one that is meant.
+    pub async fn open(to: &Datastore, system_id: &str) -> Result<Option<PeerFence>, StateError> {
+        let before = LocalSession::open_for_maintenance_on(Side::Peer, to).await?;
+        if self::system_id(&before).await? != system_id {
+            return Ok(None);
+        }
+        let state = State::open_on(Side::Peer, to).await?;
+        // Each connection may lead elsewhere, and this is the one that is written on.
+        if self::system_id(&state.session).await? != system_id {
+            return Ok(None);
+        }
+        Ok(Some(PeerFence {
+            state,
+            to: to.clone(),
+        }))
+    }
+
+    /// Setting and record in one transaction; then every session from before is ended, and a plain one must fail to write.
+    pub async fn raise(&self, epoch: i64, by: &str, settled: bool) -> Result<(), RaiseError> {
+        let database = &self.to.database;
+        self.state
+            .record_fence(database, epoch, by, settled)
+            .await?;
+        killpoint::reach("fence.recorded");
+        let session = &self.state.session;
+        Ok(enforce_fence(session, &self.to, database).await?)
+    }
+
+    /// Whether our fence of that epoch stands there, and has all the time.
+    pub async fn stands(&self, epoch: i64, by: &str) -> Result<bool, StateError> {
+        let record = self.state.fence_record().await?;
+        let ours = record
+            .is_some_and(|fence| fence.epoch == epoch && fence.by_cluster == by && !fence.lifted);
+        Ok(ours && is_fenced(&self.state.session, &self.to.database).await?)
+    }
+
+    /// It stands, and its epoch is committed: there is nothing to withdraw any more.
+    pub async fn settle(&self, epoch: i64, by: &str) -> Result<(), StateError> {
+        // Where it stands as it was set, only the word is added: by the age of the setting it is told what came after it.
+        let sql = concat!(
+            "WITH final AS (UPDATE fence SET settled = true \
+               WHERE epoch = $1 AND by_cluster = $2 AND NOT settled RETURNING 1) \
+             SELECT ",
+            fenced!("$3"),
+            " AND (EXISTS (SELECT FROM final) OR EXISTS (SELECT FROM fence WHERE epoch = $1 AND by_cluster = $2 AND settled))"
+        );
+        let database = &self.to.database;
+        let doing = "making the fence final";
+        let session = &self.state.session;
+        let row = session
+            .query_one(doing, sql, &[&epoch, &by, database])
+            .await?;
+        if row.get(0) {
+            return Ok(());
+        }
+        self.state
+            .record_fence(&self.to.database, epoch, by, true)
+            .await
+    }
+
+    /// False: no such fence of ours was there.
+    pub async fn withdraw(&self, epoch: i64, by: &str) -> Result<bool, StateError> {
+        self.state
+            .withdraw_fence(&self.to.database, epoch, by)
+            .await
+    }
+
+    /// Sessions that began while it stood are read-only for as long as they live: they are ended, so that whoever pools
+    /// them connects anew.
+    pub async fn refresh(&self) -> Result<(), FenceError> {
+        clear_out(&self.state.session, &self.to.database).await
+    }
+
+    /// Writes a message of ours in the fenced database, and returns its position: whatever was committed before lies
+    /// before it. How far the log is written would not do: an idle server may flush, and so send, the rest much later.
+    pub async fn mark(&self, epoch: i64) -> Result<Lsn, DatastoreError> {
+        let session = LocalSession::open_on(Side::Peer, &self.to, &self.to.database).await?;
+        let text = format!("epoch {epoch}");
+        let sql = "SELECT pg_logical_emit_message(true, 'warm_spare', $1)";
+        let doing = "writing the last message";
+        let row = session.query_one(doing, sql, &[&text]).await?;
+        Ok(Lsn(row.get::<_, PgLsn>(0).into()))
+    }
+
+    pub async fn drop_publication(&self, name: &str) -> Result<(), DatastoreError> {
+        let session = LocalSession::open_on(Side::Peer, &self.to, &self.to.database).await?;
+        let sql = format!("DROP PUBLICATION IF EXISTS {}", quote_ident(name));
+        session.batch("dropping our publication", &sql).await
+    }
+}
+
+/// Raising it has both kinds of failure.
+#[derive(Debug, thiserror::Error)]
+pub enum RaiseError {
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error(transparent)]
+    Fence(#[from] FenceError),
+}

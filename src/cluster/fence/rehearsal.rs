@@ -1,0 +1,24 @@
+//! The first write after a takeover, tried on a clone.
+
+use super::local::lift_statement;
+use crate::cluster::postgres::datastore::{self, DatastoreError};
+use crate::cluster::postgres::session::LocalSession;
+use crate::config::Datastore;
+
+/// Lifts the fence of `database`, and writes in it as any client would: committed when this returns.
+pub async fn lift_and_write(
+    session: &LocalSession,
+    to: &Datastore,
+    database: &str,
+) -> Result<(), DatastoreError> {
+    let lift = lift_statement(database);
+    session.batch("lifting the clone's fence", &lift).await?;
+    let side = session.side();
+    let (plain, _wire) = datastore::connect_plainly(side, to, database).await?;
+    let sql = "BEGIN; CREATE TABLE warm_spare_drill (at timestamptz NOT NULL); \
+               INSERT INTO warm_spare_drill VALUES (now()); COMMIT";
+    plain
+        .batch_execute(sql)
+        .await
+        .map_err(|e| DatastoreError::of(side, &datastore::address(to), "writing in the clone", &e))
+}

@@ -1,0 +1,58 @@
+//! A session on a server for what is not in one of its databases: which databases there are, and making another one.
+
+use super::datastore::{DatastoreError, DatastoreFault};
+use super::per_server::PerServer;
+use super::session::LocalSession;
+use crate::cluster::state_db::state;
+use crate::config::Datastore;
+use crate::domain::Side;
+use tokio_postgres::error::SqlState;
+
+impl LocalSession {
+    /// In whichever database lets our user in. A provider may have no database `postgres`, and `pg_hba.conf` may have a
+    /// line for Builder's database alone. `template1` comes last: while a session is in it, nobody copies it.
+    pub async fn open_for_maintenance(to: &Datastore) -> Result<Self, DatastoreError> {
+        LocalSession::open_for_maintenance_on(Side::Local, to).await
+    }
+
+    pub(in crate::cluster) async fn open_for_maintenance_on(
+        side: Side,
+        to: &Datastore,
+    ) -> Result<Self, DatastoreError> {
+        let candidates = ["postgres", &to.database, state::DATABASE, "template1"];
+        let of_last_time = OPEN.known(to);
+        let mut first = None;
+        // A server writes each refusal into its log.
+        for database in of_last_time.iter().map(String::as_str).chain(candidates) {
+            match LocalSession::open_on(side, to, database).await {
+                Err(error) if is_of_the_database(&error) => {
+                    first.get_or_insert(error);
+                }
+                opened => {
+                    if opened.is_ok() {
+                        OPEN.remember(to, database.to_string());
+                    }
+                    return opened;
+                }
+            }
+        }
+        Err(first.expect("there is a first database"))
+    }
+}
+
+/// The database that let us in last.
+static OPEN: PerServer<String> = PerServer::new();
+
+/// Whether another database of the same server may let us in: this one is not there, no line of `pg_hba.conf` names it,
+/// our user may not connect to it, or nobody may.
+pub(in crate::cluster) fn is_of_the_database(error: &DatastoreError) -> bool {
+    let state = error.sql_state.as_ref();
+    error.fault == DatastoreFault::NoDatabase
+        || [
+            SqlState::INVALID_AUTHORIZATION_SPECIFICATION,
+            SqlState::INSUFFICIENT_PRIVILEGE,
+            SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
+        ]
+        .iter()
+        .any(|one| state == Some(one))
+}

@@ -1,0 +1,35 @@
+//! What this process remembers of each server.
+
+use super::datastore::address;
+use crate::config::Datastore;
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// One value for each server, by its address and our user there.
+pub(in crate::cluster) struct PerServer<T>(Mutex<BTreeMap<(String, String), T>>);
+
+impl<T: Clone> PerServer<T> {
+    pub const fn new() -> Self {
+        PerServer(Mutex::new(BTreeMap::new()))
+    }
+
+    pub fn known(&self, to: &Datastore) -> Option<T> {
+        self.all().get(&key(to)).cloned()
+    }
+
+    pub fn remember(&self, to: &Datastore, value: T) {
+        self.all().insert(key(to), value);
+    }
+
+    pub fn forget(&self, to: &Datastore) {
+        self.all().remove(&key(to));
+    }
+
+    fn all(&self) -> MutexGuard<'_, BTreeMap<(String, String), T>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn key(to: &Datastore) -> (String, String) {
+    (address(to), to.user.clone())
+}

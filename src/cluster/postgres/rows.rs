@@ -1,0 +1,101 @@
+//! Rows that a server has sent, read as what was asked for or not at all.
+//!
+//! The peer is data: a column of another type, a NULL where none can be, or rows without end are an error of the peer
+//! that names it, never the end of our process.
+
+use super::datastore::{self, DatastoreError, DatastoreFault};
+use super::session::Session;
+use crate::domain::Side;
+use futures_util::TryStreamExt;
+use std::pin::pin;
+use std::sync::Arc;
+use tokio_postgres::types::{FromSql, ToSql};
+
+/// Bytes of all rows that answer one statement; what is larger is copied, row by row.
+const ANSWER_MAX: usize = 256 << 20;
+
+/// Where a row comes from, for errors.
+#[derive(Debug)]
+pub(in crate::cluster) struct Origin {
+    pub side: Side,
+    pub address: String,
+    pub doing: String,
+}
+
+impl Origin {
+    pub fn malformed(&self, text: String) -> DatastoreError {
+        DatastoreError {
+            side: self.side,
+            address: self.address.clone(),
+            doing: self.doing.clone(),
+            fault: DatastoreFault::Malformed,
+            text: datastore::printable(&text),
+            sql_state: None,
+        }
+    }
+}
+
+/// One row.
+#[derive(Debug)]
+pub struct Row {
+    row: tokio_postgres::Row,
+    origin: Arc<Origin>,
+}
+
+impl Row {
+    /// The value of a column, from 0.
+    pub fn get<'a, T: FromSql<'a>>(&'a self, column: usize) -> Result<T, DatastoreError> {
+        self.row.try_get(column).map_err(|error| {
+            let text = crate::cluster::s3::store_error::chain(&error);
+            self.origin
+                .malformed(format!("the answer is not what was asked for: {text}"))
+        })
+    }
+}
+
+impl Session {
+    /// The rows that answer a statement.
+    pub async fn rows(
+        &self,
+        doing: &str,
+        sql: &str,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, DatastoreError> {
+        let origin = Arc::new(self.origin(doing));
+        let mut bytes = 0;
+        let answer = self.within(doing, async {
+            let params = params.iter().map(|param| *param as &dyn ToSql);
+            let mut sent = pin!(self.client().query_raw(sql, params).await?);
+            let mut rows = Vec::new();
+            while let Some(row) = sent.try_next().await? {
+                bytes += row.raw_size_bytes();
+                if bytes > ANSWER_MAX {
+                    return Ok(Err(origin.malformed(format!(
+                        "the answer is larger than {ANSWER_MAX} bytes"
+                    ))));
+                }
+                let origin = origin.clone();
+                rows.push(Row { row, origin });
+            }
+            Ok(Ok(rows))
+        });
+        answer.await?
+    }
+
+    /// The one row that answers a statement.
+    pub async fn row(
+        &self,
+        doing: &str,
+        sql: &str,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Row, DatastoreError> {
+        let mut rows = self.rows(doing, sql, params).await?;
+        match (rows.pop(), rows.len()) {
+            (Some(row), 0) => Ok(row),
+            (_, more) => Err(self.origin(doing).malformed(format!(
+                "one row was expected, and {} came",
+                if more > 0 { "several" } else { "none" }
+            ))),
+        }
+    }
+}

@@ -1,0 +1,350 @@
+//! Our own bucket: what a [`Store`] reads, and writing, deleting, uploads in parts.
+
+use super::{EXPECTED, Expected, Store, Stored, object, unquote};
+use crate::cluster::s3::store_error::{StoreError, StoreFault, fault_of_body};
+use crate::config;
+use crate::domain::Side;
+use bytes::Bytes;
+use minio::s3::error::Error;
+use minio::s3::multimap_ext::Multimap;
+use minio::s3::response_traits::HasS3Fields;
+use minio::s3::segmented_bytes::SegmentedBytes;
+use minio::s3::types::{PartInfo, S3Api, UploadId};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// Our own bucket: what [`Store`] reads, and writing.
+#[derive(Clone)]
+pub struct LocalStore(Store);
+
+impl LocalStore {
+    pub fn open(to: &config::S3) -> Result<LocalStore, StoreError> {
+        Ok(LocalStore(Store::open(Side::Local, to)?))
+    }
+
+    pub fn with_limits(self, patience: Duration, tries: usize) -> LocalStore {
+        LocalStore(self.0.with_limits(patience, tries))
+    }
+
+    pub fn reading(&self) -> &Store {
+        &self.0
+    }
+
+    /// A request that changes something; "no such key" is no answer to it.
+    async fn ask<T, F>(
+        &self,
+        doing: &str,
+        bytes: usize,
+        request: impl Fn() -> F,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let store = &self.0;
+        store
+            .persist(doing, || async {
+                let answer = store.once_sending(doing, bytes, request()).await?;
+                answer.ok_or_else(|| self.strange(doing))
+            })
+            .await
+    }
+
+    /// Stores a whole small object. The server checks the body against its SHA-256, which the request's signature covers.
+    pub async fn put(
+        &self,
+        key: &str,
+        body: Bytes,
+        expected: &Expected,
+    ) -> Result<Stored, StoreError> {
+        let written = self.put_version(key, body, expected).await?;
+        Ok(written.stored)
+    }
+
+    /// The same, where the version that it became must be known.
+    pub async fn put_version(
+        &self,
+        key: &str,
+        body: Bytes,
+        expected: &Expected,
+    ) -> Result<Written, StoreError> {
+        let store = &self.0;
+        let request = || {
+            EXPECTED.scope(expected.clone(), async {
+                let data = SegmentedBytes::from(body.clone());
+                let put = store
+                    .client
+                    .put_object(store.bucket.clone(), object(key)?, data)?;
+                put.build().send().await
+            })
+        };
+        let doing = format!("writing {key}");
+        let answer = self.ask(&doing, body.len(), request).await?;
+        let version = answer.headers().get("x-amz-version-id");
+        let version = version.and_then(|version| version.to_str().ok());
+        Ok(Written {
+            stored: Stored {
+                bytes: body.len() as u64,
+                etag: store.etag_of(&doing, answer.headers())?,
+            },
+            version: version.map(str::to_string),
+        })
+    }
+
+    pub async fn start_upload(&self, key: &str) -> Result<Upload, StoreError> {
+        let store = &self.0;
+        let doing = format!("starting the upload of {key}");
+        let request = || async {
+            let create = store
+                .client
+                .create_multipart_upload(store.bucket.clone(), object(key)?)?;
+            create.build().send().await
+        };
+        let answer = self.ask(&doing, 0, request).await?;
+        let id = answer
+            .upload_id()
+            .await
+            .map_err(|e| store.unexpected(&doing, &e))?;
+        Ok(Upload {
+            store: self.clone(),
+            key: key.to_string(),
+            id,
+            parts: Vec::new(),
+            bytes: 0,
+            ended: AtomicBool::new(false),
+        })
+    }
+
+    /// Deleting what is not there is no error.
+    pub async fn delete(&self, key: &str) -> Result<(), StoreError> {
+        self.delete_as_found(key, &Expected::Anything)
+            .await
+            .map(|_| ())
+    }
+
+    /// That version alone, for good. In a bucket that keeps versions a plain deletion only puts a mark on top of them.
+    pub async fn delete_version(&self, key: &str, version: &str) -> Result<(), StoreError> {
+        let store = &self.0;
+        let doing = format!("deleting version {version} of {key}");
+        let request = || async {
+            let mut query = Multimap::new();
+            query.insert("versionId".to_string(), version.to_string());
+            store
+                .client
+                .delete_object(store.bucket.clone(), object(key)?)?
+                .extra_query_params(query)
+                .build()
+                .send()
+                .await
+        };
+        store
+            .persist(&doing, || async { store.once(&doing, request()).await })
+            .await
+            .map(|_| ())
+    }
+
+    /// False: other bytes are there by now, and they stay. Only some stores look (AWS does); others delete whatever is there.
+    pub async fn delete_as_found(
+        &self,
+        key: &str,
+        expected: &Expected,
+    ) -> Result<bool, StoreError> {
+        let store = &self.0;
+        let doing = format!("deleting {key}");
+        let request = || {
+            EXPECTED.scope(expected.clone(), async {
+                store
+                    .client
+                    .delete_object(store.bucket.clone(), object(key)?)?
+                    .build()
+                    .send()
+                    .await
+            })
+        };
+        let deleted = store
+            .persist(&doing, || async { store.once(&doing, request()).await })
+            .await;
+        match deleted {
+            Ok(_) => Ok(true),
+            Err(error) if error.fault == StoreFault::Changed => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn strange(&self, doing: &str) -> StoreError {
+        self.0.fault(
+            doing,
+            StoreFault::Unexpected,
+            "the server answered that there is no such key".into(),
+        )
+    }
+}
+
+/// What a whole object became.
+#[derive(Debug)]
+pub struct Written {
+    pub stored: Stored,
+    /// None: the bucket keeps no versions.
+    pub version: Option<String>,
+}
+
+/// An upload in parts; nothing is visible under its key until [`Upload::complete`].
+pub struct Upload {
+    store: LocalStore,
+    key: String,
+    id: UploadId,
+    parts: Vec<PartInfo>,
+    bytes: u64,
+    /// Nothing is to be given up any more.
+    ended: AtomicBool,
+}
+
+/// A copy that is called off in its middle leaves no parts behind, as far as there is time for a last request.
+impl Drop for Upload {
+    fn drop(&mut self) {
+        if self.ended.load(Ordering::Relaxed) {
+            return;
+        }
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(give_up(
+                self.store.0.clone(),
+                self.key.clone(),
+                self.id.clone(),
+            ));
+        }
+    }
+}
+
+impl Upload {
+    /// Stores the next part.
+    pub async fn part(&mut self, body: Bytes) -> Result<(), StoreError> {
+        let store = &self.store.0;
+        let number = self.parts.len() as u16 + 1;
+        let doing = format!("writing part {number} of {}", self.key);
+        let size = body.len() as u64;
+        let request = || async {
+            let upload = store.client.upload_part(
+                store.bucket.clone(),
+                object(&self.key)?,
+                self.id.clone(),
+                number,
+                SegmentedBytes::from(body.clone()),
+            )?;
+            upload.build().send().await
+        };
+        let answer = self.store.ask(&doing, body.len(), request).await?;
+        let etag = store.etag_of(&doing, answer.headers())?;
+        self.parts.push(PartInfo {
+            number,
+            etag: etag.parse().map_err(|e| store.unexpected(&doing, &e))?,
+            size,
+            checksum: None,
+        });
+        self.bytes += size;
+        Ok(())
+    }
+
+    /// Makes the object visible, and believes it only when the server's answer and its HEAD say the same.
+    pub async fn complete(&self, expected: &Expected) -> Result<Completion, StoreError> {
+        let store = &self.store.0;
+        let doing = format!("completing the upload of {}", self.key);
+        // A request that was sent may be carried out, whatever is heard of it.
+        self.ended.store(true, Ordering::Relaxed);
+        let answered = store
+            .persist(&doing, || {
+                EXPECTED.scope(expected.clone(), async {
+                    self.ask_to_complete(&doing).await
+                })
+            })
+            .await;
+        let stored = store.head(&self.key).await?;
+        match (answered, stored) {
+            (Ok(etag), Some(stored)) if stored.bytes == self.bytes && stored.etag == etag => {
+                Ok(Completion::Confirmed(stored))
+            }
+            (Ok(etag), other) => Err(store.fault(
+                &doing,
+                StoreFault::Unexpected,
+                format!(
+                    "the server confirmed {} bytes with ETag {etag}, and has {other:?}",
+                    self.bytes
+                ),
+            )),
+            // A completion whose answer was lost may have happened.
+            (Err(_), Some(stored)) if stored.bytes == self.bytes => {
+                Ok(Completion::Unproven(stored))
+            }
+            (Err(error), _) => Err(error),
+        }
+    }
+
+    async fn ask_to_complete(&self, doing: &str) -> Result<String, StoreError> {
+        let store = &self.store.0;
+        let answer = store
+            .once(doing, async {
+                store
+                    .client
+                    .complete_multipart_upload(
+                        store.bucket.clone(),
+                        object(&self.key)?,
+                        self.id.clone(),
+                        self.parts.clone(),
+                    )?
+                    .build()
+                    .send()
+                    .await
+            })
+            .await?
+            .ok_or_else(|| self.store.strange(doing))?;
+        // A server that began its answer before it was done reports the failure in the body of a 200, and the library
+        // does not look.
+        let body = String::from_utf8_lossy(answer.body()).into_owned();
+        match (
+            body.contains("<CompleteMultipartUploadResult"),
+            tag(&body, "ETag"),
+        ) {
+            (true, Some(etag)) => Ok(unquote(&etag)),
+            _ => Err(store.fault(
+                doing,
+                fault_of_body(tag(&body, "Code").as_deref()),
+                format!("status 200 with a failure in its body: {}", body.trim()),
+            )),
+        }
+    }
+
+    /// Gives the parts up. Best effort: what is left of them is the store's own housekeeping's.
+    pub async fn abort(self) {
+        self.ended.store(true, Ordering::Relaxed);
+        give_up(self.store.0.clone(), self.key.clone(), self.id.clone()).await;
+    }
+}
+
+async fn give_up(store: Store, key: String, id: UploadId) {
+    let doing = format!("giving up the upload of {key}");
+    let aborted = store
+        .once(&doing, async {
+            store
+                .client
+                .abort_multipart_upload(store.bucket.clone(), object(&key)?, id)?
+                .build()
+                .send()
+                .await
+        })
+        .await;
+    if let Err(error) = aborted {
+        log::debug!("{error}");
+    }
+}
+
+/// What is known after asking for an upload's completion.
+#[derive(Debug)]
+pub enum Completion {
+    Confirmed(Stored),
+    /// The answer was lost and an object of the right length is there: it must be read to be believed.
+    Unproven(Stored),
+}
+
+fn tag(xml: &str, name: &str) -> Option<String> {
+    let (_, rest) = xml.split_once(&format!("<{name}>"))?;
+    let (value, _) = rest.split_once(&format!("</{name}>"))?;
+    Some(value.to_string())
+}

@@ -1,0 +1,79 @@
+//! The listing of a bucket, a page a request. Each page is tried as any request is, and goes on where the one before ended.
+
+use super::{Listed, Store, Stored, unquote};
+use crate::cluster::s3::store_error::{StoreError, StoreFault};
+use futures_util::StreamExt;
+use minio::s3::response::ListObjectsResponse;
+use minio::s3::types::ToStream;
+
+impl Store {
+    /// Every object whose key begins with `prefix`, in pages; a listing that breaks off is an error.
+    pub async fn list(
+        &self,
+        prefix: &str,
+        mut page: impl AsyncFnMut(Vec<Listed>) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let doing = format!("listing bucket {}", self.bucket);
+        let mut from: Option<String> = None;
+        loop {
+            let answer = self
+                .persist(&doing, || self.one_page(&doing, prefix, from.clone()))
+                .await?;
+            let next = answer
+                .is_truncated
+                .then_some(answer.next_continuation_token);
+            page(listed(answer.contents)).await?;
+            match next {
+                None => return Ok(()),
+                Some(Some(next)) if from.as_ref() != Some(&next) => from = Some(next),
+                // Asked again without a place, it would begin anew, for ever.
+                Some(_) => {
+                    let text = "a page says that more follow, and not from where".to_string();
+                    return Err(self.fault(&doing, StoreFault::Unexpected, text));
+                }
+            }
+        }
+    }
+
+    async fn one_page(
+        &self,
+        doing: &str,
+        prefix: &str,
+        from: Option<String>,
+    ) -> Result<ListObjectsResponse, StoreError> {
+        let request = async {
+            let listing = self
+                .client
+                .list_objects(self.bucket.clone())?
+                .recursive(true)
+                .prefix((!prefix.is_empty()).then(|| prefix.to_string()))
+                .continuation_token(from)
+                .build();
+            // The stream's first item is the one page that is asked for.
+            match listing.to_stream().await.next().await {
+                Some(answer) => answer.map(Some),
+                None => Ok(None),
+            }
+        };
+        let answer = self.once(doing, request).await?.flatten();
+        answer.ok_or_else(|| {
+            let text = "the server answered that there is no such key".to_string();
+            self.fault(doing, StoreFault::Unexpected, text)
+        })
+    }
+}
+
+fn listed(entries: Vec<minio::s3::types::ListEntry>) -> Vec<Listed> {
+    let objects = entries
+        .into_iter()
+        .filter(|entry| !entry.is_prefix && !entry.is_delete_marker);
+    objects
+        .map(|entry| Listed {
+            key: entry.name,
+            stored: Stored {
+                bytes: entry.size.unwrap_or(0),
+                etag: unquote(entry.etag.as_deref().unwrap_or("")),
+            },
+        })
+        .collect()
+}

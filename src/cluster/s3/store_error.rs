@@ -1,0 +1,361 @@
+//! What can go wrong with an artifact store, in the classes that decide what happens next.
+
+use super::store::Answered;
+use crate::domain::Side;
+use minio::s3::error::{Error, NetworkError, S3ServerError, ValidationErr};
+use minio::s3::minio_error_response::MinioErrorCode;
+use std::time::Duration;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StoreFault {
+    /// Refused, cut, timed out, or a 5xx: nothing is known about the object. Tried again.
+    Unreachable,
+    /// The server answers, and asks for fewer requests. Tried again.
+    Busy,
+    /// The key or the bucket policy does not allow it.
+    Denied,
+    /// The server has no such bucket.
+    NoBucket,
+    /// The server says that its disks are full, or that the bucket has its quota.
+    Full,
+    /// The certificate was not accepted.
+    Tls,
+    /// Not an S3 server that Builder can use (Artifactory).
+    Unsupported,
+    /// What lies under the key is not what the request was to change or to go on with: somebody else wrote meanwhile.
+    Changed,
+    /// The object lies in an archive tier, and is read only after it was restored from there.
+    Archived,
+    /// The server can hold no object under such a key.
+    ImpossibleKey,
+    /// An answer that fits nothing above; the text says which.
+    Unexpected,
+}
+
+/// A failed request to an artifact store: which side, what was being done, and the server's own words.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{side} artifact store {endpoint}: {doing}: {text}")]
+pub struct StoreError {
+    pub side: Side,
+    pub endpoint: String,
+    pub doing: String,
+    pub fault: StoreFault,
+    pub text: String,
+    /// How long the server asks to be left alone.
+    pub wait: Option<Duration>,
+}
+
+impl StoreError {
+    pub fn is_transient(&self) -> bool {
+        matches!(self.fault, StoreFault::Unreachable | StoreFault::Busy)
+    }
+
+    pub fn asks_for_fewer(&self) -> bool {
+        self.fault == StoreFault::Busy
+    }
+
+    /// The peer refuses this one object, as far as that tells, and would go on refusing it: an archived one, a key that was
+    /// disabled, a policy of its own. Whether it serves others must be asked. Or a store can hold no such key.
+    pub fn may_be_of_the_object(&self) -> bool {
+        use StoreFault::{Archived, Denied, Unexpected};
+        self.is_of_the_key()
+            || self.side == Side::Peer && matches!(self.fault, Archived | Denied | Unexpected)
+    }
+
+    /// Whatever the store holds besides, it cannot hold this key.
+    pub fn is_of_the_key(&self) -> bool {
+        self.fault == StoreFault::ImpossibleKey
+    }
+
+    pub fn next_step(&self) -> String {
+        let side = self.side;
+        match self.fault {
+            StoreFault::Unreachable => {
+                format!("check that the server runs and that {side}.s3.endpoint is right")
+            }
+            StoreFault::Busy => format!(
+                "let the {side} artifact store take more requests at once (MinIO: MINIO_API_REQUESTS_MAX), or lower replication.copies"
+            ),
+            StoreFault::Denied if self.names("timetooskewed") => format!(
+                "set the clock of this machine, or that of the {side} artifact store: they differ by more than signatures allow"
+            ),
+            StoreFault::Denied => {
+                format!(
+                    "check {side}.s3.key_id and {side}.s3.secret_key, and what that key may do in the bucket"
+                )
+            }
+            StoreFault::NoBucket => {
+                format!(
+                    "check {side}.s3.bucket_name; Builder's own name for it stands in builder-api's [s3]"
+                )
+            }
+            StoreFault::Full if names_a_quota(&self.text) => {
+                format!("raise the quota of the bucket in {side}.s3.bucket_name, or of its owner")
+            }
+            StoreFault::Full => format!("make room on the {side} artifact store's disks"),
+            StoreFault::Tls => format!(
+                "give the certificate authority in {side}.s3.ca_file, or use a server certificate signed by one that the system trusts"
+            ),
+            StoreFault::Unsupported => {
+                "warm-spare replicates MinIO and S3 only; move the packages out of Artifactory"
+                    .into()
+            }
+            StoreFault::Changed => {
+                format!("look who else writes in the {side} bucket; it is looked at again")
+            }
+            StoreFault::Archived => format!(
+                "restore the object from its archive tier, and keep the {side} bucket's lifecycle rules from archiving packages"
+            ),
+            StoreFault::ImpossibleKey => {
+                "nothing on the spare; delete the package on the primary if nobody needs it".into()
+            }
+            StoreFault::Unexpected if self.text.contains("HTTP status 413") => format!(
+                "let the proxy before the {side} artifact store take requests of any size (nginx: client_max_body_size)"
+            ),
+            StoreFault::Unexpected
+                if ["authorizationheadermalformed", "permanentredirect"]
+                    .iter()
+                    .any(|code| self.names(code)) =>
+            {
+                format!("check the region in {side}.s3.endpoint, and {side}.s3.key_id")
+            }
+            StoreFault::Unexpected => format!("read the {side} artifact store's log"),
+        }
+    }
+
+    /// The server's own words have this one, whatever its case.
+    fn names(&self, word: &str) -> bool {
+        self.text.to_ascii_lowercase().contains(word)
+    }
+}
+
+/// What the S3 library returned, sorted. `None` where the one good answer "there is no such key" was given. `said`: the
+/// answer's status, which the library keeps to itself where the answer has a code.
+pub(in crate::cluster) fn classify(
+    error: &Error,
+    said: Option<Answered>,
+) -> Option<(StoreFault, String)> {
+    let (fault, text) = match error {
+        Error::S3Server(S3ServerError::S3Error(answer)) => {
+            let message = answer.message().clone().unwrap_or_default();
+            let code = answer.code();
+            if is_made_up(&code, &message) {
+                return Some((
+                    StoreFault::Unreachable,
+                    "HTTP status 404 without a body: no S3 server answers so".into(),
+                ));
+            }
+            if matches!(code, MinioErrorCode::NoSuchKey) {
+                return None;
+            }
+            let status = said.map(|said| said.status);
+            (
+                fault_of_answer(&code, &message, status),
+                told(&code, &message, status),
+            )
+        }
+        Error::S3Server(S3ServerError::InvalidServerResponse {
+            http_status_code, ..
+        }) => (
+            fault_of_page(*http_status_code),
+            format!("HTTP status {http_status_code} without an S3 error body"),
+        ),
+        Error::S3Server(S3ServerError::HttpError(status, body)) => (
+            fault_of_status(*status),
+            format!("HTTP status {status}: {body}"),
+        ),
+        Error::Network(NetworkError::ServerError(status)) => {
+            (fault_of_status(*status), format!("HTTP status {status}"))
+        }
+        Error::Validation(ValidationErr::HttpError(cause)) => network(cause),
+        Error::Network(NetworkError::ReqwestError(cause)) => network(cause),
+        // S3's own bound, which the library keeps: no store has an object under a longer one.
+        Error::Validation(ValidationErr::InvalidObjectName(_)) => {
+            (StoreFault::ImpossibleKey, chain(error))
+        }
+        Error::Validation(ValidationErr::XmlParseError(_) | ValidationErr::XmlError { .. }) => {
+            match said {
+                Some(said) => (
+                    fault_of_page(said.status),
+                    format!(
+                        "HTTP status {} with what is no answer of S3: {}",
+                        said.status,
+                        chain(error)
+                    ),
+                ),
+                None => (StoreFault::Unreachable, chain(error)),
+            }
+        }
+        other => (StoreFault::Unexpected, chain(other)),
+    };
+    Some((fault, text))
+}
+
+/// The answer in the server's own words. HEAD has none, so there the status says more than the code that the library makes.
+fn told(code: &MinioErrorCode, message: &str, status: Option<u16>) -> String {
+    match status {
+        Some(status) => format!("{code}: {message} (HTTP status {status})"),
+        None => format!("{code}: {message}"),
+    }
+}
+
+/// Where a 404 has no body, the library makes code and message itself. A proxy without a route answers so for a moment; a
+/// store says what is not there.
+fn is_made_up(code: &MinioErrorCode, message: &str) -> bool {
+    match code {
+        MinioErrorCode::NoSuchKey => message == "Object does not exist",
+        MinioErrorCode::NoSuchBucket => message == "Bucket does not exist",
+        MinioErrorCode::ResourceNotFound => message == "Request resource not found",
+        _ => false,
+    }
+}
+
+/// The same answer to HEAD, which never has a body.
+pub(in crate::cluster) fn is_bodiless_no(error: &Error) -> bool {
+    matches!(error, Error::S3Server(S3ServerError::S3Error(answer))
+        if matches!(answer.code(), MinioErrorCode::NoSuchKey))
+}
+
+fn fault_of_status(status: u16) -> StoreFault {
+    match status {
+        507 => StoreFault::Full,
+        412 | 416 => StoreFault::Changed,
+        401 | 403 => StoreFault::Denied,
+        429 => StoreFault::Busy,
+        // What is not implemented does not pass.
+        501 => StoreFault::Unexpected,
+        408 | 425 | 499 | 500.. => StoreFault::Unreachable,
+        _ => StoreFault::Unexpected,
+    }
+}
+
+/// Of an answer whose body is none of S3's: a proxy, or a server that is not up yet, speaks for the store.
+fn fault_of_page(status: u16) -> StoreFault {
+    match status {
+        200..400 | 404 => StoreFault::Unreachable,
+        status => fault_of_status(status),
+    }
+}
+
+/// Of a failure in the body of a 200.
+pub(in crate::cluster) fn fault_of_body(code: Option<&str>) -> StoreFault {
+    match code {
+        Some(code) => fault_of_name(code).unwrap_or(StoreFault::Unexpected),
+        None => StoreFault::Unreachable,
+    }
+}
+
+fn fault_of_answer(code: &MinioErrorCode, message: &str, status: Option<u16>) -> StoreFault {
+    // Some servers answer so with 500, and go on doing so.
+    if message.to_ascii_lowercase().contains("file name too long") {
+        return StoreFault::ImpossibleKey;
+    }
+    // Backblaze and Garage say so of a bound that was reached, under a code that means something else. Of a rate it is told
+    // by 429 and 503.
+    if names_a_quota(message) && status.is_none_or(|status| matches!(status, 400..429 | 507)) {
+        return StoreFault::Full;
+    }
+    let by_code = match code {
+        MinioErrorCode::NoSuchBucket => Some(StoreFault::NoBucket),
+        MinioErrorCode::AccessDenied => Some(StoreFault::Denied),
+        MinioErrorCode::OtherError(name) => fault_of_name(name),
+        _ => None,
+    };
+    by_code
+        .or(status.map(fault_of_status))
+        .unwrap_or(StoreFault::Unexpected)
+}
+
+/// By a code that says more than its status does. The library lower-cases every code that it does not know.
+fn fault_of_name(name: &str) -> Option<StoreFault> {
+    let name = name.to_ascii_lowercase();
+    // AWS puts its key service's own codes behind this.
+    let name = name.strip_prefix("kms.").unwrap_or(&name);
+    Some(match name {
+        // An error page that is none of S3's: a proxy before the server, or a server that is not up yet.
+        "" => StoreFault::Unreachable,
+        "xminiostoragefull" | "insufficientcapacity" | "insufficientstorage" | "notenoughspace" => {
+            StoreFault::Full
+        }
+        _ if names_a_quota(name) => StoreFault::Full,
+        // An upload that somebody gave up, or a server's own housekeeping: begun anew, it may well go through.
+        "preconditionfailed" | "invalidrange" | "nosuchupload" => StoreFault::Changed,
+        "invalidobjectstate" => StoreFault::Archived,
+        "keytoolongerror"
+        | "keytoolong"
+        | "xminioinvalidobjectname"
+        | "xminioinvalidresourcename" => StoreFault::ImpossibleKey,
+        "nosuchbucket" => StoreFault::NoBucket,
+        "accessdenied"
+        | "allaccessdisabled"
+        | "expiredtoken"
+        | "invalidaccesskeyid"
+        | "requesttimetooskewed"
+        | "signaturedoesnotmatch" => StoreFault::Denied,
+        "slowdown"
+        | "toomanyrequests"
+        | "throttling"
+        | "throttlingexception"
+        | "throttledexception"
+        | "requestlimitexceeded"
+        | "requestthrottled"
+        | "ratelimitexceeded"
+        | "userratelimitexceeded"
+        | "bandwidthlimitexceeded"
+        | "serverbusy" => StoreFault::Busy,
+        // Of statuses below 500, and of bodies of a 200: what was sent was spoilt or cut on its way, or somebody else is at it.
+        "baddigest"
+        | "clientdisconnected"
+        | "conditionalrequestconflict"
+        | "incompletebody"
+        | "internalerror"
+        | "operationaborted"
+        | "requesttimeout"
+        | "serviceunavailable"
+        | "slowdownread"
+        | "slowdownwrite"
+        | "xamzcontentchecksummismatch"
+        | "xamzcontentsha256mismatch" => StoreFault::Unreachable,
+        _ => return None,
+    })
+}
+
+/// A bound that was set, not the end of a disk: MinIO, Ceph, Garage and providers each have a word of their own. A name of
+/// a bucket, a user or a key may have that word too: AWS quotes them, as paths.
+fn names_a_quota(text: &str) -> bool {
+    let is_name = |word: &&str| word.contains([':', '/', '"', '\'']) && !word.ends_with(':');
+    let words: Vec<&str> = text
+        .split_whitespace()
+        .filter(|word| !is_name(word))
+        .collect();
+    let text = words.join(" ").to_ascii_lowercase();
+    ["quota", "storagecap", "storage cap"]
+        .iter()
+        .any(|word| text.contains(word))
+}
+
+fn network(cause: &reqwest::Error) -> (StoreFault, String) {
+    let text = chain(cause);
+    match crate::cluster::postgres::tls::explain(&text) {
+        Some(person) => (StoreFault::Tls, person),
+        None => (StoreFault::Unreachable, text),
+    }
+}
+
+/// The library's `Display` hides causes ("Validation error occurred"); people need the innermost too.
+pub(in crate::cluster) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text.push_str(": ");
+            text.push_str(&inner_text);
+        }
+        source = inner.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,501 @@
+//! What we remember: the small database `warm_spare` on the local server.
+//!
+//! It is a database of its own because `builder` gets renamed and dumped. Whatever must change together with the
+//! rename (facts of the copied point, replaced generation, bytes put in place) is written in the same transaction.
+
+use super::working_lock::Holder;
+use crate::cluster::postgres::datastore::DatastoreError;
+use crate::cluster::postgres::session::{LocalSession, quote_ident};
+use crate::config::Datastore;
+use crate::domain::Role;
+use crate::domain::Side;
+use chrono::{DateTime, Utc};
+
+pub const DATABASE: &str = "warm_spare";
+/// Of the tables below; a newer one is refused.
+const FORMAT: i32 = 5;
+/// The oldest format in which a fence can be recorded. The peer's program may be older than ours: its tables are left as
+/// they are.
+const FORMAT_OF_A_PEER_MIN: i32 = 3;
+
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    #[error(transparent)]
+    Datastore(#[from] DatastoreError),
+    #[error(
+        "{side} database warm_spare has format {found}, this program knows up to {FORMAT}: use the newer warm-spare that wrote it"
+    )]
+    Newer { side: Side, found: i32 },
+    #[error(
+        "another warm-spare is at work on this cluster ({})",
+        .holder.as_ref().map_or("since a moment ago".into(), ToString::to_string)
+    )]
+    Locked {
+        /// None: it has just let go.
+        holder: Option<Box<Holder>>,
+    },
+    #[error(
+        "another warm-spare has taken over since this one began; this one stops without touching anything"
+    )]
+    Superseded,
+    /// Its epoch is behind: somebody was promoted meanwhile.
+    #[error("{text}")]
+    Overtaken { side: Side, text: String },
+}
+
+impl StateError {
+    /// The server whose state it is about.
+    pub fn side(&self) -> Side {
+        match self {
+            StateError::Datastore(error) => error.side,
+            StateError::Newer { side, .. } | StateError::Overtaken { side, .. } => *side,
+            StateError::Locked { .. } | StateError::Superseded => Side::Local,
+        }
+    }
+}
+
+/// Facts of an object in our bucket whose bytes were hashed here.
+#[derive(Debug, Clone)]
+pub struct Artifact {
+    pub key: String,
+    pub checksum: String,
+    pub bytes: u64,
+    pub etag: String,
+}
+
+/// The point of the primary's history that the visible database stands at.
+#[derive(Debug, Clone)]
+pub struct CopiedPoint {
+    pub lsn: String,
+    pub commit_time: DateTime<Utc>,
+    pub system_id: String,
+    pub timeline: i32,
+    /// What the primary's transactions looked like at the snapshot, and when its server had started: while both stand
+    /// as they were, nothing has been committed since.
+    pub transactions: String,
+    pub server_started: String,
+    pub sequences: String,
+    /// The primary's tables in form, as one number, when they were copied; empty: not known.
+    pub schema: String,
+    /// The slot that goes on from here; empty: none does.
+    pub slot: String,
+    /// The peer's own cluster id; empty: it keeps no state of ours.
+    pub peer_cluster: String,
+}
+
+/// Rows and content hash of one table, as the primary sent them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TableContent {
+    pub table: String,
+    pub rows: i64,
+    pub hash: String,
+}
+
+/// A whole replaced database, kept.
+#[derive(Debug, Clone)]
+pub struct Generation {
+    pub name: String,
+    pub created: DateTime<Utc>,
+    pub pinned: bool,
+}
+
+#[derive(Debug, Clone)]
+pub struct ClusterRecord {
+    pub id: String,
+    /// None: this cluster was never told its role.
+    pub role: Option<Role>,
+    pub epoch: i64,
+    pub since: DateTime<Utc>,
+    /// A spare that was a primary, before its first copy: what it has and its peer lacks is on record, and may go.
+    pub coming_back: bool,
+    /// The fence was set again here, and sessions from before that may still be there.
+    pub fence_begun: bool,
+    /// An operator's word by which the next copy may replace what is here; empty: there is none. That copy pins it.
+    pub approved: String,
+}
+
+pub struct State {
+    pub(in crate::cluster) session: LocalSession,
+}
+
+impl State {
+    /// Opens the database, or makes it.
+    pub async fn open(to: &Datastore) -> Result<State, StateError> {
+        State::open_on(Side::Local, to).await
+    }
+
+    /// The same on either side: a peer that is fenced keeps the record of it there.
+    pub(in crate::cluster) async fn open_on(
+        side: Side,
+        to: &Datastore,
+    ) -> Result<State, StateError> {
+        if let Some(state) = State::existing_on(side, to).await? {
+            return Ok(state);
+        }
+        let maintenance = LocalSession::open_for_maintenance_on(side, to).await?;
+        let sql = format!(
+            // Locale C fits every encoding. The server's own may not fit UTF-8.
+            "CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C'",
+            quote_ident(DATABASE)
+        );
+        match maintenance
+            .batch("creating database warm_spare", &sql)
+            .await
+        {
+            // Two at once: the other one made it.
+            Err(e) if e.sql_state == Some(tokio_postgres::error::SqlState::DUPLICATE_DATABASE) => {}
+            other => other?,
+        }
+        let state = State {
+            session: LocalSession::open_on(side, to, DATABASE).await?,
+        };
+        state.session.batch("making our tables", TABLES).await?;
+        Ok(state)
+    }
+
+    /// Opens the database if it is there and complete.
+    pub async fn open_existing(to: &Datastore) -> Result<Option<State>, StateError> {
+        State::existing_on(Side::Local, to).await
+    }
+
+    pub(in crate::cluster) async fn existing_on(
+        side: Side,
+        to: &Datastore,
+    ) -> Result<Option<State>, StateError> {
+        let maintenance = LocalSession::open_for_maintenance_on(side, to).await?;
+        let sql = "SELECT 1 FROM pg_catalog.pg_database WHERE datname = $1";
+        let there = maintenance
+            .query("looking for database warm_spare", sql, &[&DATABASE])
+            .await?;
+        if there.is_empty() {
+            return Ok(None);
+        }
+        let session = LocalSession::open_on(side, to, DATABASE).await?;
+        let mut found = format_of(&session).await?;
+        let oldest = match side {
+            Side::Local => FORMAT,
+            Side::Peer => FORMAT_OF_A_PEER_MIN,
+        };
+        if found < oldest {
+            // Killed between making the database and its tables, or made by an older program, which knew fewer: made
+            // now, in one transaction.
+            session.batch("making our tables", TABLES).await?;
+            found = format_of(&session).await?;
+        }
+        if found > FORMAT {
+            return Err(StateError::Newer { side, found });
+        }
+        Ok(Some(State { session }))
+    }
+
+    /// For working tables of the pass, and for the transaction in which databases are renamed.
+    pub fn session(&self) -> &LocalSession {
+        &self.session
+    }
+
+    pub async fn cluster(&self) -> Result<ClusterRecord, StateError> {
+        let sql = "SELECT id, role, epoch, since, coming_back, fence_begun, approved FROM cluster";
+        let row = self.session.row("reading our role", sql, &[]).await?;
+        Ok(ClusterRecord {
+            id: row.get(0)?,
+            role: row.get(1)?,
+            epoch: row.get(2)?,
+            since: row.get(3)?,
+            coming_back: row.get(4)?,
+            fence_begun: row.get(5)?,
+            approved: row.get(6)?,
+        })
+    }
+
+    /// The next copy replaces what an operator has given up by this word.
+    pub async fn approve_next_copy(&self, id: &str) -> Result<(), StateError> {
+        let sql = "UPDATE cluster SET approved = $1 WHERE coalesce(role, 'spare') = 'spare'";
+        self.session
+            .execute("recording the approval", sql, &[&id])
+            .await?;
+        Ok(())
+    }
+
+    pub async fn copied_point(&self) -> Result<Option<CopiedPoint>, StateError> {
+        let sql = "SELECT lsn, commit_time, system_id, timeline, transactions, server_started, sequences, schema, slot, peer_cluster FROM copied";
+        let rows = self
+            .session
+            .query("reading the recovery point", sql, &[])
+            .await?;
+        Ok(rows.first().map(|row| CopiedPoint {
+            lsn: row.get(0),
+            commit_time: row.get(1),
+            system_id: row.get(2),
+            timeline: row.get(3),
+            transactions: row.get(4),
+            server_started: row.get(5),
+            sequences: row.get(6),
+            schema: row.get(7),
+            slot: row.get(8),
+            peer_cluster: row.get(9),
+        }))
+    }
+
+    pub async fn content(&self) -> Result<Vec<TableContent>, StateError> {
+        let sql = "SELECT table_name, rows, hash FROM content ORDER BY table_name";
+        let rows = self
+            .session
+            .query("reading the copied tables' hashes", sql, &[])
+            .await?;
+        Ok(rows
+            .iter()
+            .map(|row| TableContent {
+                table: row.get(0),
+                rows: row.get(1),
+                hash: row.get(2),
+            })
+            .collect())
+    }
+
+    pub async fn record_artifacts(&self, artifacts: &[Artifact]) -> Result<(), StateError> {
+        Ok(record_artifacts(&self.session, artifacts).await?)
+    }
+
+    pub async fn generations(&self) -> Result<Vec<Generation>, StateError> {
+        let sql = "SELECT g.name, g.created, g.pinned FROM generation g JOIN pg_database d ON d.datname = g.name \
+                   ORDER BY g.created DESC, g.name DESC";
+        let rows = self
+            .session
+            .query("reading the generations", sql, &[])
+            .await?;
+        Ok(rows
+            .iter()
+            .map(|row| Generation {
+                name: row.get(0),
+                created: row.get(1),
+                pinned: row.get(2),
+            })
+            .collect())
+    }
+
+    /// The server's version, and whether our session with it is encrypted.
+    pub async fn server(&self) -> Result<(String, bool), StateError> {
+        let sql = "SELECT current_setting('server_version'), \
+                     coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false)";
+        let row = self
+            .session
+            .query_one("asking for the version", sql, &[])
+            .await?;
+        Ok((row.get(0), row.get(1)))
+    }
+
+    /// Disk taken by all of them.
+    pub async fn generations_bytes(&self) -> Result<u64, StateError> {
+        let sql = "SELECT coalesce(sum(pg_database_size(d.oid)), 0)::int8 FROM generation g \
+                   JOIN pg_database d ON d.datname = g.name";
+        let row = self
+            .session
+            .query_one("measuring the generations", sql, &[])
+            .await?;
+        Ok(row.get::<_, i64>(0).unsigned_abs())
+    }
+}
+
+/// 0: the tables are not there yet.
+async fn format_of(session: &LocalSession) -> Result<i32, DatastoreError> {
+    let doing = "reading the format";
+    let sql = "SELECT to_regclass('public.meta') IS NOT NULL";
+    if !session.query_one(doing, sql, &[]).await?.get::<_, bool>(0) {
+        return Ok(0);
+    }
+    let row = session
+        .query_one(doing, "SELECT max(format) FROM meta", &[])
+        .await?;
+    Ok(row.get::<_, Option<i32>>(0).unwrap_or_default())
+}
+
+/// Remembers objects whose bytes were hashed here and found right. `session` is one on the state database.
+pub async fn record_artifacts(
+    session: &LocalSession,
+    artifacts: &[Artifact],
+) -> Result<(), DatastoreError> {
+    let keys: Vec<&str> = artifacts.iter().map(|a| a.key.as_str()).collect();
+    let checksums: Vec<&str> = artifacts.iter().map(|a| a.checksum.as_str()).collect();
+    let bytes: Vec<i64> = artifacts.iter().map(|a| a.bytes as i64).collect();
+    let etags: Vec<&str> = artifacts.iter().map(|a| a.etag.as_str()).collect();
+    let sql = "INSERT INTO artifact AS a (key, checksum, bytes, etag, state, verified_at) \
+               SELECT k, c, b, e, 'good', now() FROM unnest($1::text[], $2::text[], $3::int8[], $4::text[]) u(k, c, b, e) \
+               ON CONFLICT (key) DO UPDATE SET checksum = excluded.checksum, bytes = excluded.bytes, \
+                 etag = excluded.etag, state = excluded.state, verified_at = excluded.verified_at";
+    session
+        .execute(
+            "remembering checked artifacts",
+            sql,
+            &[&keys, &checksums, &bytes, &etags],
+        )
+        .await?;
+    Ok(())
+}
+
+const TABLES: &str = "
+BEGIN;
+-- Several may find an older one at once.
+SELECT pg_advisory_xact_lock(1635083374);
+CREATE TABLE IF NOT EXISTS meta (
+    format int NOT NULL,
+    token bigint NOT NULL);
+CREATE TABLE IF NOT EXISTS cluster (
+    id text NOT NULL,
+    role text,
+    epoch bigint NOT NULL,
+    since timestamptz NOT NULL);
+CREATE TABLE IF NOT EXISTS artifact (
+    key text PRIMARY KEY,
+    checksum text NOT NULL,
+    bytes bigint NOT NULL,
+    etag text NOT NULL,
+    state text NOT NULL,
+    verified_at timestamptz NOT NULL);
+CREATE TABLE IF NOT EXISTS event (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    time timestamptz NOT NULL DEFAULT now(),
+    kind text NOT NULL,
+    text text NOT NULL,
+    change text NOT NULL DEFAULT '');
+CREATE TABLE IF NOT EXISTS transition (
+    kind text NOT NULL,
+    step text NOT NULL,
+    started timestamptz NOT NULL DEFAULT now());
+CREATE TABLE IF NOT EXISTS copied (
+    lsn text NOT NULL,
+    commit_time timestamptz NOT NULL,
+    system_id text NOT NULL,
+    timeline int NOT NULL,
+    transactions text NOT NULL,
+    server_started text NOT NULL,
+    sequences text NOT NULL);
+CREATE TABLE IF NOT EXISTS content (
+    table_name text PRIMARY KEY,
+    rows bigint NOT NULL,
+    hash text NOT NULL);
+CREATE TABLE IF NOT EXISTS generation (
+    name text PRIMARY KEY,
+    created timestamptz NOT NULL DEFAULT now(),
+    pinned boolean NOT NULL DEFAULT false);
+CREATE TABLE IF NOT EXISTS replacement (
+    key text PRIMARY KEY,
+    old_checksum text NOT NULL,
+    new_checksum text NOT NULL);
+CREATE TABLE IF NOT EXISTS vanished (
+    time timestamptz NOT NULL DEFAULT now(),
+    packages bigint NOT NULL,
+    artifacts bigint NOT NULL);
+CREATE TABLE IF NOT EXISTS confirmation (
+    time timestamptz NOT NULL,
+    clock_offset float8 NOT NULL);
+CREATE TABLE IF NOT EXISTS verification (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    time timestamptz NOT NULL,
+    deep boolean NOT NULL,
+    differences bigint NOT NULL,
+    lsn text NOT NULL);
+INSERT INTO cluster (id, epoch, since)
+    SELECT substr(md5(random()::text || clock_timestamp()::text), 1, 8), 0, now()
+    WHERE NOT EXISTS (SELECT 1 FROM cluster);
+INSERT INTO meta (format, token) SELECT 5, 0 WHERE NOT EXISTS (SELECT 1 FROM meta);
+-- Of format 1, which knew no stream.
+ALTER TABLE replacement ADD COLUMN IF NOT EXISTS lsn text NOT NULL DEFAULT '';
+ALTER TABLE vanished ADD COLUMN IF NOT EXISTS lsn text NOT NULL DEFAULT '';
+ALTER TABLE copied ADD COLUMN IF NOT EXISTS schema text NOT NULL DEFAULT '';
+ALTER TABLE copied ADD COLUMN IF NOT EXISTS slot text NOT NULL DEFAULT '';
+CREATE TABLE IF NOT EXISTS retirement (
+    key text NOT NULL,
+    checksum text NOT NULL,
+    since timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (key, checksum));
+-- Of format 2, which knew no promotion.
+ALTER TABLE cluster
+    ADD COLUMN IF NOT EXISTS coming_back boolean NOT NULL DEFAULT false,
+    ADD COLUMN IF NOT EXISTS fence_begun boolean NOT NULL DEFAULT false;
+ALTER TABLE copied ADD COLUMN IF NOT EXISTS peer_cluster text NOT NULL DEFAULT '';
+ALTER TABLE transition
+    ADD COLUMN IF NOT EXISTS epoch bigint NOT NULL DEFAULT 0,
+    ADD COLUMN IF NOT EXISTS asked text NOT NULL DEFAULT '',
+    ADD COLUMN IF NOT EXISTS undone text;
+CREATE TABLE IF NOT EXISTS promotion (
+    epoch bigint PRIMARY KEY,
+    kind text NOT NULL,
+    time timestamptz NOT NULL DEFAULT now(),
+    lsn text NOT NULL,
+    commit_time timestamptz,
+    system_id text NOT NULL,
+    timeline int NOT NULL,
+    peer_cluster text NOT NULL,
+    slot text NOT NULL,
+    publication text NOT NULL,
+    peer_fenced boolean NOT NULL,
+    settled boolean NOT NULL);
+CREATE TABLE IF NOT EXISTS fence (
+    epoch bigint NOT NULL,
+    by_cluster text NOT NULL,
+    since timestamptz NOT NULL DEFAULT now(),
+    settled boolean NOT NULL,
+    lifted boolean NOT NULL);
+CREATE TABLE IF NOT EXISTS divergence (
+    epoch bigint PRIMARY KEY,
+    found timestamptz NOT NULL DEFAULT now(),
+    exact boolean NOT NULL,
+    reason text NOT NULL,
+    from_lsn text NOT NULL,
+    to_lsn text NOT NULL,
+    transactions bigint NOT NULL);
+CREATE TABLE IF NOT EXISTS diverged_row (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    epoch bigint NOT NULL,
+    table_name text NOT NULL,
+    change text NOT NULL,
+    old jsonb,
+    new jsonb);
+CREATE TABLE IF NOT EXISTS diverged_package (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    epoch bigint NOT NULL,
+    ident text NOT NULL,
+    target text NOT NULL,
+    checksum text NOT NULL,
+    class text NOT NULL,
+    key text NOT NULL,
+    their_checksum text);
+CREATE TABLE IF NOT EXISTS drill (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    time timestamptz NOT NULL DEFAULT now(),
+    ok boolean NOT NULL,
+    text text NOT NULL,
+    write_seconds float8,
+    answer_seconds float8);
+-- Of format 3, which knew epochs as numbers only.
+CREATE TABLE IF NOT EXISTS lineage (
+    id text PRIMARY KEY,
+    epoch bigint NOT NULL,
+    parent text NOT NULL,
+    cluster text NOT NULL,
+    system_id text NOT NULL,
+    since timestamptz NOT NULL DEFAULT now());
+INSERT INTO lineage (id, epoch, parent, cluster, system_id)
+    SELECT 'root-' || s.system_identifier, greatest(c.epoch, 1), '', c.id, s.system_identifier::text
+    FROM cluster c, pg_control_system() s WHERE c.role = 'primary' AND NOT EXISTS (SELECT 1 FROM lineage);
+ALTER TABLE cluster ADD COLUMN IF NOT EXISTS approved text NOT NULL DEFAULT '';
+-- Where everybody may make functions, one of them could take the place of the server's own.
+REVOKE CREATE ON SCHEMA public FROM PUBLIC;
+CREATE TABLE IF NOT EXISTS compared (
+    table_name text PRIMARY KEY,
+    file bigint NOT NULL,
+    time timestamptz NOT NULL DEFAULT now());
+ALTER TABLE generation ADD COLUMN IF NOT EXISTS unproven boolean NOT NULL DEFAULT false;
+CREATE TABLE IF NOT EXISTS absent (
+    key text PRIMARY KEY,
+    ident text NOT NULL,
+    target text NOT NULL,
+    since timestamptz NOT NULL DEFAULT now());
+GRANT SELECT ON cluster, copied, confirmation, fence, promotion, lineage, meta TO PUBLIC;
+-- Of format 4, which counted what vanished and did not know it by name.
+ALTER TABLE vanished
+    ADD COLUMN IF NOT EXISTS package_names text[] NOT NULL DEFAULT '{}',
+    ADD COLUMN IF NOT EXISTS artifact_keys text[] NOT NULL DEFAULT '{}';
+UPDATE meta SET format = 5 WHERE format < 5;
+COMMIT;
+";

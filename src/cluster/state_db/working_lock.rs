@@ -1,0 +1,186 @@
+//! The lock that one process holds on a cluster, as long as its session in the state database lives; and what the others
+//! see of that process.
+//!
+//! A process that is killed loses its session at once. One whose machine or line is lost keeps it, for all that its server
+//! can tell. So the holder gives a sign of life every few seconds, and the others watch for it.
+
+use super::state::{State, StateError};
+use crate::cluster::postgres::datastore::DatastoreError;
+use crate::cluster::postgres::session::LocalSession;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Key of the advisory lock: "warm" in ASCII.
+const LOCK_KEY: i64 = 0x7761_726d;
+const LOCK_TRIES: u32 = 15;
+const LOCK_STEP: Duration = Duration::from_millis(200);
+const SIGN_OF_LIFE: Duration = Duration::from_secs(3);
+
+/// Proof that this process is the one at work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lock {
+    pub token: i64,
+}
+
+/// The session that holds the lock, as the server knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    pub pid: i32,
+    pub since: String,
+    /// Its machine; None: a socket of the server's own machine.
+    pub address: Option<String>,
+    /// Another text after each statement. While a statement runs it is another one at every look.
+    sign_of_life: String,
+}
+
+impl std::fmt::Display for Holder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "server process {}", self.pid)?;
+        if let Some(address) = &self.address {
+            write!(f, ", from {address}")?;
+        }
+        write!(f, ", connected since {}", self.since)
+    }
+}
+
+impl State {
+    /// Becomes the one process at work, as long as this session lives.
+    pub async fn lock(&self) -> Result<Lock, StateError> {
+        let sql = "SELECT pg_try_advisory_lock($1)";
+        let mut tries = 0;
+        let got = loop {
+            let row = self
+                .session
+                .query_one("taking the working lock", sql, &[&LOCK_KEY])
+                .await?;
+            tries += 1;
+            // The server may take a moment to notice that a holder's connection is gone.
+            if row.get(0) || tries == LOCK_TRIES {
+                break row.get::<_, bool>(0);
+            }
+            tokio::time::sleep(LOCK_STEP).await;
+        };
+        if !got {
+            let holder = holder(&self.session).await?.map(Box::new);
+            return Err(StateError::Locked { holder });
+        }
+        give_signs_of_life(&self.session);
+        let sql = "UPDATE meta SET token = token + 1 RETURNING token";
+        let row = self
+            .session
+            .query_one("taking a new token", sql, &[])
+            .await?;
+        Ok(Lock { token: row.get(0) })
+    }
+
+    /// Whether the lock is still the newest. Its holder may have been paused, or lost its session, without noticing.
+    pub async fn still_ours(&self, lock: Lock) -> Result<(), StateError> {
+        let row = self
+            .session
+            .query_one("reading the token", "SELECT token FROM meta", &[])
+            .await?;
+        if row.get::<_, i64>(0) == lock.token {
+            Ok(())
+        } else {
+            Err(StateError::Superseded)
+        }
+    }
+
+    /// Ends the session of a holder that gives no sign of life, if it is still the same. Its process, should it live, finds
+    /// its session ended, as by any other hand.
+    pub async fn end_holder(&self, holder: &Holder) -> Result<(), DatastoreError> {
+        let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+                   WHERE pid = $1 AND backend_start::text = $2";
+        self.session
+            .query(
+                "ending the silent holder's session",
+                sql,
+                &[&holder.pid, &holder.since],
+            )
+            .await?;
+        Ok(())
+    }
+}
+
+/// None: it has just let go.
+async fn holder(session: &LocalSession) -> Result<Option<Holder>, DatastoreError> {
+    let sql = "SELECT a.pid, a.backend_start::text, host(a.client_addr), \
+                 CASE WHEN a.state LIKE 'idle%' THEN a.query_start::text ELSE clock_timestamp()::text END \
+               FROM pg_locks l JOIN pg_stat_activity a USING (pid) \
+               WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 \
+                 AND l.classid = 0 AND l.objid::bigint = $1 \
+                 AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    let found = session
+        .query("asking who holds the lock", sql, &[&LOCK_KEY])
+        .await?;
+    Ok(found.first().map(|row| Holder {
+        pid: row.get(0),
+        since: row.get(1),
+        address: row.get(2),
+        sign_of_life: row.get::<_, Option<String>>(3).unwrap_or_default(),
+    }))
+}
+
+/// Until the session ends, or is given up.
+fn give_signs_of_life(session: &LocalSession) {
+    let client = Arc::downgrade(session.shared_client());
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(SIGN_OF_LIFE).await;
+            let Some(client) = client.upgrade() else {
+                return;
+            };
+            // No statement at all: a transaction that is open on this session stays as it is.
+            if client.batch_execute("").await.is_err() {
+                return;
+            }
+        }
+    });
+}
+
+/// What a process that waits for the lock has seen of its holder. Looks are counted, not time: a server or a process that
+/// stands still for a while proves nothing about somebody else.
+#[derive(Debug, Default)]
+pub struct Watch {
+    holder: Option<Holder>,
+    unchanged: u32,
+}
+
+impl Watch {
+    /// Takes a look at the lock's holder in; gives the number of looks at which it had done nothing since the one before.
+    pub fn see(&mut self, holder: Option<Holder>) -> u32 {
+        self.unchanged = match holder.is_some() && holder == self.holder {
+            true => self.unchanged + 1,
+            false => 0,
+        };
+        self.holder = holder;
+        self.unchanged
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_looks_in_a_row_count() {
+        let holder = |pid, sign: &str| {
+            Some(Holder {
+                pid,
+                since: "then".into(),
+                address: None,
+                sign_of_life: sign.into(),
+            })
+        };
+        let mut watch = Watch::default();
+        assert_eq!(watch.see(None), 0);
+        assert_eq!(watch.see(None), 0);
+        assert_eq!(watch.see(holder(1, "a")), 0);
+        assert_eq!(watch.see(holder(1, "a")), 1);
+        assert_eq!(watch.see(holder(1, "a")), 2);
+        assert_eq!(watch.see(holder(1, "b")), 0);
+        assert_eq!(watch.see(holder(1, "b")), 1);
+        // Another process with the same sign.
+        assert_eq!(watch.see(holder(2, "b")), 0);
+    }
+}
