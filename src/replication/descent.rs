@@ -3,8 +3,8 @@
 //! A spare that has a recovery point holds history. Before anything of the peer is written here, the peer must prove that
 //! its own history goes on from there. Where the proof fails, the spare holds, names both, and an operator decides.
 
+use super::baseline::run::stands_at;
 use super::error::PassError;
-use super::pass::stands_at;
 use crate::cluster::{
     CopiedPoint, DatastoreError, EPOCH_STEP_MAX, Lineage, Record, State, WalSession,
 };

@@ -11,7 +11,8 @@ use crate::cluster::{
 use crate::config::{Config, S3};
 use crate::domain::{ErrorCode, EventKind, Role, Side};
 use crate::observe::{Preflight, State};
-use crate::replication::{PassError, has_database, sample};
+use crate::replication::sample;
+use crate::replication::{PassError, has_database};
 use crate::role::{Purpose, preflight, remove_drill_leftovers, unplanned, worst};
 use std::convert::Infallible;
 use std::time::Duration;

@@ -4,7 +4,8 @@ use super::Difference;
 use crate::cluster::{LocalSession, TableContent};
 use crate::config::Config;
 use crate::observe::{Phase, Progress, Step};
-use crate::replication::{self, ContentHash, PassError, Table, tables};
+use crate::replication::tables;
+use crate::replication::{self, ContentHash, PassError, Table};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 

@@ -1,19 +1,19 @@
 //! Applies transactions in the order of their commits: one of ours for one or several of the primary's, the recovery
 //! point in the same transaction.
 
-use super::super::artifacts::Swap;
 use super::super::descent::Doubt;
-use super::ahead::{Ahead, Info, key, named};
 use super::changes::{Change, Changes, Effects, Named};
+use super::effects::{Settling, Verdict};
 use super::error::Gap;
 use super::gate::{Gate, Outcome, WantId, key_of};
+use super::lookahead::{Ahead, Info, key, named};
 use super::pgoutput::{Begin, Commit, Message, decode};
-use super::settle::{Settling, Verdict};
 use super::spool::{Frame, Receiver};
 use super::{Applied, Told};
 use crate::cluster::{CopiedPoint, StateError};
 use crate::domain::Lsn;
 use crate::killpoint;
+use crate::replication::artifact::round::Swap;
 use chrono::{DateTime, Utc};
 use std::collections::HashSet;
 use std::time::{Duration, Instant};

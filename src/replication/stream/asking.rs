@@ -3,15 +3,15 @@
 //! Decoding does not see everything: a rewrite of a table sends nothing of it. So a table whose file is another one is
 //! compared before lag counts as known, and one table after the other is compared all day long.
 
-use super::super::both_sides::{Compared, Ours, compare};
 use super::super::error::PassError;
-use super::super::sequences::{Sequence, set_as_holder};
-use super::super::tables;
 use super::error::Gap;
 use super::follow::{Channels, Follow};
-use super::question::Seen;
+use super::primary_status::Seen;
 use crate::cluster::{ComparedTable, Confirmation, LocalSession, Session};
 use crate::domain::Lsn;
+use crate::replication::baseline::sequences::{Sequence, set_as_holder};
+use crate::replication::baseline::tables;
+use crate::replication::live_compare::{Compared, Ours, compare};
 use std::collections::{BTreeMap, VecDeque};
 use std::pin::Pin;
 use std::time::{Duration, Instant};

@@ -1,25 +1,19 @@
 //! One run of following: the checks before the stream is asked for, the task that reads it, the applier, and the question
 //! every ten seconds.
 
-use super::super::artifacts::Swap;
-use super::super::courier::Courier;
 use super::super::descent::{Here, There, doubt, left_at};
 use super::super::error::{PassError, Policy};
 use super::super::fuse::Shrinkage;
-use super::super::look::told_of_standby;
-use super::super::quiet;
-use super::super::retention::{Swept, sweep};
-use super::super::retry::retry_unavailable;
 use super::Told;
-use super::ahead::{Ahead, Lookahead};
 use super::apply::{Applier, Point};
 use super::changes::Changes;
+use super::effects::Settling;
 use super::error::Gap;
 use super::gate::Gate;
+use super::lookahead::{Ahead, Lookahead};
+use super::primary_status::{self, Seen};
 use super::proof::Proof;
 use super::pump::Pump;
-use super::question::{self, Seen};
-use super::settle::Settling;
 use super::spool::{SpoolError, spool};
 use crate::cluster::preparation::Names;
 use crate::cluster::{
@@ -29,6 +23,12 @@ use crate::cluster::{
 use crate::config::Config;
 use crate::domain::Lsn;
 use crate::observe::Clock;
+use crate::replication::artifact::courier::Courier;
+use crate::replication::artifact::retention::{Swept, sweep};
+use crate::replication::artifact::retry::retry_unavailable;
+use crate::replication::artifact::round::Swap;
+use crate::replication::baseline::silenced;
+use crate::replication::change_probe::told_of_standby;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -111,7 +111,7 @@ impl Follow<'_> {
             .await
             .map_err(PassError::from)?;
         let point = self.take_over(&session).await?;
-        quiet::silence(&session, self.lock.token).await?;
+        silenced::silence(&session, self.lock.token).await?;
         let seen = self.joined(point).await?;
         let proof = Proof::wanted(&seen, &self.recorded, point, self.incoming);
         let proof = proof.map_err(Gap::Broken)?;
@@ -348,13 +348,13 @@ impl Follow<'_> {
         let seen = self.ask().await?;
         let database = &self.config.peer.datastore.database;
         self.same_history(&seen, &point).await?;
-        question::joins(&seen, &self.recorded, point.lsn, database).map_err(Gap::Broken)?;
+        primary_status::joins(&seen, &self.recorded, point.lsn, database).map_err(Gap::Broken)?;
         self.told.seen(&seen);
         Ok(seen)
     }
 
     pub(super) async fn ask(&self) -> Result<Seen, PassError> {
-        question::ask(
+        primary_status::ask(
             self.config,
             &self.names.slot,
             &self.names.publication,

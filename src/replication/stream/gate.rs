@@ -1,16 +1,16 @@
 //! The gate of the stream: every package row that is read ahead of time wants its artifact, and its transaction passes
 //! when each of them is settled. One key is worked on by one job at a time, in the order of the stream.
 
-use super::super::artifacts::{Settled, Swap, settle};
-use super::super::courier::Courier;
 use super::super::error::{PassError, Policy};
-use super::super::inventory::{Todo, UNSOUND, reason_of};
 use super::Told;
 use super::changes::{Named, named};
 use crate::cluster::{Artifact, DatastoreError, DatastoreFault, LocalSession, STATE_DATABASE};
 use crate::config::Config;
 use crate::domain::Lsn;
 use crate::package::{Checksum, Ident, Target, object_key};
+use crate::replication::artifact::courier::Courier;
+use crate::replication::artifact::inventory::{Todo, UNSOUND, reason_of};
+use crate::replication::artifact::round::{Settled, Swap, settle};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard};

@@ -3,20 +3,20 @@
 //! `pump` reads the stream into the `spool`; `ahead` sees what comes and has the `gate` bring its artifacts; `apply` writes
 //! rows, recovery point and what is lacking in one transaction; `follow` joins them for as long as it goes.
 
-mod ahead;
 mod apply;
 mod asking;
 mod changes;
+mod effects;
 mod error;
 mod fingerprint;
 mod follow;
 mod gate;
+mod lookahead;
 pub mod pgoutput;
+mod primary_status;
 mod proof;
 mod pump;
-mod question;
 mod runs;
-mod settle;
 pub mod spool;
 mod target;
 
@@ -32,7 +32,7 @@ pub use apply::Point;
 pub use error::Gap;
 pub use fingerprint::fingerprint;
 pub use follow::{Differed, Follow, Followed, follow};
-pub use question::{Seen, ask, stands};
+pub use primary_status::{Seen, ask, stands};
 
 /// What nobody reads must hold nothing. The slot need not be there.
 pub async fn drop_slot(peer: &Datastore, slot: &str) -> Result<(), PassError> {

@@ -6,7 +6,6 @@
 //! comparison*: what the slot gives is applied in a transaction that is never committed, and in there all rows are the
 //! primary's.
 
-use super::super::both_sides::{Ours, compare_all};
 use super::super::descent::Doubt;
 use super::super::error::PassError;
 use super::apply::Point;
@@ -14,11 +13,12 @@ use super::changes::{Change, Changes};
 use super::error::Gap;
 use super::follow::{Follow, why};
 use super::pgoutput::{Message, decode};
+use super::primary_status::{self, Seen};
 use super::pump::Pump;
-use super::question::{self, Seen};
 use super::spool::{Frame, Receiver, SpoolError, spool};
 use crate::cluster::{Applying, CopiedPoint, Session, WalSession};
 use crate::domain::Lsn;
+use crate::replication::live_compare::{Ours, compare_all};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -249,7 +249,7 @@ impl Follow<'_> {
     /// What is held for us, and that the slot and the tables are as they were.
     pub(super) fn bounded(&self, seen: &Seen) -> Result<(), Gap> {
         let database = &self.config.peer.datastore.database;
-        question::stands(seen, &self.recorded, database).map_err(|text| {
+        primary_status::stands(seen, &self.recorded, database).map_err(|text| {
             match seen.schema == self.recorded.schema {
                 true => Gap::Broken(text),
                 false => Gap::Schema(text),
@@ -289,7 +289,7 @@ impl Follow<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::replication::stream::question::tests::seen_at;
+    use crate::replication::stream::primary_status::tests::seen_at;
     use chrono::Utc;
 
     fn recorded(started: &str) -> CopiedPoint {

@@ -4,8 +4,8 @@
 //! anything is not durable here, the last answer tells no flush: its shutdown does not wait, its slot does not move, and
 //! the transaction comes again. What is durable is told in an answer of its own just before.
 
-use super::ahead::Lookahead;
 use super::error::Gap;
+use super::lookahead::Lookahead;
 use super::spool::{Frame, Sender};
 use crate::cluster::{Arrived, WalStream};
 use crate::domain::Lsn;

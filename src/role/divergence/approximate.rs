@@ -9,7 +9,8 @@ use crate::cluster::{
     CopyRows, LocalSession, PeerSession, Throttle, pipe, quote_ident, quote_literal,
 };
 use crate::config::Config;
-use crate::replication::{PassError, Table, guarded, tables};
+use crate::replication::tables;
+use crate::replication::{PassError, Table, guarded};
 use std::collections::HashMap;
 
 /// Maximum number of rows read at once; one row may have tens of KB.

@@ -3,7 +3,8 @@
 
 use crate::cluster::{LocalSession, Session};
 use crate::config::Config;
-use crate::replication::{PassError, clone_visible, tables, unavailable};
+use crate::replication::tables;
+use crate::replication::{PassError, clone_visible, unavailable};
 use bytesize::ByteSize;
 use std::collections::BTreeMap;
 

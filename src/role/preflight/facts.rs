@@ -10,7 +10,8 @@ use crate::cluster::{
 };
 use crate::config::{Config, Datastore};
 use crate::domain::Side;
-use crate::replication::{PassError, Sampled, not_in_time, sample};
+use crate::replication::sample;
+use crate::replication::{PassError, Sampled, not_in_time};
 use chrono::{DateTime, Utc};
 use std::pin::Pin;
 use std::time::Duration;

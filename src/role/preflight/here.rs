@@ -5,9 +5,10 @@ use crate::cluster::{
     VerificationRecord, is_fenced, prove_fence, prove_writable,
 };
 use crate::config::Config;
+use crate::replication::rights;
 use crate::replication::{
     Disk, PassError, Rights, disk, lacking_extensions, major, may_apply, newest_id, recovery_point,
-    rights, stands_at, unavailable_here,
+    stands_at, unavailable_here,
 };
 use chrono::{DateTime, Utc};
 use std::time::Duration;

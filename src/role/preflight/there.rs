@@ -6,10 +6,9 @@ use crate::cluster::{LocalSession, PeerSession, Record, Store, exempt_role, peer
 use crate::config::Config;
 use crate::domain::Side;
 use crate::observe::Clock;
+use crate::replication::rights;
 use crate::replication::stream::{Seen, ask};
-use crate::replication::{
-    PassError, Rights, decide, lacking_extensions, major, rights, two_servers,
-};
+use crate::replication::{PassError, Rights, decide, lacking_extensions, major, two_servers};
 use chrono::{DateTime, TimeDelta, Utc};
 use std::time::Duration;
 

@@ -1,0 +1,9 @@
+//! Artifacts: which ones are wanted, how one is copied and proved, and how long one stays.
+
+pub(super) mod courier;
+pub(super) mod inventory;
+pub(super) mod replacements;
+pub(super) mod retention;
+pub(super) mod retry;
+pub(super) mod round;
+pub(super) mod sample;

@@ -1,0 +1,149 @@
+//! Artifacts whose packages were deleted go after a while. Whether a key is named is asked of every database that could
+//! become the visible one, just before it is deleted.
+
+use super::round::RETIRED;
+use crate::cluster::{
+    DatastoreError, DatastoreFault, Expected, LocalSession, LocalStore, Lock, Retirement, State,
+};
+use crate::config::{Config, Datastore};
+use crate::domain::ErrorCode;
+use crate::killpoint;
+use crate::package::package_of_key;
+use crate::replication::error::PassError;
+
+/// Deleted in one round at most.
+const ROUND: i64 = 500;
+
+/// What one round did.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Swept {
+    pub deleted: u64,
+    /// Named still, or again.
+    pub kept: u64,
+}
+
+/// Deletes what no row has named for `replication.artifact_retention`. `claim` keeps others off a key meanwhile; None: one
+/// of them is at it.
+pub async fn sweep<C>(
+    config: &Config,
+    state: &State,
+    lock: Lock,
+    store: &LocalStore,
+    claim: impl Fn(&str) -> Option<C>,
+) -> Result<Swept, PassError> {
+    let age = config.replication.artifact_retention;
+    let mut swept = Swept::default();
+    let due = state.retirements(age, ROUND).await?;
+    if due.is_empty() {
+        return Ok(swept);
+    }
+    let databases = databases(config, state).await?;
+    for gone in due {
+        let Some(_claim) = claim(&gone.key) else {
+            continue;
+        };
+        // What is judged is what lies there now, and nothing that comes there later.
+        let present = store.reading().head(&gone.key).await?;
+        let names = named(&databases, &gone).await?;
+        if !names.contains(&gone.checksum) {
+            state.still_ours(lock).await?;
+            // Where the old bytes were laid aside when others took their place.
+            store.delete(&format!("{RETIRED}{}", gone.checksum)).await?;
+        }
+        if names.is_empty() {
+            killpoint::reach("retention.before_delete");
+            // Another process may have followed one that slept, and know of rows that name it again.
+            state.still_ours(lock).await?;
+            if let Some(stored) = present
+                && !store
+                    .delete_as_found(&gone.key, &Expected::Etag(stored.etag))
+                    .await?
+            {
+                swept.kept += 1;
+                continue;
+            }
+            state.forget_artifact(&gone.key).await?;
+            swept.deleted += 1;
+        } else {
+            swept.kept += 1;
+            if names.contains(&gone.checksum) {
+                // A generation names it. It is asked about again after another retention time.
+                state.retire(&[(gone.key.clone(), &gone.checksum)]).await?;
+                continue;
+            }
+        }
+        state.forget_retirement(&gone).await?;
+    }
+    Ok(swept)
+}
+
+/// Every database that could become the visible one, and has packages. What a first copy replaced is somebody's, and may
+/// have none. One that cannot be asked may name anything: then nothing is deleted.
+async fn databases(config: &Config, state: &State) -> Result<Databases, PassError> {
+    let local = &config.local.datastore;
+    let visible = LocalSession::open(local, &local.database).await?;
+    let mut databases = vec![(local.database.clone(), visible)];
+    for generation in state.generations().await? {
+        let asked = with_packages(local, &generation.name).await;
+        let asked = asked.map_err(|error| unasked(&generation.name, error))?;
+        databases.extend(asked.map(|session| (generation.name, session)));
+    }
+    Ok(databases)
+}
+
+/// With the name of each.
+type Databases = Vec<(String, LocalSession)>;
+
+/// None: it has no table of packages at all, or is not there any more.
+async fn with_packages(
+    local: &Datastore,
+    name: &str,
+) -> Result<Option<LocalSession>, DatastoreError> {
+    let session = match LocalSession::open(local, name).await {
+        Ok(session) => session,
+        Err(error) if error.fault == DatastoreFault::NoDatabase => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let sql = "SELECT to_regclass('public.origin_packages') IS NOT NULL";
+    let row = session.query_one("looking for packages", sql, &[]).await?;
+    Ok(row.get::<_, bool>(0).then_some(session))
+}
+
+fn unasked(database: &str, error: DatastoreError) -> PassError {
+    if error.is_transient() {
+        return error.into();
+    }
+    PassError::Unfit {
+        check: ErrorCode::UnaskedGeneration,
+        text: format!(
+            "the kept database {database} cannot be asked which artifacts it names, so all of them are kept: {error}"
+        ),
+        next_step: format!(
+            "make it readable again, or drop it: `warm-spare generations drop {database}`"
+        ),
+    }
+}
+
+/// The checksums that rows name under the key.
+async fn named(
+    databases: &[(String, LocalSession)],
+    gone: &Retirement,
+) -> Result<Vec<String>, PassError> {
+    let Some((ident, target)) = package_of_key(&gone.key) else {
+        return Ok(Vec::new());
+    };
+    let (ident, target) = (ident.to_string(), target.to_string());
+    let sql = "SELECT checksum FROM public.origin_packages WHERE ident = $1 AND target = $2";
+    let mut checksums = Vec::new();
+    for (name, session) in databases {
+        let rows = session
+            .query("looking who names an artifact", sql, &[&ident, &target])
+            .await
+            .map_err(|error| unasked(name, error))?;
+        checksums.extend(
+            rows.iter()
+                .filter_map(|row| row.get::<_, Option<String>>(0)),
+        );
+    }
+    Ok(checksums)
+}

@@ -1,0 +1,278 @@
+//! One round over the artifacts that are not known to be there: many at once, each checked, each remembered.
+
+use super::courier::{Courier, Delivery};
+use super::inventory::{Inventory, Todo, reason_of};
+use crate::cluster::{Artifact, Expected, State, StoreError, Stored};
+use crate::observe::Step;
+use crate::package::Checksum;
+use crate::replication::error::PassError;
+use tokio::task::JoinSet;
+
+const PAGE: i64 = 1000;
+/// Checked artifacts remembered in one statement. What is not yet remembered when we are killed is read once more.
+const REMEMBER: usize = 200;
+/// So many and nothing else is no fault of single objects.
+const MANY_REFUSED: usize = 20;
+/// So many one after the other, each of which was tried often, are no fault of single objects either.
+const MANY_FAILED: usize = 3;
+
+pub const STAGED: &str = ".warm-spare/staged/";
+pub const RETIRED: &str = ".warm-spare/retired/";
+
+/// What one round did and could not do.
+#[derive(Debug, Default)]
+pub struct Round {
+    pub copied: u64,
+    pub copied_bytes: u64,
+    /// Lay in the bucket already and were hashed for the first time.
+    pub verified: u64,
+    pub missing: Vec<Unavailable>,
+    pub damaged: Vec<Unavailable>,
+    /// The primary's store refused these, and may serve others; or a store can hold no such key.
+    pub refused: Vec<(Unavailable, StoreError)>,
+    /// Other bytes lie under the key; the new ones wait beside.
+    pub staged: Vec<Swap>,
+    /// The first that a store failed at again and again, while it served others; and how many failed since it served one.
+    failed: Option<StoreError>,
+    in_a_row: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unavailable {
+    pub key: String,
+    pub checksum: Checksum,
+}
+
+/// A key whose bytes are to change from one checksum to another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Swap {
+    pub key: String,
+    /// None: nothing lies there now.
+    pub old: Option<Checksum>,
+    pub new: Checksum,
+}
+
+impl Round {
+    pub fn absorb(&mut self, other: Round) {
+        self.copied += other.copied;
+        self.copied_bytes += other.copied_bytes;
+        self.verified += other.verified;
+        self.missing.extend(other.missing);
+        self.damaged.extend(other.damaged);
+        self.refused.extend(other.refused);
+        self.staged.extend(other.staged);
+    }
+
+    /// Those that may be the store's fault as well as the object's.
+    pub fn refusals(&self) -> impl Iterator<Item = &StoreError> {
+        let errors = self.refused.iter().map(|(_, error)| error);
+        errors.filter(|error| !error.is_of_the_key())
+    }
+
+    pub fn unavailable(&self) -> impl Iterator<Item = (&Unavailable, &'static str)> {
+        let missing = self.missing.iter().map(|item| (item, "missing"));
+        let damaged = self.damaged.iter().map(|item| (item, "damaged"));
+        let refused = self
+            .refused
+            .iter()
+            .map(|(item, error)| (item, reason_of(error)));
+        missing.chain(damaged).chain(refused)
+    }
+}
+
+/// What became of one artifact.
+pub enum Settled {
+    Copied(Stored),
+    Verified(Stored),
+    Staged(Swap),
+    Missing,
+    Damaged(Checksum),
+    /// What only a look at other objects can tell to be this one's own fault.
+    Refused(StoreError),
+    /// What would pass, and did not in all the tries.
+    Failed(StoreError),
+}
+
+/// Works through the inventory's plan with `copies` at once.
+pub async fn round(
+    inventory: &Inventory<'_>,
+    state: &State,
+    courier: &Courier,
+    copies: usize,
+    step: &Step,
+) -> Result<Round, PassError> {
+    let mut round = Round::default();
+    let mut remembered = Vec::with_capacity(REMEMBER);
+    let mut busy: JoinSet<Result<(Todo, Settled), PassError>> = JoinSet::new();
+    let mut after = String::new();
+    loop {
+        let page = inventory.page(&after, PAGE).await?;
+        let Some(last) = page.last() else { break };
+        after = last.key.clone();
+        for todo in page {
+            while busy.len() >= courier.at_once(copies) {
+                take(&mut busy, &mut round, &mut remembered, step).await?;
+            }
+            if remembered.len() >= REMEMBER {
+                remember(inventory, state, &mut remembered).await?;
+            }
+            let courier = courier.clone();
+            busy.spawn(async move {
+                match settle(&courier, &todo).await {
+                    Ok(settled) => Ok((todo, settled)),
+                    Err(PassError::Store(error)) if error.may_be_of_the_object() => {
+                        Ok((todo, Settled::Refused(error)))
+                    }
+                    Err(PassError::Store(error)) if error.is_transient() => {
+                        Ok((todo, Settled::Failed(error)))
+                    }
+                    Err(error) => Err(error),
+                }
+            });
+        }
+    }
+    while !busy.is_empty() {
+        take(&mut busy, &mut round, &mut remembered, step).await?;
+    }
+    remember(inventory, state, &mut remembered).await?;
+    match round.failed.take() {
+        // All others are here; this one keeps the rows waiting.
+        Some(error) => Err(error.into()),
+        None => Ok(round),
+    }
+}
+
+async fn take(
+    busy: &mut JoinSet<Result<(Todo, Settled), PassError>>,
+    round: &mut Round,
+    remembered: &mut Vec<Artifact>,
+    step: &Step,
+) -> Result<(), PassError> {
+    let Some(joined) = busy.join_next().await else {
+        return Ok(());
+    };
+    // A panic in a copy is a bug; it must not pass for a copied artifact.
+    let (todo, settled) = joined.expect("a copy neither panics nor is cancelled")?;
+    step.add(1);
+    let mut good = |stored: Stored| {
+        remembered.push(Artifact {
+            key: todo.key.clone(),
+            checksum: todo.checksum.to_string(),
+            bytes: stored.bytes,
+            etag: stored.etag,
+        });
+    };
+    let unavailable = || Unavailable {
+        key: todo.key.clone(),
+        checksum: todo.checksum,
+    };
+    if !matches!(settled, Settled::Failed(_)) {
+        round.in_a_row = 0;
+    }
+    match settled {
+        Settled::Failed(error) => {
+            round.in_a_row += 1;
+            if round.in_a_row >= MANY_FAILED {
+                return Err(error.into());
+            }
+            round.failed.get_or_insert(error);
+        }
+        Settled::Copied(stored) => {
+            round.copied += 1;
+            round.copied_bytes += stored.bytes;
+            step.copied(stored.bytes);
+            good(stored);
+        }
+        Settled::Verified(stored) => {
+            round.verified += 1;
+            good(stored);
+        }
+        Settled::Staged(swap) => round.staged.push(swap),
+        Settled::Missing => round.missing.push(unavailable()),
+        Settled::Refused(error) => {
+            // A store that refuses everything need not be asked for all of it.
+            if round.refusals().count() >= MANY_REFUSED && round.copied + round.verified == 0 {
+                return Err(error.into());
+            }
+            round.refused.push((unavailable(), error));
+        }
+        Settled::Damaged(found) => {
+            log::debug!(
+                "{} on the primary hashes to {found}, its row says {}",
+                todo.key,
+                todo.checksum
+            );
+            round.damaged.push(unavailable());
+        }
+    }
+    Ok(())
+}
+
+async fn remember(
+    inventory: &Inventory<'_>,
+    state: &State,
+    artifacts: &mut Vec<Artifact>,
+) -> Result<(), PassError> {
+    if !artifacts.is_empty() {
+        state.record_artifacts(artifacts).await?;
+        inventory.note_present(artifacts).await?;
+        artifacts.clear();
+    }
+    Ok(())
+}
+
+/// Brings or proves one artifact; what must not be overwritten yet is staged.
+pub async fn settle(courier: &Courier, todo: &Todo) -> Result<Settled, PassError> {
+    let lies_there = match (&todo.present, todo.known) {
+        (None, _) => None,
+        (Some(stored), Some(known)) => Some((known, stored.clone())),
+        // Never hashed here, or written since: read once.
+        (Some(_), None) => courier.hash_local(&todo.key).await?,
+    };
+    if let Some((found, stored)) = &lies_there
+        && *found == todo.checksum
+    {
+        return Ok(Settled::Verified(stored.clone()));
+    }
+    // Nothing there that a visible row could miss, or wrong bytes where the visible row wants the very bytes that we are
+    // about to bring: put in place at once.
+    let in_place = match todo.visible {
+        None => lies_there.is_none(),
+        Some(visible) => visible == todo.checksum,
+    };
+    if in_place {
+        let expected = Expected::as_found(todo.present.as_ref());
+        return deliver(courier, todo, &todo.key, &expected).await;
+    }
+    let swap = Swap {
+        key: todo.key.clone(),
+        old: lies_there.map(|(found, _)| found),
+        new: todo.checksum,
+    };
+    let waiting = format!("{STAGED}{}", todo.checksum);
+    if let Some((staged, _)) = courier.hash_local(&waiting).await?
+        && staged == todo.checksum
+    {
+        return Ok(Settled::Staged(swap));
+    }
+    Ok(
+        match deliver(courier, todo, &waiting, &Expected::Anything).await? {
+            Settled::Copied(_) => Settled::Staged(swap),
+            other => other,
+        },
+    )
+}
+
+async fn deliver(
+    courier: &Courier,
+    todo: &Todo,
+    to: &str,
+    expected: &Expected,
+) -> Result<Settled, PassError> {
+    let fetched = courier.fetch_as_found(&todo.key, to, &todo.checksum, expected);
+    Ok(match fetched.await? {
+        Delivery::Done(stored) => Settled::Copied(stored),
+        Delivery::Missing => Settled::Missing,
+        Delivery::Damaged(found) => Settled::Damaged(found),
+    })
+}

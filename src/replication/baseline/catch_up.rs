@@ -1,0 +1,295 @@
+//! Where the copy and the stream meet, without a gap and without overlap: the copy is made at the snapshot that a
+//! temporary slot begins with, a lasting slot is copied from that, and what it gives is applied into the incoming
+//! database until little is left.
+
+use super::copy::Baseline;
+use crate::cluster::preparation::Names;
+use crate::cluster::{
+    CopiedPoint, DatastoreFault, LocalSession, NewSlot, PeerSession, Snapshot, WalSession,
+    quote_literal,
+};
+use crate::config::Mode;
+use crate::domain::Lsn;
+use crate::killpoint;
+use crate::observe::{Clock, Phase};
+use crate::replication::artifact::round::Round;
+use crate::replication::error::PassError;
+use crate::replication::fuse::Shrinkage;
+use crate::replication::mode::select;
+use crate::replication::stream::{self, Follow, Followed, Gap, Unheard};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// Making a slot waits for every writing transaction that is under way; so long at most.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// Caught up when a round takes no longer.
+const SHORT: Duration = Duration::from_secs(3);
+const ROUNDS: usize = 20;
+/// Bytes of log that may be left. What is written is sent only when it is flushed and a whole record: an idle primary may
+/// take ten seconds for the rest.
+const NEAR: u64 = 64 * 1024;
+
+/// A slot that ends with its session, unless it is copied.
+pub struct BeginningSlot {
+    /// None: the lasting slot has taken its place.
+    session: Option<WalSession>,
+    temporary: String,
+    new: NewSlot,
+    names: Names,
+}
+
+impl BeginningSlot {
+    pub fn snapshot(&self) -> &Snapshot {
+        &self.new.snapshot
+    }
+
+    pub fn from(&self) -> Lsn {
+        self.new.consistent_point
+    }
+
+    pub fn name(&self) -> &str {
+        &self.names.slot
+    }
+
+    pub fn publication(&self) -> &str {
+        &self.names.publication
+    }
+
+    /// The rows are copied: nobody reads by the snapshot any more, and the server keeps it until the session's next
+    /// command, with every row that went since.
+    pub async fn let_snapshot_go(&mut self) -> Result<(), PassError> {
+        if let Some(session) = &mut self.session {
+            session.query("letting the snapshot go", "SELECT 1").await?;
+        }
+        Ok(())
+    }
+
+    /// Lasting from here on. Whatever slot of ours was there before cannot join what comes. The temporary one goes with
+    /// its session.
+    async fn keep(&mut self) -> Result<(), PassError> {
+        let Some(mut session) = self.session.take() else {
+            return Ok(());
+        };
+        let slot = quote_literal(&self.names.slot);
+        killpoint::reach("slot.before_copy");
+        // Made by a database administrator: there already, and never dropped by us.
+        if self.names.slot_is_premade {
+            return Ok(());
+        }
+        let drop = format!(
+            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = {slot}"
+        );
+        session.query("dropping our former slot", &drop).await?;
+        let copy = format!(
+            "SELECT pg_copy_logical_replication_slot({}, {slot}, false)",
+            quote_literal(&self.temporary)
+        );
+        session.query("copying the slot", &copy).await?;
+        killpoint::reach("slot.after_copy");
+        Ok(())
+    }
+}
+
+impl Baseline<'_> {
+    /// Some: the copy is made for the stream to go on from.
+    pub(in crate::replication) async fn begin_slot(
+        &self,
+    ) -> Result<Option<BeginningSlot>, PassError> {
+        let Some(names) = self.facts.chosen.stream.clone() else {
+            return Ok(None);
+        };
+        self.work.progress.begin(Phase::Snapshot, 0);
+        let config = self.work.config;
+        let peer = &config.peer.datastore;
+        select::extend(peer, &self.facts.chosen.extension).await?;
+        let mut session = WalSession::open(peer).await?;
+        let temporary = self.temporary_name(&mut session).await?;
+        let made = session.temporary_slot(&temporary, PATIENCE).await;
+        let new = match made {
+            Err(error) if error.fault == DatastoreFault::Unreachable => {
+                let busy = self.busy().await.unwrap_or(error.into());
+                if !self.may_do_without_slot().await? {
+                    return Err(busy);
+                }
+                log::warn!("{busy}; the first copy is made at a snapshot meanwhile");
+                return Ok(None);
+            }
+            made => made?,
+        };
+        Ok(Some(BeginningSlot {
+            session: Some(session),
+            temporary,
+            new,
+            names,
+        }))
+    }
+
+    /// A spare without any copy gets one; the next one is made for the stream.
+    async fn may_do_without_slot(&self) -> Result<bool, PassError> {
+        let auto = self.work.config.replication.mode == Mode::Auto;
+        Ok(auto && self.work.state.copied_point().await?.is_none())
+    }
+
+    /// One that no other try has had. Sessions that still make or keep one of ours are of a process that is gone, for we
+    /// hold the working lock: the server would wait for them as long as for anybody.
+    async fn temporary_name(&self, session: &mut WalSession) -> Result<String, PassError> {
+        static TRY: AtomicU64 = AtomicU64::new(1);
+        let id = self.work.state.cluster().await?.id;
+        let ours = format!("{}_", Names::of_cluster(&id).slot);
+        let former = format!(
+            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots \
+             WHERE temporary AND active_pid IS NOT NULL AND starts_with(slot_name, {})",
+            quote_literal(&ours)
+        );
+        let doing = "ending a former copy's session";
+        session.query(doing, &former).await?;
+        let number = TRY.fetch_add(1, Ordering::Relaxed);
+        Ok(format!("{ours}{}_{number}", self.work.lock.token))
+    }
+
+    /// A copy that came to nothing leaves no slot, as far as its end can be told.
+    pub(in crate::replication) async fn give_up_slot(&self) {
+        let Some(names) = &self.facts.chosen.stream else {
+            return;
+        };
+        let peer = &self.work.config.peer.datastore;
+        if self.kept.load(Ordering::Relaxed)
+            && let Err(error) = stream::drop_slot(peer, &names.slot).await
+        {
+            log::debug!("{error}");
+        }
+    }
+
+    /// Whom the slot waited for, if it was that. A user without the right to look sees no transaction of others.
+    async fn busy(&self) -> Option<PassError> {
+        let session = PeerSession::open(&self.work.config.peer.datastore)
+            .await
+            .ok()?;
+        let sql = "SELECT text FROM (SELECT xact_start, format('it waits for a transaction of %s (process %s, application %L, since %s)', \
+                       usename, pid, application_name, \
+                       coalesce(xact_start::text, format('a time that user %s may not see: GRANT pg_read_all_stats TO %s', \
+                         current_user, quote_ident(current_user)))) FROM pg_stat_activity \
+                     WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() \
+                     UNION ALL SELECT prepared, format('it waits for prepared transaction %L of %s in database %s, prepared %s', \
+                       gid, owner, database, prepared) FROM pg_prepared_xacts) waits (since, text) \
+                   ORDER BY since LIMIT 1";
+        let doing = "looking whom a slot waits for";
+        let rows = session.rows(doing, sql, &[]).await.ok()?;
+        let waits_for: String = match rows.first() {
+            Some(row) => row.get(0).ok()?,
+            None => {
+                let blind = "SELECT format('whom it waits for cannot be seen by user %s: GRANT pg_read_all_stats TO %s on the primary', \
+                               current_user, quote_ident(current_user)) \
+                             WHERE NOT pg_has_role(current_user, 'pg_read_all_stats', 'USAGE')";
+                session
+                    .rows(doing, blind, &[])
+                    .await
+                    .ok()?
+                    .first()?
+                    .get(0)
+                    .ok()?
+            }
+        };
+        Some(PassError::Busy {
+            what: "a slot could not be made".into(),
+            seconds: PATIENCE.as_secs(),
+            waits_for,
+        })
+    }
+
+    /// Applies what was committed since the snapshot into the incoming database.
+    pub(in crate::replication) async fn catch_up(
+        &self,
+        slot: &mut BeginningSlot,
+        incoming: &str,
+        point: &mut CopiedPoint,
+    ) -> Result<Followed, PassError> {
+        self.work.progress.begin(Phase::CatchUp, 0);
+        slot.keep().await?;
+        self.kept
+            .store(!slot.names.slot_is_premade, Ordering::Relaxed);
+        killpoint::reach("catch_up.begin");
+        let work = self.work;
+        let mut all: Option<Followed> = None;
+        for _ in 0..ROUNDS {
+            let begun = Instant::now();
+            let clock = Clock::real();
+            let names = &slot.names;
+            let seen = stream::ask(work.config, &names.slot, &names.publication, &clock).await?;
+            let follow = Follow {
+                config: work.config,
+                state: work.state,
+                lock: work.lock,
+                courier: work.courier,
+                names: names.clone(),
+                recorded: point.clone(),
+                database: incoming,
+                incoming: true,
+                until: Some(Lsn(seen.wal.0.saturating_sub(NEAR))),
+                told: Arc::new(Unheard),
+                spool: self.spool.clone(),
+                clock,
+                retried: Arc::new(Mutex::new(Instant::now())),
+                differed: stream::Differed::default(),
+            };
+            let mut followed = stream::follow(&follow).await.map_err(not_met)?;
+            if let Some(mut earlier) = all.take() {
+                followed.absorb(&mut earlier);
+            }
+            all = Some(followed);
+            if begun.elapsed() < SHORT {
+                break;
+            }
+        }
+        // The loop has run once at least.
+        let followed = all.ok_or_else(|| not_met(Gap::Decoding("nothing was followed".into())))?;
+        point.lsn = followed.point.lsn.to_string();
+        point.commit_time = followed.point.commit_time;
+        Ok(followed)
+    }
+
+    /// What changed since the rows were copied counts with the copy.
+    pub(in crate::replication) async fn absorb(
+        &self,
+        mut caught: Followed,
+        inside: &LocalSession,
+        round: &mut Round,
+        shrinkage: &mut Shrinkage,
+    ) -> Result<(), PassError> {
+        let inventory = self.work.inventory;
+        inventory.load_wanted_from(inside).await?;
+        shrinkage.packages = inventory.vanishing().await?;
+        shrinkage.artifacts_before = inventory.wanted().await?;
+        shrinkage.artifacts.append(&mut caught.shrinkage.artifacts);
+        round
+            .staged
+            .retain(|swap| !caught.swaps.iter().any(|later| later.key == swap.key));
+        round.staged.append(&mut caught.swaps);
+        let wanted = inventory.named(&round.staged).await?;
+        round.staged.retain(|swap| wanted.contains(&swap.key));
+        Ok(())
+    }
+}
+
+impl Followed {
+    fn absorb(&mut self, earlier: &mut Followed) {
+        let later = std::mem::take(&mut self.swaps);
+        self.swaps = std::mem::take(&mut earlier.swaps);
+        self.swaps
+            .retain(|swap| !later.iter().any(|other| other.key == swap.key));
+        self.swaps.extend(later);
+        let earlier = &mut earlier.shrinkage.artifacts;
+        self.shrinkage.artifacts.append(earlier);
+    }
+}
+
+/// The copy was overtaken: the next one begins anew.
+fn not_met(gap: Gap) -> PassError {
+    match gap.failure() {
+        Ok(error) => error,
+        Err(gap) => PassError::NotMet {
+            text: gap.to_string(),
+        },
+    }
+}

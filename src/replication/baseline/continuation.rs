@@ -1,0 +1,415 @@
+//! Does the primary's content go on from what is here? Asked before a full copy, where nothing else has proven it: the
+//! primary's server was started anew since its history was last known to be ours, and there is no stream that tells.
+//!
+//! A primary that was restored from an older copy gives transaction numbers out again. So a row version of it may bear
+//! the number of a transaction that had ended before our recovery point, and yet not be here. On the server that we have
+//! followed there is none: what such a transaction wrote is here, or was written over or deleted since, and then is not
+//! there. Builder's own ids tell nothing of the kind, for they are made of time. A sequence that stands further back
+//! than here, although its table was not emptied, proves another history too.
+
+use super::lock_watchdog::guarded;
+use super::sequences::{self, Sequence};
+use crate::cluster::preparation::COPIED_TABLES;
+use crate::cluster::{
+    CopiedPoint, DatastoreError, LocalSession, PeerSession, Session, quote_ident,
+};
+use crate::config::Config;
+use crate::replication::descent::Doubt;
+use crate::replication::error::PassError;
+use std::collections::BTreeMap;
+use std::time::Duration;
+use tokio_postgres::error::SqlState;
+
+/// Row versions of each table that are looked at: the youngest of those that must be here.
+const YOUNGEST: usize = 1000;
+
+/// The result of the look before a primary is copied over the visible database.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Continuation {
+    /// The start of its server that this holds for; None: there is nothing here that could be lost.
+    pub server_started: Option<String>,
+    /// Nothing speaks against it, and nothing proves it.
+    pub unproven: bool,
+}
+
+impl Continuation {
+    /// The server that the copy's snapshot was taken on must be the one that was asked.
+    pub fn still_holds(&self, point: &CopiedPoint) -> Result<(), PassError> {
+        match &self.server_started {
+            Some(started) if *started != point.server_started => Err(PassError::NotMet {
+                text: "the primary's server was started anew after its history was looked at"
+                    .into(),
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Looks at the primary. `visible` is a session on the database that stands at `point`. The inner Err is a doubt, which an
+/// operator may overrule.
+pub async fn look(
+    config: &Config,
+    visible: &LocalSession,
+    point: &CopiedPoint,
+) -> Result<Result<Continuation, Doubt>, PassError> {
+    let peer = &config.peer.datastore;
+    let started = {
+        let session = PeerSession::open(peer).await?;
+        let sql = "SELECT pg_catalog.pg_postmaster_start_time()::text";
+        let doing = "asking for the server's start";
+        session.row(doing, sql, &[]).await?.get::<String>(0)?
+    };
+    if started == point.server_started {
+        return Ok(Ok(Continuation {
+            server_started: Some(started),
+            unproven: false,
+        }));
+    }
+    // Its reading holds locks like any other, so it gives way like any other.
+    let found = guarded(peer, async {
+        let session = PeerSession::open(peer).await?;
+        let looking = Looking {
+            peer: &session,
+            here: visible,
+            theirs: shapes(&session).await?,
+            ours: shapes(visible).await?,
+        };
+        if let Some(text) = looking.sequence_that_went_back().await? {
+            return Ok(Some(text));
+        }
+        let rows = looking.rows_that_are_not_here(&point.transactions);
+        match tokio::time::timeout(READING_TIME, rows).await {
+            Ok(found) => found,
+            Err(_) => {
+                let seconds = READING_TIME.as_secs();
+                log::info!(
+                    "peer: its rows were not looked through within {seconds} s; the database that the copy replaces is pinned for replication.artifact_retention"
+                );
+                Ok(None)
+            }
+        }
+    });
+    if let Some(text) = Box::pin(found).await? {
+        return Ok(Err(Doubt::set_back(
+            point,
+            format!(
+                "since the primary's server was started anew, {text}: the primary was set back to an older copy, or rows of the spare were changed by hand"
+            ),
+        )));
+    }
+    Ok(Ok(Continuation {
+        server_started: Some(started),
+        unproven: true,
+    }))
+}
+
+/// Types whose text is the same on every server.
+const PLAIN: &str = "('bool', 'int2', 'int4', 'int8', 'numeric', 'text', 'varchar', 'bpchar', 'date', 'timestamp', 'timestamptz', 'uuid', '_text', '_varchar', '_int4', '_int8')";
+
+/// A transaction's number as a row version bears it, with the bits that the row leaves out. `next` is the number that the
+/// server gives out next. A number that was frozen long ago may come out as younger than it is, and never as older.
+fn whole_number(xmin: &str, next: &str) -> String {
+    format!(
+        "CASE WHEN {xmin}::text::int8 < 3 THEN 0 \
+         WHEN ({next} >> 32 << 32) + {xmin}::text::int8 < {next} THEN ({next} >> 32 << 32) + {xmin}::text::int8 \
+         ELSE ({next} >> 32 << 32) + {xmin}::text::int8 - (1::int8 << 32) END"
+    )
+}
+
+/// Computed once for a statement: without OFFSET it would be computed for each row.
+const NEXT: &str =
+    "(SELECT pg_catalog.txid_snapshot_xmax(pg_catalog.txid_current_snapshot()) AS next OFFSET 0)";
+
+/// For all tables together. A primary whose tables take longer to read is copied unproven.
+const READING_TIME: Duration = Duration::from_secs(60);
+/// So many values a server may take back after a crash: it writes that many ahead to its log.
+const WRITTEN_AHEAD: i64 = 32;
+
+/// A table as one side has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Shape {
+    oid: u32,
+    /// Columns with a type whose text can be compared, by name, with that type.
+    columns: BTreeMap<String, String>,
+    /// The columns of its primary key; empty: it has none.
+    key: Vec<String>,
+    /// The number of the transaction that gave it its form.
+    formed: i64,
+}
+
+/// The tables of a database by their quoted names.
+async fn shapes(session: &Session) -> Result<BTreeMap<String, Shape>, PassError> {
+    let number = whole_number("x.xmin", "n.next");
+    let of_table = whole_number("c.xmin", "n.next");
+    let sql = format!(
+        "SELECT format('%I.%I', n0.nspname, c.relname), c.oid, \
+           coalesce((SELECT jsonb_object_agg(x.attname, t.typname)::text FROM pg_catalog.pg_attribute x \
+             JOIN pg_catalog.pg_type t ON t.oid = x.atttypid \
+             WHERE x.attrelid = c.oid AND x.attnum > 0 AND NOT x.attisdropped AND x.attgenerated = '' \
+               AND t.typnamespace = 'pg_catalog'::regnamespace AND t.typname IN {PLAIN}), '{{}}'), \
+           coalesce((SELECT array_agg(x.attname::text ORDER BY k.place) FROM pg_catalog.pg_index i \
+             CROSS JOIN LATERAL unnest(i.indkey::int2[]) WITH ORDINALITY k (number, place) \
+             JOIN pg_catalog.pg_attribute x ON x.attrelid = c.oid AND x.attnum = k.number \
+             WHERE i.indrelid = c.oid AND i.indisprimary AND k.place <= i.indnkeyatts), '{{}}'), \
+           greatest({of_table}, (SELECT max({number}) FROM pg_catalog.pg_attribute x \
+             WHERE x.attrelid = c.oid AND x.attnum > 0))::int8 \
+         FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n0 ON n0.oid = c.relnamespace CROSS JOIN {NEXT} n \
+         WHERE c.relpersistence = 'p' AND c.oid IN (SELECT c.oid FROM pg_catalog.pg_class c \
+           JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE {COPIED_TABLES})"
+    );
+    let rows = session
+        .rows("reading the tables' columns", &sql, &[])
+        .await?;
+    let shape = |row: &crate::cluster::Row| {
+        let columns: String = row.get(2)?;
+        let shape = Shape {
+            oid: row.get(1)?,
+            columns: serde_json::from_str(&columns).unwrap_or_default(),
+            key: row.get(3)?,
+            formed: row.get(4)?,
+        };
+        Ok::<_, DatastoreError>((row.get(0)?, shape))
+    };
+    Ok(rows.iter().map(shape).collect::<Result<_, _>>()?)
+}
+
+/// Row versions of the primary, each by its key and the hash of what can be compared.
+struct Versions {
+    keys: Vec<Vec<String>>,
+    hashes: Vec<String>,
+}
+
+/// The columns of a table that can be compared, and its key, as both sides have them.
+struct Common<'a> {
+    table: &'a str,
+    columns: Vec<(&'a String, &'a String)>,
+    key: Vec<(&'a String, &'a String)>,
+}
+
+impl<'a> Common<'a> {
+    /// None: nothing of it can be compared.
+    fn of(table: &'a str, there: &'a Shape, here: &Shape) -> Option<Common<'a>> {
+        let same = |column: &(&String, &String)| here.columns.get(column.0) == Some(column.1);
+        let columns: Vec<_> = there.columns.iter().filter(same).collect();
+        let plain = |name: &String| columns.iter().find(|column| column.0 == name).copied();
+        let key: Option<Vec<_>> = there.key.iter().map(plain).collect();
+        let key = key.filter(|_| there.key == here.key).unwrap_or_default();
+        (!columns.is_empty()).then_some(Common {
+            table,
+            columns,
+            key,
+        })
+    }
+
+    fn hash(&self, of: &str) -> String {
+        let columns: Vec<String> = self
+            .columns
+            .iter()
+            .map(|(name, _)| format!("{of}.{}", quote_ident(name)))
+            .collect();
+        let columns = columns.join(", ");
+        // The encoding is the same on both sides, and so the bytes need not be converted.
+        format!("encode(sha256(convert_to(ROW({columns})::text, getdatabaseencoding())), 'hex')")
+    }
+
+    /// Reads those that `which`, a query for their places, chooses.
+    async fn read(&self, peer: &PeerSession, which: &str) -> Result<Versions, PassError> {
+        let key: Vec<String> = self
+            .key
+            .iter()
+            .map(|(name, _)| format!("t.{}::text", quote_ident(name)))
+            .collect();
+        let sql = format!(
+            "SELECT {}, ARRAY[{}]::text[] FROM ONLY {} t WHERE t.ctid = ANY (ARRAY({which}))",
+            self.hash("t"),
+            key.join(", "),
+            self.table
+        );
+        let doing = format!("reading the youngest rows of {}", self.table);
+        let mut versions = Versions {
+            keys: vec![Vec::new(); self.key.len()],
+            hashes: Vec::new(),
+        };
+        let rows = match peer.rows(&doing, &sql, &[]).await {
+            // Keys that are no text: nothing of them can be told here.
+            Err(error) if error.sql_state == Some(SqlState::CHARACTER_NOT_IN_REPERTOIRE) => {
+                return Ok(versions);
+            }
+            rows => rows?,
+        };
+        for row in rows {
+            let key: Vec<String> = row.get(1)?;
+            if key.len() != self.key.len() {
+                continue;
+            }
+            versions.hashes.push(row.get(0)?);
+            for (column, value) in versions.keys.iter_mut().zip(key) {
+                column.push(value);
+            }
+        }
+        Ok(versions)
+    }
+
+    /// How many of them are not here.
+    async fn lacking(&self, here: &LocalSession, versions: &Versions) -> Result<u64, PassError> {
+        if versions.hashes.is_empty() {
+            return Ok(0);
+        }
+        let places: Vec<String> = (0..self.key.len())
+            .map(|n| format!("${}::text[]", n + 2))
+            .collect();
+        let names: Vec<String> = (0..self.key.len()).map(|n| format!("k{n}")).collect();
+        let mut unnested = vec!["$1::text[]".to_string()];
+        unnested.extend(places);
+        let mut columns = vec!["hash".to_string()];
+        columns.extend(names);
+        let mut is_here: Vec<String> = self
+            .key
+            .iter()
+            .enumerate()
+            .map(|(n, (name, kind))| format!("l.{} = v.k{n}::{kind}", quote_ident(name)))
+            .collect();
+        is_here.push(format!("{} = v.hash", self.hash("l")));
+        let sql = format!(
+            "SELECT count(*) FROM unnest({}) v ({}) WHERE NOT EXISTS (SELECT 1 FROM ONLY {} l WHERE {})",
+            unnested.join(", "),
+            columns.join(", "),
+            self.table,
+            is_here.join(" AND ")
+        );
+        let mut values: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> = vec![&versions.hashes];
+        for key in &versions.keys {
+            values.push(key);
+        }
+        let doing = format!("looking for rows of {}", self.table);
+        let row = here.row(&doing, &sql, &values).await?;
+        Ok(row.get::<i64>(0)?.unsigned_abs())
+    }
+}
+
+/// Both sides, while a contradiction is looked for.
+struct Looking<'a> {
+    peer: &'a PeerSession,
+    here: &'a LocalSession,
+    theirs: BTreeMap<String, Shape>,
+    ours: BTreeMap<String, Shape>,
+}
+
+impl Looking<'_> {
+    fn common<'a>(&'a self, name: &'a str, there: &'a Shape) -> Option<Common<'a>> {
+        Common::of(name, there, self.ours.get(name)?)
+    }
+
+    /// Rows of the primary that must be here, by the numbers of their transactions, and are not.
+    async fn rows_that_are_not_here(
+        &self,
+        transactions: &str,
+    ) -> Result<Option<String>, PassError> {
+        let ended = transactions.split(':').next();
+        let Some(ended) = ended.and_then(|xmin| xmin.parse::<i64>().ok()) else {
+            return Ok(None);
+        };
+        for (name, there) in &self.theirs {
+            let Some(both) = self.common(name, there) else {
+                continue;
+            };
+            // One that was made or changed since may hold other rows under the same name.
+            if there.formed >= ended {
+                continue;
+            }
+            let number = whole_number("t.xmin", "n.next");
+            let which = format!(
+                "SELECT t.ctid FROM ONLY {name} t CROSS JOIN {NEXT} n WHERE {number} < {ended} \
+                 ORDER BY {number} DESC LIMIT {YOUNGEST}"
+            );
+            let versions = both.read(self.peer, &which).await?;
+            let lacking = both.lacking(self.here, &versions).await?;
+            if lacking > 0 {
+                return Ok(Some(format!(
+                    "{lacking} rows of {name} are there and not here, although the transactions that wrote them are older than the spare's recovery point"
+                )));
+            }
+        }
+        Ok(None)
+    }
+
+    /// A sequence that stands further back than here, although its table was not emptied.
+    async fn sequence_that_went_back(&self) -> Result<Option<String>, PassError> {
+        let (peer, here) = (self.peer, self.here);
+        let now = sequences::read_sequences(peer, sequences::sequence_names(peer).await?).await?;
+        let then = sequences::read_sequences(here, sequences::sequence_names(here).await?).await?;
+        let steps = steps(peer).await?;
+        for (sequence, before) in gone_back(&then, &now, &steps) {
+            // TRUNCATE … RESTART IDENTITY sets it back too, and leaves none of the rows.
+            for table in tables_of(peer, sequence).await? {
+                let there = self.theirs.iter().find(|(_, shape)| shape.oid == table);
+                let Some(both) = there.and_then(|(name, shape)| self.common(name, shape)) else {
+                    continue;
+                };
+                let which = format!("SELECT t.ctid FROM ONLY {} t LIMIT {YOUNGEST}", both.table);
+                let versions = both.read(peer, &which).await?;
+                if both.lacking(here, &versions).await? < versions.hashes.len() as u64 {
+                    return Ok(Some(format!(
+                        "sequence {} is at {} there, and the spare knows that it was past {before}",
+                        sequence.name.quoted(),
+                        sequence.last_value
+                    )));
+                }
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// The steps of those sequences that only rise.
+async fn steps(peer: &PeerSession) -> Result<BTreeMap<String, i64>, PassError> {
+    let sql = "SELECT n.nspname::text, c.relname::text, s.seqincrement FROM pg_catalog.pg_sequence s \
+               JOIN pg_catalog.pg_class c ON c.oid = s.seqrelid \
+               JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+               WHERE s.seqincrement > 0 AND NOT s.seqcycle";
+    let mut steps = BTreeMap::new();
+    for row in peer.rows("reading the sequences' steps", sql, &[]).await? {
+        let (schema, name): (String, String) = (row.get(0)?, row.get(1)?);
+        let name = format!("{}.{}", quote_ident(&schema), quote_ident(&name));
+        steps.insert(name, row.get(2)?);
+    }
+    Ok(steps)
+}
+
+/// Sequences that stand further back than before, and further than a crash takes them, with where they stood.
+fn gone_back<'a>(
+    then: &[Sequence],
+    now: &'a [Sequence],
+    steps: &BTreeMap<String, i64>,
+) -> impl Iterator<Item = (&'a Sequence, i64)> {
+    let given = |sequence: &Sequence| sequence.last_value - i64::from(!sequence.is_called);
+    let before: BTreeMap<String, i64> = then
+        .iter()
+        .filter_map(|sequence| {
+            let name = sequence.name.quoted();
+            let slack = steps.get(&name)?.saturating_mul(WRITTEN_AHEAD);
+            Some((name, given(sequence).saturating_sub(slack)))
+        })
+        .collect();
+    now.iter().filter_map(move |sequence| {
+        let least = *before.get(&sequence.name.quoted())?;
+        (given(sequence) < least).then_some((sequence, least))
+    })
+}
+
+/// The tables whose columns take their values from it.
+async fn tables_of(peer: &PeerSession, sequence: &Sequence) -> Result<Vec<u32>, PassError> {
+    let sql = "SELECT DISTINCT a.adrelid FROM pg_catalog.pg_depend d \
+               JOIN pg_catalog.pg_attrdef a ON d.classid = 'pg_attrdef'::regclass AND d.objid = a.oid \
+               WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = to_regclass($1) \
+               UNION SELECT d.refobjid FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_class'::regclass \
+                 AND d.refclassid = 'pg_class'::regclass AND d.deptype IN ('a', 'i') AND d.objid = to_regclass($1)";
+    let name = sequence.name.quoted();
+    let rows = peer
+        .rows("looking who uses a sequence", sql, &[&name])
+        .await?;
+    Ok(rows
+        .iter()
+        .map(|row| row.get(0))
+        .collect::<Result<_, _>>()?)
+}

@@ -1,0 +1,165 @@
+//! The gate in snapshot form: a set of rows passes only when each has its artifact here, or it is certain, after the
+//! grace, that the primary lacks it or has it damaged; and never more of that than the fuse allows.
+
+use crate::cluster::{LocalSession, Lock, State};
+use crate::config::Config;
+use crate::domain::ErrorCode;
+use crate::observe::{Phase, Progress};
+use crate::replication::artifact::courier::Courier;
+use crate::replication::artifact::inventory::Inventory;
+use crate::replication::artifact::round::{self, Round};
+use crate::replication::error::PassError;
+use crate::replication::fuse::{self, Shrinkage};
+use std::collections::HashSet;
+
+/// What every step of a pass works with.
+pub struct Work<'a> {
+    pub config: &'a Config,
+    pub state: &'a State,
+    pub lock: Lock,
+    pub courier: &'a Courier,
+    pub inventory: &'a Inventory<'a>,
+    pub progress: &'a Progress,
+}
+
+impl Work<'_> {
+    /// Brings what the inventory's wanted rows lack. `known` are the bytes (key and checksum) recorded as unavailable before: only for
+    /// others is the grace waited, and only others count for the fuse.
+    pub async fn gate(
+        &self,
+        known: &HashSet<(String, String)>,
+        phase: Phase,
+    ) -> Result<Gated, PassError> {
+        let todo = self.inventory.plan(&[]).await?;
+        let step = self.progress.begin(phase, todo);
+        let copies = self.config.replication.copies;
+        let mut round =
+            round::round(self.inventory, self.state, self.courier, copies, &step).await?;
+        self.believe_refusals(&round).await?;
+        if !newly_unavailable(&round, known).is_empty() {
+            // One grace for all: an upload under way is seen whole, a delete under way will not come back.
+            tokio::time::sleep(self.config.replication.gate_grace).await;
+            self.confirm_bucket(&round).await?;
+            let settled: Vec<String> = round.staged.iter().map(|swap| swap.key.clone()).collect();
+            self.inventory.plan(&settled).await?;
+            let again =
+                round::round(self.inventory, self.state, self.courier, copies, &step).await?;
+            self.believe_refusals(&again).await?;
+            round.missing.clear();
+            round.damaged.clear();
+            round.refused.clear();
+            round.absorb(again);
+        }
+        let newly = newly_unavailable(&round, known);
+        Ok(Gated { round, newly })
+    }
+
+    /// A refusal is the object's own only where the store serves others: else it is what the pass ends with.
+    pub async fn believe_refusals(&self, round: &Round) -> Result<(), PassError> {
+        let Some(error) = round.refusals().next() else {
+            return Ok(());
+        };
+        if round.copied > 0 {
+            return Ok(());
+        }
+        for key in &self.some_known_keys().await? {
+            match self.courier.peer.get(key).await {
+                Ok(Some(_)) => return Ok(()),
+                Ok(None) => {}
+                Err(error) if error.may_be_of_the_object() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(error.clone().into())
+    }
+
+    /// Before a "no such key" is believed: the bucket itself still answers, and, where one is known, so does an object
+    /// in it. A bucket that has none of the artifacts is not the primary's, however few they are.
+    pub async fn confirm_bucket(&self, round: &Round) -> Result<(), PassError> {
+        let peer = &self.courier.peer;
+        peer.check_bucket().await?;
+        let unfit = |text: String| {
+            PassError::Unfit {
+            check: ErrorCode::MissingArtifacts,
+            text,
+            next_step: "check peer.s3.endpoint and peer.s3.bucket_name; if the primary really lost them, remove their rows there"
+                .into(),
+        }
+        };
+        let wanted = self.inventory.wanted().await?;
+        if wanted > 0 && round.missing.len() as u64 >= wanted {
+            return Err(unfit(format!(
+                "the peer's bucket {} has none of the {wanted} artifacts that the rows name (for example {})",
+                peer.bucket(),
+                round.missing[0].key
+            )));
+        }
+        let known = self.some_known_keys().await?;
+        for key in &known {
+            // One that is still served is enough: any single one may have been deleted since.
+            if peer.head(key).await?.is_some() {
+                return Ok(());
+            }
+        }
+        let Some(key) = known.first() else {
+            return Ok(());
+        };
+        Err(unfit(format!(
+            "the peer's bucket {} lacks artifacts, and {} others too, which it served before (for example {key})",
+            peer.bucket(),
+            known.len()
+        )))
+    }
+
+    /// Keys that are here and that the primary's rows still name.
+    async fn some_known_keys(&self) -> Result<Vec<String>, PassError> {
+        let sql = "SELECT a.key FROM public.artifact a JOIN wanted w ON w.key = a.key AND w.checksum = a.checksum \
+                   ORDER BY random() LIMIT 20";
+        let session = self.state.session();
+        let rows = session.query("choosing known artifacts", sql, &[]).await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
+    /// Lets the change through, or stops and asks. `inside` is a session on the database as the change leaves it.
+    pub async fn judge(&self, change: Shrinkage, inside: &LocalSession) -> Result<bool, PassError> {
+        // What it has and its new primary lacks was put on record, and is expected to go.
+        let cluster = self.state.cluster().await?;
+        let approved = self.config.fuse.approves(&cluster.approved);
+        if cluster.coming_back || approved {
+            return Ok(true);
+        }
+        fuse::ask(self.config, self.state, change, inside).await
+    }
+}
+
+/// What came of a set of rows.
+pub struct Gated {
+    pub round: Round,
+    /// Keys that pass without their artifact for the first time.
+    pub newly: Vec<String>,
+}
+
+/// Records, beside the rows, what passed without its artifact.
+pub async fn record_unavailable(session: &LocalSession, round: &Round) -> Result<(), PassError> {
+    let sql = "INSERT INTO warm_spare.unavailable (key, checksum, reason) VALUES ($1, $2, $3) \
+               ON CONFLICT (key) DO UPDATE SET reason = excluded.reason";
+    for (item, reason) in round.unavailable() {
+        let checksum = item.checksum.to_string();
+        session
+            .execute(
+                "recording what the primary lacks",
+                sql,
+                &[&item.key, &checksum, &reason],
+            )
+            .await?;
+    }
+    Ok(())
+}
+
+fn newly_unavailable(round: &Round, known: &HashSet<(String, String)>) -> Vec<String> {
+    let items = round.unavailable().map(|(item, _)| item);
+    items
+        .filter(|item| !known.contains(&(item.key.clone(), item.checksum.to_string())))
+        .map(|item| item.key.clone())
+        .collect()
+}

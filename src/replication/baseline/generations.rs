@@ -1,0 +1,101 @@
+//! The replaced databases that are kept: what each takes, why it stays, and dropping one by hand.
+
+use super::switch::drop_generation;
+use crate::cluster::State;
+use crate::config::Config;
+use crate::domain::ErrorCode;
+use crate::replication::error::PassError;
+use chrono::{DateTime, Utc};
+
+/// A replaced database.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    pub name: String,
+    pub created: DateTime<Utc>,
+    pub pinned: bool,
+    /// Why it is pinned; empty: it is not, or nobody recorded it.
+    pub why: String,
+    pub bytes: u64,
+}
+
+/// Pinned is the last one from before each promotion, what a returning primary had, and for a time what was unproven.
+const KEPT: &str = "
+SELECT g.name, g.created, g.pinned, pg_database_size(d.oid),
+       (SELECT max(v.epoch) FROM divergence v WHERE v.found <= g.created
+          AND NOT EXISTS (SELECT 1 FROM generation o WHERE o.created >= v.found AND o.created < g.created)),
+       (SELECT max(p.epoch) FROM promotion p WHERE p.time >= g.created
+          AND NOT EXISTS (SELECT 1 FROM generation o WHERE o.created <= p.time AND o.created > g.created)),
+       g.unproven
+FROM generation g JOIN pg_database d ON d.datname = g.name
+ORDER BY g.created DESC, g.name DESC";
+
+/// The latest first.
+pub async fn kept_generations(state: &State) -> Result<Vec<Kept>, PassError> {
+    let doing = "reading the generations";
+    let rows = state.session().query(doing, KEPT, &[]).await?;
+    let kept = |row: &tokio_postgres::Row| {
+        let (pinned, bytes): (bool, i64) = (row.get(2), row.get(3));
+        Kept {
+            name: row.get(0),
+            created: row.get(1),
+            pinned,
+            why: match (pinned, row.get(4), row.get(5)) {
+                _ if pinned && row.get(6) => UNPROVEN.into(),
+                (true, Some(epoch), _) => why_diverged(epoch),
+                (true, None, Some(epoch)) => why_promoted(epoch),
+                _ => String::new(),
+            },
+            bytes: bytes.unsigned_abs(),
+        }
+    };
+    Ok(rows.iter().map(kept).collect())
+}
+
+const UNPROVEN: &str = "for a time: nothing proved that the primary's history went on from it";
+
+fn why_diverged(epoch: i64) -> String {
+    format!("what this cluster had when it came back to the primary of epoch {epoch}")
+}
+
+fn why_promoted(epoch: i64) -> String {
+    format!("the last from before the promotion to epoch {epoch}")
+}
+
+/// Drops one that is on record; a pinned one only with `pinned_too`.
+pub async fn drop_kept(
+    config: &Config,
+    state: &State,
+    name: &str,
+    pinned_too: bool,
+) -> Result<Kept, PassError> {
+    let refused = |rule, text: String, next_step: &str| PassError::Refused {
+        rule,
+        text,
+        next_step: next_step.into(),
+    };
+    if name == config.local.datastore.database {
+        let text = format!("{name} is the current database, and no replaced one");
+        return Err(refused(
+            ErrorCode::CurrentDatabase,
+            text,
+            "leave it where it is",
+        ));
+    }
+    let kept = kept_generations(state).await?;
+    let Some(found) = kept.into_iter().find(|kept| kept.name == name) else {
+        let text = format!("{name} is none of the replaced databases that warm-spare keeps");
+        let next_step = "`warm-spare generations list` names them";
+        return Err(refused(ErrorCode::NoGeneration, text, next_step));
+    };
+    if found.pinned && !pinned_too {
+        let why = match found.why.as_str() {
+            "" => String::new(),
+            why => format!(": it is {why}"),
+        };
+        let text = format!("{name} is pinned{why}");
+        let next_step = "give --pinned as well, if nobody needs it any more";
+        return Err(refused(ErrorCode::Pinned, text, next_step));
+    }
+    drop_generation(state, name).await?;
+    Ok(found)
+}

@@ -1,0 +1,770 @@
+//! One pass: the checks, the artifacts, and a baseline if the primary has changed.
+
+use super::checks::{self, Facts};
+use super::continuation::Continuation;
+use super::copy::{self, Baseline, Copied, Incoming};
+use super::gate::{Work, record_unavailable};
+use super::lock_watchdog::guarded;
+use super::{continuation, switch};
+use crate::cluster::preparation::Names;
+use crate::cluster::{
+    ByteBudget, CopiedPoint, DatastoreFault, LocalSession, LocalStore, Lock, PeerSession, State,
+    Store, Throttle, end_former_writers, is_fenced, prove_fence,
+};
+use crate::config::{Config, WantedRole};
+use crate::domain::{ErrorCode, EventKind, Lsn, Role, Side};
+use crate::observe::{Clock, Phase, Progress};
+use crate::replication::artifact::courier::Courier;
+use crate::replication::artifact::inventory::{Inventory, InventoryError, UNSOUND};
+use crate::replication::artifact::replacements;
+use crate::replication::artifact::round::{self, Round};
+use crate::replication::change_probe;
+use crate::replication::descent::{Doubt, Here};
+use crate::replication::error::PassError;
+use crate::replication::fuse::Shrinkage;
+use crate::replication::mode::select;
+use crate::replication::mode::select::Chosen;
+use crate::replication::stream::{self, Follow, Gap, Unheard};
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+/// Below this many artifacts left, the snapshot is taken; the rest is copied while it stands.
+const SMALL_REST: u64 = 50;
+/// A primary that is uploaded to faster than we copy is not waited for without end.
+const ROUNDS_BEFORE: usize = 5;
+
+#[derive(Clone, Default)]
+pub struct Options {
+    /// A new baseline even if nothing has changed.
+    pub baseline: bool,
+    /// The working lock, where the caller holds it and keeps it; else the pass takes it for itself.
+    pub lock: Option<Lock>,
+    /// What transfers are held to, where the caller may change it meanwhile; else as configured.
+    pub throttle: Option<Throttle>,
+    /// Where the stream is laid down that does not fit into memory; None: among the temporary files.
+    pub spool: Option<Arc<Path>>,
+    /// The peer is read-only because of us: this is the last pass before its spare is promoted.
+    pub fenced_by_us: bool,
+}
+
+#[derive(Debug)]
+pub struct Report {
+    pub outcome: Outcome,
+    /// Artifacts of this pass, those of the baseline included.
+    pub artifacts: Round,
+    pub packages: u64,
+    /// Keys that the primary lacks or has damaged, as recorded now.
+    pub unavailable: Vec<(String, String)>,
+    pub undone: usize,
+    pub fence_reset: bool,
+    pub chosen: Chosen,
+}
+
+#[derive(Debug)]
+pub enum Outcome {
+    Copied(Box<Copied>),
+    /// Not a row was read: the primary has committed nothing since.
+    Unchanged(CopiedPoint),
+    /// The stream brought what the primary had committed when it was asked.
+    Followed(CopiedPoint),
+}
+
+/// Connections to both ends, as one pass needs them.
+pub struct Ends {
+    pub local: LocalSession,
+    pub peer: PeerSession,
+    pub local_store: LocalStore,
+    pub peer_store: Store,
+}
+
+impl Ends {
+    pub async fn open(config: &Config) -> Result<Ends, PassError> {
+        Ok(Ends {
+            local: LocalSession::open_for_maintenance(&config.local.datastore).await?,
+            local_store: LocalStore::open(&config.local.s3)?,
+            peer: PeerSession::open(&config.peer.datastore).await?,
+            peer_store: Store::open(Side::Peer, &config.peer.s3)?,
+        })
+    }
+}
+
+/// Brings the spare to the primary's present, once.
+pub async fn sync(
+    config: &Config,
+    options: Options,
+    progress: &Progress,
+) -> Result<Report, PassError> {
+    match Box::pin(sync_with_a_primary(config, options, progress)).await {
+        Err(error) => Err(change_probe::told_of_standby(config, error).await),
+        done => done,
+    }
+}
+
+async fn sync_with_a_primary(
+    config: &Config,
+    options: Options,
+    progress: &Progress,
+) -> Result<Report, PassError> {
+    progress.begin(Phase::Checks, 0);
+    let recorded = may_work(config).await?;
+    let mut held = None;
+    if recorded {
+        // What an interrupted pass left, and the fence, are ours to mend, whether the primary is there or not.
+        held = Some(Held::take(config, options.lock, recorded).await?);
+    }
+    let ends = Ends::open(config).await?;
+    // Only a name is made of it before the checks; the state that it stands in is made after them.
+    let cluster_id = match &held {
+        Some(held) => held.state.cluster().await?.id,
+        None => existing_id(config).await?.unwrap_or_default(),
+    };
+    let here = match &held {
+        Some(held) => Here::read(config, &held.state).await?,
+        None => Here::default(),
+    };
+    let mut facts = checks::check(config, &ends, &cluster_id, options.fenced_by_us, &here).await?;
+    if !recorded && facts.was_primary {
+        return Err(PassError::Refused {
+            rule: ErrorCode::WasPrimary,
+            text: "the peer was promoted over this very cluster: what only this one has is put on record before it is copied over".into(),
+            next_step: "let the service do it: load it here with role = \"spare\"".into(),
+        });
+    }
+    let Held {
+        state,
+        lock,
+        mended,
+    } = match held {
+        Some(held) => held,
+        None => Held::take(config, options.lock, recorded).await?,
+    };
+    if let Some(id) = &facts.line.approved {
+        approve(&state, id, config).await?;
+    }
+    if cluster_id.is_empty() {
+        let id = state.cluster().await?.id;
+        facts.chosen = select::decide(config, &id, &ends.local, &ends.peer).await?;
+    }
+    let configured = || Throttle::new(config.replication.bandwidth_limit);
+    let courier = Courier {
+        peer: ends.peer_store,
+        local: ends.local_store,
+        budget: ByteBudget::new(config.replication.buffer),
+        throttle: options.throttle.clone().unwrap_or_else(configured),
+    };
+    // From here on nothing of ours stays open on the primary longer than its one statement, or its part of the copy.
+    drop((ends.local, ends.peer));
+    switch::drop_database(state.session(), &copy::incoming_name(config)).await?;
+    let inventory = Inventory::new(state.session()).await?;
+    let work = Work {
+        config,
+        state: &state,
+        lock,
+        courier: &courier,
+        inventory: &inventory,
+        progress,
+    };
+    let pass = Pass {
+        work: &work,
+        facts: &facts,
+        mended,
+        spool: options
+            .spool
+            .clone()
+            .unwrap_or_else(|| Arc::from(std::env::temp_dir())),
+    };
+    Box::pin(pass.run(options, !recorded)).await
+}
+
+/// Puts on record that the next copy may replace what an operator has given up.
+pub async fn approve(state: &State, id: &str, config: &Config) -> Result<(), PassError> {
+    if state.cluster().await?.approved != id {
+        state.approve_next_copy(id).await?;
+        let text =
+            format!("a copy over newer or other rows was let through by fuse.approve = {id:?}");
+        state
+            .event(EventKind::Approved, &text, &config.change)
+            .await?;
+    }
+    Ok(())
+}
+
+/// The cluster's id, if it has one already.
+pub async fn existing_id(config: &Config) -> Result<Option<String>, PassError> {
+    Ok(match State::open_existing(&config.local.datastore).await? {
+        Some(state) => Some(state.cluster().await?.id),
+        None => None,
+    })
+}
+
+/// Our own state, held by us alone, and put right.
+struct Held {
+    state: State,
+    lock: Lock,
+    mended: Mended,
+}
+
+impl Held {
+    async fn take(config: &Config, lock: Option<Lock>, recorded: bool) -> Result<Held, PassError> {
+        let state = State::open(&config.local.datastore).await?;
+        let lock = match lock {
+            Some(held) => held,
+            None => state.lock().await?,
+        };
+        // It may have been promoted while the lock was waited for.
+        let recorded = recorded || state.cluster().await?.role.is_some();
+        if recorded {
+            may_work(config).await?;
+        }
+        let mended = put_right(config, &state, lock, recorded).await?;
+        Ok(Held {
+            state,
+            lock,
+            mended,
+        })
+    }
+}
+
+/// What was found wrong with our own side before the pass, and put right.
+#[derive(Debug, Default, Clone, Copy)]
+struct Mended {
+    undone: usize,
+    fence_reset: bool,
+}
+
+/// What an interrupted pass left on our own side: half replaced bytes are put back, its database is dropped. Nothing is
+/// asked of the peer, which may be gone for good.
+pub async fn mend(config: &Config, lock: Lock) -> Result<(), PassError> {
+    let state = State::open(&config.local.datastore).await?;
+    state.still_ours(lock).await?;
+    if !state.replacements().await?.is_empty() {
+        put_back(config, &state, lock).await?;
+    }
+    switch::drop_database(state.session(), &copy::incoming_name(config)).await
+}
+
+async fn put_right(
+    config: &Config,
+    state: &State,
+    lock: Lock,
+    recorded: bool,
+) -> Result<Mended, PassError> {
+    let undone = put_back(config, state, lock).await?;
+    // Before the first copy the visible database is somebody's, and no spare's.
+    let fence_reset = recorded && keep_fenced(config, state).await?;
+    Ok(Mended {
+        undone,
+        fence_reset,
+    })
+}
+
+/// The number of artifacts whose bytes were put back.
+async fn put_back(config: &Config, state: &State, lock: Lock) -> Result<usize, PassError> {
+    let local = LocalStore::open(&config.local.s3)?;
+    let courier = Courier {
+        // Nothing is asked of the peer here.
+        peer: local.reading().clone(),
+        local,
+        budget: ByteBudget::new(config.replication.buffer),
+        throttle: Throttle::new(None),
+    };
+    let reached = reached(config).await?;
+    let undone = replacements::undo((state, lock), &courier, reached).await?;
+    if undone > 0 {
+        log::warn!(
+            "local: a pass before this one was interrupted while it replaced {undone} artifacts; they were put back"
+        );
+    }
+    Ok(undone)
+}
+
+/// A cluster that was never told its role does nothing at all; one that is no spare copies nothing over itself.
+/// Whether it is recorded as a spare already.
+pub async fn may_work(config: &Config) -> Result<bool, PassError> {
+    let recorded = match State::open_existing(&config.local.datastore).await? {
+        Some(state) => state.cluster().await?.role,
+        None => None,
+    };
+    match (config.role, recorded) {
+        (WantedRole::Spare, None) => Ok(false),
+        // Until it is promoted, a spare goes on as one.
+        (_, Some(Role::Spare)) => Ok(true),
+        (WantedRole::Keep, None) => Err(PassError::Refused {
+            rule: ErrorCode::RoleUnset,
+            text: "this cluster was never told its role, so nothing is done".into(),
+            next_step: "set role = \"spare\" on the cluster that is to be the copy".into(),
+        }),
+        (_, recorded) => Err(PassError::Refused {
+            rule: ErrorCode::Role,
+            text: format!(
+                "this cluster is recorded as {}",
+                recorded.map_or("nothing", Into::into)
+            ),
+            next_step: "only a spare is copied to".into(),
+        }),
+    }
+}
+
+/// The fence is a condition, not an event: looked for at every start, and set again if somebody lifted it.
+async fn keep_fenced(config: &Config, state: &State) -> Result<bool, PassError> {
+    let database = &config.local.datastore.database;
+    let there = checks::has_database(state.session(), database).await?;
+    if !there {
+        return Ok(false);
+    }
+    if !is_fenced(state.session(), database).await? {
+        log::warn!("local: database {database} was not fenced; it is again");
+        state.fence_if_spare(database).await?;
+    } else if !state.cluster().await?.fence_begun {
+        prove_fence(state.session(), &config.local.datastore, database).await?;
+        return Ok(false);
+    }
+    state
+        .finish_fence(&config.local.datastore, database)
+        .await?;
+    let text = format!("the fence on {database} had been lifted; it was set again");
+    state.event(EventKind::Fence, &text, &config.change).await?;
+    Ok(true)
+}
+
+/// The database that Builder on the spare sees, as far as it is there and is Builder's.
+struct Visible {
+    rows: Option<LocalSession>,
+    ours: bool,
+}
+
+impl Visible {
+    async fn open(config: &Config, facts: &Facts) -> Result<Visible, PassError> {
+        if !facts.visible {
+            return Ok(Visible {
+                rows: None,
+                ours: false,
+            });
+        }
+        let session =
+            LocalSession::open(&config.local.datastore, &config.local.datastore.database).await?;
+        let sql = "SELECT to_regclass('public.origin_packages') IS NOT NULL, to_regclass('warm_spare.recovery_point') IS NOT NULL";
+        let row = session
+            .query_one("looking into the visible database", sql, &[])
+            .await?;
+        let (rows, ours): (bool, bool) = (row.get(0), row.get(1));
+        Ok(Visible {
+            rows: rows.then_some(session),
+            ours,
+        })
+    }
+
+    fn session_of_ours(&self) -> Option<&LocalSession> {
+        self.rows.as_ref().filter(|_| self.ours)
+    }
+
+    /// Which bytes (key and checksum) are recorded as unavailable.
+    async fn known(&self) -> Result<HashSet<(String, String)>, PassError> {
+        let Some(session) = self.session_of_ours() else {
+            return Ok(HashSet::new());
+        };
+        let sql = "SELECT key, checksum FROM warm_spare.unavailable";
+        let rows = session
+            .query("reading what the primary lacks", sql, &[])
+            .await?;
+        Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+    }
+}
+
+/// Artifacts recorded as missing or damaged on the primary, with the reason.
+pub async fn unavailable(session: &LocalSession) -> Result<Vec<(String, String)>, PassError> {
+    let sql = "SELECT key, reason FROM warm_spare.unavailable ORDER BY key";
+    let rows = session
+        .query("reading what the primary lacks", sql, &[])
+        .await?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+/// The same, of the visible database as it stands. None: it is not there, or not ours.
+pub async fn unavailable_here(config: &Config) -> Result<Option<Vec<(String, String)>>, PassError> {
+    let local = &config.local.datastore;
+    let session = match LocalSession::open(local, &local.database).await {
+        Ok(session) => session,
+        Err(error) if error.fault == DatastoreFault::NoDatabase => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let sql = "SELECT to_regclass('warm_spare.unavailable') IS NOT NULL";
+    let row = session
+        .query_one("looking for our tables", sql, &[])
+        .await?;
+    match row.get(0) {
+        true => Ok(Some(unavailable(&session).await?)),
+        false => Ok(None),
+    }
+}
+
+/// The recovery point of the visible database, if that is there and ours.
+async fn reached(config: &Config) -> Result<Option<Lsn>, PassError> {
+    let local = &config.local.datastore;
+    match LocalSession::open(local, &local.database).await {
+        Ok(session) => {
+            if recovery_point(&session).await?.is_none() {
+                return Ok(None);
+            }
+            // A commit of a session that we have left may still be on its way: it is waited for, and one that only
+            // might come is not.
+            end_former_writers(&session).await?;
+            let sql = "SELECT lsn::text FROM warm_spare.recovery_point FOR UPDATE";
+            let doing = "reading the recovery point";
+            let row = session.query_one(doing, sql, &[]).await?;
+            Ok(row.get::<_, String>(0).parse().ok())
+        }
+        Err(error) if error.fault == DatastoreFault::NoDatabase => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Ends what may still be applying to the visible database, and waits for a commit that is on its way.
+pub async fn end_appliers(config: &Config) -> Result<(), PassError> {
+    reached(config).await.map(drop)
+}
+
+/// Where the visible database stands: at the point that was copied, or further on, where the stream has brought it.
+pub async fn stands_at(config: &Config, copied: CopiedPoint) -> Result<CopiedPoint, PassError> {
+    let local = &config.local.datastore;
+    if copied.slot.is_empty() {
+        return Ok(copied);
+    }
+    let session = match LocalSession::open(local, &local.database).await {
+        Ok(session) => session,
+        Err(error) if error.fault == DatastoreFault::NoDatabase => return Ok(copied),
+        Err(error) => return Err(error.into()),
+    };
+    if recovery_point(&session).await?.is_none() {
+        return Ok(copied);
+    }
+    let sql = "SELECT lsn::text, commit_time FROM warm_spare.recovery_point";
+    let row = session
+        .query_one("reading the recovery point", sql, &[])
+        .await?;
+    Ok(CopiedPoint {
+        lsn: row.get(0),
+        commit_time: row.get(1),
+        ..copied
+    })
+}
+
+/// Whether a database that says it stands at `found` is the one that was copied here: a followed one goes on from there.
+pub fn is_ours(point: &CopiedPoint, found: Option<&String>) -> bool {
+    match point.slot.is_empty() {
+        false => found.is_some(),
+        true => found == Some(&point.lsn),
+    }
+}
+
+/// The LSN that a database says it stands at; None: it is none of ours.
+pub async fn recovery_point(session: &LocalSession) -> Result<Option<String>, PassError> {
+    let sql = "SELECT to_regclass('warm_spare.recovery_point') IS NOT NULL";
+    let there = session
+        .query_one("looking for the recovery point", sql, &[])
+        .await?;
+    if !there.get::<_, bool>(0) {
+        return Ok(None);
+    }
+    let sql = "SELECT lsn::text FROM warm_spare.recovery_point";
+    let rows = session
+        .query("reading the recovery point", sql, &[])
+        .await?;
+    Ok(rows.first().map(|row| row.get(0)))
+}
+
+struct Pass<'a> {
+    work: &'a Work<'a>,
+    facts: &'a Facts,
+    mended: Mended,
+    spool: Arc<Path>,
+}
+
+impl Pass<'_> {
+    async fn run(&self, options: Options, first: bool) -> Result<Report, PassError> {
+        let (config, inventory) = (self.work.config, self.work.inventory);
+        self.leave_no_slot().await;
+        let visible = Visible::open(config, self.facts).await?;
+        let visible_rows = match &visible.rows {
+            Some(session) => inventory.load_visible(session).await?.rows,
+            None => 0,
+        };
+        if first && visible_rows > 0 {
+            self.ends_not_exchanged().await?;
+        }
+        if !options.baseline
+            && let Some(point) = self.followed(&visible).await?
+        {
+            // What the stream does not come by again: artifacts lost here, and those that the primary lacked.
+            inventory.load_present(&self.work.courier.local).await?;
+            if let Some(session) = visible.session_of_ours() {
+                inventory.load_visible(session).await?;
+            }
+            let round = self.mend(&visible).await?;
+            return self.report(Outcome::Followed(point), round).await;
+        }
+        inventory.load_present(&self.work.courier.local).await?;
+        if !options.baseline
+            && let Some(point) = self.unchanged(&visible).await?
+        {
+            let round = self.mend(&visible).await?;
+            return self.report(Outcome::Unchanged(point), round).await;
+        }
+        let continuation = self.goes_on_from(&visible).await?;
+        // Before hours of copying: whether the spare can have such a database at all.
+        let incoming = Incoming::create(self.work, self.facts).await?;
+        let mut round = match self.artifacts_first().await {
+            Ok(round) => round,
+            Err(error) => {
+                incoming.give_up(self.work).await;
+                return Err(error);
+            }
+        };
+        let known_unavailable = visible.known().await?;
+        drop(visible);
+        let copied = Baseline {
+            work: self.work,
+            facts: self.facts,
+            visible_rows,
+            known_unavailable,
+            continuation,
+            kept: AtomicBool::new(false),
+            spool: self.spool.clone(),
+        }
+        .run(incoming)
+        .await?;
+        let local = &config.local.datastore;
+        prove_fence(self.work.state.session(), local, &local.database).await?;
+        round.copied += copied.artifacts.copied;
+        round.copied_bytes += copied.artifacts.copied_bytes;
+        round.verified += copied.artifacts.verified;
+        self.report(Outcome::Copied(Box::new(copied)), round).await
+    }
+
+    /// Where whole copies are made, a slot of ours would only hold log.
+    async fn leave_no_slot(&self) {
+        let Ok(cluster) = self.work.state.cluster().await else {
+            return;
+        };
+        let slot = Names::of_cluster(&cluster.id).slot;
+        if self.facts.chosen.stream.is_none()
+            && self
+                .facts
+                .chosen
+                .ours
+                .iter()
+                .any(|ours| ours.contains(&slot) && ours.contains("slot"))
+            && let Err(error) = stream::drop_slot(&self.work.config.peer.datastore, &slot).await
+        {
+            log::warn!("{error}; slot {slot} is left");
+        }
+    }
+
+    /// The rows as the primary has them now. The reading holds a lock like any other, so it gives way like any other.
+    async fn load_wanted(&self) -> Result<(), PassError> {
+        let peer = &self.work.config.peer.datastore;
+        guarded(peer, async {
+            let session = PeerSession::open(peer).await?;
+            self.work.inventory.load_wanted_from(&session).await?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// The first baseline must not wipe out a cluster that has what its peer lacks: then the ends are exchanged.
+    async fn ends_not_exchanged(&self) -> Result<(), PassError> {
+        self.load_wanted().await?;
+        let lacking = self.work.inventory.vanishing().await?;
+        let Some(first) = lacking.first() else {
+            return Ok(());
+        };
+        let exchanged = Doubt {
+            rule: ErrorCode::EndsExchanged,
+            text: format!(
+                "the local database holds {} packages that the peer lacks (for example {first}); this would be the first copy over it",
+                lacking.len(),
+            ),
+            case: format!("{} {} {}", self.facts.system_id, lacking.len(), first),
+        };
+        let id = exchanged.ask(self.work.config)?;
+        approve(self.work.state, &id, self.work.config).await
+    }
+
+    /// Before anything of the primary is written: nothing there says that its history does not go on from here.
+    async fn goes_on_from(&self, visible: &Visible) -> Result<Continuation, PassError> {
+        let (work, config) = (self.work, self.work.config);
+        let (Some(session), Some(copied)) =
+            (visible.session_of_ours(), work.state.copied_point().await?)
+        else {
+            return Ok(Continuation::default());
+        };
+        let point = stands_at(config, copied).await?;
+        let found = recovery_point(session).await?;
+        // An old primary that comes back, or what an operator has given up: it is pinned.
+        let given_up =
+            self.facts.line.approved.is_some() || work.state.cluster().await?.coming_back;
+        let of_this_server = point.system_id == self.facts.system_id;
+        if given_up || !of_this_server || !is_ours(&point, found.as_ref()) {
+            return Ok(Continuation::default());
+        }
+        match continuation::look(config, session, &point).await? {
+            Ok(continuation) => Ok(continuation),
+            Err(doubt) => {
+                approve(work.state, &doubt.ask(config)?, config).await?;
+                Ok(Continuation::default())
+            }
+        }
+    }
+
+    /// Some: the stream goes on from where the spare stands, and went up to the primary's present.
+    async fn followed(&self, visible: &Visible) -> Result<Option<CopiedPoint>, PassError> {
+        let (work, config) = (self.work, self.work.config);
+        let recorded = work.state.copied_point().await?;
+        let (Some(names), Some(recorded), Some(_)) = (
+            self.facts.chosen.stream.clone(),
+            recorded.filter(|point| !point.slot.is_empty()),
+            visible.session_of_ours(),
+        ) else {
+            return Ok(None);
+        };
+        let clock = Clock::real();
+        let seen = stream::ask(config, &names.slot, &names.publication, &clock).await?;
+        let follow = Follow {
+            config,
+            state: work.state,
+            lock: work.lock,
+            courier: work.courier,
+            names,
+            recorded,
+            database: &config.local.datastore.database,
+            incoming: false,
+            until: Some(seen.wal),
+            told: Arc::new(Unheard),
+            spool: self.spool.clone(),
+            clock,
+            retried: Arc::new(Mutex::new(Instant::now())),
+            differed: stream::Differed::default(),
+        };
+        match stream::follow(&follow).await {
+            Ok(end) => Ok(Some(CopiedPoint {
+                lsn: end.point.lsn.to_string(),
+                commit_time: end.point.commit_time,
+                ..follow.recorded
+            })),
+            Err(gap) => match gap.failure() {
+                Ok(error) => Err(error),
+                Err(gap) => {
+                    if let Gap::WentBack(doubt) = &gap {
+                        approve(work.state, &doubt.ask(config)?, config).await?;
+                    }
+                    log::warn!("{gap}; a new baseline is made");
+                    Ok(None)
+                }
+            },
+        }
+    }
+
+    /// Some: the primary has committed nothing since the recovery point, and the visible database is the one remembered.
+    async fn unchanged(&self, visible: &Visible) -> Result<Option<CopiedPoint>, PassError> {
+        let (Some(point), Some(session)) = (
+            self.work.state.copied_point().await?,
+            visible.session_of_ours(),
+        ) else {
+            return Ok(None);
+        };
+        // Its stream has just said that it does not go on: only a copy brings one that does.
+        if !point.slot.is_empty() {
+            return Ok(None);
+        }
+        if recovery_point(session).await?.as_ref() != Some(&point.lsn) {
+            return Ok(None);
+        }
+        let peer = PeerSession::open(&self.work.config.peer.datastore).await?;
+        let changed = change_probe::look_at(&peer, Some(&point), &Clock::real())
+            .await?
+            .changed;
+        Ok(changed.is_none().then_some(point))
+    }
+
+    /// Nothing new: only artifacts that vanished here, and those that the primary lacked before.
+    async fn mend(&self, visible: &Visible) -> Result<Round, PassError> {
+        let Some(session) = visible.session_of_ours() else {
+            return Ok(Round::default());
+        };
+        self.work.inventory.load_wanted_from(session).await?;
+        let known = visible.known().await?;
+        let gated = self.work.gate(&known, Phase::Artifacts).await?;
+        let change = Shrinkage {
+            artifacts: gated.newly,
+            artifacts_before: self.work.inventory.wanted().await?,
+            ..Shrinkage::default()
+        };
+        self.work.judge(change, session).await?;
+        let round = gated.round;
+        let still: Vec<&str> = round
+            .unavailable()
+            .map(|(item, _)| item.key.as_str())
+            .collect();
+        let sql = "DELETE FROM warm_spare.unavailable WHERE reason <> $2 AND key <> ALL ($1)";
+        session
+            .execute("forgetting what is there now", sql, &[&still, &UNSOUND])
+            .await?;
+        record_unavailable(session, &round).await?;
+        Ok(round)
+    }
+
+    /// A first copy of terabytes must not hold a snapshot for days: artifacts come before it, until little is left.
+    async fn artifacts_first(&self) -> Result<Round, PassError> {
+        let (work, mut all) = (self.work, Round::default());
+        for number in 0..ROUNDS_BEFORE {
+            self.load_wanted().await?;
+            let settled: Vec<String> = all
+                .unavailable()
+                .map(|(item, _)| item.key.clone())
+                .chain(all.staged.iter().map(|swap| swap.key.clone()))
+                .collect();
+            let todo = work.inventory.plan(&settled).await?;
+            if number > 0 && todo <= SMALL_REST {
+                break;
+            }
+            let step = work.progress.begin(Phase::Artifacts, todo);
+            let copies = work.config.replication.copies;
+            let round =
+                round::round(work.inventory, work.state, work.courier, copies, &step).await?;
+            work.believe_refusals(&round).await?;
+            if number == 0 && !round.missing.is_empty() {
+                work.confirm_bucket(&round).await?;
+            }
+            all.absorb(round);
+        }
+        Ok(all)
+    }
+
+    async fn report(&self, outcome: Outcome, artifacts: Round) -> Result<Report, PassError> {
+        let local = &self.work.config.local.datastore;
+        let session = LocalSession::open(local, &local.database).await?;
+        let counted = "SELECT count(*) FROM public.origin_packages";
+        let counted = session.query_one("counting packages", counted, &[]).await?;
+        Ok(Report {
+            outcome,
+            artifacts,
+            packages: counted.get::<_, i64>(0).unsigned_abs(),
+            unavailable: unavailable(&session).await?,
+            undone: self.mended.undone,
+            fence_reset: self.mended.fence_reset,
+            chosen: self.facts.chosen.clone(),
+        })
+    }
+}
+
+impl From<InventoryError> for PassError {
+    fn from(error: InventoryError) -> Self {
+        match error {
+            InventoryError::Datastore(e) => e.into(),
+            InventoryError::Store(e) => e.into(),
+        }
+    }
+}

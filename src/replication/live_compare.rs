@@ -1,0 +1,353 @@
+//! Are the rows of both sides the same? Asked while the primary goes on being written to, and without stopping anybody:
+//! what differs in a first reading, and still does when the spare has come past that, is a difference.
+
+use super::baseline::lock_watchdog::guarded;
+use super::baseline::run::recovery_point;
+use super::baseline::tables::{Table, tables};
+use super::change_probe::told_of_standby;
+use super::error::PassError;
+use crate::cluster::{LocalSession, PeerSession, Session};
+use crate::config::Config;
+use crate::domain::{ErrorCode, Lsn};
+use crate::observe::Step;
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
+
+/// How long the spare may take to come past what the primary had written when it was read.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Longer than a following spare is behind when nothing is committed.
+const REST: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_millis(200);
+/// Rows are first compared by parts of their table, so that single rows are remembered of those alone that differ.
+const PARTS: usize = 4096;
+/// Single rows that are remembered at once, of both sides together: about 100 MB. Parts with more rows are read in several
+/// rounds.
+const ROWS_AT_ONCE: u64 = 1_000_000;
+
+/// What was compared, and what differs.
+#[derive(Debug, Default, Clone)]
+pub struct Compared {
+    pub tables: u64,
+    pub rows: u64,
+    /// Tables with the number of rows that only one side has.
+    pub differing: Vec<(String, u64)>,
+}
+
+/// Our rows, and how they come past what the primary has written.
+pub(super) trait Ours {
+    fn session(&self) -> &Session;
+
+    /// Waits until they hold all that the primary had written at that place, for so long at most. False: not yet.
+    async fn come_past(&mut self, place: Lsn, at_most: Duration) -> Result<bool, PassError>;
+
+    /// After so long without coming past it, nothing can be told; None: it is only a matter of time.
+    fn patience(&self) -> Option<Duration>;
+
+    /// Where the primary has committed nothing for a while, all that it had committed is among them.
+    fn has_all_of_a_resting_primary(&self) -> bool;
+}
+
+/// The database that Builder sees, which somebody else brings forward.
+struct Visible(LocalSession);
+
+impl Ours for Visible {
+    fn session(&self) -> &Session {
+        &self.0
+    }
+
+    async fn come_past(&mut self, place: Lsn, at_most: Duration) -> Result<bool, PassError> {
+        let begun = Instant::now();
+        loop {
+            let stands = recovery_point(&self.0).await?;
+            let stands: Option<Lsn> = stands.and_then(|lsn| lsn.parse().ok());
+            if stands.is_some_and(|lsn| lsn >= place) {
+                return Ok(true);
+            }
+            if begun.elapsed() > at_most {
+                return Ok(false);
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    fn patience(&self) -> Option<Duration> {
+        Some(PATIENCE)
+    }
+
+    /// Its log may lie a little past what it holds for us.
+    fn has_all_of_a_resting_primary(&self) -> bool {
+        true
+    }
+}
+
+/// Reads the rows of every table on both sides. The spare must be following, or the primary at rest.
+pub async fn compare_both(config: &Config, step: Option<&Step>) -> Result<Compared, PassError> {
+    let local = &config.local.datastore;
+    let session = LocalSession::open(local, &local.database).await?;
+    session.carry_bytes().await?;
+    match compare_all(config, &mut Visible(session), step).await {
+        Err(error) => Err(told_of_standby(config, error).await),
+        compared => compared,
+    }
+}
+
+/// Every table of ours, and whether the primary has one more.
+pub(super) async fn compare_all(
+    config: &Config,
+    ours: &mut impl Ours,
+    step: Option<&Step>,
+) -> Result<Compared, PassError> {
+    let mut compared = Compared::default();
+    for table in tables(ours.session()).await? {
+        compare(config, ours, &table, step, &mut compared).await?;
+    }
+    // A table that only the primary has shows here alone.
+    let peer = PeerSession::open(&config.peer.datastore).await?;
+    let known = tables(ours.session()).await?;
+    let known: HashSet<String> = known.iter().map(Table::full_name).collect();
+    for table in tables(&peer).await? {
+        if !known.contains(&table.full_name()) {
+            compared.differing.push((table.full_name(), 0));
+        }
+    }
+    Ok(compared)
+}
+
+/// One table.
+pub(super) async fn compare(
+    config: &Config,
+    ours: &mut impl Ours,
+    table: &Table,
+    step: Option<&Step>,
+    compared: &mut Compared,
+) -> Result<(), PassError> {
+    let (here, there) = read(config, ours, table, step, Parts::default, Parts::add).await?;
+    compared.tables += 1;
+    compared.rows += here.rows;
+    let mut differing = 0;
+    for parts in here.rounds(&there, ROWS_AT_ONCE) {
+        differing += lasting(config, ours, table, &parts).await?;
+    }
+    if differing > 0 {
+        compared.differing.push((table.full_name(), differing));
+    }
+    Ok(())
+}
+
+/// The number of rows of these parts that differ, and still do when the spare has come past the first reading.
+async fn lasting(
+    config: &Config,
+    ours: &mut impl Ours,
+    table: &Table,
+    parts: &HashSet<usize>,
+) -> Result<u64, PassError> {
+    let first = difference(config, ours, table, parts).await?;
+    if first.is_empty() {
+        return Ok(0);
+    }
+    come_past(config, ours).await?;
+    let second = difference(config, ours, table, parts).await?;
+    let lasting = first.iter().filter(|(row, number)| {
+        let later = second.get(*row);
+        later.is_some_and(|n| n.signum() == number.signum())
+    });
+    Ok(lasting.map(|(_, number)| number.unsigned_abs()).sum())
+}
+
+type RowHash = [u8; 16];
+
+fn hash(row: &[u8]) -> RowHash {
+    let hash = blake2b_simd::Params::new().hash_length(16).hash(row);
+    hash.as_bytes().try_into().unwrap_or_default()
+}
+
+fn part(hash: &RowHash) -> usize {
+    usize::from(u16::from_be_bytes([hash[0], hash[1]])) % PARTS
+}
+
+/// A table's rows, in no order: for each part the sum of their hashes, and their number.
+struct Parts {
+    sums: Vec<(u128, u64)>,
+    rows: u64,
+}
+
+impl Default for Parts {
+    fn default() -> Self {
+        Parts {
+            sums: vec![(0, 0); PARTS],
+            rows: 0,
+        }
+    }
+}
+
+impl Parts {
+    fn add(&mut self, row: &[u8]) {
+        let hash = hash(row);
+        let (sum, rows) = &mut self.sums[part(&hash)];
+        *sum = sum.wrapping_add(u128::from_be_bytes(hash));
+        *rows += 1;
+        self.rows += 1;
+    }
+
+    /// The parts that differ, in sets of which both sides together have so many rows at most, or of one part.
+    fn rounds(&self, other: &Parts, rows_at_most: u64) -> Vec<HashSet<usize>> {
+        let mut rounds: Vec<HashSet<usize>> = Vec::new();
+        let mut room = 0;
+        for (part, (here, there)) in self.sums.iter().zip(&other.sums).enumerate() {
+            if here == there {
+                continue;
+            }
+            let rows = here.1 + there.1;
+            match rounds.last_mut() {
+                Some(round) if rows <= room => {
+                    round.insert(part);
+                    room -= rows;
+                }
+                _ => {
+                    rounds.push(HashSet::from([part]));
+                    room = rows_at_most.saturating_sub(rows);
+                }
+            }
+        }
+        rounds
+    }
+}
+
+/// Rows of these parts that one side has more often than the other: positive ones are the primary's.
+async fn difference(
+    config: &Config,
+    ours: &impl Ours,
+    table: &Table,
+    parts: &HashSet<usize>,
+) -> Result<HashMap<RowHash, i64>, PassError> {
+    let count = |rows: &mut HashMap<RowHash, i64>, row: &[u8]| {
+        let hash = hash(row);
+        if parts.contains(&part(&hash)) {
+            *rows.entry(hash).or_default() += 1;
+        }
+    };
+    let (here, there) = read(config, ours, table, None, HashMap::new, count).await?;
+    let mut difference = there;
+    for (row, number) in here {
+        *difference.entry(row).or_default() -= number;
+    }
+    difference.retain(|_, number| *number != 0);
+    Ok(difference)
+}
+
+/// Reads the table on both sides at once.
+async fn read<T>(
+    config: &Config,
+    ours: &impl Ours,
+    table: &Table,
+    step: Option<&Step>,
+    empty: impl Fn() -> T,
+    add: impl Fn(&mut T, &[u8]),
+) -> Result<(T, T), PassError> {
+    let here = rows(ours.session(), table, step, empty(), &add);
+    // Its reading holds a lock like any other, so it gives way like any other.
+    let there = Box::pin(guarded(&config.peer.datastore, async {
+        let peer = PeerSession::open(&config.peer.datastore).await?;
+        peer.carry_bytes().await?;
+        rows(&peer, table, None, empty(), &add).await
+    }));
+    tokio::try_join!(here, there)
+}
+
+async fn rows<T>(
+    session: &Session,
+    table: &Table,
+    step: Option<&Step>,
+    mut into: T,
+    add: &impl Fn(&mut T, &[u8]),
+) -> Result<T, PassError> {
+    let doing = format!("reading table {}", table.full_name());
+    let mut rows = session.copy_out(&doing, &table.copy_out()).await?;
+    while let Some(row) = rows.next().await? {
+        add(&mut into, &row);
+        if let Some(step) = step {
+            step.add(row.len() as u64);
+        }
+    }
+    Ok(into)
+}
+
+/// Waits until ours are past what the primary has written by now.
+async fn come_past(config: &Config, ours: &mut impl Ours) -> Result<(), PassError> {
+    let (wanted, before) = written(config).await?;
+    let begun = Instant::now();
+    loop {
+        if ours.come_past(wanted, REST).await? {
+            return Ok(());
+        }
+        if ours.has_all_of_a_resting_primary() && written(config).await?.1 == before {
+            return Ok(());
+        }
+        if ours
+            .patience()
+            .is_some_and(|patience| begun.elapsed() > patience)
+        {
+            return Err(PassError::Unfit {
+                check: ErrorCode::NotFollowing,
+                text: format!(
+                    "the rows differ from the primary's, and the spare does not come past {wanted}, where the primary stands: whether they differ for that reason alone cannot be told"
+                ),
+                next_step: "let the service follow, or run `warm-spare sync`, and verify again"
+                    .into(),
+            });
+        }
+    }
+}
+
+/// How far the primary has written, and which transactions it has had.
+async fn written(config: &Config) -> Result<(Lsn, String), PassError> {
+    let peer = PeerSession::open(&config.peer.datastore).await?;
+    let sql = "SELECT pg_current_wal_lsn()::text, txid_current_snapshot()::text";
+    let row = peer.row("asking how far it has written", sql, &[]).await?;
+    let place: String = row.get(0)?;
+    Ok((place.parse().unwrap_or_default(), row.get(1)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts(rows: std::ops::Range<u32>) -> Parts {
+        let mut parts = Parts::default();
+        rows.for_each(|row| parts.add(&row.to_be_bytes()));
+        parts
+    }
+
+    #[test]
+    fn parts_that_differ_are_read_in_rounds_of_bounded_size() {
+        let (all, none) = (parts(0..100_000), Parts::default());
+        assert!(all.rounds(&parts(0..100_000), 10).is_empty());
+        assert_eq!(
+            all.rounds(&parts(0..99_999), 10).len(),
+            1,
+            "one row, one part"
+        );
+        assert_eq!(all.rounds(&none, u64::MAX).len(), 1);
+
+        let rounds = all.rounds(&none, 10_000);
+        assert!((10..=11).contains(&rounds.len()), "{}", rounds.len());
+        let mut seen = HashSet::new();
+        for round in rounds {
+            let rows: u64 = round.iter().map(|part| all.sums[*part].1).sum();
+            assert!(rows <= 10_000, "{rows}");
+            assert!(round.iter().all(|part| seen.insert(*part)), "read twice");
+        }
+        let unseen = (0..PARTS).filter(|part| !seen.contains(part));
+        assert_eq!(unseen.map(|part| all.sums[part].1).sum::<u64>(), 0);
+
+        // A part with more rows than that is a round of its own.
+        assert_eq!(all.rounds(&none, 1).len(), seen.len());
+    }
+
+    #[test]
+    fn a_row_that_stands_twice_is_told_from_one() {
+        let mut twice = parts(0..10);
+        twice.add(&3_u32.to_be_bytes());
+        assert_eq!(twice.rounds(&parts(0..10), 10).len(), 1);
+    }
+}

@@ -1,0 +1,220 @@
+//! `release --local`: what we keep on our own side goes; Builder's data, the replaced databases and the fence stay.
+
+use crate::cluster::{
+    LocalSession, LocalStore, STATE_DATABASE, State, is_fenced, quote_ident, quote_literal,
+};
+use crate::config::Config;
+use crate::domain::{ErrorCode, Role, TransitionKind};
+use crate::replication::baseline::checks::has_database;
+use crate::replication::baseline::copy::incoming_name;
+use crate::replication::baseline::run::mend;
+use crate::replication::baseline::silenced::{wake_as_in, waking};
+use crate::replication::baseline::switch::drop_database;
+use crate::replication::error::PassError;
+
+const OBJECTS: &str = ".warm-spare/";
+
+/// What is there of ours, and what is not ours to remove.
+#[derive(Debug, Default)]
+pub struct Traces {
+    pub databases: Vec<String>,
+    pub schema: bool,
+    /// Statements that set triggers and rules back to what they are on the primary.
+    pub silenced: Vec<String>,
+    pub objects: Vec<String>,
+    /// Replaced databases: they stay.
+    pub generations: Vec<String>,
+    /// The fence stands on the visible database: it stays.
+    pub fenced: bool,
+}
+
+impl Traces {
+    pub fn is_empty(&self) -> bool {
+        self.databases.is_empty() && !self.schema && self.objects.is_empty()
+    }
+}
+
+/// Removes them, and says what there was; with `only_ask` it only says so. Nothing is asked of the peer.
+pub async fn remove_traces(
+    config: &Config,
+    only_ask: bool,
+    force: bool,
+) -> Result<Traces, PassError> {
+    let local = LocalSession::open_for_maintenance(&config.local.datastore).await?;
+    let store = LocalStore::open(&config.local.s3)?;
+    let state = State::open_existing(&config.local.datastore).await?;
+    if only_ask {
+        return find(config, &local, &store, state.as_ref()).await;
+    }
+    if let Some(state) = &state {
+        let lock = state.lock().await?;
+        nobody_else(&local, state).await?;
+        let lost = what_would_be_lost(state).await?;
+        if !lost.is_empty() && !force {
+            return Err(needed_still(&lost));
+        }
+        for what in &lost {
+            log::warn!("local: lost by release --local --force: {what}");
+        }
+        // Before the old bytes of a half made replacement go.
+        mend(config, lock).await?;
+    }
+    let found = find(config, &local, &store, state.as_ref()).await?;
+    for key in &found.objects {
+        store.delete(key).await?;
+    }
+    if found.schema {
+        let visible = &config.local.datastore.database;
+        let inside = LocalSession::open(&config.local.datastore, visible).await?;
+        wake_as_in(&inside, &inside).await?;
+        let sql = "DROP SCHEMA IF EXISTS warm_spare CASCADE";
+        inside.batch("dropping schema warm_spare", sql).await?;
+    }
+    drop_database(&local, &incoming_name(config)).await?;
+    // The lock is held to the last; whoever comes now finds nothing.
+    drop(state);
+    drop_database(&local, STATE_DATABASE).await?;
+    Ok(found)
+}
+
+/// What is kept here and nowhere else, and would be missed.
+async fn what_would_be_lost(state: &State) -> Result<Vec<String>, PassError> {
+    let mut lost = Vec::new();
+    let cluster = state.cluster().await?;
+    let promotion = state.promotion().await?;
+    let promotion = promotion.filter(|promotion| promotion.epoch == cluster.epoch);
+    if cluster.role == Some(Role::Primary) && promotion.is_some_and(|promotion| !promotion.settled)
+    {
+        lost.push(format!(
+            "that the old primary is to be fenced under epoch {}: nobody would do it",
+            cluster.epoch
+        ));
+    }
+    if let Some(entry) = state.transition().await? {
+        lost.push(match entry.kind {
+            TransitionKind::Failback => "how far this cluster has come back".to_string(),
+            kind => format!(
+                "a {kind} under way, at step {:?}: the primary may be fenced by it, and would stay so",
+                entry.step_name()
+            ),
+        });
+    }
+    let sql = "SELECT (SELECT count(*) FROM diverged_row), \
+                 (SELECT count(*) FROM diverged_package WHERE class IN ('only_here', 'other_bytes'))";
+    let doing = "reading the divergence";
+    let row = state.session().query_one(doing, sql, &[]).await?;
+    let (rows, packages): (i64, i64) = (row.get(0), row.get(1));
+    if rows > 0 {
+        lost.push(format!(
+            "the list of what this cluster had as a primary and its successor does not have ({rows} rows, {packages} packages whose files are here alone: `warm-spare divergence --fetch`)"
+        ));
+    }
+    Ok(lost)
+}
+
+fn needed_still(lost: &[String]) -> PassError {
+    PassError::Refused {
+        rule: ErrorCode::StateIsNeeded,
+        text: format!("what would be removed is needed still: {}", lost.join("; ")),
+        next_step:
+            "let a service finish it, or read the list; if all of it may be lost, add --force"
+                .into(),
+    }
+}
+
+/// One that waits for the lock would make everything anew.
+async fn nobody_else(local: &LocalSession, state: &State) -> Result<(), PassError> {
+    let doing = "looking for others at work";
+    let own = state
+        .session()
+        .query_one(doing, "SELECT pg_backend_pid()", &[])
+        .await?;
+    let own: i32 = own.get(0);
+    let sql = "SELECT pid FROM pg_stat_activity WHERE datname = $1 AND pid <> $2 LIMIT 1";
+    let others = local.query(doing, sql, &[&STATE_DATABASE, &own]).await?;
+    match others.first() {
+        None => Ok(()),
+        Some(row) => Err(PassError::Refused {
+            rule: ErrorCode::StandbyWaits,
+            text: format!(
+                "another session is in the local database {STATE_DATABASE} (server process {}): a warm-spare that waits for its turn, or a person",
+                row.get::<_, i32>(0)
+            ),
+            next_step:
+                "stop every warm-spare on this cluster, leave that database, and run it again"
+                    .into(),
+        }),
+    }
+}
+
+async fn find(
+    config: &Config,
+    local: &LocalSession,
+    store: &LocalStore,
+    state: Option<&State>,
+) -> Result<Traces, PassError> {
+    let visible = &config.local.datastore.database;
+    let mut found = Traces::default();
+    if let Some(state) = state {
+        let kept = state.generations().await?;
+        found.generations = kept.into_iter().map(|g| g.name).collect();
+    }
+    for name in [incoming_name(config), STATE_DATABASE.to_string()] {
+        if has_database(local, &name).await? {
+            found.databases.push(name);
+        }
+    }
+    if has_database(local, visible).await? {
+        let inside = LocalSession::open(&config.local.datastore, visible).await?;
+        let sql = "SELECT to_regnamespace('warm_spare') IS NOT NULL";
+        let row = inside
+            .query_one("looking for schema warm_spare", sql, &[])
+            .await?;
+        found.schema = row.get(0);
+        found.silenced = waking(&inside).await?;
+        found.fenced = is_fenced(local, visible).await?;
+    }
+    store
+        .reading()
+        .list(OBJECTS, async |page| {
+            found.objects.extend(page.into_iter().map(|o| o.key));
+            Ok(())
+        })
+        .await?;
+    Ok(found)
+}
+
+/// How the fence is lifted, by hand: what it protects is not ours to decide.
+pub fn lift_the_fence(config: &Config) -> String {
+    format!(
+        "ALTER DATABASE {} RESET default_transaction_read_only",
+        quote_ident(&config.local.datastore.database)
+    )
+}
+
+/// For psql on the local server, connected to database `postgres`; objects by MinIO's client.
+pub fn script(config: &Config, found: &Traces) -> String {
+    let mut lines = vec!["\\set ON_ERROR_STOP on".to_string()];
+    if found.schema {
+        let visible = &config.local.datastore.database;
+        lines.push(format!("\\connect {}", quote_ident(visible)));
+        lines.extend(found.silenced.iter().map(|wake| format!("{wake};")));
+        lines.push("DROP SCHEMA IF EXISTS warm_spare CASCADE;".into());
+        lines.push("\\connect postgres".into());
+    }
+    for name in &found.databases {
+        lines.push(format!("DROP DATABASE IF EXISTS {};", quote_ident(name)));
+    }
+    if !found.objects.is_empty() {
+        lines.push(format!(
+            "-- and {} objects: mc rm --recursive --force ALIAS/{}/{OBJECTS}",
+            found.objects.len(),
+            config.local.s3.bucket_name
+        ));
+    }
+    for name in &found.generations {
+        let literal = quote_literal(name);
+        lines.push(format!("-- stays: database {literal}, a replaced one"));
+    }
+    lines.join("\n") + "\n"
+}
