@@ -9,6 +9,7 @@ mod primary_unharmed;
 mod sessions;
 mod sessions_held;
 mod slow_lines;
+mod state_formats;
 mod store;
 mod store_faults;
 mod store_rules;

@@ -2,6 +2,7 @@
 
 pub(super) mod history;
 pub(super) mod lineage;
+mod migrations;
 pub(super) mod roles;
 pub(super) mod state;
 pub(super) mod upkeep;
