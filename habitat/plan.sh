@@ -26,7 +26,7 @@ pkg_deps=(
 # one fails at once, by its name.
 pkg_build_deps=(
   core/gcc
-  core/rust/1.95.0
+  core/rust/1.91.1
 )
 
 pkg_bin_dirs=(bin)

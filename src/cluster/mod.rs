@@ -52,3 +52,6 @@ pub use state_db::upkeep::{
     AbsentArtifact, ComparedTable, NOTE_VANISHED, Replacement, Retirement, Vanished,
 };
 pub use state_db::working_lock::{Holder, Lock, Watch};
+
+/// Names of the PostgreSQL client that the rooms above may use. They use no other ones.
+pub use tokio_postgres::{Row as RawRow, Statement, error::SqlState, types::ToSql};

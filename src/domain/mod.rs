@@ -3,9 +3,11 @@
 mod code;
 mod lsn;
 mod role;
+mod sampled;
 mod side;
 
 pub use code::{ErrorCode, EventKind, HealthCode, HoldReason, PreflightCheck, StateName, Verdict};
 pub use lsn::{Lsn, NoLsn};
 pub use role::{PromotionKind, Role, Step, Transition, TransitionKind};
+pub use sampled::Sampled;
 pub use side::Side;

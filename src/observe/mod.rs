@@ -8,6 +8,7 @@ mod http;
 mod meter;
 mod metrics;
 mod progress;
+mod settings;
 mod state;
 mod status;
 mod text;
@@ -19,9 +20,10 @@ pub use http::serve;
 pub use meter::Meter;
 pub use metrics::Counters;
 pub use progress::{Listener, Phase, Progress, Silent, Step};
+pub use settings::Settings;
 pub use state::{
     Artifacts, Baseline, Check, ConfigState, Held, Hold, Lag, Mode, Preflight, Reach, Seen,
-    Settings, Sighting, Standing, State, Verified, Work,
+    Sighting, Standing, State, Verified, Work,
 };
 pub use status::Watched;
 pub use text::{describe, span};

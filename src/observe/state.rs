@@ -1,15 +1,16 @@
 //! The state of a service: plain facts that only the service writes. Values that depend on the time
 //! (lag, health) are computed on request, so that they are right even if nothing happens.
 
+use super::settings::{Addresses, Settings};
 use crate::cluster::{
     Confirmation, CopiedPoint, DrillRecord, EPOCH_STEP_MAX, Event, Footprint, Generation,
     VerificationRecord,
 };
-use crate::config::{Config, WantedRole};
+use crate::config::WantedRole;
+use crate::domain::Sampled;
 use crate::domain::{
     HoldReason, PreflightCheck, Role, StateName, Transition, TransitionKind, Verdict,
 };
-use crate::replication::Sampled;
 use chrono::{DateTime, TimeDelta, Utc};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -106,54 +107,6 @@ pub struct State {
     /// Revisions of the builder keys in `local.builder_keys_dir`, the newest last.
     pub builder_keys: Option<Vec<String>>,
     pub events: VecDeque<Event>,
-}
-
-/// The part of the configuration that the observer needs.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Settings {
-    pub site: String,
-    /// Number of the change request under which the operator works. It is kept with every event.
-    pub change: String,
-    pub wanted: WantedRole,
-    pub interval: TimeDelta,
-    pub lag_warn: TimeDelta,
-    pub rpo: TimeDelta,
-    pub wal_hold_limit: u64,
-    pub quiet_until: Option<DateTime<Utc>>,
-    pub local: Addresses,
-    pub peer: Addresses,
-}
-
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct Addresses {
-    pub datastore: String,
-    pub datastore_source: &'static str,
-    pub s3: String,
-    pub s3_source: &'static str,
-}
-
-impl Settings {
-    pub fn of(config: &Config) -> Self {
-        let delta = |duration| TimeDelta::from_std(duration).unwrap_or(TimeDelta::MAX);
-        let addresses = |side: &crate::config::Side| Addresses {
-            datastore: format!("{}:{}", side.datastore.host, side.datastore.port),
-            datastore_source: side.datastore.source,
-            s3: format!("{}/{}", side.s3.endpoint, side.s3.bucket_name),
-            s3_source: side.s3.source,
-        };
-        Settings {
-            site: config.site.clone(),
-            change: config.change.clone(),
-            wanted: config.role,
-            interval: delta(config.replication.interval),
-            lag_warn: delta(config.replication.lag_warn),
-            rpo: delta(config.replication.rpo),
-            wal_hold_limit: config.replication.wal_hold_limit,
-            quiet_until: config.quiet_until,
-            local: addresses(&config.local),
-            peer: addresses(&config.peer),
-        }
-    }
 }
 
 /// The state of the rendered configuration. An error means that another configuration is in force.
@@ -508,60 +461,4 @@ impl State {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn at(seconds: i64) -> DateTime<Utc> {
-        DateTime::from_timestamp(1_900_000_000 + seconds, 0).expect("a time")
-    }
-
-    fn copied_at(seconds: i64) -> State {
-        let mut state = State::new(at(0));
-        state.point = Some(CopiedPoint {
-            lsn: "0/1".into(),
-            commit_time: at(seconds),
-            system_id: "1".into(),
-            timeline: 1,
-            transactions: "1:1:".into(),
-            server_started: "then".into(),
-            sequences: String::new(),
-            schema: String::new(),
-            slot: String::new(),
-            peer_cluster: String::new(),
-        });
-        state
-    }
-
-    #[test]
-    fn lag_counts_from_the_last_time_that_nothing_waited() {
-        let mut state = copied_at(100);
-        assert_eq!(state.lag(at(130)).expect("a lag").seconds, 30.0);
-        state.confirmation = Some(Confirmation {
-            time: at(120),
-            clock_offset_seconds: 0.0,
-        });
-        state.waiting = Some(false);
-        let lag = state.lag(at(130)).expect("a lag");
-        assert_eq!((lag.seconds, lag.bytes), (10.0, Some(0)));
-        // The primary is gone: the lag keeps growing, and its bytes are unknown.
-        state.waiting = None;
-        let lag = state.lag(at(4000)).expect("a lag");
-        assert_eq!((lag.seconds, lag.bytes), (3880.0, None));
-    }
-
-    #[test]
-    fn lag_is_counted_by_the_primarys_clock() {
-        let mut state = copied_at(100);
-        // The primary's clock is an hour ahead: at local second 130 it shows 3730.
-        state.confirmation = Some(Confirmation {
-            time: at(3700),
-            clock_offset_seconds: 3600.0,
-        });
-        assert_eq!(state.lag(at(130)).expect("a lag").seconds, 30.0);
-    }
-
-    #[test]
-    fn nothing_copied_has_no_lag() {
-        assert!(State::new(at(0)).lag(at(10)).is_none());
-    }
-}
+mod tests;

@@ -3,6 +3,7 @@
 use super::baseline::run::recovery_point;
 use super::baseline::sequences::{self, Sequence};
 use super::error::PassError;
+use crate::cluster::SqlState;
 use crate::cluster::timeline;
 use crate::cluster::{
     Confirmation, CopiedPoint, DatastoreFault, LocalSession, PeerSession, fenced,
@@ -11,7 +12,6 @@ use crate::config::Config;
 use crate::domain::Side;
 use crate::observe::Clock;
 use chrono::{DateTime, Utc};
-use tokio_postgres::error::SqlState;
 
 /// What the primary answered.
 #[derive(Debug, Clone)]

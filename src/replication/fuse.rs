@@ -1,11 +1,11 @@
 //! The fuse: a change that would shrink the spare by more than the operator's share stops and asks.
 
 use super::error::PassError;
+use crate::cluster::ToSql;
 use crate::cluster::{LocalSession, State, Vanished};
 use crate::config::{Config, Fuse};
 use crate::domain::{ErrorCode, EventKind};
 use blake2b_simd::Params;
-use tokio_postgres::types::ToSql;
 
 /// What would vanish with this change, and what did within the window before it.
 #[derive(Debug, Clone, Default)]

@@ -16,7 +16,7 @@ pub use artifact::inventory::{Inventory, InventoryError, UNREADABLE, UNSOUND, UN
 pub use artifact::retention::{Swept, sweep};
 pub use artifact::retry::retry_unavailable;
 pub use artifact::round::{RETIRED, Round, STAGED, Unavailable};
-pub use artifact::sample::{Sampled, not_in_time, sample};
+pub use artifact::sample::{not_in_time, sample};
 pub use baseline::checks::{
     Disk, Facts, check, disk, has_database, lacking_extensions, major, two_servers,
 };

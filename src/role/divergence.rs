@@ -11,7 +11,7 @@ mod fetch;
 mod judge;
 mod slot;
 
-use crate::cluster::{DatastoreFault, LocalSession, Promotion, STATE_DATABASE, State};
+use crate::cluster::{DatastoreFault, LocalSession, Promotion, RawRow, STATE_DATABASE, State};
 use crate::config::Config;
 use crate::domain::{ErrorCode, Lsn, PromotionKind, Side};
 use crate::replication::{PassError, first_id_of};
@@ -306,7 +306,7 @@ pub async fn tables(state: &State, epoch: i64) -> Result<Vec<TableChanges>, Pass
                FROM diverged_row WHERE epoch = $1 GROUP BY 1 ORDER BY 1";
     let doing = "counting the diverged rows";
     let rows = state.session().query(doing, sql, &[&epoch]).await?;
-    let changes = |row: &tokio_postgres::Row| TableChanges {
+    let changes = |row: &RawRow| TableChanges {
         table: row.get(0),
         inserted: row.get(1),
         updated: row.get(2),
@@ -321,7 +321,7 @@ pub async fn packages(state: &State, epoch: i64) -> Result<Vec<DivergedPackage>,
                WHERE epoch = $1 ORDER BY ident, target";
     let doing = "reading the diverged packages";
     let rows = state.session().query(doing, sql, &[&epoch]).await?;
-    let package = |row: &tokio_postgres::Row| DivergedPackage {
+    let package = |row: &RawRow| DivergedPackage {
         ident: row.get(0),
         target: row.get(1),
         checksum: row.get(2),

@@ -8,22 +8,18 @@ use super::epoch::is_recorded;
 use super::preflight::{Purpose, preflight};
 use super::steps::Walk;
 use super::watch::{PeerSeen, another_server, look_at_peer, open_fence};
-use crate::cluster::preparation::Names;
 use crate::cluster::{
-    CopiedPoint, EPOCH_STEP_MAX, LocalSession, Lock, PeerFence, Promotion, Record, State,
-    clear_out, system_id,
+    CopiedPoint, EPOCH_STEP_MAX, Lock, PeerFence, Promotion, Record, State, system_id,
 };
 use crate::config::{Config, WantedRole};
 use crate::domain::Verdict;
 use crate::domain::{ErrorCode, PromotionKind, Role, Side, Step, Transition, TransitionKind};
 use crate::observe::{Check, Clock};
 use crate::replication::stream::Told as Heard;
-use crate::replication::{Courier, PassError, end_appliers, mend, next_sequences, stands_at, wake};
+use crate::replication::{Courier, PassError, end_appliers, mend, next_sequences, stands_at};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpStream;
-use tokio::task::JoinSet;
 
 /// Time limit for the peer's answer in a failover. A peer that is gone may not even refuse the
 /// connection.
@@ -31,8 +27,6 @@ const UNPLANNED_TIMEOUT: Duration = Duration::from_millis(400);
 /// Time limit for a peer that answered recently: a lost first packet is sent again after 1 s, and
 /// after 2 s more.
 const KNOCK_TIMEOUT: Duration = Duration::from_millis(3500);
-/// Interval between two connection attempts; the earlier ones continue.
-const KNOCK_INTERVAL: Duration = Duration::from_millis(500);
 /// Time limit for a peer that accepts connections to report its identity.
 const IDENTITY_TIMEOUT: Duration = Duration::from_secs(3);
 /// Time limit for fencing a peer that has answered.
@@ -90,7 +84,9 @@ struct Reached {
 }
 
 mod complete;
+mod knock;
 mod living;
+mod promote;
 mod undo;
 
 pub use undo::may_have_fenced;
@@ -301,7 +297,7 @@ impl Handover<'_> {
             true => KNOCK_TIMEOUT,
             false => UNPLANNED_TIMEOUT,
         };
-        let fenced = match tokio::time::timeout(patience, knock(&to.host, to.port)).await {
+        let fenced = match tokio::time::timeout(patience, knock::knock(&to.host, to.port)).await {
             Ok(Ok(())) => {
                 let looking = self.with_room(point, || self.known_peer(point));
                 let seen = tokio::time::timeout(IDENTITY_TIMEOUT, looking).await;
@@ -431,76 +427,6 @@ impl Handover<'_> {
             publication: String::new(),
             peer_fenced: reached.fenced,
             settled: false,
-        }
-    }
-
-    /// Enables the triggers that a spare keeps disabled because they would act while changes are
-    /// applied. If this handover is undone, following disables them again.
-    async fn wake_triggers(&self) -> Result<(), PassError> {
-        let local = &self.config.local.datastore;
-        let inside = LocalSession::open(local, &local.database).await?;
-        self.state.still_ours(self.lock).await?;
-        wake(&inside, self.lock.token).await
-    }
-
-    /// Commits the promotion. After this commit only another promotion changes the primary.
-    async fn promote(&self, before: &CopiedPoint, reached: Reached) -> Result<(), PassError> {
-        // The point of now, which includes the last copy or transactions.
-        let copied = self.state.copied_point().await?;
-        let point = match copied {
-            Some(copied) => stands_at(self.config, copied).await?,
-            None => before.clone(),
-        };
-        let id = self.state.cluster().await?.id;
-        let mut promotion = self.promotion(&point, reached);
-        promotion.id = self.state.new_promotion_id().await?;
-        if !point.slot.is_empty() {
-            promotion.publication = Names::of(&id, &self.config.replication).publication;
-        }
-        let database = &self.config.local.datastore.database;
-        let text = format!(
-            "promoted by {} to epoch {} at {}, commit time {}",
-            promotion.kind, self.epoch, point.lsn, point.commit_time
-        );
-        let note = (text.as_str(), self.config.change.as_str());
-        self.state
-            .promote(self.lock, database, &promotion, Some(Role::Spare), note)
-            .await?;
-        log::warn!("local: {text}");
-        // Older sessions stay read-only for as long as they live; a pool that held them opens new
-        // ones.
-        if let Err(error) = clear_out(self.state.session(), database).await {
-            log::warn!("{error}");
-        }
-        Ok(())
-    }
-}
-
-/// Returns Ok if a server accepts a connection at one of the name's addresses. A refusal by all
-/// addresses is an answer. Silence is tried again for as long as the caller waits.
-async fn knock(host: &str, port: u16) -> std::io::Result<()> {
-    let mut knocks = JoinSet::new();
-    let mut refused = None;
-    loop {
-        let addresses = tokio::net::lookup_host((host, port)).await?;
-        for address in addresses {
-            knocks.spawn(TcpStream::connect(address));
-        }
-        let again = tokio::time::sleep(KNOCK_INTERVAL);
-        tokio::pin!(again);
-        loop {
-            tokio::select! {
-                knocked = knocks.join_next() => match knocked {
-                    Some(Ok(Ok(_))) => return Ok(()),
-                    Some(Ok(Err(error))) => refused = Some(error),
-                    Some(Err(_)) => {}
-                    None => {
-                        let nobody = || std::io::ErrorKind::HostUnreachable.into();
-                        return Err(refused.unwrap_or_else(nobody));
-                    }
-                },
-                () = &mut again => break,
-            }
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What a reader of the repository relies on: documents, architecture, the command line's form, and the tests' own tools.
 
+mod architecture;
 mod cli;
 mod harts;
 mod oracle;

@@ -294,7 +294,7 @@ fn full() -> State {
         retired: Some(1),
         examples: vec![("core/x.hart".into(), "missing".into())],
     });
-    state.sampled = Some(warm_spare::replication::Sampled {
+    state.sampled = Some(warm_spare::domain::Sampled {
         looked_for: 40,
         absent: Vec::new(),
     });

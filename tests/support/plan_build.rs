@@ -20,7 +20,7 @@ const DEPENDENCIES: [&str; 7] = [
     "glibc",
     "postgresql17-client",
     "gcc",
-    "rust/1.95.0",
+    "rust/1.91.1",
 ];
 
 /// Builds the whole program in a real one.
@@ -59,7 +59,7 @@ pub fn build(script: &Path, supervisor: &Supervisor) -> Result<PathBuf> {
                     link(program, &folder)?;
                 }
             }
-            "rust/1.95.0" => write_program(&folder.join("bin/cargo"), CARGO)?,
+            "rust/1.91.1" => write_program(&folder.join("bin/cargo"), CARGO)?,
             _ => {}
         }
     }

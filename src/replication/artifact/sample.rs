@@ -5,10 +5,10 @@
 
 use super::inventory::UNSOUND;
 use crate::cluster::{
-    AbsentArtifact, DatastoreFault, LocalSession, State, Store, StoreError, StoreFault,
+    AbsentArtifact, DatastoreFault, LocalSession, RawRow, State, Store, StoreError, StoreFault,
 };
 use crate::config::Config;
-use crate::domain::Side;
+use crate::domain::{Sampled, Side};
 use crate::package::{Checksum, Ident, Target, object_key};
 use crate::replication::error::PassError;
 use futures_util::StreamExt;
@@ -39,14 +39,6 @@ const KNOWN: &str = "SELECT p.ident::text, p.target::text, p.checksum::text \
 /// The row still stands, and its artifact is not recorded as missing on the primary.
 const STILL_NAMED: &str = "SELECT EXISTS (SELECT FROM public.origin_packages WHERE ident = $1 AND target = $2 AND checksum = $3) \
        AND NOT EXISTS (SELECT FROM warm_spare.unavailable WHERE key = $4 AND reason <> $5)";
-
-/// What was found of the artifacts that were looked for.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Sampled {
-    pub looked_for: usize,
-    /// Keys that are not there, although a row names them.
-    pub absent: Vec<String>,
-}
 
 struct Chosen {
     ident: String,
@@ -136,7 +128,7 @@ pub async fn sample(config: &Config, patience: Duration) -> Result<Option<Sample
     Ok(Some(sampled))
 }
 
-fn chosen(row: &tokio_postgres::Row) -> Option<Chosen> {
+fn chosen(row: &RawRow) -> Option<Chosen> {
     let (ident, target, checksum): (String, String, String) = (row.get(0), row.get(1), row.get(2));
     // A row that names no possible artifact is told of elsewhere.
     Checksum::from_str(&checksum).ok()?;

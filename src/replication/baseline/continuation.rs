@@ -9,6 +9,7 @@
 
 use super::lock_watchdog::guarded;
 use super::sequences::{self, Sequence};
+use crate::cluster::SqlState;
 use crate::cluster::preparation::COPIED_TABLES;
 use crate::cluster::{
     CopiedPoint, DatastoreError, LocalSession, PeerSession, Session, quote_ident,
@@ -18,7 +19,6 @@ use crate::replication::descent::Doubt;
 use crate::replication::error::PassError;
 use std::collections::BTreeMap;
 use std::time::Duration;
-use tokio_postgres::error::SqlState;
 
 /// Row versions of each table that are looked at: the youngest of those that must be here.
 const YOUNGEST: usize = 1000;
@@ -277,7 +277,7 @@ impl<'a> Common<'a> {
             self.table,
             is_here.join(" AND ")
         );
-        let mut values: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> = vec![&versions.hashes];
+        let mut values: Vec<&(dyn crate::cluster::ToSql + Sync)> = vec![&versions.hashes];
         for key in &versions.keys {
             values.push(key);
         }

@@ -12,6 +12,7 @@ use super::sequences::{self, Sequence};
 use super::silenced::SILENCED;
 use super::switch::{self, Arrival, Properties};
 use super::{lock_watchdog, tables};
+use crate::cluster::SqlState;
 use crate::cluster::{
     CopiedPoint, DatastoreFault, LocalSession, PeerSession, Snapshot, StateError, quote_ident,
     set_fence,
@@ -32,7 +33,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use tempfile::TempDir;
-use tokio_postgres::error::SqlState;
 
 /// One baseline: what it works with, and what it knows of the database that it is to replace.
 pub struct Baseline<'a> {

@@ -1,7 +1,7 @@
 //! The replaced databases that are kept: what each takes, why it stays, and dropping one by hand.
 
 use super::switch::drop_generation;
-use crate::cluster::State;
+use crate::cluster::{RawRow, State};
 use crate::config::Config;
 use crate::domain::ErrorCode;
 use crate::replication::error::PassError;
@@ -33,7 +33,7 @@ ORDER BY g.created DESC, g.name DESC";
 pub async fn kept_generations(state: &State) -> Result<Vec<Kept>, PassError> {
     let doing = "reading the generations";
     let rows = state.session().query(doing, KEPT, &[]).await?;
-    let kept = |row: &tokio_postgres::Row| {
+    let kept = |row: &RawRow| {
         let (pinned, bytes): (bool, i64) = (row.get(2), row.get(3));
         Kept {
             name: row.get(0),

@@ -4,9 +4,9 @@
 //! on the primary. Those that are `ENABLE ALWAYS` or `ENABLE REPLICA` it does not silence: their rows would be here twice.
 //! So they are disabled on the spare, and what they were is remembered beside the rows. A promotion sets them back to that.
 
+use crate::cluster::SqlState;
 use crate::cluster::{DatastoreError, LocalSession, StateError};
 use crate::replication::error::PassError;
-use tokio_postgres::error::SqlState;
 
 /// Each with the statement that disables it and the one that sets it back. Event triggers come first: they might fire for
 /// these very statements. What an extension brought is the extension's business.

@@ -385,7 +385,7 @@ pub async fn drop_generation(state: &State, name: &str) -> Result<(), PassError>
 
 /// A session on the database could not be ended in time.
 fn in_use(error: &DatastoreError) -> bool {
-    error.sql_state == Some(tokio_postgres::error::SqlState::OBJECT_IN_USE)
+    error.sql_state == Some(crate::cluster::SqlState::OBJECT_IN_USE)
 }
 
 /// Ends the database's sessions and drops it. It need not be there.

@@ -162,7 +162,7 @@ pub async fn copy_all(
 
 /// A column or table that went after the snapshot is no error of the statement: the copy begins again.
 pub(in crate::replication) fn changed_in_form(error: PassError, what: &str) -> PassError {
-    use tokio_postgres::error::SqlState;
+    use crate::cluster::SqlState;
     match &error {
         PassError::Datastore(e)
             if e.side == Side::Peer
@@ -180,7 +180,7 @@ pub(in crate::replication) fn changed_in_form(error: PassError, what: &str) -> P
 
 /// Neither side can hold such bytes as text, and a further try would end there too.
 fn of_another_encoding(error: PassError, table: &str) -> PassError {
-    use tokio_postgres::error::SqlState;
+    use crate::cluster::SqlState;
     match &error {
         PassError::Datastore(e)
             if [

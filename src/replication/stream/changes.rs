@@ -8,14 +8,14 @@ use super::error::Gap;
 use super::pgoutput::{Identity, Old, Relation, Truncate, Value};
 use super::runs::Run;
 use super::target::{Found, Target, Types};
+use crate::cluster::ToSql;
 use crate::cluster::{Applying, TextValue, TextValues};
+use crate::cluster::{RawRow, Statement};
 use bytes::Bytes;
 use futures_util::future::try_join_all;
 use std::collections::{BTreeMap, HashMap};
 use std::pin::Pin;
 use std::sync::Arc;
-use tokio_postgres::types::ToSql;
-use tokio_postgres::{Row, Statement};
 
 /// Changes sent together at most, by what each costs and in bytes.
 const MOST: usize = 20_000;
@@ -178,7 +178,7 @@ impl Changes {
     }
 }
 
-type Sent<'a> = Pin<Box<dyn Future<Output = Result<Vec<Row>, Gap>> + Send + 'a>>;
+type Sent<'a> = Pin<Box<dyn Future<Output = Result<Vec<RawRow>, Gap>> + Send + 'a>>;
 
 /// One statement with its values, and how many rows it must change.
 pub struct Call {
@@ -206,7 +206,7 @@ async fn send(
     target: &Target,
     statement: &Statement,
     call: &Call,
-) -> Result<Vec<Row>, Gap> {
+) -> Result<Vec<RawRow>, Gap> {
     let values: Vec<&(dyn ToSql + Sync)> = match &call.values {
         Values::Single(values) => values.iter().map(|v| v as &(dyn ToSql + Sync)).collect(),
         Values::Arrays(arrays) => arrays.iter().map(|v| v as &(dyn ToSql + Sync)).collect(),
@@ -236,7 +236,7 @@ async fn send(
 }
 
 impl Effects {
-    fn note(&mut self, target: &Target, call: &Call, rows: &[Row]) {
+    fn note(&mut self, target: &Target, call: &Call, rows: &[RawRow]) {
         if target.package.is_none() {
             return;
         }
@@ -259,7 +259,7 @@ impl Effects {
 }
 
 /// NULL is no name, and so none of a sound package.
-pub fn named(row: &Row, from: usize) -> Named {
+pub fn named(row: &RawRow, from: usize) -> Named {
     let text = |n| row.get::<_, Option<String>>(from + n).unwrap_or_default();
     Named {
         ident: text(0),

@@ -4,6 +4,7 @@
 use super::super::error::{PassError, Policy};
 use super::Told;
 use super::changes::{Named, named};
+use crate::cluster::ToSql;
 use crate::cluster::{Artifact, DatastoreError, DatastoreFault, LocalSession, STATE_DATABASE};
 use crate::config::Config;
 use crate::domain::Lsn;
@@ -17,7 +18,6 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio_postgres::types::ToSql;
 
 mod doubt;
 mod order;

@@ -115,7 +115,7 @@ pub async fn ask(config: &Config, promotion: &Promotion) -> Result<Server, PassE
     let mut tries = 0;
     loop {
         let doing = "looking at the slot";
-        let names: [&(dyn tokio_postgres::types::ToSql + Sync); 2] =
+        let names: [&(dyn crate::cluster::ToSql + Sync); 2] =
             [&promotion.slot, &promotion.publication];
         let row = session.query_one(doing, QUESTION, &names).await?;
         let slot = row.get::<_, bool>(4).then(|| Slot {

@@ -1,6 +1,6 @@
 //! Reads artifacts of the clone's packages from the local bucket: some at random, or all.
 
-use crate::cluster::{LocalSession, LocalStore};
+use crate::cluster::{LocalSession, LocalStore, RawRow};
 use crate::config::Config;
 use crate::observe::{Phase, Progress, Silent};
 use crate::package::{Checksum, Ident, Target, object_key, package_of_key};
@@ -79,7 +79,7 @@ async fn read_all(
 
 /// Returns the artifact of a row. None: the row names no possible artifact, which is recorded where
 /// it was copied.
-fn named(row: &tokio_postgres::Row) -> Option<Named> {
+fn named(row: &RawRow) -> Option<Named> {
     let ident: Ident = row.get::<_, &str>(0).parse().ok()?;
     let target: Target = row.get::<_, &str>(1).parse().ok()?;
     Some(Named {

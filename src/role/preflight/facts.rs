@@ -9,9 +9,10 @@ use crate::cluster::{
     ProgramError,
 };
 use crate::config::{Config, Datastore};
+use crate::domain::Sampled;
 use crate::domain::Side;
 use crate::replication::sample;
-use crate::replication::{PassError, Sampled, not_in_time};
+use crate::replication::{PassError, not_in_time};
 use chrono::{DateTime, Utc};
 use std::pin::Pin;
 use std::time::Duration;

@@ -3,9 +3,10 @@
 use super::super::desk::Desk;
 use super::super::next;
 use super::super::plan::{Next, Rules};
+use super::Duties;
 use super::interrupts::another_stream;
+use super::passes::note_brought;
 use super::verification::finished;
-use super::{Duties, note_brought};
 use crate::cluster::preparation::Names;
 use crate::cluster::{Confirmation, LocalSession, PeerSession, State};
 use crate::config::{Config, Mode};
