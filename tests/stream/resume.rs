@@ -25,13 +25,13 @@ async fn a_slot_that_was_dropped_made_anew_or_moved_is_noticed() -> Result<()> {
     audit(&site, "between").await?;
     assert!(slots::make_anew(&site.primary, slots::ANY).await?);
     let service = again();
-    until_closed(&service, "made anew or moved by hand", 0).await?;
+    until_closed(&service, "created again or moved by hand", 0).await?;
 
     let again = stopped(service).await;
     audit(&site, "skipped").await?;
     assert!(slots::advance(&site.primary, slots::ANY).await?);
     let service = again();
-    until_closed(&service, "made anew or moved by hand", 0).await?;
+    until_closed(&service, "created again or moved by hand", 0).await?;
     audit(&site, "after").await?;
     until_equal(&site).await?;
     assert_eq!(copies(&service).await?, 1);
