@@ -1,4 +1,5 @@
-//! The channel to a PostgreSQL server: the TCP connection, and a watch on the bytes that the server sends.
+//! The channel to a PostgreSQL server: the TCP connection, and a watch on the bytes that the server
+//! sends.
 //!
 //! The libraries that read those bytes answer every question for a password, and wait for a message
 //! of any announced length. The watch sees the bytes first. A password is sent in clear only where

@@ -10,8 +10,9 @@ use crate::domain::Side;
 use tokio_postgres::error::SqlState;
 
 impl LocalSession {
-    /// In whichever database lets our user in. A provider may have no database `postgres`, and `pg_hba.conf` may have a
-    /// line for Builder's database alone. `template1` comes last: while a session is in it, nobody copies it.
+    /// Opens a session in any database that accepts our user. A provider may have no database
+    /// `postgres`, and `pg_hba.conf` may have a line only for Builder's database. `template1` comes
+    /// last: while a session is in it, nobody can copy it.
     pub async fn open_for_maintenance(to: &Datastore) -> Result<Self, DatastoreError> {
         LocalSession::open_for_maintenance_on(Side::Local, to).await
     }
