@@ -116,7 +116,9 @@ fn every_way_in_which_a_publication_may_differ_is_named() {
         ("whole schemas (public)", &|p| {
             p.schemas = vec!["public".into()]
         }),
-        ("it lacks public.audit_package", &|p| drop(p.tables.pop())),
+        ("it does not have public.audit_package", &|p| {
+            drop(p.tables.pop())
+        }),
         ("it has public.extra, which is not copied", &|p| {
             let extra = publication(&[table("extra", true, 'd')]);
             p.tables.extend(extra.tables);

@@ -120,7 +120,7 @@ fn our_publication_may_lack_tables_if_we_may_add_them() {
     newer.tables.push(table("added", false, 'd'));
     assert!(is_streamed(&newer, WANTED), "we add it ourselves");
     newer.tables[2].owned = false;
-    assert_refused(&newer, "it lacks public.added", "prepare");
+    assert_refused(&newer, "it does not have public.added", "prepare");
 
     let mut all = ready();
     let everything = publication(&[]);
