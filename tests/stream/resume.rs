@@ -339,7 +339,7 @@ async fn a_history_that_is_too_long_to_be_compared_is_not_simply_copied() -> Res
         })
         .await;
     here.batch_execute("ROLLBACK").await?;
-    let status = until_conflict(&service, &["are there and not here"]).await;
+    let status = until_conflict(&service, &["are on the primary but not here"]).await;
     assert_eq!(content(&site.spare).await?, newer);
     assert_eq!(copies_ever(&site).await?, before);
     service.reconfigure(&format!("{limit}{}", approval(&status)));

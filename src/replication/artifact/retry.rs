@@ -89,7 +89,7 @@ async fn recorded(session: &LocalSession, key: Option<&str>) -> Result<Vec<Recor
     let sql = "SELECT key, checksum, reason FROM warm_spare.unavailable \
                WHERE reason <> $1 AND ($2::text IS NULL OR key = $2) ORDER BY key";
     let rows = session
-        .query("reading what the primary lacks", sql, &[&UNSOUND, &key])
+        .query("reading the unavailable artifacts", sql, &[&UNSOUND, &key])
         .await?;
     // A row without a valid checksum is recorded as unsound.
     let items = rows.iter().filter_map(|row| {

@@ -221,7 +221,7 @@ impl<'a> Settling<'a> {
             let (ident, target) = package_named(key);
             let recorded = session
                 .execute(
-                    "recording what the primary lacks",
+                    "recording unavailable artifacts",
                     sql,
                     &[key, checksum, reason, &ident, &target],
                 )
@@ -278,7 +278,7 @@ async fn recorded_as_lacking(
 ) -> Result<HashSet<(String, String)>, PassError> {
     let sql = "SELECT key, checksum FROM warm_spare.unavailable";
     let rows = session
-        .query("reading what the primary lacks", sql, &[])
+        .query("reading the unavailable artifacts", sql, &[])
         .await?;
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
