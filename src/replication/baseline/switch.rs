@@ -326,7 +326,7 @@ async fn remember(
         .await?;
     if arrival.approved {
         session
-            .batch("letting the fuse count anew", "DELETE FROM vanished")
+            .batch("resetting the fuse's count", "DELETE FROM vanished")
             .await?;
     } else if !(arrival.vanished_packages.is_empty() && arrival.vanished_artifacts.is_empty()) {
         let (packages, artifacts) = (arrival.vanished_packages, arrival.vanished_artifacts);
