@@ -14,7 +14,7 @@ const NAME: &str = "bldr-";
 const SECRET_FORMAT: &str = "BOX-SEC-1";
 const PUBLIC_FORMAT: &str = "BOX-PUB-1";
 const BOX_FORMAT: &str = "BOX-1";
-/// It is not a digit of base64, so it distinguishes an access token from other encoded texts.
+/// Prefix of an access token. No digit of base64, so other encoded texts do not begin with it.
 const TOKEN_PREFIX: char = '_';
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -89,8 +89,8 @@ async fn stands_at(config: &Config, point: &CopiedPoint) -> Result<bool, PassErr
     Ok(row.get::<bool>(0)? && recovery_point(&session).await?.as_ref() == Some(&point.lsn))
 }
 
-/// It is one statement, so that everything is read at one instant; `now()` is the start of its
-/// transaction, before it reads.
+/// The question is one statement, so that everything is read at one instant; `now()` is the start
+/// of its transaction, before it reads.
 const QUESTION: &str = concat!(
     "
 SELECT now(), clock_timestamp(), txid_current_snapshot()::text,

@@ -104,7 +104,7 @@ impl PassError {
             | PassError::Spool(_)
             | PassError::Busy { .. }
             | PassError::NotMet { .. } => true,
-            // It may be promoted soon.
+            // The standby may be promoted soon.
             PassError::Unfit { check, .. } => *check == ErrorCode::Standby,
             PassError::Waited(error) => return error.policy(),
             _ => false,

@@ -350,7 +350,7 @@ mod tests {
         let unseen = (0..PARTS).filter(|part| !seen.contains(part));
         assert_eq!(unseen.map(|part| all.sums[part].1).sum::<u64>(), 0);
 
-        // A part with more rows than that is a round of its own.
+        // A part with more rows than that is a round by itself.
         assert_eq!(all.rounds(&none, 1).len(), seen.len());
     }
 

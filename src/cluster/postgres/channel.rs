@@ -39,7 +39,8 @@ const DESCRIPTION_MAX: u32 = 256 << 10;
 const AUTHENTICATION_OK: u32 = 0;
 const AUTHENTICATION_CLEARTEXT: u32 = 3;
 const AUTHENTICATION_SASL_CONTINUE: u32 = 11;
-/// Rounds of hashing that a server may ask for. PostgreSQL's default is 4096; four thousand million are hours of one core.
+/// Maximum rounds of hashing that a server may ask for. PostgreSQL's default is 4096; four thousand
+/// million would take hours of one core.
 const SCRAM_ROUNDS_MAX: u64 = 1_000_000;
 
 /// The texts by which our own error is recognised where a library passes it on as text.
@@ -276,7 +277,7 @@ impl<S> Watched<S> {
                 Place::Body { left } => {
                     let seen = bytes.len().min(*left as usize);
                     bytes = &bytes[seen..];
-                    // It is no more than `left`, which is 32 bits wide.
+                    // The number is no more than `left`, which is 32 bits wide.
                     self.place = body(*left - seen as u32);
                 }
             }

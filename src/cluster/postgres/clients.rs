@@ -370,7 +370,7 @@ impl Drop for Running {
     fn drop(&mut self) {
         let pid = self.0.and_then(|pid| i32::try_from(pid).ok());
         if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
-            // It fails only if the program has just ended.
+            // This fails only if the program has just ended.
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         }
     }

@@ -79,7 +79,7 @@ impl Session {
         }
     }
 
-    /// Waits for the end of the session, whoever ends it. The owner of a session that is kept for
+    /// Waits for the end of the session, by any cause. The owner of a session that is kept for
     /// long waits for this, and opens another one.
     pub fn ended(&self) -> impl Future<Output = DatastoreError> + Send + 'static {
         let error = DatastoreError {

@@ -740,7 +740,8 @@ mod tests {
         message
     }
 
-    /// What messages of this length keep in memory, each of which was read by itself, for each byte of theirs.
+    /// Returns the bytes that messages of this length keep in memory, for each byte of theirs; each
+    /// message was read by itself.
     async fn kept(length: usize, number: usize) -> f64 {
         let (mut stream, mut server) = stream();
         let mut frames = Vec::new();
@@ -755,14 +756,14 @@ mod tests {
         drop(stream);
         let held = |frame: Bytes| {
             assert_eq!(frame.len(), length);
-            // Nobody else holds it: what it keeps is what it could grow to.
+            // Nobody else holds the message: its capacity is the memory that it keeps.
             frame.try_into_mut().expect("its only holder").capacity()
         };
         let held: usize = frames.into_iter().map(held).sum();
         held as f64 / (length * number) as f64
     }
 
-    /// They may wait for days at the gate, and the spool counts their bytes alone.
+    /// Messages may wait for days at the gate, and the spool counts only their own bytes.
     #[tokio::test]
     async fn messages_that_come_one_by_one_keep_little_more_than_their_bytes() {
         for length in [60, 1000, COPIED_MESSAGE_BYTES - 26] {

@@ -64,7 +64,7 @@ pub enum AutoConf {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Rights {
     pub replication: bool,
-    /// It may make a publication in the database.
+    /// True: it may make a publication in the database.
     pub create: bool,
     pub alter_system: bool,
     pub reload: bool,
@@ -77,9 +77,9 @@ pub struct CopiedTable {
     pub name: String,
     /// `pg_class.relreplident`: d, n, f, i.
     pub identity: char,
-    /// It has a primary key that can identify a row.
+    /// True: the table has a primary key that can identify a row.
     pub keyed: bool,
-    /// It has the index that its identity names.
+    /// True: the table has the index that its identity names.
     pub indexed: bool,
     pub unlogged: bool,
     pub owned: bool,

@@ -156,7 +156,7 @@ fn publication(prepared: &Prepared) -> Option<Step> {
         ),
         (PublicationState::Differs(how), Some(there)) => {
             let reason = format!("it is not what the tables need: {}", how.join("; "));
-            // It cannot be changed into one with a list.
+            // A publication FOR ALL TABLES cannot be changed into one with a list.
             let replaced = || vec![format!("DROP PUBLICATION {name}"), create.clone()];
             let sql = if there.all_tables {
                 replaced()

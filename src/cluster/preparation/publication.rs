@@ -32,9 +32,9 @@ pub struct PublishedTable {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PublicationState {
     Absent,
-    /// It has all copied tables, whole, and no other.
+    /// The publication has all copied tables, whole, and no other.
     Exact,
-    /// It differs: each difference in words.
+    /// The publication differs: each difference in words.
     Differs(Vec<String>),
 }
 

@@ -44,7 +44,7 @@ fn drop_slot(slot: &Slot) -> Step {
     let name = quote_literal(&slot.name);
     let of = format!("FROM pg_catalog.pg_replication_slots WHERE slot_name = {name}");
     let sql = vec![
-        // It waits for the end, because otherwise the slot would still be in use.
+        // This waits for the end, because otherwise the slot would still be in use.
         format!(
             "SELECT pg_catalog.pg_terminate_backend(active_pid, 5000) {of} AND active_pid IS NOT NULL"
         ),

@@ -18,10 +18,10 @@ const BODY: &[u8] =
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Keeps {
     Nothing,
-    /// It keeps them as versions, which can be deleted.
+    /// Keeps them as versions, which can be deleted.
     Versions,
-    /// It keeps them as versions, which we may not delete: the bucket has a lock, or our key has
-    /// not the right.
+    /// Keeps them as versions, which we may not delete: the bucket has a lock, or our key does not
+    /// have the right.
     Locked,
 }
 

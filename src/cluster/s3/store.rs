@@ -560,7 +560,7 @@ impl Download {
         let opened = store
             .persist(&doing, || store.open_body(&doing, key, at))
             .await;
-        // It may be shorter by now.
+        // The object may be shorter by now.
         let opened = match opened {
             Err(error) if error.fault == StoreFault::Changed => None,
             opened => opened?,

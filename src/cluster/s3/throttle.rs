@@ -80,7 +80,7 @@ impl Throttle {
                 return;
             };
             let now = wanted.min(rate.burst);
-            // It cannot fail: `now` never exceeds the burst.
+            // This cannot fail: `now` never exceeds the burst.
             let _ = rate.limiter.until_n_ready(now).await;
             cells -= now.get();
         }
@@ -160,7 +160,8 @@ mod tests {
         let throttle = Throttle::new(Some(10 * 1024 * 1024));
         let start = std::time::Instant::now();
         throttle.take(3 * 1024 * 1024).await;
-        // 3 MiB at 10 MiB/s, a tenth of a second of it at once: never under 0.15 s, however fast the machine.
+        // 3 MiB at 10 MiB/s, with a tenth of a second of it at once: never under 0.15 s, however
+        // fast the machine is.
         assert!(start.elapsed() > std::time::Duration::from_millis(150));
     }
 }

@@ -73,7 +73,7 @@ impl BeginningSlot {
         };
         let slot = quote_literal(&self.names.slot);
         killpoint::reach("slot.before_copy");
-        // It was made by a database administrator: it exists already, and we never drop it.
+        // A slot that a database administrator made exists already, and we never drop it.
         if self.names.slot_is_premade {
             return Ok(());
         }

@@ -192,7 +192,7 @@ impl Baseline<'_> {
             let caught = self.catch_up(slot, name, &mut point).await?;
             self.absorb(caught, &inside, &mut gated.round, &mut shrinkage)
                 .await?;
-            // They were the rows' hashes at the snapshot, and are useless now.
+            // These are hashes of the rows at the snapshot, and are useless now.
             contents.clear();
         }
         let approved = self.work.judge(shrinkage.clone(), &inside).await?;

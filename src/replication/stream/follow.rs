@@ -184,7 +184,7 @@ impl Follow<'_> {
             proven,
         };
         // The reader runs on another thread, so that the socket is read whatever the applier does.
-        // It ends with this run.
+        // The thread ends with this run.
         let mut reading = JoinSet::new();
         reading.spawn(pump.run());
         let mut applying = Box::pin(applier.run(&mut until_seen, &mut advance_seen));

@@ -329,7 +329,7 @@ mod tests {
         assert_eq!(wanted("then", 0x80, mark, false), Ok(Proof::Mark));
         assert_eq!(wanted("later", 0x100, None, false), Ok(Proof::Comparison));
         assert_eq!(wanted("then", 0x100, None, false), Ok(Proof::None));
-        // The same run, and yet its slot has gone back.
+        // The run is the same, and yet its slot has gone back.
         assert_eq!(wanted("then", 0x80, None, false), Ok(Proof::Comparison));
         assert_eq!(wanted("then", 0x80, None, true), Ok(Proof::None));
         assert!(wanted("later", 0x100, None, true).is_err());

@@ -49,7 +49,8 @@ impl LocalStore {
             .await
     }
 
-    /// Stores a whole small object. The server checks the body against its SHA-256, which the request's signature covers.
+    /// Stores a whole small object. The server checks the body against its SHA-256, which the
+    /// request's signature covers.
     pub async fn put(
         &self,
         key: &str,
