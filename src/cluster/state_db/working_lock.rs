@@ -132,7 +132,7 @@ fn give_signs_of_life(session: &LocalSession) {
             let Some(client) = client.upgrade() else {
                 return;
             };
-            // It is no statement at all, so that a transaction that is open on this session is not
+            // An empty query is no statement, so a transaction that is open on this session is not
             // changed.
             if client.batch_execute("").await.is_err() {
                 return;

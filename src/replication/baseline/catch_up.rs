@@ -112,7 +112,7 @@ impl Baseline<'_> {
                 if !self.may_do_without_slot().await? {
                     return Err(busy);
                 }
-                log::warn!("{busy}; the first copy is made at a snapshot without it");
+                log::warn!("{busy}; the first copy is made at a snapshot, without a slot");
                 return Ok(None);
             }
             made => made?,

@@ -96,8 +96,8 @@ impl Incoming {
             .long("creating the incoming database", &sql)
             .await
             .map_err(|error| match error.fault {
-                // It belongs to an interrupted run whose statement the server had not finished: the
-                // next run drops it.
+                // The database belongs to an interrupted run whose statement the server had not
+                // finished: the next run drops it.
                 DatastoreFault::Statement
                     if error.sql_state == Some(SqlState::DUPLICATE_DATABASE) =>
                 {

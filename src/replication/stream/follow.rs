@@ -210,7 +210,9 @@ impl Follow<'_> {
                 ended = reading.join_next(), if full.is_none() => {
                     let why = why(ended);
                     if matches!(why, Gap::Spool(SpoolError::Full { .. })) {
-                        log::info!("{why}: these changes are applied before the primary is asked for more");
+                        log::info!(
+                            "{why}: these changes are applied before the primary is asked for more"
+                        );
                         full = Some(why);
                         continue;
                     }
@@ -221,7 +223,9 @@ impl Follow<'_> {
                         Ok(Err(gap)) if gap.needs_baseline() => Err(gap),
                         Ok(Err(Gap::Spool(SpoolError::Failed(_)))) | Err(_) => Err(why),
                         Ok(Err(gap)) => {
-                            log::warn!("not all changes that had arrived before the stream ended could be applied: {gap}");
+                            log::warn!(
+                                "not all changes that had arrived before the stream ended could be applied: {gap}"
+                            );
                             Err(why)
                         }
                     };
