@@ -1,8 +1,8 @@
-//! The builder keys, by which Builder encrypts origins' secret keys, integrations and access tokens. A spare without them
-//! has every row, and no use for these.
+//! The builder keys, with which Builder encrypts origins' secret keys, integrations and access
+//! tokens. A spare without them has every row, but cannot use these.
 //!
-//! Builder seals to itself: sender and receiver are the same pair, whose public half follows from the secret one. A
-//! ciphertext names the revision of the key that opens it.
+//! Builder seals to itself: sender and receiver are the same pair, whose public half follows from
+//! the secret one. A ciphertext names the revision of the key that opens it.
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 use crypto_box::aead::Aead;
@@ -14,7 +14,7 @@ const NAME: &str = "bldr-";
 const SECRET_FORMAT: &str = "BOX-SEC-1";
 const PUBLIC_FORMAT: &str = "BOX-PUB-1";
 const BOX_FORMAT: &str = "BOX-1";
-/// Not a digit of base64: tells an access token from anything else that was encoded so.
+/// Prefix of an access token. No digit of base64, so other encoded texts do not begin with it.
 const TOKEN_PREFIX: char = '_';
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -23,11 +23,11 @@ pub enum BuilderKeyError {
     Directory { path: PathBuf, text: String },
     #[error("{} is no builder key: {text}", path.display())]
     Unusable { path: PathBuf, text: String },
-    #[error("it is nothing that a builder key has sealed")]
+    #[error("it was not sealed by a builder key")]
     NoBox,
-    #[error("builder key bldr-{revision} is not there")]
+    #[error("builder key bldr-{revision} is missing")]
     Absent { revision: String },
-    #[error("builder key bldr-{revision} is another one than what was sealed by that name")]
+    #[error("builder key bldr-{revision} is not the key of that name that sealed it")]
     Wrong { revision: String },
 }
 
@@ -42,7 +42,8 @@ struct Pair {
 }
 
 impl BuilderKeys {
-    /// A file that is no key spoils its own revision only: others may be the ones that count.
+    /// Reads the keys. A file that is no key affects only its own revision: the other keys may be
+    /// the needed ones.
     pub fn read(directory: &Path) -> Result<BuilderKeys, BuilderKeyError> {
         let failed = |error: std::io::Error| BuilderKeyError::Directory {
             path: directory.to_path_buf(),
@@ -66,14 +67,15 @@ impl BuilderKeys {
         Ok(keys)
     }
 
-    /// Of the keys that open what was sealed by them, the newest last.
+    /// Returns the revisions of the usable keys, the newest last.
     pub fn revisions(&self) -> Vec<String> {
         let usable = |pair: &&Pair| matches!(pair.secret, Some(Ok(_)));
         let found = self.0.iter().filter(|(_, pair)| usable(pair));
         found.map(|(revision, _)| revision.clone()).collect()
     }
 
-    /// What is wrong beside that, in words. Builder does without the public half since it derives it; older ones did not.
+    /// Returns the other faults, in words. Builder does not need the public half since it derives
+    /// it; older versions did.
     pub fn flaws(&self) -> Vec<String> {
         let mut flaws = Vec::new();
         for (revision, pair) in &self.0 {
@@ -95,7 +97,8 @@ impl BuilderKeys {
         flaws
     }
 
-    /// Opens what Builder has stored: the revision of the key that did. The content is dropped unseen.
+    /// Opens a value that Builder has stored. Returns the revision of the key that opened it; the
+    /// content is dropped unseen.
     pub fn open(&self, stored: &str) -> Result<String, BuilderKeyError> {
         let sealed = Sealed::parse(stored).ok_or(BuilderKeyError::NoBox)?;
         let revision = sealed.revision;
@@ -112,7 +115,7 @@ impl BuilderKeys {
     }
 }
 
-/// Revision, and whether it is the secret half.
+/// Returns the revision, and whether it is the secret half.
 fn split(file: &str) -> Option<(&str, bool)> {
     let rest = file.strip_prefix(NAME)?;
     let secret = rest
@@ -124,7 +127,8 @@ fn split(file: &str) -> Option<(&str, bool)> {
     is_time.then_some((revision, is_secret))
 }
 
-/// Four lines: format, name with revision, nothing, and the key in base64.
+/// Reads a key file of four lines: format, name with revision, an empty line, and the key in
+/// base64.
 fn read_key(path: &Path, format: &str, revision: &str) -> Result<[u8; 32], BuilderKeyError> {
     let unusable = |text: String| BuilderKeyError::Unusable {
         path: path.to_path_buf(),
@@ -145,7 +149,7 @@ fn read_key(path: &Path, format: &str, revision: &str) -> Result<[u8; 32], Build
         .ok_or_else(|| unusable("it has no 32 bytes in base64".into()))
 }
 
-/// The revision of the key that would open what Builder has stored; None: it is nothing of the kind.
+/// Returns the revision of the key that would open a stored value; None: it is no sealed value.
 pub fn sealed_by(stored: &str) -> Option<String> {
     Sealed::parse(stored).map(|sealed| sealed.revision)
 }
@@ -157,8 +161,8 @@ struct Sealed {
 }
 
 impl Sealed {
-    /// Five lines: format, sender, receiver, nonce and ciphertext. Tokens are encoded once more, and what was stored by
-    /// older versions is so everywhere.
+    /// Parses five lines: format, sender, receiver, nonce and ciphertext. Tokens are encoded once
+    /// more, and so are all values of older versions.
     fn parse(stored: &str) -> Option<Sealed> {
         let stored = stored.strip_prefix(TOKEN_PREFIX).unwrap_or(stored).trim();
         if stored.starts_with(BOX_FORMAT) {

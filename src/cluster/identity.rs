@@ -1,5 +1,6 @@
-//! Are both ends really two? The chapter's own advice for one zone, or an address that was moved, can make them one;
-//! then nothing is read and nothing is done.
+//! Refuses to run when local and peer are the same server or the same bucket. That happens when
+//! both zones share one store, as Chef's guide advises, or when an address was moved. Then nothing
+//! is read and nothing is done.
 
 use super::postgres::datastore::DatastoreError;
 use super::postgres::session::{LocalSession, PeerSession, Session};
@@ -21,15 +22,16 @@ pub enum IdentityError {
     SameBucket { bucket: String },
 }
 
-/// By which PostgreSQL tells one server's data from another's.
+/// Returns the number that distinguishes one PostgreSQL server's data from another's.
 pub async fn system_id(server: &Session) -> Result<String, DatastoreError> {
     let sql = "SELECT system_identifier::text FROM pg_control_system()";
     let row = server.row("reading the system id", sql, &[]).await?;
     row.get(0)
 }
 
-/// A lock that is random, taken on our own server: whoever cannot take it too is on the same one.
-/// `local` is a session on the local database that bears the peer database's name, if there is one; else on any.
+/// Takes a random lock on the local server. If the peer's session cannot take it too, both are on
+/// the same server. `local` is a session on the local database with the peer database's name, if
+/// there is one; otherwise on any database.
 pub async fn differ_in_server(
     local: &LocalSession,
     peer: &PeerSession,
@@ -65,8 +67,8 @@ pub async fn differ_in_server(
             &[&key],
         )
         .await?;
-    // Locks are a database's own. Databases of two names on one server differ in their locks, not in the start of
-    // their server, which is told to the microsecond.
+    // Locks belong to a database. Databases of two names on one server differ in their locks, but
+    // not in the start of their server, which is given to the microsecond.
     let sql = "SELECT system_identifier::text || '/' || pg_postmaster_start_time()::text FROM pg_control_system()";
     let (ours, theirs) = (
         local.row("reading the server's identity", sql, &[]).await?,
@@ -78,7 +80,7 @@ pub async fn differ_in_server(
     Ok(())
 }
 
-/// Puts an object into our own bucket. A peer that has it too looks into the same bucket.
+/// Puts an object into the local bucket. A peer that has it too reads the same bucket.
 pub async fn differ_in_bucket(local: &LocalStore, peer: &Store) -> Result<(), IdentityError> {
     match is_same_bucket(local, peer).await? {
         false => Ok(()),

@@ -1,8 +1,9 @@
-//! One side: its datastore (PostgreSQL), its artifact store (S3), and what we keep there ourselves.
+//! One side: its datastore (PostgreSQL), its artifact store (S3), and the state that we keep there.
 //!
-//! `postgres` and `s3` connect to servers. `state_db` owns database `warm_spare`. `fence` sets and proves the fence.
-//! `preparation` changes the primary for the stream. Nothing above this room knows MinIO or PostgreSQL's wire by name. The peer is read-only by type:
-//! [`PeerSession`] has no way to write, and its transactions are read-only for the server too.
+//! `postgres` and `s3` connect to servers. `state_db` owns database `warm_spare`. `fence` sets and
+//! proves the fence. `preparation` changes the primary for the stream. Nothing above this room
+//! names MinIO or PostgreSQL's wire protocol. The peer is read-only by type: [`PeerSession`] has no
+//! way to write, and its transactions are read-only for the server too.
 
 mod builder_keys;
 mod fence;

@@ -1,9 +1,9 @@
 //! A sample of the artifacts in a bucket.
 
-/// What was found of the artifacts that were looked for.
+/// The result of a sample.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sampled {
     pub looked_for: usize,
-    /// Keys that are not there, although a row names them.
+    /// Keys without an object, although a row names them.
     pub absent: Vec<String>,
 }

@@ -1,4 +1,4 @@
-//! Has the primary committed anything since the recovery point? Asked without reading a row.
+//! Asks whether the primary has committed anything since the recovery point, without reading a row.
 
 use super::baseline::run::recovery_point;
 use super::baseline::sequences::{self, Sequence};
@@ -13,25 +13,29 @@ use crate::domain::Side;
 use crate::observe::Clock;
 use chrono::{DateTime, Utc};
 
-/// What the primary answered.
+/// The primary's answer.
 #[derive(Debug, Clone)]
 pub struct Look {
-    /// By the primary's clock, just before it looked at its transactions: what it says holds for this time.
+    /// Time by the primary's clock, just before it read its transactions: the answer is valid for
+    /// this time.
     pub time: DateTime<Utc>,
-    /// Seconds by which the primary's clock is ahead of ours, as far as one question and answer can tell.
+    /// Seconds by which the primary's clock is ahead of ours, as exactly as one question and answer
+    /// can show.
     pub clock_offset_seconds: f64,
-    /// Why the primary may have changed since the recovery point; None: it has not.
+    /// The reason why the primary may have changed since the recovery point; None: it has not
+    /// changed.
     pub changed: Option<&'static str>,
-    /// The visible database is not the one that was copied here, or there is none.
+    /// True: the visible database is not the one that was copied here, or there is none.
     pub astray: bool,
-    /// Write-ahead log written since the recovery point. None: there is no such point here, or of another server.
+    /// Bytes of write-ahead log written since the recovery point. None: there is no recovery point
+    /// here, or it is of another server.
     pub lag_bytes: Option<u64>,
     pub server: Server,
-    /// Its database is read-only, as a spare's is.
+    /// True: its database is read-only, as a spare's is.
     pub fenced: bool,
 }
 
-/// What a server says of itself.
+/// A server's facts about itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Server {
     pub version: String,
@@ -39,7 +43,7 @@ pub struct Server {
 }
 
 impl Look {
-    /// What may be remembered when nothing waits.
+    /// Returns the confirmation that may be recorded if no change waits.
     pub fn confirmation(&self) -> Confirmation {
         Confirmation {
             time: self.time,
@@ -48,7 +52,8 @@ impl Look {
     }
 }
 
-/// Looks for a spare that stands at `point`. A visible database that does not stand there counts as a change.
+/// Asks the primary, for a spare at `point`. A visible database that is not at that point counts as
+/// a change.
 pub async fn look(
     config: &Config,
     point: Option<&CopiedPoint>,
@@ -62,7 +67,7 @@ pub async fn look(
     let mut look = look_at(&peer, point, clock).await?;
     look.astray = point.is_some() && !ours;
     if look.astray {
-        // The recovery point is not here: how far it lies behind says nothing.
+        // The recovery point is not here, so its distance has no meaning.
         look.lag_bytes = None;
         look.changed
             .get_or_insert("the local database is not the one that was copied");
@@ -84,7 +89,8 @@ async fn stands_at(config: &Config, point: &CopiedPoint) -> Result<bool, PassErr
     Ok(row.get::<bool>(0)? && recovery_point(&session).await?.as_ref() == Some(&point.lsn))
 }
 
-/// One statement, so that all of it is seen at one instant; `now()` is the start of its transaction, before it looks.
+/// The question is one statement, so that everything is read at one instant; `now()` is the start
+/// of its transaction, before it reads.
 const QUESTION: &str = concat!(
     "
 SELECT now(), clock_timestamp(), txid_current_snapshot()::text,
@@ -103,10 +109,12 @@ SELECT now(), clock_timestamp(), txid_current_snapshot()::text,
             ELSE pg_wal_lsn_diff(pg_current_wal_lsn(), nullif($1::text, '')::pg_lsn)::int8 END"
 );
 
-/// Every change of rows or tables takes a transaction number before it becomes visible, so while the snapshot's text
-/// (the number to come, and those under way) is the same, nothing was committed. What that does not show counts as a
-/// change: another server, timeline or start of it (a crash may forget the last numbers and give them out again), a log
-/// that stands behind the point, and sequences, which move outside of transactions.
+/// Compares the primary with the recovery point. Every change of rows or tables takes a transaction
+/// number before it becomes visible. So while the text of the snapshot (the next number, and the
+/// open transactions) is the same, nothing was committed. Facts that the snapshot does not show
+/// count as a change: another server, timeline or start of it (after a crash it may lose the last
+/// numbers and use them again), a log position before the point, and sequences, which move outside
+/// of transactions.
 pub(super) async fn look_at(
     peer: &PeerSession,
     point: Option<&CopiedPoint>,
@@ -130,7 +138,7 @@ pub(super) async fn look_at(
         Some(point) if row.get::<String>(6)? != point.server_started => {
             Some("its server was restarted")
         }
-        Some(_) if ahead.is_none_or(|bytes| bytes < 0) => Some("it stands before that point"),
+        Some(_) if ahead.is_none_or(|bytes| bytes < 0) => Some("it is before that point"),
         Some(point) if row.get::<String>(2)? != point.transactions => {
             Some("it has had transactions")
         }
@@ -159,8 +167,9 @@ async fn moved(peer: &PeerSession) -> Result<Vec<Sequence>, PassError> {
     sequences::read_sequences(peer, names).await
 }
 
-/// An address that leads to a physical standby for a moment, as a virtual one may, shows by a statement that the server
-/// refuses. The server is asked, for its words may be of any language.
+/// Replaces the error if the peer is a physical standby. An address that leads to one for a moment,
+/// as a virtual one may, causes a statement that the server refuses. The server is asked for its
+/// state, because its messages may be in any language.
 pub async fn told_of_standby(config: &Config, error: PassError) -> PassError {
     let states = [
         SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
@@ -181,7 +190,9 @@ pub async fn told_of_standby(config: &Config, error: PassError) -> PassError {
     let asked = async {
         let peer = PeerSession::open(&config.peer.datastore).await?;
         let sql = "SELECT pg_is_in_recovery()";
-        let row = peer.row("asking what the peer is", sql, &[]).await?;
+        let row = peer
+            .row("asking whether the peer is a standby", sql, &[])
+            .await?;
         row.get::<bool>(0)
     };
     match asked.await {

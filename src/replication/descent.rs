@@ -1,7 +1,9 @@
-//! May this spare follow, and be copied over by, the primary that it sees? Nothing that goes back is followed unasked.
+//! Decides whether this spare may follow the primary that it sees, and be overwritten by it. A
+//! history that goes back is never followed without approval.
 //!
-//! A spare that has a recovery point holds history. Before anything of the peer is written here, the peer must prove that
-//! its own history goes on from there. Where the proof fails, the spare holds, names both, and an operator decides.
+//! A spare that has a recovery point holds history. Before anything of the peer is written here,
+//! the peer must prove that its own history continues from that point. If the proof fails, the
+//! spare holds and names both positions, and an operator decides.
 
 use super::baseline::run::stands_at;
 use super::error::PassError;
@@ -11,12 +13,12 @@ use crate::cluster::{
 use crate::config::{Config, Fuse};
 use crate::domain::{ErrorCode, Lsn, Role};
 
-/// The primary that a copy is made from, as it describes itself.
+/// The primary of a copy, as it describes itself.
 #[derive(Debug, Clone)]
 pub struct PrimaryLine {
     pub lineage: Lineage,
     pub epoch: i64,
-    /// The word by which an operator has let it through, although its history does not go on from ours.
+    /// The id with which an operator has approved it, although its history does not continue ours.
     pub approved: Option<String>,
 }
 
@@ -35,7 +37,7 @@ impl PrimaryLine {
     }
 }
 
-/// What is known of this spare.
+/// The known facts about this spare.
 #[derive(Debug, Clone, Default)]
 pub struct Here {
     pub record: Record,
@@ -44,7 +46,7 @@ pub struct Here {
 }
 
 impl Here {
-    /// Of a cluster that was never told its role nothing is known.
+    /// Reads the facts. Nothing is known about a cluster whose role was never declared.
     pub async fn read(config: &Config, state: &State) -> Result<Here, PassError> {
         let record = state.own_record().await?;
         if record.role != Some(Role::Spare) {
@@ -64,11 +66,12 @@ pub struct There<'a> {
     pub record: Option<&'a Record>,
     pub system_id: &'a str,
     pub timeline: i32,
-    /// How far its log is written; None: not asked.
+    /// End of its log; None: not asked.
     pub wal: Option<Lsn>,
-    /// Its transactions, as a snapshot in text has them, `xmin:xmax:…`; empty: not asked.
+    /// Its transactions, as a snapshot in text form, `xmin:xmax:…`; empty: not asked.
     pub transactions: String,
-    /// Where the recovery point's timeline was left by the one that the server is on now; None: not known.
+    /// Position at which the server's present timeline left the recovery point's timeline; None:
+    /// not known.
     pub left_at: Option<Lsn>,
 }
 
@@ -77,7 +80,8 @@ pub struct There<'a> {
 pub struct Doubt {
     pub rule: ErrorCode,
     pub text: String,
-    /// What the operator's word covers, in text that stays the same while the case does.
+    /// The case that an operator's approval covers, as text that does not change while the case
+    /// does not.
     pub case: String,
 }
 
@@ -90,7 +94,7 @@ impl Doubt {
         }
     }
 
-    /// The word by which an operator lets exactly this through.
+    /// Returns the id with which an operator approves exactly this case.
     pub fn id(&self) -> String {
         let case = format!("{} {}", self.rule, self.case);
         let hash = blake2b_simd::Params::new()
@@ -101,10 +105,10 @@ impl Doubt {
 
     fn next_step(&self, id: &str, fuse: &Fuse) -> String {
         if self.rule == ErrorCode::PrimaryLives {
-            // A promotion without artifacts may have its own.
+            // A promotion without artifacts may have its own approval.
             let id = fuse.with(id);
             return format!(
-                "mend what the text names, or stop Builder there; it is tried again by itself. To promote this cluster beside a primary that can be written to, set fuse.approve = \"{id}\""
+                "correct the cause that the text names, or stop Builder there; it is tried again by itself. To promote this cluster beside a primary that can be written to, set fuse.approve = \"{id}\""
             );
         }
         let first = match self.rule {
@@ -119,7 +123,8 @@ impl Doubt {
         )
     }
 
-    /// The operator's word, if it was given: the peer is followed all the same, and what is replaced for it is pinned.
+    /// Returns the approved id, if the operator has approved the case: then the peer is followed
+    /// all the same, and the replaced database is pinned.
     pub fn ask(&self, config: &Config) -> Result<String, PassError> {
         let id = self.id();
         if config.fuse.approves(&id) {
@@ -138,7 +143,8 @@ impl Doubt {
     }
 }
 
-/// Where the primary left the timeline that the recovery point is on; None: it is on that one, or does not say.
+/// Returns the position at which the primary left the timeline of the recovery point; None: the
+/// primary is on that timeline, or does not say.
 pub async fn left_at(
     config: &Config,
     point: Option<&CopiedPoint>,
@@ -156,16 +162,18 @@ pub async fn left_at(
     };
     match asked.await {
         Ok(left) => Ok(left),
-        // Asked again, and no doubt.
+        // A transient error is no doubt; the question is asked again.
         Err(error) if error.is_transient() => Err(DatastoreError::into(error)),
         Err(error) => {
-            log::warn!("{error}; where the primary left timeline {before} is not known");
+            log::warn!(
+                "{error}; the position at which the primary left timeline {before} is not known"
+            );
             Ok(None)
         }
     }
 }
 
-/// The first doubt, the gravest kinds first.
+/// Returns the first doubt; the most serious kinds come first.
 pub fn doubt(here: &Here, there: &There<'_>) -> Option<Doubt> {
     let epochs = there.record.and_then(|record| of_epochs(here, record));
     epochs.or_else(|| of_server(here, there))
@@ -197,7 +205,8 @@ fn of_epochs(here: &Here, record: &Record) -> Option<Doubt> {
             format!("the peer is {whom}, a spare itself: only a primary is followed"),
         );
     }
-    // It was never told its role: a stock primary, or the record that a fence of ours has left there.
+    // A peer without a role: a Builder's server without `warm-spare`, or one with only the record
+    // that our fence has left there.
     record.role.as_ref()?;
     if record.epoch < ours.epoch {
         return doubt(
@@ -224,12 +233,12 @@ fn head(lineage: &Lineage) -> &str {
     lineage.head().map_or("none", |head| head.id.as_str())
 }
 
-/// The server by which this spare knows its line, where it has copied nothing from it yet.
+/// Returns the server that this spare's lineage names, if nothing was copied from it yet.
 fn expected_server(here: &Here) -> Option<&str> {
     if let Some(point) = &here.point {
         return Some(&point.system_id);
     }
-    // A promotion by hand is in no line.
+    // A promotion by hand is in no lineage.
     let head = here.record.lineage.head();
     let head = head.filter(|head| head.epoch == here.record.epoch)?;
     Some(&head.system_id)
@@ -238,7 +247,7 @@ fn expected_server(here: &Here) -> Option<&str> {
 fn of_server(here: &Here, there: &There<'_>) -> Option<Doubt> {
     let expected = expected_server(here)?;
     if there.system_id != expected {
-        // A newer promotion of our line, on another server.
+        // A newer promotion of our lineage, on another server.
         let proved = there.record.is_some_and(|record| {
             record.epoch > here.record.epoch
                 && !here.record.lineage.is_empty()
@@ -270,11 +279,11 @@ fn of_server(here: &Here, there: &There<'_>) -> Option<Doubt> {
         return match there.left_at {
             Some(left) if left >= ours => None,
             Some(left) => set_back(format!(
-                "the primary left timeline {} at {left}, and the spare has followed it to {ours}: what lies between is not on the primary any more",
+                "the primary left timeline {} at {left}, and the spare has followed it to {ours}: the transactions in between are not on the primary any more",
                 point.timeline
             )),
             None => set_back(format!(
-                "the primary is on timeline {} instead of {}, and where it left that one is not known: the spare may have transactions that the primary has not",
+                "the primary is on timeline {} instead of {}, and it is not known where it left that timeline: the spare may have transactions that the primary does not have",
                 there.timeline, point.timeline
             )),
         };
@@ -284,14 +293,15 @@ fn of_server(here: &Here, there: &There<'_>) -> Option<Doubt> {
             "the primary is at {wal}, before the spare ({ours}): the primary was set back to an older copy"
         ));
     }
-    // All before `xmin` had ended then. Numbers above it may be given once more after a crash.
+    // All transactions before `xmin` had ended at that time. Numbers above it may be used again
+    // after a crash.
     let number = |snapshot: &str, place: usize| snapshot.split(':').nth(place)?.parse::<u64>().ok();
     match (
         number(&there.transactions, 1),
         number(&point.transactions, 0),
     ) {
         (Some(next), Some(ended)) if next < ended => set_back(format!(
-            "the primary's next transaction is number {next}, and the spare knows that all before {ended} had ended: the primary was set back to an older copy"
+            "the primary's next transaction is number {next}, but the spare knows that all transactions before {ended} had ended: the primary was set back to an older copy"
         )),
         _ => None,
     }

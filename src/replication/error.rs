@@ -1,4 +1,5 @@
-//! Why a pass ended early, and the one place that decides what happens then: try again, or wait for an operator.
+//! The reasons why a copy ended early, and the one place that decides what happens then: try again,
+//! or wait for an operator.
 
 use super::stream::spool::SpoolError;
 use crate::cluster::{
@@ -35,51 +36,51 @@ pub enum PassError {
         what: String,
         source: std::io::Error,
     },
-    /// A safety rule (role, epoch, fuse) says no; an operator may say otherwise.
+    /// A safety rule (role, epoch, fuse) refuses; an operator may overrule it.
     #[error("{rule}: {text}")]
     Refused {
         rule: ErrorCode,
         text: String,
         next_step: String,
     },
-    /// Something that a pass needs is not as it must be; found before anything was changed.
+    /// A precondition of a copy is not met; found before anything was changed.
     #[error("{check}: {text}")]
     Unfit {
         check: ErrorCode,
         text: String,
         next_step: String,
     },
-    /// What the gate could not find out, and others hear of as well.
+    /// A failure of the gate, which other waiting tasks get as well.
     #[error(transparent)]
     Waited(std::sync::Arc<PassError>),
     #[error(transparent)]
     Spool(#[from] SpoolError),
-    /// The primary changed under the copy in a way that a snapshot does not protect from.
+    /// The primary changed during the copy in a way from which a snapshot does not protect.
     #[error("the primary's tables changed in form while they were copied: {tables}")]
     Rewritten { tables: String },
-    /// Do no harm: a session of Builder's waited for one of ours.
+    /// Do no harm: a session of Builder's waited for one of our sessions.
     #[error(
         "a session on the primary (process {pid}) waited for our copy for over a second; the copy was given up"
     )]
     InTheWay { pid: i32 },
-    /// A slot begins where no transaction is under way that writes.
+    /// A slot can begin only when no open transaction has written.
     #[error("peer: {what} within {seconds} s: {waits_for}")]
     Busy {
         what: String,
         seconds: u64,
         waits_for: String,
     },
-    /// A migration while the stream was applied into the incoming database, as a rule.
+    /// As a rule, a migration took place while the stream was applied into the incoming database.
     #[error("the stream did not join the copy: {text}")]
     NotMet { text: String },
 }
 
-/// What follows from an error.
+/// The reaction to an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Policy {
-    /// A passing fault: the same pass may well succeed in a while.
+    /// A transient fault: the same copy may succeed after a while.
     Retry,
-    /// It stays until somebody acts.
+    /// A fault that stays until somebody acts.
     Operator,
 }
 
@@ -93,7 +94,8 @@ impl PassError {
             PassError::Fence(FenceError::Staying { .. }) => true,
             PassError::Identity(IdentityError::Datastore(e)) => e.is_transient(),
             PassError::Store(e) | PassError::Identity(IdentityError::Store(e)) => e.is_transient(),
-            // The programs say why only in words, and a server that went away is the common cause.
+            // The programs give their reason only in words, and a server that went away is the
+            // common cause.
             PassError::Program(ProgramError::Failed { text, .. }) => {
                 is_connection_trouble(text) && !is_full(text)
             }
@@ -102,7 +104,7 @@ impl PassError {
             | PassError::Spool(_)
             | PassError::Busy { .. }
             | PassError::NotMet { .. } => true,
-            // It may just be about to be promoted.
+            // The standby may be promoted soon.
             PassError::Unfit { check, .. } => *check == ErrorCode::Standby,
             PassError::Waited(error) => return error.policy(),
             _ => false,
@@ -114,7 +116,7 @@ impl PassError {
         }
     }
 
-    /// The peer follows another server itself, or was not promoted yet.
+    /// Returns the error for a peer that follows another server itself, or was not promoted yet.
     pub fn standby() -> PassError {
         PassError::Unfit {
             check: ErrorCode::Standby,
@@ -123,7 +125,7 @@ impl PassError {
         }
     }
 
-    /// Of a verb that works with what a copy has left here.
+    /// Returns the error of a verb that needs a finished copy.
     pub fn nothing_copied() -> PassError {
         PassError::Unfit {
             check: ErrorCode::NoRecoveryPoint,
@@ -132,7 +134,7 @@ impl PassError {
         }
     }
 
-    /// What an operator can do about it.
+    /// Returns the operator's next step.
     pub fn next_step(&self) -> String {
         match self {
             PassError::Datastore(e)
@@ -147,16 +149,16 @@ impl PassError {
                 "install PostgreSQL's client programs of a major version from {from} to {to} (Debian: apt install postgresql-client-{to}), or name their directory in WARM_SPARE_PG_CLIENTS"
             ),
             PassError::Program(ProgramError::Failed { text, .. }) if text.contains("EXTENSION") => {
-                "create that extension in a database of the spare by hand and see what is lacking; one that a server allows in a single database cannot be copied, and belongs into another database of the primary (docs/limits.md)".into()
+                "create that extension in a database of the spare by hand and see what is missing; one that a server allows in a single database cannot be copied, and belongs in another database of the primary (docs/limits.md)".into()
             }
-            PassError::Program(_) => "read what the program says".into(),
+            PassError::Program(_) => "read the program's message".into(),
             PassError::State(StateError::Locked { .. }) => {
                 "let it finish, or stop it: one works at a time".into()
             }
             PassError::State(StateError::Newer { .. }) => "use the newer warm-spare".into(),
-            PassError::State(StateError::Superseded) => "nothing: the other one goes on".into(),
+            PassError::State(StateError::Superseded) => "nothing: the other process goes on".into(),
             PassError::State(StateError::Overtaken { .. }) => {
-                "see which of both is the primary now, and set role there and here to match".into()
+                "find out which of the two is the primary now, and set role there and here accordingly".into()
             }
             PassError::Identity(IdentityError::SameServer) => {
                 "let peer.datastore name the primary's server and local.datastore the spare's"
@@ -165,7 +167,7 @@ impl PassError {
             PassError::Identity(IdentityError::SameBucket { .. }) => {
                 "let peer.s3 name the primary's bucket and local.s3 the spare's; if they do, and MinIO itself replicates one to the other, exclude .warm-spare/ from that rule".into()
             }
-            PassError::Fence(_) => "end what keeps it open, then run it again".into(),
+            PassError::Fence(_) => "end the sessions that keep it open, then run it again".into(),
             PassError::Scratch { .. } => "make room, or set TMPDIR to a directory with room".into(),
             PassError::Rewritten { .. } | PassError::InTheWay { .. } | PassError::NotMet { .. } => {
                 "run it again when the migration on the primary is over".into()
@@ -175,7 +177,7 @@ impl PassError {
             }
             PassError::Waited(error) => error.next_step(),
             PassError::Spool(_) => {
-                "make room where the service's data lie, or raise replication.wal_hold_limit".into()
+                "make room in the service's data directory, or raise replication.wal_hold_limit".into()
             }
         }
     }
@@ -191,7 +193,7 @@ impl PassError {
         }
     }
 
-    /// The peer's datastore is not known to be gone.
+    /// Returns false if the peer's datastore is known to be gone.
     pub fn shows_life_of_peer(&self) -> bool {
         self.datastore()
             .is_some_and(|error| error.side == Side::Peer && error.shows_life())
@@ -205,7 +207,7 @@ impl PassError {
         }
     }
 
-    /// Whose fault it is, where it is one side's.
+    /// Returns the side that caused the error, if it is one side.
     pub fn side(&self) -> Option<Side> {
         if let Some(error) = self.datastore() {
             return Some(error.side);
@@ -230,7 +232,8 @@ impl PassError {
         }
     }
 
-    /// The side cannot be worked with at present: it does not answer, or does not let us in.
+    /// Returns whether one side cannot be used at present: it does not answer, or does not let us
+    /// in.
     pub fn is_unreachable(&self) -> bool {
         let datastore = self.datastore().is_some_and(|error| {
             use DatastoreFault::{
@@ -249,12 +252,12 @@ impl PassError {
         datastore || store || program
     }
 
-    /// About an artifact store, and no datastore.
+    /// Returns whether the error is of an artifact store, and not of a datastore.
     pub fn is_of_a_store(&self) -> bool {
         self.store().is_some()
     }
 
-    /// One word for programs: the rule or check that said no, else the class.
+    /// Returns one word for programs: the refusing rule or check, otherwise the class.
     pub fn code(&self) -> ErrorCode {
         if let Some(error) = self.store() {
             return match error.fault {
@@ -298,7 +301,8 @@ impl PassError {
         }
     }
 
-    /// 3: could not find out or finish. 4: a safety rule says no. 2: of configuration.
+    /// Returns the exit code. 3: not found out or not finished. 4: refused by a safety rule. 2: of
+    /// the configuration.
     pub fn exit_code(&self) -> u8 {
         match self {
             PassError::Refused { .. }
@@ -313,7 +317,7 @@ impl PassError {
     }
 }
 
-/// The server's own words for a full disk, where a program passes them on.
+/// Returns whether a program passes on the server's own words for a full disk.
 fn is_full(text: &str) -> bool {
     ["No space left on device", "could not write init file"]
         .iter()
@@ -328,7 +332,7 @@ fn is_connection_trouble(text: &str) -> bool {
         "server closed the connection",
         "the database system is",
         "SSL connection has been closed",
-        // pg_dump's own wait for a lock ends so, whichever limit it used.
+        // pg_dump's own wait for a lock ends with this text, whichever limit it used.
         "canceling statement due to lock timeout",
         "canceling statement due to statement timeout",
         // The snapshot's session ended with the server.

@@ -1,4 +1,5 @@
-//! The fuse: a change that would shrink the spare by more than the operator's share stops and asks.
+//! The fuse: stops a change that would shrink the spare by more than the operator's limit, and
+//! asks.
 
 use super::error::PassError;
 use crate::cluster::ToSql;
@@ -7,16 +8,18 @@ use crate::config::{Config, Fuse};
 use crate::domain::{ErrorCode, EventKind};
 use blake2b_simd::Params;
 
-/// What would vanish with this change, and what did within the window before it.
+/// The packages and artifacts that would vanish with this change, and those that vanished within
+/// the window before it.
 #[derive(Debug, Clone, Default)]
 pub struct Shrinkage {
-    /// Package rows that the visible database has and the incoming one lacks (ident and target).
+    /// Package rows of the visible database that the incoming one does not have (ident and target).
     pub packages: Vec<String>,
     pub packages_before: u64,
-    /// Artifacts that would pass as missing or damaged and have not before.
+    /// Artifacts that would be admitted as missing or damaged for the first time.
     pub artifacts: Vec<String>,
     pub artifacts_before: u64,
-    /// What vanished in earlier changes within the window, and is not there now.
+    /// Packages and artifacts that vanished in earlier changes within the window, and are still
+    /// gone.
     pub earlier_packages: u64,
     pub earlier_artifacts: u64,
 }
@@ -34,7 +37,8 @@ pub enum Verdict {
     },
 }
 
-/// Decides; `id` names the change by what vanishes in it, so it is the same at every try while the primary stays as it is.
+/// Judges a change. `id` is made of the vanishing items, so it is the same at every try while the
+/// primary does not change.
 pub fn judge(fuse: &Fuse, shrinkage: &Shrinkage) -> Verdict {
     let packages = shrinkage.packages.len() as u64 + shrinkage.earlier_packages;
     let artifacts = shrinkage.artifacts.len() as u64 + shrinkage.earlier_artifacts;
@@ -81,8 +85,8 @@ pub fn judge(fuse: &Fuse, shrinkage: &Shrinkage) -> Verdict {
     Verdict::Blown { id, text }
 }
 
-/// Lets the change through, or stops and asks. True: an operator approved it, so it is not held against later ones.
-/// `inside` is a session on the database as the change leaves it.
+/// Admits the change, or stops and asks. True: an operator approved it, so it is not counted for
+/// later changes. `inside` is a session on the database as the change leaves it.
 pub async fn ask(
     config: &Config,
     state: &State,
@@ -92,7 +96,7 @@ pub async fn ask(
     ask_again(config, state, change, "", inside).await
 }
 
-/// The same for a transaction that may have been tried, and counted, before: `lsn` is its end.
+/// Does the same for a transaction that may have been tried and counted before; `lsn` is its end.
 pub async fn ask_again(
     config: &Config,
     state: &State,
@@ -130,8 +134,9 @@ pub async fn ask_again(
     }
 }
 
-/// Of what vanished lately, the packages that have no row and the artifacts that are recorded as lacking, but for those of
-/// the change itself: what was uploaded again is no loss, and what vanished again is one.
+/// Returns those of the recently vanished items that are gone now: packages without a row, and
+/// artifacts recorded as unavailable, except the items of the change itself. A package that was
+/// uploaded again is no loss; one that vanished again is one.
 async fn gone_now(
     lately: &Vanished,
     change: &Shrinkage,
@@ -146,7 +151,7 @@ async fn gone_now(
            WHERE p.ident = substring(v.named FROM '^(.*) ') AND p.target = substring(v.named FROM ' ([^ ]*)$'))), \
         (SELECT count(*) FROM (SELECT unnest($3::text[]) EXCEPT SELECT unnest($4::text[])) v (named) WHERE EXISTS ( \
            SELECT 1 FROM warm_spare.unavailable u WHERE u.key = v.named))";
-    let doing = "counting what is gone";
+    let doing = "counting vanished packages and artifacts";
     let values: &[&(dyn ToSql + Sync)] = &[
         &lately.packages,
         &change.packages,

@@ -1,5 +1,6 @@
-//! Are the rows of both sides the same? Asked while the primary goes on being written to, and without stopping anybody:
-//! what differs in a first reading, and still does when the spare has come past that, is a difference.
+//! Compares the rows of both sides while the primary is being written to, and without blocking
+//! anybody. Rows that differ in a first reading, and still differ after the spare has applied
+//! everything up to that reading, are a difference.
 
 use super::baseline::lock_watchdog::guarded;
 use super::baseline::run::recovery_point;
@@ -13,18 +14,20 @@ use crate::observe::Step;
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
-/// How long the spare may take to come past what the primary had written when it was read.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// Longer than a following spare is behind when nothing is committed.
-const REST: Duration = Duration::from_secs(5);
-const PAUSE: Duration = Duration::from_millis(200);
-/// Rows are first compared by parts of their table, so that single rows are remembered of those alone that differ.
+/// Maximum time until the spare has applied everything that the primary had written when it was
+/// read.
+const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time after which a following spare has applied everything if nothing is committed.
+const IDLE_AFTER: Duration = Duration::from_secs(5);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
+/// Number of parts of a table. Rows are first compared by part, so that single rows are remembered
+/// only for parts that differ.
 const PARTS: usize = 4096;
-/// Single rows that are remembered at once, of both sides together: about 100 MB. Parts with more rows are read in several
-/// rounds.
-const ROWS_AT_ONCE: u64 = 1_000_000;
+/// Maximum number of single rows that are remembered at once, of both sides together: about 100 MB.
+/// Parts with more rows are read in several rounds.
+const MAX_ROWS: u64 = 1_000_000;
 
-/// What was compared, and what differs.
+/// The result of a comparison.
 #[derive(Debug, Default, Clone)]
 pub struct Compared {
     pub tables: u64,
@@ -33,21 +36,24 @@ pub struct Compared {
     pub differing: Vec<(String, u64)>,
 }
 
-/// Our rows, and how they come past what the primary has written.
+/// The spare's rows, and the way in which they catch up with the primary.
 pub(super) trait Ours {
     fn session(&self) -> &Session;
 
-    /// Waits until they hold all that the primary had written at that place, for so long at most. False: not yet.
+    /// Waits until they hold everything that the primary had written up to that position, for this
+    /// time at most. False: not yet.
     async fn come_past(&mut self, place: Lsn, at_most: Duration) -> Result<bool, PassError>;
 
-    /// After so long without coming past it, nothing can be told; None: it is only a matter of time.
+    /// Returns the time after which nothing can be decided if they do not catch up; None: without
+    /// limit.
     fn patience(&self) -> Option<Duration>;
 
-    /// Where the primary has committed nothing for a while, all that it had committed is among them.
+    /// Returns whether they hold everything that the primary had committed if it has committed
+    /// nothing for a while.
     fn has_all_of_a_resting_primary(&self) -> bool;
 }
 
-/// The database that Builder sees, which somebody else brings forward.
+/// The database that Builder sees, into which another process applies the changes.
 struct Visible(LocalSession);
 
 impl Ours for Visible {
@@ -66,21 +72,22 @@ impl Ours for Visible {
             if begun.elapsed() > at_most {
                 return Ok(false);
             }
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
     fn patience(&self) -> Option<Duration> {
-        Some(PATIENCE)
+        Some(CATCH_UP_TIMEOUT)
     }
 
-    /// Its log may lie a little past what it holds for us.
+    /// The end of the primary's log may be a little past its last change for us.
     fn has_all_of_a_resting_primary(&self) -> bool {
         true
     }
 }
 
-/// Reads the rows of every table on both sides. The spare must be following, or the primary at rest.
+/// Compares the rows of every table on both sides. The spare must be following, or the primary must
+/// be at rest.
 pub async fn compare_both(config: &Config, step: Option<&Step>) -> Result<Compared, PassError> {
     let local = &config.local.datastore;
     let session = LocalSession::open(local, &local.database).await?;
@@ -91,7 +98,7 @@ pub async fn compare_both(config: &Config, step: Option<&Step>) -> Result<Compar
     }
 }
 
-/// Every table of ours, and whether the primary has one more.
+/// Compares every local table, and finds tables that only the primary has.
 pub(super) async fn compare_all(
     config: &Config,
     ours: &mut impl Ours,
@@ -101,7 +108,7 @@ pub(super) async fn compare_all(
     for table in tables(ours.session()).await? {
         compare(config, ours, &table, step, &mut compared).await?;
     }
-    // A table that only the primary has shows here alone.
+    // A table that only the primary has is found only here.
     let peer = PeerSession::open(&config.peer.datastore).await?;
     let known = tables(ours.session()).await?;
     let known: HashSet<String> = known.iter().map(Table::full_name).collect();
@@ -113,7 +120,7 @@ pub(super) async fn compare_all(
     Ok(compared)
 }
 
-/// One table.
+/// Compares one table.
 pub(super) async fn compare(
     config: &Config,
     ours: &mut impl Ours,
@@ -125,7 +132,7 @@ pub(super) async fn compare(
     compared.tables += 1;
     compared.rows += here.rows;
     let mut differing = 0;
-    for parts in here.rounds(&there, ROWS_AT_ONCE) {
+    for parts in here.rounds(&there, MAX_ROWS) {
         differing += lasting(config, ours, table, &parts).await?;
     }
     if differing > 0 {
@@ -134,7 +141,8 @@ pub(super) async fn compare(
     Ok(())
 }
 
-/// The number of rows of these parts that differ, and still do when the spare has come past the first reading.
+/// Returns the number of rows of these parts that differ, and still do after the spare has applied
+/// everything up to the first reading.
 async fn lasting(
     config: &Config,
     ours: &mut impl Ours,
@@ -189,7 +197,8 @@ impl Parts {
         self.rows += 1;
     }
 
-    /// The parts that differ, in sets of which both sides together have so many rows at most, or of one part.
+    /// Returns the differing parts in sets. A set has at most this number of rows on both sides
+    /// together, or is one part.
     fn rounds(&self, other: &Parts, rows_at_most: u64) -> Vec<HashSet<usize>> {
         let mut rounds: Vec<HashSet<usize>> = Vec::new();
         let mut room = 0;
@@ -213,7 +222,8 @@ impl Parts {
     }
 }
 
-/// Rows of these parts that one side has more often than the other: positive ones are the primary's.
+/// Returns the rows of these parts that one side has more often than the other: a positive number
+/// is the primary's.
 async fn difference(
     config: &Config,
     ours: &impl Ours,
@@ -245,7 +255,7 @@ async fn read<T>(
     add: impl Fn(&mut T, &[u8]),
 ) -> Result<(T, T), PassError> {
     let here = rows(ours.session(), table, step, empty(), &add);
-    // Its reading holds a lock like any other, so it gives way like any other.
+    // Reading holds a lock on the primary like any other read, so it gives way like any other.
     let there = Box::pin(guarded(&config.peer.datastore, async {
         let peer = PeerSession::open(&config.peer.datastore).await?;
         peer.carry_bytes().await?;
@@ -272,12 +282,12 @@ async fn rows<T>(
     Ok(into)
 }
 
-/// Waits until ours are past what the primary has written by now.
+/// Waits until the spare has applied everything that the primary has written by now.
 async fn come_past(config: &Config, ours: &mut impl Ours) -> Result<(), PassError> {
     let (wanted, before) = written(config).await?;
     let begun = Instant::now();
     loop {
-        if ours.come_past(wanted, REST).await? {
+        if ours.come_past(wanted, IDLE_AFTER).await? {
             return Ok(());
         }
         if ours.has_all_of_a_resting_primary() && written(config).await?.1 == before {
@@ -290,7 +300,7 @@ async fn come_past(config: &Config, ours: &mut impl Ours) -> Result<(), PassErro
             return Err(PassError::Unfit {
                 check: ErrorCode::NotFollowing,
                 text: format!(
-                    "the rows differ from the primary's, and the spare does not come past {wanted}, where the primary stands: whether they differ for that reason alone cannot be told"
+                    "rows differ, but the spare has not applied up to {wanted}, the primary's position, so the difference may only be replication lag"
                 ),
                 next_step: "let the service follow, or run `warm-spare sync`, and verify again"
                     .into(),
@@ -299,11 +309,11 @@ async fn come_past(config: &Config, ours: &mut impl Ours) -> Result<(), PassErro
     }
 }
 
-/// How far the primary has written, and which transactions it has had.
+/// Returns the end of the primary's log, and its transactions.
 async fn written(config: &Config) -> Result<(Lsn, String), PassError> {
     let peer = PeerSession::open(&config.peer.datastore).await?;
     let sql = "SELECT pg_current_wal_lsn()::text, txid_current_snapshot()::text";
-    let row = peer.row("asking how far it has written", sql, &[]).await?;
+    let row = peer.row("asking for the end of its log", sql, &[]).await?;
     let place: String = row.get(0)?;
     Ok((place.parse().unwrap_or_default(), row.get(1)?))
 }
@@ -340,7 +350,7 @@ mod tests {
         let unseen = (0..PARTS).filter(|part| !seen.contains(part));
         assert_eq!(unseen.map(|part| all.sums[part].1).sum::<u64>(), 0);
 
-        // A part with more rows than that is a round of its own.
+        // A part with more rows than that is a round by itself.
         assert_eq!(all.rounds(&none, 1).len(), seen.len());
     }
 

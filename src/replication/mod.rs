@@ -1,4 +1,5 @@
-//! Brings the primary's rows and artifacts to the spare: at every instant a point that the primary really stood at.
+//! Brings the primary's rows and artifacts to the spare. At every instant the spare is at a point
+//! at which the primary really was.
 
 mod artifact;
 mod baseline;

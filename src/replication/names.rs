@@ -1,19 +1,22 @@
-//! Names of databases that stand beside Builder's own.
+//! Names of databases beside Builder's own.
 
-/// PostgreSQL cuts what is longer, and so would give another name than the one that we remember.
-const LONGEST: usize = 63;
+/// Maximum length of a name in bytes. PostgreSQL cuts a longer name, and so would use another one
+/// than the name that we record.
+const MAX_NAME_BYTES: usize = 63;
 
-/// The database's name with that ending. Of a long name as much stays as there is room for, and a few digits that tell it
-/// from others that begin alike.
+/// Returns the database's name with that ending. A long name is cut to fit, and gets a few digits
+/// that distinguish it from names with the same beginning.
 pub fn beside(database: &str, ending: &str) -> String {
-    if database.len() + ending.len() <= LONGEST {
+    if database.len() + ending.len() <= MAX_NAME_BYTES {
         return format!("{database}{ending}");
     }
     let hash = blake2b_simd::Params::new()
         .hash_length(4)
         .hash(database.as_bytes());
     let ending = format!("_{}{ending}", hash.to_hex());
-    let mut room = LONGEST.saturating_sub(ending.len()).min(database.len());
+    let mut room = MAX_NAME_BYTES
+        .saturating_sub(ending.len())
+        .min(database.len());
     while !database.is_char_boundary(room) {
         room -= 1;
     }

@@ -260,7 +260,7 @@ async fn begin(
     let Some(kind) = kind(config.role, role, fenced || was_primary) else {
         desk.hold(
             HoldReason::RoleUnset,
-            "this cluster was never told its role, so nothing is done",
+            "the role of this cluster was never set, so nothing is done",
             "set role = \"spare\" on the cluster that is to be the copy",
             false,
         );

@@ -194,7 +194,10 @@ async fn a_half_done_replacement_is_put_back_at_the_next_start() -> Result<()> {
     client.batch_execute("DELETE FROM origin_channel_packages; DELETE FROM origin_packages WHERE name <> 'again'").await?;
     let output = site.warm_spare(&["sync"]).await;
     assert_eq!(output.code, Some(4), "the fuse stops it: {output}");
-    assert!(output.stderr.contains("put back"), "{output}");
+    assert!(
+        output.stderr.contains("the old bytes were restored"),
+        "{output}"
+    );
     let found = site
         .spare
         .s3()

@@ -13,7 +13,7 @@ const KINDS: [(&str, &str); 3] = [
     ),
     (
         "ignore_startup_parameters = options\npool_mode = transaction",
-        "a connection pooler stands between",
+        "a connection pooler is in between",
     ),
 ];
 

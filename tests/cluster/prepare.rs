@@ -359,7 +359,10 @@ async fn a_publication_made_by_an_administrator_must_fit() -> Result<()> {
         &["publication: replication.publication names made, and database builder has none"],
     );
     for (made, words) in [
-        (format!("FOR TABLE {without}"), "it lacks public.job_graph"),
+        (
+            format!("FOR TABLE {without}"),
+            "it does not have public.job_graph",
+        ),
         ("FOR ALL TABLES".into(), "it is FOR ALL TABLES"),
         (
             "FOR TABLES IN SCHEMA public".into(),

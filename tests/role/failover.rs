@@ -292,13 +292,13 @@ async fn a_failback_that_cannot_close_its_fence_says_so_and_ends_when_it_can() -
         })
         .await;
     let detail = status["hold"]["detail"].as_str().unwrap_or_default();
-    assert!(detail.contains("do not end"), "{status:#}");
+    assert!(detail.contains("can still write"), "{status:#}");
     // Neither another look at the peer takes that back, nor a proof by a session that began later.
     support::wait_until("the keeping of the fence fails too", SOON, || async {
         let told = old.running.stderr();
         match told
             .iter()
-            .filter(|line| line.contains("do not end"))
+            .filter(|line| line.contains("can still write"))
             .count()
         {
             0 | 1 => Err("not yet".into()),

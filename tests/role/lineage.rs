@@ -165,7 +165,10 @@ async fn an_older_copy_without_our_slot(name: &str, stream: bool) -> Result<()> 
     service.running.sigcont();
     let status = until_conflict(
         &service,
-        &["set back to an older copy", "are there and not here"],
+        &[
+            "set back to an older copy",
+            "are on the primary but not here",
+        ],
     )
     .await;
     let output = site.warm_spare(&["sync"]).await;

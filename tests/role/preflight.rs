@@ -126,12 +126,12 @@ async fn a_good_spare_may_be_promoted_and_each_key_that_is_wrong_is_named() -> R
         &found,
         "builder_keys",
         "refuse",
-        "another one than what was sealed",
+        "is not the key of that name that sealed it",
     );
     key.remove(&keys_dir(&site))?;
     other.write(&keys_dir(&site))?;
     let found = preflight(&site, "unplanned").await;
-    assert_check(&found, "builder_keys", "refuse", "is not there");
+    assert_check(&found, "builder_keys", "refuse", "is missing");
     other.remove(&keys_dir(&site))?;
     let found = preflight(&site, "unplanned").await;
     assert_check(&found, "builder_keys", "refuse", "no builder key is in");

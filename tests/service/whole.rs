@@ -107,7 +107,7 @@ fn ends(when: &str, output: Output) {
     );
 }
 
-/// A cluster that was never told its role does nothing at all, and says so.
+/// A cluster whose role was never set does nothing at all, and says so.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_role_that_was_never_told_does_nothing() -> Result<()> {
     let site = Site::own_servers("roleless").await;

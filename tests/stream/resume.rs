@@ -25,13 +25,13 @@ async fn a_slot_that_was_dropped_made_anew_or_moved_is_noticed() -> Result<()> {
     audit(&site, "between").await?;
     assert!(slots::make_anew(&site.primary, slots::ANY).await?);
     let service = again();
-    until_closed(&service, "made anew or moved by hand", 0).await?;
+    until_closed(&service, "created again or moved by hand", 0).await?;
 
     let again = stopped(service).await;
     audit(&site, "skipped").await?;
     assert!(slots::advance(&site.primary, slots::ANY).await?);
     let service = again();
-    until_closed(&service, "made anew or moved by hand", 0).await?;
+    until_closed(&service, "created again or moved by hand", 0).await?;
     audit(&site, "after").await?;
     until_equal(&site).await?;
     assert_eq!(copies(&service).await?, 1);
@@ -339,7 +339,7 @@ async fn a_history_that_is_too_long_to_be_compared_is_not_simply_copied() -> Res
         })
         .await;
     here.batch_execute("ROLLBACK").await?;
-    let status = until_conflict(&service, &["are there and not here"]).await;
+    let status = until_conflict(&service, &["are on the primary but not here"]).await;
     assert_eq!(content(&site.spare).await?, newer);
     assert_eq!(copies_ever(&site).await?, before);
     service.reconfigure(&format!("{limit}{}", approval(&status)));

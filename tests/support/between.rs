@@ -1,4 +1,4 @@
-//! A courier between two buckets, each behind a proxy that a test can let go wrong.
+//! A courier between two buckets, each behind a proxy in which a test can cause faults.
 
 use super::http_fault::HttpFault;
 use super::{Cluster, Factory, Package, Result, Site, Spec, site};
@@ -22,14 +22,14 @@ pub fn config(cluster: &Cluster, endpoint: String) -> S3 {
     }
 }
 
-/// A courier between two buckets, each behind a proxy that a test can let go wrong.
+/// A courier between two buckets, each behind a proxy in which a test can cause faults.
 pub struct Between {
     pub site: Site,
     pub from: HttpFault,
     pub to: HttpFault,
     pub courier: Courier,
     pub small: Package,
-    /// Of three parts.
+    /// A package of three parts.
     pub large: Package,
 }
 
@@ -47,7 +47,7 @@ pub async fn between(name: &str) -> Result<Between> {
         .await?;
     let from = HttpFault::start(site.primary.minio.port()).await?;
     let to = HttpFault::start(site.spare.minio.port()).await?;
-    // rustls needs a chosen provider before the first client is made, as `main` does it.
+    // rustls needs a chosen provider before the first client is made; `main` does the same.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let patience = Duration::from_secs(2);
     let courier = Courier {
@@ -90,7 +90,7 @@ impl Between {
     }
 }
 
-/// Of an upload in parts.
+/// Returns whether the request completes an upload in parts.
 pub fn completes(request: &hyper::http::request::Parts) -> bool {
     let query = request.uri.query().unwrap_or_default();
     request.method == "POST" && query.contains("uploadId")

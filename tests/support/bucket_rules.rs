@@ -1,4 +1,4 @@
-//! What an operator sets on a bucket besides objects: versions, a lock, a quota, MinIO's own replication.
+//! Settings of a bucket that an operator makes: versions, a lock, a quota, MinIO's own replication.
 
 use super::{Cluster, Minio, Result};
 use bytes::Bytes;
@@ -12,7 +12,7 @@ use minio::s3::{MinioClient, MinioClientBuilder};
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use std::sync::Arc;
 
-/// Each change of an object is a version of its own from now on.
+/// Makes each change of an object a version of its own from now on.
 pub async fn keep_versions(cluster: &Cluster) -> Result<()> {
     let rule = "<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>";
     let path = format!("/{}", cluster.bucket);
@@ -27,7 +27,7 @@ pub async fn keep_versions(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// A bucket whose versions nobody can delete for a day, unless he is allowed to bypass that.
+/// Makes a bucket whose versions nobody can delete for a day, except a user who may bypass that.
 pub async fn locked_bucket(minio: &Minio, bucket: &str) -> Result<()> {
     let path = format!("/{bucket}");
     let locked = [("x-amz-bucket-object-lock-enabled", "true")];
@@ -38,7 +38,7 @@ pub async fn locked_bucket(minio: &Minio, bucket: &str) -> Result<()> {
     Ok(())
 }
 
-/// MinIO's own bound on a bucket.
+/// Sets MinIO's own limit on a bucket.
 pub async fn set_quota(cluster: &Cluster, bytes: u64) -> Result<()> {
     let quota = serde_json::json!({ "quota": bytes, "size": bytes, "quotatype": "hard" });
     let path = "/minio/admin/v3/set-bucket-quota";
@@ -47,7 +47,8 @@ pub async fn set_quota(cluster: &Cluster, bytes: u64) -> Result<()> {
     Ok(())
 }
 
-/// As `mc replicate add`: what begins with the prefix goes from one bucket to the other, by MinIO's own hand.
+/// Does the same as `mc replicate add`: MinIO itself copies objects with this prefix from one
+/// bucket to the other.
 pub async fn replicate(from: &Cluster, to: &Cluster, prefix: &str) -> Result<()> {
     let target = serde_json::json!({
         "sourcebucket": from.bucket,
@@ -77,14 +78,14 @@ pub async fn replicate(from: &Cluster, to: &Cluster, prefix: &str) -> Result<()>
     Ok(())
 }
 
-/// Objects are gone with all their versions, and nobody replicates that.
+/// Removes objects with all their versions, without replicating that.
 pub fn lose(cluster: &Cluster, key: &str) -> Result<()> {
     let object = cluster.minio.data_dir().join(&cluster.bucket).join(key);
     Ok(std::fs::remove_dir_all(object)?)
 }
 
-/// What MinIO's administration takes secrets in: salt, kind, nonce, and one sealed piece, whose further data are the seal of
-/// nothing.
+/// Encrypts secrets in the form that MinIO's administration accepts: salt, kind, nonce, and one
+/// sealed piece, whose further data are the seal of nothing.
 fn seal(password: &str, text: &[u8]) -> Result<Vec<u8>> {
     const PBKDF2_AES_GCM: u8 = 2;
     let (salt, half): ([u8; 32], [u8; 8]) = rand::random();
@@ -115,7 +116,7 @@ fn seal(password: &str, text: &[u8]) -> Result<Vec<u8>> {
     Ok(sealed)
 }
 
-/// A signed request to any path.
+/// Sends a signed request to any path.
 async fn put(
     minio: &Minio,
     path: &str,

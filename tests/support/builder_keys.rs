@@ -23,7 +23,7 @@ impl BuilderKey {
         }
     }
 
-    /// Both halves.
+    /// Writes both halves.
     pub fn write(&self, directory: &Path) -> Result<()> {
         fs::create_dir_all(directory)?;
         let public = self.secret.public_key();
@@ -46,7 +46,7 @@ impl BuilderKey {
         Ok(())
     }
 
-    /// As Builder stores it: from itself to itself.
+    /// Seals a text as Builder stores it: from itself to itself.
     pub fn seal(&self, content: &str) -> String {
         let nonce: [u8; 24] = rand::rng().random();
         let to_itself = SalsaBox::new(&self.secret.public_key(), &self.secret);
@@ -59,7 +59,8 @@ impl BuilderKey {
         )
     }
 
-    /// Every origin's secret key, and one access token, as if they had always been sealed by this key.
+    /// Seals every origin's secret key, and one access token, as if they had always been sealed by
+    /// this key.
     pub async fn seal_all(&self, cluster: &Cluster) -> Result<()> {
         let client = cluster.conn().await?;
         let sql = "UPDATE origin_secret_keys SET body = $1, encryption_key_rev = $2";

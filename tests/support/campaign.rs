@@ -1,4 +1,5 @@
-//! Faults, one after the other, on a pair of clusters that is at work; after every one the oracle looks.
+//! Strikes faults, one after the other, on a pair of clusters that is at work; after every fault
+//! the oracle checks.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,19 +20,20 @@ use super::workload::{self, Workload};
 use super::{Factory, Postgres, Result, Service, Site, slots};
 
 const HANDS: usize = 3;
-/// Between two transactions of one hand, at most.
+/// Maximum pause between two transactions of one hand.
 const PAUSE: Duration = Duration::from_millis(250);
-/// So many faults, then the spare must come level.
+/// Number of faults after which the spare must come level.
 const LEVEL_EVERY: usize = 10;
-/// For coming level after faults: the service's own pauses after failures lie within.
+/// Maximum time to come level after faults, including the service's own pauses after failures.
 const LEVEL_LIMIT: Duration = Duration::from_secs(300);
-/// For a fault to be struck.
+/// Maximum time to strike a fault.
 const STRIKE_LIMIT: Duration = Duration::from_secs(300);
-/// For what an ended or abandoned session of ours held on the primary to go.
+/// Maximum time until the things that an ended or abandoned session of ours held on the primary are
+/// released.
 const HELD_LIMIT: Duration = Duration::from_secs(20);
-/// Before half of the faults, for the service to be at its work again.
+/// Time before half of the faults in which the service can get back to work.
 const MOVES_ON: Duration = Duration::from_secs(6);
-/// After a fault is undone, for the service to say something new.
+/// Time after a fault is undone in which the service can report something new.
 const NEWS: Duration = Duration::from_millis(1500);
 
 #[derive(Debug, Clone)]
@@ -40,20 +42,20 @@ pub struct Plan {
     pub mode: String,
     pub seed: u64,
     pub faults: usize,
-    /// No further fault after this.
+    /// No further fault is struck after this time.
     pub time: Duration,
-    /// Named points of the program, for kills there.
+    /// Named points of the program at which it is killed.
     pub points: Vec<&'static str>,
-    /// Faults of this kind alone (its name begins so).
+    /// If not empty, only faults of this kind (whose name begins with this).
     pub only: String,
-    /// A line per fault.
+    /// True: print a line for each fault.
     pub talks: bool,
 }
 
 impl Plan {
     pub fn new(mode: &str, seed: u64) -> Self {
         let mut points = warm_spare::killpoint::REPLICATION.to_vec();
-        // One trial kills at about five of them: the next seed goes on where this one ends.
+        // One trial kills at about five of them: the next seed continues where this one ends.
         let first = (seed as usize).wrapping_mul(5) % points.len();
         points.rotate_left(first);
         Self {
@@ -62,7 +64,7 @@ impl Plan {
             faults: usize::MAX,
             time: Duration::MAX,
             points: match mode {
-                // Its copies have phases; the rest of the points lies in the stream.
+                // Its copies have phases; the other points are in the stream.
                 "snapshot" => Vec::new(),
                 _ => points,
             },
@@ -72,14 +74,14 @@ impl Plan {
     }
 }
 
-/// What was seen in one trial, or in several.
+/// The observations of one trial, or of several.
 #[derive(Debug, Default)]
 pub struct Summary {
     pub faults: usize,
     pub skipped: usize,
     pub kinds: BTreeMap<String, usize>,
     pub looks: usize,
-    /// States of the primary, and transactions of its that a fault struck.
+    /// Number of the primary's states, and of its transactions that a fault struck.
     pub states: usize,
     pub troubles: u64,
     pub worst_level: Duration,
@@ -136,7 +138,8 @@ pub async fn site(name: &str) -> Result<Site> {
     builder.own_stores().start().await
 }
 
-/// One pair of clusters, one seed, many faults. An error says what was violated, and how to see it again.
+/// Runs one pair of clusters with one seed and many faults. An error says which rule was violated,
+/// and how to repeat it.
 pub async fn trial(plan: &Plan) -> Result<Summary> {
     let site = site("trial").await?;
     let other = site.other_spare("trial-other").await?;
@@ -155,7 +158,7 @@ pub async fn trial(plan: &Plan) -> Result<Summary> {
     })
 }
 
-/// The spare that faults strike, and the other one.
+/// The oracles of the spare that faults strike, and of the other one.
 struct Judges {
     struck: Oracle,
     other: Oracle,
@@ -249,21 +252,23 @@ async fn play(
         if matches!(fault, Fault::ServiceKilledAt(..))
             && let Some(point) = points.next()
         {
-            // One after the other, so that each has its turn.
+            // They are used in turn, so that each is used.
             fault = Fault::killed_at(point, &mut rng);
         }
         if !fault.kind().starts_with(&plan.only) {
             continue;
         }
-        // Each fault has numbers of its own, so that the next one does not depend on how far this one came.
+        // Each fault has its own random numbers, so that the next one does not depend on how far
+        // this one came.
         let mut own = StdRng::from_rng(&mut rng);
         if own.random_bool(0.5) {
-            // Else most faults would strike a service that is still busy with the one before.
+            // Without this, most faults would strike a service that is still busy with the one
+            // before.
             stage.moves_on(MOVES_ON).await;
         }
         let started = Instant::now();
         let before = status(stage).await;
-        // What is uploaded for it takes its time on a busy machine.
+        // Uploads for the fault take their time on a busy machine.
         let striking = tokio::time::timeout(STRIKE_LIMIT, stage.strike(fault, &mut own)).await;
         let striking =
             striking.unwrap_or_else(|_| Err(format!("not done after {STRIKE_LIMIT:?}").into()));
@@ -307,7 +312,7 @@ async fn play(
     in_the_end(stage, judges).await
 }
 
-/// Nothing here may take longer, on however busy a machine.
+/// Fails if something takes longer than it may on any machine, however busy.
 async fn in_time<T>(doing: impl Future<Output = Result<T>>) -> Result<T> {
     match tokio::time::timeout(LEVEL_LIMIT, doing).await {
         Ok(done) => done,
@@ -315,7 +320,7 @@ async fn in_time<T>(doing: impl Future<Output = Result<T>>) -> Result<T> {
     }
 }
 
-/// One look at everything that must hold at any moment.
+/// Checks once everything that must hold at any moment.
 async fn look(stage: &Stage<'_>, oracle: &mut Oracle, summary: &mut Summary) -> Result<String> {
     summary.looks += 1;
     if !stage.service_lives() {
@@ -353,7 +358,7 @@ async fn status(stage: &Stage<'_>) -> Option<Value> {
     stage.awake()?.status().await.ok()
 }
 
-/// Until the service says something new, or a short time.
+/// Waits until the service reports something new, or for a short time.
 async fn news(stage: &Stage<'_>, before: Option<Value>) {
     let deadline = Instant::now() + NEWS;
     let of = |status: &Value| (status["recovery_point"].clone(), status["state"].clone());
@@ -369,7 +374,8 @@ async fn news(stage: &Stage<'_>, before: Option<Value>) {
     }
 }
 
-/// With the workload at rest, both spares come to where the primary is, and their services say so.
+/// Waits, with the workload at rest, until both spares are at the primary's position, and their
+/// services report it.
 async fn come_level(
     stage: &Stage<'_>,
     judges: &mut Judges,
@@ -406,7 +412,7 @@ async fn come_level(
     Ok(took)
 }
 
-/// Why this spare does not count as level yet.
+/// Returns the reason why this spare does not count as level yet.
 async fn is_behind(
     stage: &Stage<'_>,
     service: &Service<'_>,
@@ -416,7 +422,7 @@ async fn is_behind(
     let said = service.status().await.ok();
     let claims = said.is_some_and(|status| claims_level(&status, rested));
     match oracle.is_level(service.site).await {
-        // Its confirmations are by a clock that was stepped.
+        // Its confirmations use a clock that was stepped.
         Err(error) if claims && !stage.stepped => {
             Err(format!("INVARIANT 5: it says that nothing waits: {error}").into())
         }
@@ -430,7 +436,8 @@ async fn is_behind(
     }
 }
 
-/// A primary that is followed, and at rest, bears nothing of ours but the reader of our slot.
+/// Checks that a primary that is followed, and at rest, has nothing of ours but the reader of our
+/// slot.
 async fn nothing_is_held(stage: &Stage<'_>) -> Result<()> {
     let primary = &stage.site.primary.pg;
     let began = Instant::now();
@@ -446,7 +453,7 @@ async fn nothing_is_held(stage: &Stage<'_>) -> Result<()> {
     }
 }
 
-/// Whether it says that it knows, from a time when nothing changed any more, that nothing waits.
+/// Returns whether the service reports that nothing waits, as of a time after the last change.
 fn claims_level(status: &Value, since: chrono::DateTime<chrono::Utc>) -> bool {
     let confirmed = status["lag"]["confirmed"].as_str();
     let confirmed = confirmed.and_then(|time| chrono::DateTime::parse_from_rfc3339(time).ok());
@@ -456,7 +463,7 @@ fn claims_level(status: &Value, since: chrono::DateTime<chrono::Utc>) -> bool {
         && confirmed.is_some_and(|time| time > since)
 }
 
-/// Nothing strikes and nothing changes any more.
+/// Checks the end state, when no fault is active and nothing changes any more.
 async fn in_the_end(stage: &mut Stage<'_>, judges: &mut Judges) -> Result<()> {
     stage.workload.stop().await;
     stage.history.settle().await?;
@@ -482,7 +489,7 @@ async fn in_the_end(stage: &mut Stage<'_>, judges: &mut Judges) -> Result<()> {
     Ok(())
 }
 
-/// The spare is level, and lists as lacking what the primary lacks.
+/// Checks that the spare is level, and lists exactly the primary's unavailable artifacts.
 async fn ends_well(stage: &Stage<'_>, site: &Site, oracle: &mut Oracle) -> Result<()> {
     let began = Instant::now();
     loop {
@@ -490,7 +497,8 @@ async fn ends_well(stage: &Stage<'_>, site: &Site, oracle: &mut Oracle) -> Resul
             Ok(()) => {
                 let lacking = oracle::really_lacking(&site.primary).await?;
                 let view = oracle::view(&site.spare).await?.ok_or("no database")?;
-                // What the primary has lost since may still be here: then the oracle has seen it.
+                // Artifacts that the primary has lost since then may still be here: then the oracle
+                // has seen it.
                 if view.unavailable.is_subset(&lacking) {
                     return Ok(());
                 }

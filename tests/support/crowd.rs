@@ -1,4 +1,4 @@
-//! Clients that take every connection of a server, and whatever one of ours lets go of.
+//! Clients that take every connection of a server, and every one that a session of ours releases.
 
 use super::Cluster;
 use std::sync::{Arc, Mutex};
@@ -8,14 +8,14 @@ use tokio_postgres::Client;
 
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Goes when dropped.
+/// The clients end when this is dropped.
 pub struct Crowd {
     sessions: Arc<Mutex<Vec<Client>>>,
     task: JoinHandle<()>,
 }
 
 impl Crowd {
-    /// Returns when there was no connection left.
+    /// Returns when there is no connection left.
     pub async fn gather(cluster: &Cluster) -> Crowd {
         let sessions = Arc::new(Mutex::new(Vec::new()));
         take_all(cluster, &sessions).await;
@@ -29,7 +29,7 @@ impl Crowd {
         Crowd { sessions, task }
     }
 
-    /// No further ones; those that are there stay.
+    /// Opens no further connections; the existing ones stay.
     pub fn settle(self) -> Vec<Client> {
         self.task.abort();
         std::mem::take(&mut self.sessions.lock().expect("the crowd's lock"))

@@ -1,4 +1,5 @@
-//! What may befall a pair of clusters and the service between them: struck at random, undone within a bounded time.
+//! Faults for a pair of clusters and the service between them: struck at random, undone within a
+//! limited time.
 
 use rand::Rng;
 use rand::rngs::StdRng;
@@ -24,25 +25,26 @@ pub enum Blow {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Line {
-    /// To the primary's.
+    /// The connection to the primary's datastore.
     Datastore,
-    /// To the primary's.
+    /// The connection to the primary's store.
     Store,
-    /// To the spare's.
+    /// The connection to the spare's store.
     OwnStore,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Fault {
     ServiceKilled,
-    /// In this phase of a copy, as its log names it.
+    /// Killed in this phase of a copy, as its log names it.
     ServiceKilledIn(&'static str),
-    /// At this point of the program, the so-manieth time it comes there.
+    /// Killed at this point of the program, when it comes there for this number of times.
     ServiceKilledAt(&'static str, u32),
     ServicePaused,
     ServiceRestarted,
     Struck(Server, Blow),
-    /// The primary's datastore ends as the Supervisor ends it, with nobody at work but us.
+    /// The primary's datastore ends as the Supervisor ends it, while only our sessions are
+    /// connected.
     SmartShutdown,
     Cut(Line),
     Stalled(Line),
@@ -50,26 +52,27 @@ pub enum Fault {
     SlotDropped,
     SlotMadeAnew,
     SlotAdvanced,
-    /// To an older copy of its data directory; its bucket stays.
+    /// Set back to an older copy of its data directory; its bucket stays.
     RolledBack(Server),
-    /// The primary's datastore, while the service is away; and its log has grown past the old place when that comes back.
+    /// The primary's datastore is set back while the service is away, and its log has grown past
+    /// the old position when the service comes back.
     RolledBackAndOutgrown,
     Schema,
-    /// Of a table with rows. It locks the table, so nobody else is at work.
+    /// A truncated table with rows. It locks the table, so no other client is at work.
     Truncated,
     /// One of our sessions on that server is ended by its administrator.
     SessionEnded(Server),
-    /// The service stops at this point of the program, and wakes up later.
+    /// The service stops at this point of the program, and continues later.
     ServiceFrozenAt(&'static str),
     /// The store answers every second request with this status.
     StoreAnswers(Server, u16),
     /// A transaction that writes is left open on the primary.
     WriterLeftOpen,
-    /// The same, prepared: no session holds it.
+    /// The same, but prepared: no session holds it.
     PreparedLeftOpen,
-    /// More log than an idle primary is left to hold for us, of nothing.
+    /// More log without changes than an idle primary may keep for us.
     LogOfNothing,
-    /// The datastore's clock, by so many seconds.
+    /// The datastore's clock is stepped by this number of seconds.
     ClockStepped(Server, i64),
     /// The service of another spare of the same primary.
     OtherSpare(Blow),
@@ -78,7 +81,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// For the summary.
+    /// Returns the kind, for the summary.
     pub fn kind(&self) -> String {
         match self {
             Fault::ServiceKilledAt(point, _) => format!("ServiceKilledAt({point})"),
@@ -134,7 +137,8 @@ impl Fault {
 }
 
 impl Fault {
-    /// A point of a copy comes by once in a process: the second copy may be hours away.
+    /// Returns a kill at this point. A process passes a point of a copy once: its second copy may
+    /// be hours away.
     pub fn killed_at(point: &'static str, rng: &mut StdRng) -> Self {
         let again = FOLLOWING.iter().any(|room| point.starts_with(room));
         let count = if again { rng.random_range(1..4) } else { 1 };
@@ -161,10 +165,10 @@ impl Fault {
     }
 }
 
-/// Points that a service comes by which has made its copy already.
+/// Points that a service passes when it has made its copy already.
 pub const FOLLOWING: [&str; 4] = ["gate.", "apply.", "confirm.", "retention."];
 
-/// In which a copy may be killed, as the service's log names them.
+/// The phases in which a copy may be killed, as the service's log names them.
 pub const PHASES: [&str; 8] = [
     "artifacts",
     "snapshot",

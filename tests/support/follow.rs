@@ -1,4 +1,4 @@
-//! A prepared primary, a service that follows it, and what the two are asked.
+//! A prepared primary, a service that follows it, and questions to both.
 
 use serde_json::Value;
 
@@ -7,12 +7,12 @@ use super::{Postgres, Result, Service, Site, content, postgres, wait_until};
 
 const DONE: &str = "warm_spare_baselines_total{result=\"done\"}";
 
-/// A primary that can be followed, as `prepare` and a restart leave it.
+/// Returns a primary that can be followed, as after `prepare` and a restart.
 pub fn logical() -> postgres::Builder {
     Postgres::builder().logical()
 }
 
-/// What an operator's `warm-spare prepare` makes.
+/// Runs an operator's `warm-spare prepare`.
 pub async fn prepare(site: &Site) {
     if !site.config_file().exists() {
         site.write_config("");
@@ -42,7 +42,7 @@ pub async fn until_following(service: &Service<'_>) -> Value {
     loop {
         service.until("following by the stream", follows).await;
         until_read(service.site).await;
-        // Before a copy it says so too, and a copy reads the slot as well.
+        // The status is the same before a copy, and a copy reads the slot as well.
         if let Ok(status) = service.status().await
             && follows(&status)
         {
@@ -51,7 +51,7 @@ pub async fn until_following(service: &Service<'_>) -> Value {
     }
 }
 
-/// Somebody reads our slot.
+/// Waits until a session reads our slot.
 pub async fn until_read(site: &Site) {
     wait_until("the stream is read", SOON, || async {
         let sql = "SELECT FROM pg_replication_slots WHERE active AND NOT temporary";
@@ -62,12 +62,12 @@ pub async fn until_read(site: &Site) {
     .await;
 }
 
-/// Baselines that this process of the service brought to their end.
+/// Returns the number of baselines that this process of the service has finished.
 pub async fn copies(service: &Service<'_>) -> Result<u64> {
     Ok(service.metric(DONE).await?.unwrap_or_default() as u64)
 }
 
-/// Waits until the spare has what the primary has now, each row as often.
+/// Waits until the spare has all rows of the primary's present state, each as often.
 pub async fn until_equal(site: &Site) -> Result<()> {
     let expected = content(&site.primary).await?;
     wait_until("the spare has the primary's rows", SOON, || async {
@@ -86,7 +86,7 @@ pub async fn until_equal(site: &Site) -> Result<()> {
     Ok(())
 }
 
-/// Waits until a further copy is counted: its rows are there a moment before.
+/// Waits until one more copy is counted: its rows are there a moment before.
 pub async fn until_copied(service: &Service<'_>, before: u64) {
     wait_until("a new baseline", SOON, || async {
         match copies(service).await? {
@@ -100,7 +100,7 @@ pub async fn until_copied(service: &Service<'_>, before: u64) {
     .await;
 }
 
-/// Why a new baseline became necessary, oldest first.
+/// Returns the reasons why a new baseline became necessary, oldest first.
 pub fn gaps(status: &Value) -> Vec<String> {
     events(status, "gap")
 }
@@ -126,7 +126,7 @@ pub async fn until_closed(service: &Service<'_>, words: &str, copies_before: u64
     until_equal(service.site).await
 }
 
-/// Our slot on the primary: its position, and its `wal_status`.
+/// Returns our slot on the primary: its position, and its `wal_status`.
 pub async fn slot(site: &Site) -> Result<Option<(String, String)>> {
     let sql = "SELECT coalesce(confirmed_flush_lsn::text, ''), coalesce(wal_status, '') FROM pg_replication_slots
                WHERE slot_name LIKE 'warm\\_spare\\_%' AND NOT temporary";
@@ -134,9 +134,9 @@ pub async fn slot(site: &Site) -> Result<Option<(String, String)>> {
     Ok(row.map(|row| (row.get(0), row.get(1))))
 }
 
-/// The slot never says that more is safe than what is stored here.
+/// Checks that the slot never confirms more than is stored here.
 pub async fn assert_slot_is_not_ahead(site: &Site) -> Result<()> {
-    // In this order: the slot may move on meanwhile, and the spare then was there before it.
+    // The order matters: the slot may move on in between, and the spare then was there before it.
     let Some((confirmed, _)) = slot(site).await? else {
         panic!("there is no slot");
     };
@@ -152,14 +152,14 @@ pub async fn assert_slot_is_not_ahead(site: &Site) -> Result<()> {
     Ok(())
 }
 
-/// All slots on the primary that last.
+/// Returns all permanent slots on the primary.
 pub async fn lasting_slots(site: &Site) -> Result<Vec<String>> {
     let sql = "SELECT slot_name::text FROM pg_replication_slots WHERE NOT temporary ORDER BY 1";
     let rows = site.primary.conn().await?.query(sql, &[]).await?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
-/// In the spare's database, past the fence, as nobody should.
+/// Changes the spare's database past the fence, as nobody should.
 pub async fn tamper(site: &Site, sql: &str) -> Result<()> {
     let client = site.spare.conn().await?;
     client
@@ -168,19 +168,19 @@ pub async fn tamper(site: &Site, sql: &str) -> Result<()> {
     Ok(client.batch_execute(sql).await?)
 }
 
-/// What the spare has recorded as lacking on the primary.
+/// Returns the artifacts that the spare has recorded as unavailable on the primary.
 pub async fn unavailable(site: &Site) -> Result<Vec<String>> {
     let sql = "SELECT key FROM warm_spare.unavailable ORDER BY key";
     let rows = site.spare.conn().await?.query(sql, &[]).await?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
-/// Of what lies in the spare's bucket under the key.
+/// Returns the checksum of the object under the key in the spare's bucket.
 pub async fn bytes_of(site: &Site, key: &str) -> Result<Option<String>> {
     site.spare.s3().checksum(&site.spare.bucket, key).await
 }
 
-/// A line in a table without a key, where a change that comes twice is seen.
+/// Adds a row to a table without a key, where a change that is applied twice is seen.
 pub async fn audit(site: &Site, ident: &str) -> Result<()> {
     let sql = "INSERT INTO audit_package (operation, trigger, requester_id, requester_name, origin, channel, package_ident)
                VALUES ('promote', 'hab_client', 1, 'me', 'core', 'stable', $1)";
@@ -188,7 +188,8 @@ pub async fn audit(site: &Site, ident: &str) -> Result<()> {
     Ok(())
 }
 
-/// Changes of every kind in tables without a key, as Builder makes them; they must work at any time.
+/// Changes of every kind in tables without a key, as Builder makes them; they must work at any
+/// time.
 pub const KEYLESS: &str = "
     UPDATE origin_members SET member_role = 'owner' WHERE origin = 'core';
     INSERT INTO audit_package (operation, trigger, requester_id, requester_name, origin, channel, package_ident)
@@ -199,7 +200,7 @@ pub const KEYLESS: &str = "
     DELETE FROM audit_package WHERE package_ident = 'core/a/1/2';
     DELETE FROM origin_members WHERE origin = 'core' AND member_role <> 'owner';";
 
-/// A verification finds no difference.
+/// Checks that a verification finds no difference.
 pub async fn verified(site: &Site) -> Result<()> {
     let found = site.warm_spare(&["verify", "--json"]).await.ok().json();
     assert_eq!(found["differences"], serde_json::json!([]), "{found:#}");

@@ -1,5 +1,5 @@
-//! The package rendered as the Supervisor renders it: its data, its two helpers that our templates use, its rules (nothing
-//! is escaped, what is missing is empty).
+//! Renders the package as the Supervisor does: with its data, its two helpers that our templates
+//! use, and its rules (nothing is escaped, a missing value is empty).
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -24,9 +24,9 @@ pub struct Rendered {
     pub dir: tempfile::TempDir,
     /// The installed package.
     pub package: PathBuf,
-    /// On top of default.toml: user.toml and what was gossiped, merged.
+    /// Configuration on top of default.toml: user.toml and the gossiped one, merged.
     pub cfg: toml::Table,
-    /// By name; a bind that is not satisfied is absent.
+    /// Binds by name; a bind that is not satisfied is absent.
     pub binds: serde_json::Map<String, Value>,
 }
 
@@ -76,7 +76,7 @@ impl Rendered {
         self
     }
 
-    /// An alive one.
+    /// Returns an alive member.
     pub fn member(ip: &str, exports: Value) -> Value {
         json!({
             "member_id": "0a", "alive": true, "suspect": false, "confirmed": false, "departed": false,
@@ -165,7 +165,7 @@ impl Rendered {
         command
             .env("HAB_AUTH_TOKEN", "hunter2-token")
             .env("HAB_SUP_GATEWAY_AUTH_TOKEN", "hunter2-gateway")
-            // And what an operator's shell may have.
+            // Variables that an operator's shell may have.
             .env("HAB_LICENSE", "accept-no-persist")
             .env("HAB_ORIGIN", "ours")
             .env("HAB_WARM_SPARE", "peer.datastore.password = 'hunter2'")
@@ -179,7 +179,8 @@ pub fn default_toml() -> String {
     fs::read_to_string(Path::new(ROOT).join("habitat/default.toml")).expect("default.toml")
 }
 
-/// As the Supervisor does: nothing where nothing changed, so no hook is written while it is being started.
+/// Writes a file only if it changed, as the Supervisor does, so that no hook is written while it is
+/// being started.
 fn write(path: &Path, text: &str, mode: u32) {
     if fs::read_to_string(path).is_ok_and(|there| there == text) {
         return;
@@ -212,7 +213,7 @@ fn to_toml(
     Ok(())
 }
 
-/// Without dependencies, as `scripts/package` lays the package out: nothing.
+/// Returns nothing, because the package that `scripts/package` lays out has no dependencies.
 fn pkg_path_for(
     _: &Helper,
     _: &Handlebars,

@@ -1,7 +1,9 @@
-//! Handovers between two clusters, one after the other, and what may befall each of them. Afterwards one cluster is writable
-//! and the other one follows it; no row that was acknowledged is lost without a record.
+//! Runs handovers between two clusters, one after the other, with faults during each. Afterwards
+//! one cluster is writable and the other one follows it; no acknowledged row is lost without a
+//! record.
 //!
-//! The oracle asks the servers as any client does, and believes nothing that a service says. Only the operator, whom this
+//! The oracle asks the servers as any client does, and does not trust the services' reports. Only
+//! the operator, who is also played here, reads the services' reports, as he must.
 //! also plays, reads what the services say, as he must.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,15 +22,16 @@ use super::process::alive;
 use super::service::{Halt, approval, approval_id};
 use super::{Cluster, Factory, Result, Service, Site, content, inventory};
 
-/// Until one is the primary and the other one follows it.
+/// Maximum time until one cluster is the primary and the other one follows it.
 const SETTLED_LIMIT: Duration = Duration::from_secs(150);
-/// Two writable clusters, where an old primary came back by itself: for no longer than its fencing takes.
+/// Maximum time with two writable clusters, if an old primary came back by itself: the time of its
+/// fencing.
 const FENCED_LIMIT: Duration = Duration::from_secs(30);
-/// How long an operator looks on before he acts.
+/// Time that an operator waits before he acts.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Between two rows of the writer.
+/// Pause between two rows of the writer.
 const PAUSE: Duration = Duration::from_millis(15);
-/// How long a service may take to the step at which it is to be killed or frozen.
+/// Maximum time for a service to reach the step at which it is to be killed or frozen.
 const STEP_PATIENCE: Duration = Duration::from_secs(8);
 
 const STEPS: [&str; 9] = [
@@ -43,15 +46,15 @@ const STEPS: [&str; 9] = [
     "promote.after_commit",
 ];
 
-/// What the operator wants.
+/// The operator's wish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wish {
     Planned,
-    /// The primary's datastore is killed first.
+    /// Forced: the primary's datastore is killed first.
     Forced,
     /// Planned, and called off a moment later.
     CalledOff,
-    /// Nothing: but what befalls the clusters befalls them all the same.
+    /// No wish: but the faults strike all the same.
     Nothing,
 }
 
@@ -61,18 +64,19 @@ enum Side {
     Spare,
 }
 
-/// What befalls the clusters meanwhile.
+/// The fault during a handover.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Trouble {
     None,
-    /// The spare's service, at a step.
+    /// The spare's service is killed at a step.
     Killed(&'static str),
-    /// It stops between a check and the act, loses its sessions and its lock to another process, and wakes up.
+    /// The service stops between a check and the act, loses its sessions and its lock to another
+    /// process, and wakes up.
     Frozen(&'static str),
     DatastoreKilled(Side),
     ClockStepped(Side, i64),
     SessionEnded(Side),
-    /// The data directory of the beginning, and the same configuration as before.
+    /// The data directory is set back to the beginning, with the same configuration as before.
     SetBack(Side),
 }
 
@@ -92,7 +96,7 @@ impl Trouble {
     }
 }
 
-/// What a sampler saw of three clusters, as a client sees them.
+/// The observations of a sampler of three clusters, as a client sees them.
 #[derive(Debug, Default)]
 struct Seen {
     both_since: Option<Instant>,
@@ -101,22 +105,22 @@ struct Seen {
 }
 
 struct Ring<'a> {
-    /// By the cluster that is local there.
+    /// The sites, by the cluster that is local there.
     sites: [&'a Site; 2],
     services: [Option<Service<'a>>; 2],
-    /// What the operator has told each.
+    /// The configuration that the operator gave to each.
     told: [String; 2],
     third: &'a Site,
     third_service: Service<'a>,
     primary: usize,
-    /// The operator forced a cluster, whatever the other one was about to do.
+    /// True: the operator forced a cluster, whatever the other one was about to do.
     forced: bool,
-    /// Whom the operator wants to be the primary.
+    /// The cluster that the operator wants to be the primary.
     wanted: usize,
     halts: Vec<Halt>,
-    /// Whose datastore was killed.
+    /// True for a cluster whose datastore was killed.
     down: [bool; 2],
-    /// Rows that were acknowledged and are on the primary, or were acknowledged since the last judgement.
+    /// Acknowledged rows that are on the primary, or were acknowledged since the last judgement.
     rows: BTreeSet<String>,
     seen: Arc<Mutex<Seen>>,
     sampler: JoinHandle<()>,
@@ -128,7 +132,7 @@ impl Drop for Ring<'_> {
     }
 }
 
-/// So many handovers from one seed. A line for each.
+/// Runs this number of handovers from one seed, and prints a line for each.
 pub async fn trial(seed: u64, rounds: usize) -> Result<BTreeMap<String, usize>> {
     let site = Site::builder("handovers")
         .primary(logical().own_clock())
@@ -182,7 +186,8 @@ pub async fn trial(seed: u64, rounds: usize) -> Result<BTreeMap<String, usize>> 
 }
 
 impl<'a> Ring<'a> {
-    /// The first cluster is the primary, the second and the third follow it. Of both of the first there is a copy.
+    /// Begins: the first cluster is the primary, the second and the third follow it. The data of
+    /// both of the first two are copied.
     async fn begin(pair: &'a Pair, third: &'a Site) -> Result<Ring<'a>> {
         let sites = [&pair.back, &pair.there];
         let service = Service::start(&pair.there, "");
@@ -252,7 +257,7 @@ impl<'a> Ring<'a> {
         }
     }
 
-    /// Of the line, as far as either of them says so.
+    /// Returns the epoch of the lineage, as far as either cluster reports it.
     async fn epoch(&self) -> i64 {
         let mut epoch = 1;
         for number in 0..2 {
@@ -281,7 +286,7 @@ impl<'a> Ring<'a> {
         let mut writers = begin_writing("a");
         writers.until_written(0, 5).await;
         if let Trouble::SetBack(side) = trouble {
-            // What only the lost server had, nobody can have.
+            // Rows that only the lost server had are on no other cluster.
             self.rows.extend(writers.stop().await.into_keys());
             self.until_equal().await?;
             writers = begin_writing("b");
@@ -334,7 +339,7 @@ impl<'a> Ring<'a> {
         }
     }
 
-    /// Lets the operator say his words, and the trouble come while they are carried out.
+    /// Lets the operator state his wish, and strikes the fault while it is carried out.
     async fn befall(
         &mut self,
         spare: usize,
@@ -361,7 +366,7 @@ impl<'a> Ring<'a> {
                 while alive(doomed.running.pid()) && Instant::now() < deadline {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
-                // Where it did not come by there, it is killed here.
+                // If it did not reach that step, it is killed here.
                 let _ = doomed.running.kill9();
             }
             Trouble::Frozen(step) => {
@@ -381,7 +386,8 @@ impl<'a> Ring<'a> {
                     beside.running.kill9()?;
                 }
                 halt.go();
-                // It comes by again, and waits for ever in a folder that is being removed.
+                // The service reaches the point again, and waits for ever in a folder that is being
+                // removed.
                 self.halts.push(halt);
                 self.services[spare] = Some(frozen);
             }
@@ -418,7 +424,7 @@ impl<'a> Ring<'a> {
         pg.start_again().await
     }
 
-    /// The operator's work, by what the services say and what the runbook has him do.
+    /// Does the operator's work, according to the services' reports and the runbook.
     async fn settle(&mut self) -> Result<()> {
         let began = Instant::now();
         let (mut alone_since, mut none_since) = (Instant::now(), Instant::now());
@@ -473,7 +479,7 @@ impl<'a> Ring<'a> {
                 if said[1 - one]["replication"]["mode"] == "stream" {
                     return Ok(());
                 }
-                // As the runbook has it, after every change of roles.
+                // The runbook demands this after every change of roles.
                 self.sites[1 - one].warm_spare(&["prepare"]).await.ok();
             }
             if began.elapsed() > SETTLED_LIMIT {
@@ -490,7 +496,8 @@ impl<'a> Ring<'a> {
                 } else {
                     3 * PATIENCE
                 };
-                // The wish came true, or the operator gives it up: the other one is to be the spare.
+                // The wish came true, or the operator gives it up: the other cluster shall be the
+                // spare.
                 if self.told[1 - one].contains("primary") && alone_since.elapsed() > patience {
                     self.tell(1 - one, "");
                 }
@@ -520,7 +527,7 @@ impl<'a> Ring<'a> {
         }
     }
 
-    /// Which cluster has more of the rows.
+    /// Returns the cluster that has more of the rows.
     async fn newest(&self) -> usize {
         let mut count = [0, 0];
         for (number, count) in count.iter_mut().enumerate() {
@@ -539,7 +546,7 @@ impl<'a> Ring<'a> {
         Ok(primary == content(self.cluster(1 - self.primary)).await?)
     }
 
-    /// Nobody writes any more.
+    /// Waits until the clusters are equal; no client writes any more.
     async fn until_equal(&self) -> Result<()> {
         let began = Instant::now();
         loop {
@@ -560,7 +567,7 @@ impl<'a> Ring<'a> {
         }
     }
 
-    /// How many rows are not on the primary but in a record of the product's.
+    /// Returns the number of rows that are not on the primary but in a record of the product.
     async fn judge(&mut self, may_be_both: bool) -> Result<usize> {
         let (both, third) = {
             let seen = self.seen.lock().expect("no panic");
@@ -596,7 +603,8 @@ impl<'a> Ring<'a> {
         Ok(missing.len())
     }
 
-    /// Whoever was promoted meanwhile: the third follows the first cluster if that is the primary, and else touches nothing.
+    /// Checks, whichever cluster was promoted: the third follows the first cluster if that is the
+    /// primary, and otherwise changes nothing.
     async fn third_follows_its_own(&self) -> Result<()> {
         if self.primary != 0 {
             return Ok(());
@@ -634,7 +642,8 @@ async fn sample(clusters: [Cluster; 3], seen: Arc<Mutex<Seen>>) {
     loop {
         let first = is_writable(&clusters[0]).await;
         let second = first && is_writable(&clusters[1]).await;
-        // Still: else the one became read-only before the other became writable.
+        // It is asked again: otherwise the first may have become read-only before the second became
+        // writable.
         let both = second && is_writable(&clusters[0]).await;
         let third = is_writable(&clusters[2]).await;
         {
@@ -645,7 +654,7 @@ async fn sample(clusters: [Cluster; 3], seen: Arc<Mutex<Seen>>) {
                 false => None,
             };
             if let Some(since) = seen.both_since {
-                // Seen once is seen.
+                // One observation counts.
                 let long = since.elapsed().max(Duration::from_millis(1));
                 seen.longest_both = seen.longest_both.max(long);
             }
@@ -660,7 +669,7 @@ async fn names(cluster: &Cluster, database: &str) -> Result<BTreeSet<String>> {
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
-/// Names in divergences, and in generations that are kept for good.
+/// Returns the names in divergences, and in pinned generations.
 async fn recorded_names(cluster: &Cluster) -> Result<BTreeSet<String>> {
     let mut found = BTreeSet::new();
     let Ok(state) = cluster.pg.conn("warm_spare").await else {

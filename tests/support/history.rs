@@ -1,7 +1,8 @@
-//! Every state the primary has ever stood at, so that whatever the spare holds can be looked up.
+//! Every state that the primary has ever had, so that any state of the spare can be looked up.
 //!
-//! Statements run freely on many connections; COMMIT alone goes through one lock, together with reading what the database
-//! then holds. So the list is exact: no commit is missing from it, and no two are taken for one.
+//! Statements run freely on many connections; only COMMIT goes through one lock, together with
+//! reading the database's content after it. So the list is exact: no commit is missing from it, and
+//! no two count as one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -20,14 +21,14 @@ pub struct Table {
     pub sum: String,
 }
 
-/// What a database holds, sequences left out: they move outside of transactions.
+/// The content of a database without its sequences, because they move outside of transactions.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Content {
     pub tables: BTreeMap<String, Table>,
 }
 
 impl Content {
-    /// The tables that are not the same in both.
+    /// Returns the tables that differ.
     pub fn differing<'a>(&'a self, other: &'a Content) -> Vec<&'a str> {
         let names = self.tables.keys().chain(other.tables.keys());
         let mut names: Vec<&str> = names
@@ -39,8 +40,8 @@ impl Content {
         names
     }
 
-    /// The same rows wherever the same columns are, but for these tables: what a change of the schema leaves until it is
-    /// noticed.
+    /// Returns whether the rows are the same wherever the columns are, except for these tables:
+    /// this is the state that a change of the schema leaves until it is noticed.
     pub fn agrees_where_columns_do(&self, other: &Content, but_for: &BTreeSet<&String>) -> bool {
         self.tables.iter().all(|(name, mine)| {
             let theirs = other.tables.get(name);
@@ -57,7 +58,7 @@ FROM pg_class c LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 
 WHERE c.relkind = 'r' AND c.relnamespace = 'public'::regnamespace
 GROUP BY c.relname ORDER BY 1";
 
-/// The content as the transaction that is open on `client` sees it.
+/// Returns the content as the open transaction on `client` sees it.
 pub async fn content_inside(client: &Client) -> Result<Content> {
     let tables = client.query(TABLES, &[]).await?;
     let named: Vec<(String, String)> = tables.iter().map(|row| (row.get(0), row.get(1))).collect();
@@ -91,13 +92,13 @@ const READING: &str = "
 SET LOCAL timezone = 'UTC'; SET LOCAL datestyle = 'ISO'; SET LOCAL extra_float_digits = 3;
 SET LOCAL bytea_output = 'hex'; SET LOCAL intervalstyle = 'postgres'";
 
-/// One snapshot for all questions that follow.
+/// Begins one snapshot for all following questions.
 pub async fn begin_reading(client: &Client) -> Result<()> {
     let begin = format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {READING}");
     Ok(client.batch_execute(&begin).await?)
 }
 
-/// What the database holds, at one snapshot.
+/// Returns the content of the database, at one snapshot.
 pub async fn content(client: &Client) -> Result<Content> {
     begin_reading(client).await?;
     let content = content_inside(client).await?;
@@ -105,15 +106,16 @@ pub async fn content(client: &Client) -> Result<Content> {
     Ok(content)
 }
 
-/// What one transaction adds to each table: rows, and the sum of their hashes.
+/// The rows that one transaction adds to each table: their number, and the sum of their hashes.
 type Addition = BTreeMap<String, (i64, i128)>;
 
-/// Transactions that are committed at the same time. Their order is read from the server's log, whatever comes of them.
+/// Transactions that are committed at the same time. Their order is read from the server's log,
+/// whatever their outcome is.
 #[derive(Debug)]
 struct SideBySide {
-    /// Their commits lie behind this log position.
+    /// Their commits are after this log position.
     from: i64,
-    /// By the low half of the transaction's id, as the log names it.
+    /// The additions, by the low half of the transaction's id, as the log names it.
     additions: BTreeMap<i64, Addition>,
     before: Arc<Content>,
     what: String,
@@ -144,9 +146,10 @@ impl Content {
 /// A state of the primary.
 #[derive(Debug, Clone)]
 pub struct Moment {
-    /// Every rollback to an older copy begins another one: log positions of two eras say nothing of each other.
+    /// Every rollback to an older copy begins another era: log positions of two eras cannot be
+    /// compared.
     pub era: u32,
-    /// Behind the commit that led here, and not behind the next one.
+    /// A position after the commit that led here, and before the next one.
     pub lsn: i64,
     pub content: Arc<Content>,
     pub what: String,
@@ -160,7 +163,7 @@ pub struct Moments {
     pub list: Vec<Moment>,
     era: u32,
     reader: Option<Client>,
-    /// The last COMMIT was not answered, or what came of it could not be read yet.
+    /// True: the last COMMIT was not answered, or its outcome could not be read yet.
     pub unsettled: bool,
     side_by_side: Option<SideBySide>,
 }
@@ -168,12 +171,12 @@ pub struct Moments {
 pub struct History {
     primary: Cluster,
     moments: Mutex<Moments>,
-    /// Keys of objects that were ever taken away from the primary's store.
+    /// Keys of objects that were ever removed from the primary's store.
     lacked: std::sync::Mutex<BTreeSet<String>>,
 }
 
 impl History {
-    /// Begins with what the primary holds now.
+    /// Begins with the primary's present content.
     pub async fn start(primary: &Cluster) -> Result<Arc<Self>> {
         let history = Self {
             primary: primary.clone(),
@@ -193,13 +196,13 @@ impl History {
         Ok(Arc::new(history))
     }
 
-    /// To be said before the object is taken away.
+    /// Notes a key; it must be called before the object is removed.
     pub fn note_lacking(&self, key: &str) {
         let mut lacked = self.lacked.lock().expect("the keys' lock");
         lacked.insert(key.to_string());
     }
 
-    /// The primary's store has been without it at some time.
+    /// Returns whether the primary's store has been without it at some time.
     pub fn has_lacked(&self, key: &str) -> bool {
         self.lacked.lock().expect("the keys' lock").contains(key)
     }
@@ -212,17 +215,19 @@ impl History {
         self.moments.lock().await.list.len()
     }
 
-    /// Commits what is open on `client`. An error: not known to have been committed, and found out before the next one is.
+    /// Commits the open transaction on `client`. An error: the outcome is not known, and is found
+    /// out before the next commit.
     pub async fn commit(&self, client: &Client, what: &str) -> Result<()> {
         let mut moments = self.moments.lock().await;
         self.settle_locked(&mut moments).await?;
         let committed = client.batch_execute("COMMIT").await;
-        // Whatever came of it; if the primary went away meanwhile, that is read when it is back.
+        // The outcome may be any; if the primary went away in the meantime, it is read when it is
+        // back.
         let _ = self.note_locked(&mut moments, what).await;
         Ok(committed?)
     }
 
-    /// Commits what is open on each of them, all at the same time. They change different rows.
+    /// Commits the open transactions of all of them at the same time. They change different rows.
     pub async fn commit_side_by_side(&self, clients: &[Client], what: &str) -> Result<()> {
         let mut moments = self.moments.lock().await;
         self.settle_locked(&mut moments).await?;
@@ -252,7 +257,7 @@ impl History {
         Ok(())
     }
 
-    /// The states in between, in the order of the log.
+    /// Notes the states in between, in the order of the log.
     async fn note_side_by_side(&self, moments: &mut Moments) -> Result<()> {
         let Some(together) = &moments.side_by_side else {
             return Ok(());
@@ -282,7 +287,7 @@ impl History {
         Ok(())
     }
 
-    /// The change gave new values to all rows of this table, and its columns are what they were.
+    /// Notes a change that gave new values to all rows of this table, and left its columns.
     pub async fn note_rewritten(&self, what: &str, table: &str) -> Result<()> {
         let mut moments = self.moments.lock().await;
         self.note_locked(&mut moments, what).await?;
@@ -291,13 +296,13 @@ impl History {
         Ok(())
     }
 
-    /// For changes that were made while nobody else made any.
+    /// Notes a change that was made while no other client made any.
     pub async fn note(&self, what: &str) -> Result<()> {
         let mut moments = self.moments.lock().await;
         self.note_locked(&mut moments, what).await
     }
 
-    /// The primary was put back to an older copy of itself.
+    /// Begins a new era: the primary was set back to an older copy of itself.
     pub async fn begin_era(&self, what: &str) -> Result<()> {
         let mut moments = self.moments.lock().await;
         moments.era += 1;
@@ -305,13 +310,13 @@ impl History {
         self.note_locked(&mut moments, what).await
     }
 
-    /// Reads what came of a commit that was not answered.
+    /// Reads the outcome of a commit that was not answered.
     pub async fn settle(&self) -> Result<()> {
         let mut moments = self.moments.lock().await;
         self.settle_locked(&mut moments).await
     }
 
-    /// So that no session of ours is in the way of a shutdown.
+    /// Closes the session, so that no session of ours blocks a shutdown.
     pub async fn hang_up(&self) {
         self.moments.lock().await.reader = None;
     }

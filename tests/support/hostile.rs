@@ -1,4 +1,4 @@
-//! A server that is no PostgreSQL, or one that does not keep to the protocol.
+//! A server that is not PostgreSQL, or does not keep to the protocol.
 
 use std::sync::Arc;
 
@@ -10,22 +10,22 @@ use super::Result;
 
 const TLS_REQUEST: u32 = 80_877_103;
 
-/// What it does when it is spoken to.
+/// Its behaviour when a client connects.
 #[derive(Debug, Clone)]
 pub enum Trick {
     /// Closes every connection at once.
     Closes,
-    /// Says this in place of anything else.
+    /// Sends these bytes in place of anything else.
     Says(Vec<u8>),
-    /// Says this when TLS is asked for.
+    /// Sends these bytes when TLS is requested.
     OfTls(Vec<u8>),
-    /// Says this after the start-up message, and then without end.
+    /// Sends these bytes after the start-up message, and then without end.
     Repeats(Vec<u8>),
-    /// Lets everybody in, and answers every statement with this.
+    /// Accepts every login, and answers every statement with these bytes.
     Answers(Vec<u8>),
 }
 
-/// Ended when dropped.
+/// The server ends when this is dropped.
 pub struct Hostile {
     port: u16,
     _tasks: JoinSet<()>,
@@ -42,7 +42,7 @@ impl Hostile {
             while let Ok((client, _)) = listener.accept().await {
                 let trick = trick.clone();
                 open.spawn(async move {
-                    // The client may have gone: that is what it should do.
+                    // The client may have disconnected: that is what it should do.
                     let _ = serve(client, &trick).await;
                 });
             }
@@ -92,7 +92,7 @@ async fn serve(mut client: TcpStream, trick: &Trick) -> std::io::Result<()> {
                 let mut body = vec![0; (length as usize).saturating_sub(4)];
                 client.read_exact(&mut body).await?;
                 match kind {
-                    // The one before the first question.
+                    // The statement before the first question.
                     b'Q' if body.starts_with(b"SELECT set_config") => {
                         client.write_all(&[done(), ready()].concat()).await?;
                     }
@@ -103,7 +103,7 @@ async fn serve(mut client: TcpStream, trick: &Trick) -> std::io::Result<()> {
             }
         }
     }
-    // Until the client leaves.
+    // It goes on until the client disconnects.
     let mut rest = Vec::new();
     client.read_to_end(&mut rest).await?;
     Ok(())
@@ -114,7 +114,7 @@ pub fn message(kind: u8, body: &[u8]) -> Vec<u8> {
     announced(kind, 4 + body.len() as u32, body)
 }
 
-/// The same with a length of its own.
+/// Returns the same with another length in its header.
 pub fn announced(kind: u8, length: u32, body: &[u8]) -> Vec<u8> {
     [&[kind][..], &length.to_be_bytes(), body].concat()
 }
@@ -139,7 +139,8 @@ fn parameter(name: &str, value: &str) -> Vec<u8> {
     message(b'S', format!("{name}\0{value}\0").as_bytes())
 }
 
-/// The answer to a statement that was prepared: so many parameters of type text, and columns of these types.
+/// Returns the answer to a prepared statement: this number of parameters of type text, and columns
+/// of these types.
 pub fn prepared(parameters: u16, columns: &[u32]) -> Vec<u8> {
     let mut asked = parameters.to_be_bytes().to_vec();
     for _ in 0..parameters {

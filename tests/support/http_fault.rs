@@ -1,6 +1,6 @@
-//! An HTTP/1.1 proxy that looks at every request and may answer it itself, or spoil the answer.
+//! An HTTP/1.1 proxy that sees every request and may answer it itself, or damage the answer.
 //!
-//! Headers go through as they are, Host too, so that signatures of requests stay valid.
+//! Headers are passed on unchanged, Host too, so that signatures of requests stay valid.
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
@@ -22,7 +22,7 @@ use tokio::task::JoinHandle;
 use super::Result;
 use super::proxy::background;
 
-/// What becomes of one request.
+/// The treatment of one request.
 #[derive(Debug, Clone)]
 pub enum Fault {
     Forward,
@@ -32,16 +32,16 @@ pub enum Fault {
     RespondWith(u16, Vec<(&'static str, &'static str)>, Bytes),
     /// The server's answer with other headers.
     Headers(fn(&mut HeaderMap)),
-    /// The server does it, and the client is told this.
+    /// The server carries out the request, and the client gets this answer.
     ForwardThenRespond(u16, Bytes),
-    /// The server does it, and the client sees the connection closed.
+    /// The server carries out the request, and the client sees the connection closed.
     ForwardThenDrop,
     /// The server's answer, declared with this length (None: the true one), and cut off after `sent` bytes.
     ShortBody {
         declared: Option<u64>,
         sent: u64,
     },
-    /// The server's answer with the byte at this place turned round.
+    /// The server's answer with the byte at this position inverted.
     Corrupt(u64),
     /// Forwarded after a while.
     Delay(Duration),
@@ -54,17 +54,17 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// An error as S3 words it.
+    /// Returns an error in S3's form.
     pub fn s3(status: u16, code: &str) -> Self {
         Self::Respond(status, error_body(code))
     }
 
-    /// The same with the time after which to come again.
+    /// Returns the same with the time after which to try again.
     pub fn s3_later(status: u16, code: &str, retry_after: &'static str) -> Self {
         Self::RespondWith(status, vec![("retry-after", retry_after)], error_body(code))
     }
 
-    /// A page as a proxy or a portal writes it.
+    /// Returns a page as a proxy or a portal writes it.
     pub fn page(status: u16) -> Self {
         let page = "<html><body><p>Please log in<br></body></html>";
         Self::RespondWith(status, vec![("content-type", "text/html")], page.into())
@@ -80,7 +80,7 @@ fn error_body(code: &str) -> Bytes {
 
 type Handler = Arc<dyn Fn(&Parts) -> Fault + Send + Sync>;
 
-/// Ended when dropped.
+/// The proxy ends when this is dropped.
 pub struct HttpFault {
     port: u16,
     shared: Arc<Shared>,
@@ -130,12 +130,13 @@ impl HttpFault {
         self.port
     }
 
-    /// From now on, for every request.
+    /// Sets the handler for every request from now on.
     pub fn set(&self, handler: impl Fn(&Parts) -> Fault + Send + Sync + 'static) {
         *self.shared.handler.lock().expect("the handler's lock") = Arc::new(handler);
     }
 
-    /// From now on, for the first `times` requests that `which` accepts; all others are forwarded.
+    /// Sets the fault for the first `times` requests that `which` accepts; all others are
+    /// forwarded.
     pub fn times(
         &self,
         times: usize,
@@ -181,7 +182,7 @@ type Body = UnsyncBoxBody<Bytes, super::Error>;
 async fn serve(stream: TcpStream, shared: Arc<Shared>) {
     let _ = stream.set_nodelay(true);
     let service = service_fn(move |request| answer(request, shared.clone()));
-    // An error is the fault that was asked for, or a client that went away.
+    // An error here is the requested fault, or a client that disconnected.
     let _ = hyper::server::conn::http1::Builder::new()
         .serve_connection(TokioIo::new(stream), service)
         .await;
@@ -243,7 +244,7 @@ async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Respo
             Ok(forward(body).await?.map(whole))
         }
         Fault::Until(mut open) => {
-            // A test that is over lets everything through.
+            // After the end of a test everything is forwarded.
             let _ = open.wait_for(|open| *open).await;
             Ok(forward(body).await?.map(whole))
         }
@@ -294,7 +295,7 @@ fn cut_off(body: Incoming, sent: u64) -> Body {
             Ok(Frame::data(chunk))
         })
         .chain(futures_util::stream::once(async {
-            // What was sent must reach the client before the connection is torn down.
+            // The sent bytes must reach the client before the connection is closed.
             tokio::time::sleep(Duration::from_millis(20)).await;
             Err("cut off, as asked".into())
         }));

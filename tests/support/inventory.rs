@@ -1,4 +1,5 @@
-//! What of ours is on a server at present: sessions, what they hold, and slots. A belief about it is worth nothing.
+//! Reads our objects on a server at present: sessions, the things that they hold, and slots. It
+//! relies on the server only.
 
 use std::time::Duration;
 
@@ -10,15 +11,15 @@ pub struct Session {
     pub database: String,
     pub kind: String,
     pub pid: i32,
-    /// What it did last, for people.
+    /// The last thing that it did, for people.
     pub did: String,
 }
 
-/// What holds something back on a server.
+/// The things that hold something back on a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inventory {
     pub sessions: i64,
-    /// Readers of a slot, and those that make one.
+    /// Readers of a slot, and sessions that create one.
     pub walsenders: i64,
     /// Sessions that keep rows from being vacuumed.
     pub snapshots: i64,
@@ -49,12 +50,13 @@ impl Inventory {
         })
     }
 
-    /// Nothing but a reader of our slot, and at most a question that is just being asked.
+    /// Returns whether there is nothing but a reader of our slot, and at most a question that is
+    /// just being asked.
     pub fn holds_nothing(&self) -> bool {
         self.holds_nothing_of(1)
     }
 
-    /// The same, of so many spares.
+    /// Returns the same for this number of spares.
     pub fn holds_nothing_of(&self, spares: i64) -> bool {
         self.walsenders <= spares
             && self.snapshots == 0
@@ -64,8 +66,8 @@ impl Inventory {
     }
 }
 
-/// Waits until a primary that is followed, and not being copied, bears nothing of ours that holds something back. For a
-/// campaign: after every fault.
+/// Waits until a primary that is followed, and not being copied, has nothing of ours that holds
+/// something back. For a campaign: after every fault.
 pub async fn until_nothing_is_held(primary: &Postgres, within: Duration) -> Inventory {
     wait_until("nothing of ours is held on the primary", within, || async {
         let found = Inventory::of(primary).await?;
@@ -77,7 +79,7 @@ pub async fn until_nothing_is_held(primary: &Postgres, within: Duration) -> Inve
     .await
 }
 
-/// Sessions of ours that stay: those of a moment are left out.
+/// Returns our sessions that stay: short ones are left out.
 pub async fn lasting_sessions(server: &Postgres) -> Result<Vec<Session>> {
     let sql = "SELECT coalesce(datname::text, ''), backend_type, pid, query FROM pg_stat_activity
                WHERE application_name = 'warm-spare' AND backend_start < clock_timestamp() - interval '300 milliseconds'
@@ -86,7 +88,7 @@ pub async fn lasting_sessions(server: &Postgres) -> Result<Vec<Session>> {
     sessions(server, sql).await
 }
 
-/// Every session of ours, whatever it does.
+/// Returns every session of ours, whatever it does.
 pub async fn all_sessions(server: &Postgres) -> Result<Vec<Session>> {
     let sql = "SELECT coalesce(datname::text, ''), backend_type, pid, query FROM pg_stat_activity
                WHERE application_name = 'warm-spare' AND backend_type IN ('client backend', 'walsender')
@@ -107,7 +109,7 @@ async fn sessions(server: &Postgres, sql: &str) -> Result<Vec<Session>> {
         .collect())
 }
 
-/// False: it is gone already.
+/// Ends a session. False: it is gone already.
 pub async fn end(server: &Postgres, session: &Session) -> Result<bool> {
     let sql = "SELECT pg_terminate_backend($1)";
     let client = server.conn("postgres").await?;

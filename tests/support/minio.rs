@@ -22,7 +22,7 @@ pub struct Minio {
     access_key: String,
     secret_key: String,
     tls: bool,
-    /// Set at its next start.
+    /// Variables that are set at its next start.
     environment: Mutex<Vec<(String, String)>>,
     dir: TempDir,
 }
@@ -33,7 +33,7 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// HTTPS with this certificate and key, both PEM text.
+    /// Uses HTTPS with this certificate and key, both PEM text.
     pub fn ssl(mut self, certificate: &str, key: &str) -> Self {
         self.tls = Some((certificate.into(), key.into()));
         self
@@ -97,7 +97,7 @@ impl Minio {
         &self.secret_key
     }
 
-    /// Where objects lie, a directory per bucket.
+    /// Returns the directory of its objects, with a directory for each bucket.
     pub fn data_dir(&self) -> PathBuf {
         self.dir.path().join("data")
     }
@@ -125,7 +125,8 @@ impl Minio {
         self.take().kill9().expect("MinIO ends");
     }
 
-    /// How the run hook of a package starts it, after `stop`: one line of shell that ends in the server.
+    /// Returns the shell line with which a package's run hook starts it, after `stop`: the line
+    /// ends in the server.
     pub fn shell_line(&self) -> String {
         format!(
             "cd / && HOME={dir} MINIO_ROOT_USER={} MINIO_ROOT_PASSWORD={} MINIO_BROWSER=off MINIO_UPDATE=off \
@@ -141,7 +142,7 @@ impl Minio {
         )
     }
 
-    /// From its next start on.
+    /// Sets a variable from its next start on.
     pub fn set(&self, name: &str, value: &str) {
         let mut environment = self.environment.lock().expect("its lock");
         environment.push((name.into(), value.into()));
@@ -166,7 +167,7 @@ impl Minio {
             .env("MINIO_ROOT_PASSWORD", &self.secret_key)
             .env("MINIO_BROWSER", "off")
             .env("MINIO_UPDATE", "off")
-            // Else it refuses a data directory on the root file system.
+            // Without this, it refuses a data directory on the root file system.
             .env("MINIO_CI_CD", "on")
             .env("CI", "true")
             .env("HOME", self.dir.path())

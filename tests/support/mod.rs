@@ -1,4 +1,5 @@
-//! Real servers, and what is put into them: PostgreSQL and MinIO as a Habitat Builder has them, packages, and faults.
+//! Real servers and their content: PostgreSQL and MinIO as a Habitat Builder has them, packages,
+//! and faults.
 //!
 //! Used by the tests, by `examples/` and by the benchmarks.
 
@@ -77,8 +78,8 @@ pub fn seed() -> u64 {
     })
 }
 
-/// Asks again and again until the answer is there; the last answer in words when it never is. The longer it takes, the
-/// longer the pauses: asking costs the time of those that are waited for.
+/// Asks again and again until the answer is there; fails with the last answer in words. The pauses
+/// grow with the time, because asking costs time of the servers that are waited for.
 pub async fn wait_until<F, Fut, T>(what: &str, limit: Duration, mut ask: F) -> T
 where
     F: FnMut() -> Fut,
@@ -124,7 +125,7 @@ fn was_ended(error: &Error) -> bool {
         .is_some_and(|error| error.is_closed() || error.code() == Some(&ended))
 }
 
-/// Letters and digits that nobody guesses and no two servers share.
+/// Returns letters and digits that nobody guesses and no two servers share.
 pub(crate) fn random_word(length: usize) -> String {
     use rand::Rng;
     let letters = rand::rng().sample_iter(rand::distr::Alphanumeric);

@@ -1,7 +1,8 @@
-//! Judges the spare as it stands, knowing every state that the primary has ever had: invariants 1 to 4 of the design.
+//! Judges the present spare, knowing every state that the primary has ever had: invariants 1 to 4
+//! of the design.
 //!
-//! It believes nothing that the service says of itself. What it cannot see, because a fault strikes the server it would have
-//! to ask, it does not judge; the next look will.
+//! It does not trust the service's reports. Facts that it cannot see, because a fault strikes the
+//! server that it would have to ask, are not judged; the next check will judge them.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -17,12 +18,12 @@ use super::packages::object_key;
 use super::weather::Weather;
 use super::{Cluster, Error, Result, Site};
 
-/// The visible database is away for a moment while it is exchanged.
+/// Maximum time for which the visible database is away while it is exchanged.
 const EXCHANGE: Duration = Duration::from_secs(30);
-/// A disagreement that is none: the spare moved while it was looked at.
+/// Number of tries: a disagreement is none if the spare moved while it was checked.
 const LOOKS: usize = 25;
-/// In stream mode a schema change is seen only so late (a fingerprint every 10 s, then a copy). A spare that is behind comes
-/// to the change later, and its time begins then.
+/// Maximum delay until a schema change is seen in stream mode (a fingerprint every 10 s, then a
+/// copy). A spare that is behind comes to the change later, and its time begins then.
 const SCHEMA_LATE: Duration = Duration::from_secs(90);
 
 /// The visible database at one snapshot.
@@ -36,14 +37,14 @@ pub struct View {
     pub unavailable: BTreeSet<String>,
 }
 
-/// Where the spare was found.
+/// The spare's position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stand {
     pub moment: usize,
     /// Other states of the primary between this one and its present, and the age of the first of them.
     pub behind: usize,
     pub late: Duration,
-    /// Their rows are not all the same: only their columns' difference excuses it.
+    /// True: not all rows are the same, which only the difference of their columns excuses.
     pub schema_behind: bool,
     pub artifacts_seen: bool,
 }
@@ -51,19 +52,20 @@ pub struct Stand {
 pub struct Oracle {
     history: Arc<History>,
     weather: Arc<Weather>,
-    /// Whether the spare may for a while follow the rows of a schema that it does not have.
+    /// True: the spare may for a while follow the rows of a schema that it does not have.
     pub streams: bool,
-    /// The first state that the spare may have stood at last.
+    /// The oldest state at which the spare may be.
     floor: usize,
     floor_lsn: i64,
     floor_era: u32,
     /// Hashes of objects by key and ETag.
     hashes: HashMap<(String, String), String>,
-    /// Seen while what the primary had committed could not be read.
+    /// Views from a time when the primary's commits could not be read.
     undecided: Vec<View>,
-    /// When the spare was first seen at or behind a state's commit, by the state's number.
+    /// Time at which the spare was first seen at or after a state's commit, by the state's number.
     passed: HashMap<usize, Instant>,
-    /// A fault put the spare back to this log position: until it has left it, its bucket is ahead of its rows.
+    /// A fault set the spare back to this log position: until it has left it, its bucket is ahead
+    /// of its rows.
     put_back_to: Option<i64>,
 }
 
@@ -83,18 +85,18 @@ impl Oracle {
         }
     }
 
-    /// The spare was put back to an older copy of itself by a fault.
+    /// Notes that a fault set the spare back to an older copy of itself.
     pub async fn spare_was_put_back(&mut self, site: &Site) -> Result<()> {
         self.floor = 0;
         self.floor_lsn = 0;
-        // Of before: they would raise the floor again.
+        // Views from before would raise the floor again.
         self.undecided.clear();
         let view = view(&site.spare).await?;
         self.put_back_to = view.map(|view| view.lsn);
         Ok(())
     }
 
-    /// None: it could not be looked at. An error is a violation, in words.
+    /// Checks the spare. None: it could not be read. An error is a violation, in words.
     pub async fn check(&mut self, site: &Site) -> Result<Option<Stand>> {
         let Some((view, artifacts_seen)) = self.look(site).await? else {
             return Ok(None);
@@ -107,7 +109,7 @@ impl Oracle {
             self.history.settle().await?;
         }
         let history = self.history.clone();
-        // A commit that a frozen primary does not answer holds the history as long.
+        // A commit that a frozen primary does not answer blocks the history as long.
         let patience = match primary_away {
             true => Duration::from_millis(500),
             false => Duration::from_secs(60),
@@ -117,7 +119,8 @@ impl Oracle {
             return Ok(None);
         };
         if moments.unsettled {
-            // It may hold what was committed just before the primary went away.
+            // The spare may hold a transaction that was committed just before the primary went
+            // away.
             self.undecided.push(view);
             return Ok(None);
         }
@@ -129,7 +132,8 @@ impl Oracle {
         Ok(Some(stand))
     }
 
-    /// The same rows as the primary's last state, or the reason why not.
+    /// Checks that the rows equal those of the primary's last state; the error is the reason why
+    /// not.
     pub async fn is_level(&mut self, site: &Site) -> Result<()> {
         match self.check(site).await? {
             None => Err("the spare cannot be looked at".into()),
@@ -149,11 +153,12 @@ impl Oracle {
             }
         }
         let within = |number: usize| {
-            // Behind the commit before it, and not behind the commit after it.
+            // After the commit before it, and not after the commit after it.
             let era = list[number].era;
             let after = |at: usize| list.get(at).filter(|moment| moment.era == era);
             let before = number.checked_sub(1).and_then(after);
-            // A snapshot's position is asked for after it was taken: others may have committed in between.
+            // A snapshot's position is read after it was taken: other transactions may have
+            // committed in between.
             let exact = self.streams;
             before.is_none_or(|moment| moment.lsn <= view.lsn)
                 && after(number + 1).is_none_or(|moment| !exact || view.lsn < moment.lsn)
@@ -164,7 +169,8 @@ impl Oracle {
         let mut schema_behind = false;
         let mut fitting: Vec<usize> = equal.iter().copied().filter(|n| within(*n)).collect();
         if fitting.is_empty() && self.streams {
-            // A state's own schema may be no older than the spare's may be late.
+            // A state's own schema may be older than the present one only by the spare's allowed
+            // delay.
             schema_behind = true;
             let lately = |number: usize| {
                 let passed = self.passed.get(&number);
@@ -236,8 +242,8 @@ impl Oracle {
         })
     }
 
-    /// The visible database, its artifacts checked if the store can be asked. It moves meanwhile: only a disagreement that
-    /// stays while it stands still is one.
+    /// Reads the visible database, its artifacts checked if the store can be asked. The spare moves
+    /// in the meantime: only a disagreement that stays while it does not move counts.
     async fn look(&mut self, site: &Site) -> Result<Option<(View, bool)>> {
         let mut complaint = String::new();
         for _ in 0..LOOKS {
@@ -307,7 +313,7 @@ impl Oracle {
         }
     }
 
-    /// Keys whose object is not what the row says, and which are not in the list.
+    /// Returns keys whose object is not what the row says, and which are not in the list.
     async fn bad_artifacts(
         &mut self,
         spare: &Cluster,
@@ -327,7 +333,8 @@ impl Oracle {
         let read: Vec<((String, String), Option<String>)> = stream::iter(unread)
             .map(async |known| {
                 let hash = spare.s3().checksum(&spare.bucket, &known.0).await;
-                // Replaced between the listing and the reading: then it is not the hash of that ETag.
+                // The object was replaced between the listing and the reading: then this is not the
+                // hash of that ETag.
                 let now = spare.s3().head(&spare.bucket, &known.0).await?;
                 let same = now.is_some_and(|head| head.etag == known.1);
                 Ok::<_, Error>((known, hash?.filter(|_| same)))
@@ -403,7 +410,8 @@ fn lsn(position: i64) -> String {
     format!("{:X}/{:X}", position >> 32, position & 0xffff_ffff)
 }
 
-/// What Builder on the spare would see. None: a database that is not of the service's making.
+/// Returns the content that Builder on the spare would see. None: a database that the service did
+/// not make.
 pub async fn view(spare: &Cluster) -> Result<Option<View>> {
     let client = spare.conn().await?;
     begin_reading(&client).await?;
@@ -429,7 +437,7 @@ pub async fn view(spare: &Cluster) -> Result<Option<View>> {
     Ok(Some(view))
 }
 
-/// Keys and checksums that the rows name.
+/// Returns the keys and checksums that the rows name.
 pub async fn packages(client: &Client) -> Result<Vec<(String, String)>> {
     let sql = "SELECT ident, target, checksum FROM origin_packages ORDER BY 1, 2";
     let rows = client.query(sql, &[]).await?;
@@ -437,7 +445,8 @@ pub async fn packages(client: &Client) -> Result<Vec<(String, String)>> {
     Ok(rows.iter().map(|row| (key(row), row.get(2))).collect())
 }
 
-/// What of the primary's rows its own store does not have, or not with these bytes.
+/// Returns the artifacts of the primary's rows that its own store does not have, or has with other
+/// bytes.
 pub async fn really_lacking(primary: &Cluster) -> Result<BTreeSet<String>> {
     let mut lacking = BTreeSet::new();
     for (key, checksum) in packages(&primary.conn().await?).await? {
@@ -449,14 +458,14 @@ pub async fn really_lacking(primary: &Cluster) -> Result<BTreeSet<String>> {
     Ok(lacking)
 }
 
-/// Keys whose bytes are being exchanged: the one stated exception to invariant 1.
+/// Returns keys whose bytes are being exchanged: the one documented exception to invariant 1.
 async fn journal(spare: &Cluster) -> Result<BTreeSet<String>> {
     let client = spare.pg.conn("warm_spare").await?;
     let rows = client.query("SELECT key FROM replacement", &[]).await?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
-/// Whoever connects without being the service must not be able to write. An error: he was.
+/// Checks that a client that is not the service cannot write. An error: it could.
 pub async fn is_fenced(site: &Site, weather: &Weather) -> Result<()> {
     let began = Instant::now();
     loop {

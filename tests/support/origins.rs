@@ -1,4 +1,5 @@
-//! The rest of Builder's transactions: origins with all that hangs on them, and whatever a user may type into a text.
+//! The other transactions of Builder: origins with all rows that depend on them, and any text that
+//! a user may type.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -41,7 +42,7 @@ impl Hand {
         self.commit(client, &format!("transfer of {origin}")).await
     }
 
-    /// With all its children, of every table, and their artifacts.
+    /// Deletes an origin with all its children, of every table, and their artifacts.
     pub(super) async fn delete_origin(&mut self, client: &Client) -> Result<()> {
         let origin = self.some_origin(client).await?;
         if origin == self.name {
@@ -176,7 +177,7 @@ impl Hand {
             let gone = "DELETE FROM origin_projects WHERE id = $1";
             client.execute(gone, &[&project]).await?;
         }
-        // Two rows that nothing tells apart, in a table without a key.
+        // Two identical rows, in a table without a key.
         let twins =
             "INSERT INTO audit_package (operation, trigger, requester_name, origin, package_ident)
                      SELECT 'demote', 'unknown', $1, NULL, $2 FROM generate_series(1, 2)";

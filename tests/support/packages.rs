@@ -1,4 +1,4 @@
-//! Origins, packages and all that belongs to them, put into a cluster in the order in which Builder does it.
+//! Origins, packages and all their rows, put into a cluster in the order in which Builder does it.
 //!
 //! The same seed and the same calls give the same bytes.
 
@@ -17,7 +17,7 @@ use tokio_postgres::Client;
 
 use super::{Cluster, Result};
 
-/// The revision of the builder key that all secrets here claim to be encrypted with.
+/// The revision of the builder key with which all secrets here claim to be encrypted.
 pub const BUILDER_KEY_REVISION: &str = "20240101000000";
 /// Artifacts up to this size are real archives; larger ones are random bytes behind a valid header.
 const ARCHIVE_UP_TO: u64 = 1 << 20;
@@ -48,7 +48,7 @@ pub fn blake2b() -> blake2b_simd::State {
     blake2b_simd::Params::new().hash_length(32).to_state()
 }
 
-/// What a package is to be like. `Spec::new`, then what differs.
+/// The properties of a package: `Spec::new`, then the differences.
 #[derive(Debug, Clone)]
 pub struct Spec {
     pub origin: String,
@@ -57,11 +57,11 @@ pub struct Spec {
     /// None: the factory's clock, a second later for every package.
     pub release: Option<String>,
     pub target: String,
-    /// Of the artifact, in bytes; archives come out at about it, larger ones at it exactly.
+    /// Size of the artifact in bytes; archives have about this size, larger artifacts exactly.
     pub size: u64,
     pub manifest_size: usize,
     pub visibility: String,
-    /// Beside `unstable`, which every package is in.
+    /// Channels in addition to `unstable`, which every package is in.
     pub channels: Vec<String>,
     pub deps: Vec<String>,
     pub exposes: Vec<i32>,
@@ -121,9 +121,9 @@ pub struct Package {
     /// `origin/name/version/release`
     pub ident: String,
     pub target: String,
-    /// Of the object in the bucket.
+    /// Key of the object in the bucket.
     pub key: String,
-    /// As Builder stores it: of the whole file.
+    /// Checksum as Builder stores it: of the whole file.
     pub checksum: String,
     pub size: u64,
     pub manifest: String,
@@ -202,7 +202,7 @@ pub fn object_key(ident: &str, target: &str) -> String {
 
 pub struct Factory {
     pub seed: u64,
-    /// Of the origins' keys: all who sign for one site must have the same.
+    /// Seed of the origins' keys: all factories that sign for one site must have the same.
     key_seed: u64,
     rng: StdRng,
     /// Seconds since 1970; the next release.
@@ -226,18 +226,18 @@ impl Factory {
         }
     }
 
-    /// Signing as another one does.
+    /// Signs with the keys of another factory.
     pub fn with_keys_of(mut self, seed: u64) -> Self {
         self.key_seed = seed;
         self
     }
 
-    /// With the seed of this run.
+    /// Returns a factory with the seed of this run.
     pub fn seeded() -> Self {
         Self::new(super::seed())
     }
 
-    /// The package alone: nothing is stored anywhere.
+    /// Makes only the package: nothing is stored anywhere.
     pub fn make(&mut self, spec: Spec) -> Package {
         let release = spec.release.clone().unwrap_or_else(|| self.next_release());
         let ident = format!("{}/{}/{}/{release}", spec.origin, spec.name, spec.version);

@@ -1,4 +1,5 @@
-//! Two clusters of which either may be the primary, a service for each, and clients that follow whoever accepts writes.
+//! Two clusters, each of which may be the primary, a service for each, and clients that write to
+//! the one that accepts writes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,19 +22,19 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// Either can be followed; A is prepared, and holds some packages.
+    /// Starts a pair in which either can be followed; A is prepared, and holds some packages.
     pub async fn start(name: &str) -> Result<Pair> {
         Pair::prepared(name, logical()).await
     }
 
-    /// The same with a primary of those settings.
+    /// Does the same with a primary of those settings.
     pub async fn prepared(name: &str, primary: postgres::Builder) -> Result<Pair> {
         let pair = Pair::with(name, primary).await?;
         prepare(&pair.there).await;
         Ok(pair)
     }
 
-    /// A as it is, with some packages.
+    /// Starts with A as it is, with some packages.
     pub async fn with(name: &str, primary: postgres::Builder) -> Result<Pair> {
         let site = Site::builder(name).primary(primary).spare(logical());
         let there = site.start().await?;
@@ -41,7 +42,7 @@ impl Pair {
         Pair::of(there)
     }
 
-    /// The same where each has a store of its own, to be killed by itself.
+    /// Does the same with a store for each, so that each can be killed by itself.
     pub async fn of_own_stores(name: &str) -> Result<Pair> {
         let site = Site::builder(name).primary(logical()).spare(logical());
         let there = site.own_stores().start().await?;
@@ -56,7 +57,7 @@ impl Pair {
     }
 }
 
-/// What a service may lose.
+/// The servers that a service may lose.
 pub const STORES: [&str; 4] = ["primary.pg", "spare.pg", "primary.s3", "spare.s3"];
 
 pub fn kill(site: &Site, store: &str) {
@@ -79,12 +80,13 @@ pub async fn start_again(site: &Site, store: &str) -> Result<()> {
 
 pub const PROMOTE: &str = "role = \"primary\"";
 
-/// What an operator applies to have this one promoted although its peer is gone.
+/// Returns the configuration with which an operator has this cluster promoted although its peer is
+/// gone.
 pub fn forced(epoch: i64) -> String {
     format!("role = \"primary\"\nforce_epoch = {epoch}")
 }
 
-/// Waits until it is the primary of that epoch.
+/// Waits until the service is the primary of that epoch.
 pub async fn until_primary(service: &Service<'_>, epoch: i64) -> Value {
     service
         .until(&format!("the primary of epoch {epoch}"), |status| {
@@ -102,26 +104,27 @@ pub async fn until_settled(service: &Service<'_>) -> Value {
         .await
 }
 
-/// The old primary's own service: comes back, and follows.
+/// Starts the old primary's own service, which comes back and follows.
 pub async fn returned<'a>(back: &'a Site, extra: &str) -> Result<Service<'a>> {
     let service = returning(back, extra).await;
     until_following(&service).await;
     Ok(service)
 }
 
-/// The same when it has just begun.
+/// Does the same, and returns when it has just begun.
 pub async fn returning<'a>(back: &'a Site, extra: &str) -> Service<'a> {
     back.write_config("");
     prepare(back).await;
     Service::start(back, extra)
 }
 
-/// A plain client's attempt.
+/// Tries to write as a plain client.
 pub async fn write(cluster: &Cluster, name: &str) -> Result<()> {
     insert(&cluster.conn().await?, name).await
 }
 
-/// When a plain client was heard that tries again and again, with a connection for each try.
+/// Returns the time at which a plain client's write succeeded; it tries again and again, with a
+/// connection for each try.
 pub async fn first_write(new: &Cluster, name: &str) -> Result<Instant> {
     let began = Instant::now();
     for attempt in 0.. {
@@ -168,12 +171,12 @@ async fn until_writes(cluster: &Cluster, wanted: bool) {
     .await;
 }
 
-/// Clients that write one row after the other, each acknowledged or not, and connect anew for ever: to the one, and when
-/// that refuses, to the other.
+/// Clients that write one row after the other, each acknowledged or not, and reconnect for ever: to
+/// the one cluster, and when that refuses, to the other.
 pub struct Writers {
     stop: Arc<AtomicBool>,
     tasks: JoinSet<()>,
-    /// Which side acknowledged which row.
+    /// The side that acknowledged each row.
     acknowledged: Arc<Mutex<BTreeMap<String, usize>>>,
 }
 
@@ -182,7 +185,8 @@ impl Writers {
         Writers::named(sides, number, "writer", Duration::from_millis(1))
     }
 
-    /// Their rows begin with a word of their own; so long is the pause between two of one writer.
+    /// Starts writers whose rows begin with a word of their own; `pause` is the pause between two
+    /// rows of one writer.
     pub fn named(sides: [&Cluster; 2], number: usize, word: &str, pause: Duration) -> Writers {
         let stop = Arc::new(AtomicBool::new(false));
         let acknowledged = Arc::new(Mutex::new(BTreeMap::new()));
@@ -219,7 +223,7 @@ impl Writers {
         }
     }
 
-    /// Waits until that side has acknowledged so many more.
+    /// Waits until that side has acknowledged this number of further rows.
     pub async fn until_written(&self, side: usize, more: usize) {
         let count = async || {
             let acknowledged = self.acknowledged.lock().await;
@@ -235,7 +239,7 @@ impl Writers {
         .await;
     }
 
-    /// Every row with the side that acknowledged it.
+    /// Returns every row with the side that acknowledged it.
     pub async fn stop(mut self) -> BTreeMap<String, usize> {
         self.stop.store(true, Ordering::Relaxed);
         while self.tasks.join_next().await.is_some() {}
@@ -243,14 +247,14 @@ impl Writers {
     }
 }
 
-/// How far each sequence has gone.
+/// Returns the value of each sequence.
 pub async fn sequences(cluster: &Cluster) -> Result<BTreeMap<String, i64>> {
     let sql = "SELECT sequencename::text, coalesce(last_value, 0) FROM pg_sequences WHERE schemaname = 'public'";
     let rows = cluster.conn().await?.query(sql, &[]).await?;
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
-/// The acknowledged rows that a cluster lacks.
+/// Returns the acknowledged rows that a cluster does not have.
 pub async fn lost(
     cluster: &Cluster,
     acknowledged: &BTreeMap<String, usize>,

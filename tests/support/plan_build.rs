@@ -1,7 +1,7 @@
-//! The real build of packages on our plan, outside a studio: dependencies are stand-ins, and so is cargo, which hands over
-//! the program that is being tested.
+//! Really builds packages from our plan, outside a studio. Dependencies are stand-ins, and so is
+//! cargo, which copies the program that is being tested.
 //!
-//! `WARM_SPARE_PLAN_BUILD` names `hab-plan-build-linux.sh`; `hab`, wget and xz are wanted besides.
+//! `WARM_SPARE_PLAN_BUILD` names `hab-plan-build-linux.sh`; `hab`, wget and xz are required too.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -23,19 +23,19 @@ const DEPENDENCIES: [&str; 7] = [
     "rust/1.91.1",
 ];
 
-/// Builds the whole program in a real one.
+/// The stand-in for cargo; a real one builds the whole program.
 const CARGO: &str = r#"#!/bin/bash
 echo "cargo $*" >&2
 mkdir -p "$CARGO_TARGET_DIR/release"
 strip -o "$CARGO_TARGET_DIR/release/warm-spare" "$STAND_IN_PROGRAM"
 "#;
 
-/// What the build asks `toml get FILE TABLE.KEY --raw`.
+/// The stand-in for `toml get FILE TABLE.KEY --raw`, which the build calls.
 const TOML: &str = r#"#!/bin/bash
 sed -n "/^\[${3%%.*}\]/,/^\[/s/^${3#*.} = //p" "$2"
 "#;
 
-/// The build's script, or why there is none.
+/// Returns the build's script, or the reason why there is none.
 pub fn find() -> Result<PathBuf, String> {
     let named = std::env::var_os("WARM_SPARE_PLAN_BUILD").map(PathBuf::from);
     for tool in ["wget", "xz", "strip"] {
@@ -45,7 +45,7 @@ pub fn find() -> Result<PathBuf, String> {
         .ok_or("there is no hab-plan-build: name its script by WARM_SPARE_PLAN_BUILD".into())
 }
 
-/// Builds and signs the package in this Supervisor's root; returns the installed package.
+/// Builds and signs the package in this Supervisor's root. Returns the installed package.
 pub fn build(script: &Path, supervisor: &Supervisor) -> Result<PathBuf> {
     let root = supervisor.root();
     let tools = root.join("tools");

@@ -1,7 +1,8 @@
-//! Ports for servers that come and go on them.
+//! Ports for servers that are stopped and started again on them.
 //!
-//! They lie below the range that the kernel gives to connections, or one of those could sit on the port of a server that
-//! was killed and is to come again. Each process has a block for itself, and gives each port once before any twice.
+//! They are below the range that the kernel gives to connections; otherwise a connection could take
+//! the port of a server that was killed and will start again. Each process has a block for itself,
+//! and gives each port once before any twice.
 
 use std::fs::File;
 use std::io;
@@ -13,7 +14,7 @@ const BLOCK: u16 = 1000;
 const BLOCKS: u16 = 22;
 
 struct Ports {
-    /// Whoever holds the lock on it has the block.
+    /// The holder of the lock on this file has the block.
     _lock: File,
     first: u16,
     given: u16,
@@ -40,7 +41,7 @@ impl Ports {
         for _ in 0..BLOCK {
             let port = self.first + self.given;
             self.given = (self.given + 1) % BLOCK;
-            // Somebody else on this machine may be there.
+            // Another program on this machine may use it.
             if TcpListener::bind(("127.0.0.1", port)).is_ok() {
                 return Ok(port);
             }
@@ -49,7 +50,7 @@ impl Ports {
     }
 }
 
-/// A port that nobody listens on.
+/// Returns a port on which nobody listens.
 pub fn free_port() -> io::Result<u16> {
     static PORTS: OnceLock<Mutex<Ports>> = OnceLock::new();
     let ports = match PORTS.get() {

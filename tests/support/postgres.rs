@@ -29,7 +29,7 @@ pub struct Postgres {
     own_clock: bool,
 }
 
-/// What may differ from builder-datastore's own settings.
+/// The settings that may differ from builder-datastore's own.
 #[derive(Default)]
 pub struct Builder {
     settings: Vec<(String, String)>,
@@ -38,50 +38,51 @@ pub struct Builder {
     scram: bool,
     tls: Option<(String, String)>,
     own_clock: bool,
-    /// None: those of this machine's own version.
+    /// None: the programs of this machine's own version.
     programs: Option<PathBuf>,
 }
 
 impl Builder {
-    /// An option of the command line, which goes before every file; the last one of a name counts.
+    /// Adds a command-line option, which has precedence over every file; of several with one name
+    /// the last one counts.
     pub fn setting(mut self, name: &str, value: &str) -> Self {
         self.settings.push((name.into(), value.into()));
         self
     }
 
-    /// What a stream needs: logical decoding, and a bound on the WAL that is held for it; by `ALTER SYSTEM`, as
-    /// `prepare` sets them.
+    /// Adds the settings that a stream needs: logical decoding, and a limit on the WAL that is held
+    /// for it; with `ALTER SYSTEM`, as `prepare` sets them.
     pub fn logical(mut self) -> Self {
         self.altered = vec![("wal_level", "logical"), ("max_slot_wal_keep_size", "2GB")];
         self
     }
 
-    /// SCRAM-SHA-256 in place of md5.
+    /// Uses SCRAM-SHA-256 in place of md5.
     pub fn scram(mut self) -> Self {
         self.scram = true;
         self
     }
 
-    /// TLS for those who ask for it, with this certificate and key, both PEM text.
+    /// Uses TLS for clients that ask for it, with this certificate and key, both PEM text.
     pub fn ssl(mut self, certificate: &str, key: &str) -> Self {
         self.tls = Some((certificate.into(), key.into()));
         self
     }
 
-    /// A clock of its own, which [`Postgres::set_clock`] sets.
+    /// Uses its own clock, which [`Postgres::set_clock`] sets.
     pub fn own_clock(mut self) -> Self {
         self.own_clock = true;
         self
     }
 
-    /// Another major version, from the directory that [`other_version`] gives.
+    /// Uses another major version, from the directory that [`other_version`] returns.
     pub fn programs(mut self, directory: &Path) -> Self {
         self.programs = Some(directory.into());
         self
     }
 
     pub async fn start(self) -> Result<Postgres> {
-        // Copying a data directory and waiting for a server block.
+        // It blocks, because it copies a data directory and waits for a server.
         let server = tokio::task::spawn_blocking(|| self.prepare()).await??;
         server.start_on_a_free_port().await
     }
@@ -110,7 +111,8 @@ impl Builder {
             settings.push(("ssl".into(), "on".into()));
         }
         settings.extend(self.settings);
-        // Not on the command line: there it would go before what `ALTER SYSTEM` sets.
+        // The setting is not on the command line, where it would have precedence over
+        // `ALTER SYSTEM`.
         append(&data.join("postgresql.conf"), "wal_level = replica\n")?;
         for (name, value) in self.altered {
             let line = format!("{name} = '{value}'\n");
@@ -135,7 +137,7 @@ impl Builder {
     }
 }
 
-/// libfaketime, as `scripts/setup` has found it.
+/// Returns libfaketime, as `scripts/setup` has found it.
 pub fn faketime() -> Result<PathBuf> {
     let named = std::env::var("WARM_SPARE_FAKETIME").unwrap_or_default();
     match Path::new(&named).is_file() {
@@ -153,7 +155,7 @@ impl Postgres {
         Builder::default()
     }
 
-    /// A physical standby of this server, on a port of its own.
+    /// Starts a physical standby of this server, on its own port.
     pub async fn standby(&self) -> Result<Postgres> {
         append(
             &self.data_dir().join("pg_hba.conf"),
@@ -195,7 +197,8 @@ impl Postgres {
         standby.start_on_a_free_port().await
     }
 
-    /// A standby becomes a server of its own. Its control file names the old timeline until its next checkpoint.
+    /// Promotes a standby to a separate server. Its control file names the old timeline until its
+    /// next checkpoint.
     pub async fn promote(&self) -> Result<()> {
         let client = self.conn("postgres").await?;
         client.query_one("SELECT pg_promote()", &[]).await?;
@@ -235,7 +238,7 @@ impl Postgres {
         self.major
     }
 
-    /// Where `psql`, `pg_dump` and the rest of this server's version lie.
+    /// Returns the directory of `psql`, `pg_dump` and the other programs of this server's version.
     pub fn programs(&self) -> &Path {
         &self.programs
     }
@@ -257,7 +260,7 @@ impl Postgres {
         )
     }
 
-    /// A session of ours, tended on the caller's runtime.
+    /// Opens a session that is driven on the caller's runtime.
     pub async fn conn(&self, database: &str) -> Result<Client> {
         let (client, connection) = tokio_postgres::Config::new()
             .host(self.host())
@@ -270,7 +273,8 @@ impl Postgres {
             .connect(NoTls)
             .await?;
         tokio::spawn(async move {
-            // A test that kills the server ends this with an error: the client's next call says it.
+            // A test that kills the server ends this with an error, which the client's next call
+            // reports.
             let _ = connection.await;
         });
         Ok(client)
@@ -284,7 +288,7 @@ impl Postgres {
         )
     }
 
-    /// Sets the fence on Builder's database, or lifts it, as anybody may who owns that.
+    /// Sets the fence on Builder's database, or lifts it, as any owner of the database may.
     pub async fn set_fence(&self, stands: bool) -> Result<()> {
         let set = if stands {
             "SET default_transaction_read_only = on"
@@ -300,7 +304,7 @@ impl Postgres {
         Ok(self.conn("postgres").await?.batch_execute(&sql).await?)
     }
 
-    /// Whether there is such a database.
+    /// Returns whether there is such a database.
     pub async fn has_database(&self, name: &str) -> Result<bool> {
         let sql = "SELECT 1 FROM pg_database WHERE datname = $1";
         let client = self.conn("postgres").await?;
@@ -311,7 +315,8 @@ impl Postgres {
         self.dir.path().join("clock")
     }
 
-    /// Steps the clock of a server with a clock of its own: so many seconds ahead of the machine's.
+    /// Steps the clock of a server with its own clock: this number of seconds ahead of the
+    /// machine's.
     pub fn set_clock(&self, ahead_seconds: i64) -> Result<()> {
         let new = self.dir.path().join("clock.new");
         fs::write(&new, format!("{ahead_seconds:+}"))?;
@@ -319,7 +324,7 @@ impl Postgres {
         Ok(fs::rename(&new, self.clock_file())?)
     }
 
-    /// The postmaster.
+    /// Returns the process id of the postmaster.
     pub fn pid(&self) -> u32 {
         self.with(|server| server.pid())
     }
@@ -335,8 +340,9 @@ impl Postgres {
         .await?
     }
 
-    /// A *smart* shutdown, as the Supervisor asks for it by TERM: it waits until every ordinary session has gone. How long
-    /// it took; None: it was not over in time, and was made a fast one.
+    /// Requests a *smart* shutdown, as the Supervisor does by TERM: it waits until every ordinary
+    /// session has ended. Returns how long it took; None: it was not over in time, and was made a
+    /// fast one.
     pub async fn stop_smart(&self, limit: Duration) -> Result<Option<Duration>> {
         let mut server = self.take();
         let began = std::time::Instant::now();
@@ -354,13 +360,13 @@ impl Postgres {
         .await?
     }
 
-    /// A copy of the data directory of a stopped server, in place of an older copy.
+    /// Copies the data directory of a stopped server, replacing an older copy.
     pub async fn keep_data(&self) -> Result<()> {
         self.exchange(self.data_dir(), self.dir.path().join("kept"))
             .await
     }
 
-    /// The stopped server's data directory becomes what `keep_data` kept.
+    /// Replaces the stopped server's data directory by the copy of `keep_data`.
     pub async fn restore_data(&self) -> Result<()> {
         self.exchange(self.dir.path().join("kept"), self.data_dir())
             .await
@@ -376,7 +382,8 @@ impl Postgres {
         .await?
     }
 
-    /// As if the machine had lost power, but for what the kernel already had.
+    /// Kills the server as if the machine had lost power, except for the data that the kernel
+    /// already had.
     pub fn kill9(&self) {
         let mut server = self.take();
         let family = super::process::tree(server.pid());
@@ -389,12 +396,13 @@ impl Postgres {
         }
     }
 
-    /// On the same port and data; after `stop_fast` or `kill9`.
+    /// Starts it again on the same port and data, after `stop_fast` or `kill9`.
     pub async fn start_again(&self) -> Result<()> {
         self.start_with(&self.settings).await
     }
 
-    /// How the run hook of a package starts it, after `stop_fast`: one line of shell that ends in the server.
+    /// Returns the shell line with which a package's run hook starts it, after `stop_fast`: the
+    /// line ends in the server.
     pub fn shell_line(&self) -> String {
         let user = match server_user() {
             Some((user, group)) => {
@@ -436,7 +444,7 @@ impl Postgres {
                 .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
         }
         unprivileged(&mut command);
-        // QUIT also gives back the System V shared memory, which KILL leaves behind.
+        // QUIT also releases the System V shared memory, which KILL leaves behind.
         let mut server = Guard::spawn(&mut command, Some(Signal::QUIT))?;
         let deadline = std::time::Instant::now() + SERVER_DEADLINE;
         loop {
@@ -455,13 +463,13 @@ impl Postgres {
         Ok(())
     }
 
-    /// Lines at the end of `postgresql.conf`, for the next start.
+    /// Adds lines at the end of `postgresql.conf`, for the next start.
     pub fn append_configuration(&self, lines: &str) -> Result<()> {
         append(&self.data_dir().join("postgresql.conf"), lines)
     }
 
-    /// As builder-datastore's upgrade hook starts the old server: without Builder's configuration file, so that only
-    /// `postgresql.auto.conf` counts.
+    /// Starts the server as builder-datastore's upgrade hook starts the old one: without Builder's
+    /// configuration file, so that only `postgresql.auto.conf` counts.
     pub async fn start_without_configuration(&self) -> Result<()> {
         let file = self.data_dir().join("postgresql.conf");
         fs::write(&file, "")?;
@@ -475,7 +483,7 @@ impl Postgres {
         self.start_with(&needed).await
     }
 
-    /// Asks for a *smart* shutdown, which goes on for as long as somebody has a session.
+    /// Requests a *smart* shutdown, which takes as long as any session is open.
     pub fn begin_smart_stop(&self) {
         self.with(|server| server.signal(Signal::TERM));
     }
@@ -489,7 +497,7 @@ impl Postgres {
         self.with(|server| server.thaw());
     }
 
-    /// The server's log so far.
+    /// Returns the server's log until now.
     pub fn log(&self) -> String {
         let log = fs::read(self.dir.path().join("log")).unwrap_or_default();
         String::from_utf8_lossy(&log).into_owned()
@@ -510,7 +518,8 @@ impl Postgres {
     }
 }
 
-/// builder-datastore's settings where they matter, and a machine that will not be switched off.
+/// Returns builder-datastore's settings where they matter, and settings for a machine that will not
+/// be switched off.
 fn stock_settings(method: &str, sockets: &Path) -> Vec<(String, String)> {
     [
         ("password_encryption", method),
@@ -522,7 +531,8 @@ fn stock_settings(method: &str, sockets: &Path) -> Vec<(String, String)> {
         ("max_worker_processes", "20"),
         ("shared_buffers", "32MB"),
         ("fsync", "off"),
-        // Its transactions come when they come, and a service answers them with a copy: no test could expect anything.
+        // Its transactions come at any time, and a service reacts to them with a copy, which no
+        // test could expect.
         ("autovacuum", "off"),
         ("timezone", "UTC"),
         ("log_line_prefix", "%m [%p] %a %d "),
@@ -532,7 +542,8 @@ fn stock_settings(method: &str, sockets: &Path) -> Vec<(String, String)> {
     .to_vec()
 }
 
-/// The directory of `initdb`, `postgres` and the rest: `WARM_SPARE_PG_BIN`, Debian's newest, or the one on the path.
+/// Returns the directory of `initdb`, `postgres` and the others: `WARM_SPARE_PG_BIN`, Debian's
+/// newest, or the one on the path.
 fn programs() -> Result<PathBuf> {
     let mut debian: Vec<(u32, PathBuf)> = fs::read_dir("/usr/lib/postgresql")
         .into_iter()
@@ -571,7 +582,8 @@ fn major(programs: &Path) -> Result<u32> {
         .ok_or_else(|| format!("no version in {text:?}").into())
 }
 
-/// A data directory as initdb leaves it, made once per machine and version of the server: initdb takes seconds.
+/// Returns a data directory as initdb leaves it, made once for each machine and server version,
+/// because initdb takes seconds.
 fn template(programs: &Path) -> Result<PathBuf> {
     let me = rustix::process::getuid().as_raw();
     let programs_name = programs.to_string_lossy().replace('/', "-");
@@ -592,7 +604,8 @@ fn template(programs: &Path) -> Result<PathBuf> {
 
 /// Makes the directory `data` there.
 fn initdb(programs: &Path, directory: &Path) -> Result<()> {
-    // From a file: the server's user may not open a pipe of ours. The password is replaced in every copy.
+    // The password comes from a file, because the server's user may not open a pipe of ours. It is
+    // replaced in every copy.
     let password = directory.join("password");
     write_private(&password, &random_word(20))?;
     own(directory)?;
@@ -607,7 +620,7 @@ fn initdb(programs: &Path, directory: &Path) -> Result<()> {
     run(&mut initdb, "")
 }
 
-/// Where the programs of that major version are, if `scripts/setup` has found them.
+/// Returns the directory of the programs of that major version, if `scripts/setup` has found them.
 pub fn other_version(major: u32) -> Option<PathBuf> {
     let named = std::env::var_os(format!("WARM_SPARE_PG{major}_BIN"))?;
     let directory = PathBuf::from(named);
@@ -622,10 +635,11 @@ fn copy_template(from: &Path, to: &Path) -> Result<()> {
     )
 }
 
-/// Two servers of one template would pass for one: the product tells servers apart by their system identifier.
+/// Gives the server its own system id: the product distinguishes servers by it, and would take two
+/// servers of one template for one.
 fn give_own_system_id(programs: &Path, data: &Path) -> Result<()> {
-    // It is the first field of the control file. The sum at its end is then wrong: pg_resetwal sees that, makes it
-    // right and writes a log with the new identifier.
+    // The id is the first field of the control file. The checksum at its end is then wrong:
+    // pg_resetwal notices that, corrects it and writes a log with the new identifier.
     let control = File::options()
         .write(true)
         .open(data.join("global/pg_control"))?;
@@ -669,7 +683,7 @@ fn run(command: &mut Command, input: &str) -> Result<()> {
         .write_all(input.as_bytes())?;
     let output = child.wait_with_output()?;
     let complaint = String::from_utf8_lossy(&output.stderr);
-    // A postmaster on its own terms exits 0 after a refused statement.
+    // A standalone postmaster exits with 0 after a refused statement.
     if output.status.success() && !complaint.contains("ERROR") {
         return Ok(());
     }
@@ -691,7 +705,7 @@ fn write_private(file: &Path, text: &str) -> Result<()> {
     )?)
 }
 
-/// PostgreSQL does not run as root.
+/// Returns the server's user, because PostgreSQL does not run as root.
 fn server_user() -> Option<(u32, u32)> {
     if !rustix::process::getuid().is_root() {
         return None;
@@ -713,7 +727,7 @@ pub fn unprivileged(command: &mut Command) {
     }
 }
 
-/// Gives the directory and all in it to the user the server runs as.
+/// Gives the directory and its content to the server's user.
 pub fn own(dir: &Path) -> Result<()> {
     let Some((user, group)) = server_user() else {
         return Ok(());

@@ -1,4 +1,5 @@
-//! Children that never outlive us: killed on drop, by the kernel when we are killed, and swept up by a reaper in any case.
+//! Children that never outlive this process: killed on drop, by the kernel when this process is
+//! killed, and by a reaper in any case.
 
 use std::fs;
 use std::io;
@@ -17,7 +18,7 @@ use super::Result;
 /// One running child. Dropping it ends the child and waits for it.
 pub struct Guard {
     child: Child,
-    /// What ends it when dropped, before KILL.
+    /// The signal that ends it when it is dropped, before KILL.
     gentle: Option<Signal>,
 }
 
@@ -25,7 +26,7 @@ impl Guard {
     /// Starts `command` so that it dies with this process.
     pub fn spawn(command: &mut Command, gentle: Option<Signal>) -> io::Result<Self> {
         let child = spawn_bound(command)?;
-        // The reaper kills what stands in this directory when we are gone.
+        // The reaper kills the processes in this directory when we are gone.
         fs::write(pid_file(child.id()), "")?;
         Ok(Self { child, gentle })
     }
@@ -46,7 +47,7 @@ impl Guard {
         self.child.try_wait()
     }
 
-    /// Waits until it ends by itself, or None when it does not in time.
+    /// Waits until the process ends by itself. None: it did not end in time.
     pub fn wait_for(&mut self, limit: Duration) -> io::Result<Option<ExitStatus>> {
         let deadline = Instant::now() + limit;
         loop {
@@ -60,7 +61,7 @@ impl Guard {
         }
     }
 
-    /// KILL, and the status it left.
+    /// Kills the process with KILL, and returns its status.
     pub fn kill9(&mut self) -> io::Result<ExitStatus> {
         for stopped in tree(self.pid()) {
             // A stopped child of a killed server would stay for ever.
@@ -72,11 +73,13 @@ impl Guard {
         self.child.wait()
     }
 
-    /// Stops the process and its children as they are; returns when every thread of them stands still.
+    /// Stops the process and its children as they are. Returns when all of their threads have
+    /// stopped.
     pub fn freeze(&self) {
         let deadline = Instant::now() + super::SERVER_DEADLINE;
         loop {
-            // Again while some thread runs: STOP is only noted when it is sent, and a child may have been born meanwhile.
+            // This is repeated while any thread runs: STOP takes effect later, and a child may have
+            // been started in the meantime.
             let running: Vec<u32> = tree(self.pid())
                 .into_iter()
                 .filter(|pid| runs(*pid))
@@ -118,7 +121,7 @@ impl Drop for Guard {
     }
 }
 
-/// The process and all its descendants, parents before children.
+/// Returns the process and all its descendants, parents before children.
 pub fn tree(root: u32) -> Vec<u32> {
     let parents: Vec<(u32, u32)> = fs::read_dir("/proc")
         .into_iter()
@@ -144,7 +147,7 @@ pub fn tree(root: u32) -> Vec<u32> {
 
 fn parent_of(pid: u32) -> Option<u32> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name stands in brackets and may hold anything; the parent is the second word after it.
+    // The name is in parentheses and may hold anything; the parent is the second word after it.
     stat.rsplit_once(')')?
         .1
         .split_whitespace()
@@ -153,7 +156,7 @@ fn parent_of(pid: u32) -> Option<u32> {
         .ok()
 }
 
-/// Whether a process of this number runs (a zombie does not).
+/// Returns whether a process with this number runs (a zombie does not).
 pub fn alive(pid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat"))
         .ok()
@@ -164,7 +167,7 @@ pub fn alive(pid: u32) -> bool {
         .unwrap_or(false)
 }
 
-/// Whether a thread of the process is neither stopped nor dead.
+/// Returns whether any thread of the process is neither stopped nor dead.
 fn runs(pid: u32) -> bool {
     let threads = fs::read_dir(format!("/proc/{pid}/task"));
     threads.into_iter().flatten().flatten().any(|thread| {
@@ -207,7 +210,7 @@ fn spawn_bound(command: &mut Command) -> io::Result<Child> {
     child.recv().expect("the starter answers")
 }
 
-/// A command that will die with us; arguments, environment and streams are still to be set.
+/// Returns a command that will die with us; arguments, environment and streams are still to be set.
 pub fn bound(program: impl AsRef<Path>) -> Command {
     let mut command = Command::new("setpriv");
     command
@@ -233,14 +236,15 @@ const PROXIES: [&str; 8] = [
     "NO_PROXY",
 ];
 
-/// Where all files of this process's servers lie. Removed by the reaper after we are gone, however that came.
+/// Returns the directory of all files of this process's servers. The reaper removes it after we are
+/// gone, for any reason.
 pub fn run_dir() -> &'static Path {
     static DIR: OnceLock<PathBuf> = OnceLock::new();
     DIR.get_or_init(|| {
         let me = std::process::id();
         let dir = tempfile::Builder::new()
             .prefix(&format!("warm-spare-run-{me}-"))
-            // PostgreSQL runs as another user than we when we are root.
+            // PostgreSQL runs as another user than ours if we are root.
             .permissions(fs::Permissions::from_mode(0o755))
             .tempdir()
             .expect("a temporary directory")
@@ -251,7 +255,7 @@ pub fn run_dir() -> &'static Path {
     })
 }
 
-/// Statics are not dropped in Rust, and a killed process drops nothing.
+/// Starts the reaper, because Rust does not drop statics, and a killed process drops nothing.
 fn start_reaper(me: u32, dir: &Path) -> io::Result<()> {
     let script = r#"
         while kill -0 "$1" 2>/dev/null; do sleep 0.2; done
@@ -264,7 +268,7 @@ fn start_reaper(me: u32, dir: &Path) -> io::Result<()> {
         .args(["-c", script, "warm-spare-test-reaper", &me.to_string()])
         .arg(dir)
         .stdin(Stdio::null())
-        // A test runner waits until nobody holds its streams any more.
+        // A test runner waits until no process holds its streams any more.
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .process_group(0)
@@ -276,7 +280,7 @@ fn pid_file(pid: u32) -> PathBuf {
     run_dir().join("pids").join(pid.to_string())
 }
 
-/// A fresh directory for one server, readable for the user it runs as.
+/// Returns a new directory for one server, readable for the server's user.
 pub fn server_dir(prefix: &str) -> Result<tempfile::TempDir> {
     Ok(tempfile::Builder::new()
         .prefix(prefix)
@@ -284,7 +288,7 @@ pub fn server_dir(prefix: &str) -> Result<tempfile::TempDir> {
         .tempdir_in(run_dir())?)
 }
 
-/// The last lines of a server's log, for an error.
+/// Returns the last lines of a server's log, for an error.
 pub fn tail(file: &Path) -> String {
     let text = fs::read(file).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
@@ -292,7 +296,7 @@ pub fn tail(file: &Path) -> String {
     lines[lines.len().saturating_sub(15)..].join("\n")
 }
 
-/// The first of these programs that there is.
+/// Returns the first of these programs that exists.
 pub fn find_program(candidates: impl IntoIterator<Item = PathBuf>) -> Option<PathBuf> {
     candidates.into_iter().find(|path| path.is_file())
 }

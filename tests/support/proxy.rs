@@ -1,4 +1,4 @@
-//! A TCP proxy on loopback whose line can be held, refused and cut at run time.
+//! A TCP proxy on loopback whose connections can be held, refused and cut at run time.
 
 use std::future::pending;
 use std::sync::Arc;
@@ -10,26 +10,27 @@ use tokio::sync::watch;
 
 use super::Result;
 
-/// By which every piece of up to 64 KiB is late on a slow line.
+/// Delay of every piece of up to 64 KiB on a slow line.
 const SLOW_PIECE: std::time::Duration = std::time::Duration::from_millis(25);
 
-/// 1 Mbit/s.
+/// Time of a byte at 1 Mbit/s.
 const NARROW_BYTE: std::time::Duration = std::time::Duration::from_micros(8);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     Pass,
-    /// The port is closed: new connections are refused, those that exist go on.
+    /// The port is closed: new connections are refused, existing ones go on.
     Refuse,
-    /// Everything is accepted and nothing is forwarded, on connections that exist too, their end included.
+    /// Everything is accepted and nothing is forwarded, on existing connections too, including
+    /// their end.
     Hold,
-    /// Every piece takes its time, in both directions.
+    /// Every piece is delayed, in both directions.
     Slow,
     /// A line of 1 Mbit/s.
     Narrow,
 }
 
-/// Ended when dropped.
+/// The proxy ends when this is dropped.
 pub struct Proxy {
     port: u16,
     control: watch::Sender<Control>,
@@ -43,7 +44,7 @@ struct Control {
     cuts: u64,
     /// A connection older than the newest freeze forwards nothing more.
     freezes: u64,
-    /// The mode the listener has taken up.
+    /// The mode that the listener has taken up.
     listening: bool,
 }
 
@@ -55,7 +56,7 @@ struct Counts {
 }
 
 impl Proxy {
-    /// In front of `127.0.0.1:port`.
+    /// Starts a proxy in front of `127.0.0.1:port`.
     pub async fn start(port: u16) -> Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?.into_std()?;
         let mine = listener.local_addr()?.port();
@@ -79,12 +80,13 @@ impl Proxy {
         })
     }
 
-    /// Configuration by which the peer's datastore is reached through it, after `extra`.
+    /// Returns the configuration with which the peer's datastore is reached through it, after
+    /// `extra`.
     pub fn to_peer(&self, extra: &str) -> String {
         format!("{extra}\n[peer.datastore]\nport = {}", self.port())
     }
 
-    /// The line is lost: what there is is cut, and what comes is refused.
+    /// Loses the line: existing connections are cut, and new ones are refused.
     pub async fn lose(&self) {
         self.set(Mode::Refuse).await;
         self.cut();
@@ -94,7 +96,7 @@ impl Proxy {
         self.port
     }
 
-    /// Returns when it holds for new connections too.
+    /// Sets the mode. Returns when it applies to new connections too.
     pub async fn set(&self, mode: Mode) {
         self.control.send_modify(|control| control.mode = mode);
         let settled = |control: &Control| control.listening == (control.mode != Mode::Refuse);
@@ -106,22 +108,23 @@ impl Proxy {
         );
     }
 
-    /// Closes all connections that exist.
+    /// Closes all existing connections.
     pub fn cut(&self) {
         self.control.send_modify(|control| control.cuts += 1);
     }
 
-    /// On all connections that exist nothing comes through any more, not even their end. New ones pass.
+    /// Stops all existing connections: nothing comes through any more, not even their end. New ones
+    /// are forwarded.
     pub fn freeze(&self) {
         self.control.send_modify(|control| control.freezes += 1);
     }
 
-    /// Connections accepted so far.
+    /// Returns the number of connections accepted until now.
     pub fn connections(&self) -> u64 {
         self.counts.connections.load(Ordering::Relaxed)
     }
 
-    /// Bytes forwarded so far: (to the server, to the client).
+    /// Returns the bytes forwarded until now: (to the server, to the client).
     pub fn bytes(&self) -> (u64, u64) {
         let to_server = self.counts.to_server.load(Ordering::Relaxed);
         (to_server, self.counts.to_client.load(Ordering::Relaxed))
@@ -130,12 +133,13 @@ impl Proxy {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        // The listener holds a sender as well, so the end must be said.
+        // The listener holds a sender as well, so the end must be announced.
         self.control.send_modify(|control| control.cuts = u64::MAX);
     }
 }
 
-/// Where proxies run: a test that blocks its own runtime must not stop the line it tests.
+/// Returns the runtime of the proxies: a test that blocks its own runtime must not stop the line
+/// that it tests.
 pub(super) fn background() -> tokio::runtime::Handle {
     static RUNTIME: std::sync::OnceLock<tokio::runtime::Runtime> = std::sync::OnceLock::new();
     let make = || {
@@ -164,7 +168,8 @@ async fn listen(
         }
         if now.mode == Mode::Refuse {
             if let Some(listener) = listener.take() {
-                // Closing is not enough: a child being started just now has a copy until it runs its own program.
+                // Closing is not enough: a child that is being started just now has a copy until it
+                // runs its own program.
                 let _ = rustix::net::shutdown(&listener, rustix::net::Shutdown::Both);
             }
         } else if listener.is_none() {
@@ -179,7 +184,7 @@ async fn listen(
             match &listener {
                 Some(listener) => listener.accept().await,
                 None if lost => {
-                    // Somebody has the port; try again.
+                    // Another program has the port; try again.
                     tokio::time::sleep(std::time::Duration::from_millis(20)).await;
                     Err(std::io::ErrorKind::AddrInUse.into())
                 }
@@ -259,7 +264,7 @@ async fn copy(
         }
         count.fetch_add(read as u64, Ordering::Relaxed);
     }
-    // The end of a connection is held back like everything else.
+    // The end of a connection is held back like all other data.
     let held = control.wait_for(|control| control.mode != Mode::Hold);
     if held.await.is_ok() {
         let _ = to.shutdown().await;

@@ -1,4 +1,4 @@
-//! The program under test as a child of ours.
+//! The program under test as a child of this process.
 
 use std::fmt;
 use std::io::{BufRead, BufReader, Read};
@@ -13,10 +13,10 @@ use tokio::sync::watch;
 use super::Result;
 use super::process::Guard;
 
-/// How a run ended.
+/// The result of a run.
 #[derive(Debug, Clone)]
 pub struct Output {
-    /// None: ended by a signal.
+    /// None: it was ended by a signal.
     pub code: Option<i32>,
     pub stdout: String,
     pub stderr: String,
@@ -24,14 +24,14 @@ pub struct Output {
 }
 
 impl Output {
-    /// For tests of the successful case: everything that was said, when it failed.
+    /// Expects success. Otherwise it fails with the whole output.
     #[track_caller]
     pub fn ok(self) -> Self {
         assert_eq!(self.code, Some(0), "{self}");
         self
     }
 
-    /// What `--json` printed.
+    /// Returns the output of `--json`.
     #[track_caller]
     pub fn json(&self) -> serde_json::Value {
         serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {self}"))
@@ -49,11 +49,11 @@ impl fmt::Display for Output {
 pub struct Running {
     guard: Option<Guard>,
     started: Instant,
-    /// Lines of stderr so far.
+    /// Lines of stderr until now.
     lines: watch::Receiver<Vec<String>>,
     stdout: Arc<Mutex<Vec<u8>>>,
     readers: Vec<JoinHandle<()>>,
-    /// Where the next search begins: what was found once is not found again.
+    /// Start of the next search: a line that was found once is not found again.
     seen: usize,
 }
 
@@ -98,7 +98,8 @@ impl Running {
         self.guard.as_ref().expect("it was not waited for").pid()
     }
 
-    /// The next line of stderr that `wanted` accepts; an error with all lines when it does not come in time.
+    /// Waits for the next line of stderr that `wanted` accepts; fails with all lines if it does not
+    /// come in time.
     pub async fn wait_for_line(
         &mut self,
         wanted: impl Fn(&str) -> bool,
@@ -124,29 +125,29 @@ impl Running {
         }
     }
 
-    /// What was said so far is not found by `wait_for_line` any more.
+    /// Lets `wait_for_line` skip all present lines.
     pub fn forget(&mut self) {
         self.seen = self.lines.borrow().len();
     }
 
-    /// Everything on stderr so far.
+    /// Returns everything on stderr until now.
     pub fn stderr(&self) -> Vec<String> {
         self.lines.borrow().clone()
     }
 
-    /// The last lines of it.
+    /// Returns the last lines of stderr.
     pub fn last_said(&self, count: usize) -> Vec<String> {
         let lines = self.lines.borrow();
         lines[lines.len().saturating_sub(count)..].to_vec()
     }
 
-    /// Everything on stdout so far.
+    /// Returns everything on stdout until now.
     pub fn stdout(&self) -> String {
         let stdout = self.stdout.lock().expect("stdout's lock");
         String::from_utf8_lossy(&stdout).into_owned()
     }
 
-    /// As the Supervisor stops a service.
+    /// Ends the program as the Supervisor ends a service.
     pub fn terminate(&self) {
         self.signal(Signal::TERM);
     }
@@ -185,7 +186,7 @@ impl Running {
     }
 
     fn output(&mut self, status: ExitStatus) -> Output {
-        // A child of the killed program may still hold its streams; what was said is there soon enough.
+        // A child of the killed program may still hold its streams; the output arrives soon enough.
         let deadline = Instant::now() + Duration::from_secs(2);
         while self.readers.iter().any(|reader| !reader.is_finished()) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(2));

@@ -25,7 +25,7 @@ pub struct S3 {
     client: MinioClient,
 }
 
-/// What HEAD says of an object.
+/// The facts about an object in HEAD's answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Head {
     pub etag: String,
@@ -41,7 +41,7 @@ impl S3 {
         })
     }
 
-    /// Whoever signed the server's certificate.
+    /// Makes a client that accepts any certificate.
     pub fn credulous(endpoint: &str, key: &str, secret: &str) -> Result<Self> {
         let client = builder(endpoint, key, secret)?.ignore_cert_check(Some(true));
         Ok(Self {
@@ -66,7 +66,7 @@ impl S3 {
         self.put_stream(bucket, key, size, Box::pin(whole)).await
     }
 
-    /// Holds one part in memory at a time.
+    /// Uploads an object, with one part in memory at a time.
     pub async fn put_stream(
         &self,
         bucket: &str,
@@ -104,7 +104,7 @@ impl S3 {
         in_time(complete.build().send()).await.map(drop)
     }
 
-    /// The whole object, or None when there is none.
+    /// Returns the whole object. None: it does not exist.
     pub async fn get(&self, bucket: &str, key: &str) -> Result<Option<Bytes>> {
         let asked = self.client.get_object(bucket, key)?.build();
         match found(in_time(asked.send()).await)? {
@@ -113,7 +113,8 @@ impl S3 {
         }
     }
 
-    /// The lower-case hex BLAKE2b-256 of the object, read as a stream; None when there is none.
+    /// Returns the lower-case hex BLAKE2b-256 of the object, read as a stream. None: it does not
+    /// exist.
     pub async fn checksum(&self, bucket: &str, key: &str) -> Result<Option<String>> {
         let asked = self.client.get_object(bucket, key)?.build();
         let Some(response) = found(in_time(asked.send()).await)? else {
@@ -149,13 +150,13 @@ impl S3 {
         in_time(gone.send()).await.map(drop)
     }
 
-    /// The keys under `prefix`, sorted.
+    /// Returns the keys under `prefix`, sorted.
     pub async fn list(&self, bucket: &str, prefix: &str) -> Result<Vec<String>> {
         let listed = self.list_etags(bucket, prefix).await?;
         Ok(listed.into_iter().map(|(key, _)| key).collect())
     }
 
-    /// The keys under `prefix` with their ETags, sorted.
+    /// Returns the keys under `prefix` with their ETags, sorted.
     pub async fn list_etags(&self, bucket: &str, prefix: &str) -> Result<Vec<(String, String)>> {
         // HEAD's ETags come without the quotes.
         let unquoted = |entry: ListEntry| {
@@ -168,7 +169,7 @@ impl S3 {
         Ok(keys)
     }
 
-    /// The keys under `prefix`, once for each version and each mark of a deletion.
+    /// Returns the keys under `prefix`, once for each version and each delete marker.
     pub async fn list_versions(&self, bucket: &str, prefix: &str) -> Result<Vec<String>> {
         let listed = self.listed(bucket, prefix, true).await?;
         Ok(listed.into_iter().map(|entry| entry.name).collect())
@@ -194,7 +195,7 @@ impl S3 {
 
 fn builder(endpoint: &str, key: &str, secret: &str) -> Result<MinioClientBuilder> {
     let mut url: BaseUrl = endpoint.parse()?;
-    // Else every bucket is first asked for its region.
+    // Without this, every bucket is first asked for its region.
     url.region = Region::new("us-east-1")?;
     Ok(MinioClientBuilder::new(url).provider(Some(StaticProvider::new(key, secret, None))))
 }
@@ -210,7 +211,8 @@ async fn next_part(chunks: &mut (impl Stream<Item = Bytes> + Unpin)) -> Segmente
     part
 }
 
-/// The client has no time limit of its own: a frozen server would hang the test.
+/// Limits the time of a call, because the client has no limit of its own: a frozen server would
+/// hang the test.
 async fn in_time<T>(call: impl Future<Output = Result<T, MinioError>>) -> Result<T> {
     match tokio::time::timeout(Duration::from_secs(120), call).await {
         Ok(answer) => Ok(answer?),

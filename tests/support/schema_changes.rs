@@ -1,4 +1,5 @@
-//! What a migration of a later Builder, or its API at every start, may do to the primary's schema.
+//! Changes of the primary's schema that a migration of a later Builder, or its API at every start,
+//! may make.
 
 use rand::Rng;
 use rand::rngs::StdRng;
@@ -6,13 +7,14 @@ use tokio_postgres::Client;
 
 use super::{Cluster, Result};
 
-/// Done while nobody is at work, as a migration is; only the service's own sessions can be in its way, and must give way.
+/// The change is made while no client is at work, as a migration is. Only the service's own
+/// sessions can block it, and they must give way.
 const PATIENCE: &str = "SET lock_timeout = '10s'";
 
-/// What was done.
+/// The change that was made.
 pub struct Change {
     pub statement: String,
-    /// The table whose rows have other values, though its columns are what they were.
+    /// The table whose rows have other values, though its columns did not change.
     pub rewritten: Option<&'static str>,
 }
 
@@ -22,7 +24,7 @@ const REWRITE: (&str, &str) = (
     "ALTER TABLE audit_origin ALTER COLUMN target_object TYPE text USING left(target_object || '+', 60)",
 );
 
-/// Carries out one of them.
+/// Makes one of the changes.
 pub async fn one(primary: &Cluster, number: u32, rng: &mut StdRng) -> Result<Change> {
     let client = primary.conn().await?;
     client.batch_execute(PATIENCE).await?;
@@ -69,7 +71,7 @@ pub async fn one(primary: &Cluster, number: u32, rng: &mut StdRng) -> Result<Cha
     })
 }
 
-/// What Builder's API runs whenever it starts.
+/// Returns the statements that Builder's API runs whenever it starts.
 fn harmless() -> String {
     "CREATE OR REPLACE FUNCTION origin_package_count_v1(of_origin text) RETURNS int8 LANGUAGE sql STABLE AS
      $$ SELECT count(*) FROM public.origin_packages WHERE origin = of_origin $$;
@@ -77,7 +79,7 @@ fn harmless() -> String {
         .into()
 }
 
-/// Made by one of the above, and with the column that they know.
+/// Returns a table that one of the changes above made, with the column that they use.
 async fn extra_table(client: &Client) -> Result<Option<String>> {
     let sql = "SELECT c.relname::text FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'note'
                WHERE c.relname LIKE 'extra\\_%' AND c.relkind = 'r' ORDER BY 1 LIMIT 1";

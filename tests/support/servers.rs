@@ -1,4 +1,4 @@
-//! Two clusters' worth of servers.
+//! The servers of two clusters.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ pub struct Servers {
 }
 
 impl Servers {
-    /// For a test that stops, kills or freezes them.
+    /// Starts servers for a test that stops, kills or freezes them.
     pub async fn start() -> Result<Self> {
         Self::start_with(Postgres::builder(), Postgres::builder()).await
     }
@@ -35,14 +35,16 @@ impl Servers {
     }
 }
 
-/// One of each for all tests of this binary, started when first asked for; ended with the process.
+/// Returns one of each server for all tests of this binary. They start when they are first
+/// requested, and end with the process.
 pub async fn servers() -> &'static Servers {
     static SERVERS: OnceCell<Servers> = OnceCell::const_new();
     let start = async || Servers::start().await.expect("the servers start");
     SERVERS.get_or_init(start).await
 }
 
-/// The artifact stores that all tests of this binary share, each with buckets of its own: (primary's, spare's).
+/// Returns the artifact stores that all tests of this binary share, each with its own buckets:
+/// (primary's, spare's).
 pub(super) async fn shared_stores() -> Result<(Arc<Minio>, Arc<Minio>)> {
     static STORES: OnceCell<(Arc<Minio>, Arc<Minio>)> = OnceCell::const_new();
     let start = async || {

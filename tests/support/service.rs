@@ -1,4 +1,4 @@
-//! The running service under test: asked over HTTP, waited for by what it says of itself.
+//! The running service under test: asked over HTTP, and waited for by its own reports.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use super::ports::free_port;
 use super::{Error, Output, Result, Running, Site, wait_until};
 
-/// How long something that the service does by itself may take on a busy machine.
+/// Maximum time for an action that the service does by itself, on a busy machine.
 pub const SOON: Duration = Duration::from_secs(120);
 
 pub struct Service<'a> {
@@ -20,11 +20,12 @@ pub struct Service<'a> {
     pub running: Running,
 }
 
-/// A point of the program that a service was to stop at.
+/// A point of the program at which a service waits.
 pub struct Halt(tempfile::TempDir);
 
 impl Halt {
-    /// And the value of `WARM_SPARE_WAIT_AT` for the process that is to stop there.
+    /// Returns the point, and the value of `WARM_SPARE_WAIT_AT` for the process that shall wait
+    /// there.
     pub fn at(point: &str) -> (Halt, String) {
         let directory = super::process::server_dir("halt-").expect("a folder");
         let wanted = format!("{point}:{}", directory.path().display());
@@ -41,7 +42,7 @@ impl Halt {
         .await;
     }
 
-    /// For a point that may not come by.
+    /// Waits for a point that may not be reached.
     pub async fn is_reached_within(&self, limit: Duration) -> bool {
         tokio::time::timeout(limit, self.reached()).await.is_ok()
     }
@@ -51,7 +52,7 @@ impl Halt {
     }
 }
 
-/// What came back, and how.
+/// The HTTP answer.
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
@@ -65,7 +66,7 @@ impl Answer {
     }
 }
 
-/// The time of one service.
+/// The clock of one service.
 pub struct OwnTime(tempfile::TempDir);
 
 impl OwnTime {
@@ -73,7 +74,7 @@ impl OwnTime {
         self.0.path().join("clock")
     }
 
-    /// So many seconds have passed for it besides those that have passed for everybody.
+    /// Moves this clock ahead by a number of seconds, in addition to the real time.
     pub fn pass(&self, seconds: u64) -> Result<()> {
         let new = self.0.path().join("clock.new");
         std::fs::write(&new, format!("+{seconds}"))?;
@@ -82,24 +83,26 @@ impl OwnTime {
 }
 
 impl<'a> Service<'a> {
-    /// Starts it with looks every second and phases in its log; `extra` is merged into the configuration.
+    /// Starts it with checks every second and phases in its log; `extra` is merged into the
+    /// configuration.
     pub fn start(site: &'a Site, extra: &str) -> Self {
         Self::start_with(site, extra, &[])
     }
 
-    /// It is killed when it comes to this point of the program, `name` or `name:count`.
+    /// Starts a service that is killed when it reaches this point of the program, `name` or
+    /// `name:count`.
     pub fn doomed(site: &'a Site, extra: &str, point: &str) -> Self {
         Self::start_with(site, extra, &[("WARM_SPARE_KILL_AT", point)])
     }
 
-    /// It stops at this point of the program, for as long as the test wants it to.
+    /// Starts a service that waits at this point of the program until the test lets it go on.
     pub fn halting(site: &'a Site, extra: &str, point: &str) -> (Self, Halt) {
         let (halt, wanted) = Halt::at(point);
         let service = Self::start_with(site, extra, &[("WARM_SPARE_WAIT_AT", &wanted)]);
         (service, halt)
     }
 
-    /// Its time is the test's: that of the calendar and that of its own time limits.
+    /// Starts a service with its own clock: for the calendar and for its own time limits.
     pub fn with_own_time(site: &'a Site, extra: &str) -> Result<(Self, OwnTime)> {
         let time = OwnTime(super::process::server_dir("time-")?);
         time.pass(0)?;
@@ -122,7 +125,7 @@ impl<'a> Service<'a> {
         }
     }
 
-    /// Waits until the doomed one is dead.
+    /// Waits until the doomed service is dead.
     pub async fn dead(self) -> Result<()> {
         let ended = self.running.wait(SOON).await?;
         match ended.code {
@@ -131,7 +134,7 @@ impl<'a> Service<'a> {
         }
     }
 
-    /// Another one on the same cluster, with a configuration of its own.
+    /// Starts another service on the same cluster, with its own configuration.
     pub fn beside(&self, extra: &str) -> Service<'a> {
         let port = free_port().expect("a port");
         let here = self.site.config_file();
@@ -150,19 +153,19 @@ impl<'a> Service<'a> {
         }
     }
 
-    /// Writes another configuration and has it read.
+    /// Writes another configuration and lets the service read it.
     pub fn reconfigure(&self, extra: &str) {
         self.site.write_config(&configuration(self.port, extra));
         self.running.signal(rustix::process::Signal::HUP);
     }
 
-    /// Writes what is no configuration and has it read.
+    /// Writes text that is no configuration and lets the service read it.
     pub fn write_raw(&self, text: &str) {
         std::fs::write(self.site.config_file(), text).expect("it is written");
         self.running.signal(rustix::process::Signal::HUP);
     }
 
-    /// The same again after its end.
+    /// Starts the same service again after its end.
     pub fn start_again(self) -> Self {
         let Self { site, port, .. } = self;
         Self {
@@ -180,7 +183,7 @@ impl<'a> Service<'a> {
         Ok(self.get("/status").await?.json())
     }
 
-    /// Waits until the status is so, and returns it.
+    /// Waits until the status fulfils `so`, and returns it.
     pub async fn until(&self, what: &str, so: impl Fn(&Value) -> bool) -> Value {
         wait_until(what, SOON, || async {
             let status = self.status().await?;
@@ -199,7 +202,7 @@ impl<'a> Service<'a> {
         self.until(state, |status| status["state"] == state).await
     }
 
-    /// Nothing waits, and nothing holds.
+    /// Waits until nothing waits, and there is no hold.
     pub async fn until_level(&self) -> Value {
         self.until("level with the primary", |status| {
             status["state"] == "following" && status["lag"]["bytes"] == 0
@@ -212,7 +215,8 @@ impl<'a> Service<'a> {
             .await
     }
 
-    /// The value of a sample without labels, or of the one with exactly these: `name{side="peer"}`.
+    /// Returns the value of a sample without labels, or of the one with exactly these:
+    /// `name{side="peer"}`.
     pub async fn metric(&self, sample: &str) -> Result<Option<f64>> {
         let page = self.get("/metrics").await?.text;
         let line = page
@@ -225,7 +229,7 @@ impl<'a> Service<'a> {
         self.site.warm_spare(&["health"]).await
     }
 
-    /// Ends it as the Supervisor does.
+    /// Ends the service as the Supervisor does.
     pub async fn stop(self) -> Output {
         self.running.terminate();
         let ended = self.running.wait(Duration::from_secs(30)).await;
@@ -279,20 +283,20 @@ pub async fn request(port: u16, method: &str, path: &str) -> Result<Answer> {
     tokio::time::timeout(Duration::from_secs(10), asking).await?
 }
 
-/// The operator's word for what the hold is about, as configuration.
+/// Returns the operator's approval that the hold asks for, as configuration.
 pub fn approval(status: &Value) -> String {
     let id = approval_id(status).unwrap_or_else(|| panic!("no approval in {status:#}"));
     format!("[fuse]\napprove = \"{id}\"")
 }
 
-/// The id in it. None: the hold, if there is one, asks for no such word.
+/// Returns the id of that approval. None: the hold, if there is one, asks for none.
 pub fn approval_id(status: &Value) -> Option<&str> {
     let step = status["hold"]["next_step"].as_str()?;
     let (_, rest) = step.split_once("fuse.approve = \"")?;
     Some(rest.split_once('"')?.0)
 }
 
-/// Waits for a hold that only an operator ends, and that says these words.
+/// Waits for a hold that only an operator ends, and whose text has these words.
 pub async fn until_conflict(service: &Service<'_>, words: &[&str]) -> Value {
     let status = service
         .until(&format!("a conflict: {words:?}"), |status| {
@@ -304,7 +308,8 @@ pub async fn until_conflict(service: &Service<'_>, words: &[&str]) -> Value {
     status
 }
 
-/// A status that is not as it is waited for. Put into words only when the wait is over: there are thousands of them.
+/// A status that is not the expected one. It is formatted only when the wait is over: there are
+/// thousands of them.
 #[derive(Debug)]
 struct NotSo {
     status: Value,

@@ -15,10 +15,10 @@ use super::process::{bound, server_dir};
 use super::servers::shared_stores;
 use super::{Minio, Output, Postgres, Result, Running, S3, Servers, postgres};
 
-/// Our own drawing of Builder's schema.
+/// Our own copy of Builder's schema.
 pub const SCHEMA: &str = include_str!("schema.sql");
 
-/// How long one run of the program may take in a test.
+/// Maximum time of one run of the program in a test.
 const RUN_LIMIT: Duration = Duration::from_secs(300);
 
 /// One side: a datastore and an artifact store.
@@ -32,7 +32,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// The bucket is made; the database is not.
+    /// Makes the bucket, but not the database.
     pub async fn new(pg: Arc<Postgres>, minio: Arc<Minio>, bucket: &str) -> Result<Self> {
         let s3 = minio.s3()?;
         s3.create_bucket(bucket).await?;
@@ -45,18 +45,18 @@ impl Cluster {
         })
     }
 
-    /// The database, with Builder's schema in it.
+    /// Makes the database, with Builder's schema in it.
     pub async fn create_builder_database(&self) -> Result<()> {
         self.pg.create_database(&self.database).await?;
         self.make_builders_tables().await
     }
 
-    /// In the database that is there.
+    /// Makes Builder's tables in the existing database.
     pub async fn make_builders_tables(&self) -> Result<()> {
         Ok(self.conn().await?.batch_execute(SCHEMA).await?)
     }
 
-    /// A session in the database.
+    /// Opens a session in the database.
     pub async fn conn(&self) -> Result<Client> {
         self.pg.conn(&self.database).await
     }
@@ -77,7 +77,7 @@ impl Cluster {
         self.s3.delete(&self.bucket, key).await
     }
 
-    /// All keys, ours under `.warm-spare/` included.
+    /// Returns all keys, including ours under `.warm-spare/`.
     pub async fn keys(&self) -> Result<Vec<String>> {
         self.s3.list(&self.bucket, "").await
     }
@@ -118,11 +118,11 @@ pub struct Site {
     pub dir: TempDir,
     /// The program under test.
     pub program: PathBuf,
-    /// Set for every run of it.
+    /// Variables that are set for every run of it.
     pub environment: Vec<(String, String)>,
 }
 
-/// What may differ from `site(name)`.
+/// The properties that may differ from `site(name)`.
 pub struct Builder {
     name: String,
     primary: postgres::Builder,
@@ -142,13 +142,13 @@ impl Builder {
         self
     }
 
-    /// MinIO servers of its own, for a test that stops, kills or freezes them.
+    /// Uses its own MinIO servers, for a test that stops, kills or freezes them.
     pub fn own_stores(mut self) -> Self {
         self.own_stores = true;
         self
     }
 
-    /// A spare on which Builder was installed, and which so has a database.
+    /// Uses a spare on which Builder was installed, so that it has a database.
     pub fn spare_database(mut self) -> Self {
         self.spare_database = true;
         self
@@ -174,7 +174,8 @@ impl Builder {
     }
 }
 
-/// Datastores of its own (the program's state has one name per server), buckets of its own on shared stores.
+/// Makes a site with its own datastores (the program's state has one name for each server), and its
+/// own buckets on shared stores.
 pub async fn site(name: &str) -> Site {
     Site::builder(name).start().await.expect("the site starts")
 }
@@ -190,7 +191,7 @@ impl Site {
         }
     }
 
-    /// All servers its own, for a test that stops, kills or freezes them.
+    /// Makes a site whose servers are all its own, for a test that stops, kills or freezes them.
     pub async fn own_servers(name: &str) -> Self {
         let site = Self::builder(name).own_stores().start().await;
         site.expect("the site starts")
@@ -220,7 +221,7 @@ impl Site {
         })
     }
 
-    /// The same two clusters, the spare taken for the primary.
+    /// Returns the same two clusters with the spare as the primary.
     pub fn turned(&self) -> Result<Site> {
         Ok(Site {
             primary: self.spare.clone(),
@@ -231,7 +232,7 @@ impl Site {
         })
     }
 
-    /// Another spare of the same primary, with servers of its own.
+    /// Makes another spare of the same primary, with its own servers.
     pub async fn other_spare(&self, name: &str) -> Result<Site> {
         let (pg, minio) = tokio::try_join!(Postgres::builder().start(), Minio::start())?;
         Ok(Site {
@@ -243,12 +244,12 @@ impl Site {
         })
     }
 
-    /// Where `write_config` writes.
+    /// Returns the file that `write_config` writes.
     pub fn config_file(&self) -> PathBuf {
         self.dir.path().join("config.toml")
     }
 
-    /// The spare's configuration, with what stands in `extra` added or put in place of ours.
+    /// Writes the spare's configuration, with the lines of `extra` added or replacing ours.
     pub fn write_config(&self, extra: &str) -> PathBuf {
         let mut config: Table = r#"
             role = "spare"
@@ -288,7 +289,7 @@ impl Site {
         self.spawn_with(config, arguments, &[])
     }
 
-    /// With more of an environment than every run of this site has.
+    /// Starts the program with more variables than every run of this site has.
     pub fn spawn_with(
         &self,
         config: &Path,
@@ -307,7 +308,8 @@ impl Site {
     }
 }
 
-/// `WARM_SPARE_BIN`, or the one that Cargo has built for the program that runs: two folders above it.
+/// Returns `WARM_SPARE_BIN`, or the program that Cargo has built with the running one: two folders
+/// above it.
 pub fn default_program() -> PathBuf {
     let named = std::env::var_os("WARM_SPARE_BIN").map(PathBuf::from);
     let built = || {

@@ -1,4 +1,4 @@
-//! What a DBA, or an accident, may do to the replication slot on the primary.
+//! Changes that a DBA, or an accident, may make to the replication slot on the primary.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,8 @@ use tokio_postgres::Client;
 
 use super::{Cluster, Result};
 
-/// A slot in use is given up by its walsender soon after that was ended, unless it is taken again first.
+/// Maximum time until the walsender of a slot in use releases it after its end, unless the slot is
+/// taken again first.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 struct Slot {
@@ -27,13 +28,14 @@ async fn ours(client: &Client, name: &str) -> Result<Option<Slot>> {
     }))
 }
 
-/// The name of the only one that there is.
+/// Returns the name of the only slot.
 pub async fn name(primary: &Cluster) -> Result<String> {
     let slot = ours(&primary.conn().await?, ANY).await?;
     Ok(slot.ok_or("no slot of ours")?.name)
 }
 
-/// Does it in one statement with ending the walsender, again and again until it comes between two connections of it.
+/// Runs the statement together with ending the walsender, again and again until it runs between two
+/// of its connections.
 async fn with_force(client: &Client, slot: &Slot, statement: &str) -> Result<bool> {
     let end = "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1 AND active_pid IS NOT NULL";
     let deadline = Instant::now() + PATIENCE;
@@ -47,7 +49,7 @@ async fn with_force(client: &Client, slot: &Slot, statement: &str) -> Result<boo
     Ok(false)
 }
 
-/// False: there is none, or it was never free.
+/// Drops the slot. False: there is none, or it was never free.
 pub async fn drop_slot(primary: &Cluster, name: &str) -> Result<bool> {
     let client = primary.conn().await?;
     match ours(&client, name).await? {
@@ -56,7 +58,7 @@ pub async fn drop_slot(primary: &Cluster, name: &str) -> Result<bool> {
     }
 }
 
-/// The same name, and another position.
+/// Creates a slot with the same name at another position.
 pub async fn make_anew(primary: &Cluster, name: &str) -> Result<bool> {
     let client = primary.conn().await?;
     let Some(slot) = ours(&client, name).await? else {
@@ -66,14 +68,14 @@ pub async fn make_anew(primary: &Cluster, name: &str) -> Result<bool> {
         return Ok(false);
     }
     let make = "SELECT pg_create_logical_replication_slot($1::text, $2::text)";
-    // Its owner may have made it anew already, or be at it.
+    // Its owner may have created it again already, or may be creating it.
     Ok(client
         .execute(make, &[&slot.name, &slot.plugin])
         .await
         .is_ok())
 }
 
-/// Past what the spare has.
+/// Moves the slot past the spare's position.
 pub async fn advance(primary: &Cluster, name: &str) -> Result<bool> {
     let client = primary.conn().await?;
     match ours(&client, name).await? {

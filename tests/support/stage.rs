@@ -1,4 +1,5 @@
-//! A pair of clusters with everything on it that can be struck, and how each blow is dealt and undone.
+//! A pair of clusters with everything that a fault can strike, and the way in which each fault is
+//! struck and undone.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,16 +22,17 @@ use super::weather::Weather;
 use super::workload::Workload;
 use super::{Cluster, Factory, Postgres, Result, Service, Site, schema_changes, slots};
 
-/// After TERM the Supervisor kills what is not gone in this time.
+/// Time after TERM at which the Supervisor kills a process that is still alive.
 const SUPERVISOR_PATIENCE: Duration = Duration::from_secs(8);
-/// How long the service may take to reach a point in which it is to be killed.
+/// Maximum time for the service to reach a point at which it is to be killed.
 const POINT_PATIENCE: Duration = Duration::from_secs(12);
-/// The gate remembers 4096 wants at once.
+/// More packages than the 4096 requests that the gate remembers at once.
 const MANY_PACKAGES: usize = 5000;
-/// How long they may take to the spare before they are taken away again.
+/// Maximum time for them to reach the spare before they are deleted again.
 const MANY_PATIENCE: Duration = Duration::from_secs(40);
 
-/// What lies between the service and the servers: a TCP proxy for each line, and before each store one for HTTP.
+/// The proxies between the service and the servers: a TCP proxy for each line, and before each
+/// store one for HTTP.
 pub struct Lines {
     pub datastore: Proxy,
     pub store: Proxy,
@@ -63,27 +65,27 @@ pub struct Stage<'a> {
     pub weather: Arc<Weather>,
     pub workload: Workload,
     lines: Lines,
-    /// What the services that are gone said last.
+    /// The last lines of services that are gone.
     pub said: Vec<String>,
     /// Datastores of which there is a copy, and how often that was used.
     kept: HashMap<Server, u32>,
     changes: u32,
     paused: bool,
-    /// What the service's configuration says besides what every test's does.
+    /// Lines of the service's configuration in addition to every test's.
     pub extra: String,
     /// The same for the other spare.
     other_extra: String,
     /// A writer that was left open on the primary.
     writer: Option<tokio_postgres::Client>,
-    /// A clock was stepped since the spare was level last.
+    /// True: a clock was stepped since the spare was last level.
     pub stepped: bool,
-    /// Whether the point in which the service was to be killed last was ever reached.
+    /// True: the point at which the service was last to be killed was reached.
     pub reached: bool,
-    /// Where services were told to wait.
+    /// Folders of points at which services wait.
     halts: Vec<tempfile::TempDir>,
-    /// Of the spare that the faults strike.
+    /// The slot of the spare that the faults strike.
     pub slot: String,
-    /// The other spare's; None: it was killed, and not started again yet.
+    /// The other spare's service; None: it was killed, and not started again yet.
     pub other: Option<Service<'a>>,
     pub other_site: &'a Site,
 }
@@ -141,7 +143,7 @@ impl<'a> Stage<'a> {
         }
     }
 
-    /// What every service said so far, the newest last.
+    /// Returns the last lines of every service, the newest last.
     pub fn log_tail(&self, lines: usize) -> Vec<String> {
         let mut said = self.said.clone();
         if let Some(service) = &self.service {
@@ -155,7 +157,7 @@ impl<'a> Stage<'a> {
         said.split_off(said.len().saturating_sub(lines))
     }
 
-    /// False: nothing there that it could befall.
+    /// Strikes a fault. False: there is nothing that it could strike.
     pub async fn strike(&mut self, fault: Fault, rng: &mut StdRng) -> Result<bool> {
         match fault {
             Fault::ServiceKilled => {
@@ -239,7 +241,7 @@ impl<'a> Stage<'a> {
         }
     }
 
-    /// All of them come in one transaction, and all go in another.
+    /// Uploads many packages in one transaction, and deletes them in another.
     async fn many_packages(&mut self) -> Result<()> {
         self.workload.rest().await;
         self.history.settle().await?;
@@ -251,7 +253,7 @@ impl<'a> Stage<'a> {
             .await?;
         self.history.note("many packages").await?;
         self.workload.resume();
-        // Whether they came, and came rightly, is the oracle's business.
+        // The oracle judges whether they came, and came rightly.
         let deadline = Instant::now() + MANY_PATIENCE;
         while !self.spare_has_all(packages.len()).await.unwrap_or(false)
             && Instant::now() < deadline
@@ -283,7 +285,7 @@ impl<'a> Stage<'a> {
         Ok(row.get::<_, i64>(0) == packages as i64)
     }
 
-    /// How long a fault lasts that lasts at all.
+    /// Waits for the duration of a fault that has one.
     pub async fn last(&self, fault: Fault, rng: &mut StdRng) {
         match fault {
             Fault::Struck(_, Blow::Restart) | Fault::Cut(_) | Fault::Schema => {}
@@ -337,7 +339,7 @@ impl<'a> Stage<'a> {
         &self.service.as_ref().expect("it was started").running
     }
 
-    /// One that should answer: started, and not paused.
+    /// Returns a service that should answer: it is started, and not paused.
     pub fn awake(&self) -> Option<&Service<'a>> {
         self.service.as_ref().filter(|_| !self.paused)
     }
@@ -374,7 +376,8 @@ impl<'a> Stage<'a> {
         let service = self.service.as_mut().expect("it was started");
         service.running.forget();
         let begins = |line: &str| line.split_once("] phase ").map(|(_, at)| at) == Some(phase);
-        // A phase that does not come, for want of anything to copy, is a kill at some other moment.
+        // If a phase is not reached because there is nothing to copy, the kill comes at another
+        // moment.
         let _ = service.running.wait_for_line(begins, POINT_PATIENCE).await;
         self.kill_service();
     }
@@ -382,13 +385,13 @@ impl<'a> Stage<'a> {
     async fn kill_at(&mut self, point: &str, count: u32) {
         self.kill_service();
         if !FOLLOWING.iter().any(|room| point.starts_with(room)) {
-            // Only a copy comes by there, and without its slot it must make one.
+            // Only a copy reaches this point, and without its slot the service must make one.
             let _ = slots::drop_slot(&self.site.primary, &self.slot).await;
         }
         let at = format!("{point}:{count}");
         let idle = point.starts_with("confirm.");
         if idle {
-            // Only an idle primary's log is passed over.
+            // Only an idle primary's log is skipped.
             self.workload.rest().await;
             let _ = log_of_nothing(&self.site.primary).await;
         }
@@ -415,7 +418,7 @@ impl<'a> Stage<'a> {
         self.kill_service();
     }
 
-    /// False: the point was not reached, and nothing befell it.
+    /// Freezes the service at a point; it has no effect if the point is not reached.
     async fn freeze_at(&mut self, point: &str, rng: &mut StdRng) -> Result<()> {
         self.kill_service();
         if !FOLLOWING.iter().any(|room| point.starts_with(room)) {
@@ -430,12 +433,13 @@ impl<'a> Stage<'a> {
         }
         sleep(rng, 100, 2500).await;
         std::fs::write(folder.path().join("go"), "")?;
-        // The service comes by again, and waits for ever in a folder that is being removed.
+        // The service reaches the point again, and waits for ever in a folder that is being
+        // removed.
         self.halts.push(folder);
         Ok(())
     }
 
-    /// False: there is none at this instant.
+    /// Ends a session. False: there is none at this moment.
     async fn end_session(&mut self, server: Server, rng: &mut StdRng) -> Result<bool> {
         let pg = self.pg(server);
         let sessions = inventory::lasting_sessions(&pg).await?;
@@ -459,10 +463,11 @@ impl<'a> Stage<'a> {
             let count = every.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             match (count % 2, status) {
                 (0, _) => HttpFaultKind::Forward,
-                // As a balancer without a route says it.
+                // A balancer without a route answers like this.
                 (_, 404) => HttpFaultKind::Respond(404, bytes::Bytes::new()),
                 (_, 403) => {
-                    // An object that the primary's store refuses may be listed for that.
+                    // An object that the primary's store refuses may be recorded as unavailable for
+                    // that.
                     let key = request.uri.path().trim_start_matches('/');
                     if let Some(key) = key.strip_prefix(&format!("{bucket}/")) {
                         history.note_lacking(key);
@@ -486,7 +491,7 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// Does what an operator would about a hold that only an operator ends.
+    /// Acts as an operator on a hold that only an operator ends.
     pub async fn answer_hold(&self) {
         let struck = self.awake().map(|service| (service, &self.extra));
         let other = self
@@ -554,7 +559,7 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// A fast shutdown waits for nobody; if it waits for us, that is harm.
+    /// Stops a server. A fast shutdown waits for nobody; if it waits for us, that is harm.
     async fn stop_fast(&self, server: Server) -> Result<()> {
         let began = Instant::now();
         self.pg(server).stop_fast().await?;
@@ -571,7 +576,7 @@ impl<'a> Stage<'a> {
         self.history.settle().await?;
         self.history.hang_up().await;
         if !self.follows(Duration::from_secs(20)).await {
-            // A copy may hold it.
+            // A copy may block it.
             self.workload.resume();
             return Ok(false);
         }
@@ -584,7 +589,7 @@ impl<'a> Stage<'a> {
         Ok(true)
     }
 
-    /// Until the service has brought something new, or the time is over.
+    /// Waits until the service has applied something new, or the time is over.
     pub async fn moves_on(&self, limit: Duration) {
         let deadline = Instant::now() + limit;
         let mut stood = None;
@@ -642,7 +647,7 @@ impl<'a> Stage<'a> {
             }
             self.workload.resume();
         }
-        // The first time it was but a restart.
+        // The first time it was only a restart.
         Ok(!first)
     }
 
@@ -653,7 +658,7 @@ impl<'a> Stage<'a> {
         self.start_primary().await?;
         self.history.settle().await?;
         self.workload.resume();
-        // The spare may follow into what will not have been.
+        // The spare may follow changes that will not have happened.
         sleep(rng, 300, 2500).await;
         self.kill_service();
         self.rest_and_stop_primary().await?;
@@ -662,7 +667,7 @@ impl<'a> Stage<'a> {
         self.kept.insert(PrimaryDatastore, 0);
         self.history.begin_era("rolled back unseen").await?;
         let client = self.site.primary.conn().await?;
-        // Each is 16 MiB of log.
+        // Each segment is 16 MiB of log.
         client.batch_execute("SELECT pg_switch_wal()").await?;
         self.workload.resume();
         sleep(rng, 300, 1000).await;
@@ -709,7 +714,7 @@ impl<'a> Stage<'a> {
     }
 }
 
-/// More than an idle primary is left to hold for us.
+/// Writes more log than an idle primary may keep for us.
 async fn log_of_nothing(primary: &Cluster) -> Result<()> {
     let client = primary.conn().await?;
     for _ in 0..6 {

@@ -1,7 +1,9 @@
-//! A real Habitat Supervisor on loopback, with a root of its own, and the packages that are laid out in it.
+//! A real Habitat Supervisor on loopback, with its own root, and the packages that are laid out in
+//! it.
 //!
-//! Wanted are root, a user `hab`, and the three programs `hab`, `hab-sup` and `hab-launch`: `WARM_SPARE_HAB` names the first,
-//! or it is on PATH; the others lie beside it, or `HAB_SUP_BINARY` and `HAB_LAUNCH_BINARY` name them.
+//! It needs root, a user `hab`, and the three programs `hab`, `hab-sup` and `hab-launch`:
+//! `WARM_SPARE_HAB` names the first, or it is on PATH; the others are beside it, or
+//! `HAB_SUP_BINARY` and `HAB_LAUNCH_BINARY` name them.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -20,7 +22,7 @@ use super::{Minio, Output, Postgres, Result, Running, wait_until};
 
 const RELEASE: &str = "20260101000000";
 
-/// The programs, or why no Supervisor can be started here.
+/// The programs, or the reason why no Supervisor can be started here.
 pub struct Programs {
     hab: PathBuf,
     sup: PathBuf,
@@ -55,7 +57,7 @@ impl Programs {
 
 pub struct Supervisor {
     programs: Programs,
-    /// Its `/`.
+    /// Its root directory `/`.
     root: tempfile::TempDir,
     gossip: u16,
     pub http: u16,
@@ -64,7 +66,7 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// With a root and ports of its own; not yet started.
+    /// Makes a Supervisor with its own root and ports; it is not started yet.
     pub fn new() -> Result<Self> {
         let root = server_dir("hab-")?;
         let supervisor = Self {
@@ -95,7 +97,7 @@ impl Supervisor {
         self.root.path().join("hab/svc").join(name)
     }
 
-    /// `peers`: those that it joins.
+    /// Starts it. `peers`: the Supervisors that it joins.
     pub async fn start(&mut self, peers: &[&Supervisor]) -> Result<()> {
         let address = |port: u16| format!("127.0.0.1:{port}");
         let mut command = self.command();
@@ -105,7 +107,7 @@ impl Supervisor {
             .args(["--listen-http", &address(self.http)])
             .args(["--listen-ctl", &address(self.control)])
             .args(["--health-check-interval", "2"])
-            // An operator's; ours must not get it.
+            // An operator's token; our service must not get it.
             .env("HAB_AUTH_TOKEN", "hunter2-token");
         for peer in peers {
             command.args(["--peer", &address(peer.gossip)]);
@@ -132,7 +134,7 @@ impl Supervisor {
         command
     }
 
-    /// A verb of `hab` against this Supervisor, to its end.
+    /// Runs a verb of `hab` against this Supervisor to its end.
     pub async fn hab(&self, arguments: &[&str]) -> Output {
         let mut command = self.command();
         command.args(arguments);
@@ -145,7 +147,7 @@ impl Supervisor {
         ended
     }
 
-    /// `hab config apply`, with the text as a file.
+    /// Runs `hab config apply`, with the text as a file.
     pub async fn apply(&self, group: &str, version: u64, text: &str) {
         let file = self.root.path().join(format!("apply-{version}.toml"));
         fs::write(&file, text).expect("it is written");
@@ -160,7 +162,7 @@ impl Supervisor {
         get(self.http, path).await
     }
 
-    /// What it says of the health of `service.group`: code of HTTP, and the body.
+    /// Returns the Supervisor's report on the health of `service.group`: HTTP status, and body.
     pub async fn health(&self, service: &str, group: &str) -> Result<(u16, Value)> {
         let answer = self
             .ask(&format!("/services/{service}/{group}/health"))
@@ -168,7 +170,7 @@ impl Supervisor {
         Ok((answer.status, serde_json::from_str(&answer.text)?))
     }
 
-    /// The process that the Launcher started for a service.
+    /// Returns the process that the Launcher started for a service.
     pub fn pid(&self, service: &str) -> Result<u32> {
         let text = fs::read_to_string(self.svc(service).join("PID"))?;
         let pid = text.trim().parse()?;
@@ -178,7 +180,7 @@ impl Supervisor {
         }
     }
 
-    /// `user.toml` of a service.
+    /// Writes `user.toml` of a service.
     pub fn write_user_toml(&self, service: &str, text: &str) -> Result<()> {
         let folder = self
             .root
@@ -195,7 +197,7 @@ impl Supervisor {
         Ok(fs::read_to_string(folder.join("config/user.toml"))?)
     }
 
-    /// A secret that the services' user can read, and nobody else.
+    /// Writes a secret that only the services' user can read.
     pub fn write_secret(&self, name: &str, text: &str) -> Result<String> {
         let file = self.root.path().join(name);
         fs::write(&file, text)?;
@@ -205,7 +207,7 @@ impl Supervisor {
         Ok(file.display().to_string())
     }
 
-    /// As `systemctl stop` does: the Launcher ends everything, and kills after 8 s.
+    /// Stops as `systemctl stop` does: the Launcher ends everything, and kills after 8 s.
     pub async fn stop(&mut self) -> Result<Output> {
         let running = self.running.take().expect("it runs");
         running.terminate();
@@ -221,13 +223,13 @@ impl Supervisor {
         lines[lines.len().saturating_sub(60)..].join("\n")
     }
 
-    /// How often the Supervisor has said so.
+    /// Returns how often the Supervisor's log has these words.
     pub fn said(&self, words: &str) -> usize {
         let running = self.running.as_ref().expect("it runs");
         running.stdout().matches(words).count()
     }
 
-    /// The reaper kills them if this process is killed.
+    /// Notes the children, which the reaper kills if this process is killed.
     fn note_children(&self) {
         for pid in self.family() {
             let _ = fs::write(run_dir().join("pids").join(pid.to_string()), "");
@@ -240,7 +242,7 @@ impl Supervisor {
             .map_or_else(Vec::new, |running| tree(running.pid()))
     }
 
-    /// What the Supervisor wants to be installed before it starts anything.
+    /// Lays out the packages that the Supervisor needs before it starts anything.
     fn lay_out_busybox(&self) -> Result<()> {
         let folder = self.lay_out_empty("core/busybox-static")?;
         let busybox = find_program(on_path("busybox")).ok_or("there is no busybox here")?;
@@ -248,7 +250,7 @@ impl Supervisor {
         Ok(())
     }
 
-    /// A package with nothing in it. `name`: origin and name, and the version where it matters.
+    /// Lays out an empty package. `name`: origin and name, and the version where it matters.
     pub fn lay_out_empty(&self, name: &str) -> Result<PathBuf> {
         let ident = match name.matches('/').count() {
             1 => format!("{name}/1.0.0/{RELEASE}"),
@@ -268,7 +270,7 @@ impl Supervisor {
         Ok(folder)
     }
 
-    /// Ours, by `scripts/package`.
+    /// Lays out our package, with `scripts/package`.
     pub fn lay_out_warm_spare(&self) -> Result<()> {
         let made = Command::new(Path::new(ROOT).join("scripts/package"))
             .arg(self.packages())
@@ -284,7 +286,8 @@ impl Supervisor {
         Ok(())
     }
 
-    /// A package of Builder's that runs `line`, and exports what the real one does.
+    /// Lays out a package of Builder's that runs `line`, and exports the same names as the real
+    /// one.
     fn lay_out(&self, name: &str, line: &str, default: &str, exports: &str) -> Result<()> {
         let ident = format!("habitat/{name}/1.0.0/{RELEASE}");
         let folder = self.packages().join(&ident);
@@ -326,7 +329,8 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Likewise. What it exports as its secrets is what nobody should believe.
+    /// Takes a running store over. Its exported secrets are wrong on purpose, because no program
+    /// should use them.
     pub async fn load_minio(&self, server: &Minio, bucket: &str, group: &str) -> Result<()> {
         server.stop().await?;
         let default = format!(
@@ -348,7 +352,8 @@ impl Supervisor {
     }
 }
 
-/// Services are not the Supervisor's children but the Launcher's, and both would outlive a Launcher that is killed.
+/// Stops everything, because services are children of the Launcher, not of the Supervisor, and both
+/// would outlive a Launcher that is killed.
 impl Drop for Supervisor {
     fn drop(&mut self) {
         let family = self.family();

@@ -1,17 +1,18 @@
-//! Certificates for servers on loopback, signed by an authority of their own: rustls takes no self-signed leaf.
+//! Certificates for servers on loopback, signed by their own authority: rustls accepts no
+//! self-signed leaf.
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
 use super::Result;
 
-/// All in PEM.
+/// A set of certificates and keys, all in PEM.
 pub struct Certificates {
     pub authority: String,
     pub certificate: String,
     pub key: String,
 }
 
-/// A server's certificate for these names and addresses.
+/// Makes a server's certificate for these names and addresses.
 pub fn certificates(names: &[&str]) -> Result<Certificates> {
     let mut authority = CertificateParams::new(Vec::new())?;
     // OpenSSL takes a certificate whose subject is its issuer's for a self-signed one.
@@ -29,7 +30,7 @@ pub fn certificates(names: &[&str]) -> Result<Certificates> {
     })
 }
 
-/// A certificate authority used as a server's certificate, as `openssl req -x509` makes it.
+/// Makes a certificate authority used as a server's certificate, as `openssl req -x509` does.
 pub fn self_signed(names: &[&str]) -> Result<Certificates> {
     let key = KeyPair::generate()?;
     let names = names.iter().map(ToString::to_string).collect::<Vec<_>>();

@@ -1,6 +1,7 @@
-//! The transactions of Builder, as far as a replicator can tell: which rows, in which order, with which object
-//! written or deleted when. Each works on packages, origins and accounts of one hand alone, so that two hands never wait for
-//! each other, and whoever waits was made to wait by somebody else.
+//! The transactions of Builder, as far as a replicator can distinguish them: which rows, in which
+//! order, with which object written or deleted at what time. Each works only on packages, origins
+//! and accounts of one hand, so that two hands never wait for each other, and a hand that waits is
+//! made to wait by another program.
 
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use tokio_postgres::Client;
 use super::packages::{self, Names, blake2b, object_key, put};
 use super::{Cluster, Factory, Result, Spec, history::History};
 
-/// The kinds, with how often each is done.
+/// The kinds, with the relative frequency of each.
 pub const DEEDS: [(Deed, u32); 24] = [
     (Deed::Upload, 22),
     (Deed::Promote, 10),
@@ -63,14 +64,14 @@ pub enum Deed {
     GivenUp,
     Partly,
     Nothing,
-    /// More than is applied in one piece, and then by-row deletions of it.
+    /// More changes than are applied in one piece, and then their deletion row by row.
     Large,
     KeyChange,
     /// Uploads on several sessions, committed at the same time.
     SideBySide,
 }
 
-/// More packages than these, and the next upload is a deletion.
+/// Number of packages above which the next upload becomes a deletion.
 const ENOUGH_PACKAGES: usize = 25;
 const ODD: [&str; 9] = [
     "",
@@ -84,7 +85,7 @@ const ODD: [&str; 9] = [
     "$$ ; -- /* comment",
 ];
 
-/// A package as its row stands.
+/// A package as its present row.
 pub(super) struct Row {
     id: i64,
     ident: String,
@@ -107,7 +108,7 @@ impl Row {
     }
 }
 
-/// One that does such transactions, one after the other.
+/// A client that does such transactions, one after the other.
 pub struct Hand {
     pub name: String,
     pub(super) cluster: Cluster,
@@ -207,7 +208,7 @@ impl Hand {
         Ok(Some(rows.swap_remove(chosen)))
     }
 
-    /// Of this hand, those that come and go included.
+    /// Returns an origin of this hand, including temporary ones.
     pub(super) async fn some_origin(&mut self, client: &Client) -> Result<String> {
         let sql = "SELECT name FROM origins WHERE name = $1 OR name LIKE $1 || '-t%' ORDER BY name";
         let rows = client.query(sql, &[&self.name]).await?;
@@ -264,7 +265,8 @@ impl Hand {
     async fn side_by_side(&mut self) -> Result<()> {
         let mut clients = Vec::new();
         for number in 0..3 {
-            // Into channels that are there: none of them makes one that another would wait for.
+            // It uses existing channels: none of the transactions creates one for which another
+            // would wait.
             let name = format!("beside{number}-{}", self.name);
             let size = self.size();
             let version = format!("1.{}", self.count);
@@ -319,13 +321,14 @@ impl Hand {
             .await
     }
 
-    /// A spare that is behind finds it gone, and may say so.
+    /// Removes an object. A spare that is behind finds it missing, and may report that.
     pub(super) async fn take_object_away(&self, key: &str) -> Result<()> {
         self.history.note_lacking(key);
         self.cluster.delete(key).await
     }
 
-    /// The same bytes once more. What the store has lost or garbled is removed, as an operator would.
+    /// Uploads the same bytes once more. An object that the store has lost or damaged is removed
+    /// first, as an operator would.
     async fn upload_forced(&mut self, client: &Client) -> Result<()> {
         let Some(row) = self.some_row(client).await? else {
             return Ok(());
@@ -381,7 +384,8 @@ impl Hand {
             .await
     }
 
-    /// Also of rows whose manifest lies outside of the row, and does not travel with such an update.
+    /// Changes the visibility, also of rows whose manifest is stored outside of the row, and is not
+    /// sent with such an update.
     async fn visibility(&mut self, client: &Client) -> Result<()> {
         let Some(row) = self.some_row(client).await? else {
             return Ok(());

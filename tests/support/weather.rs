@@ -1,4 +1,5 @@
-//! Which server a fault of ours strikes, and when it last did: so that an error is put down to the fault or to the service.
+//! Records which server a fault of ours strikes, and when it last did, so that an error is
+//! attributed to the fault or to the service.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -6,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use super::faults::Server;
 
-/// How long after a fault its errors may still come: a session notices its end at its next statement.
+/// Time after a fault in which its errors may still come: a session notices its end at its next
+/// statement.
 const AFTERWARDS: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -36,7 +38,7 @@ impl Weather {
         self.with(server, |storm| storm.active > 0)
     }
 
-    /// Whether something that began then may have been hit.
+    /// Returns whether an action that began then may have been hit.
     pub fn excuses(&self, server: Server, began: Instant) -> bool {
         self.with(server, |storm| {
             let lately = |over: Instant| over + AFTERWARDS >= began;

@@ -1,7 +1,9 @@
-//! Builder at work on the primary: several connections, random transactions, and a record of everything that went wrong.
+//! Builder at work on the primary: several connections, random transactions, and a record of
+//! everything that went wrong.
 //!
-//! A statement may fail only because a fault of ours strikes the server it talks to. Anything else that fails, is cut off, or
-//! waits long for a lock is harm done by the service, and is kept for the test to fail with.
+//! A statement may fail only because a fault of ours strikes its server. Any other failure,
+//! interruption or long wait for a lock is harm done by the service, and is kept so that the test
+//! fails with it.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,15 +21,15 @@ use super::transactions::{Deed, Hand};
 use super::weather::Weather;
 use super::{Cluster, Error, Factory, Result, Site, wait_until};
 
-/// A statement that waits longer for a lock was made to wait.
+/// Time after which a wait for a lock counts as harm.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
-/// One whole transaction, on a machine that is busy with other things.
+/// Maximum time of one whole transaction, on a busy machine.
 const SLOW_DEED: Duration = Duration::from_secs(20);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wish {
     Work,
-    /// Finish what was begun, and hang up.
+    /// Finish the open transaction, and disconnect.
     Rest,
     End,
 }
@@ -48,7 +50,8 @@ pub struct Workload {
     hands: Vec<JoinHandle<()>>,
 }
 
-/// The origins that the hands work in. Before the history begins: it is done by hands that the history does not know.
+/// Makes the origins in which the hands work. This comes before the history begins, and is done by
+/// hands that the history does not know.
 pub async fn prepare(site: &Site, seed: u64, hands: usize) -> Result<()> {
     let mut factory = Factory::new(seed);
     factory.origin(&site.primary, "core").await?;
@@ -60,7 +63,7 @@ pub async fn prepare(site: &Site, seed: u64, hands: usize) -> Result<()> {
 }
 
 impl Workload {
-    /// `pause`: the longest between two transactions of one hand.
+    /// Starts the workload. `pause`: the longest pause between two transactions of one hand.
     pub fn start(
         site: &Site,
         seed: u64,
@@ -92,7 +95,7 @@ impl Workload {
         }
     }
 
-    /// Returns when nothing is under way and no session is open.
+    /// Pauses the workload. Returns when no transaction is open and no session either.
     pub async fn rest(&self) {
         self.wish.send_replace(Wish::Rest);
         let wanted = self.hands.len() as u64;
@@ -118,7 +121,7 @@ impl Workload {
         }
     }
 
-    /// What the service did to Builder, if anything.
+    /// Returns the harm that the service did to Builder.
     pub fn harm(&self) -> Vec<String> {
         self.shared.harm.lock().expect("the harm's lock").clone()
     }
@@ -127,12 +130,12 @@ impl Workload {
         self.shared.harm.lock().expect("the harm's lock").push(text);
     }
 
-    /// Transactions by kind, without those that a fault struck.
+    /// Returns the number of transactions by kind, without those that a fault struck.
     pub fn done(&self) -> BTreeMap<Deed, u64> {
         self.shared.done.lock().expect("the counters' lock").clone()
     }
 
-    /// Transactions that a fault struck.
+    /// Returns the number of transactions that a fault struck.
     pub fn troubles(&self) -> u64 {
         self.shared.troubles.load(Ordering::Relaxed)
     }
@@ -179,7 +182,7 @@ async fn work(mut hand: Hand, shared: Arc<Shared>, mut wish: watch::Receiver<Wis
                 shared.mind_the_time(&hand.name, deed, began);
                 session = Some(client);
             }
-            // With the session goes the transaction that may be open on it.
+            // The open transaction ends with its session.
             Err(error) => {
                 shared.judge(&hand.name, &format!("{deed:?}"), &error, began);
                 hang_up(client).await;
@@ -197,7 +200,7 @@ async fn connect(cluster: &Cluster) -> Result<Client> {
     Ok(client)
 }
 
-/// Returns when the server has let the session go, or soon after.
+/// Closes a session. Returns when the server has ended it, or soon after.
 async fn hang_up(client: Client) {
     drop(client);
     tokio::time::sleep(Duration::from_millis(5)).await;
@@ -210,7 +213,7 @@ impl Shared {
             Some(_) => Server::PrimaryDatastore,
             None => Server::PrimaryStore,
         };
-        // Two of its own names: nobody's fault.
+        // Two of the workload's own names are equal: this is nobody's fault.
         if sql.and_then(|error| error.code()) == Some(&SqlState::UNIQUE_VIOLATION) {
             return;
         }

@@ -1,4 +1,5 @@
-//! Three Supervisors in one ring, two sites with groups of their own, and the package under test on one of them.
+//! Three Supervisors in one ring, two sites with their own groups, and the package under test on
+//! one of them.
 
 use std::time::{Duration, Instant};
 
@@ -12,18 +13,19 @@ use super::{Factory, Result, Site, Spec, content, skip, wait_until};
 
 pub const GROUP: &str = "warm-spare.dc2";
 
-/// Three Supervisors in one ring: the primary's node, the spare's, and the one on which ours is loaded.
+/// Three Supervisors in one ring: the primary's node, the spare's, and the one on which our package
+/// is loaded.
 pub struct World {
     pub site: Site,
     pub primary: Supervisor,
     pub stores: Supervisor,
     pub ours: Supervisor,
-    /// Where the service under test answers.
+    /// Port at which the service under test answers.
     pub port: u16,
     pub version: u64,
 }
 
-/// None: there is no Supervisor here, and that was said.
+/// Makes a world. None: there is no Supervisor here, and that was printed.
 pub async fn world(name: &str) -> Result<Option<World>> {
     if let Err(why) = Programs::find() {
         skip(&format!("the suite under the Supervisor: {why} (hab)"));
@@ -60,7 +62,7 @@ pub async fn world(name: &str) -> Result<Option<World>> {
     Ok(Some(world))
 }
 
-/// builder-api's rendered configuration, as it is on a node with Builder's own services.
+/// Writes builder-api's rendered configuration, as it is on a node with Builder's own services.
 pub fn write_builder_api(world: &World) -> Result<String> {
     let spare = &world.site.spare;
     world.ours.write_secret(
@@ -89,7 +91,8 @@ pub fn write_builder_api(world: &World) -> Result<String> {
     )
 }
 
-/// What lasts, and so stands in user.toml: where secrets are, and nothing that has an address but our own port.
+/// Writes the permanent settings into user.toml: where secrets are, and no address but our own
+/// port.
 pub fn prepare_node(world: &World, node: &Supervisor, port: u16) -> Result<()> {
     let (spare, primary) = (&world.site.spare, &world.site.primary);
     let secret = |name: &str, text: &str| node.write_secret(name, text);
@@ -169,7 +172,7 @@ impl World {
         Instant::now()
     }
 
-    /// One more package on the primary, and everything of it here.
+    /// Uploads one more package on the primary, and waits until the spare has all of it.
     pub async fn one_more(&self, name: &str) -> Result<()> {
         let mut factory = Factory::seeded();
         let package = factory
@@ -203,7 +206,7 @@ pub fn say(step: &str, took: Duration) {
     println!("seen: {step}: {:.2} s", took.as_secs_f64());
 }
 
-/// Loaded, told its role by gossip, and following by the addresses of four binds.
+/// Loads the service, sets its role by gossip, and lets it follow by the addresses of four binds.
 pub async fn following(name: &str) -> Result<Option<World>> {
     let Some(mut world) = world(name).await? else {
         return Ok(None);

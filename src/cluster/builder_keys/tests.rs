@@ -1,6 +1,7 @@
 use super::*;
 
-/// A key and what it has sealed, as Habitat's and Builder's own published tests have them (Apache-2.0).
+/// A key and a text that it has sealed, from Habitat's and Builder's own published tests
+/// (Apache-2.0).
 const KNOWN: &str = "20200825205529";
 const KNOWN_SECRET: &str = "M9u8wuJmZMsmVG4tNgngYJDapjIJE1RnxJAFVN97Bxs=";
 const KNOWN_NONCE: &str = "ilnFU7aVNfkq6PrNXzXh3l1FTQftMzoM";

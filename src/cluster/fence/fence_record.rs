@@ -1,5 +1,5 @@
-//! Setting a fence together with the record of why, taking it back, and setting it again: each so that a promotion or a
-//! withdrawal at the same moment is not undone by it.
+//! Sets a fence together with the record of its reason, withdraws it, and sets it again. Each of
+//! these is done so that it does not undo a promotion or a withdrawal at the same moment.
 
 use super::local::{FenceError, enforce_fence, fence_statement, fenced, lift_statement};
 use crate::cluster::postgres::session::quote_literal;
@@ -10,7 +10,7 @@ use crate::killpoint;
 use tokio_postgres::types::ToSql;
 
 impl State {
-    /// The setting and the record of why, in one transaction.
+    /// Writes the setting and the record of its reason, in one transaction.
     pub async fn record_fence(
         &self,
         database: &str,
@@ -22,8 +22,9 @@ impl State {
             let session = &self.session;
             session.batch("beginning the fence", "BEGIN").await?;
             self.not_overtaken(epoch, by_cluster).await?;
-            // One that is on record and does not stand was lifted by somebody. A settled one that finds neither record nor
-            // setting comes late: this cluster was set back to a copy from before its fence, and was open since.
+            // A fence that is recorded but not set was lifted by somebody. A final fence that finds
+            // neither record nor setting comes late: this cluster was set back to a copy from
+            // before its fence, and was open since then.
             let sql = concat!(
                 "WITH old AS (DELETE FROM fence RETURNING *), same AS (SELECT * FROM old WHERE epoch = $1 AND by_cluster = $2) \
                  INSERT INTO fence (epoch, by_cluster, since, settled, lifted) \
@@ -45,7 +46,8 @@ impl State {
         self.or_roll_back(recorded.await).await
     }
 
-    /// Within the transaction that sets a fence: nobody has taken that epoch, or a later one, on this cluster.
+    /// Checks, within the transaction that sets a fence, that no cluster has taken that epoch, or a
+    /// later one, on this cluster.
     async fn not_overtaken(&self, epoch: i64, by_cluster: &str) -> Result<(), StateError> {
         let sql = "SELECT role, epoch FROM cluster FOR UPDATE";
         let doing = "reading the role that is to be fenced";
@@ -78,8 +80,9 @@ impl State {
         }
     }
 
-    /// Takes back a fence that nobody was promoted under, as only the cluster knows that set it. One of another cluster, of
-    /// another epoch, or of a promotion that was committed meanwhile, stays.
+    /// Withdraws a fence under which no cluster was promoted; only the cluster that set it knows
+    /// that. A fence of another cluster, of another epoch, or of a promotion that was committed in
+    /// the meantime, stays.
     pub async fn withdraw_fence(
         &self,
         database: &str,
@@ -110,8 +113,9 @@ impl State {
         done
     }
 
-    /// Sets a spare's fence again, unless it has stopped being a spare: a promotion may be on its way. One statement, for
-    /// the session has other users. `finish_fence` must follow, whoever is killed before it.
+    /// Sets a spare's fence again, unless it is not a spare any more: a promotion may be in
+    /// progress. It is one statement, because the session has other users. `finish_fence` must
+    /// follow, whatever process is killed before it.
     pub async fn fence_if_spare(&self, database: &str) -> Result<(), StateError> {
         let sql = format!(
             "DO $$ BEGIN \
@@ -125,14 +129,16 @@ impl State {
         Ok(())
     }
 
-    /// Enforces a spare's fence that was set again. Until that is done, sessions that began before it may write.
+    /// Enforces a spare's fence that was set again. Until then, sessions that began before it may
+    /// write.
     pub async fn finish_fence(&self, local: &Datastore, database: &str) -> Result<(), FenceError> {
         enforce_fence(&self.session, local, database).await?;
         let sql = "UPDATE cluster SET fence_begun = false WHERE fence_begun";
         Ok(self.session.batch("finishing the fence", sql).await?)
     }
 
-    /// Sets the fence's setting again, which somebody has lifted, unless its record was withdrawn at this very moment.
+    /// Sets the fence's setting again after somebody has lifted it, unless its record was withdrawn
+    /// at this very moment.
     pub async fn fence_if_recorded(&self, database: &str) -> Result<(), StateError> {
         let sql = format!(
             "DO $$ BEGIN \

@@ -1,6 +1,8 @@
-//! The fence: a database is read-only for everybody but us, on a spare until it is promoted, on an old primary for good.
+//! The fence: a database is read-only for everybody but us, on a spare until it is promoted, on an
+//! old primary for good.
 //!
-//! A read-only default holds every client that does not set the transaction mode itself, as Builder's do not.
+//! A read-only default applies to every client that does not set the transaction mode itself, as
+//! Builder's clients do not.
 
 use crate::cluster::postgres::datastore::{self, DatastoreError};
 use crate::cluster::postgres::session::{LocalSession, Session, quote_ident};
@@ -11,9 +13,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_postgres::error::SqlState;
 
-/// For sessions to leave. Those that connect for ever come again, but read-only.
-const LEAVING: Duration = Duration::from_secs(10);
-const LEAVING_STEP: Duration = Duration::from_millis(20);
+/// Maximum time for sessions to end. Clients that reconnect for ever come again, but read-only.
+const SESSION_EXIT_TIMEOUT: Duration = Duration::from_secs(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 #[derive(Debug, thiserror::Error)]
 pub enum FenceError {
@@ -31,8 +33,8 @@ pub enum FenceError {
         user: String,
     },
     #[error(
-        "sessions on the {side} database {database} that may still write do not end: {left} are left after {} s",
-        LEAVING.as_secs()
+        "{left} sessions on the {side} database {database} can still write, {} s after the server was asked to end them",
+        SESSION_EXIT_TIMEOUT.as_secs()
     )]
     Staying {
         side: Side,
@@ -50,8 +52,8 @@ impl FenceError {
     }
 }
 
-/// The expression of SQL, for a statement's text, that tells whether the fence's setting stands on the database that
-/// `$name` gives. It is kept as it was written: `on`, `true`, `1`, …
+/// The SQL expression, for a statement's text, that returns whether the fence's setting is set on
+/// the database in `$name`. The setting is stored as it was written: `on`, `true`, `1`, …
 macro_rules! fenced {
     ($name:literal) => {
         concat!(
@@ -66,7 +68,7 @@ macro_rules! fenced {
 
 pub(crate) use fenced;
 
-/// Whether the fence's setting stands on `database`.
+/// Returns whether the fence's setting is set on `database`.
 pub async fn is_fenced(session: &LocalSession, database: &str) -> Result<bool, DatastoreError> {
     let sql = concat!("SELECT ", fenced!("$1"));
     let row = session
@@ -75,7 +77,7 @@ pub async fn is_fenced(session: &LocalSession, database: &str) -> Result<bool, D
     row.get(0)
 }
 
-/// Sets the fence's setting; sessions that are there already keep their own.
+/// Sets the fence's setting; existing sessions keep their own.
 pub async fn set_fence(session: &LocalSession, database: &str) -> Result<(), DatastoreError> {
     session
         .batch("setting the fence", &fence_statement(database))
@@ -96,7 +98,8 @@ pub(in crate::cluster) fn lift_statement(database: &str) -> String {
     )
 }
 
-/// Sets the fence on a database that clients may be using, ends their sessions, and proves that none can write.
+/// Sets the fence on a database that clients may be using, ends their sessions, and proves that
+/// none can write.
 pub async fn raise_fence(
     session: &LocalSession,
     local: &Datastore,
@@ -106,7 +109,8 @@ pub async fn raise_fence(
     enforce_fence(session, local, database).await
 }
 
-/// The same, where the setting stands: sessions from before it may still be there, and may still write.
+/// Does the same where the setting is set already: sessions from before it may still exist, and may
+/// still write.
 pub async fn enforce_fence(
     session: &LocalSession,
     local: &Datastore,
@@ -116,13 +120,15 @@ pub async fn enforce_fence(
     prove_fence(session, local, database).await
 }
 
-/// Ends every session from before the fence, and waits until none is left: only the new ones are held by it.
+/// Ends every session from before the fence, and waits until none is left: only newer sessions are
+/// read-only by it.
 ///
-/// The fence's setting is committed. A session that is seen after that may be from before it, and is ended. A session
-/// that begins later reads the setting, so it may come and go. No clock is asked: a server's clock may be set back.
+/// The fence's setting is committed. A session that is seen after that may be older, and is ended.
+/// A session that begins later reads the setting, so it need not end. No clock is used, because a
+/// server's clock may be set back.
 pub async fn clear_out(session: &LocalSession, database: &str) -> Result<(), FenceError> {
     let former = Former::look(session, database).await?;
-    let deadline = Instant::now() + LEAVING;
+    let deadline = Instant::now() + SESSION_EXIT_TIMEOUT;
     loop {
         former.end().await?;
         let left = former.left().await?;
@@ -136,12 +142,12 @@ pub async fn clear_out(session: &LocalSession, database: &str) -> Result<(), Fen
                 left,
             });
         }
-        tokio::time::sleep(LEAVING_STEP).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
-/// Ends those sessions that we may end: only a superuser may end another one's, or the server's own workers, which
-/// leave by themselves.
+/// Ends those sessions that we may end. Only a superuser may end another superuser's sessions, or
+/// the server's own workers, which end by themselves.
 pub async fn end_sessions(session: &LocalSession, database: &str) -> Result<(), DatastoreError> {
     let sql = format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity a WHERE {ENDABLE}");
     session
@@ -154,20 +160,22 @@ const ENDABLE: &str = "a.datname = $1 AND a.pid <> pg_backend_pid() \
      AND ((SELECT rolsuper FROM pg_roles WHERE rolname = current_user) \
        OR EXISTS (SELECT 1 FROM pg_roles r WHERE r.oid = a.usesysid AND NOT r.rolsuper))";
 
-/// A walsender writes nothing, and one of ours is to bring what was written last. The server's own workers leave by
-/// themselves.
+/// A walsender writes nothing, and one of ours must send the last changes. The server's own workers
+/// end by themselves.
 const WRITES: &str = "coalesce(a.backend_type, '') NOT IN ('walsender', 'autovacuum worker')";
 
-/// The same session as one of those that were seen first: process id and start together are its identity. Of a session
-/// whose start we may not see, the process id must do. A process that was still starting is known by its id alone.
+/// Identifies one of the sessions that were seen first, by process id and start together. If we may
+/// not see the start of a session, the process id must do. A process that was still starting is
+/// known only by its id.
 const SEEN_FIRST: &str = "(a.pid = ANY ($2::int4[]) OR EXISTS (SELECT 1 FROM unnest($3::int4[], $4::timestamptz[]) f(pid, start) \
      WHERE f.pid = a.pid AND (f.start IS NULL OR a.backend_start IS NULL OR f.start = a.backend_start)))";
 
-/// The sessions that are there when the fence's setting has just been committed.
+/// The sessions that exist when the fence's setting has just been committed.
 struct Former<'a> {
     session: &'a LocalSession,
     database: &'a str,
-    /// Backends that were on their way in, and may have read the database's settings before the fence.
+    /// Backends that were still starting, and may have read the database's settings before the
+    /// fence.
     starting: Vec<i32>,
     pids: Vec<i32>,
     /// None: we may not see it.
@@ -175,7 +183,8 @@ struct Former<'a> {
 }
 
 impl<'a> Former<'a> {
-    /// Reads the starting sessions first. In the other order a session could start between the two reads and be missed.
+    /// Reads the starting sessions first. In the other order a session could start between the two
+    /// reads and be missed.
     async fn look(session: &'a LocalSession, database: &'a str) -> Result<Self, DatastoreError> {
         let starting = starting(session, database).await?;
         let sql = format!(
@@ -214,7 +223,8 @@ impl<'a> Former<'a> {
         Ok(())
     }
 
-    /// Those that are seen, those that are still about to be, and prepared transactions: whoever commits one later writes.
+    /// Counts visible sessions, sessions that are about to become visible, and prepared
+    /// transactions: committing one later is a write.
     async fn left(&self) -> Result<i64, DatastoreError> {
         let mut starting = starting(self.session, self.database).await?;
         starting.retain(|pid| self.starting.contains(pid));
@@ -242,8 +252,8 @@ impl<'a> Former<'a> {
     }
 }
 
-/// A backend on its way in holds a lock on the database object until it shows in `pg_stat_activity`; it may have read the
-/// database's settings by then.
+/// Returns the starting backends. A starting backend holds a lock on the database object until it
+/// is listed in `pg_stat_activity`; it may have read the database's settings by then.
 async fn starting(session: &LocalSession, database: &str) -> Result<Vec<i32>, DatastoreError> {
     let sql = "SELECT array_agg(l.pid) FROM pg_locks l JOIN pg_database d ON d.oid = l.objid \
                WHERE l.locktype = 'object' AND l.classid = 'pg_database'::regclass AND d.datname = $1 \
@@ -253,12 +263,12 @@ async fn starting(session: &LocalSession, database: &str) -> Result<Vec<i32>, Da
     Ok(row.get::<Option<Vec<i32>>>(0)?.unwrap_or_default())
 }
 
-/// A role with a setting of its own, which goes before the database's.
+/// Returns a role with its own setting, which has precedence over the database's.
 pub async fn exempt_role(
     session: &Session,
     database: &str,
 ) -> Result<Option<String>, DatastoreError> {
-    // Kept as it was written: `off`, `false`, `0`, …
+    // The setting is stored as it was written: `off`, `false`, `0`, …
     let sql = "SELECT min(r.rolname)::text FROM pg_db_role_setting s JOIN pg_roles r ON r.oid = s.setrole, unnest(s.setconfig) c \
                WHERE s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = $1)) \
                  AND CASE split_part(c, '=', 1) WHEN 'default_transaction_read_only' THEN NOT split_part(c, '=', 2)::bool END";
@@ -267,8 +277,8 @@ pub async fn exempt_role(
     row.get(0)
 }
 
-/// Connects as a plain client does and tries to write; being refused is the proof. It covers our own user; of others it
-/// is enough that none has a setting that goes before the database's.
+/// Connects as a plain client does and tries to write; the refusal is the proof. It covers our own
+/// user. For other users it is enough that none has a setting with precedence over the database's.
 pub async fn prove_fence(
     session: &LocalSession,
     to: &Datastore,

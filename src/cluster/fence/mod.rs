@@ -1,4 +1,5 @@
-//! The fence: an own setting of the database, with the record of its reason, that keeps everybody else from writing.
+//! The fence: a setting of the database, with the record of its reason, that keeps everybody else
+//! from writing.
 
 pub(super) mod fence_record;
 pub(super) mod local;

@@ -1,4 +1,5 @@
-//! The capability to fence the peer, and to take that back: the one way, beside preparing it, to write there.
+//! The capability to fence the peer, and to withdraw the fence. Apart from preparation, it is the
+//! only way to write on the peer.
 
 use super::local::{clear_out, enforce_fence, fenced, is_fenced};
 use crate::cluster::identity::system_id;
@@ -10,21 +11,21 @@ use crate::domain::{Lsn, Side};
 use crate::killpoint;
 use tokio_postgres::types::PgLsn;
 
-/// A session in the peer's own database `warm_spare`, which is made if it is not there.
+/// A session in the peer's own database `warm_spare`, which is created if it does not exist.
 pub struct PeerFence {
     state: State,
     to: Datastore,
 }
 
 impl PeerFence {
-    /// None: that address leads to another server than the one that is meant.
+    /// Opens the session. None: that address leads to another server than the intended one.
     pub async fn open(to: &Datastore, system_id: &str) -> Result<Option<PeerFence>, StateError> {
         let before = LocalSession::open_for_maintenance_on(Side::Peer, to).await?;
         if self::system_id(&before).await? != system_id {
             return Ok(None);
         }
         let state = State::open_on(Side::Peer, to).await?;
-        // Each connection may lead elsewhere, and this is the one that is written on.
+        // Each connection may lead to another server, and this one is used for writing.
         if self::system_id(&state.session).await? != system_id {
             return Ok(None);
         }
@@ -34,7 +35,8 @@ impl PeerFence {
         }))
     }
 
-    /// Setting and record in one transaction; then every session from before is ended, and a plain one must fail to write.
+    /// Sets fence and record in one transaction. Then every older session is ended, and a plain one
+    /// must fail to write.
     pub async fn raise(&self, epoch: i64, by: &str, settled: bool) -> Result<(), RaiseError> {
         let database = &self.to.database;
         self.state
@@ -45,7 +47,7 @@ impl PeerFence {
         Ok(enforce_fence(session, &self.to, database).await?)
     }
 
-    /// Whether our fence of that epoch stands there, and has all the time.
+    /// Returns whether our fence of that epoch is set there, and was never lifted.
     pub async fn stands(&self, epoch: i64, by: &str) -> Result<bool, StateError> {
         let record = self.state.fence_record().await?;
         let ours = record
@@ -53,9 +55,10 @@ impl PeerFence {
         Ok(ours && is_fenced(&self.state.session, &self.to.database).await?)
     }
 
-    /// It stands, and its epoch is committed: there is nothing to withdraw any more.
+    /// Makes the fence final: its epoch is committed, so there is nothing to withdraw any more.
     pub async fn settle(&self, epoch: i64, by: &str) -> Result<(), StateError> {
-        // Where it stands as it was set, only the word is added: by the age of the setting it is told what came after it.
+        // If the fence is unchanged, only the word is added: the age of the setting shows which
+        // changes came after it.
         let sql = concat!(
             "WITH final AS (UPDATE fence SET settled = true \
                WHERE epoch = $1 AND by_cluster = $2 AND NOT settled RETURNING 1) \
@@ -77,21 +80,22 @@ impl PeerFence {
             .await
     }
 
-    /// False: no such fence of ours was there.
+    /// Withdraws the fence. False: there was no such fence of ours.
     pub async fn withdraw(&self, epoch: i64, by: &str) -> Result<bool, StateError> {
         self.state
             .withdraw_fence(&self.to.database, epoch, by)
             .await
     }
 
-    /// Sessions that began while it stood are read-only for as long as they live: they are ended, so that whoever pools
-    /// them connects anew.
+    /// Ends the sessions that began under the fence. They are read-only for as long as they live,
+    /// so a connection pool must connect again.
     pub async fn refresh(&self) -> Result<(), FenceError> {
         clear_out(&self.state.session, &self.to.database).await
     }
 
-    /// Writes a message of ours in the fenced database, and returns its position: whatever was committed before lies
-    /// before it. How far the log is written would not do: an idle server may flush, and so send, the rest much later.
+    /// Writes a message of ours in the fenced database, and returns its position: everything that
+    /// was committed before has a lower position. The end of the log would not do: an idle server
+    /// may flush, and so send, the rest much later.
     pub async fn mark(&self, epoch: i64) -> Result<Lsn, DatastoreError> {
         let session = LocalSession::open_on(Side::Peer, &self.to, &self.to.database).await?;
         let text = format!("epoch {epoch}");
@@ -108,7 +112,7 @@ impl PeerFence {
     }
 }
 
-/// Raising it has both kinds of failure.
+/// Raising the fence has both kinds of failure.
 #[derive(Debug, thiserror::Error)]
 pub enum RaiseError {
     #[error(transparent)]

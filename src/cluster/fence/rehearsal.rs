@@ -5,7 +5,8 @@ use crate::cluster::postgres::datastore::{self, DatastoreError};
 use crate::cluster::postgres::session::LocalSession;
 use crate::config::Datastore;
 
-/// Lifts the fence of `database`, and writes in it as any client would: committed when this returns.
+/// Lifts the fence of `database`, and writes in it as any client would: the write is committed when
+/// this returns.
 pub async fn lift_and_write(
     session: &LocalSession,
     to: &Datastore,

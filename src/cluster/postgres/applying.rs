@@ -1,5 +1,6 @@
-//! The session that writes the primary's changes into a database of ours: values in the text form in which the primary
-//! sent them, so that every type works, and many statements on their way at once.
+//! The session that writes the primary's changes into a local database. Values are in the text form
+//! in which the primary sent them, so that every type works, and many statements are sent without
+//! waiting for each answer.
 
 use super::datastore::DatastoreError;
 use super::session::LocalSession;
@@ -12,7 +13,7 @@ use std::ops::Deref;
 use tokio_postgres::types::{Format, IsNull, ToSql, Type, to_sql_checked};
 use tokio_postgres::{Row, Statement};
 
-/// A value in text form; None is NULL.
+/// A value in text form; None: NULL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TextValue(pub Option<Bytes>);
 
@@ -66,8 +67,9 @@ impl ToSql for TextValues {
     to_sql_checked!();
 }
 
-/// Ends sessions of ours that hold the recovery point: whoever holds the working lock is the only one who may write it, so
-/// they are of a process that lost the lock, or of a run that is over. One that is asleep would keep its row for ever.
+/// Ends our sessions that hold the recovery point. Only the holder of the working lock may write
+/// it, so these sessions belong to a process that lost the lock, or to a run that has ended. A hung
+/// session would keep its row locked for ever.
 pub async fn end_former_writers(session: &LocalSession) -> Result<(), DatastoreError> {
     let sql = "SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_stat_activity a USING (pid)
                WHERE relation = 'warm_spare.recovery_point'::regclass AND a.datname = current_database()
@@ -78,8 +80,9 @@ pub async fn end_former_writers(session: &LocalSession) -> Result<(), DatastoreE
         .await
 }
 
-/// Triggers and foreign keys have done their work on the primary; here they would do it again. Its statements may take as
-/// long as they do: one that was ended for its time would come again, and take as long.
+/// A session without triggers and foreign keys: they have done their work on the primary, and would
+/// repeat it here. Its statements have no time limit: a statement that was ended for its time would
+/// be sent again, and take as long.
 pub struct Applying(LocalSession);
 
 impl Deref for Applying {
@@ -103,7 +106,7 @@ impl Applying {
         self.0.within(doing, self.0.client().prepare(sql)).await
     }
 
-    /// The number of rows that the statement changed.
+    /// Returns the number of rows that the statement changed.
     pub async fn run(
         &self,
         doing: &str,
@@ -114,7 +117,7 @@ impl Applying {
         self.0.unlimited(doing, running).await
     }
 
-    /// The rows that the statement returned.
+    /// Returns the rows that the statement returned.
     pub async fn rows(
         &self,
         doing: &str,

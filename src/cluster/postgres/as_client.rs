@@ -1,15 +1,17 @@
-//! Our own server as any client meets it: a new connection, with the settings of the server, the database and the role.
+//! Looks at the local server as any client does: a new connection, with the settings of the server,
+//! the database and the role.
 
 use super::datastore::{self, DatastoreError};
 use crate::config::Datastore;
 use crate::domain::Side;
 
-/// The state in which a client that connects now finds our server.
+/// The state in which a client that connects now finds the local server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AsClient {
-    /// Its transactions write nothing: a fence, a server in recovery, or somebody's own setting.
+    /// True: its transactions cannot write, because of a fence, a server in recovery, or another
+    /// setting.
     pub read_only: bool,
-    /// Where the database says that it stands; None: it is none that was copied here.
+    /// The position that the database itself records; None: it is no database that was copied here.
     pub stands: Option<String>,
 }
 

@@ -1,4 +1,4 @@
-//! A command of the replication protocol that is not waited for any more is cancelled on the server.
+//! Cancels a command of the replication protocol on the server if nobody waits for it any more.
 
 use super::walsender::{Trouble, connect};
 use crate::config::Datastore;
@@ -9,24 +9,25 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-/// For the answer to a request to cancel.
+/// Maximum time to wait for the server's answer to a cancel request.
 pub(in crate::cluster) const CANCELLED: Duration = Duration::from_secs(5);
-/// A process that ends waits so long for requests that are on their way.
-const LAST_WORD: Duration = Duration::from_secs(2);
+/// Maximum time that a process waits for pending cancel requests when it ends.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Requests to cancel whose threads have not ended.
-static ON_THEIR_WAY: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
+/// Number of cancel requests whose threads have not ended.
+static PENDING_REQUESTS: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
 
-/// Before the process ends: waits for the requests to cancel that futures left behind when they were dropped. Not from
-/// a thread of the runtime.
+/// Waits, before the process ends, for the cancel requests of futures that were dropped. It must
+/// not be called from a thread of the runtime.
 pub fn last_words() {
-    let (number, changed) = &ON_THEIR_WAY;
+    let (number, changed) = &PENDING_REQUESTS;
     let number = number.lock().expect("no holder panics");
-    let waited = changed.wait_timeout_while(number, LAST_WORD, |number| *number > 0);
+    let waited = changed.wait_timeout_while(number, EXIT_TIMEOUT, |number| *number > 0);
     drop(waited);
 }
 
-/// By which the server is asked to give up what it does for a session: its process there, and the secret of it.
+/// The process of a session on the server, and its secret: with both the server is asked to cancel
+/// the session's command.
 #[derive(Clone)]
 pub(in crate::cluster) struct Cancelling {
     pub side: Side,
@@ -36,7 +37,7 @@ pub(in crate::cluster) struct Cancelling {
 }
 
 impl Cancelling {
-    /// Best effort: a server that does not hear it has its own bounds.
+    /// Requests the cancel, as a best effort: a server that does not receive it has its own limits.
     pub async fn cancel(&self) {
         let asking = async {
             let (mut io, _) = connect(self.side, &self.to).await?;
@@ -44,7 +45,7 @@ impl Cancelling {
             frontend::cancel_request(self.process, self.secret, &mut out);
             io.write_all(&out).await?;
             io.flush().await?;
-            // It closes the connection when the request is passed on.
+            // The server closes the connection when it has passed the request on.
             let _ = io.read_u8().await;
             Ok::<(), Trouble>(())
         };
@@ -54,8 +55,8 @@ impl Cancelling {
     }
 }
 
-/// A command that has no answer yet. Dropped, it is cancelled on the server, which may wait in its lock manager and would
-/// not notice that the connection is closed.
+/// A command that has no answer yet. If it is dropped, it is cancelled on the server, which may
+/// wait in its lock manager and would not notice that the connection is closed.
 pub(in crate::cluster) struct Unanswered(Option<Cancelling>);
 
 impl Unanswered {
@@ -73,8 +74,9 @@ impl Drop for Unanswered {
         let Some(cancelling) = self.0.take() else {
             return;
         };
-        // On a thread of its own, for the runtime may be at its end; and not waited for, for this one is the runtime's.
-        let (number, changed) = &ON_THEIR_WAY;
+        // The request runs on its own thread, because the runtime may be at its end. Nobody waits for
+        // it here, because this thread is the runtime's.
+        let (number, changed) = &PENDING_REQUESTS;
         *number.lock().expect("no holder panics") += 1;
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
@@ -126,9 +128,9 @@ mod tests {
         server.read_exact(&mut request).expect("a request");
         assert_eq!(request[8..12], 7_i32.to_be_bytes());
         // Nothing was answered yet.
-        assert!(begun.elapsed() < LAST_WORD, "{:?}", begun.elapsed());
+        assert!(begun.elapsed() < EXIT_TIMEOUT, "{:?}", begun.elapsed());
         drop(server);
         last_words();
-        assert_eq!(*ON_THEIR_WAY.0.lock().expect("no holder panics"), 0);
+        assert_eq!(*PENDING_REQUESTS.0.lock().expect("no holder panics"), 0);
     }
 }

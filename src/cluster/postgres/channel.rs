@@ -1,8 +1,9 @@
-//! The channel to a PostgreSQL server: the TCP connection, and a watch on the bytes that the server sends.
+//! The channel to a PostgreSQL server: the TCP connection, and a watch on the bytes that the server
+//! sends.
 //!
-//! The libraries that read those bytes answer every question for a password, and wait for a message of whatever length is
-//! announced. The watch sees the bytes first: a password is given in clear only where nobody else can read it, and no
-//! message is longer than a server ever sends.
+//! The libraries that read those bytes answer every question for a password, and wait for a message
+//! of any announced length. The watch sees the bytes first. A password is sent in clear only where
+//! nobody else can read it, and no message may be longer than a server ever sends.
 
 use crate::config::{Datastore, SslMode};
 use std::future::Future;
@@ -19,14 +20,15 @@ use tokio::task::JoinSet;
 use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 use tokio_postgres::types::Type;
 
-/// As the server is told for its own end: a machine that is gone is known to be after half a minute.
+/// The keepalive times that the server is given too: after half a minute it is known that a machine
+/// is gone.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_COUNT: u32 = 3;
 
-/// Bytes. PostgreSQL itself makes none of more than 1 GiB; what the protocol adds to one is little.
+/// Bytes. PostgreSQL itself makes no message of more than 1 GiB; the protocol adds little to that.
 const MESSAGE_MAX: u32 = (1 << 30) + (64 << 10);
-/// Bytes, as long as the server has not let us in.
+/// Bytes, before the login is complete.
 const MESSAGE_MAX_BEFORE_LOGIN: u32 = 64 << 10;
 
 const AUTHENTICATION: u8 = b'R';
@@ -37,21 +39,24 @@ const DESCRIPTION_MAX: u32 = 256 << 10;
 const AUTHENTICATION_OK: u32 = 0;
 const AUTHENTICATION_CLEARTEXT: u32 = 3;
 const AUTHENTICATION_SASL_CONTINUE: u32 = 11;
-/// Rounds of hashing that a server may ask for. PostgreSQL's default is 4096; four thousand million are hours of one core.
+/// Maximum rounds of hashing that a server may ask for. PostgreSQL's default is 4096; four thousand
+/// million would take hours of one core.
 const SCRAM_ROUNDS_MAX: u64 = 1_000_000;
 
-/// The words by which an error of ours is known again, where a library hands it on as text.
+/// The texts by which our own error is recognised where a library passes it on as text.
 pub(in crate::cluster) const CLEARTEXT_REFUSED: &str = "the server asks for the password in clear, over a channel that is neither verified nor loopback";
-/// Before a session begins, a server that cannot start a process for it answers in a form of its own, without a length.
+/// Before a session begins, a server that cannot start a process for it answers in a special form
+/// without a length.
 pub(in crate::cluster) const NO_PROCESS: &str =
     "the server cannot start a process for a session: it is out of memory or processes";
 pub(in crate::cluster) const MALFORMED: &str = "the server does not keep to the protocol";
 
-/// Connects, and says whether the peer of the connection is this very machine.
+/// Connects. Returns whether the connection's peer is this machine.
 pub(in crate::cluster) async fn connect(to: &Datastore) -> io::Result<(TcpStream, bool)> {
     let tcp = first_that_accepts(to).await?;
     tcp.set_nodelay(true)?;
-    // It may be silent for as long as a copy takes, and firewalls forget silent connections.
+    // The connection may be silent as long as a copy takes, and firewalls forget silent
+    // connections.
     rustix::net::sockopt::set_socket_keepalive(&tcp, true)?;
     rustix::net::sockopt::set_tcp_keepidle(&tcp, KEEPALIVE_IDLE)?;
     rustix::net::sockopt::set_tcp_keepintvl(&tcp, KEEPALIVE_INTERVAL)?;
@@ -60,7 +65,8 @@ pub(in crate::cluster) async fn connect(to: &Datastore) -> io::Result<(TcpStream
     Ok((tcp, loopback))
 }
 
-/// All addresses of the name are tried at once: one that is filtered must not keep us from the others.
+/// Connects to the first address that accepts. All addresses of the name are tried at once, so that
+/// a filtered one does not block the others.
 async fn first_that_accepts(to: &Datastore) -> io::Result<TcpStream> {
     let mut tries = JoinSet::new();
     for address in tokio::net::lookup_host((to.host.as_str(), to.port)).await? {
@@ -77,22 +83,22 @@ async fn first_that_accepts(to: &Datastore) -> io::Result<TcpStream> {
     Err(refused.unwrap_or_else(|| io::ErrorKind::HostUnreachable.into()))
 }
 
-/// Whether the address is a loopback address. Only the text is read; no name is resolved.
+/// Returns whether the address is a loopback address. Only the text is read; no name is resolved.
 pub fn is_loopback(host: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
-/// Whether TLS proves the identity of the server.
+/// Returns whether TLS proves the identity of the server.
 pub fn is_verified(to: &Datastore) -> bool {
     match to.ssl_mode {
         SslMode::VerifyFull | SslMode::VerifyCa => true,
-        // As libpq: a given root certificate is checked under `require` too.
+        // libpq does the same: a given root certificate is checked under `require` too.
         SslMode::Require => to.ssl_root_cert.is_some(),
         SslMode::Prefer | SslMode::Disable => false,
     }
 }
 
-/// When a server's bytes came last. A row may be on its way for minutes.
+/// Time at which a server's bytes came last. A row may take minutes to arrive.
 #[derive(Debug, Clone)]
 pub(in crate::cluster) struct Heard {
     since: Instant,
@@ -122,11 +128,11 @@ impl Heard {
 /// The state of the watch.
 #[derive(Debug)]
 enum Place {
-    /// One byte comes first: the answer to the question for TLS.
+    /// Before one byte: the answer to the question for TLS.
     TlsAnswer,
-    /// The bytes are TLS's own; those within have a watch of their own.
+    /// The bytes are TLS's own; the content has its own watch.
     Tls,
-    /// Within a message's type and length.
+    /// Within the type and length of a message.
     Header {
         bytes: [u8; 5],
         count: usize,
@@ -143,7 +149,7 @@ enum Place {
         bytes: Vec<u8>,
         left: u32,
     },
-    /// Within what a server sends during SCRAM. It is short, for we are not let in yet.
+    /// Within a server's message during SCRAM. It is short, because the login is not complete.
     Scram {
         text: Vec<u8>,
         left: u32,
@@ -164,9 +170,10 @@ pub(in crate::cluster) struct Watched<S> {
     io: S,
     place: Place,
     logged_in: bool,
-    /// A password may be given in clear.
+    /// True: a password may be sent in clear.
     private: bool,
-    /// The client asks the server about types that it does not know, and about those in the answer, without end.
+    /// True: only known types are allowed. The client asks the server about each type that it does
+    /// not know, and about the types in that answer, without end.
     known_types_only: bool,
     heard: Heard,
 }
@@ -176,7 +183,7 @@ impl<S> Watched<S> {
         self.heard.clone()
     }
 
-    /// `private`: nobody else can read what is sent.
+    /// Makes a watched stream. `private`: nobody else can read the sent bytes.
     pub(in crate::cluster) fn new(io: S, private: bool) -> Self {
         Watched {
             io,
@@ -188,13 +195,14 @@ impl<S> Watched<S> {
         }
     }
 
-    /// Lets through the types of PostgreSQL itself, and no other type of the peer.
+    /// Allows PostgreSQL's own types, and no other type of the peer.
     pub(in crate::cluster) fn with_known_types_only(mut self, only: bool) -> Self {
         self.known_types_only = only;
         self
     }
 
-    /// On this stream TLS is asked for first. Where the server has none, it goes on in clear.
+    /// Makes a stream on which TLS is requested first. If the server has no TLS, it goes on in
+    /// clear.
     pub(in crate::cluster) fn before_tls(io: S, private: bool) -> Self {
         Watched {
             place: Place::TlsAnswer,
@@ -269,7 +277,7 @@ impl<S> Watched<S> {
                 Place::Body { left } => {
                     let seen = bytes.len().min(*left as usize);
                     bytes = &bytes[seen..];
-                    // No more than `left`, which is 32 bits wide.
+                    // The number is no more than `left`, which is 32 bits wide.
                     self.place = body(*left - seen as u32);
                 }
             }
@@ -277,7 +285,7 @@ impl<S> Watched<S> {
         Ok(())
     }
 
-    /// The length counts itself, and not the type.
+    /// Checks an announced length, which counts itself but not the type.
     fn announced(&self, kind: u8, length: u32) -> io::Result<Place> {
         let most = match self.logged_in {
             true => MESSAGE_MAX,
@@ -334,7 +342,7 @@ impl<S> Watched<S> {
     }
 }
 
-/// Every type that is described is one that the client knows by itself.
+/// Checks that every described type is one that the client knows without asking.
 fn known_types(kind: u8, description: &[u8]) -> io::Result<()> {
     let cut = || malformed("a description of columns or parameters is cut off");
     let word = |bytes: &[u8]| bytes.first_chunk().map(|word| u32::from_be_bytes(*word));
@@ -342,7 +350,7 @@ fn known_types(kind: u8, description: &[u8]) -> io::Result<()> {
     for _ in 0..u16::from_be_bytes(*count) {
         if kind == COLUMNS {
             let name = rest.iter().position(|byte| *byte == 0).ok_or_else(cut)?;
-            // Behind the name: its table, and the column's number there.
+            // After the name: its table, and the column's number there.
             rest = rest.get(name + 1 + 6..).ok_or_else(cut)?;
         }
         let oid = word(rest).ok_or_else(cut)?;
@@ -392,7 +400,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         self.heard.again();
         let seen = self.see(&buffer.filled()[before..]);
         if seen.is_err() {
-            // Nobody reads what is refused.
+            // Refused bytes are not passed on.
             buffer.set_filled(before);
         }
         Poll::Ready(seen)
@@ -423,7 +431,7 @@ impl<S: TlsStream + Unpin> TlsStream for Watched<S> {
     }
 }
 
-/// TLS whose content is watched.
+/// TLS with a watch on its content.
 pub(in crate::cluster) struct WatchedTls<T> {
     pub(in crate::cluster) inner: T,
     pub(in crate::cluster) private: bool,

@@ -1,4 +1,4 @@
-//! PostgreSQL's own client programs: the schema travels by `pg_dump` and `pg_restore`.
+//! PostgreSQL's own client programs: `pg_dump` and `pg_restore` copy the schema.
 
 use super::datastore::SESSION_OPTIONS;
 use super::libpq::{self, Environment};
@@ -14,9 +14,9 @@ use tokio::process::{Child, Command};
 pub struct ClientPrograms {
     pub directory: PathBuf,
     pub major: u32,
-    /// Of the servers they will talk to.
+    /// Versions of the servers that they will connect to.
     servers: Servers,
-    /// In which they speak to them.
+    /// Encoding of their connections.
     encoding: &'static str,
 }
 
@@ -26,9 +26,9 @@ struct Servers {
     spare: u32,
 }
 
-/// Roles and tablespaces are a server's own.
-const NOT_OF_A_SERVER: [&str; 3] = ["--no-owner", "--no-privileges", "--no-tablespaces"];
-/// Nothing of ours travels, and nobody is kept waiting long for a lock.
+/// Options that leave out roles and tablespaces, because they belong to a server.
+const NO_SERVER_OBJECTS: [&str; 3] = ["--no-owner", "--no-privileges", "--no-tablespaces"];
+/// Options that leave out our own objects, and limit the wait for a lock.
 const BUILDERS_ONLY: [&str; 4] = [
     "--exclude-schema=warm_spare",
     "--no-publications",
@@ -51,11 +51,11 @@ pub enum ProgramError {
     Failed { program: String, text: String },
 }
 
-/// The pairs that are on this machine.
+/// The pairs of programs on this machine.
 pub struct InstalledClients(Vec<(PathBuf, u32)>);
 
 impl InstalledClients {
-    /// Each program is asked for its version, all at once: on some systems it is a script, and slow.
+    /// Asks each program for its version, all at once: on some systems it is a script, and slow.
     pub async fn look() -> InstalledClients {
         let asked = candidates().into_iter().map(|directory| async {
             let major = major_of(&directory.join("pg_dump")).await?;
@@ -66,8 +66,8 @@ impl InstalledClients {
         InstalledClients(found.into_iter().flatten().collect())
     }
 
-    /// One that can read the primary and write what the spare understands: primary ≤ major ≤ spare. The local
-    /// datastore's own come first, then the oldest that fits.
+    /// Returns programs that can read the primary and write a schema for the spare: primary ≤ major
+    /// ≤ spare. The programs of the local datastore are preferred, then the oldest that fit.
     pub fn fitting(&self, primary: u32, spare: u32) -> Result<ClientPrograms, ProgramError> {
         let fit = || {
             let all = self.0.iter();
@@ -100,7 +100,8 @@ impl InstalledClients {
     }
 }
 
-/// Where such programs are: in the one directory that `WARM_SPARE_PG_CLIENTS` names, else in Habitat's and Debian's places and on `PATH`.
+/// Returns the directories of such programs: the one directory in `WARM_SPARE_PG_CLIENTS`,
+/// otherwise Habitat's and Debian's directories and `PATH`.
 fn candidates() -> Vec<PathBuf> {
     if let Some(only) = std::env::var_os("WARM_SPARE_PG_CLIENTS") {
         return vec![PathBuf::from(only)];
@@ -143,7 +144,8 @@ async fn major_of(program: &Path) -> Option<u32> {
 }
 
 impl ClientPrograms {
-    /// For a database of that encoding. `SQL_ASCII` does not say what its bytes mean, so they are not read as UTF-8.
+    /// Returns the programs for a database of that encoding. `SQL_ASCII` does not define what its
+    /// bytes mean, so they are not read as UTF-8.
     pub fn for_encoding(self, encoding: &str) -> ClientPrograms {
         match encoding {
             "SQL_ASCII" => ClientPrograms {
@@ -175,7 +177,7 @@ impl ClientPrograms {
         program
             .command
             .args(["--format=custom", "--schema-only"])
-            .args(NOT_OF_A_SERVER)
+            .args(NO_SERVER_OBJECTS)
             .args(BUILDERS_ONLY)
             .arg(format!("--snapshot={snapshot}"))
             .arg("--file")
@@ -184,8 +186,8 @@ impl ClientPrograms {
         program.run().await
     }
 
-    /// Has `pg_dump` connect and leave out everything, for it reads no certificate, no host name and no pg_hba.conf line
-    /// quite as our own sessions do.
+    /// Lets `pg_dump` connect without dumping anything, because it reads certificates, host names
+    /// and pg_hba.conf lines not exactly as our own sessions do.
     pub async fn try_out(
         &self,
         side: Side,
@@ -208,8 +210,8 @@ impl ClientPrograms {
         Ok(program)
     }
 
-    /// Restores one section of the archive into `database`, as `owner` where one is given: all but what only our own user
-    /// may make.
+    /// Restores one section of the archive into `database`, as `owner` if one is given: then all
+    /// entries except those that only our own user may create.
     pub async fn restore(
         &self,
         to: &Datastore,
@@ -224,7 +226,7 @@ impl ClientPrograms {
             program
                 .command
                 .arg("--exit-on-error")
-                .args(NOT_OF_A_SERVER)
+                .args(NO_SERVER_OBJECTS)
                 .arg(format!("--section={section}"))
                 .arg(format!("--jobs={jobs}"))
                 .args(owner.map(|name| format!("--role={name}")))
@@ -248,7 +250,7 @@ impl ClientPrograms {
         Ok(())
     }
 
-    /// As `pg_restore --list` tells them.
+    /// Returns the contents as `pg_restore --list` prints them.
     async fn contents(&self, archive: &Path, section: &str) -> Result<String, ProgramError> {
         let mut command = Command::new(self.directory.join("pg_restore"));
         command
@@ -265,8 +267,8 @@ impl ClientPrograms {
         Ok(String::from_utf8_lossy(&output).into_owned())
     }
 
-    /// Copies a whole database of our own server, as the snapshot sees it, into another one there. The rows are not laid on
-    /// disk; `scratch` takes the schema.
+    /// Copies a whole database of the local server, as the snapshot sees it, into another local
+    /// database. The rows are not stored on disk; `scratch` takes the schema.
     pub async fn copy_database(
         &self,
         server: &Datastore,
@@ -282,7 +284,7 @@ impl ClientPrograms {
         let mut dump = self.pg_dump(Side::Local, server)?;
         dump.command
             .args(["--format=custom", "--compress=0", "--data-only"])
-            .args(NOT_OF_A_SERVER)
+            .args(NO_SERVER_OBJECTS)
             .args(BUILDERS_ONLY)
             .arg(format!("--snapshot={snapshot}"))
             .arg(to_database(&server.database));
@@ -290,7 +292,7 @@ impl ClientPrograms {
         restore
             .command
             .args(["--exit-on-error", "--data-only"])
-            .args(NOT_OF_A_SERVER)
+            .args(NO_SERVER_OBJECTS)
             .arg(to_database(to));
         through_a_pipe(dump, restore).await?;
         self.restore(server, to, "post-data", &archive, 1, owner)
@@ -302,7 +304,7 @@ impl ClientPrograms {
         let environment =
             libpq::connect(&mut command, to).map_err(|source| not_started(name, source))?;
         command
-            // What they say is read by us too.
+            // We read their output too.
             .env("LC_ALL", "C")
             .env("PGCLIENTENCODING", self.encoding)
             .env("PGOPTIONS", self.options(side) + login::of(to));
@@ -313,8 +315,9 @@ impl ClientPrograms {
         })
     }
 
-    /// The programs lift most limits themselves, but not that on idle sessions: between two indexes theirs are idle.
-    /// A server refuses to be told of a limit that it does not know.
+    /// Returns the session options of the programs. They lift most limits themselves, but not the
+    /// one on idle sessions: their sessions are idle between two indexes. A server refuses a limit
+    /// that it does not know.
     fn options(&self, side: Side) -> String {
         let (server, read_only) = match side {
             Side::Peer => (self.servers.primary, "on"),
@@ -332,13 +335,14 @@ impl ClientPrograms {
     }
 }
 
-/// Names a database whatever is in its name: a plain one with `=` in it would be taken for a connection string.
+/// Returns the argument for a database of any name: a plain name with `=` in it would be read as a
+/// connection string.
 fn to_database(name: &str) -> String {
     let quoted = name.replace('\\', r"\\").replace('\'', r"\'");
     format!("--dbname=dbname='{quoted}'")
 }
 
-/// The first line that speaks of an error, which is the cause, and the last few.
+/// Returns the first line that mentions an error, which is the cause, and the last few lines.
 fn telling(text: &str) -> String {
     let lines: Vec<&str> = text
         .lines()
@@ -357,21 +361,22 @@ fn telling(text: &str) -> String {
         .join("; ")
 }
 
-/// Told to end when nobody waits for it any more: by TERM, at which it ends its workers and cancels what they have the
-/// server do. By KILL they would go on, and the server with them.
+/// A running program. If nobody waits for it any more, it gets TERM, at which it ends its workers
+/// and cancels their statements on the server. With KILL they would go on, and the server with
+/// them.
 struct Running(Option<u32>);
 
 impl Drop for Running {
     fn drop(&mut self) {
         let pid = self.0.and_then(|pid| i32::try_from(pid).ok());
         if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
-            // Fails only if it has just ended.
+            // This fails only if the program has just ended.
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         }
     }
 }
 
-/// One that is ready to be started.
+/// A program that is ready to be started.
 struct Program {
     name: String,
     command: Command,
@@ -402,7 +407,7 @@ impl Program {
         Ok((child, running))
     }
 
-    /// Gives the program's output, where that is read.
+    /// Returns the program's output, if that is read.
     async fn finish(&self, child: Child, mut running: Running) -> Result<Vec<u8>, ProgramError> {
         let output = child
             .wait_with_output()
@@ -438,13 +443,14 @@ async fn through_a_pipe(mut from: Program, mut to: Program) -> Result<(), Progra
         .stdin(pipe.unwrap_or_else(Stdio::null))
         .stdout(Stdio::null());
     let (receiving, receives) = to.start()?;
-    // Our own copy of the pipe's end would keep the sender from noticing that the receiver is gone.
+    // This process's copy of the pipe's end would keep the sender from noticing that the receiver
+    // is gone.
     to.command.stdin(Stdio::null());
     let (sent, received) =
         tokio::join!(from.finish(sending, sends), to.finish(receiving, receives));
     match (sent.map(drop), received.map(drop)) {
         (Ok(()), received) => received,
-        // Whoever failed first took the other along: a person reads both.
+        // The program that failed first made the other one fail too: an operator reads both texts.
         (Err(sent), Err(received)) => Err(ProgramError::Failed {
             program: format!("{} into {}", from.name, to.name),
             text: format!("{received}; {sent}"),

@@ -1,4 +1,4 @@
-//! Connecting to PostgreSQL, and what can go wrong with it.
+//! Connects to PostgreSQL, and classifies the failures.
 
 use super::channel::{self, CLEARTEXT_REFUSED, Heard, MALFORMED, NO_PROCESS, Watched, WatchedTls};
 use super::{login, tls};
@@ -18,11 +18,12 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DatastoreFault {
-    /// Nobody answers, or the line was cut, or no answer came in time: tried again.
+    /// The server does not answer, the connection was lost, or no answer came in time: tried again.
     Unreachable,
-    /// The server answers, and takes no session now: it is out of connections, starts or stops. Tried again.
+    /// The server answers, but accepts no session now: it has no free connection, starts or stops.
+    /// Tried again.
     Refusing,
-    /// Not the server but a connection pooler, which does not hand on what our sessions need.
+    /// The answer is from a connection pooler, which does not pass on what our sessions need.
     Pooler,
     /// Wrong user or password, or no pg_hba.conf line.
     Authentication,
@@ -35,7 +36,7 @@ pub enum DatastoreFault {
     Cancelled,
     /// The statement itself was refused.
     Statement,
-    /// The answer is none that a PostgreSQL server gives, or not of the form that was asked for.
+    /// The answer is not one of a PostgreSQL server, or has not the requested form.
     Malformed,
 }
 
@@ -111,7 +112,9 @@ impl DatastoreError {
                 "end sessions in the {side} datastore that nobody needs (pg_stat_activity), or raise the limit that the text names: max_connections, or CONNECTION LIMIT of the role or the database"
             ),
             DatastoreFault::Refusing => {
-                format!("wait until the {side} datastore has started; its log says what it does")
+                format!(
+                    "wait until the {side} datastore has started; its log says what it is doing"
+                )
             }
             DatastoreFault::Pooler => format!(
                 "let {side}.datastore.host and {side}.datastore.port name the PostgreSQL server itself: our sessions need settings, locks and snapshots of their own"
@@ -141,10 +144,11 @@ impl DatastoreError {
     }
 }
 
-/// Characters of a server's own words that are shown.
+/// Maximum number of characters of a server's own words that are shown.
 const TEXT_MAX: usize = 2000;
 
-/// The server's own words, so that they make no line of their own in a log, and move no cursor on a terminal.
+/// Returns the server's own words in a form that cannot start a new line in a log, and cannot move
+/// the cursor of a terminal.
 pub(in crate::cluster) fn printable(text: &str) -> String {
     let shown = text.chars().take(TEXT_MAX);
     shown
@@ -156,18 +160,19 @@ pub(in crate::cluster) fn address(to: &Datastore) -> String {
     format!("{}:{}", to.host, to.port)
 }
 
-/// The limits that every server knows since version 9.6. They are lifted at the start of a session, so that not even its
-/// first statement is under them.
+/// The limits that every server knows since version 9.6. They are lifted when a session starts, so
+/// that they do not apply even to its first statement.
 macro_rules! no_limits {
     () => {
         "-c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0"
     };
 }
 
-/// Start-up options of every session of ours but those that look at a server as a client does. Server, database and role
-/// may have other settings: of the text of values, of what SQL means, of who we are, and of `synchronous_commit`, with
-/// which a promotion would be reported before it is on disk. A server that is not told to ask whether our machine is
-/// still there keeps the session of a lost one, with its locks, for two hours.
+/// Start-up options of every session of ours, except those that look at a server as a client does.
+/// Server, database and role may have other settings: for the text of values, for the meaning of
+/// SQL, for our role, and for `synchronous_commit`, with which a promotion would be reported before
+/// it is on disk. Without keepalives, a server keeps the session of a lost machine, with its locks,
+/// for two hours.
 pub(in crate::cluster) const SESSION_OPTIONS: &str = concat!(
     "-c DateStyle=ISO -c IntervalStyle=postgres -c TimeZone=UTC -c extra_float_digits=3 -c bytea_output=hex ",
     "-c array_nulls=on -c xmloption=content -c standard_conforming_strings=on ",
@@ -177,17 +182,17 @@ pub(in crate::cluster) const SESSION_OPTIONS: &str = concat!(
     no_limits!()
 );
 
-/// Start-up options that show whether our options arrived. Servers, databases and roles rarely have all of these values
-/// by themselves.
-const TELLING: [(&str, &str); 3] = [
+/// Start-up options that show whether our options arrived. Servers, databases and roles rarely have
+/// all of these values by themselves.
+const PROBE_SETTINGS: [(&str, &str); 3] = [
     ("extra_float_digits", "3"),
     ("bytea_output", "hex"),
     ("synchronous_commit", "on"),
 ];
 
-/// The schemas in which a session of ours looks for names that have none. A function that somebody else made must not
-/// take the place of the server's own: `pg_catalog` goes before every path that does not name it. Our own tables are in
-/// `public` of our own database, where only we create.
+/// Returns the schemas in which our session looks for names without a schema. Another user's
+/// function must not be called instead of the server's own: `pg_catalog` comes first in every path
+/// that does not name it. Our own tables are in `public` of our own database, where only we create.
 pub(in crate::cluster) fn search_path(database: &str) -> &'static str {
     match database {
         crate::cluster::state_db::state::DATABASE => "public",
@@ -195,7 +200,8 @@ pub(in crate::cluster) fn search_path(database: &str) -> &'static str {
     }
 }
 
-/// Opens a session. `read_only` is what the server is told its transactions are; it also lifts our own fence for us.
+/// Opens a session. `read_only`: the server makes its transactions read-only; false lifts our own
+/// fence for this session.
 pub(in crate::cluster) async fn connect(
     side: Side,
     to: &Datastore,
@@ -222,7 +228,7 @@ pub(in crate::cluster) async fn connect(
         ("search_path", path),
         ("default_transaction_read_only", read_only),
     ];
-    let expected: Vec<_> = TELLING.into_iter().chain(own).collect();
+    let expected: Vec<_> = PROBE_SETTINGS.into_iter().chain(own).collect();
     match no_session(&client, &first, &expected).await {
         Ok(None) => Ok((client, wire)),
         Ok(Some(seen)) => Err(DatastoreError::new(
@@ -236,8 +242,9 @@ pub(in crate::cluster) async fn connect(
     }
 }
 
-/// Opens a session as any client would, with the database's and the role's own settings, but for their limits on time.
-/// No login event trigger fires: it would take each look of ours for a person.
+/// Opens a session as any client would, with the database's and the role's own settings, but
+/// without their time limits. No login event trigger fires: it would count each of our checks as a
+/// person's login.
 pub(in crate::cluster) async fn connect_plainly(
     side: Side,
     to: &Datastore,
@@ -248,7 +255,7 @@ pub(in crate::cluster) async fn connect_plainly(
     open(side, to, database, options).await
 }
 
-/// The same in a database that has no login event trigger.
+/// Does the same in a database that has no login event trigger.
 pub(in crate::cluster) async fn connect_to_ask(
     side: Side,
     to: &Datastore,
@@ -310,13 +317,14 @@ async fn open(
         Ok((client, drive(side, connection, heard)))
     };
     let doing = connecting(to, database);
-    // The library's own limit covers only the TCP connection, not a server that accepts and never answers.
+    // The library's own limit covers only the TCP connection, and not a server that accepts and
+    // never answers.
     match timeout(2 * CONNECT_TIMEOUT, opening).await {
         Ok(Ok(opened)) => Ok(opened),
         Ok(Err(Opening::Failed(e))) => {
             let mut error = DatastoreError::of(side, &address(to), &doing, &e);
-            // A server has codes of its own for each reason to refuse a session. PgBouncer has the first for all of
-            // them, and the proxy of RDS the second for start-up options.
+            // A server has its own code for each reason to refuse a session. PgBouncer uses the
+            // first code for all of them, and the proxy of RDS the second for start-up options.
             let of_a_pooler = [
                 SqlState::PROTOCOL_VIOLATION,
                 SqlState::FEATURE_NOT_SUPPORTED,
@@ -376,8 +384,9 @@ impl From<tokio_postgres::Error> for Opening {
     }
 }
 
-/// The task that carries a connection. Dropped, it closes the socket at once, whatever is still on its way: left alone,
-/// the library would read a running COPY to its end first, and hold its locks as long.
+/// The task of a connection. If it is dropped, it closes the socket at once, whatever is still
+/// being sent: otherwise the library would read a running COPY to its end first, and hold its locks
+/// as long.
 pub(in crate::cluster) struct Wire {
     task: tokio::task::AbortHandle,
     /// Closed with the connection.
@@ -403,7 +412,7 @@ impl Drop for Wire {
     }
 }
 
-/// Has the server give up what it is doing for a session that is not waited for any more.
+/// Asks the server to cancel the statement of a session that nobody waits for any more.
 pub(in crate::cluster) fn cancel(side: Side, to: &Datastore, token: CancelToken) {
     let to = to.clone();
     tokio::spawn(async move {
@@ -435,7 +444,7 @@ where
     let (held, open) = watch::channel(());
     let task = tokio::spawn(async move {
         let _held = held;
-        // Its error reaches the client's calls as well.
+        // Its error is also returned by the client's calls.
         if let Err(error) = connection.await {
             log::debug!("{side} datastore: a connection ended: {error}");
         }
@@ -447,10 +456,11 @@ where
     }
 }
 
-/// The limits that only newer servers know: naming an unknown one at the start would be refused. A server that is told to
-/// look for its client ends what an abandoned session was doing, wherever that waits.
+/// Lifts the limits that only newer servers know: an unknown one in the start-up options would be
+/// refused. A server that checks for its client ends the statement of an abandoned session,
+/// wherever that waits.
 ///
-/// Gives the server process that did it.
+/// Returns the server process of the session.
 async fn lift_time_outs(client: &Client) -> Result<String, tokio_postgres::Error> {
     let said = client
         .simple_query(
@@ -463,8 +473,9 @@ async fn lift_time_outs(client: &Client) -> Result<String, tokio_postgres::Error
     Ok(last_row(&said).into_iter().next().unwrap_or_default())
 }
 
-/// Why this is not a session of one server process with the settings that it was opened with; None: it is one. A pooler may
-/// drop start-up options without a word, and may give each transaction to another process.
+/// Returns the reason why this is not a session of one server process with the settings that it was
+/// opened with; None: it is one. A pooler may drop start-up options silently, and may give each
+/// transaction to another process.
 async fn no_session(
     client: &Client,
     first: &str,
@@ -479,7 +490,7 @@ async fn no_session(
     let second = said.next().unwrap_or_default();
     if second != first {
         return Ok(Some(format!(
-            "server process {first} carried out one statement, and {second} the next: a connection pooler stands between"
+            "server process {first} carried out one statement, and {second} the next: a connection pooler is in between"
         )));
     }
     let wrong = expected
@@ -488,12 +499,12 @@ async fn no_session(
         .find(|((_, value), found)| value != found);
     Ok(wrong.map(|((name, value), found)| {
         format!(
-            "the session was opened with {name} = {value}, and has {found}: a connection pooler stands between, and drops start-up options"
+            "the session was opened with {name} = {value}, and has {found}: a connection pooler is in between, and drops start-up options"
         )
     }))
 }
 
-/// Its values as text, NULL as an empty one.
+/// Returns the values of the last row as text, NULL as an empty text.
 pub(in crate::cluster) fn last_row(said: &[SimpleQueryMessage]) -> Vec<String> {
     let row = said.iter().rev().find_map(|message| match message {
         SimpleQueryMessage::Row(row) => Some(row),
@@ -531,7 +542,7 @@ fn classify(error: &tokio_postgres::Error) -> (DatastoreFault, String) {
         Some(detail) => format!("{} ({detail})", db.message()),
         None => db.message().to_string(),
     };
-    // Which row of a COPY, and nothing of what is in it.
+    // The row of a COPY, and nothing of its content.
     let message = match db.where_() {
         Some(place) if *db.code() == SqlState::CHARACTER_NOT_IN_REPERTOIRE => {
             format!("{message} ({place})")
@@ -541,7 +552,8 @@ fn classify(error: &tokio_postgres::Error) -> (DatastoreFault, String) {
     (fault_of(db.code(), db.message()), message)
 }
 
-/// A server takes every start-up parameter of ours; a pooler names the one that it does not know.
+/// Returns the fault. A server accepts every start-up parameter of ours; a pooler names the one
+/// that it does not know.
 pub(in crate::cluster) fn fault_of(state: &SqlState, message: &str) -> DatastoreFault {
     if *state == SqlState::PROTOCOL_VIOLATION && message.contains("startup parameter") {
         return DatastoreFault::Pooler;
@@ -549,7 +561,7 @@ pub(in crate::cluster) fn fault_of(state: &SqlState, message: &str) -> Datastore
     fault_of_state(state)
 }
 
-/// An answer that the channel did not let through.
+/// Returns the fault of an answer that the channel refused.
 pub(in crate::cluster) fn refused_by_us(text: &str) -> Option<DatastoreFault> {
     if text.contains(CLEARTEXT_REFUSED) {
         return Some(DatastoreFault::Authentication);
@@ -570,7 +582,8 @@ fn fault_of_state(state: &SqlState) -> DatastoreFault {
         s if *s == SqlState::QUERY_CANCELED || *s == SqlState::ADMIN_SHUTDOWN => {
             DatastoreFault::Cancelled
         }
-        // A deadlock, a lock, memory, a slot whose reader has not quite gone: another time it may well do.
+        // A deadlock, a lock, memory, a slot whose reader is not quite gone: the next try may
+        // succeed.
         _ if ["40", "53"].iter().any(|class| code.starts_with(class))
             && *state != SqlState::TOO_MANY_CONNECTIONS
             || matches!(code, "55006" | "55P03") =>

@@ -1,19 +1,20 @@
-//! Our sessions, locks and slots on the peer's server at present, and how much they hold back there. The server is asked;
-//! nothing is assumed.
+//! Reads our sessions, locks and slots on the peer's server at present, and how much they hold back
+//! there. The server is asked; nothing is assumed.
 
 use super::datastore::DatastoreError;
 use super::session::PeerSession;
 use crate::config::Datastore;
 
-/// Sessions of ours, and what they hold.
+/// Our sessions, and the things that they hold.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Footprint {
     pub sessions: i64,
-    /// Readers of a slot, and those that make one.
+    /// Readers of a slot, and sessions that create one.
     pub walsenders: i64,
-    /// How long the oldest transaction of ours has been open; None: none is.
+    /// Age of our oldest open transaction; None: none is open.
     pub transaction_seconds: Option<f64>,
-    /// Over so many transactions no row that went is vacuumed, for our sake; None: we keep none.
+    /// Number of transactions for which no deleted row is vacuumed because of us; None: we hold
+    /// none back.
     pub xmin_age: Option<i32>,
     /// Locks on tables.
     pub locks: i64,
@@ -35,11 +36,11 @@ SELECT count(*), count(*) FILTER (WHERE backend_type = 'walsender'),
        (SELECT count(*) FROM pg_replication_slots WHERE temporary AND starts_with(slot_name, $1))
 FROM ours";
 
-/// Asked on a session of its own, which does not count.
+/// Asks in its own session, which does not count.
 pub async fn footprint(to: &Datastore, cluster_id: &str) -> Result<Footprint, DatastoreError> {
     let session = PeerSession::open(to).await?;
     let slots = format!("warm_spare_{cluster_id}_");
-    let doing = "looking for what is ours on the primary";
+    let doing = "looking for our sessions on the primary";
     let row = session.row(doing, QUESTION, &[&slots]).await?;
     Ok(Footprint {
         sessions: row.get(0)?,

@@ -1,5 +1,6 @@
-//! The environment of PostgreSQL's own programs. They connect as our sessions do, or not at all: whatever this process was
-//! started with, and whatever lies in the user's home directory, is not theirs to read.
+//! The environment of PostgreSQL's own programs. They connect as our sessions do, or not at all:
+//! they must not read the environment that this process was started with, nor files in the user's
+//! home directory.
 
 use super::{channel, tls};
 use crate::config::Datastore;
@@ -8,18 +9,18 @@ use std::path::Path;
 use tempfile::NamedTempFile;
 use tokio::process::Command;
 
-/// No file can be here. libpq takes a variable that is empty for one that is not set, and then looks into the home
-/// directory.
-const NOWHERE: &str = "/dev/null/none";
+/// A path at which no file can be. libpq treats an empty variable as one that is not set, and then
+/// looks into the home directory.
+const NO_FILE: &str = "/dev/null/none";
 
-/// Files that a program reads while it runs. They go with this.
+/// Files that a program reads while it runs. They are deleted with this value.
 pub(in crate::cluster) struct Environment {
-    /// The authorities of this system, as our own sessions read them.
+    /// The certificate authorities of this system, as our own sessions read them.
     _authorities: Option<NamedTempFile>,
 }
 
-/// Names the server, the user, and how the server is to prove itself. Secrets go by the environment, where only our own
-/// user can read them.
+/// Sets the server, the user, and how the server must prove its identity. Secrets are passed in the
+/// environment, where only our own user can read them.
 pub(in crate::cluster) fn connect(
     command: &mut Command,
     to: &Datastore,
@@ -35,10 +36,10 @@ pub(in crate::cluster) fn connect(
         .env("PGUSER", &to.user)
         .env("PGAPPNAME", "warm-spare")
         .env("PGCONNECT_TIMEOUT", "10")
-        .env("PGPASSFILE", NOWHERE)
+        .env("PGPASSFILE", NO_FILE)
         .env("PGSSLMODE", to.ssl_mode.as_str())
         .env("PGGSSENCMODE", "disable");
-    // Clients before 16 do not know this; ours have asked the same server before.
+    // Clients before 16 do not know this variable; our sessions have asked the same server before.
     if !channel::is_loopback(&to.host) && !channel::is_verified(to) {
         command.env("PGREQUIREAUTH", "!password");
     }
@@ -53,24 +54,26 @@ pub(in crate::cluster) fn connect(
     let root = match (&authorities, &to.ssl_root_cert) {
         (Some(file), _) => file.path(),
         (None, Some(path)) if channel::is_verified(to) => path,
-        // libpq checks whatever certificate it finds an authority for, also where nobody asked for it.
-        (None, _) => Path::new(NOWHERE),
+        // libpq checks any certificate for which it finds an authority, even if nobody asked for
+        // it.
+        (None, _) => Path::new(NO_FILE),
     };
     let (cert, key) = match (&to.ssl_cert, &to.ssl_key) {
         (Some(cert), Some(key)) => (cert.as_path(), key.as_path()),
-        _ => (Path::new(NOWHERE), Path::new(NOWHERE)),
+        _ => (Path::new(NO_FILE), Path::new(NO_FILE)),
     };
     command
         .env("PGSSLROOTCERT", root)
         .env("PGSSLCERT", cert)
         .env("PGSSLKEY", key)
-        .env("PGSSLCRL", NOWHERE);
+        .env("PGSSLCRL", NO_FILE);
     Ok(Environment {
         _authorities: authorities,
     })
 }
 
-/// libpq before 16 knows no authorities of a system, and a later one may know others than we do.
+/// Writes the certificate authorities of this system to a file. libpq before 16 does not know them,
+/// and a later one may know others than we do.
 fn system_authorities() -> io::Result<NamedTempFile> {
     let mut file = NamedTempFile::new()?;
     tls::write_system_authorities(&mut file)?;

@@ -1,5 +1,5 @@
-//! Login event triggers, which PostgreSQL has since version 17. One that writes would refuse our read-only sessions on the
-//! peer, and would put rows of its own beside the copied ones here.
+//! Handles login event triggers, which PostgreSQL has since version 17. A trigger that writes would
+//! refuse our read-only sessions on the peer, and would add its own rows to the copied ones here.
 
 use super::datastore::{self, DatastoreError, address};
 use super::maintenance::is_of_the_database;
@@ -8,28 +8,32 @@ use crate::config::Datastore;
 use crate::domain::Side;
 use tokio_postgres::error::SqlState;
 
-/// The start-up option by which no event trigger fires. Servers before 17 refuse it, and so do those whose user may not
+/// The start-up option with which no event trigger fires. Servers before 17 refuse it, and so do
+/// servers whose user may not set it.
 /// set it.
 const NO_EVENT_TRIGGERS: &str = " -c event_triggers=off";
 
-/// Databases that have no login event trigger of anybody's, as a rule. They are asked for the server's version.
-const ASKED: [&str; 2] = ["postgres", "template1"];
+/// Databases that usually have no login event trigger. In one of them the server is asked for its
+/// version.
+const VERSION_DATABASES: [&str; 2] = ["postgres", "template1"];
 
-/// The servers that were asked, and whether each takes the option.
+/// The servers that were asked, and whether each accepts the option.
 static TAKEN: PerServer<bool> = PerServer::new();
 
-/// Returns the start-up option for a session of that database, or nothing where the server would refuse it. Fails where the
-/// session itself would.
+/// Returns the start-up option for a session of that database, or nothing if the server would
+/// refuse it. Fails if the session itself would fail.
 pub(in crate::cluster) async fn silence(
     side: Side,
     to: &Datastore,
     database: &str,
 ) -> Result<&'static str, DatastoreError> {
-    if ASKED.contains(&database) || database == crate::cluster::state_db::state::DATABASE {
+    if VERSION_DATABASES.contains(&database)
+        || database == crate::cluster::state_db::state::DATABASE
+    {
         return Ok("");
     }
     if TAKEN.known(to).is_none() {
-        for asked in ASKED {
+        for asked in VERSION_DATABASES {
             match ask(side, to, asked).await {
                 Ok(taken) => {
                     TAKEN.remember(to, taken);
@@ -48,7 +52,8 @@ pub(in crate::cluster) async fn silence(
     Ok(of(to))
 }
 
-/// The same for a program of PostgreSQL's own, before which our own sessions have been there.
+/// Returns the same for a program of PostgreSQL's own; our own sessions have asked the server
+/// before.
 pub(in crate::cluster) fn of(to: &Datastore) -> &'static str {
     match TAKEN.known(to) {
         Some(true) => NO_EVENT_TRIGGERS,
@@ -56,7 +61,7 @@ pub(in crate::cluster) fn of(to: &Datastore) -> &'static str {
     }
 }
 
-/// Forgets what the server takes if it refuses an option: it is another one by now.
+/// Forgets the server's answer if it refuses an option: it is another server by now.
 pub(in crate::cluster) fn mind(error: &DatastoreError, to: &Datastore) {
     if error.sql_state == Some(SqlState::UNDEFINED_OBJECT) {
         TAKEN.forget(to);

@@ -1,4 +1,5 @@
-//! A session on a server for what is not in one of its databases: which databases there are, and making another one.
+//! A session on a server for work outside its databases: listing databases, and creating another
+//! one.
 
 use super::datastore::{DatastoreError, DatastoreFault};
 use super::per_server::PerServer;
@@ -9,8 +10,9 @@ use crate::domain::Side;
 use tokio_postgres::error::SqlState;
 
 impl LocalSession {
-    /// In whichever database lets our user in. A provider may have no database `postgres`, and `pg_hba.conf` may have a
-    /// line for Builder's database alone. `template1` comes last: while a session is in it, nobody copies it.
+    /// Opens a session in any database that accepts our user. A provider may have no database
+    /// `postgres`, and `pg_hba.conf` may have a line only for Builder's database. `template1` comes
+    /// last: while a session is in it, nobody can copy it.
     pub async fn open_for_maintenance(to: &Datastore) -> Result<Self, DatastoreError> {
         LocalSession::open_for_maintenance_on(Side::Local, to).await
     }
@@ -40,11 +42,11 @@ impl LocalSession {
     }
 }
 
-/// The database that let us in last.
+/// The database that accepted us last.
 static OPEN: PerServer<String> = PerServer::new();
 
-/// Whether another database of the same server may let us in: this one is not there, no line of `pg_hba.conf` names it,
-/// our user may not connect to it, or nobody may.
+/// Returns whether another database of the same server may accept us: this one does not exist, no
+/// line of `pg_hba.conf` names it, our user may not connect to it, or nobody may.
 pub(in crate::cluster) fn is_of_the_database(error: &DatastoreError) -> bool {
     let state = error.sql_state.as_ref();
     error.fault == DatastoreFault::NoDatabase

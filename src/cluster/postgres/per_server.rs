@@ -1,4 +1,4 @@
-//! What this process remembers of each server.
+//! Values that this process remembers for each server.
 
 use super::datastore::address;
 use crate::config::Datastore;

@@ -1,7 +1,7 @@
-//! Rows that a server has sent, read as what was asked for or not at all.
+//! Reads a server's rows in the requested form, or not at all.
 //!
-//! The peer is data: a column of another type, a NULL where none can be, or rows without end are an error of the peer
-//! that names it, never the end of our process.
+//! The peer's answers are data. A column of another type, an impossible NULL, or rows without end
+//! are an error that names the peer, and never end our process.
 
 use super::datastore::{self, DatastoreError, DatastoreFault};
 use super::session::Session;
@@ -11,10 +11,10 @@ use std::pin::pin;
 use std::sync::Arc;
 use tokio_postgres::types::{FromSql, ToSql};
 
-/// Bytes of all rows that answer one statement; what is larger is copied, row by row.
+/// Maximum bytes of all rows that answer one statement; larger data is copied, row by row.
 const ANSWER_MAX: usize = 256 << 20;
 
-/// Where a row comes from, for errors.
+/// Origin of a row, for errors.
 #[derive(Debug)]
 pub(in crate::cluster) struct Origin {
     pub side: Side,
@@ -43,18 +43,18 @@ pub struct Row {
 }
 
 impl Row {
-    /// The value of a column, from 0.
+    /// Returns the value of a column, from 0.
     pub fn get<'a, T: FromSql<'a>>(&'a self, column: usize) -> Result<T, DatastoreError> {
         self.row.try_get(column).map_err(|error| {
             let text = crate::cluster::s3::store_error::chain(&error);
             self.origin
-                .malformed(format!("the answer is not what was asked for: {text}"))
+                .malformed(format!("the answer has not the requested form: {text}"))
         })
     }
 }
 
 impl Session {
-    /// The rows that answer a statement.
+    /// Returns the rows that answer a statement.
     pub async fn rows(
         &self,
         doing: &str,
@@ -82,7 +82,7 @@ impl Session {
         answer.await?
     }
 
-    /// The one row that answers a statement.
+    /// Returns the one row that answers a statement.
     pub async fn row(
         &self,
         doing: &str,
@@ -93,7 +93,7 @@ impl Session {
         match (rows.pop(), rows.len()) {
             (Some(row), 0) => Ok(row),
             (_, more) => Err(self.origin(doing).malformed(format!(
-                "one row was expected, and {} came",
+                "one row was expected, but {} came",
                 if more > 0 { "several" } else { "none" }
             ))),
         }

@@ -1,4 +1,4 @@
-//! Sessions: what may be asked of the local datastore, and the little that may be asked of the peer.
+//! Sessions: all questions to the local datastore, and the few questions to the peer.
 
 use super::datastore::{self, DatastoreError, DatastoreFault};
 use super::rows::Origin;
@@ -15,15 +15,16 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, CopyInSink, Row};
 
-/// Longest silence of a server that is to answer a control statement, or to send the next row of a copy.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// Maximum time without bytes from a server that must answer a control statement, or send the next
+/// row of a copy.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(120);
 
 pub(in crate::cluster) const CARRY_BYTES: &str = "SELECT pg_catalog.set_config('client_encoding', 'SQL_ASCII', false) \
      WHERE pg_catalog.current_setting('server_encoding') = 'SQL_ASCII'";
 
 type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
 
-/// What may be asked of either side: reading, and nothing else.
+/// The part of a session that both sides allow: reading only.
 pub struct Session {
     client: Arc<Client>,
     wire: datastore::Wire,
@@ -60,7 +61,7 @@ impl Session {
             address: self.address.clone(),
             doing: doing.to_string(),
             fault: DatastoreFault::Unreachable,
-            text: format!("no answer for {} s", PATIENCE.as_secs()),
+            text: format!("no answer for {} s", REPLY_TIMEOUT.as_secs()),
             sql_state: None,
         }
     }
@@ -69,7 +70,7 @@ impl Session {
         self.side
     }
 
-    /// Where an answer comes from.
+    /// Returns the origin of an answer, for errors.
     pub(in crate::cluster) fn origin(&self, doing: &str) -> Origin {
         Origin {
             side: self.side,
@@ -78,15 +79,15 @@ impl Session {
         }
     }
 
-    /// Waits for the session's end, by whom it may be: a session that is kept for long has an owner who waits for this,
-    /// and opens another.
+    /// Waits for the end of the session, by any cause. The owner of a session that is kept for
+    /// long waits for this, and opens another one.
     pub fn ended(&self) -> impl Future<Output = DatastoreError> + Send + 'static {
         let error = DatastoreError {
             side: self.side,
             address: self.address.clone(),
             doing: "keeping a session".into(),
             fault: DatastoreFault::Unreachable,
-            text: "it was ended from outside, or did not answer".into(),
+            text: "it was ended by the server or an operator, or did not answer".into(),
             sql_state: None,
         };
         let closed = self.wire.closed();
@@ -96,7 +97,8 @@ impl Session {
         }
     }
 
-    /// Cancels the statement that has no answer on the server, and closes the connection. The session is of no use after it.
+    /// Cancels the unanswered statement on the server, and closes the connection. The session
+    /// cannot be used after it.
     fn give_up(&self) {
         datastore::cancel(self.side, &self.to, self.client.cancel_token());
         self.wire.close();
@@ -106,7 +108,8 @@ impl Session {
         &self.client
     }
 
-    /// For a task beside the session's owner, which must not keep it alive.
+    /// Returns the client for a task beside the session's owner; the task must not keep the session
+    /// alive.
     pub(in crate::cluster) fn shared_client(&self) -> &Arc<Client> {
         &self.client
     }
@@ -122,13 +125,13 @@ impl Session {
         }
     }
 
-    /// None: nothing has come from the server for too long. As long as bytes come, their end is waited for.
+    /// Waits for the call while bytes come. None: no byte has come from the server for too long.
     async fn patiently<T>(&self, call: impl Future<Output = T>) -> Option<T> {
         let mut call = pin!(call);
         let begun = Instant::now();
         loop {
             let silence = begun.elapsed().min(self.wire.heard.elapsed());
-            let left = PATIENCE
+            let left = REPLY_TIMEOUT
                 .checked_sub(silence)
                 .filter(|left| !left.is_zero())?;
             if let Ok(done) = tokio::time::timeout(left, &mut call).await {
@@ -137,8 +140,8 @@ impl Session {
         }
     }
 
-    /// Without a limit: what takes long for a good reason is not begun again for it. A server that is gone closes the
-    /// connection, or does not answer the system's own questions on it.
+    /// Waits without a limit: a statement that takes long for a good reason must not be sent again.
+    /// A server that is gone closes the connection, or does not answer the system's keepalives.
     pub(in crate::cluster) async fn unlimited<T>(
         &self,
         doing: &str,
@@ -155,8 +158,9 @@ impl Session {
         self.within(doing, self.client.batch_execute(sql)).await
     }
 
-    /// From now on text comes and goes as the bytes that the server holds, where the database is of the encoding
-    /// `SQL_ASCII`: it does not say what they mean, and they need not be UTF-8. A server of any other encoding converts.
+    /// From now on text is sent and received as the server's bytes if the database has the encoding
+    /// `SQL_ASCII`: it does not define their meaning, and they need not be UTF-8. A server of any
+    /// other encoding converts.
     pub async fn carry_bytes(&self) -> Result<(), DatastoreError> {
         self.batch("preparing the session", CARRY_BYTES).await
     }
@@ -171,7 +175,7 @@ impl Session {
     }
 }
 
-/// The rows of a COPY OUT, one line of text each: the server sends every row as a message of its own.
+/// The rows of a COPY OUT, one line of text each: the server sends every row as its own message.
 pub struct CopyRows<'a> {
     inner: Pin<Box<dyn Stream<Item = Result<Bytes, tokio_postgres::Error>> + Send>>,
     session: &'a Session,
@@ -190,7 +194,7 @@ impl CopyRows<'_> {
     }
 }
 
-/// A session on the peer: it reads, in transactions that are read-only for the server too.
+/// A session on the peer: it only reads, in transactions that are read-only for the server too.
 pub struct PeerSession(Session);
 
 impl Deref for PeerSession {
@@ -206,7 +210,7 @@ impl PeerSession {
         PeerSession::open_in(to, &to.database).await
     }
 
-    /// In another database of the peer's server.
+    /// Opens a session in another database of the peer's server.
     pub(in crate::cluster) async fn open_in(
         to: &Datastore,
         database: &str,
@@ -216,7 +220,8 @@ impl PeerSession {
         ))
     }
 
-    /// Starts a transaction that sees one instant of the primary, and lets other sessions see the same.
+    /// Starts a transaction that sees one instant of the primary, and lets other sessions see the
+    /// same.
     pub async fn export_snapshot(&self) -> Result<Snapshot, DatastoreError> {
         let begin = "BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY";
         self.0.batch("starting the snapshot", begin).await?;
@@ -230,7 +235,7 @@ impl PeerSession {
         Ok(Snapshot(row.get(0)?))
     }
 
-    /// Starts a transaction that sees what the exported snapshot sees.
+    /// Starts a transaction that sees the exported snapshot.
     pub async fn adopt(&self, snapshot: &Snapshot) -> Result<(), DatastoreError> {
         let sql = format!(
             "BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
@@ -240,7 +245,8 @@ impl PeerSession {
             .batch("adopting the snapshot", &sql)
             .await
             .map_err(|mut error| {
-                // The session that exported it has ended: not a wrong statement, but a lost connection.
+                // The session that exported it has ended: this is not a wrong statement, but a lost
+                // connection.
                 if error.sql_state == Some(SqlState::INVALID_PARAMETER_VALUE) {
                     error.fault = DatastoreFault::Unreachable;
                 }
@@ -270,7 +276,7 @@ impl Snapshot {
     }
 }
 
-/// A session on our own server.
+/// A session on the local server.
 pub struct LocalSession(Session);
 
 impl Deref for LocalSession {
@@ -286,7 +292,8 @@ impl LocalSession {
         LocalSession::open_on(Side::Local, to, database).await
     }
 
-    /// For the two that may write on the peer: preparing it, and fencing it.
+    /// Opens a session for one of the two modules that may write on the peer: preparation and
+    /// fence.
     pub(in crate::cluster) async fn open_on(
         side: Side,
         to: &Datastore,
@@ -297,7 +304,8 @@ impl LocalSession {
         ))
     }
 
-    /// The rows of our own server, which is believed; a wrong type in them is a fault of the program.
+    /// Returns rows of the local server, which is trusted; a wrong type in them is a fault of the
+    /// program.
     pub async fn query(
         &self,
         doing: &str,
@@ -333,7 +341,7 @@ impl LocalSession {
         self.0.batch(doing, sql).await
     }
 
-    /// A statement that takes as long as the data is large: no limit on its time.
+    /// Runs a statement without a time limit, because its time depends on the size of the data.
     pub async fn long(&self, doing: &str, sql: &str) -> Result<(), DatastoreError> {
         let running = self.0.client.batch_execute(sql);
         self.0.unlimited(doing, running).await
@@ -349,7 +357,8 @@ impl LocalSession {
     }
 }
 
-/// The receiving end of a COPY. Dropped without [`CopyIn::finish`], the copy fails on the server and leaves no row.
+/// The receiving end of a COPY. If it is dropped without [`CopyIn::finish`], the copy fails on the
+/// server and leaves no row.
 pub struct CopyIn<'a> {
     sink: Pin<Box<CopyInSink<Bytes>>>,
     session: &'a Session,
@@ -359,22 +368,23 @@ pub struct CopyIn<'a> {
 impl CopyIn<'_> {
     pub async fn send(&mut self, data: Bytes) -> Result<(), DatastoreError> {
         use futures_util::SinkExt;
-        match tokio::time::timeout(PATIENCE, self.sink.feed(data)).await {
+        match tokio::time::timeout(REPLY_TIMEOUT, self.sink.feed(data)).await {
             Ok(result) => result.map_err(|e| self.session.error(&self.doing, &e)),
             Err(_) => Err(self.session.silent(&self.doing)),
         }
     }
 
-    /// The number of rows that the server stored.
+    /// Ends the copy. Returns the number of rows that the server stored.
     pub async fn finish(mut self) -> Result<u64, DatastoreError> {
-        match tokio::time::timeout(PATIENCE, self.sink.as_mut().finish()).await {
+        match tokio::time::timeout(REPLY_TIMEOUT, self.sink.as_mut().finish()).await {
             Ok(result) => result.map_err(|e| self.session.error(&self.doing, &e)),
             Err(_) => Err(self.session.silent(&self.doing)),
         }
     }
 }
 
-/// Pipes rows from the peer into a local table; `see` is shown each row on its way. Returns the number of rows stored.
+/// Copies rows from the peer into a local table; `see` is called with each row. Returns the number
+/// of rows stored.
 pub(crate) async fn pipe(
     mut from: CopyRows<'_>,
     mut to: CopyIn<'_>,
@@ -393,7 +403,8 @@ pub fn quote_ident(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// For names and values that come from a catalog; parameters are better wherever the statement takes them.
+/// Quotes names and values from a catalog; parameters are better wherever the statement accepts
+/// them.
 pub fn quote_literal(value: &str) -> String {
     let doubled = value.replace('\'', "''");
     if doubled.contains('\\') {

@@ -1,4 +1,5 @@
-//! TLS to PostgreSQL as libpq's `sslmode` means it, and certificate errors in words that a person understands.
+//! Implements TLS to PostgreSQL with the meaning of libpq's `sslmode`, and explains certificate
+//! errors in plain words.
 
 use super::datastore::{DatastoreError, DatastoreFault};
 use crate::config::{Datastore, SslMode};
@@ -18,7 +19,8 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 
-/// How to reach this server over TLS; files are read anew, so that a rotated certificate needs no restart.
+/// Returns the TLS configuration for this server. Files are read again each time, so that a rotated
+/// certificate needs no restart.
 pub(in crate::cluster) fn client_config(
     side: Side,
     to: &Datastore,
@@ -26,7 +28,7 @@ pub(in crate::cluster) fn client_config(
     let fail =
         |text: String| DatastoreError::new(side, to, DatastoreFault::Tls, "preparing TLS", text);
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    // As libpq: a given root certificate is checked under `require` too.
+    // libpq does the same: a given root certificate is checked under `require` too.
     let checks = match to.ssl_mode {
         SslMode::VerifyFull => Some(true),
         SslMode::VerifyCa => Some(false),
@@ -86,7 +88,7 @@ fn roots_of_file(path: &Path) -> Result<RootCertStore, String> {
 
 fn system_roots() -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
-    // A bundle may hold certificates that rustls does not accept as roots; the others serve.
+    // A bundle may hold certificates that rustls does not accept as roots; the others are used.
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if roots.is_empty() {
         return Err("this system has no certificate authorities; give one in ssl_root_cert".into());
@@ -94,7 +96,8 @@ fn system_roots() -> Result<RootCertStore, String> {
     Ok(roots)
 }
 
-/// The authorities of this system as one PEM file, for programs that would look for their own.
+/// Writes the certificate authorities of this system as one PEM file, for programs that would look
+/// for their own.
 pub(in crate::cluster) fn write_system_authorities(file: &mut impl Write) -> io::Result<()> {
     for certificate in rustls_native_certs::load_native_certs().certs {
         let text = STANDARD.encode(&certificate);
@@ -108,7 +111,7 @@ pub(in crate::cluster) fn write_system_authorities(file: &mut impl Write) -> io:
     file.flush()
 }
 
-/// `require` and `prefer`: encrypted, but the server may be anybody.
+/// `require` and `prefer`: encrypted, but the server's identity is not proven.
 #[derive(Debug)]
 struct AnyCertificate(Arc<CryptoProvider>);
 
@@ -212,7 +215,7 @@ impl ServerCertVerifier for Authority {
     }
 }
 
-/// What an operator can do about a refused certificate; None where the text speaks of something else.
+/// Returns an explanation of a refused certificate; None if the text has another cause.
 pub(in crate::cluster) fn explain(text: &str) -> Option<String> {
     let told = if text.contains("CaUsedAsEndEntity") {
         "the server's certificate is self-signed (a certificate authority used as a server certificate); give the server a certificate signed by your authority, and that authority's certificate in the CA file"
@@ -221,7 +224,7 @@ pub(in crate::cluster) fn explain(text: &str) -> Option<String> {
     } else if text.contains("UnknownIssuer") {
         "the server's certificate is signed by an authority that is not trusted here"
     } else if text.contains("NotValidForName") || text.contains("not valid for name") {
-        "the server's certificate is for another host name; use the name that it was made for, or one with this name as a subject alternative name"
+        "the server's certificate is for another host name; use the name that it was made for, or a certificate with this name as a subject alternative name"
     } else if text.contains("Expired") || text.contains("certificate expired") {
         "the server's certificate has expired"
     } else if text.contains("invalid peer certificate") {

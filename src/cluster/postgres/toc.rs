@@ -1,6 +1,7 @@
-//! The contents of an archive of `pg_dump`: which of them an ordinary owner may not make.
+//! The contents of an archive of `pg_dump`, and the entries that an ordinary owner may not create.
 
-/// What only a superuser makes, or who owns what it is made of: extensions above all. By the words of `pg_restore --list`.
+/// Entries that only a superuser may create, or the owner of the objects that they are made of:
+/// above all extensions. The words are those of `pg_restore --list`.
 const NOT_FOR_AN_OWNER: [&str; 12] = [
     "CAST ",
     "EXTENSION ",
@@ -16,21 +17,21 @@ const NOT_FOR_AN_OWNER: [&str; 12] = [
     "OPERATOR ",
 ];
 
-/// Entries that follow each other and are made by the same user.
+/// Consecutive entries that the same user creates.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Run {
-    /// As the owner of the database, or as our own user.
+    /// True: the owner of the database creates them; false: our own user.
     pub by_owner: bool,
-    /// In the form in which `pg_restore --use-list` takes them.
+    /// The entries in the form of `pg_restore --use-list`.
     pub list: String,
 }
 
-/// Splits the contents, as `pg_restore --list` gives them, without changing their order: what comes later may need what
-/// comes before.
+/// Splits the contents, as `pg_restore --list` prints them, without changing their order: a later
+/// entry may need an earlier one.
 pub fn runs(contents: &str) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
     for line in contents.lines().filter(|line| !line.starts_with(';')) {
-        // Number; two numbers of catalogs; what it is.
+        // The line is a number, two numbers of catalogs, and the entry.
         let Some(what) = line.splitn(4, ' ').nth(3) else {
             continue;
         };

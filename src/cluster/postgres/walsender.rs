@@ -1,5 +1,6 @@
-//! A session in the replication protocol: slots with an exported snapshot, and the stream of a slot. No SQL client speaks
-//! it; the messages themselves are encoded by the library that our SQL client is made of.
+//! A session in the replication protocol: slots with an exported snapshot, and the stream of a
+//! slot. No SQL client supports it; the messages themselves are encoded by the library on which our
+//! SQL client is built.
 
 use super::cancelling::{CANCELLED, Cancelling, Unanswered};
 use super::channel::{self, Heard, Watched};
@@ -22,15 +23,16 @@ use tokio_postgres::error::SqlState;
 use tokio_rustls::TlsConnector;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
-const PATIENCE: Duration = Duration::from_secs(60);
-/// A slot is released a moment after its reader has gone.
-const IN_USE: Duration = Duration::from_secs(5);
-const IN_USE_PAUSE: Duration = Duration::from_millis(50);
-/// A reader of our slot that ends by itself has gone after so long.
-const FORMER_READER: Duration = Duration::from_secs(1);
-const READ: usize = 64 * 1024;
-/// Messages below this are copied out of the buffer, so that it can be used again.
-const SMALL: usize = 4096;
+const REPLY_TIMEOUT: Duration = Duration::from_secs(60);
+/// Maximum time to wait for a slot that is in use: it is released a moment after its reader has
+/// gone.
+const SLOT_BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+const SLOT_BUSY_PAUSE: Duration = Duration::from_millis(50);
+/// Time after which a reader of our slot that ends by itself is gone.
+const READER_EXIT_TIME: Duration = Duration::from_secs(1);
+const READ_BYTES: usize = 64 * 1024;
+/// Messages shorter than this are copied out of the buffer, so that it can be used again.
+const COPIED_MESSAGE_BYTES: usize = 4096;
 const COPY_BOTH: u8 = b'W';
 
 pub(in crate::cluster) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -39,13 +41,14 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 /// Rows of a simple query, as text.
 pub type TextRows = Vec<Vec<Option<String>>>;
 
-/// A session of its own kind, on the peer but for [`WalSession::open_local`]. It makes and drops slots; of rows it writes none.
+/// A session in the replication protocol, on the peer or, with [`WalSession::open_local`], on the
+/// local server. It makes and drops slots; it writes no rows.
 pub struct WalSession {
     wire: Wire,
     told: Told,
 }
 
-/// How errors of this session begin.
+/// The beginning of this session's errors.
 #[derive(Clone)]
 struct Told {
     side: Side,
@@ -105,10 +108,11 @@ impl From<io::Error> for Trouble {
     }
 }
 
-/// What a new slot stands for.
+/// A new slot, and its snapshot.
 #[derive(Debug, Clone)]
 pub struct NewSlot {
-    /// The snapshot sees every transaction that committed before it, the slot gives every one from it on.
+    /// The snapshot sees every transaction that committed before this position, the slot sends
+    /// every later one.
     pub consistent_point: Lsn,
     pub snapshot: Snapshot,
 }
@@ -118,7 +122,8 @@ impl WalSession {
         WalSession::open_on(Side::Peer, to).await
     }
 
-    /// On our own server, whose slot tells what it has and its successor lacks.
+    /// Opens a session on the local server, whose slot holds the changes that its successor does
+    /// not have.
     pub async fn open_local(to: &Datastore) -> Result<WalSession, DatastoreError> {
         WalSession::open_on(Side::Local, to).await
     }
@@ -138,7 +143,8 @@ impl WalSession {
             Err(_) => return Err(told.silent(&doing, CONNECT_TIMEOUT.as_secs())),
         };
         let mut session = WalSession { wire, told };
-        // As in every session of ours: limits that an older server does not know cannot be named at the start.
+        // As in every session of ours, limits that an older server does not know cannot be named in
+        // the start-up options.
         let sql = "SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings \
                    WHERE name IN ('idle_session_timeout', 'transaction_timeout')";
         session.query("preparing the session", sql).await?;
@@ -146,9 +152,9 @@ impl WalSession {
         Ok(session)
     }
 
-    /// A simple query, or a command of the replication protocol.
+    /// Sends a simple query, or a command of the replication protocol.
     pub async fn query(&mut self, doing: &str, sql: &str) -> Result<TextRows, DatastoreError> {
-        self.query_within(doing, sql, PATIENCE).await
+        self.query_within(doing, sql, REPLY_TIMEOUT).await
     }
 
     pub async fn query_within(
@@ -170,14 +176,15 @@ impl WalSession {
             }
             Err(_) => {
                 cancelling.cancel().await;
-                // What the server gives up is gone when it says so.
+                // A cancelled command has ended when the server reports it.
                 let _ = tokio::time::timeout(CANCELLED, self.wire.rest()).await;
                 Err(self.told.silent(doing, patience.as_secs()))
             }
         }
     }
 
-    /// Where the server's history left timeline `left` on its way to the timeline `now`; None: it was never on that one.
+    /// Returns the position at which the server's history left timeline `left` on its way to the
+    /// timeline `now`; None: it was never on that timeline.
     pub async fn left_timeline(
         &mut self,
         left: i32,
@@ -196,8 +203,8 @@ impl WalSession {
         Ok(line.and_then(|lsn| lsn.parse().ok()))
     }
 
-    /// Makes a slot that ends with this session. The snapshot is there until the session's next command. The server waits
-    /// for every writing transaction under way first, so the wait is bounded.
+    /// Makes a slot that ends with this session. The snapshot is valid until the session's next
+    /// command. The server first waits for every open writing transaction, so the wait has a limit.
     pub async fn temporary_slot(
         &mut self,
         name: &str,
@@ -220,8 +227,8 @@ impl WalSession {
         })
     }
 
-    /// Ends the session that reads our slot. We hold the working lock: that reader has lost it, or its line, and its server
-    /// may not know.
+    /// Ends the session that reads our slot. We hold the working lock: that reader has lost the
+    /// lock, or its connection, and its server may not know.
     pub async fn end_reader(&mut self, slot: &str) -> Result<(), DatastoreError> {
         let sql = format!(
             "SELECT pg_catalog.pg_terminate_backend(active_pid) FROM pg_catalog.pg_replication_slots \
@@ -249,35 +256,35 @@ impl WalSession {
         let begun = Instant::now();
         let mut is_reader_ended = false;
         loop {
-            match tokio::time::timeout(PATIENCE, self.wire.start(&sql)).await {
+            match tokio::time::timeout(REPLY_TIMEOUT, self.wire.start(&sql)).await {
                 Ok(Ok(())) => {
                     return Ok(WalStream {
                         wire: self.wire,
                         told: self.told,
                     });
                 }
-                // Whoever read it has just gone, and the server is about to notice.
+                // The former reader has just ended, and the server will notice it soon.
                 Ok(Err(Trouble::Refused { state, .. }))
-                    if state == SqlState::OBJECT_IN_USE && begun.elapsed() < IN_USE =>
+                    if state == SqlState::OBJECT_IN_USE && begun.elapsed() < SLOT_BUSY_TIMEOUT =>
                 {
                     tokio::time::timeout(CANCELLED, self.wire.rest())
                         .await
                         .map_err(|_| self.told.silent(&doing, CANCELLED.as_secs()))?
                         .map_err(|trouble| self.told.error(&doing, trouble))?;
-                    if !is_reader_ended && begun.elapsed() > FORMER_READER {
+                    if !is_reader_ended && begun.elapsed() > READER_EXIT_TIME {
                         is_reader_ended = true;
                         self.end_reader(slot).await?;
                     }
-                    tokio::time::sleep(IN_USE_PAUSE).await;
+                    tokio::time::sleep(SLOT_BUSY_PAUSE).await;
                 }
                 Ok(Err(trouble)) => return Err(self.told.error(&doing, trouble)),
-                Err(_) => return Err(self.told.silent(&doing, PATIENCE.as_secs())),
+                Err(_) => return Err(self.told.silent(&doing, REPLY_TIMEOUT.as_secs())),
             }
         }
     }
 }
 
-/// A stream under way: what arrives, and what is answered.
+/// A running stream: it receives messages, and sends answers.
 pub struct WalStream {
     wire: Wire,
     told: Told,
@@ -285,28 +292,29 @@ pub struct WalStream {
 
 /// One message of the stream.
 pub enum Arrived {
-    /// A message of the output plugin; `end` is how far the server had read then.
+    /// A message of the output plugin; `end` is the position up to which the server had read then.
     Data { bytes: Bytes, end: Lsn },
     /// Everything before `end` was sent. `reply`: the server wants an answer now.
     Keepalive { end: Lsn, reply: bool },
 }
 
 impl WalStream {
-    /// Waits for the next message. May be dropped and called again at any time.
+    /// Waits for the next message. It may be dropped and called again at any time.
     pub async fn next(&mut self) -> Result<Arrived, DatastoreError> {
         let arrived = self.wire.arrived().await;
-        // What has waited here is no silence of the server.
+        // Time that a message has waited here is not silence of the server.
         self.wire.heard.again();
         arrived.map_err(|trouble| self.told.error("reading the stream", trouble))
     }
 
-    /// The next message, if it is here already.
+    /// Returns the next message, if it has arrived already.
     pub fn ready(&mut self) -> Result<Option<Arrived>, DatastoreError> {
         let ready = self.wire.take_arrived();
         ready.map_err(|trouble| self.told.error("reading the stream", trouble))
     }
 
-    /// A status update. A `flush` of 0 is none: then the server, when it shuts down, waits for `write` alone.
+    /// Sends a status update. A `flush` of 0 means none: then a server that shuts down waits only
+    /// for `write`.
     pub async fn answer(
         &mut self,
         write: Lsn,
@@ -320,17 +328,20 @@ impl WalStream {
         }
         body.extend_from_slice(&microseconds_since_2000().to_be_bytes());
         body.extend_from_slice(&[u8::from(ask)]);
-        match tokio::time::timeout(PATIENCE, self.wire.send(&body)).await {
+        match tokio::time::timeout(REPLY_TIMEOUT, self.wire.send(&body)).await {
             Ok(sent) => sent.map_err(|error| {
                 self.told
                     .error("answering the stream", Trouble::Wire(error))
             }),
-            Err(_) => Err(self.told.silent("answering the stream", PATIENCE.as_secs())),
+            Err(_) => Err(self
+                .told
+                .silent("answering the stream", REPLY_TIMEOUT.as_secs())),
         }
     }
 
-    /// Fails when nothing has come for this long, and the server does not say that it is at work for us. It has nothing to
-    /// send while it reads a large transaction of which we get nothing, and if it had to begin again, it would take as long.
+    /// Fails if no byte has come for this long, and the server does not report that it is at work
+    /// for us. It sends nothing while it reads a large transaction without changes for us, and if
+    /// it had to begin again, it would take as long.
     pub async fn judge_silence(&mut self, limit: Duration) -> Result<(), DatastoreError> {
         if self.wire.heard.elapsed() <= limit {
             return Ok(());
@@ -340,7 +351,7 @@ impl WalStream {
         match is_at_work(self.told.side, &to, process).await {
             Ok(true) => {
                 log::info!(
-                    "{} datastore {}: no word on the stream for {} s; its server process {process} is at work for it, and is waited for",
+                    "{} datastore {}: no message on the stream for {} s; server process {process} is still decoding for it, so it is waited for",
                     self.told.side,
                     self.told.address,
                     limit.as_secs()
@@ -357,8 +368,9 @@ impl WalStream {
     }
 }
 
-/// Is the server process at the other end of a stream at work? The server ends a process whose client is gone, unless
-/// wal_sender_timeout is 0. A process that only waits, for more log or for room on the line, would have answered us.
+/// Returns whether the server process at the other end of a stream is at work. The server ends a
+/// process whose client is gone, unless wal_sender_timeout is 0. A process that only waits, for
+/// more log or for room in the connection, would have answered us.
 async fn is_at_work(side: Side, to: &Datastore, process: i32) -> Result<bool, DatastoreError> {
     let session = Session::open(side, to, &to.database, true).await?;
     let sql = "SELECT EXISTS (SELECT 1 FROM pg_stat_activity WHERE pid = $1 AND backend_type = 'walsender' \
@@ -375,7 +387,7 @@ fn microseconds_since_2000() -> i64 {
 struct Wire {
     io: Box<dyn Io>,
     buffer: BytesMut,
-    /// When bytes came last. A message may be on its way for minutes.
+    /// Time at which bytes came last. A message may take minutes to arrive.
     heard: Heard,
     cancelling: Cancelling,
 }
@@ -385,7 +397,7 @@ impl Wire {
         let (io, heard) = connect(side, to).await?;
         let mut wire = Wire {
             io,
-            buffer: BytesMut::with_capacity(READ),
+            buffer: BytesMut::with_capacity(READ_BYTES),
             heard,
             cancelling: Cancelling {
                 side,
@@ -398,7 +410,7 @@ impl Wire {
             "{} -c search_path={} -c default_transaction_read_only=off{}",
             datastore::SESSION_OPTIONS,
             datastore::search_path(&to.database),
-            // A server without room for an ordinary session may have some for this one.
+            // A server without room for an ordinary session may have room for this one.
             login::silence(side, to, &to.database)
                 .await
                 .unwrap_or_default()
@@ -469,12 +481,16 @@ impl Wire {
                     scram = Some(begun);
                 }
                 backend::Message::AuthenticationSaslContinue(body) => {
-                    let begun = scram.as_mut().ok_or_else(|| bad("goes on with no SCRAM"))?;
+                    let begun = scram
+                        .as_mut()
+                        .ok_or_else(|| bad("continues a SCRAM exchange that was not begun"))?;
                     begun.update(body.data())?;
                     frontend::sasl_response(begun.message(), &mut out)?;
                 }
                 backend::Message::AuthenticationSaslFinal(body) => {
-                    let begun = scram.as_mut().ok_or_else(|| bad("ends no SCRAM"))?;
+                    let begun = scram
+                        .as_mut()
+                        .ok_or_else(|| bad("ends a SCRAM exchange that was not begun"))?;
                     begun.finish(body.data())?;
                 }
                 backend::Message::ErrorResponse(body) => return Err(refused(&body)),
@@ -492,7 +508,7 @@ impl Wire {
         self.rest().await
     }
 
-    /// What is left of an answer.
+    /// Reads the rest of an answer.
     async fn rest(&mut self) -> Result<TextRows, Trouble> {
         let (mut rows, mut failed) = (Vec::new(), None);
         loop {
@@ -561,8 +577,8 @@ impl Wire {
                 Some(b'w') if body.len() >= 25 => Ok(Some(Arrived::Data {
                     end: position(9).unwrap_or_default(),
                     bytes: match body.len() {
-                        // A part of what was read at once would keep all of that.
-                        ..SMALL => Bytes::copy_from_slice(&body[25..]),
+                        // A slice of the buffer would keep the whole buffer in memory.
+                        ..COPIED_MESSAGE_BYTES => Bytes::copy_from_slice(&body[25..]),
                         _ => body.slice(25..),
                     },
                 })),
@@ -586,7 +602,7 @@ impl Wire {
 
     /// Only adds to the buffer, so that it may be dropped at any time.
     async fn read(&mut self) -> Result<(), io::Error> {
-        self.buffer.reserve(READ);
+        self.buffer.reserve(READ_BYTES);
         if self.io.read_buf(&mut self.buffer).await? == 0 {
             return Err(io::Error::new(
                 io::ErrorKind::UnexpectedEof,
@@ -684,7 +700,7 @@ mod tests {
 
     /// A stream whose server is the other end of the pipe.
     fn stream() -> (WalStream, tokio::io::DuplexStream) {
-        let (ours, theirs) = tokio::io::duplex(4 * READ);
+        let (ours, theirs) = tokio::io::duplex(4 * READ_BYTES);
         let to = Datastore {
             host: "localhost".into(),
             port: 5432,
@@ -703,7 +719,7 @@ mod tests {
         };
         let wire = Wire {
             io: Box::new(ours),
-            buffer: BytesMut::with_capacity(READ),
+            buffer: BytesMut::with_capacity(READ_BYTES),
             heard: Heard::now(),
             cancelling: Cancelling {
                 side: Side::Peer,
@@ -724,7 +740,8 @@ mod tests {
         message
     }
 
-    /// What messages of this length keep in memory, each of which was read by itself, for each byte of theirs.
+    /// Returns the bytes that messages of this length keep in memory, for each byte of theirs; each
+    /// message was read by itself.
     async fn kept(length: usize, number: usize) -> f64 {
         let (mut stream, mut server) = stream();
         let mut frames = Vec::new();
@@ -739,17 +756,17 @@ mod tests {
         drop(stream);
         let held = |frame: Bytes| {
             assert_eq!(frame.len(), length);
-            // Nobody else holds it: what it keeps is what it could grow to.
+            // Nobody else holds the message: its capacity is the memory that it keeps.
             frame.try_into_mut().expect("its only holder").capacity()
         };
         let held: usize = frames.into_iter().map(held).sum();
         held as f64 / (length * number) as f64
     }
 
-    /// They may wait for days at the gate, and the spool counts their bytes alone.
+    /// Messages may wait for days at the gate, and the spool counts only their own bytes.
     #[tokio::test]
     async fn messages_that_come_one_by_one_keep_little_more_than_their_bytes() {
-        for length in [60, 1000, SMALL - 26] {
+        for length in [60, 1000, COPIED_MESSAGE_BYTES - 26] {
             let kept = kept(length, 500).await;
             assert!(kept < 1.1, "{kept} bytes for each of {length}");
         }

@@ -8,7 +8,8 @@ use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
 
 type Boxed = Box<dyn Error + Sync + Send>;
 
-/// A word that the program does not know is an error, and never a panic: a newer program may have written it.
+/// Returns the error for an unknown word; never a panic, because a newer program may have written
+/// it.
 fn unknown<W: VariantArray + ToString>(found: &str, list: &str) -> Boxed {
     let known: Vec<String> = W::VARIANTS.iter().map(ToString::to_string).collect();
     format!("unknown {list} {found:?} (known: {})", known.join(", ")).into()

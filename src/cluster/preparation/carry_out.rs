@@ -1,4 +1,4 @@
-//! The one hand that writes on the peer, beside the replication connection.
+//! Writes on the peer. Apart from the replication connection, nothing else does.
 
 use super::facts::{Prepared, inspect};
 use super::step::{How, Step};
@@ -11,28 +11,28 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_postgres::error::SqlState;
 
-/// Between two tries for a lock: whoever waited behind us comes first.
-const PAUSE: Duration = Duration::from_millis(800);
-/// For a server to read its configuration, and for a walsender to end.
-const INSTANT: Duration = Duration::from_secs(10);
+/// Pause between two tries for a lock: sessions that waited behind us come first.
+const RETRY_PAUSE: Duration = Duration::from_millis(800);
+/// Maximum time for a server to read its configuration, and for a walsender to end.
+const SERVER_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Debug, thiserror::Error)]
 pub enum PreparationError {
     #[error(transparent)]
     Datastore(#[from] DatastoreError),
     #[error(
-        "peer datastore: {what}: the lock it needs was not to be had for {seconds} s, waiting 200 ms at a time; held by {holders}"
+        "peer datastore: {what}: its lock could not be taken for {seconds} s, with waits of 200 ms each; held by {holders}"
     )]
     Busy {
         what: String,
         seconds: u64,
         holders: String,
     },
-    #[error("peer datastore: {what}: it is in use again as soon as its user is ended")]
+    #[error("peer datastore: {what}: it is in use again as soon as its user's session is ended")]
     InUse { what: String },
 }
 
-/// The capability to write there. Its session is never handed out.
+/// The capability to write there. Its session is never returned to a caller.
 pub struct Preparation(PreparingSession);
 
 struct PreparingSession(Session);
@@ -47,8 +47,9 @@ impl Preparation {
         inspect(&self.0.0, names).await
     }
 
-    /// Runs the steps in their order; `done` hears of each. Locks are tried for until `patience` is over, all steps
-    /// together. What was done before an error stays: the next plan goes on from there.
+    /// Runs the steps in their order; `done` is called after each. Locks are tried for until
+    /// `patience` is over, for all steps together. Steps that were done before an error stay: the
+    /// next plan continues from there.
     pub async fn carry_out(
         &self,
         steps: &[Step],
@@ -100,15 +101,15 @@ impl Preparation {
             if busy.is_empty() {
                 return Ok(());
             }
-            if Instant::now() + PAUSE >= deadline {
+            if Instant::now() + RETRY_PAUSE >= deadline {
                 return Err(self.busy(&busy, patience).await);
             }
             left = busy;
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(RETRY_PAUSE).await;
         }
     }
 
-    /// False: a lock was not to be had.
+    /// Tries a step. False: a lock could not be taken.
     async fn try_locked(&self, step: &Step) -> Result<bool, PreparationError> {
         let session = &self.0.0;
         let result = session.batch(&step.what, &step.transaction()).await;
@@ -160,7 +161,7 @@ impl Preparation {
             what: listed(&what),
             seconds: patience.as_secs(),
             holders: if holders.is_empty() {
-                "nobody at this instant".into()
+                "nobody at this moment".into()
             } else {
                 holders.join(", ")
             },
@@ -178,7 +179,7 @@ impl Preparation {
         Ok(())
     }
 
-    /// Returns when this session has read the new values too.
+    /// Returns when this session, too, has read the new values.
     async fn reload(&self, doing: &str, sql: &str) -> Result<(), PreparationError> {
         let loaded = async || -> Result<String, DatastoreError> {
             let sql = "SELECT pg_conf_load_time()::text";
@@ -186,16 +187,17 @@ impl Preparation {
         };
         let before = loaded().await?;
         self.0.0.batch(doing, sql).await?;
-        let deadline = Instant::now() + INSTANT;
+        let deadline = Instant::now() + SERVER_TIMEOUT;
         while loaded().await? == before && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         Ok(())
     }
 
-    /// The slot's user may come back at once; it is ended again, but not for ever.
+    /// Repeats the step until the slot is free. The slot's user may reconnect at once; it is ended
+    /// again, but not for ever.
     async fn until_free(&self, step: &Step) -> Result<(), PreparationError> {
-        let deadline = Instant::now() + INSTANT;
+        let deadline = Instant::now() + SERVER_TIMEOUT;
         let mut seen = BTreeSet::new();
         loop {
             match self.each(step).await {

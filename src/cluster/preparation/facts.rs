@@ -1,4 +1,5 @@
-//! What is there on the peer, and what our user may do about it. Everything here reads.
+//! Reads the objects and settings on the peer, and the rights of our user there. Everything here
+//! only reads.
 
 use super::publication::{self, Publication, PublicationState};
 use super::{Names, id_of};
@@ -6,12 +7,12 @@ use crate::cluster::{DatastoreError, Row, Session, quote_ident};
 use crate::domain::Lsn;
 use std::collections::BTreeMap;
 
-/// Which tables are copied, in a query of `pg_class c` and its `pg_namespace n`.
+/// The condition for copied tables, in a query of `pg_class c` and its `pg_namespace n`.
 pub const COPIED_TABLES: &str = "c.relkind = 'r' AND c.relpersistence <> 't'
   AND n.nspname NOT IN ('information_schema', 'warm_spare') AND n.nspname !~ '^pg_'
   AND NOT EXISTS (SELECT 1 FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')";
 
-/// The primary, as far as the stream depends on it.
+/// The facts about the primary on which the stream depends.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Prepared {
     pub names: Names,
@@ -25,45 +26,45 @@ pub struct Prepared {
     pub rights: Rights,
     pub tables: Vec<CopiedTable>,
     pub publication: Option<Publication>,
-    /// Ours, or the one that was made for us.
+    /// Our slot, or the one that was made for us.
     pub slot: Option<Slot>,
-    /// Further logical ones, of whomever.
+    /// Other logical slots, of any owner.
     pub other_slots: Vec<Slot>,
-    /// Lasting ones that no `warm-spare` made, physical ones too.
+    /// Permanent slots that no `warm-spare` made, including physical ones.
     pub foreign_slots: Vec<Slot>,
-    /// Further ones in this database that a `warm-spare` made.
+    /// Other publications in this database that a `warm-spare` made.
     pub other_publications: Vec<String>,
-    /// How many more slots and walsenders the server would take.
+    /// Number of slots and walsenders that are still free.
     pub free_slots: i64,
     pub free_senders: i64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Setting {
-    /// In force.
+    /// The value in force.
     pub value: String,
-    /// As `pg_settings` has it: `default`, `configuration file`, `command line` …
+    /// The source in `pg_settings`: `default`, `configuration file`, `command line` …
     pub source: String,
-    /// The file, where we may see it.
+    /// The file, if we may see it.
     pub file: Option<String>,
     pub pending_restart: bool,
     pub in_auto_conf: AutoConf,
 }
 
-/// What `postgresql.auto.conf` says: the one file that every start of the server reads.
+/// The setting in `postgresql.auto.conf`, the one file that every start of the server reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AutoConf {
-    /// We may not look.
+    /// We may not read the file.
     Unknown,
     Absent,
     Holds(String),
 }
 
-/// What our user on the peer may do.
+/// The rights of our user on the peer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Rights {
     pub replication: bool,
-    /// Make a publication in the database.
+    /// True: it may make a publication in the database.
     pub create: bool,
     pub alter_system: bool,
     pub reload: bool,
@@ -76,9 +77,9 @@ pub struct CopiedTable {
     pub name: String,
     /// `pg_class.relreplident`: d, n, f, i.
     pub identity: char,
-    /// Has a primary key by which a row can be told.
+    /// True: the table has a primary key that can identify a row.
     pub keyed: bool,
-    /// Has the index that its identity names.
+    /// True: the table has the index that its identity names.
     pub indexed: bool,
     pub unlogged: bool,
     pub owned: bool,
@@ -95,7 +96,7 @@ pub struct Slot {
     pub active: bool,
     /// `reserved`, `extended`, `unreserved` or `lost`.
     pub wal_status: Option<String>,
-    /// Why it is lost, where the server tells (version 17 or later).
+    /// The reason why it is lost, if the server gives one (version 17 or later).
     pub lost_for: Option<String>,
     pub restart_lsn: Option<Lsn>,
     pub confirmed_flush_lsn: Option<Lsn>,
@@ -114,13 +115,13 @@ impl Prepared {
         }
     }
 
-    /// The most that the server keeps for any slot; None: without end.
+    /// Returns the maximum bytes of log that the server keeps for any slot; None: without limit.
     pub fn bound_bytes(&self) -> Option<u64> {
         self.wal_bound.value.parse().ok().map(|mib: u64| mib << 20)
     }
 
-    /// Whether the bound in `postgresql.auto.conf` is not yet the one in force: somebody was stopped before the server
-    /// was told to read it.
+    /// Returns whether the limit in `postgresql.auto.conf` is not in force yet, because `prepare`
+    /// was stopped before the server was asked to read it.
     pub(super) fn bound_is_unread(&self) -> bool {
         let bound = &self.wal_bound;
         match &bound.in_auto_conf {
@@ -132,12 +133,12 @@ impl Prepared {
         }
     }
 
-    /// Tables whose published updates and deletions would fail.
+    /// Returns the tables whose published updates and deletions would fail.
     pub fn unidentified(&self) -> impl Iterator<Item = &CopiedTable> {
         self.tables.iter().filter(|table| !table.is_identified())
     }
 
-    /// What this cluster has there, in words.
+    /// Returns this cluster's objects there, in words.
     pub fn ours(&self) -> Vec<String> {
         let made = |slot: &&Slot| self.names.made(&slot.name);
         let mut found: Vec<String> = self.slot.iter().map(Slot::describe).collect();
@@ -148,7 +149,7 @@ impl Prepared {
         found
     }
 
-    /// What other clusters' `warm-spare` have there: ids, and what in words.
+    /// Returns the objects of other clusters' `warm-spare` there: ids, with the objects in words.
     pub fn orphans(&self) -> BTreeMap<String, Vec<String>> {
         let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
         let slots = self.other_slots.iter().map(|s| (&s.name, s.describe()));
@@ -172,7 +173,7 @@ impl CopiedTable {
         format!("{}.{}", quote_ident(&self.schema), quote_ident(&self.name))
     }
 
-    /// Whether the old row of an update can be told.
+    /// Returns whether the old row of an update can be identified.
     pub fn is_identified(&self) -> bool {
         match self.identity {
             'f' => true,
@@ -190,15 +191,15 @@ impl Slot {
         format!("slot {}{held}", self.name)
     }
 
-    /// The server has thrown away what it would need.
+    /// Returns whether the server has removed log that the slot needs.
     pub fn is_lost(&self) -> bool {
         self.wal_status.as_deref() == Some("lost")
     }
 
-    /// Why it cannot give us the stream of this database.
+    /// Returns the reason why it cannot give us the stream of this database.
     pub fn flaw(&self, database: &str) -> Option<String> {
         if !self.logical {
-            return Some("it is a physical one".into());
+            return Some("it is a physical slot".into());
         }
         if self.plugin.as_deref() != Some("pgoutput") {
             let plugin = self.plugin.as_deref().unwrap_or("none");
@@ -208,11 +209,12 @@ impl Slot {
             let other = self.database.as_deref().unwrap_or("none");
             return Some(format!("it is of database {other}"));
         }
-        self.temporary.then(|| "it is a temporary one".into())
+        self.temporary.then(|| "it is a temporary slot".into())
     }
 }
 
-/// Why a server has given a slot up, by its `invalidation_reason`. Servers before 17 tell none: they know one bound only.
+/// Returns the reason why a server has invalidated a slot, by its `invalidation_reason`. Servers
+/// before 17 give none: they know only one limit.
 pub fn why_lost(reason: Option<&str>) -> String {
     match reason {
         None | Some("wal_removed") => "it held more than max_slot_wal_keep_size".into(),
@@ -260,9 +262,9 @@ FROM pg_replication_slots s ORDER BY 1";
 const PUBLICATIONS: &str = "
 SELECT pubname::text FROM pg_publication WHERE pubname ~ '^warm_spare_[0-9a-f]{8}(_|$)' AND pubname <> $1 ORDER BY 1";
 
-/// Looks at everything; nothing is changed, and no right but to connect is needed.
+/// Reads everything. It changes nothing, and needs no right but to connect.
 pub async fn inspect(session: &Session, names: &Names) -> Result<Prepared, DatastoreError> {
-    let doing = "looking at what is prepared";
+    let doing = "looking at the prepared objects";
     let server = session.row(doing, SERVER, &[]).await?;
     let (superuser, files): (bool, bool) = (server.get(3)?, server.get(7)?);
     let major: i32 = server.get(2)?;
@@ -305,7 +307,7 @@ pub async fn inspect(session: &Session, names: &Names) -> Result<Prepared, Datas
     })
 }
 
-/// Granted to others than superusers since 15.
+/// Since version 15 it can be granted to users who are not superusers.
 async fn may_alter_system(session: &Session, major: i32) -> Result<bool, DatastoreError> {
     if major < 15 {
         return Ok(false);
@@ -335,7 +337,7 @@ async fn settings(session: &Session, files: bool) -> Result<(Setting, Setting), 
     let mut found = Vec::new();
     for name in ["wal_level", "max_slot_wal_keep_size"] {
         let rows = session.rows(doing, sql, &[&name]).await?;
-        // A server before 13 has no bound at all.
+        // A server before 13 has no such limit at all.
         found.push(match rows.first() {
             None => Setting::unknown("-1"),
             Some(row) => Setting {
@@ -368,8 +370,8 @@ impl Setting {
         }
     }
 
-    /// From a file that no service of Habitat writes. builder-datastore starts its server without its own file when it is
-    /// upgraded.
+    /// Returns whether the setting is from a file that no service of Habitat writes.
+    /// builder-datastore starts its server without its own file when it is upgraded.
     pub fn is_from_a_file_elsewhere(&self) -> bool {
         let file = self
             .file
@@ -383,7 +385,7 @@ impl Setting {
         file.is_some_and(|file| file.ends_with("postgresql.auto.conf"))
     }
 
-    /// What the file says, by what is in force: for a user who may not read the files.
+    /// Guesses the file's content from the value in force, for a user who may not read the files.
     pub(super) fn guess(&self) -> AutoConf {
         match &self.file {
             Some(_) if self.is_from_auto_conf() => AutoConf::Holds(self.value.clone()),

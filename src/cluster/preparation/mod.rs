@@ -1,7 +1,8 @@
-//! What lasts of ours on the peer: looked at by anybody, made and removed by [`Preparation`] alone.
+//! Our permanent objects on the peer: anybody may read them, only [`Preparation`] makes and removes
+//! them.
 //!
-//! Decide, then act: [`inspect`] only reads, [`plan_to_prepare`] and [`plan_to_release`] are pure, and the same SQL is either carried
-//! out or printed for a database administrator.
+//! Decide, then act: [`inspect`] only reads, [`plan_to_prepare`] and [`plan_to_release`] are pure,
+//! and the same SQL is either carried out or printed for a database administrator.
 
 mod carry_out;
 mod facts;
@@ -25,17 +26,17 @@ pub use step::{How, Step};
 
 use crate::config::Replication;
 
-/// The oldest major version whose stream is followed.
+/// Oldest major version whose stream can be followed.
 pub const OLDEST_STREAM: i32 = 14;
 
-/// What ours is called on the peer.
+/// The names of our objects on the peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Names {
-    /// Of the cluster, 8 hex digits.
+    /// Id of the cluster, 8 hex digits.
     pub id: String,
     pub slot: String,
     pub publication: String,
-    /// A database administrator made them: they are used, and neither changed nor removed.
+    /// True: a database administrator made it. It is used, and neither changed nor removed.
     pub slot_is_premade: bool,
     pub publication_is_premade: bool,
 }
@@ -52,7 +53,7 @@ impl Names {
         }
     }
 
-    /// Those that a cluster has without any configuration, such as one that is gone.
+    /// Returns the names of a cluster without any configuration, such as a cluster that is gone.
     pub fn of_cluster(id: &str) -> Self {
         let ours = format!("warm_spare_{id}");
         Names {
@@ -64,13 +65,15 @@ impl Names {
         }
     }
 
-    /// Whether a slot or publication of this name is this cluster's, and made by it.
+    /// Returns whether a slot or publication of this name belongs to this cluster, and was made by
+    /// it.
     pub(super) fn made(&self, name: &str) -> bool {
         id_of(name) == Some(&self.id)
     }
 }
 
-/// The cluster that a name of ours belongs to: `warm_spare_0123abcd`, or that and more after an underscore.
+/// Returns the cluster to which our name belongs: `warm_spare_0123abcd`, or the same with more
+/// after an underscore.
 pub(super) fn id_of(name: &str) -> Option<&str> {
     let rest = name.strip_prefix("warm_spare_")?;
     let (id, more) = rest.split_at_checked(8)?;

@@ -1,4 +1,4 @@
-//! What `prepare` would make, with a reason for each: pure, and no more than lacks.
+//! Plans the steps of `prepare`, with a reason for each: it is pure, and plans only missing things.
 
 use super::OLDEST_STREAM;
 use super::facts::{AutoConf, CopiedTable, Prepared, why_lost};
@@ -7,7 +7,7 @@ use super::step::{How, Step};
 use crate::cluster::quote_ident;
 use crate::domain::ErrorCode;
 
-/// What the configuration has to say about it.
+/// The part of the configuration that it needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Wanted {
     pub wal_hold_limit: u64,
@@ -22,12 +22,13 @@ impl Wanted {
         }
     }
 
-    /// `max_slot_wal_keep_size` as we set it: the server's own bound comes after ours, which gives the slot up in peace.
+    /// Returns `max_slot_wal_keep_size` as we set it. The server's limit is above ours, so that our
+    /// own limit drops the slot first, in an orderly way.
     pub(super) fn bound(self) -> String {
         self.bound_above(0)
     }
 
-    /// The same, well above what other slots hold already.
+    /// Returns the same, well above the log that other slots hold already.
     fn bound_above(self, held: u64) -> String {
         let bytes = self.wal_hold_limit.max(held).saturating_mul(2);
         let mib = bytes.div_ceil(1 << 20);
@@ -38,14 +39,14 @@ impl Wanted {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
     pub steps: Vec<Step>,
-    /// While there is one, nothing is done.
+    /// While there is an obstacle, nothing is done.
     pub obstacles: Vec<Obstacle>,
-    /// What an operator should know or do besides.
+    /// Further facts that an operator should know, or actions to take.
     pub notes: Vec<String>,
 }
 
 impl Plan {
-    /// The operator takes the consequences: what stood in the way is a note.
+    /// Turns obstacles of this kind into notes: the operator takes the consequences.
     pub fn consent_to(&mut self, check: ErrorCode) {
         let (consented, left) = std::mem::take(&mut self.obstacles)
             .into_iter()
@@ -57,7 +58,7 @@ impl Plan {
     }
 }
 
-/// Something that no step of ours can mend.
+/// A problem that no step of ours can solve.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Obstacle {
     /// One word for programs.
@@ -76,7 +77,7 @@ impl Obstacle {
     }
 }
 
-/// Everything that the stream needs of the primary and that is not there.
+/// Plans everything that the stream needs on the primary and that is missing.
 pub fn plan_to_prepare(prepared: &Prepared, wanted: Wanted) -> Plan {
     let mut steps = extension(prepared);
     let settings = settings(prepared, wanted);
@@ -89,7 +90,7 @@ pub fn plan_to_prepare(prepared: &Prepared, wanted: Wanted) -> Plan {
     };
     if restart {
         plan.notes.push(
-            "wal_level = logical is in force only after a restart of the primary's datastore: restart it when it suits".into(),
+            "wal_level = logical is in force only after a restart of the primary's datastore: restart it at a convenient time".into(),
         );
     }
     if let Some(slot) = &prepared.slot
@@ -104,14 +105,14 @@ pub fn plan_to_prepare(prepared: &Prepared, wanted: Wanted) -> Plan {
     }
     for (id, what) in prepared.orphans() {
         plan.notes.push(format!(
-            "another warm-spare ({id}) has its own there: {}. If it is gone for good: release --cluster {id}",
+            "another warm-spare ({id}) has its own objects there: {}. If it is gone for good: release --cluster {id}",
             what.join(", ")
         ));
     }
     plan
 }
 
-/// The part that tables ask for: identities first, then the publication. Empty when it is exact.
+/// Plans the part that tables need: identities first, then the publication. Empty when it is exact.
 pub fn extension(prepared: &Prepared) -> Vec<Step> {
     let mut steps: Vec<Step> = prepared.unidentified().map(identity).collect();
     steps.extend(publication(prepared));
@@ -119,11 +120,12 @@ pub fn extension(prepared: &Prepared) -> Vec<Step> {
 }
 
 fn identity(table: &CopiedTable) -> Step {
-    // With a key, what hides it is taken away; without one the whole row must tell itself.
+    // With a key, the setting that hides it is removed. Without a key, the whole row must identify
+    // itself.
     let (identity, reason) = if table.keyed {
         (
             "DEFAULT",
-            "it has a primary key, and is told not to use it: published so, its updates would fail",
+            "it has a primary key, and is set not to use it: published like this, its updates would fail",
         )
     } else {
         (
@@ -154,7 +156,7 @@ fn publication(prepared: &Prepared) -> Option<Step> {
         ),
         (PublicationState::Differs(how), Some(there)) => {
             let reason = format!("it is not what the tables need: {}", how.join("; "));
-            // It cannot be changed into one with a list.
+            // A publication FOR ALL TABLES cannot be changed into one with a list.
             let replaced = || vec![format!("DROP PUBLICATION {name}"), create.clone()];
             let sql = if there.all_tables {
                 replaced()
@@ -180,7 +182,7 @@ fn publication(prepared: &Prepared) -> Option<Step> {
     Some(Step::new(How::Publication, what, &reason, sql).locks(oids))
 }
 
-/// As it is listed in a publication: heirs are tables of their own.
+/// Returns the table as a publication lists it: tables that inherit from it are listed themselves.
 pub(super) fn only(table: &CopiedTable) -> String {
     format!("ONLY {}", table.quoted())
 }
@@ -200,7 +202,7 @@ fn settings(prepared: &Prepared, wanted: Wanted) -> Vec<Step> {
         steps.push(Step::new(
             How::Alone,
             "max_slot_wal_keep_size".into(),
-            "nothing else bounds what the primary keeps for a spare that is gone: twice replication.wal_hold_limit",
+            "nothing else limits the log that the primary keeps for a spare that is gone: twice replication.wal_hold_limit",
             vec![format!(
                 "ALTER SYSTEM SET max_slot_wal_keep_size = '{}'",
                 wanted.bound_above(held_by_others(prepared))
@@ -226,7 +228,8 @@ fn lacks_wal_level(prepared: &Prepared) -> bool {
     let level = &prepared.wal_level;
     match &level.in_auto_conf {
         AutoConf::Holds(value) => value != "logical",
-        // Whoever made a slot has seen to its server's starts.
+        // An administrator who made a slot has also ensured that the server starts with this
+        // setting.
         _ if prepared.names.slot_is_premade && level.value == "logical" => false,
         _ if level.is_from_a_file_elsewhere() && level.value == "logical" => false,
         AutoConf::Absent => true,
@@ -245,7 +248,8 @@ fn held_by_others(prepared: &Prepared) -> u64 {
     held.filter_map(|slot| slot.held_bytes).max().unwrap_or(0)
 }
 
-/// The bound is the server's, not our slot's: a standby that is away for longer would have to be copied again.
+/// Returns an obstacle if other slots exist, because the limit is the server's and not only our
+/// slot's: a standby that is away for longer would have to be copied again.
 fn other_slots(prepared: &Prepared, wanted: Wanted) -> Option<Obstacle> {
     if prepared.foreign_slots.is_empty() || !lacks_bound(prepared, wanted) {
         return None;
@@ -265,7 +269,7 @@ fn other_slots(prepared: &Prepared, wanted: Wanted) -> Option<Obstacle> {
             wanted.bound_above(held_by_others(prepared)),
             listed(&slots)
         ),
-        "to set it all the same: `warm-spare prepare --bound-other-slots`; or set max_slot_wal_keep_size on the primary to what suits all of them, or replication.wal_unbounded = true here",
+        "to set it all the same: `warm-spare prepare --bound-other-slots`; or set max_slot_wal_keep_size on the primary to a value that suits all of them, or replication.wal_unbounded = true here",
     ))
 }
 
@@ -333,7 +337,7 @@ pub(super) fn premade_publication(prepared: &Prepared) -> Option<Obstacle> {
     Some(Obstacle::new(
         ErrorCode::Publication,
         text,
-        "let it have all of Builder's tables by name, and all operations; or clear replication.publication, and prepare makes one",
+        "let it have all of Builder's tables by name, and all operations; or clear replication.publication, so that prepare makes one",
     ))
 }
 
@@ -341,7 +345,7 @@ pub(super) fn slot(prepared: &Prepared) -> Option<Obstacle> {
     let name = &prepared.names.slot;
     let premade = prepared.names.slot_is_premade;
     match &prepared.slot {
-        // Ours is made anew with the next copy; this one is not ours to make.
+        // Our own slot is created again with the next copy; this one is not ours to create.
         Some(slot) if premade && slot.is_lost() => Some(Obstacle::new(
             ErrorCode::Slot,
             format!(
@@ -353,16 +357,16 @@ pub(super) fn slot(prepared: &Prepared) -> Option<Obstacle> {
         Some(slot) => slot.flaw(&prepared.database).map(|flaw| {
             Obstacle::new(
                 ErrorCode::Slot,
-                format!("slot {name} on the primary is of no use: {flaw}"),
+                format!("slot {name} on the primary cannot be used: {flaw}"),
                 "drop it there, or name another one in replication.slot",
             )
         }),
         None if premade => Some(Obstacle::new(
             ErrorCode::Slot,
             format!("replication.slot names {name}, and the primary has none of that name"),
-            "make it there (SELECT pg_create_logical_replication_slot(…, 'pgoutput')), or clear replication.slot",
+            "create it there (SELECT pg_create_logical_replication_slot(…, 'pgoutput')), or clear replication.slot",
         )),
-        // One for the copy, one that stays; and as many senders for a moment.
+        // One for the copy, one that stays, and for a moment as many walsenders.
         None if prepared.free_slots < 2 || prepared.free_senders < 2 => Some(Obstacle::new(
             ErrorCode::Slot,
             format!(
@@ -375,7 +379,7 @@ pub(super) fn slot(prepared: &Prepared) -> Option<Obstacle> {
     }
 }
 
-/// Only rights that the steps ask for, and the one to follow.
+/// Returns missing rights: only those that the steps need, and the right to follow.
 fn lacking_rights(prepared: &Prepared, steps: &[Step]) -> Vec<String> {
     let rights = &prepared.rights;
     let mut lacking = Vec::new();

@@ -1,23 +1,23 @@
-//! A publication, and what it lacks or has too much.
+//! A publication, and its differences from the tables' needs.
 
 use super::facts::CopiedTable;
 use crate::cluster::DatastoreError;
 use crate::cluster::Session;
 use std::collections::BTreeSet;
 
-/// Names in a sentence; further ones are counted.
-const NAMED: usize = 5;
+/// Maximum number of names in a sentence; further ones are counted.
+const MAX_NAMES: usize = 5;
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Publication {
     pub all_tables: bool,
     pub schemas: Vec<String>,
     pub tables: Vec<PublishedTable>,
-    /// Of insert, update, delete, truncate, those that it leaves out.
+    /// Those of insert, update, delete, truncate that it leaves out.
     pub lacking: Vec<&'static str>,
     pub via_root: bool,
     pub generated_columns: bool,
-    /// Whether our user may change it.
+    /// True: our user may change it.
     pub owned: bool,
 }
 
@@ -32,14 +32,14 @@ pub struct PublishedTable {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PublicationState {
     Absent,
-    /// All tables that are copied, whole, and no other.
+    /// The publication has all copied tables, whole, and no other.
     Exact,
-    /// Each difference in words.
+    /// The publication differs: each difference in words.
     Differs(Vec<String>),
 }
 
 impl Publication {
-    /// What makes it another one than the tables need.
+    /// Returns the differences from the tables' needs.
     pub(super) fn differences(&self, wanted: &[CopiedTable]) -> Vec<String> {
         let mut found = Vec::new();
         if self.all_tables {
@@ -54,7 +54,7 @@ impl Publication {
         let whole = self.all_tables || !self.schemas.is_empty();
         let missing: Vec<String> = needs.difference(&has).cloned().collect();
         if !whole && !missing.is_empty() {
-            found.push(format!("it lacks {}", listed(&missing)));
+            found.push(format!("it does not have {}", listed(&missing)));
         }
         let extra: Vec<String> = has.difference(&needs).cloned().collect();
         if !extra.is_empty() {
@@ -101,14 +101,14 @@ impl PublishedTable {
 }
 
 pub(super) fn listed(names: &[String]) -> String {
-    let first: Vec<&str> = names.iter().take(NAMED).map(String::as_str).collect();
-    match names.len().saturating_sub(NAMED) {
+    let first: Vec<&str> = names.iter().take(MAX_NAMES).map(String::as_str).collect();
+    match names.len().saturating_sub(MAX_NAMES) {
         0 => first.join(", "),
         more => format!("{} and {more} more", first.join(", ")),
     }
 }
 
-/// Columns that a version lacks come as JSON's null.
+/// Columns that an older version does not have are returned as JSON's null.
 const PUBLICATION: &str = "
 SELECT p.puballtables, p.pubinsert, p.pubupdate, p.pubdelete, p.pubtruncate,
        coalesce((to_jsonb(p) ->> 'pubviaroot')::bool, false),

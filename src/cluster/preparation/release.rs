@@ -1,4 +1,5 @@
-//! What `release` would remove: the slot first, for with one the server cannot go back to a lesser `wal_level`.
+//! Plans the steps of `release`. The slot comes first, because with a slot the server cannot start
+//! on a lesser `wal_level`.
 
 use super::facts::{AutoConf, CopiedTable, Prepared, Setting, Slot};
 use super::plan::{Obstacle, Plan, Wanted, only, reload};
@@ -7,7 +8,7 @@ use super::step::{How, Step};
 use crate::cluster::{quote_ident, quote_literal};
 use crate::domain::ErrorCode;
 
-/// Everything that is ours there, and nothing that anybody else needs.
+/// Plans to remove all of our objects there, and nothing that anybody else needs.
 pub fn plan_to_release(prepared: &Prepared, wanted: Wanted) -> Plan {
     let mut plan = Plan::default();
     slots(prepared, &mut plan);
@@ -30,7 +31,7 @@ fn slots(prepared: &Prepared, plan: &mut Plan) {
     for slot in all.filter(|slot| slot.name == names.slot || names.made(&slot.name)) {
         if names.slot_is_premade && slot.name == names.slot {
             plan.notes.push(format!(
-                "{} was made by an administrator and is left: without us it holds WAL up to the primary's bound",
+                "{} was made by an administrator and is left: without us it holds WAL up to the primary's limit",
                 slot.describe()
             ));
         } else {
@@ -43,7 +44,7 @@ fn drop_slot(slot: &Slot) -> Step {
     let name = quote_literal(&slot.name);
     let of = format!("FROM pg_catalog.pg_replication_slots WHERE slot_name = {name}");
     let sql = vec![
-        // It waits for the end, or the slot would still be in use.
+        // This waits for the end, because otherwise the slot would still be in use.
         format!(
             "SELECT pg_catalog.pg_terminate_backend(active_pid, 5000) {of} AND active_pid IS NOT NULL"
         ),
@@ -78,14 +79,15 @@ fn publication(prepared: &Prepared, plan: &mut Plan) {
         .partition(|table| !table.in_other_publication);
     for table in kept {
         plan.notes.push(format!(
-            "{} keeps its replica identity: it stands in another publication too",
+            "{} keeps its replica identity: it is in another publication too",
             table.full_name()
         ));
     }
     let listed = !there.all_tables && there.schemas.is_empty();
     let steps = back.iter().map(|table| identity(table, name, listed));
     if listed {
-        // The table leaves the publication with its identity: published without one, it could not be updated.
+        // The table leaves the publication with its identity: published without an identity, it
+        // could not be updated.
         plan.steps.extend(steps);
         plan.steps.push(drop);
     } else {
@@ -94,7 +96,8 @@ fn publication(prepared: &Prepared, plan: &mut Plan) {
     }
 }
 
-/// Without a publication nothing says whose an identity is: `prepare` may have been stopped before it made one.
+/// Returns a note about leftover identities. Without a publication nothing shows who set an
+/// identity: `prepare` may have been stopped before it made the publication.
 fn left_over(prepared: &Prepared) -> Option<String> {
     let full =
         |table: &&CopiedTable| table.identity == 'f' && !table.keyed && !table.in_other_publication;
@@ -155,7 +158,7 @@ fn settings(prepared: &Prepared, wanted: Wanted, plan: &mut Plan) {
             )),
             AutoConf::Unknown => plan
                 .notes
-                .push(format!("{name} is left: whether prepare set it cannot be seen")),
+                .push(format!("{name} is left: it cannot be seen whether prepare set it")),
             AutoConf::Absent => {}
         }
     }
@@ -186,7 +189,8 @@ fn in_force(level: &Setting) -> bool {
     level.value == "logical"
 }
 
-/// Other logical slots, other clusters' publications, and what an administrator made for us.
+/// Returns other logical slots, other clusters' publications, and objects that an administrator
+/// made for us.
 fn needed_by(prepared: &Prepared) -> Vec<String> {
     let names = &prepared.names;
     let slots = prepared.slot.iter().filter(|_| names.slot_is_premade);

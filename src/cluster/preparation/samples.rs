@@ -1,4 +1,4 @@
-//! A primary as tests of pure functions need it: stock, or prepared for cluster 0123abcd.
+//! A primary for tests of pure functions: unprepared, or prepared for cluster 0123abcd.
 
 use super::*;
 

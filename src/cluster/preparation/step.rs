@@ -1,31 +1,32 @@
-//! One step of a plan: what, why, and its SQL.
+//! A step of a plan: its object, its reason, and its SQL.
 
-/// How a step's statements are run.
+/// The way in which a step's statements are run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum How {
-    /// In a transaction that waits for each lock only for an instant, and again after a pause: it takes a lock that readers
-    /// wait behind. All such steps come to their turn before the next kind begins.
+    /// In a transaction that waits for each lock only for a moment, and tries again after a pause:
+    /// it takes a lock behind which readers wait. All such steps are tried before the next kind
+    /// begins.
     Identity,
-    /// Likewise; it takes locks that only changes of form wait behind.
+    /// The same way; it takes locks behind which only schema changes wait.
     Publication,
-    /// Each statement by itself: no transaction may hold it.
+    /// Each statement by itself, outside of a transaction.
     Alone,
-    /// Who uses the slot is ended first.
+    /// The session that uses the slot is ended first.
     Slot,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
-    /// What is made or removed, in a few words.
+    /// The object that is made or removed, in a few words.
     pub what: String,
     pub reason: String,
     pub sql: Vec<String>,
     pub how: How,
-    /// Those whose locks it needs.
+    /// Tables whose locks it needs.
     pub(super) tables: Vec<u32>,
 }
 
-/// Longest wait for one lock: whoever comes after us waits behind us as long.
+/// Maximum wait for one lock: sessions that come after us wait behind us for as long.
 pub(super) const LOCK_TIMEOUT: &str = "SET LOCAL lock_timeout = '200ms'";
 
 impl Step {
@@ -48,7 +49,7 @@ impl Step {
         format!("BEGIN; {LOCK_TIMEOUT}; {}; COMMIT", self.sql.join("; "))
     }
 
-    /// For psql, with the reason in front.
+    /// Returns a script for psql, with the reason before the statements.
     pub fn script(&self) -> String {
         let mut lines = vec![format!("-- {}: {}", self.what, self.reason)];
         let statements = self.sql.iter().map(|sql| format!("{sql};"));

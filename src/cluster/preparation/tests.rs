@@ -116,7 +116,9 @@ fn every_way_in_which_a_publication_may_differ_is_named() {
         ("whole schemas (public)", &|p| {
             p.schemas = vec!["public".into()]
         }),
-        ("it lacks public.audit_package", &|p| drop(p.tables.pop())),
+        ("it does not have public.audit_package", &|p| {
+            drop(p.tables.pop())
+        }),
         ("it has public.extra, which is not copied", &|p| {
             let extra = publication(&[table("extra", true, 'd')]);
             p.tables.extend(extra.tables);
@@ -232,7 +234,8 @@ fn a_table_leaves_a_publication_of_everything_after_it() {
     assert!(plan.steps[0].sql[1].starts_with("CREATE PUBLICATION"));
 }
 
-/// One of ours is made anew with the next copy. One that was made for us would be copied for again and again.
+/// Our own slot is created again with the next copy. A slot that was made for us would be copied
+/// for again and again.
 #[test]
 fn a_slot_that_lost_its_log_is_an_obstacle_only_if_it_is_not_ours_to_make() {
     let mut lost = ready();

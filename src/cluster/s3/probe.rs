@@ -1,8 +1,9 @@
-//! The probe object in our own bucket: does the bucket take objects, does it let them go, and is it another one than the
-//! peer's?
+//! Writes a probe object into the local bucket: does the bucket accept objects, does it allow
+//! deleting them, and is it another bucket than the peer's?
 //!
-//! A bucket that keeps every version of an object would keep every probe: so the very version that was written is deleted. Where
-//! that is not allowed, one probe stays for as long as the process lives, and serves again.
+//! A bucket that keeps every version of an object would keep every probe, so exactly the written
+//! version is deleted. Where that is not allowed, one probe stays for as long as the process lives,
+//! and is used again.
 
 use super::store::{Expected, LocalStore, Store, Written};
 use super::store_error::StoreError;
@@ -13,21 +14,23 @@ use tokio::sync::Mutex;
 const BODY: &[u8] =
     b"warm-spare looks whether it can write here, and whether its peer's bucket is its own\n";
 
-/// What a bucket does with objects that are deleted or overwritten.
+/// How a bucket treats objects that are deleted or overwritten.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Keeps {
     Nothing,
-    /// As versions, which can be deleted.
+    /// Keeps them as versions, which can be deleted.
     Versions,
-    /// As versions, which we may not delete: the bucket has a lock, or our key lacks the right.
+    /// Keeps them as versions, which we may not delete: the bucket has a lock, or our key does not
+    /// have the right.
     Locked,
 }
 
-/// A probe that could not be deleted: its bucket and its key. One process has one bucket, and one look at a time.
+/// A probe that could not be deleted: its bucket and its key. One process has one bucket, and runs
+/// one check at a time.
 static LASTING: Mutex<Option<(String, String)>> = Mutex::const_new(None);
 
-/// Whether the peer has an object of ours: then it looks into the same bucket. What the peer has got from our bucket by the
-/// store's own replication proves nothing.
+/// Returns whether the peer has an object of ours: then it reads the same bucket. An object that
+/// the peer got from our bucket by the store's own replication proves nothing.
 pub async fn is_same_bucket(local: &LocalStore, peer: &Store) -> Result<bool, StoreError> {
     let mut lasting = LASTING.lock().await;
     let here = place(local);
@@ -54,12 +57,12 @@ pub async fn is_same_bucket(local: &LocalStore, peer: &Store) -> Result<bool, St
     seen
 }
 
-/// Whether our own bucket takes an object, and lets it go again.
+/// Returns whether the local bucket accepts an object, and allows deleting it.
 pub async fn prove_writable(local: &LocalStore) -> Result<Keeps, StoreError> {
     let mut lasting = LASTING.lock().await;
     let here = place(local);
     if lasting.as_ref().is_some_and(|(place, _)| *place == here) {
-        // It would stay too. A part of an upload that is given up does not.
+        // Another probe would stay too. A part of an aborted upload does not.
         let mut upload = local.start_upload(&name()).await?;
         let part = upload.part(Bytes::from_static(BODY)).await;
         upload.abort().await;
@@ -103,7 +106,8 @@ fn name() -> String {
     format!(".warm-spare/probe-{:016x}", unpredictable())
 }
 
-/// Random enough for a name that nobody else uses: the standard library seeds its hash tables from the system.
+/// Returns a number that is random enough for a name that nobody else uses: the standard library
+/// seeds its hash tables from the system.
 pub(in crate::cluster) fn unpredictable() -> u64 {
     std::collections::hash_map::RandomState::new()
         .build_hasher()

@@ -1,7 +1,8 @@
-//! The artifact store: MinIO or S3, through MinIO's library, one request a call.
+//! The artifact store: MinIO or S3, through MinIO's library, one request for each call.
 //!
-//! The library's own upload of a stream can lose data without an error (docs/dependencies.md), so parts are ours.
-//! Every call has a time limit and is tried again while the fault is a passing one.
+//! The library's own upload of a stream can lose data without an error (docs/dependencies.md), so
+//! we upload the parts ourselves. Every call has a time limit and is tried again while the fault is
+//! transient.
 
 use super::probe::unpredictable;
 use super::store_error::{StoreError, StoreFault, chain, classify, is_bodiless_no};
@@ -31,19 +32,20 @@ use pace::Pace;
 pub(in crate::cluster) use wire::Answered;
 use wire::{EXPECTED, Wire, listening};
 
-/// Longest wait for an answer, or for the next bytes of one.
-const PATIENCE: Duration = Duration::from_secs(30);
-const TRIES: usize = 9;
-/// A store may ask to be left alone for so long; MinIO says 60 s with each such answer, whatever keeps it.
-const LONGEST_WAIT: Duration = Duration::from_secs(10);
-/// An object that is never there.
-const NONE: &str = ".warm-spare/none";
-/// Bytes between two cuts after which a body counts as getting on.
-const PROGRESS: u64 = 1 << 20;
-/// A line that carries fewer bytes a second carries no artifacts.
-const LEAST_RATE: u64 = 8 << 10;
+/// Maximum time to wait for an answer, or for the next bytes of one.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
+const MAX_TRIES: usize = 9;
+/// Maximum time for which a store's request to wait is obeyed. MinIO asks for 60 s with each such
+/// answer, whatever the reason.
+const MAX_WAIT: Duration = Duration::from_secs(10);
+/// Key of an object that never exists.
+const ABSENT_KEY: &str = ".warm-spare/none";
+/// Bytes between two interruptions after which a body counts as progressing.
+const PROGRESS_BYTES: u64 = 1 << 20;
+/// Minimum bytes per second of a connection; a slower one cannot carry artifacts.
+const MIN_RATE_BYTES: u64 = 8 << 10;
 
-/// Reading from one bucket. All that is ever held of the peer's store.
+/// Read access to one bucket. It is the only access to the peer's store.
 #[derive(Clone)]
 pub struct Store {
     side: Side,
@@ -56,7 +58,7 @@ pub struct Store {
     pace: Pace,
 }
 
-/// What a store says of one object.
+/// The store's facts about one object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stored {
     pub bytes: u64,
@@ -70,18 +72,19 @@ pub struct Listed {
     pub stored: Stored,
 }
 
-/// The object that must lie under a key for a request that changes the key. The server refuses the request if another
-/// object lies there. So a process that looked, slept and lost its lock does no harm.
+/// The object that must be under a key for a request that changes the key. The server refuses the
+/// request if another object is there. So a process that looked, hung and lost its lock does no
+/// harm.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Expected {
-    /// No matter what: nobody else gives that name to other bytes.
+    /// Any object or none: nobody else gives that name to other bytes.
     Anything,
     Nothing,
     Etag(String),
 }
 
 impl Expected {
-    /// What was found there.
+    /// Expects the object that was found.
     pub fn as_found(stored: Option<&Stored>) -> Expected {
         match stored {
             Some(stored) => Expected::Etag(stored.etag.clone()),
@@ -98,13 +101,13 @@ impl Expected {
     }
 }
 
-/// The body of an object, on its way.
+/// The body of an object that is being read.
 pub struct Download {
     pub stored: Stored,
     body: Pin<Box<dyn Stream<Item = std::io::Result<Bytes>> + Send>>,
     store: Store,
     key: String,
-    /// Bytes handed out so far.
+    /// Number of bytes returned until now.
     at: u64,
     tries: usize,
     resumed_at: u64,
@@ -112,7 +115,8 @@ pub struct Download {
 }
 
 impl Store {
-    /// Prepares a client; nothing is sent. Keys and certificates are read now, so that a rotation needs only a new client.
+    /// Prepares a client; nothing is sent. Keys and certificates are read now, so that a rotation
+    /// needs only a new client.
     pub fn open(side: Side, to: &config::S3) -> Result<Store, StoreError> {
         let fail = |fault: StoreFault, text: String| StoreError {
             side,
@@ -155,14 +159,14 @@ impl Store {
             endpoint: to.endpoint.clone(),
             client,
             bucket: BucketName::new(&to.bucket_name).map_err(|e| unexpected(&e))?,
-            patience: PATIENCE,
-            tries: TRIES,
+            patience: REPLY_TIMEOUT,
+            tries: MAX_TRIES,
             artifactory,
             pace: Pace::default(),
         })
     }
 
-    /// Other bounds than the usual: how long one answer is waited for, and how often it is asked for.
+    /// Sets other limits: the time to wait for one answer, and the number of tries.
     pub fn with_limits(mut self, patience: Duration, tries: usize) -> Store {
         self.patience = patience;
         self.tries = tries;
@@ -181,25 +185,31 @@ impl Store {
         &self.endpoint
     }
 
-    /// How many of so many transfers at once the store is to get now: fewer while it asks for fewer.
+    /// Returns how many of `most` transfers at once the store shall get now: fewer while it asks
+    /// for fewer.
     pub fn at_once(&self, most: usize) -> usize {
         self.pace.of(most)
     }
 
-    /// Whether the bucket is there and the key may look into it.
+    /// Checks that the bucket exists and the key may read it.
     pub async fn check_bucket(&self) -> Result<(), StoreError> {
         let doing = format!("looking for bucket {}", self.bucket);
         let there = self
-            // An object that cannot be there: unlike HEAD of a bucket, the answer has a body, and so a cause.
-            .persist(&doing, || self.open_body(&doing, NONE, 0))
+            // An object that cannot exist: unlike HEAD of a bucket, the answer has a body, and so a
+            // cause.
+            .persist(&doing, || self.open_body(&doing, ABSENT_KEY, 0))
             .await?;
         match there {
             None => Ok(()),
-            Some(_) => Err(self.no_store(&doing, &format!("has {NONE}, which nobody made"))),
+            Some(_) => Err(self.no_store(
+                &doing,
+                &format!("has the object {ABSENT_KEY}, which nobody created"),
+            )),
         }
     }
 
-    /// None: the bucket is served and has no such key, or cannot have it.
+    /// Returns the facts about an object. None: the bucket is served and has no such key, or cannot
+    /// have it.
     pub async fn head(&self, key: &str) -> Result<Option<Stored>, StoreError> {
         let doing = format!("asking for {key}");
         self.persist(&doing, || async {
@@ -220,14 +230,14 @@ impl Store {
                 Err(_) => None,
             };
             let Some(answer) = answer else {
-                // An answer to HEAD has no body, so anybody's 404 looks like the store's own, and no other status has a
-                // cause: GET tells.
+                // An answer to HEAD has no body, so a 404 of any server looks like the store's own,
+                // and no other status has a cause: GET has one.
                 return match self.open_body(&doing, key, 0).await {
                     Err(error) if error.is_of_the_key() => Ok(None),
                     opened => Ok(opened?.map(|(_, stored)| stored)),
                 };
             };
-            // A proxy that packs answers gives no length.
+            // A proxy that compresses answers gives no length.
             let Some(bytes) = length_of(answer.headers()) else {
                 let opened = self.open_body(&doing, key, 0).await?;
                 return Ok(opened.map(|(_, stored)| stored));
@@ -238,7 +248,8 @@ impl Store {
         .await
     }
 
-    /// Whether the store has an object that it did not get from another bucket by its own replication.
+    /// Returns whether the store has an object that it did not get from another bucket by its own
+    /// replication.
     pub async fn has_of_its_own(&self, key: &str) -> Result<bool, StoreError> {
         let doing = format!("asking for {key}");
         self.persist(&doing, || async {
@@ -259,7 +270,7 @@ impl Store {
         .await
     }
 
-    /// None: the bucket is served and has no such key.
+    /// Starts reading an object. None: the bucket is served and has no such key.
     pub async fn get(&self, key: &str) -> Result<Option<Download>, StoreError> {
         let doing = format!("reading {key}");
         let opened = self
@@ -299,7 +310,7 @@ impl Store {
         let etag = self.etag_of(doing, answer.headers())?;
         let (body, length) = answer.into_boxed_stream().map_err(|e| {
             let text = format!(
-                "the answer gives no length ({}): a proxy before the store packs what it gives out, and must not",
+                "the answer gives no length ({}): a proxy before the store compresses its answers, and must not",
                 chain(&e)
             );
             self.fault(doing, StoreFault::Unexpected, text)
@@ -308,7 +319,7 @@ impl Store {
         Ok(Some((body, Stored { bytes, etag })))
     }
 
-    /// One request under the time limit. `Ok(None)` is the one good "no such key".
+    /// Sends one request under the time limit. `Ok(None)` is the one good "no such key".
     async fn once<T>(
         &self,
         doing: &str,
@@ -334,15 +345,16 @@ impl Store {
         }
     }
 
-    /// The same for a request that sends much: a slow line may need long for it. As long as the server answers others, and
-    /// the line carries at least [`LEAST_RATE`], it is waited for.
+    /// Does the same for a request that sends much, for which a slow connection may need long. The
+    /// request is waited for while the server answers other requests, and the connection carries at
+    /// least [`MIN_RATE_BYTES`].
     async fn once_sending<T>(
         &self,
         doing: &str,
         bytes: usize,
         request: impl Future<Output = Result<T, Error>>,
     ) -> Result<Option<T>, StoreError> {
-        let limit = self.patience + Duration::from_secs(bytes as u64 / LEAST_RATE);
+        let limit = self.patience + Duration::from_secs(bytes as u64 / MIN_RATE_BYTES);
         let silence = async {
             loop {
                 tokio::time::sleep(self.patience).await;
@@ -364,14 +376,15 @@ impl Store {
         }
     }
 
-    /// Whether the server answers at all. One that is busy does.
+    /// Returns whether the server answers at all. A busy server does.
     async fn look_once(&self, doing: &str) -> bool {
-        let asked = self.open_body(doing, NONE, 0).await;
+        let asked = self.open_body(doing, ABSENT_KEY, 0).await;
         !matches!(asked, Err(error) if error.fault == StoreFault::Unreachable)
     }
 
-    /// Tries again, calmly, while the fault is a passing one. A store that asks for fewer requests is no failing one: it is
-    /// asked again until the time of all tries is over. The first failure is logged, and the recovery.
+    /// Tries again, with pauses, while the fault is transient. A store that asks for fewer requests
+    /// is not failing: it is asked again until the time of all tries is over. The first failure is
+    /// logged, and so is the recovery.
     async fn persist<T, F>(&self, doing: &str, call: impl Fn() -> F) -> Result<T, StoreError>
     where
         F: Future<Output = Result<T, StoreError>>,
@@ -385,7 +398,7 @@ impl Store {
         let begun = Instant::now();
         let mut tries = 0;
         loop {
-            // Boxed: each request lies within the futures of all who wait for it.
+            // Boxed, because the futures of all callers contain the request's future.
             let error = match Box::pin(call()).await {
                 Err(error) if error.is_transient() => error,
                 result => {
@@ -418,9 +431,10 @@ impl Store {
         }
     }
 
-    /// As long as it asks for, within bounds. Who was refused together does not come again together.
+    /// Returns the time to wait: the requested time, within limits. Requests that were refused
+    /// together are not repeated together.
     fn wait(&self, asked: Duration) -> Duration {
-        let asked = asked.min(LONGEST_WAIT).min(self.patience);
+        let asked = asked.min(MAX_WAIT).min(self.patience);
         asked.mul_f64(1.0 + f64::from(unpredictable() as u8) / 256.0)
     }
 
@@ -434,8 +448,8 @@ impl Store {
         }
     }
 
-    /// A fault was logged and its recovery was not: eight copies at once tell it once, and so do all passes of a service
-    /// that tries again for hours.
+    /// True: a fault was logged and its recovery was not. So eight copies at once log it once, and
+    /// so do all runs of a service that tries again for hours.
     fn troubled(&self) -> &'static AtomicBool {
         static TROUBLED: [AtomicBool; 2] = [AtomicBool::new(false), AtomicBool::new(false)];
         match self.side {
@@ -457,7 +471,8 @@ impl Store {
         }
     }
 
-    /// An answer that no artifact store gives: another server, or a proxy, stands in its place.
+    /// Returns the error for an answer that no artifact store gives: another server, or a proxy,
+    /// answers in its place.
     fn no_store(&self, doing: &str, what: &str) -> StoreError {
         let text = format!("the server that answers {what}: it is no artifact store");
         self.fault(doing, StoreFault::Unreachable, text)
@@ -495,8 +510,8 @@ impl Store {
 type Body = Pin<Box<dyn Stream<Item = std::io::Result<Bytes>> + Send>>;
 
 impl Download {
-    /// The next bytes; None at the end, when exactly as many have come as were announced. A cut is mended by asking
-    /// for the rest of the same object.
+    /// Returns the next bytes; None at the end, when exactly the announced number has come. After
+    /// an interruption the rest of the same object is requested.
     pub async fn next(&mut self) -> Result<Option<Bytes>, StoreError> {
         loop {
             match tokio::time::timeout(self.store.patience, self.body.next()).await {
@@ -512,7 +527,7 @@ impl Download {
         }
     }
 
-    /// Puts back what a reader had no room for; [`Download::take_kept`] gives it again.
+    /// Keeps bytes for which a reader had no room; [`Download::take_kept`] returns them.
     pub fn keep(&mut self, rest: Bytes) {
         self.kept = Some(rest);
     }
@@ -522,8 +537,8 @@ impl Download {
     }
 
     async fn resume(&mut self, why: &str) -> Result<(), StoreError> {
-        // A large object may be cut often; what counts is that it gets on.
-        if self.at >= self.resumed_at + PROGRESS {
+        // A large object may be interrupted often; only progress counts.
+        if self.at >= self.resumed_at + PROGRESS_BYTES {
             self.tries = 0;
         }
         self.resumed_at = self.at;
@@ -545,7 +560,7 @@ impl Download {
         let opened = store
             .persist(&doing, || store.open_body(&doing, key, at))
             .await;
-        // It may be shorter by now.
+        // The object may be shorter by now.
         let opened = match opened {
             Err(error) if error.fault == StoreFault::Changed => None,
             opened => opened?,
@@ -575,7 +590,8 @@ fn length_of(headers: &http::HeaderMap) -> Option<u64> {
     headers.get("content-length")?.to_str().ok()?.parse().ok()
 }
 
-/// As servers and proxies write it: in quotes, or as a weak one, where a proxy may have packed the body.
+/// Returns the ETag without quotes. Servers and proxies write it in quotes, or as a weak one if a
+/// proxy may have compressed the body.
 fn unquote(etag: &str) -> String {
     let etag = etag
         .replace("&#34;", "")

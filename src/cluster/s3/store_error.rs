@@ -1,4 +1,4 @@
-//! What can go wrong with an artifact store, in the classes that decide what happens next.
+//! The failures of an artifact store, in the classes that decide the reaction.
 
 use super::store::Answered;
 use crate::domain::Side;
@@ -8,7 +8,8 @@ use std::time::Duration;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StoreFault {
-    /// Refused, cut, timed out, or a 5xx: nothing is known about the object. Tried again.
+    /// The request was refused, interrupted, timed out, or answered by a 5xx: nothing is known
+    /// about the object. Tried again.
     Unreachable,
     /// The server answers, and asks for fewer requests. Tried again.
     Busy,
@@ -16,19 +17,20 @@ pub enum StoreFault {
     Denied,
     /// The server has no such bucket.
     NoBucket,
-    /// The server says that its disks are full, or that the bucket has its quota.
+    /// The server reports that its disks are full, or that the bucket has reached its quota.
     Full,
     /// The certificate was not accepted.
     Tls,
     /// Not an S3 server that Builder can use (Artifactory).
     Unsupported,
-    /// What lies under the key is not what the request was to change or to go on with: somebody else wrote meanwhile.
+    /// The object under the key is not the one that the request was to change or to continue:
+    /// another client wrote in the meantime.
     Changed,
-    /// The object lies in an archive tier, and is read only after it was restored from there.
+    /// The object is in an archive tier, and can be read only after it was restored from there.
     Archived,
     /// The server can hold no object under such a key.
     ImpossibleKey,
-    /// An answer that fits nothing above; the text says which.
+    /// An answer of no class above; the text has it.
     Unexpected,
 }
 
@@ -41,7 +43,7 @@ pub struct StoreError {
     pub doing: String,
     pub fault: StoreFault,
     pub text: String,
-    /// How long the server asks to be left alone.
+    /// Time for which the server asks us to wait.
     pub wait: Option<Duration>,
 }
 
@@ -54,15 +56,16 @@ impl StoreError {
         self.fault == StoreFault::Busy
     }
 
-    /// The peer refuses this one object, as far as that tells, and would go on refusing it: an archived one, a key that was
-    /// disabled, a policy of its own. Whether it serves others must be asked. Or a store can hold no such key.
+    /// Returns whether the fault may be of the object: the peer refuses this object, and may go on
+    /// refusing it (an archived object, a disabled key, a policy of its own), or a store can hold
+    /// no such key. Only other objects show whether the store serves at all.
     pub fn may_be_of_the_object(&self) -> bool {
         use StoreFault::{Archived, Denied, Unexpected};
         self.is_of_the_key()
             || self.side == Side::Peer && matches!(self.fault, Archived | Denied | Unexpected)
     }
 
-    /// Whatever the store holds besides, it cannot hold this key.
+    /// Returns whether the fault is of the key: the store cannot hold it, whatever else it holds.
     pub fn is_of_the_key(&self) -> bool {
         self.fault == StoreFault::ImpossibleKey
     }
@@ -86,7 +89,7 @@ impl StoreError {
             }
             StoreFault::NoBucket => {
                 format!(
-                    "check {side}.s3.bucket_name; Builder's own name for it stands in builder-api's [s3]"
+                    "check {side}.s3.bucket_name; Builder's own name for it is in builder-api's [s3]"
                 )
             }
             StoreFault::Full if names_a_quota(&self.text) => {
@@ -101,7 +104,9 @@ impl StoreError {
                     .into()
             }
             StoreFault::Changed => {
-                format!("look who else writes in the {side} bucket; it is looked at again")
+                format!(
+                    "find out who else writes into the {side} bucket; the object is checked again"
+                )
             }
             StoreFault::Archived => format!(
                 "restore the object from its archive tier, and keep the {side} bucket's lifecycle rules from archiving packages"
@@ -123,14 +128,14 @@ impl StoreError {
         }
     }
 
-    /// The server's own words have this one, whatever its case.
+    /// Returns whether the server's own words contain this word, in upper or lower case.
     fn names(&self, word: &str) -> bool {
         self.text.to_ascii_lowercase().contains(word)
     }
 }
 
-/// What the S3 library returned, sorted. `None` where the one good answer "there is no such key" was given. `said`: the
-/// answer's status, which the library keeps to itself where the answer has a code.
+/// Classifies an error of the S3 library. `None` for the one good answer "there is no such key".
+/// `said`: the answer's status, which the library does not return if the answer has a code.
 pub(in crate::cluster) fn classify(
     error: &Error,
     said: Option<Answered>,
@@ -142,7 +147,7 @@ pub(in crate::cluster) fn classify(
             if is_made_up(&code, &message) {
                 return Some((
                     StoreFault::Unreachable,
-                    "HTTP status 404 without a body: no S3 server answers so".into(),
+                    "HTTP status 404 without a body: no S3 server answers like this".into(),
                 ));
             }
             if matches!(code, MinioErrorCode::NoSuchKey) {
@@ -169,7 +174,7 @@ pub(in crate::cluster) fn classify(
         }
         Error::Validation(ValidationErr::HttpError(cause)) => network(cause),
         Error::Network(NetworkError::ReqwestError(cause)) => network(cause),
-        // S3's own bound, which the library keeps: no store has an object under a longer one.
+        // S3's own limit, which the library checks: no store has an object under a longer key.
         Error::Validation(ValidationErr::InvalidObjectName(_)) => {
             (StoreFault::ImpossibleKey, chain(error))
         }
@@ -178,7 +183,7 @@ pub(in crate::cluster) fn classify(
                 Some(said) => (
                     fault_of_page(said.status),
                     format!(
-                        "HTTP status {} with what is no answer of S3: {}",
+                        "HTTP status {} with a body that is no S3 answer: {}",
                         said.status,
                         chain(error)
                     ),
@@ -191,7 +196,8 @@ pub(in crate::cluster) fn classify(
     Some((fault, text))
 }
 
-/// The answer in the server's own words. HEAD has none, so there the status says more than the code that the library makes.
+/// Returns the answer in the server's own words. HEAD has none; there the status has more
+/// information than the code that the library makes.
 fn told(code: &MinioErrorCode, message: &str, status: Option<u16>) -> String {
     match status {
         Some(status) => format!("{code}: {message} (HTTP status {status})"),
@@ -199,8 +205,8 @@ fn told(code: &MinioErrorCode, message: &str, status: Option<u16>) -> String {
     }
 }
 
-/// Where a 404 has no body, the library makes code and message itself. A proxy without a route answers so for a moment; a
-/// store says what is not there.
+/// Returns whether the library made code and message itself, because a 404 had no body. A proxy
+/// without a route answers so for a moment; a store names the thing that does not exist.
 fn is_made_up(code: &MinioErrorCode, message: &str) -> bool {
     match code {
         MinioErrorCode::NoSuchKey => message == "Object does not exist",
@@ -210,7 +216,7 @@ fn is_made_up(code: &MinioErrorCode, message: &str) -> bool {
     }
 }
 
-/// The same answer to HEAD, which never has a body.
+/// Returns whether it is the same answer to HEAD, which never has a body.
 pub(in crate::cluster) fn is_bodiless_no(error: &Error) -> bool {
     matches!(error, Error::S3Server(S3ServerError::S3Error(answer))
         if matches!(answer.code(), MinioErrorCode::NoSuchKey))
@@ -222,14 +228,15 @@ fn fault_of_status(status: u16) -> StoreFault {
         412 | 416 => StoreFault::Changed,
         401 | 403 => StoreFault::Denied,
         429 => StoreFault::Busy,
-        // What is not implemented does not pass.
+        // A function that is not implemented is not a transient fault.
         501 => StoreFault::Unexpected,
         408 | 425 | 499 | 500.. => StoreFault::Unreachable,
         _ => StoreFault::Unexpected,
     }
 }
 
-/// Of an answer whose body is none of S3's: a proxy, or a server that is not up yet, speaks for the store.
+/// Returns the fault of an answer whose body is not S3's: it is from a proxy, or from a server that
+/// has not started yet.
 fn fault_of_page(status: u16) -> StoreFault {
     match status {
         200..400 | 404 => StoreFault::Unreachable,
@@ -237,7 +244,7 @@ fn fault_of_page(status: u16) -> StoreFault {
     }
 }
 
-/// Of a failure in the body of a 200.
+/// Returns the fault of a failure in the body of a 200.
 pub(in crate::cluster) fn fault_of_body(code: Option<&str>) -> StoreFault {
     match code {
         Some(code) => fault_of_name(code).unwrap_or(StoreFault::Unexpected),
@@ -246,12 +253,12 @@ pub(in crate::cluster) fn fault_of_body(code: Option<&str>) -> StoreFault {
 }
 
 fn fault_of_answer(code: &MinioErrorCode, message: &str, status: Option<u16>) -> StoreFault {
-    // Some servers answer so with 500, and go on doing so.
+    // Some servers answer so with 500, again and again.
     if message.to_ascii_lowercase().contains("file name too long") {
         return StoreFault::ImpossibleKey;
     }
-    // Backblaze and Garage say so of a bound that was reached, under a code that means something else. Of a rate it is told
-    // by 429 and 503.
+    // Backblaze and Garage report a reached limit under a code with another meaning. A limit on the
+    // rate is reported by 429 and 503.
     if names_a_quota(message) && status.is_none_or(|status| matches!(status, 400..429 | 507)) {
         return StoreFault::Full;
     }
@@ -266,19 +273,22 @@ fn fault_of_answer(code: &MinioErrorCode, message: &str, status: Option<u16>) ->
         .unwrap_or(StoreFault::Unexpected)
 }
 
-/// By a code that says more than its status does. The library lower-cases every code that it does not know.
+/// Returns the fault of a code that has more information than its status. The library lower-cases
+/// every code that it does not know.
 fn fault_of_name(name: &str) -> Option<StoreFault> {
     let name = name.to_ascii_lowercase();
-    // AWS puts its key service's own codes behind this.
+    // AWS puts this before its key service's own codes.
     let name = name.strip_prefix("kms.").unwrap_or(&name);
     Some(match name {
-        // An error page that is none of S3's: a proxy before the server, or a server that is not up yet.
+        // An error page that is not S3's: of a proxy before the server, or of a server that has not
+        // started yet.
         "" => StoreFault::Unreachable,
         "xminiostoragefull" | "insufficientcapacity" | "insufficientstorage" | "notenoughspace" => {
             StoreFault::Full
         }
         _ if names_a_quota(name) => StoreFault::Full,
-        // An upload that somebody gave up, or a server's own housekeeping: begun anew, it may well go through.
+        // An upload that another client aborted, or that the server's own cleanup removed: a new
+        // upload may succeed.
         "preconditionfailed" | "invalidrange" | "nosuchupload" => StoreFault::Changed,
         "invalidobjectstate" => StoreFault::Archived,
         "keytoolongerror"
@@ -303,7 +313,8 @@ fn fault_of_name(name: &str) -> Option<StoreFault> {
         | "userratelimitexceeded"
         | "bandwidthlimitexceeded"
         | "serverbusy" => StoreFault::Busy,
-        // Of statuses below 500, and of bodies of a 200: what was sent was spoilt or cut on its way, or somebody else is at it.
+        // Statuses below 500, and bodies of a 200: the sent bytes were damaged or cut on the way,
+        // or another client is writing.
         "baddigest"
         | "clientdisconnected"
         | "conditionalrequestconflict"
@@ -320,8 +331,9 @@ fn fault_of_name(name: &str) -> Option<StoreFault> {
     })
 }
 
-/// A bound that was set, not the end of a disk: MinIO, Ceph, Garage and providers each have a word of their own. A name of
-/// a bucket, a user or a key may have that word too: AWS quotes them, as paths.
+/// Returns whether the text is about a limit that somebody set, not about a full disk: MinIO, Ceph,
+/// Garage and providers each have their own word for it. The name of a bucket, a user or a key may
+/// contain that word too: AWS quotes names, as paths.
 fn names_a_quota(text: &str) -> bool {
     let is_name = |word: &&str| word.contains([':', '/', '"', '\'']) && !word.ends_with(':');
     let words: Vec<&str> = text
@@ -342,7 +354,8 @@ fn network(cause: &reqwest::Error) -> (StoreFault, String) {
     }
 }
 
-/// The library's `Display` hides causes ("Validation error occurred"); people need the innermost too.
+/// Returns an error with all its causes. The library's `Display` hides them ("Validation error
+/// occurred"); people need the innermost too.
 pub(in crate::cluster) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

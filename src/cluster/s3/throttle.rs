@@ -1,4 +1,4 @@
-//! Two bounds that all transfers share: bytes a second, and bytes in memory.
+//! Two limits that all transfers share: bytes per second, and bytes in memory.
 
 use governor::clock::DefaultClock;
 use governor::state::{InMemoryState, NotKeyed};
@@ -8,12 +8,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// A limiter counts cells in 32 bits; a cell of a KiB reaches 4 TiB/s.
-const CELL: u64 = 1024;
+/// Bytes of a cell. A limiter counts cells in 32 bits; with a cell of a KiB it reaches 4 TiB/s.
+const CELL_BYTES: u64 = 1024;
 
 type Limiter = RateLimiter<NotKeyed, InMemoryState, DefaultClock>;
 
-/// Bytes a second, all transfers together. Cloned handles share one limit, which may change while they wait.
+/// Bytes per second, of all transfers together. Cloned handles share one limit, which may change
+/// while they wait.
 #[derive(Clone, Default)]
 pub struct Throttle(Arc<Shared>);
 
@@ -27,13 +28,14 @@ struct Shared {
 struct Rate {
     bytes_per_second: u64,
     limiter: Arc<Limiter>,
-    /// In cells: a tenth of a second's worth, enough to be efficient, little enough to be even.
+    /// Number of cells: a tenth of a second's worth, enough to be efficient, little enough to be
+    /// even.
     burst: NonZeroU32,
 }
 
 impl Rate {
     fn new(bytes_per_second: u64) -> Self {
-        let cells = u32::try_from(bytes_per_second / CELL)
+        let cells = u32::try_from(bytes_per_second / CELL_BYTES)
             .unwrap_or(u32::MAX)
             .max(1);
         let per_second = NonZeroU32::new(cells).unwrap_or(NonZeroU32::MIN);
@@ -55,7 +57,8 @@ impl Throttle {
         throttle
     }
 
-    /// Takes effect on transfers under way, with their next burst. An equal limit leaves the count as it is.
+    /// Sets the limit. Running transfers use it from their next burst on. An equal limit leaves the
+    /// count as it is.
     pub fn set(&self, bytes_per_second: Option<u64>) {
         let mut rate = self.0.rate.write().expect("no holder panics");
         if rate.as_ref().map(|rate| rate.bytes_per_second) != bytes_per_second {
@@ -63,7 +66,7 @@ impl Throttle {
         }
     }
 
-    /// Bytes moved so far, all transfers together.
+    /// Returns the number of bytes moved until now, of all transfers together.
     pub fn moved(&self) -> u64 {
         self.0.moved.load(Ordering::Relaxed)
     }
@@ -71,20 +74,20 @@ impl Throttle {
     /// Waits until `bytes` more may be moved.
     pub async fn take(&self, bytes: usize) {
         self.0.moved.fetch_add(bytes as u64, Ordering::Relaxed);
-        let mut cells = u32::try_from((bytes as u64).div_ceil(CELL)).unwrap_or(u32::MAX);
+        let mut cells = u32::try_from((bytes as u64).div_ceil(CELL_BYTES)).unwrap_or(u32::MAX);
         while let Some(wanted) = NonZeroU32::new(cells) {
             let Some(rate) = self.0.rate.read().expect("no holder panics").clone() else {
                 return;
             };
             let now = wanted.min(rate.burst);
-            // Cannot fail: `now` never exceeds the burst.
+            // This cannot fail: `now` never exceeds the burst.
             let _ = rate.limiter.until_n_ready(now).await;
             cells -= now.get();
         }
     }
 }
 
-/// Bytes that transfer buffers may hold together. Cloned handles share one budget.
+/// Maximum number of bytes of all transfer buffers together. Cloned handles share one budget.
 #[derive(Clone)]
 pub struct ByteBudget {
     cells: Arc<Semaphore>,
@@ -93,16 +96,17 @@ pub struct ByteBudget {
 
 impl ByteBudget {
     pub fn new(bytes: u64) -> Self {
-        let total = u32::try_from(bytes / CELL).unwrap_or(u32::MAX).max(1);
+        let total = u32::try_from(bytes / CELL_BYTES).unwrap_or(u32::MAX).max(1);
         ByteBudget {
             cells: Arc::new(Semaphore::new(total as usize)),
             total,
         }
     }
 
-    /// Waits for room; the room is given back when the permit is dropped. A request beyond the whole budget gets all of it.
+    /// Waits for room; the room is returned when the permit is dropped. A request beyond the whole
+    /// budget gets all of it.
     pub async fn room(&self, bytes: u64) -> OwnedSemaphorePermit {
-        let cells = u32::try_from(bytes.div_ceil(CELL))
+        let cells = u32::try_from(bytes.div_ceil(CELL_BYTES))
             .unwrap_or(u32::MAX)
             .clamp(1, self.total);
         self.cells
@@ -119,13 +123,16 @@ mod tests {
 
     #[tokio::test]
     async fn a_budget_is_shared_and_given_back() {
-        let budget = ByteBudget::new(10 * CELL);
+        let budget = ByteBudget::new(10 * CELL_BYTES);
         let clone = budget.clone();
-        let first = budget.room(8 * CELL).await;
+        let first = budget.room(8 * CELL_BYTES).await;
         assert!(
-            tokio::time::timeout(std::time::Duration::from_millis(20), clone.room(8 * CELL))
-                .await
-                .is_err(),
+            tokio::time::timeout(
+                std::time::Duration::from_millis(20),
+                clone.room(8 * CELL_BYTES)
+            )
+            .await
+            .is_err(),
             "eight of ten are taken, eight more must wait"
         );
         drop(first);
@@ -153,7 +160,8 @@ mod tests {
         let throttle = Throttle::new(Some(10 * 1024 * 1024));
         let start = std::time::Instant::now();
         throttle.take(3 * 1024 * 1024).await;
-        // 3 MiB at 10 MiB/s, a tenth of a second of it at once: never under 0.15 s, however fast the machine.
+        // 3 MiB at 10 MiB/s, with a tenth of a second of it at once: never under 0.15 s, however
+        // fast the machine is.
         assert!(start.elapsed() > std::time::Duration::from_millis(150));
     }
 }

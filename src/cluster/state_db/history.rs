@@ -1,4 +1,5 @@
-//! What happened: events, confirmations that nothing waited, verifications. Bounded, in the state database.
+//! The history of a cluster: events, confirmations, verifications. It is limited in number, in the
+//! state database.
 
 use super::state::{State, StateError};
 use crate::domain::EventKind;
@@ -7,7 +8,8 @@ use chrono::{DateTime, Utc};
 const EVENTS_KEPT: i64 = 1000;
 const VERIFICATIONS_KEPT: i64 = 400;
 
-/// The last time at which nothing waited on the primary, and what its clock was then ahead of ours.
+/// The last time at which no change waited on the primary, and by how much its clock was ahead of
+/// ours at that time.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Confirmation {
     /// By the primary's clock.
@@ -23,7 +25,7 @@ pub struct Event {
     pub change: String,
 }
 
-/// What a verification found.
+/// The result of a verification.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VerificationRecord {
     pub time: DateTime<Utc>,
@@ -33,7 +35,7 @@ pub struct VerificationRecord {
     pub lsn: String,
 }
 
-/// How long a takeover would have taken, on a clone.
+/// The duration of a rehearsed takeover, on a clone.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DrillRecord {
     pub time: DateTime<Utc>,
@@ -79,7 +81,8 @@ impl State {
         .await
     }
 
-    /// Kept, unless it only repeats a refusal of the fuse within an hour: one that stands is one event.
+    /// Records an event, unless it only repeats a refusal of the fuse within an hour: a refusal
+    /// that lasts is one event.
     pub async fn record_event(&self, event: &Event) -> Result<(), StateError> {
         let sql = "INSERT INTO event (time, kind, text, change) SELECT $1::timestamptz, $2::text, $3::text, $4::text WHERE NOT EXISTS ( \
                      SELECT 1 FROM (SELECT * FROM event WHERE kind = $2 ORDER BY id DESC LIMIT 1) last \
@@ -99,7 +102,7 @@ impl State {
         Ok(())
     }
 
-    /// The latest, oldest first.
+    /// Returns the latest events, oldest first.
     pub async fn events(&self, limit: i64) -> Result<Vec<Event>, StateError> {
         let sql = "SELECT time, kind, text, change FROM event ORDER BY id DESC LIMIT $1";
         let rows = self
@@ -115,13 +118,14 @@ impl State {
         Ok(events.collect())
     }
 
-    /// Remembered over a restart, so that lag is true also when the primary is gone by then.
+    /// Records the confirmation, so that lag is right after a restart too, even if the primary is
+    /// gone by then.
     pub async fn confirm(&self, confirmation: Confirmation) -> Result<(), StateError> {
         let sql = "WITH old AS (DELETE FROM confirmation) \
                    INSERT INTO confirmation (time, clock_offset) VALUES ($1, $2)";
         self.session()
             .execute(
-                "remembering the confirmation",
+                "recording the confirmation",
                 sql,
                 &[&confirmation.time, &confirmation.clock_offset_seconds],
             )

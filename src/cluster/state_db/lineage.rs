@@ -1,7 +1,8 @@
-//! The line of descent of a primary: one entry for each promotion, the oldest first.
+//! The lineage of a primary: one entry for each promotion, the oldest first.
 //!
-//! A number alone proves nothing: a restored backup, a staging pair and a stranger all have an epoch. The id of each
-//! promotion is random, so two clusters that know the same id are of one line.
+//! A number alone proves nothing: a restored backup, a staging pair and a foreign cluster all have
+//! an epoch. The id of each promotion is random, so two clusters that know the same id have a
+//! common lineage.
 
 use super::state::{State, StateError};
 use super::working_lock::Lock;
@@ -22,17 +23,18 @@ pub struct Descent {
     pub system_id: String,
 }
 
-/// All promotions of a line that a cluster knows of; empty: it knows of none.
+/// All promotions of a lineage that a cluster knows; empty: it knows none.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Lineage(Vec<Descent>);
 
-/// Promotions; no line of descent is longer.
+/// Maximum number of promotions in a lineage.
 const LENGTH_MAX: usize = 10_000;
-/// Characters of one id.
+/// Maximum number of characters of an id.
 const ID_MAX: usize = 100;
 
 impl Lineage {
-    /// The line that begins with a primary that nobody promoted. Both clusters make the same of it without a word.
+    /// Returns the lineage of a primary that nobody promoted. Both clusters make the same one
+    /// independently.
     pub fn root(system_id: &str) -> Lineage {
         Lineage(vec![Descent {
             epoch: 1,
@@ -43,7 +45,7 @@ impl Lineage {
         }])
     }
 
-    /// None: no cluster can have such a line.
+    /// Returns the lineage of these promotions. None: no cluster can have such a lineage.
     pub fn of(entries: Vec<Descent>) -> Option<Lineage> {
         let short = |text: &str| text.len() <= ID_MAX;
         let sound = entries.len() <= LENGTH_MAX
@@ -68,7 +70,7 @@ impl Lineage {
         &self.0
     }
 
-    /// The newest promotion.
+    /// Returns the newest promotion.
     pub fn head(&self) -> Option<&Descent> {
         self.0.last()
     }
@@ -77,12 +79,12 @@ impl Lineage {
         self.0.iter().any(|entry| entry.id == id)
     }
 
-    /// Both have a promotion in common.
+    /// Returns whether both have a promotion in common.
     pub fn shares_with(&self, other: &Lineage) -> bool {
         self.0.iter().any(|entry| other.has(&entry.id))
     }
 
-    /// It has the other's newest promotion. Every line goes on from one that is not known.
+    /// Returns whether it has the other's newest promotion. Every lineage continues an empty one.
     pub fn goes_on_from(&self, other: &Lineage) -> bool {
         other.head().is_none_or(|head| self.has(&head.id))
     }
@@ -92,12 +94,12 @@ impl State {
     pub async fn lineage(&self) -> Result<Lineage, StateError> {
         let rows = self
             .session
-            .rows("reading the line of descent", LINEAGE, &[])
+            .rows("reading the lineage", LINEAGE, &[])
             .await?;
         Ok(Lineage(rows.iter().map(descent).collect::<Result<_, _>>()?))
     }
 
-    /// Nobody else has it.
+    /// Returns an id that no other promotion has.
     pub async fn new_promotion_id(&self) -> Result<String, StateError> {
         let sql = "SELECT md5(random()::text || clock_timestamp()::text || pg_backend_pid() || (SELECT id FROM cluster))";
         let row = self
@@ -107,13 +109,14 @@ impl State {
         Ok(row.get(0)?)
     }
 
-    /// Takes over the primary's line, as the holder of the lock.
+    /// Adopts the primary's lineage, as the holder of the lock.
     pub async fn adopt_lineage(&self, lock: Lock, lineage: &Lineage) -> Result<(), StateError> {
         Ok(record_lineage(&self.session, lineage, Some(lock)).await?)
     }
 }
 
-/// Replaces the line on record. `session` is one on the state database. None: its transaction has checked the token.
+/// Replaces the recorded lineage. `session` is a session on the state database. None: its
+/// transaction has checked the token.
 pub async fn record_lineage(
     session: &LocalSession,
     lineage: &Lineage,
@@ -137,7 +140,7 @@ pub async fn record_lineage(
                ON CONFLICT (id) DO NOTHING";
     session
         .execute(
-            "recording the line of descent",
+            "recording the lineage",
             sql,
             &[&epochs, &ids, &parents, &clusters, &servers, &token],
         )
@@ -160,7 +163,7 @@ pub(in crate::cluster) fn descent(row: &Row) -> Result<Descent, DatastoreError> 
 
 #[cfg(test)]
 impl Lineage {
-    /// A line of these promotions: epoch and id of each, the oldest first.
+    /// Returns a lineage of these promotions: epoch and id of each, the oldest first.
     pub(crate) fn of_promotions(promotions: &[(i64, &str)]) -> Lineage {
         let mut parent = String::new();
         let entries = promotions.iter().map(|(epoch, id)| Descent {

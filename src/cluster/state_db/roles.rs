@@ -1,5 +1,6 @@
-//! The role on record: what this cluster is, since which epoch, and how it came to be so. What must be true together is
-//! written together: a promotion, its epoch and the lifted fence are one transaction.
+//! The recorded role: the role of this cluster, its epoch, and how it got it. Facts that must be
+//! true together are written together: a promotion, its epoch and the lifted fence are one
+//! transaction.
 
 use super::lineage::{LINEAGE, Lineage, descent};
 use super::state::{DATABASE, State, StateError};
@@ -14,53 +15,55 @@ use crate::killpoint;
 use chrono::{DateTime, Utc};
 use tokio_postgres::types::ToSql;
 
-/// How a cluster became a primary.
+/// The way in which a cluster became a primary.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Promotion {
     pub epoch: i64,
-    /// Its id in the line of descent; empty, where it was read back.
+    /// Its id in the lineage; empty if it was read back.
     pub id: String,
     pub kind: PromotionKind,
     pub time: DateTime<Utc>,
-    /// The recovery point at which it was promoted, and of which server; empty, where none was followed.
+    /// The recovery point at which it was promoted, and the server of that point; empty if no
+    /// server was followed.
     pub lsn: String,
     pub commit_time: Option<DateTime<Utc>>,
     pub system_id: String,
     pub timeline: i32,
     /// The old primary's own cluster id; empty: it keeps no state of ours.
     pub peer_cluster: String,
-    /// Ours on the old primary.
+    /// The names of our objects on the old primary.
     pub slot: String,
     pub publication: String,
-    /// The old primary was seen fenced under this epoch.
+    /// True: the old primary was seen fenced under this epoch.
     pub peer_fenced: bool,
-    /// Nothing is left to be done there.
+    /// True: nothing is left to be done there.
     pub settled: bool,
 }
 
-/// Why this cluster is fenced although it was no spare.
+/// The reason why this cluster is fenced although it was no spare.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FenceRecord {
     pub epoch: i64,
     /// The cluster that took the epoch.
     pub by_cluster: String,
     pub since: DateTime<Utc>,
-    /// That cluster is the primary now; until then it may withdraw.
+    /// True: that cluster is the primary now; until then it may withdraw the fence.
     pub settled: bool,
-    /// Somebody had lifted it, and it was set again: what was written meanwhile is nowhere else.
+    /// True: somebody had lifted the fence, and it was set again. Rows written in between exist
+    /// nowhere else.
     pub lifted: bool,
 }
 
-/// The record that a cluster keeps of itself on its own server.
+/// The record about itself that a cluster keeps on its own server.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Record {
     pub cluster_id: String,
     pub role: Option<Role>,
     pub epoch: i64,
     pub fence: Option<FenceRecord>,
-    /// The latest.
+    /// The latest promotion.
     pub promotion: Option<Promotion>,
-    /// The server that its copy is from, and when that copy was last known to be complete.
+    /// The server of its copy, and the time at which that copy was last known to be complete.
     pub copied_from: Option<String>,
     pub confirmed: Option<DateTime<Utc>>,
     pub lineage: Lineage,
@@ -71,14 +74,16 @@ pub struct Record {
 }
 
 impl Record {
-    /// Proof that two clusters are of one line: a promotion that both know of, or that one has followed the other.
+    /// Returns whether two clusters have a common lineage: both know a promotion, or one has
+    /// followed the other.
     pub fn is_kin(&self, system_id: &str, other: &Record, others_system_id: &str) -> bool {
         self.lineage.shares_with(&other.lineage)
             || self.has_followed(others_system_id)
             || other.has_followed(system_id)
     }
 
-    /// The other is a primary that a spare with this record follows: its epoch and its line go on from here.
+    /// Returns whether a spare with this record follows the other as a primary: the primary's epoch
+    /// and lineage continue the spare's.
     pub fn goes_on_with(&self, primary: &Record) -> bool {
         let ours = self.epoch.max(1);
         primary.role == Some(Role::Primary)
@@ -101,7 +106,8 @@ const OWN: &str = "SELECT id, role, epoch, (SELECT system_id FROM public.copied)
      ARRAY(SELECT DISTINCT system_id FROM public.promotion WHERE system_id <> '' LIMIT 10000), \
      to_regclass('public.lineage') IS NOT NULL, (SELECT system_identifier::text FROM pg_catalog.pg_control_system()) \
      FROM public.cluster";
-/// No promotion takes an epoch so far above the last one. Whoever says so is broken, or wants to use the numbers up.
+/// Maximum step of a promotion's epoch above the last one. A cluster with a larger step is broken,
+/// or wants to use the numbers up.
 pub const EPOCH_STEP_MAX: i64 = 1000;
 
 /// Reads the record from the database `warm_spare` of the session.
@@ -116,10 +122,8 @@ async fn record(session: &Session, doing: &str) -> Result<Record, DatastoreError
     if epoch < 0 {
         return Err(malformed(&format!("its epoch is {epoch}")));
     }
-    let lineage =
-        Lineage::of(lineage.iter().map(descent).collect::<Result<_, _>>()?).ok_or_else(|| {
-            malformed("its line of descent is none: ids, parents and epochs do not fit")
-        })?;
+    let lineage = Lineage::of(lineage.iter().map(descent).collect::<Result<_, _>>()?)
+        .ok_or_else(|| malformed("its lineage is not valid: ids, parents and epochs do not fit"))?;
     Ok(Record {
         cluster_id: row.get(0)?,
         role: row.get(1)?,
@@ -169,14 +173,15 @@ fn fence(row: &Row) -> Result<FenceRecord, DatastoreError> {
     })
 }
 
-/// What the peer says of itself; None: it keeps no state of ours, or one of an older program.
+/// Reads the peer's record about itself; None: it keeps no state of ours, or that of an older
+/// program.
 pub async fn peers_record(to: &Datastore) -> Result<Option<Record>, DatastoreError> {
     let session = match PeerSession::open_in(to, DATABASE).await {
         Ok(session) => session,
         Err(error) if error.fault == DatastoreFault::NoDatabase => return Ok(None),
         Err(error) => return Err(error),
     };
-    let doing = "reading what the peer says of itself";
+    let doing = "reading the peer's record";
     let sql = "SELECT to_regclass('public.promotion') IS NOT NULL";
     if !session.row(doing, sql, &[]).await?.get::<bool>(0)? {
         return Ok(None);
@@ -195,7 +200,7 @@ impl State {
         Ok(first(&rows, fence)?)
     }
 
-    /// The latest.
+    /// Returns the latest promotion.
     pub async fn promotion(&self) -> Result<Option<Promotion>, StateError> {
         let doing = "reading the last promotion";
         let rows = self.session.rows(doing, PROMOTION, &[]).await?;
@@ -218,7 +223,7 @@ impl State {
         Ok(first(&rows, transition)?)
     }
 
-    /// Durable before the step begins; only by whoever holds the lock.
+    /// Writes the journal, durably before the step begins, and only for the holder of the lock.
     pub async fn journal(&self, lock: Lock, entry: &Transition) -> Result<(), StateError> {
         let sql = "WITH ours AS (SELECT 1 FROM meta WHERE token = $7), old AS (DELETE FROM transition WHERE EXISTS (SELECT 1 FROM ours)) \
                    INSERT INTO transition (kind, epoch, step, started, asked, undone) \
@@ -252,8 +257,8 @@ impl State {
         Ok(())
     }
 
-    /// The commit that makes this cluster the primary: role, epoch, history and the lifted fence of `database`. The
-    /// replaced database of before is kept for good: it is the last from before the promotion.
+    /// Commits the promotion of this cluster: role, epoch, history and the lifted fence of
+    /// `database`. The last replaced database from before the promotion is pinned.
     pub async fn promote(
         &self,
         lock: Lock,
@@ -268,7 +273,7 @@ impl State {
         if promoted.is_err() {
             let _ = self
                 .session
-                .batch("giving the promotion up", "ROLLBACK")
+                .batch("rolling the promotion back", "ROLLBACK")
                 .await;
         }
         promoted
@@ -331,7 +336,7 @@ impl State {
         Ok(())
     }
 
-    /// A cluster that was the primary before anybody was told: nothing changes but that it is on record.
+    /// Records a cluster that was the primary before any role was set: nothing else changes.
     pub async fn declare_primary(&self, lock: Lock, epoch: i64) -> Result<(), StateError> {
         let sql = "WITH root AS (INSERT INTO lineage (epoch, id, parent, cluster, system_id) \
                      SELECT $1, 'root-' || system_identifier::text, '', (SELECT id FROM cluster), system_identifier::text \
@@ -349,7 +354,8 @@ impl State {
         }
     }
 
-    /// A fenced primary becomes a spare; it stays fenced, and copies when its peer may be copied from.
+    /// Turns a fenced primary into a spare. It stays fenced, and copies when its peer may be copied
+    /// from.
     pub async fn return_as_spare(&self, lock: Lock, epoch: i64) -> Result<(), StateError> {
         let sql = "WITH ours AS (SELECT 1 FROM meta WHERE token = $2), gone AS (DELETE FROM fence WHERE EXISTS (SELECT 1 FROM ours)), \
                      old AS (DELETE FROM copied WHERE EXISTS (SELECT 1 FROM ours)) \
@@ -374,8 +380,8 @@ impl State {
         Ok(())
     }
 
-    /// Its old primary was found writable: what was written there meanwhile is to be looked for, as after a failover, and
-    /// it counts as open until it is fenced to the end.
+    /// Notes that the old primary was found writable. Rows written there in between must be looked
+    /// for, as after a failover, and the old primary counts as open until its fence is final.
     pub async fn peer_was_open(&self, epoch: i64) -> Result<(), StateError> {
         let sql = "UPDATE promotion SET peer_fenced = false, settled = false, \
                      kind = CASE kind WHEN 'switchover' THEN 'failover' ELSE kind END WHERE epoch = $1";
@@ -385,7 +391,8 @@ impl State {
         Ok(())
     }
 
-    /// A spare knows the epoch of the primary that it follows, so that the next one is higher than both.
+    /// Records the epoch of the primary that a spare follows, so that the next one is higher than
+    /// both.
     pub async fn heard_of_epoch(&self, lock: Lock, epoch: i64) -> Result<(), StateError> {
         let sql = "UPDATE cluster SET epoch = greatest(epoch, $1) WHERE role = 'spare' AND epoch < $1 \
                    AND EXISTS (SELECT 1 FROM meta WHERE token = $2)";

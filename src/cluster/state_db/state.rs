@@ -1,7 +1,8 @@
-//! What we remember: the small database `warm_spare` on the local server.
+//! The state database: the small database `warm_spare` on the local server.
 //!
-//! It is a database of its own because `builder` gets renamed and dumped. Whatever must change together with the
-//! rename (facts of the copied point, replaced generation, bytes put in place) is written in the same transaction.
+//! It is a separate database because `builder` is renamed and dumped. Facts that must change
+//! together with the rename (the copied point, the replaced generation, the bytes put in place) are
+//! written in the same transaction.
 
 use super::migrations::{FORMAT, migrate, oldest_format};
 use super::working_lock::Holder;
@@ -27,20 +28,20 @@ pub enum StateError {
         .holder.as_ref().map_or("since a moment ago".into(), ToString::to_string)
     )]
     Locked {
-        /// None: it has just let go.
+        /// None: the holder has just released it.
         holder: Option<Box<Holder>>,
     },
     #[error(
         "another warm-spare has taken over since this one began; this one stops without touching anything"
     )]
     Superseded,
-    /// Its epoch is behind: somebody was promoted meanwhile.
+    /// The epoch is too low: another cluster was promoted in the meantime.
     #[error("{text}")]
     Overtaken { side: Side, text: String },
 }
 
 impl StateError {
-    /// The server whose state it is about.
+    /// Returns the side whose state it is about.
     pub fn side(&self) -> Side {
         match self {
             StateError::Datastore(error) => error.side,
@@ -50,7 +51,7 @@ impl StateError {
     }
 }
 
-/// Facts of an object in our bucket whose bytes were hashed here.
+/// Facts about an object in the local bucket whose bytes were hashed here.
 #[derive(Debug, Clone)]
 pub struct Artifact {
     pub key: String,
@@ -59,21 +60,21 @@ pub struct Artifact {
     pub etag: String,
 }
 
-/// The point of the primary's history that the visible database stands at.
+/// The position in the primary's history at which the visible database is.
 #[derive(Debug, Clone)]
 pub struct CopiedPoint {
     pub lsn: String,
     pub commit_time: DateTime<Utc>,
     pub system_id: String,
     pub timeline: i32,
-    /// What the primary's transactions looked like at the snapshot, and when its server had started: while both stand
-    /// as they were, nothing has been committed since.
+    /// The primary's transactions at the snapshot, and the start of its server: while both are
+    /// unchanged, nothing has been committed since then.
     pub transactions: String,
     pub server_started: String,
     pub sequences: String,
-    /// The primary's tables in form, as one number, when they were copied; empty: not known.
+    /// The form of the primary's tables when they were copied, as one number; empty: not known.
     pub schema: String,
-    /// The slot that goes on from here; empty: none does.
+    /// The slot that continues from here; empty: none does.
     pub slot: String,
     /// The peer's own cluster id; empty: it keeps no state of ours.
     pub peer_cluster: String,
@@ -87,7 +88,7 @@ pub struct TableContent {
     pub hash: String,
 }
 
-/// A whole replaced database, kept.
+/// A whole replaced database that is kept.
 #[derive(Debug, Clone)]
 pub struct Generation {
     pub name: String,
@@ -98,15 +99,17 @@ pub struct Generation {
 #[derive(Debug, Clone)]
 pub struct ClusterRecord {
     pub id: String,
-    /// None: this cluster was never told its role.
+    /// None: the role of this cluster was never set.
     pub role: Option<Role>,
     pub epoch: i64,
     pub since: DateTime<Utc>,
-    /// A spare that was a primary, before its first copy: what it has and its peer lacks is on record, and may go.
+    /// True: a spare that was a primary, before its first copy. Changes that only it has are
+    /// recorded, and may go.
     pub coming_back: bool,
-    /// The fence was set again here, and sessions from before that may still be there.
+    /// True: the fence was set again here, and sessions from before that may still exist.
     pub fence_begun: bool,
-    /// An operator's word by which the next copy may replace what is here; empty: there is none. That copy pins it.
+    /// The id of an operator's approval for the next copy to replace the local data; empty: there
+    /// is none. That copy pins the replaced database.
     pub approved: String,
 }
 
@@ -115,12 +118,12 @@ pub struct State {
 }
 
 impl State {
-    /// Opens the database, or makes it.
+    /// Opens the database, or creates it.
     pub async fn open(to: &Datastore) -> Result<State, StateError> {
         State::open_on(Side::Local, to).await
     }
 
-    /// The same on either side: a peer that is fenced keeps the record of it there.
+    /// Does the same on either side: a fenced peer keeps the record of its fence there.
     pub(in crate::cluster) async fn open_on(
         side: Side,
         to: &Datastore,
@@ -130,7 +133,8 @@ impl State {
         }
         let maintenance = LocalSession::open_for_maintenance_on(side, to).await?;
         let sql = format!(
-            // Locale C fits every encoding. The server's own may not fit UTF-8.
+            // Locale C is valid with every encoding. The server's own locale may not be valid with
+            // UTF-8.
             "CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C'",
             quote_ident(DATABASE)
         );
@@ -138,7 +142,7 @@ impl State {
             .batch("creating database warm_spare", &sql)
             .await
         {
-            // Two at once: the other one made it.
+            // Two processes at once: the other one created it.
             Err(e) if e.sql_state == Some(tokio_postgres::error::SqlState::DUPLICATE_DATABASE) => {}
             other => other?,
         }
@@ -149,7 +153,7 @@ impl State {
         Ok(state)
     }
 
-    /// Opens the database if it is there and complete.
+    /// Opens the database if it exists and is complete.
     pub async fn open_existing(to: &Datastore) -> Result<Option<State>, StateError> {
         State::existing_on(Side::Local, to).await
     }
@@ -175,7 +179,8 @@ impl State {
         Ok(Some(State { session }))
     }
 
-    /// For working tables of the pass, and for the transaction in which databases are renamed.
+    /// Returns the session, for working tables of a run, and for the transaction in which databases
+    /// are renamed.
     pub fn session(&self) -> &LocalSession {
         &self.session
     }
@@ -194,7 +199,7 @@ impl State {
         })
     }
 
-    /// The next copy replaces what an operator has given up by this word.
+    /// Records an approval: the next copy replaces the data that an operator has given up.
     pub async fn approve_next_copy(&self, id: &str) -> Result<(), StateError> {
         let sql = "UPDATE cluster SET approved = $1 WHERE coalesce(role, 'spare') = 'spare'";
         self.session
@@ -260,7 +265,7 @@ impl State {
             .collect())
     }
 
-    /// The server's version, and whether our session with it is encrypted.
+    /// Returns the server's version, and whether our session with it is encrypted.
     pub async fn server(&self) -> Result<(String, bool), StateError> {
         let sql = "SELECT current_setting('server_version'), \
                      coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false)";
@@ -271,7 +276,7 @@ impl State {
         Ok((row.get(0), row.get(1)))
     }
 
-    /// Disk taken by all of them.
+    /// Returns the disk space of all of them.
     pub async fn generations_bytes(&self) -> Result<u64, StateError> {
         let sql = "SELECT coalesce(sum(pg_database_size(d.oid)), 0)::int8 FROM generation g \
                    JOIN pg_database d ON d.datname = g.name";
@@ -283,7 +288,8 @@ impl State {
     }
 }
 
-/// Remembers objects whose bytes were hashed here and found right. `session` is one on the state database.
+/// Records objects whose bytes were hashed here and found right. `session` is a session on the
+/// state database.
 pub async fn record_artifacts(
     session: &LocalSession,
     artifacts: &[Artifact],
@@ -298,7 +304,7 @@ pub async fn record_artifacts(
                  etag = excluded.etag, state = excluded.state, verified_at = excluded.verified_at";
     session
         .execute(
-            "remembering checked artifacts",
+            "recording checked artifacts",
             sql,
             &[&keys, &checksums, &bytes, &etags],
         )

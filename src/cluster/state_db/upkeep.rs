@@ -1,5 +1,6 @@
-//! What we remember of things that go: packages that vanished lately, artifacts that no row names any more, and bytes
-//! that are being replaced under a key. And of tables, when they were last found equal.
+//! Records of things that go: packages that vanished recently, artifacts that no row names any
+//! more, and bytes that are being replaced under a key. It also records when tables were last found
+//! equal.
 
 use super::state::{State, StateError};
 use super::working_lock::Lock;
@@ -13,26 +14,27 @@ pub struct Replacement {
     pub key: String,
     pub old_checksum: String,
     pub new_checksum: String,
-    /// In the stream: the bytes are right as soon as the recovery point is there. Empty: as soon as the journal is.
+    /// In the stream: the bytes are right when the recovery point is reached. Empty: when the
+    /// journal is emptied.
     pub lsn: String,
 }
 
-/// An artifact that a row named until it went.
+/// An artifact that a row named until the row was removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Retirement {
     pub key: String,
     pub checksum: String,
 }
 
-/// A table whose rows were those of the primary.
+/// A table whose rows equalled the primary's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ComparedTable {
-    /// The primary's file that held its rows then.
+    /// The primary's file that held its rows at that time.
     pub file: i64,
     pub time: DateTime<Utc>,
 }
 
-/// An artifact that a row names and our bucket lacks.
+/// An artifact that a row names and that is not in the local bucket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AbsentArtifact {
     pub key: String,
@@ -40,26 +42,28 @@ pub struct AbsentArtifact {
     pub target: String,
 }
 
-/// No more are added once so many are remembered.
+/// Number of recorded absent artifacts from which on no more are added.
 const ABSENT_MAX: i64 = 50;
 
-/// What vanished lately: packages by ident and target, artifacts by key. Some of it may be there again.
+/// The recently vanished packages (by ident and target) and artifacts (by key). Some of them may
+/// exist again.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Vanished {
     pub packages: Vec<String>,
     pub artifacts: Vec<String>,
-    /// Numbers of further ones that an older program has counted.
+    /// Numbers of further packages and artifacts that an older program has counted.
     pub nameless: (u64, u64),
 }
 
-/// By the names of packages and artifacts, and the end of the transaction; empty: a whole copy.
+/// Records names of packages and artifacts, and the end of the transaction; empty: a full copy.
 pub const NOTE_VANISHED: &str = "
 INSERT INTO vanished (packages, artifacts, package_names, artifact_keys, lsn)
 SELECT cardinality($1::text[]), cardinality($2::text[]), $1, $2, $3::text
 WHERE $3 = '' OR NOT EXISTS (SELECT 1 FROM vanished WHERE lsn = $3)";
 
 impl State {
-    /// Waits for a switch whose commit is on its way, although who asked for it is gone: it empties the journal.
+    /// Returns the journal. It waits for a switch whose commit is in progress although its process
+    /// is gone: that empties the journal.
     pub async fn replacements(&self) -> Result<Vec<Replacement>, StateError> {
         let sql =
             "SELECT key, old_checksum, new_checksum, lsn FROM replacement ORDER BY key FOR UPDATE";
@@ -76,8 +80,8 @@ impl State {
         Ok(rows.iter().map(replacement).collect())
     }
 
-    /// Written before the first byte is replaced; emptied by the rename's transaction, when the transaction that it is for
-    /// is committed, or after undoing.
+    /// Writes the journal before the first byte is replaced. It is emptied by the rename's
+    /// transaction, when the transaction that it is for is committed, or after undoing.
     pub async fn plan_replacements(&self, planned: &[Replacement]) -> Result<(), StateError> {
         let keys: Vec<&str> = planned.iter().map(|r| r.key.as_str()).collect();
         let old: Vec<&str> = planned.iter().map(|r| r.old_checksum.as_str()).collect();
@@ -106,14 +110,14 @@ impl State {
         Ok(())
     }
 
-    /// The rows were found to be the primary's since its server was started then. A holder that slept, and lost the lock
-    /// meanwhile, writes nothing.
+    /// Records that the rows equal the primary's since its server was started at that time. A
+    /// holder that hung, and lost the lock in the meantime, writes nothing.
     pub async fn server_started(&self, lock: Lock, server_started: &str) -> Result<(), StateError> {
         let sql =
             "UPDATE copied SET server_started = $1 WHERE (SELECT token FROM meta FOR SHARE) = $2";
         self.session()
             .execute(
-                "remembering the server's start",
+                "recording the server's start",
                 sql,
                 &[&server_started, &lock.token],
             )
@@ -121,13 +125,13 @@ impl State {
         Ok(())
     }
 
-    /// Every transaction of the primary that had ended in this snapshot is here.
+    /// Records that every transaction of the primary that had ended in this snapshot is here.
     pub async fn transactions(&self, lock: Lock, snapshot: &str) -> Result<(), StateError> {
         let sql = "UPDATE copied SET transactions = $1 \
                    WHERE transactions <> $1 AND (SELECT token FROM meta FOR SHARE) = $2";
         self.session()
             .execute(
-                "remembering the transactions that ended",
+                "recording the ended transactions",
                 sql,
                 &[&snapshot, &lock.token],
             )
@@ -135,7 +139,7 @@ impl State {
         Ok(())
     }
 
-    /// Artifacts that were found to be absent from our bucket, and not seen there since.
+    /// Returns artifacts that were found absent from the local bucket, and not seen there since.
     pub async fn absent(&self) -> Result<Vec<AbsentArtifact>, StateError> {
         let sql = "SELECT key, ident, target FROM absent";
         let rows = self
@@ -150,13 +154,14 @@ impl State {
         Ok(rows.iter().map(absent).collect())
     }
 
-    /// Remembers these, as long as there are few: where many are absent, any look finds some. Forgets `gone`.
+    /// Records these while there are few: if many are absent, any sample finds some. Forgets
+    /// `gone`.
     pub async fn note_absent(
         &self,
         absent: &[AbsentArtifact],
         gone: &[String],
     ) -> Result<(), StateError> {
-        let doing = "remembering which artifacts are absent";
+        let doing = "recording absent artifacts";
         if !gone.is_empty() {
             let sql = "DELETE FROM absent WHERE key = ANY ($1)";
             self.session().execute(doing, sql, &[&gone]).await?;
@@ -175,7 +180,7 @@ impl State {
         Ok(())
     }
 
-    /// Every table that was compared with the primary's, or copied.
+    /// Returns every table that was compared with the primary's, or copied.
     pub async fn compared(&self) -> Result<BTreeMap<String, ComparedTable>, StateError> {
         let sql = "SELECT table_name, file, time FROM compared";
         let rows = self
@@ -189,28 +194,28 @@ impl State {
         Ok(rows.iter().map(|row| (row.get(0), table(row))).collect())
     }
 
-    /// These are equal on both sides, as of now.
+    /// Records that these tables are equal on both sides, as of now.
     pub async fn record_compared(&self, tables: &[(String, i64)]) -> Result<(), StateError> {
         let names: Vec<&str> = tables.iter().map(|(name, _)| name.as_str()).collect();
         let files: Vec<i64> = tables.iter().map(|(_, file)| *file).collect();
         let sql = "INSERT INTO compared (table_name, file) SELECT * FROM unnest($1::text[], $2::int8[]) \
                    ON CONFLICT (table_name) DO UPDATE SET file = excluded.file, time = now()";
         self.session()
-            .execute("remembering what was compared", sql, &[&names, &files])
+            .execute("recording the compared tables", sql, &[&names, &files])
             .await?;
         Ok(())
     }
 
-    /// No stream goes on from here any more: what is visible stands at `lsn`, and the next copy is a whole one.
+    /// Ends the stream's record: the visible database is at `lsn`, and the next copy is a full one.
     pub async fn leave_stream(&self, lsn: &str) -> Result<(), StateError> {
         let sql = "UPDATE copied SET slot = '', transactions = '', lsn = $1";
         self.session()
-            .execute("remembering that no slot is ours", sql, &[&lsn])
+            .execute("recording that there is no slot", sql, &[&lsn])
             .await?;
         Ok(())
     }
 
-    /// What vanished within the window before now, but for the transaction that ends at `but`.
+    /// Returns what vanished within the window, except in the transaction that ends at `but`.
     pub async fn vanished_lately(
         &self,
         window: Duration,
@@ -222,7 +227,7 @@ impl State {
                (SELECT coalesce(sum(packages - cardinality(package_names)), 0)::int8 {within}), \
                (SELECT coalesce(sum(artifacts - cardinality(artifact_keys)), 0)::int8 {within})"
         );
-        let doing = "reading what vanished lately";
+        let doing = "reading what vanished recently";
         let values: &[&(dyn tokio_postgres::types::ToSql + Sync)] = &[&window.as_secs_f64(), &but];
         let row = self.session().query_one(doing, &sql, values).await?;
         Ok(Vanished {
@@ -235,8 +240,9 @@ impl State {
         })
     }
 
-    /// Counted once, however often the transaction that ends at `lsn` is tried. What an operator approved is not counted,
-    /// nor what was before it; what is older than the window is forgotten.
+    /// Records a transaction once, however often the transaction that ends at `lsn` is tried.
+    /// Changes that an operator approved are not counted, nor earlier ones; records older than the
+    /// window are deleted.
     pub async fn vanished(
         &self,
         packages: &[String],
@@ -248,11 +254,11 @@ impl State {
         if approved {
             let forget = "DELETE FROM vanished";
             self.session()
-                .batch("letting the fuse count anew", forget)
+                .batch("resetting the fuse's count", forget)
                 .await?;
             return Ok(());
         }
-        let doing = "remembering what vanished";
+        let doing = "recording vanished packages";
         let sql = "DELETE FROM vanished WHERE time <= now() - make_interval(secs => $1)";
         self.session()
             .execute(doing, sql, &[&window.as_secs_f64()])
@@ -263,30 +269,35 @@ impl State {
         Ok(())
     }
 
-    /// Remembers artifacts whose rows go, with their checksums.
+    /// Records artifacts whose rows are removed, with their checksums.
     pub async fn retire(&self, gone: &[(String, &str)]) -> Result<(), StateError> {
         let keys: Vec<&str> = gone.iter().map(|(key, _)| key.as_str()).collect();
         let checksums: Vec<&str> = gone.iter().map(|(_, checksum)| *checksum).collect();
         let sql = "INSERT INTO retirement (key, checksum) SELECT * FROM unnest($1::text[], $2::text[]) \
                    ON CONFLICT (key, checksum) DO UPDATE SET since = now()";
         self.session()
-            .execute("remembering artifacts that go", sql, &[&keys, &checksums])
+            .execute(
+                "recording artifacts of removed rows",
+                sql,
+                &[&keys, &checksums],
+            )
             .await?;
         Ok(())
     }
 
-    /// The same for what rows of `visible` name and no row of `wanted` does: working tables of this session.
+    /// Does the same for artifacts that rows of `visible` name and no row of `wanted` does: working
+    /// tables of this session.
     pub async fn retire_vanished(&self) -> Result<(), StateError> {
         let sql = "INSERT INTO retirement (key, checksum) SELECT v.key, v.checksum FROM visible v \
                    WHERE NOT EXISTS (SELECT 1 FROM wanted w WHERE w.key = v.key AND w.checksum = v.checksum) \
                    ON CONFLICT (key, checksum) DO UPDATE SET since = now()";
         self.session()
-            .execute("remembering artifacts that go", sql, &[])
+            .execute("recording artifacts of removed rows", sql, &[])
             .await?;
         Ok(())
     }
 
-    /// Of an object that is deleted nothing is known any more.
+    /// Deletes the record of a deleted object.
     pub async fn forget_artifact(&self, key: &str) -> Result<(), StateError> {
         let sql = "DELETE FROM artifact WHERE key = $1";
         self.session()
@@ -295,7 +306,7 @@ impl State {
         Ok(())
     }
 
-    /// Those that are older than `age`, the oldest first.
+    /// Returns those that are older than `age`, the oldest first.
     pub async fn retirements(
         &self,
         age: Duration,
@@ -306,7 +317,7 @@ impl State {
         let rows = self
             .session()
             .query(
-                "reading artifacts that went",
+                "reading artifacts of removed rows",
                 sql,
                 &[&age.as_secs_f64(), &limit],
             )
@@ -322,7 +333,7 @@ impl State {
         let sql = "DELETE FROM retirement WHERE key = $1 AND checksum = $2";
         self.session()
             .execute(
-                "forgetting an artifact that went",
+                "forgetting an artifact of a removed row",
                 sql,
                 &[&gone.key, &gone.checksum],
             )

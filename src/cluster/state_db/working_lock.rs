@@ -1,8 +1,9 @@
-//! The lock that one process holds on a cluster, as long as its session in the state database lives; and what the others
-//! see of that process.
+//! The lock that one process holds on a cluster while its session in the state database lives, and
+//! the facts that other processes see about its holder.
 //!
-//! A process that is killed loses its session at once. One whose machine or line is lost keeps it, for all that its server
-//! can tell. So the holder gives a sign of life every few seconds, and the others watch for it.
+//! A process that is killed loses its session at once. A process whose machine or connection is
+//! lost keeps the session, because its server cannot notice it. So the holder gives a sign of life
+//! every few seconds, and the others check for it.
 
 use super::state::{State, StateError};
 use crate::cluster::postgres::datastore::DatastoreError;
@@ -14,9 +15,9 @@ use std::time::Duration;
 const LOCK_KEY: i64 = 0x7761_726d;
 const LOCK_TRIES: u32 = 15;
 const LOCK_STEP: Duration = Duration::from_millis(200);
-const SIGN_OF_LIFE: Duration = Duration::from_secs(3);
+const SIGN_OF_LIFE_INTERVAL: Duration = Duration::from_secs(3);
 
-/// Proof that this process is the one at work.
+/// Proof that this process holds the working lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lock {
     pub token: i64,
@@ -27,9 +28,9 @@ pub struct Lock {
 pub struct Holder {
     pub pid: i32,
     pub since: String,
-    /// Its machine; None: a socket of the server's own machine.
+    /// Address of its machine; None: it is connected by a socket on the server's own machine.
     pub address: Option<String>,
-    /// Another text after each statement. While a statement runs it is another one at every look.
+    /// A text that changes after each statement. While a statement runs, it differs at every check.
     sign_of_life: String,
 }
 
@@ -44,7 +45,7 @@ impl std::fmt::Display for Holder {
 }
 
 impl State {
-    /// Becomes the one process at work, as long as this session lives.
+    /// Takes the working lock, for as long as this session lives.
     pub async fn lock(&self) -> Result<Lock, StateError> {
         let sql = "SELECT pg_try_advisory_lock($1)";
         let mut tries = 0;
@@ -73,7 +74,8 @@ impl State {
         Ok(Lock { token: row.get(0) })
     }
 
-    /// Whether the lock is still the newest. Its holder may have been paused, or lost its session, without noticing.
+    /// Checks that the lock is still the newest. Its holder may have been paused, or lost its
+    /// session, without noticing.
     pub async fn still_ours(&self, lock: Lock) -> Result<(), StateError> {
         let row = self
             .session
@@ -86,8 +88,8 @@ impl State {
         }
     }
 
-    /// Ends the session of a holder that gives no sign of life, if it is still the same. Its process, should it live, finds
-    /// its session ended, as by any other hand.
+    /// Ends the session of a holder that gives no sign of life, if it is still the same. If its
+    /// process still lives, it finds its session ended, as it would after any other cause.
     pub async fn end_holder(&self, holder: &Holder) -> Result<(), DatastoreError> {
         let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
                    WHERE pid = $1 AND backend_start::text = $2";
@@ -102,7 +104,7 @@ impl State {
     }
 }
 
-/// None: it has just let go.
+/// Returns the holder. None: it has just released the lock.
 async fn holder(session: &LocalSession) -> Result<Option<Holder>, DatastoreError> {
     let sql = "SELECT a.pid, a.backend_start::text, host(a.client_addr), \
                  CASE WHEN a.state LIKE 'idle%' THEN a.query_start::text ELSE clock_timestamp()::text END \
@@ -111,7 +113,7 @@ async fn holder(session: &LocalSession) -> Result<Option<Holder>, DatastoreError
                  AND l.classid = 0 AND l.objid::bigint = $1 \
                  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())";
     let found = session
-        .query("asking who holds the lock", sql, &[&LOCK_KEY])
+        .query("looking for the lock's holder", sql, &[&LOCK_KEY])
         .await?;
     Ok(found.first().map(|row| Holder {
         pid: row.get(0),
@@ -121,16 +123,17 @@ async fn holder(session: &LocalSession) -> Result<Option<Holder>, DatastoreError
     }))
 }
 
-/// Until the session ends, or is given up.
+/// Gives signs of life until the session ends, or is given up.
 fn give_signs_of_life(session: &LocalSession) {
     let client = Arc::downgrade(session.shared_client());
     tokio::spawn(async move {
         loop {
-            tokio::time::sleep(SIGN_OF_LIFE).await;
+            tokio::time::sleep(SIGN_OF_LIFE_INTERVAL).await;
             let Some(client) = client.upgrade() else {
                 return;
             };
-            // No statement at all: a transaction that is open on this session stays as it is.
+            // An empty query is no statement, so a transaction that is open on this session is not
+            // changed.
             if client.batch_execute("").await.is_err() {
                 return;
             }
@@ -138,8 +141,8 @@ fn give_signs_of_life(session: &LocalSession) {
     });
 }
 
-/// What a process that waits for the lock has seen of its holder. Looks are counted, not time: a server or a process that
-/// stands still for a while proves nothing about somebody else.
+/// The observations of a process that waits for the lock. Checks are counted, not time: a server or
+/// a process that hangs for a while proves nothing about another process.
 #[derive(Debug, Default)]
 pub struct Watch {
     holder: Option<Holder>,
@@ -147,7 +150,8 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Takes a look at the lock's holder in; gives the number of looks at which it had done nothing since the one before.
+    /// Takes in a check of the lock's holder. Returns the number of consecutive checks at which the
+    /// holder had done nothing.
     pub fn see(&mut self, holder: Option<Holder>) -> u32 {
         self.unchanged = match holder.is_some() && holder == self.holder {
             true => self.unchanged + 1,

@@ -1,4 +1,5 @@
-//! Copies one artifact: streaming, hashing in flight, and making it visible only if checksum and length are right.
+//! Copies one artifact as a stream. It is hashed on the way, and becomes visible only if checksum
+//! and length are right.
 
 use crate::cluster::{
     ByteBudget, Completion, Download, Expected, LocalStore, Store, StoreError, StoreFault, Stored,
@@ -9,9 +10,10 @@ use crate::domain::Side;
 use crate::package::{Checksum, Hasher};
 use bytes::{Bytes, BytesMut};
 
-/// S3's smallest part is 5 MiB, its most parts 10,000.
-const PART: u64 = 8 << 20;
-const MOST_PARTS: u64 = 9_000;
+/// Bytes of a part, and maximum number of parts. S3's minimum for a part is 5 MiB, its maximum
+/// number of parts 10,000.
+const PART_BYTES: u64 = 8 << 20;
+const MAX_PARTS: u64 = 9_000;
 
 #[derive(Clone)]
 pub struct Courier {
@@ -21,7 +23,7 @@ pub struct Courier {
     pub throttle: Throttle,
 }
 
-/// How a copy ended. Only [`Delivery::Done`] left something under the key.
+/// The result of a copy. Only [`Delivery::Done`] left an object under the key.
 #[derive(Debug)]
 pub enum Delivery {
     Done(Stored),
@@ -32,7 +34,7 @@ pub enum Delivery {
 }
 
 impl Courier {
-    /// Between the two buckets that are configured.
+    /// Opens a courier between the two configured buckets.
     pub fn open(config: &Config, throttle: &Throttle) -> Result<Courier, StoreError> {
         Ok(Courier {
             peer: Store::open(Side::Peer, &config.peer.s3)?,
@@ -42,13 +44,13 @@ impl Courier {
         })
     }
 
-    /// How many of so many copies at once both stores are to get now.
+    /// Returns how many of `copies` copies at once both stores shall get now.
     pub fn at_once(&self, copies: usize) -> usize {
         let peer = self.peer.at_once(copies);
         peer.min(self.local.reading().at_once(copies))
     }
 
-    /// Brings `key` from the peer to `to` in our bucket.
+    /// Copies `key` from the peer to `to` in the local bucket.
     pub async fn fetch(
         &self,
         key: &str,
@@ -59,7 +61,7 @@ impl Courier {
             .await
     }
 
-    /// The same, where `expected` must lie there.
+    /// Copies like `fetch`, but `expected` must be the present object under `to`.
     pub async fn fetch_as_found(
         &self,
         key: &str,
@@ -70,7 +72,8 @@ impl Courier {
         self.copy(&self.peer, key, to, checksum, expected).await
     }
 
-    /// Copies within our bucket, through our own hands, so that what arrives is what was checked.
+    /// Copies within the local bucket through this process, so that the stored bytes are the ones
+    /// that were checked.
     pub async fn move_within(
         &self,
         from: &str,
@@ -82,7 +85,7 @@ impl Courier {
         self.copy(local, from, to, checksum, expected).await
     }
 
-    /// Reads an object of ours and hashes it. None: it is not there.
+    /// Reads and hashes an object of the local bucket. None: it does not exist.
     pub async fn hash_local(&self, key: &str) -> Result<Option<(Checksum, Stored)>, StoreError> {
         let Some(mut body) = self.local.reading().get(key).await? else {
             return Ok(None);
@@ -104,16 +107,18 @@ impl Courier {
     ) -> Result<Delivery, StoreError> {
         let mut damaged = None;
         for _ in 0..2 {
-            // Room first: a body that is opened and not read is one that the server gives up.
-            let room = self.budget.room(PART).await;
+            // Memory is reserved first, because a server gives up a body that is opened and not
+            // read.
+            let room = self.budget.room(PART_BYTES).await;
             let Some(body) = from.get(key).await? else {
                 return Ok(Delivery::Missing);
             };
-            let sent = if body.stored.bytes <= PART {
+            let sent = if body.stored.bytes <= PART_BYTES {
                 self.send_whole(body, to, checksum, expected).await?
             } else {
-                // Giving back before asking for more: nobody holds some and waits for the rest.
-                let part = PART.max(body.stored.bytes.div_ceil(MOST_PARTS));
+                // The memory is given back before more is requested, so that no copy holds some
+                // while it waits for the rest.
+                let part = PART_BYTES.max(body.stored.bytes.div_ceil(MAX_PARTS));
                 drop((body, room));
                 let _room = self.budget.room(2 * part).await;
                 let Some(body) = from.get(key).await? else {
@@ -142,7 +147,7 @@ impl Courier {
                 endpoint: self.local.reading().endpoint().to_string(),
                 doing: format!("writing {to}"),
                 fault: StoreFault::Unreachable,
-                text: "two uploads were answered with nothing that proves them, or other bytes came there meanwhile".into(),
+                text: "the store acknowledged two uploads, but neither could be confirmed, or other bytes were written there in the meantime".into(),
                 wait: None,
             }),
         }
@@ -158,7 +163,7 @@ impl Courier {
         let mut hasher = Hasher::new();
         let announced = usize::try_from(body.stored.bytes).unwrap_or(usize::MAX);
         let whole = self.fill(&mut body, announced, &mut hasher).await?.freeze();
-        // Past the announced length there must be nothing.
+        // After the announced length there must be no more bytes.
         if let Some(more) = body.next().await? {
             hasher.update(&more);
         }
@@ -172,7 +177,8 @@ impl Courier {
         }
     }
 
-    /// The next part is read while the last one is being written: two parts in memory, whatever the object's size.
+    /// Reads the next part while the last one is being written: two parts in memory, whatever the
+    /// object's size.
     async fn send_parts(
         &self,
         mut body: Download,
@@ -218,8 +224,9 @@ impl Courier {
         }
     }
 
-    /// Something else lies there than what was expected: our own bytes, if an answer was lost and the request came again; else
-    /// what somebody else wrote, and all of it is judged once more.
+    /// Handles an object that is not the expected one: our own bytes, if an answer was lost and the
+    /// request was sent again; otherwise another client's bytes, and then everything is judged once
+    /// more.
     async fn written_meanwhile(&self, to: &str, error: StoreError) -> Result<Sent, StoreError> {
         if error.fault != StoreFault::Changed {
             return Err(error);
@@ -233,8 +240,8 @@ impl Courier {
         }
     }
 
-    /// Reads until `wanted` bytes are there or the body ends. Small chunks are gathered, so that their buffers are not
-    /// held one by one.
+    /// Reads until `wanted` bytes are there or the body ends. Small chunks are copied together, so
+    /// that their buffers are not held one by one.
     async fn fill(
         &self,
         body: &mut Download,
@@ -264,7 +271,7 @@ impl Courier {
 
 enum Sent {
     Stored(Stored),
-    /// Nobody confirmed it; it must be read back.
+    /// No answer confirmed it; it must be read back.
     Unproven(Stored),
     Wrong(Checksum),
 }

@@ -1,6 +1,8 @@
-//! Which artifacts are wanted, which are there, and what is left to do: sets of any size, compared by our own server.
+//! Compares the artifacts that are wanted with those that are there, and finds the remaining work.
+//! The sets may have any size: the local server compares them.
 //!
-//! The sets are temporary tables of the state's session, so that memory does not grow with the number of packages.
+//! The sets are temporary tables of the state's session, so that memory does not grow with the
+//! number of packages.
 
 use super::round::Swap;
 use crate::cluster::{
@@ -11,18 +13,19 @@ use bytes::BytesMut;
 use std::collections::HashSet;
 use std::str::FromStr;
 
-/// Rows of this query name artifacts.
+/// Query whose rows name artifacts.
 const ROWS: &str = "COPY (SELECT ident, target, checksum FROM public.origin_packages) TO STDOUT";
-const BATCH: usize = 64 * 1024;
+const BATCH_BYTES: usize = 64 * 1024;
 
-/// Why a row has no artifact: it names none that could be. Recorded by its package instead of a key.
+/// Reason for a row without an artifact: the row names no possible one. It is recorded by its
+/// package instead of a key.
 pub const UNSOUND: &str = "unsound";
-/// The primary's store serves others and refuses this one object.
+/// The primary's store serves other objects and refuses this one.
 pub const UNREADABLE: &str = "unreadable";
-/// The primary's store, or ours, can hold no object under such a key.
+/// The primary's store, or the local one, can hold no object under such a key.
 pub const UNSTORABLE: &str = "unstorable";
 
-/// Why an artifact is not here that a store refused.
+/// Returns the reason why an artifact that a store refused is not here.
 pub fn reason_of(error: &StoreError) -> &'static str {
     match error.is_of_the_key() {
         true => UNSTORABLE,
@@ -34,24 +37,24 @@ pub struct Inventory<'a> {
     session: &'a LocalSession,
 }
 
-/// One artifact that is not known to be there and right.
+/// An artifact that is not known to be here and right.
 #[derive(Debug, Clone)]
 pub struct Todo {
     pub key: String,
     pub checksum: Checksum,
-    /// What lies under the key now, if anything.
+    /// The present object under the key, if there is one.
     pub present: Option<Stored>,
-    /// The checksum of exactly those bytes, where they were hashed here before.
+    /// The checksum of exactly those bytes, if they were hashed here before.
     pub known: Option<Checksum>,
-    /// The checksum that the visible database's row for this key names.
+    /// The checksum in the visible database's row for this key.
     pub visible: Option<Checksum>,
 }
 
-/// What a set of rows holds besides sound artifacts.
+/// Number of rows of a set, and its rows without a possible artifact.
 #[derive(Debug, Default, Clone)]
 pub struct Loaded {
     pub rows: u64,
-    /// Rows that name no possible artifact: their ident, target or checksum is none.
+    /// Rows that name no possible artifact, because their ident, target or checksum is not valid.
     pub unsound: Vec<String>,
 }
 
@@ -69,7 +72,7 @@ impl<'a> Inventory<'a> {
         Ok(Inventory { session })
     }
 
-    /// The rows as that session's database has them, the primary's or one of our own.
+    /// Loads the rows of that session's database, the primary's or a local one.
     pub async fn load_wanted_from(&self, database: &Session) -> Result<Loaded, DatastoreError> {
         self.load("wanted", database).await
     }
@@ -92,7 +95,7 @@ impl<'a> Inventory<'a> {
             )
             .await?;
         let mut loaded = Loaded::default();
-        let mut batch = BytesMut::with_capacity(BATCH);
+        let mut batch = BytesMut::with_capacity(BATCH_BYTES);
         while let Some(row) = rows.next().await? {
             loaded.rows += 1;
             match key_and_checksum(&row) {
@@ -103,7 +106,7 @@ impl<'a> Inventory<'a> {
                 }
                 Err(name) => loaded.unsound.push(name),
             }
-            if batch.len() >= BATCH {
+            if batch.len() >= BATCH_BYTES {
                 sink.send(batch.split().freeze()).await?;
             }
         }
@@ -115,7 +118,7 @@ impl<'a> Inventory<'a> {
         Ok(loaded)
     }
 
-    /// What lies in our bucket, by its own listing: whole, or an error.
+    /// Loads the objects of the local bucket from its own listing, completely or with an error.
     pub async fn load_present(&self, store: &LocalStore) -> Result<(), InventoryError> {
         self.session
             .batch("emptying a working table", "TRUNCATE present")
@@ -153,7 +156,7 @@ impl<'a> Inventory<'a> {
         Ok(())
     }
 
-    /// Objects that this pass put there or found right.
+    /// Notes objects that this run stored or found right.
     pub async fn note_present(&self, artifacts: &[Artifact]) -> Result<(), DatastoreError> {
         let page: Vec<Listed> = artifacts
             .iter()
@@ -168,25 +171,26 @@ impl<'a> Inventory<'a> {
         self.add_present(&page).await
     }
 
-    /// Settles what is left to do; returns how much that is. Keys that wait in the journal to be replaced, and those
-    /// known to be unavailable, are left out unless `retry` asks for the latter again.
+    /// Plans the remaining work and returns its size. Keys that wait in the journal to be replaced
+    /// are left out, and so are keys that are known to be unavailable, unless `retry` asks for them
+    /// again.
     pub async fn plan(&self, settled: &[String]) -> Result<u64, DatastoreError> {
         self.session
             .batch("emptying a working table", "DROP TABLE IF EXISTS todo")
             .await?;
         self.session
-            .execute("settling what is left to do", PLAN, &[])
+            .execute("planning the remaining work", PLAN, &[])
             .await?;
         if !settled.is_empty() {
             let sql = "DELETE FROM todo WHERE key = ANY ($1)";
             self.session
-                .execute("leaving out what is settled", sql, &[&settled])
+                .execute("leaving out decided keys", sql, &[&settled])
                 .await?;
         }
         let row = self
             .session
             .query_one(
-                "counting what is left to do",
+                "counting the remaining work",
                 "SELECT count(*) FROM todo",
                 &[],
             )
@@ -194,12 +198,13 @@ impl<'a> Inventory<'a> {
         Ok(row.get::<_, i64>(0) as u64)
     }
 
-    /// The plan, a page at a time, in the order of keys; `after` is the last key of the page before.
+    /// Returns one page of the plan, in the order of keys; `after` is the last key of the page
+    /// before.
     pub async fn page(&self, after: &str, limit: i64) -> Result<Vec<Todo>, DatastoreError> {
         let sql = "SELECT key, checksum, etag, bytes, known, visible FROM todo WHERE key > $1 ORDER BY key LIMIT $2";
         let rows = self
             .session
-            .query("reading what is left to do", sql, &[&after, &limit])
+            .query("reading the remaining work", sql, &[&after, &limit])
             .await?;
         let parse = |text: Option<String>| text.and_then(|t| Checksum::from_str(&t).ok());
         Ok(rows
@@ -221,7 +226,7 @@ impl<'a> Inventory<'a> {
             .collect())
     }
 
-    /// Number of artifacts that rows name.
+    /// Returns the number of artifacts that rows name.
     pub async fn wanted(&self) -> Result<u64, DatastoreError> {
         let row = self
             .session
@@ -230,26 +235,27 @@ impl<'a> Inventory<'a> {
         Ok(row.get::<_, i64>(0) as u64)
     }
 
-    /// Keys of those that rows name with just these new bytes.
+    /// Returns the keys of those swaps whose new bytes a row names.
     pub async fn named(&self, swaps: &[Swap]) -> Result<HashSet<String>, DatastoreError> {
         let keys: Vec<&str> = swaps.iter().map(|swap| swap.key.as_str()).collect();
         let new: Vec<String> = swaps.iter().map(|swap| swap.new.to_string()).collect();
         let sql = "SELECT w.key FROM wanted w JOIN unnest($1::text[], $2::text[]) u(k, c) ON w.key = u.k AND w.checksum = u.c";
         let rows = self
             .session
-            .query("looking for what waits", sql, &[&keys, &new])
+            .query("looking for waiting replacements", sql, &[&keys, &new])
             .await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
-    /// Packages (ident and target) of the visible rows that the wanted rows lack.
+    /// Returns the packages (ident and target) of visible rows that are not among the wanted rows.
     pub async fn vanishing(&self) -> Result<Vec<String>, DatastoreError> {
         let sql = "SELECT package FROM visible v WHERE NOT EXISTS (SELECT 1 FROM wanted w WHERE w.key = v.key) ORDER BY 1";
         let rows = self.session.query("comparing packages", sql, &[]).await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
-    /// Wanted keys whose object is absent or of another length or ETag than recorded when it was hashed.
+    /// Returns wanted keys whose object is absent, or has another length or ETag than when it was
+    /// hashed.
     pub async fn unproven(&self) -> Result<Vec<(String, &'static str)>, DatastoreError> {
         let sql = "SELECT w.key, CASE WHEN p.key IS NULL THEN 1 WHEN a.key IS NULL OR a.checksum <> w.checksum THEN 2 \
                      WHEN a.bytes <> p.bytes THEN 3 ELSE 4 END \
@@ -272,7 +278,8 @@ impl<'a> Inventory<'a> {
     }
 }
 
-/// A row of [`ROWS`]: its object key, its checksum, and its package's name for people. Err: the row's name.
+/// Parses a row of [`ROWS`]: its object key, its checksum, and its package's name for people. Err:
+/// the row's name.
 fn key_and_checksum(row: &[u8]) -> Result<(String, Checksum, String), String> {
     let line = String::from_utf8_lossy(row);
     let mut fields = line.trim_end_matches('\n').split('\t').map(unescape);
@@ -289,7 +296,7 @@ fn key_and_checksum(row: &[u8]) -> Result<(String, Checksum, String), String> {
     }
 }
 
-/// Out of COPY's text form. Only escapes that the server writes are known.
+/// Decodes COPY's text form. Only escapes that the server writes are known.
 pub(in crate::replication) fn unescape(field: &str) -> String {
     let mut text = String::with_capacity(field.len());
     let mut chars = field.chars();
@@ -311,7 +318,7 @@ pub(in crate::replication) fn unescape(field: &str) -> String {
     text
 }
 
-/// Into COPY's text form.
+/// Encodes into COPY's text form.
 fn escape(field: &str) -> String {
     field
         .replace('\\', "\\\\")

@@ -1,4 +1,4 @@
-//! Artifacts: which ones are wanted, how one is copied and proved, and how long one stays.
+//! Artifacts: which ones are wanted, how one is copied and verified, and for how long one is kept.
 
 pub(super) mod courier;
 pub(super) mod inventory;

@@ -1,7 +1,9 @@
-//! Same key, other bytes: a package deleted and uploaded anew. The one stated exception to invariant 1.
+//! Replaces bytes under an unchanged key: a package was deleted and uploaded again. This is the one
+//! documented exception to invariant 1.
 //!
-//! Journalled before the first byte changes; the rename's transaction empties the journal. A journal found at the start
-//! of a pass means that the rename did not happen, and everything is put back.
+//! The journal is written before the first byte changes, and the rename's transaction empties it. A
+//! journal found at the start of a run means that the rename did not happen; then everything is
+//! undone.
 
 use super::courier::{Courier, Delivery};
 use super::round::{RETIRED, STAGED, Swap};
@@ -13,7 +15,8 @@ use crate::package::Checksum;
 use crate::replication::error::PassError;
 use std::str::FromStr;
 
-/// Keeps the old bytes aside and puts the staged ones in place. `end`: for the transaction of the stream that ends there.
+/// Stores the old bytes under another key and puts the staged ones in their place. `end`: for the
+/// transaction of the stream that ends there.
 pub async fn carry_out(
     swaps: &[Swap],
     (state, lock): (&State, Lock),
@@ -31,7 +34,7 @@ pub async fn carry_out(
             lsn: end.map(|lsn| lsn.to_string()).unwrap_or_default(),
         })
         .collect();
-    // Old bytes first, all of them: nothing has changed until the last one is safe.
+    // All old bytes are stored first: nothing has changed until the last of them is safe.
     let mut found = Vec::new();
     for swap in swaps {
         found.push(courier.local.reading().head(&swap.key).await?);
@@ -62,8 +65,8 @@ pub async fn carry_out(
     Ok(())
 }
 
-/// Puts back what was begun to be replaced. What stands at or before `reached`, the recovery point, is not put back: its
-/// transaction was committed, and the journal alone was not emptied any more.
+/// Undoes replacements that were begun. A replacement at or before `reached`, the recovery point,
+/// is not undone: its transaction was committed, and only the journal was not emptied.
 pub async fn undo(
     (state, lock): (&State, Lock),
     courier: &Courier,
@@ -80,7 +83,7 @@ pub async fn undo(
         let found = courier.local.reading().head(&replacement.key).await?;
         let expected = Expected::as_found(found.as_ref());
         let Ok(old) = Checksum::from_str(&replacement.old_checksum) else {
-            // Nothing lay there before.
+            // There was no object under the key before.
             state.still_ours(lock).await?;
             courier
                 .local
@@ -97,7 +100,7 @@ pub async fn undo(
     Ok(begun.len())
 }
 
-/// The bytes that waited are in place.
+/// Deletes staged bytes that are in place.
 pub async fn clear_staged(
     (state, lock): (&State, Lock),
     courier: &Courier,
@@ -111,7 +114,8 @@ pub async fn clear_staged(
     Ok(())
 }
 
-/// After the rename: staged bytes are in place, or of a plan that was given up.
+/// Deletes all staged bytes after the rename: they are in place, or belong to a plan that was given
+/// up.
 pub async fn clear_all_staged(
     (state, lock): (&State, Lock),
     courier: &Courier,
@@ -151,7 +155,7 @@ async fn place(
                     "{from} in the local bucket should have checksum {checksum}, found: {other:?}"
                 ),
                 next_step:
-                    "look who else writes in the local bucket, then run `warm-spare verify --deep`"
+                    "find out who else writes into the local bucket, then run `warm-spare verify --deep`"
                         .into(),
             });
         }

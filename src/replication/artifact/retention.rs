@@ -1,5 +1,5 @@
-//! Artifacts whose packages were deleted go after a while. Whether a key is named is asked of every database that could
-//! become the visible one, just before it is deleted.
+//! Deletes artifacts of deleted packages after a while. Just before that, every database that could
+//! become the visible one is asked whether a row names the key.
 
 use super::round::RETIRED;
 use crate::cluster::{
@@ -11,19 +11,19 @@ use crate::killpoint;
 use crate::package::package_of_key;
 use crate::replication::error::PassError;
 
-/// Deleted in one round at most.
-const ROUND: i64 = 500;
+/// Maximum number of artifacts deleted in one round.
+const MAX_DELETIONS: i64 = 500;
 
-/// What one round did.
+/// The result of one round.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Swept {
     pub deleted: u64,
-    /// Named still, or again.
+    /// A row still names it, or names it again.
     pub kept: u64,
 }
 
-/// Deletes what no row has named for `replication.artifact_retention`. `claim` keeps others off a key meanwhile; None: one
-/// of them is at it.
+/// Deletes artifacts that no row has named for `replication.artifact_retention`. `claim` reserves a
+/// key in the meantime; None: another task works on the key.
 pub async fn sweep<C>(
     config: &Config,
     state: &State,
@@ -33,7 +33,7 @@ pub async fn sweep<C>(
 ) -> Result<Swept, PassError> {
     let age = config.replication.artifact_retention;
     let mut swept = Swept::default();
-    let due = state.retirements(age, ROUND).await?;
+    let due = state.retirements(age, MAX_DELETIONS).await?;
     if due.is_empty() {
         return Ok(swept);
     }
@@ -42,17 +42,18 @@ pub async fn sweep<C>(
         let Some(_claim) = claim(&gone.key) else {
             continue;
         };
-        // What is judged is what lies there now, and nothing that comes there later.
+        // The decision is about the present object, and not about one that is stored there later.
         let present = store.reading().head(&gone.key).await?;
         let names = named(&databases, &gone).await?;
         if !names.contains(&gone.checksum) {
             state.still_ours(lock).await?;
-            // Where the old bytes were laid aside when others took their place.
+            // The old bytes may be here, if other bytes took their place.
             store.delete(&format!("{RETIRED}{}", gone.checksum)).await?;
         }
         if names.is_empty() {
             killpoint::reach("retention.before_delete");
-            // Another process may have followed one that slept, and know of rows that name it again.
+            // This process may have hung, and its successor may know of rows that name the key
+            // again.
             state.still_ours(lock).await?;
             if let Some(stored) = present
                 && !store
@@ -67,7 +68,7 @@ pub async fn sweep<C>(
         } else {
             swept.kept += 1;
             if names.contains(&gone.checksum) {
-                // A generation names it. It is asked about again after another retention time.
+                // A generation names it. It is checked again after another retention time.
                 state.retire(&[(gone.key.clone(), &gone.checksum)]).await?;
                 continue;
             }
@@ -77,8 +78,9 @@ pub async fn sweep<C>(
     Ok(swept)
 }
 
-/// Every database that could become the visible one, and has packages. What a first copy replaced is somebody's, and may
-/// have none. One that cannot be asked may name anything: then nothing is deleted.
+/// Opens every database that could become the visible one and has packages. A database that a first
+/// copy replaced belongs to somebody else, and may have none. A database that cannot be asked may
+/// name any key: then nothing is deleted.
 async fn databases(config: &Config, state: &State) -> Result<Databases, PassError> {
     let local = &config.local.datastore;
     let visible = LocalSession::open(local, &local.database).await?;
@@ -91,10 +93,10 @@ async fn databases(config: &Config, state: &State) -> Result<Databases, PassErro
     Ok(databases)
 }
 
-/// With the name of each.
+/// The databases, with their names.
 type Databases = Vec<(String, LocalSession)>;
 
-/// None: it has no table of packages at all, or is not there any more.
+/// Opens a database. None: it has no table of packages, or does not exist any more.
 async fn with_packages(
     local: &Datastore,
     name: &str,
@@ -124,7 +126,7 @@ fn unasked(database: &str, error: DatastoreError) -> PassError {
     }
 }
 
-/// The checksums that rows name under the key.
+/// Returns the checksums that rows name under the key.
 async fn named(
     databases: &[(String, LocalSession)],
     gone: &Retirement,
@@ -137,7 +139,11 @@ async fn named(
     let mut checksums = Vec::new();
     for (name, session) in databases {
         let rows = session
-            .query("looking who names an artifact", sql, &[&ident, &target])
+            .query(
+                "looking for rows that name an artifact",
+                sql,
+                &[&ident, &target],
+            )
             .await
             .map_err(|error| unasked(name, error))?;
         checksums.extend(

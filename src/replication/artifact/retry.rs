@@ -1,4 +1,5 @@
-//! Artifacts that the primary lacked or had damaged are tried again: they may have been uploaded anew.
+//! Tries again to copy artifacts that the primary did not have or had damaged: they may have been
+//! uploaded again.
 
 use super::courier::{Courier, Delivery};
 use super::inventory::{UNREADABLE, UNSOUND, UNSTORABLE};
@@ -7,8 +8,9 @@ use crate::config::Config;
 use crate::package::Checksum;
 use crate::replication::error::PassError;
 
-/// Returns how many are there now. The visible database names these bytes under these keys, so they go in place. `claim`
-/// keeps others off a key meanwhile; None: one of them is at it.
+/// Returns how many are here now. The visible database names these bytes under these keys, so they
+/// are stored in place. `claim` reserves a key in the meantime; None: another task works on the
+/// key.
 pub async fn retry_unavailable<C>(
     config: &Config,
     lock: Lock,
@@ -23,7 +25,8 @@ pub async fn retry_unavailable<C>(
         let Some(_claim) = claim(&item.key) else {
             continue;
         };
-        // Before the key was ours its row may have gone, or come to name other bytes.
+        // Before the key was reserved, its row may have been removed, or changed to name other
+        // bytes.
         if !recorded(&session, Some(&item.key)).await?.contains(&item) {
             continue;
         }
@@ -34,9 +37,10 @@ pub async fn retry_unavailable<C>(
         let stored = match fetched.await {
             Ok(Delivery::Done(stored)) => stored,
             Ok(_) => continue,
-            // Recorded as what the store refuses, it is refused still; others may be there again.
+            // An object that is recorded as refused is still refused; others may be available
+            // again.
             Err(error) if error.may_be_of_the_object() && item.refused => continue,
-            // One that always fails keeps no other one waiting.
+            // An object that always fails does not keep the others waiting.
             Err(error) => {
                 failed.get_or_insert(error);
                 continue;
@@ -54,14 +58,18 @@ pub async fn retry_unavailable<C>(
         let sql = "DELETE FROM warm_spare.unavailable WHERE key = $1 AND checksum = $2";
         let checksum = item.checksum.to_string();
         session
-            .execute("forgetting what is there now", sql, &[&item.key, &checksum])
+            .execute(
+                "forgetting an unavailable artifact",
+                sql,
+                &[&item.key, &checksum],
+            )
             .await?;
         brought += 1;
     }
     match failed {
         Some(error) if brought == 0 => Err(error.into()),
         Some(error) => {
-            log::warn!("{error}; it is tried again later");
+            log::warn!("copying an unavailable artifact failed, and is tried again later: {error}");
             Ok(brought)
         }
         None => Ok(brought),
@@ -72,18 +80,18 @@ pub async fn retry_unavailable<C>(
 struct Recorded {
     key: String,
     checksum: Checksum,
-    /// A store did not give it out, or not take it.
+    /// True: a store refused to give it out or to take it.
     refused: bool,
 }
 
-/// All of them, or the one of that key.
+/// Returns all recorded artifacts, or the one with that key.
 async fn recorded(session: &LocalSession, key: Option<&str>) -> Result<Vec<Recorded>, PassError> {
     let sql = "SELECT key, checksum, reason FROM warm_spare.unavailable \
                WHERE reason <> $1 AND ($2::text IS NULL OR key = $2) ORDER BY key";
     let rows = session
-        .query("reading what the primary lacks", sql, &[&UNSOUND, &key])
+        .query("reading the unavailable artifacts", sql, &[&UNSOUND, &key])
         .await?;
-    // A row whose checksum is none is unsound, and says so.
+    // A row without a valid checksum is recorded as unsound.
     let items = rows.iter().filter_map(|row| {
         Some(Recorded {
             key: row.get(0),

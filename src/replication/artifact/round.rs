@@ -1,4 +1,5 @@
-//! One round over the artifacts that are not known to be there: many at once, each checked, each remembered.
+//! Runs one round over the artifacts that are not known to be here: many at once, each checked,
+//! each recorded.
 
 use super::courier::{Courier, Delivery};
 use super::inventory::{Inventory, Todo, reason_of};
@@ -8,31 +9,36 @@ use crate::package::Checksum;
 use crate::replication::error::PassError;
 use tokio::task::JoinSet;
 
-const PAGE: i64 = 1000;
-/// Checked artifacts remembered in one statement. What is not yet remembered when we are killed is read once more.
-const REMEMBER: usize = 200;
-/// So many and nothing else is no fault of single objects.
+const PAGE_ROWS: i64 = 1000;
+/// Number of checked artifacts recorded in one statement. An artifact that is not yet recorded when
+/// we are killed is read once more.
+const RECORD_BATCH: usize = 200;
+/// Number of refused objects, with no other result, from which on the fault is not of single
+/// objects.
 const MANY_REFUSED: usize = 20;
-/// So many one after the other, each of which was tried often, are no fault of single objects either.
+/// Number of failed objects in a row, each of which was tried often, from which on the fault is not
+/// of single objects.
 const MANY_FAILED: usize = 3;
 
 pub const STAGED: &str = ".warm-spare/staged/";
 pub const RETIRED: &str = ".warm-spare/retired/";
 
-/// What one round did and could not do.
+/// The result of one round.
 #[derive(Debug, Default)]
 pub struct Round {
     pub copied: u64,
     pub copied_bytes: u64,
-    /// Lay in the bucket already and were hashed for the first time.
+    /// Number of objects that were in the bucket already and were hashed for the first time.
     pub verified: u64,
     pub missing: Vec<Unavailable>,
     pub damaged: Vec<Unavailable>,
-    /// The primary's store refused these, and may serve others; or a store can hold no such key.
+    /// Objects that the primary's store refused, while it may serve others; or whose key a store
+    /// cannot hold.
     pub refused: Vec<(Unavailable, StoreError)>,
-    /// Other bytes lie under the key; the new ones wait beside.
+    /// Other bytes are under the key; the new ones wait beside them.
     pub staged: Vec<Swap>,
-    /// The first that a store failed at again and again, while it served others; and how many failed since it served one.
+    /// The first error of a store that failed again and again while it served others; and the
+    /// number of failures since it served one.
     failed: Option<StoreError>,
     in_a_row: usize,
 }
@@ -47,7 +53,7 @@ pub struct Unavailable {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Swap {
     pub key: String,
-    /// None: nothing lies there now.
+    /// None: there is no object now.
     pub old: Option<Checksum>,
     pub new: Checksum,
 }
@@ -63,7 +69,7 @@ impl Round {
         self.staged.extend(other.staged);
     }
 
-    /// Those that may be the store's fault as well as the object's.
+    /// Returns the errors that may be the store's fault as well as the object's.
     pub fn refusals(&self) -> impl Iterator<Item = &StoreError> {
         let errors = self.refused.iter().map(|(_, error)| error);
         errors.filter(|error| !error.is_of_the_key())
@@ -80,16 +86,16 @@ impl Round {
     }
 }
 
-/// What became of one artifact.
+/// The result for one artifact.
 pub enum Settled {
     Copied(Stored),
     Verified(Stored),
     Staged(Swap),
     Missing,
     Damaged(Checksum),
-    /// What only a look at other objects can tell to be this one's own fault.
+    /// A refusal; only other objects show whether it is this object's own fault.
     Refused(StoreError),
-    /// What would pass, and did not in all the tries.
+    /// A fault that should be transient, but lasted through all tries.
     Failed(StoreError),
 }
 
@@ -102,18 +108,18 @@ pub async fn round(
     step: &Step,
 ) -> Result<Round, PassError> {
     let mut round = Round::default();
-    let mut remembered = Vec::with_capacity(REMEMBER);
+    let mut remembered = Vec::with_capacity(RECORD_BATCH);
     let mut busy: JoinSet<Result<(Todo, Settled), PassError>> = JoinSet::new();
     let mut after = String::new();
     loop {
-        let page = inventory.page(&after, PAGE).await?;
+        let page = inventory.page(&after, PAGE_ROWS).await?;
         let Some(last) = page.last() else { break };
         after = last.key.clone();
         for todo in page {
             while busy.len() >= courier.at_once(copies) {
                 take(&mut busy, &mut round, &mut remembered, step).await?;
             }
-            if remembered.len() >= REMEMBER {
+            if remembered.len() >= RECORD_BATCH {
                 remember(inventory, state, &mut remembered).await?;
             }
             let courier = courier.clone();
@@ -151,7 +157,7 @@ async fn take(
     let Some(joined) = busy.join_next().await else {
         return Ok(());
     };
-    // A panic in a copy is a bug; it must not pass for a copied artifact.
+    // A panic in a copy is a bug; it must not count as a copied artifact.
     let (todo, settled) = joined.expect("a copy neither panics nor is cancelled")?;
     step.add(1);
     let mut good = |stored: Stored| {
@@ -190,7 +196,7 @@ async fn take(
         Settled::Staged(swap) => round.staged.push(swap),
         Settled::Missing => round.missing.push(unavailable()),
         Settled::Refused(error) => {
-            // A store that refuses everything need not be asked for all of it.
+            // A store that refuses everything need not be asked for all objects.
             if round.refusals().count() >= MANY_REFUSED && round.copied + round.verified == 0 {
                 return Err(error.into());
             }
@@ -221,12 +227,12 @@ async fn remember(
     Ok(())
 }
 
-/// Brings or proves one artifact; what must not be overwritten yet is staged.
+/// Copies or verifies one artifact. If it must not be overwritten yet, the new bytes are staged.
 pub async fn settle(courier: &Courier, todo: &Todo) -> Result<Settled, PassError> {
     let lies_there = match (&todo.present, todo.known) {
         (None, _) => None,
         (Some(stored), Some(known)) => Some((known, stored.clone())),
-        // Never hashed here, or written since: read once.
+        // Never hashed here, or written since then: it is read once.
         (Some(_), None) => courier.hash_local(&todo.key).await?,
     };
     if let Some((found, stored)) = &lies_there
@@ -234,8 +240,8 @@ pub async fn settle(courier: &Courier, todo: &Todo) -> Result<Settled, PassError
     {
         return Ok(Settled::Verified(stored.clone()));
     }
-    // Nothing there that a visible row could miss, or wrong bytes where the visible row wants the very bytes that we are
-    // about to bring: put in place at once.
+    // The artifact is put in place at once if there is no object that a visible row could miss, or
+    // if the bytes are wrong and the visible row names the very bytes that are being copied.
     let in_place = match todo.visible {
         None => lies_there.is_none(),
         Some(visible) => visible == todo.checksum,

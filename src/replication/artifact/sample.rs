@@ -1,7 +1,8 @@
-//! A few of the artifacts that the visible rows name are looked for in our own bucket: the newest, the oldest, and some at
-//! random. The cost does not grow with what is stored, and a bucket that was emptied, replaced or thinned out shows. An
-//! artifact that was found to be absent is looked for each time until it is seen again, or no row names it any more: two
-//! looks do not contradict each other because chance chose other rows.
+//! Looks in the local bucket for a sample of the artifacts that the visible rows name: the newest,
+//! the oldest, and some at random. The cost does not grow with the number of artifacts, and a
+//! bucket that was emptied, replaced or thinned out is noticed. An artifact that was found absent
+//! is looked for each time until it is seen again, or no row names it any more, so that two samples
+//! do not contradict each other because chance chose other rows.
 
 use super::inventory::UNSOUND;
 use crate::cluster::{
@@ -16,12 +17,12 @@ use std::collections::HashSet;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// HEADs at once.
-const AT_ONCE: usize = 8;
-/// How often one is asked for: the next look is near.
+/// Number of HEAD requests at once.
+const MAX_REQUESTS: usize = 8;
+/// Number of tries for each artifact. It is small, because the next sample comes soon.
 const TRIES: usize = 2;
 
-/// Ten at each end, and twenty in between.
+/// Ten rows at each end, and twenty in between.
 const CHOSEN: &str = "WITH bounds AS (SELECT min(id) AS least, max(id) AS most FROM public.origin_packages), chosen AS ( \
        (SELECT id FROM public.origin_packages ORDER BY id DESC LIMIT 10) UNION \
        (SELECT id FROM public.origin_packages ORDER BY id LIMIT 10) UNION \
@@ -31,12 +32,12 @@ const CHOSEN: &str = "WITH bounds AS (SELECT min(id) AS least, max(id) AS most F
      SELECT ident::text, target::text, checksum::text FROM public.origin_packages \
      WHERE id IN (SELECT id FROM chosen) AND ident IS NOT NULL AND target IS NOT NULL AND checksum IS NOT NULL";
 
-/// The rows, as they are now, of artifacts that were absent before.
+/// The current rows of artifacts that were absent before.
 const KNOWN: &str = "SELECT p.ident::text, p.target::text, p.checksum::text \
      FROM unnest($1::text[], $2::text[]) k (ident, target) JOIN public.origin_packages p USING (ident, target) \
      WHERE p.checksum IS NOT NULL";
 
-/// The row still stands, and its artifact is not recorded as missing on the primary.
+/// The row still exists, and its artifact is not recorded as missing on the primary.
 const STILL_NAMED: &str = "SELECT EXISTS (SELECT FROM public.origin_packages WHERE ident = $1 AND target = $2 AND checksum = $3) \
        AND NOT EXISTS (SELECT FROM warm_spare.unavailable WHERE key = $4 AND reason <> $5)";
 
@@ -47,7 +48,7 @@ struct Chosen {
     key: String,
 }
 
-/// None: the visible database is none of ours.
+/// Takes a sample. None: the visible database has none of our tables.
 pub async fn sample(config: &Config, patience: Duration) -> Result<Option<Sampled>, PassError> {
     let local = &config.local.datastore;
     let session = match LocalSession::open(local, &local.database).await {
@@ -83,7 +84,7 @@ pub async fn sample(config: &Config, patience: Duration) -> Result<Option<Sample
             let there = store.head(&chosen.key).await;
             (chosen, there)
         })
-        .buffer_unordered(AT_ONCE);
+        .buffer_unordered(MAX_REQUESTS);
     let mut absent = Vec::new();
     while let Some((chosen, there)) = looks.next().await {
         if there?.is_none() {
@@ -130,7 +131,7 @@ pub async fn sample(config: &Config, patience: Duration) -> Result<Option<Sample
 
 fn chosen(row: &RawRow) -> Option<Chosen> {
     let (ident, target, checksum): (String, String, String) = (row.get(0), row.get(1), row.get(2));
-    // A row that names no possible artifact is told of elsewhere.
+    // A row that names no possible artifact is reported elsewhere.
     Checksum::from_str(&checksum).ok()?;
     let key = object_key(
         &Ident::from_str(&ident).ok()?,
@@ -144,7 +145,7 @@ fn chosen(row: &RawRow) -> Option<Chosen> {
     })
 }
 
-/// Of our own bucket, when it was not found out in time.
+/// Returns the error for a sample of the local bucket that did not end in time.
 pub fn not_in_time(config: &Config, limit: Duration) -> PassError {
     PassError::Store(StoreError {
         side: Side::Local,

@@ -1,6 +1,6 @@
-//! Where the copy and the stream meet, without a gap and without overlap: the copy is made at the snapshot that a
-//! temporary slot begins with, a lasting slot is copied from that, and what it gives is applied into the incoming
-//! database until little is left.
+//! Joins the copy and the stream without a gap and without overlap. The copy is made at the
+//! snapshot with which a temporary slot begins, a permanent slot is copied from that slot, and its
+//! changes are applied into the incoming database until few are left.
 
 use super::copy::Baseline;
 use crate::cluster::preparation::Names;
@@ -21,18 +21,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// Making a slot waits for every writing transaction that is under way; so long at most.
-const PATIENCE: Duration = Duration::from_secs(15);
-/// Caught up when a round takes no longer.
-const SHORT: Duration = Duration::from_secs(3);
-const ROUNDS: usize = 20;
-/// Bytes of log that may be left. What is written is sent only when it is flushed and a whole record: an idle primary may
-/// take ten seconds for the rest.
-const NEAR: u64 = 64 * 1024;
+/// Maximum time to make a slot, which waits for every open writing transaction.
+const SLOT_TIMEOUT: Duration = Duration::from_secs(15);
+/// Duration of a round: a shorter one means that the copy has caught up.
+const CATCH_UP_ROUND_TARGET: Duration = Duration::from_secs(3);
+const MAX_ROUNDS: usize = 20;
+/// Bytes of log that may be left. Written log is sent only when it is flushed and a whole record:
+/// an idle primary may take ten seconds for the rest.
+const CATCH_UP_SLACK_BYTES: u64 = 64 * 1024;
 
 /// A slot that ends with its session, unless it is copied.
 pub struct BeginningSlot {
-    /// None: the lasting slot has taken its place.
+    /// None: the permanent slot has replaced it.
     session: Option<WalSession>,
     temporary: String,
     new: NewSlot,
@@ -56,8 +56,8 @@ impl BeginningSlot {
         &self.names.publication
     }
 
-    /// The rows are copied: nobody reads by the snapshot any more, and the server keeps it until the session's next
-    /// command, with every row that went since.
+    /// Releases the snapshot, because the rows are copied and nobody reads by it any more. The
+    /// server would keep it, with every row deleted since, until the session's next command.
     pub async fn let_snapshot_go(&mut self) -> Result<(), PassError> {
         if let Some(session) = &mut self.session {
             session.query("letting the snapshot go", "SELECT 1").await?;
@@ -65,15 +65,15 @@ impl BeginningSlot {
         Ok(())
     }
 
-    /// Lasting from here on. Whatever slot of ours was there before cannot join what comes. The temporary one goes with
-    /// its session.
+    /// Makes the slot permanent. Any earlier slot of ours cannot continue this copy. The temporary
+    /// slot ends with its session.
     async fn keep(&mut self) -> Result<(), PassError> {
         let Some(mut session) = self.session.take() else {
             return Ok(());
         };
         let slot = quote_literal(&self.names.slot);
         killpoint::reach("slot.before_copy");
-        // Made by a database administrator: there already, and never dropped by us.
+        // A slot that a database administrator made exists already, and we never drop it.
         if self.names.slot_is_premade {
             return Ok(());
         }
@@ -92,7 +92,7 @@ impl BeginningSlot {
 }
 
 impl Baseline<'_> {
-    /// Some: the copy is made for the stream to go on from.
+    /// Begins a slot. Some: the copy is made so that the stream can continue it.
     pub(in crate::replication) async fn begin_slot(
         &self,
     ) -> Result<Option<BeginningSlot>, PassError> {
@@ -105,14 +105,14 @@ impl Baseline<'_> {
         select::extend(peer, &self.facts.chosen.extension).await?;
         let mut session = WalSession::open(peer).await?;
         let temporary = self.temporary_name(&mut session).await?;
-        let made = session.temporary_slot(&temporary, PATIENCE).await;
+        let made = session.temporary_slot(&temporary, SLOT_TIMEOUT).await;
         let new = match made {
             Err(error) if error.fault == DatastoreFault::Unreachable => {
                 let busy = self.busy().await.unwrap_or(error.into());
                 if !self.may_do_without_slot().await? {
                     return Err(busy);
                 }
-                log::warn!("{busy}; the first copy is made at a snapshot meanwhile");
+                log::warn!("{busy}; the first copy is made at a snapshot, without a slot");
                 return Ok(None);
             }
             made => made?,
@@ -125,14 +125,16 @@ impl Baseline<'_> {
         }))
     }
 
-    /// A spare without any copy gets one; the next one is made for the stream.
+    /// Returns whether a copy without a slot is allowed: a spare without any copy gets one, and the
+    /// next copy is made for the stream.
     async fn may_do_without_slot(&self) -> Result<bool, PassError> {
         let auto = self.work.config.replication.mode == Mode::Auto;
         Ok(auto && self.work.state.copied_point().await?.is_none())
     }
 
-    /// One that no other try has had. Sessions that still make or keep one of ours are of a process that is gone, for we
-    /// hold the working lock: the server would wait for them as long as for anybody.
+    /// Returns a name that no other try has used. Sessions that still make or keep a slot of ours
+    /// belong to a process that is gone, because we hold the working lock; the server would wait
+    /// for their transactions as for any other.
     async fn temporary_name(&self, session: &mut WalSession) -> Result<String, PassError> {
         static TRY: AtomicU64 = AtomicU64::new(1);
         let id = self.work.state.cluster().await?.id;
@@ -148,7 +150,7 @@ impl Baseline<'_> {
         Ok(format!("{ours}{}_{number}", self.work.lock.token))
     }
 
-    /// A copy that came to nothing leaves no slot, as far as its end can be told.
+    /// Drops the slot of a failed copy, as a best effort.
     pub(in crate::replication) async fn give_up_slot(&self) {
         let Some(names) = &self.facts.chosen.stream else {
             return;
@@ -161,7 +163,8 @@ impl Baseline<'_> {
         }
     }
 
-    /// Whom the slot waited for, if it was that. A user without the right to look sees no transaction of others.
+    /// Returns the transaction that the slot waited for, if that was the reason. A user without the
+    /// right to see them sees no transactions of others.
     async fn busy(&self) -> Option<PassError> {
         let session = PeerSession::open(&self.work.config.peer.datastore)
             .await
@@ -174,12 +177,12 @@ impl Baseline<'_> {
                      UNION ALL SELECT prepared, format('it waits for prepared transaction %L of %s in database %s, prepared %s', \
                        gid, owner, database, prepared) FROM pg_prepared_xacts) waits (since, text) \
                    ORDER BY since LIMIT 1";
-        let doing = "looking whom a slot waits for";
+        let doing = "looking for the transaction that a slot waits for";
         let rows = session.rows(doing, sql, &[]).await.ok()?;
         let waits_for: String = match rows.first() {
             Some(row) => row.get(0).ok()?,
             None => {
-                let blind = "SELECT format('whom it waits for cannot be seen by user %s: GRANT pg_read_all_stats TO %s on the primary', \
+                let blind = "SELECT format('the transaction that it waits for cannot be seen by user %s: GRANT pg_read_all_stats TO %s on the primary', \
                                current_user, quote_ident(current_user)) \
                              WHERE NOT pg_has_role(current_user, 'pg_read_all_stats', 'USAGE')";
                 session
@@ -193,12 +196,12 @@ impl Baseline<'_> {
         };
         Some(PassError::Busy {
             what: "a slot could not be made".into(),
-            seconds: PATIENCE.as_secs(),
+            seconds: SLOT_TIMEOUT.as_secs(),
             waits_for,
         })
     }
 
-    /// Applies what was committed since the snapshot into the incoming database.
+    /// Applies the transactions committed since the snapshot into the incoming database.
     pub(in crate::replication) async fn catch_up(
         &self,
         slot: &mut BeginningSlot,
@@ -212,7 +215,7 @@ impl Baseline<'_> {
         killpoint::reach("catch_up.begin");
         let work = self.work;
         let mut all: Option<Followed> = None;
-        for _ in 0..ROUNDS {
+        for _ in 0..MAX_ROUNDS {
             let begun = Instant::now();
             let clock = Clock::real();
             let names = &slot.names;
@@ -226,7 +229,7 @@ impl Baseline<'_> {
                 recorded: point.clone(),
                 database: incoming,
                 incoming: true,
-                until: Some(Lsn(seen.wal.0.saturating_sub(NEAR))),
+                until: Some(Lsn(seen.wal.0.saturating_sub(CATCH_UP_SLACK_BYTES))),
                 told: Arc::new(Unheard),
                 spool: self.spool.clone(),
                 clock,
@@ -238,18 +241,19 @@ impl Baseline<'_> {
                 followed.absorb(&mut earlier);
             }
             all = Some(followed);
-            if begun.elapsed() < SHORT {
+            if begun.elapsed() < CATCH_UP_ROUND_TARGET {
                 break;
             }
         }
-        // The loop has run once at least.
-        let followed = all.ok_or_else(|| not_met(Gap::Decoding("nothing was followed".into())))?;
+        // The loop has run at least once.
+        let followed =
+            all.ok_or_else(|| not_met(Gap::Decoding("no transaction was followed".into())))?;
         point.lsn = followed.point.lsn.to_string();
         point.commit_time = followed.point.commit_time;
         Ok(followed)
     }
 
-    /// What changed since the rows were copied counts with the copy.
+    /// Adds the changes since the rows were copied to the copy.
     pub(in crate::replication) async fn absorb(
         &self,
         mut caught: Followed,
@@ -284,7 +288,8 @@ impl Followed {
     }
 }
 
-/// The copy was overtaken: the next one begins anew.
+/// Returns the error for a copy that the stream cannot continue: the next copy starts from the
+/// beginning.
 fn not_met(gap: Gap) -> PassError {
     match gap.failure() {
         Ok(error) => error,

@@ -1,5 +1,5 @@
-//! What must be so before a pass begins. Everything here reads, but for a probe object that is put into our own bucket
-//! and deleted again; a refusal leaves both sides as they were.
+//! Checks the conditions before a run begins. Everything here only reads, except for a probe object
+//! that is put into the local bucket and deleted again; a refusal leaves both sides as they were.
 
 use super::run::Ends;
 use crate::cluster::timeline;
@@ -15,25 +15,25 @@ use crate::replication::mode::rights::rights;
 use crate::replication::mode::select::{self, Chosen};
 use std::path::Path;
 
-/// Room for the copy itself, and for what sorting and WAL add to it.
+/// Factor for the room that a copy needs: the copy itself, and its sorting and WAL.
 const DISK_FACTOR: f64 = 1.25;
 
-/// The first whose catalogs have what we read from them.
+/// Oldest major version whose catalogs have the columns that we read.
 const OLDEST_MAJOR: u32 = 12;
 
-/// Facts of both sides that the copy is made by.
+/// Facts about both sides that the copy needs.
 #[derive(Debug, Clone)]
 pub struct Facts {
     pub clients: ClientPrograms,
-    /// Whether the local server compresses large values by lz4.
+    /// True: the local server compresses large values with lz4.
     pub lz4: bool,
-    /// Whether `local.datastore.database` is there.
+    /// True: `local.datastore.database` exists.
     pub visible: bool,
     /// `CREATE DATABASE`'s options for the primary's encoding and locale.
     pub locale: String,
     pub system_id: String,
     pub line: PrimaryLine,
-    /// The peer's own cluster id; empty, if it keeps no state of ours.
+    /// The peer's own cluster id; empty: it keeps no state of ours.
     pub peer_cluster: String,
     /// The peer was promoted over this very server.
     pub was_primary: bool,
@@ -43,8 +43,8 @@ pub struct Facts {
     pub chosen: Chosen,
 }
 
-/// Looks at everything, the cheap and the telling first.
-/// `fenced_by_us`: the peer is read-only because of us, and is read to its end.
+/// Checks everything, starting with the cheap and meaningful checks. `fenced_by_us`: the peer is
+/// read-only because of us, and is read to its end.
 pub async fn check(
     config: &Config,
     ends: &Ends,
@@ -153,7 +153,7 @@ pub async fn has_database(local: &LocalSession, name: &str) -> Result<bool, Pass
         .get(0)?)
 }
 
-/// In the database that Builder on the spare sees.
+/// Counts the packages in the database that Builder on the spare sees.
 async fn packages_of_ours(config: &Config) -> Result<i64, PassError> {
     let local = &config.local.datastore;
     let inside = LocalSession::open(local, &local.database).await?;
@@ -175,7 +175,7 @@ async fn two_ends(config: &Config, ends: &Ends) -> Result<(), PassError> {
     Ok(())
 }
 
-/// Before anything is asked of the peer.
+/// Checks, before the peer is asked anything else, that both ends are two servers.
 pub async fn two_servers(
     config: &Config,
     local: &LocalSession,
@@ -215,7 +215,7 @@ pub(in crate::replication) async fn is_builder(peer: &PeerSession) -> Result<(),
     ))
 }
 
-/// Data go from an older server to a newer one, never back.
+/// Checks the versions: data are copied only from an older server to a newer one.
 fn versions_fit(primary: u32, spare: u32) -> Result<(), PassError> {
     for (side, found) in [("primary", primary), ("spare", spare)] {
         if found < OLDEST_MAJOR {
@@ -238,7 +238,8 @@ fn versions_fit(primary: u32, spare: u32) -> Result<(), PassError> {
     Ok(())
 }
 
-/// A spare's database is fenced; a copy of a copy, or of an old primary, is what exchanged ends would make.
+/// Checks that the peer is a primary: a spare's database is fenced, and exchanged ends would make a
+/// copy of a copy, or of an old primary.
 pub(in crate::replication) async fn is_primary(
     peer: &PeerSession,
     fenced_by_us: bool,
@@ -248,7 +249,7 @@ pub(in crate::replication) async fn is_primary(
         fenced!("current_database()")
     );
     let row = peer
-        .row("looking whether the peer is a primary", sql, &[])
+        .row("checking that the peer is a primary", sql, &[])
         .await?;
     if row.get(0)? {
         return Err(PassError::standby());
@@ -257,7 +258,7 @@ pub(in crate::replication) async fn is_primary(
         return Err(PassError::Refused {
             rule: ErrorCode::PeerIsFenced,
             text: "the peer's database is read-only, as a spare's is: local and peer may be exchanged".into(),
-            next_step: "check that peer.datastore names the primary and that role = \"spare\" stands on the spare only".into(),
+            next_step: "check that peer.datastore names the primary and that role = \"spare\" is set only on the spare".into(),
         });
     }
     Ok(())
@@ -284,14 +285,14 @@ async fn extensions(local: &LocalSession, peer: &PeerSession) -> Result<(), Pass
     ))
 }
 
-/// Those of the database of `of` that the server of `on` has no files for.
+/// Returns the extensions of the database of `of` for which the server of `on` has no files.
 pub async fn lacking_extensions(on: &Session, of: &Session) -> Result<Vec<String>, PassError> {
     let used = "SELECT extname::text FROM pg_extension ORDER BY 1";
     let known = "SELECT name FROM pg_available_extensions";
     lacking(on, of, "extensions", used, known).await
 }
 
-/// What one server uses, of those that the other does not know.
+/// Returns the items that one server uses and the other does not know.
 async fn lacking(
     on: &Session,
     of: &Session,
@@ -311,7 +312,8 @@ async fn lacking(
     Ok(names.collect::<Result<_, _>>()?)
 }
 
-/// Roles are not copied, and what names one that is not here cannot be made.
+/// Checks roles, because they are not copied, and an object that names a missing role cannot be
+/// created.
 async fn roles(local: &LocalSession, peer: &PeerSession) -> Result<(), PassError> {
     let used = "SELECT pg_get_userbyid(role)::text FROM pg_policy CROSS JOIN unnest(polroles) role WHERE role <> 0 \
                 UNION SELECT usename::text FROM pg_user_mappings WHERE umuser <> 0 ORDER BY 1";
@@ -323,10 +325,10 @@ async fn roles(local: &LocalSession, peer: &PeerSession) -> Result<(), PassError
     Err(unfit(
         ErrorCode::Roles,
         format!(
-            "row security policies or user mappings of the primary's database name roles that the spare's server lacks: {}",
+            "row security policies or user mappings of the primary's database name roles that the spare's server does not have: {}",
             lacking.join(", ")
         ),
-        "make them on the spare (CREATE ROLE …)".into(),
+        "create them on the spare (CREATE ROLE …)".into(),
     ))
 }
 
@@ -343,7 +345,7 @@ async fn local_privileges(config: &Config, local: &LocalSession) -> Result<(), P
             config.local.datastore.user,
             lacking.join(" and ")
         ),
-        "use Builder's own user hab as local.datastore.user, or grant what is lacking".into(),
+        "use Builder's own user hab as local.datastore.user, or grant the missing rights".into(),
     ))
 }
 
@@ -373,11 +375,14 @@ async fn peer_privileges(peer: &PeerSession) -> Result<(), PassError> {
     ))
 }
 
-/// Builder has neither; what we would not copy must not be lost silently.
+/// Checks for objects that are not copied, so that they are not lost silently. Builder has none of
+/// them.
 async fn nothing_uncopied(peer: &PeerSession) -> Result<(), PassError> {
     let sql = "SELECT (SELECT count(*) FROM pg_largeobject_metadata), \
                  (SELECT count(*) FROM pg_class WHERE relkind IN ('p', 'f', 'm') AND relnamespace <> 'information_schema'::regnamespace)";
-    let row = peer.row("looking for what is not copied", sql, &[]).await?;
+    let row = peer
+        .row("looking for objects that are not copied", sql, &[])
+        .await?;
     let (objects, tables): (i64, i64) = (row.get(0)?, row.get(1)?);
     if objects == 0 && tables == 0 {
         return Ok(());
@@ -418,7 +423,7 @@ pub(in crate::replication) async fn enough_disk(
     ))
 }
 
-/// Where the local data lie.
+/// Disk of the local datastore.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {
     pub directory: String,
@@ -426,16 +431,16 @@ pub struct Disk {
     pub total: u64,
 }
 
-/// Only a superuser is told where the data are; and only on the server's own machine can one look. A copy lies where the
-/// database lies that it replaces.
+/// Returns the free disk space. Only a superuser can see the data directory, and only on the
+/// server's own machine can it be checked. A copy is stored where the database is that it replaces.
 pub async fn disk(config: &Config, local: &Session) -> Option<Disk> {
     let sql = "SELECT current_setting('data_directory', true), \
                  (SELECT pg_tablespace_location(dattablespace) FROM pg_database WHERE datname = $1)";
-    let doing = "asking where the data are";
+    let doing = "asking for the data directory";
     let database = &config.local.datastore.database;
     let asked = local.row(doing, sql, &[database]).await.ok()?;
     let directory: String = asked.get::<Option<String>>(0).ok()??;
-    // Empty for the server's own places, and relative for a tablespace within its directory.
+    // Empty for the server's own tablespaces, and relative for a tablespace within its directory.
     let tablespace: Option<String> = asked.get(1).ok()?;
     let directory = Path::new(&directory).join(tablespace.unwrap_or_default());
     let directory = directory.to_string_lossy().into_owned();
@@ -457,7 +462,8 @@ async fn lz4(local: &LocalSession) -> Result<bool, PassError> {
     Ok(local.row("asking for lz4", sql, &[]).await?.get(0)?)
 }
 
-/// The catalog's columns for it differ from version to version, so it comes as JSON.
+/// Returns the options for encoding and locale. The catalog's columns differ from version to
+/// version, so they are read as JSON.
 pub(in crate::replication) fn locale_options(
     database: &str,
     encoding: &str,

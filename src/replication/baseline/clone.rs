@@ -1,5 +1,5 @@
-//! A second copy of the visible database on the same server, made while the stream goes on being applied to the first.
-//! `CREATE DATABASE … TEMPLATE` would need that nobody is connected to it.
+//! Makes a second copy of the visible database on the same server, while the stream is being
+//! applied to the first. `CREATE DATABASE … TEMPLATE` would require that nobody is connected to it.
 
 use super::checks::{enough_disk, locale_options, major};
 use super::copy::scratch;
@@ -9,8 +9,8 @@ use crate::cluster::{InstalledClients, LocalSession, quote_ident};
 use crate::config::Config;
 use crate::replication::error::PassError;
 
-/// Makes database `name` with the rows that the snapshot sees, and the visible database's properties but for its fence.
-/// Returns the bytes of the visible one.
+/// Makes database `name` with the rows that the snapshot sees, and the visible database's
+/// properties except its fence. Returns the size of the visible database in bytes.
 pub async fn clone_visible(
     config: &Config,
     session: &LocalSession,

@@ -1,8 +1,9 @@
-//! A table's content as one number: the same rows give the same hash in whatever order and however split they come.
+//! A hash of a table's content: the same rows give the same hash in any order and with any split.
 
 use std::fmt;
 
-/// Sum of the rows' BLAKE2b hashes, lane by lane. For finding differences between honest servers, not for seals.
+/// Sum of the rows' BLAKE2b hashes, lane by lane. It finds differences between honest servers, and
+/// is no seal.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ContentHash {
     rows: u64,
@@ -10,7 +11,7 @@ pub struct ContentHash {
 }
 
 impl ContentHash {
-    /// `row` is one line of COPY's text form.
+    /// Adds a row, given as one line of COPY's text form.
     pub fn add(&mut self, row: &[u8]) {
         let hash = blake2b_simd::Params::new().hash_length(32).hash(row);
         let mut lanes = hash.as_bytes().chunks_exact(8);

@@ -1,10 +1,12 @@
-//! Does the primary's content go on from what is here? Asked before a full copy, where nothing else has proven it: the
-//! primary's server was started anew since its history was last known to be ours, and there is no stream that tells.
+//! Checks that the primary's content continues the spare's. This is needed before a full copy if
+//! nothing else has proven it: the primary's server was restarted since its history was last
+//! proven, and there is no stream that shows it.
 //!
-//! A primary that was restored from an older copy gives transaction numbers out again. So a row version of it may bear
-//! the number of a transaction that had ended before our recovery point, and yet not be here. On the server that we have
-//! followed there is none: what such a transaction wrote is here, or was written over or deleted since, and then is not
-//! there. Builder's own ids tell nothing of the kind, for they are made of time. A sequence that stands further back
+//! A primary that was restored from an older copy gives transaction numbers out again. So one of
+//! its row versions may have the number of a transaction that had ended before our recovery point,
+//! and yet not be here. The server that we have followed has no such row version: the row of such a
+//! transaction is here, or was changed or deleted since then, and then is not there. Builder's own
+//! ids show nothing of this kind, because they are made of time. A sequence whose value is lower
 //! than here, although its table was not emptied, proves another history too.
 
 use super::lock_watchdog::guarded;
@@ -20,33 +22,34 @@ use crate::replication::error::PassError;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// Row versions of each table that are looked at: the youngest of those that must be here.
-const YOUNGEST: usize = 1000;
+/// Maximum number of row versions of each table that are checked: the youngest of those that must
+/// be here.
+const MAX_ROW_VERSIONS: usize = 1000;
 
-/// The result of the look before a primary is copied over the visible database.
+/// The result of the check before a primary is copied over the visible database.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Continuation {
-    /// The start of its server that this holds for; None: there is nothing here that could be lost.
+    /// The start of its server for which this is valid; None: there is nothing here that could be
+    /// lost.
     pub server_started: Option<String>,
-    /// Nothing speaks against it, and nothing proves it.
+    /// True: nothing contradicts it, and nothing proves it.
     pub unproven: bool,
 }
 
 impl Continuation {
-    /// The server that the copy's snapshot was taken on must be the one that was asked.
+    /// Checks that the copy's snapshot was taken on the server that was asked.
     pub fn still_holds(&self, point: &CopiedPoint) -> Result<(), PassError> {
         match &self.server_started {
             Some(started) if *started != point.server_started => Err(PassError::NotMet {
-                text: "the primary's server was started anew after its history was looked at"
-                    .into(),
+                text: "the primary's server was restarted after its history was checked".into(),
             }),
             _ => Ok(()),
         }
     }
 }
 
-/// Looks at the primary. `visible` is a session on the database that stands at `point`. The inner Err is a doubt, which an
-/// operator may overrule.
+/// Checks the primary. `visible` is a session on the database that is at `point`. The inner Err is
+/// a doubt, which an operator may overrule.
 pub async fn look(
     config: &Config,
     visible: &LocalSession,
@@ -65,7 +68,7 @@ pub async fn look(
             unproven: false,
         }));
     }
-    // Its reading holds locks like any other, so it gives way like any other.
+    // Reading holds locks on the primary like any other read, so it gives way like any other.
     let found = guarded(peer, async {
         let session = PeerSession::open(peer).await?;
         let looking = Looking {
@@ -78,12 +81,12 @@ pub async fn look(
             return Ok(Some(text));
         }
         let rows = looking.rows_that_are_not_here(&point.transactions);
-        match tokio::time::timeout(READING_TIME, rows).await {
+        match tokio::time::timeout(READ_TIMEOUT, rows).await {
             Ok(found) => found,
             Err(_) => {
-                let seconds = READING_TIME.as_secs();
+                let seconds = READ_TIMEOUT.as_secs();
                 log::info!(
-                    "peer: its rows were not looked through within {seconds} s; the database that the copy replaces is pinned for replication.artifact_retention"
+                    "peer: its rows could not all be checked within {seconds} s; the database that the copy replaces is pinned for replication.artifact_retention"
                 );
                 Ok(None)
             }
@@ -93,7 +96,7 @@ pub async fn look(
         return Ok(Err(Doubt::set_back(
             point,
             format!(
-                "since the primary's server was started anew, {text}: the primary was set back to an older copy, or rows of the spare were changed by hand"
+                "since the primary's server was restarted, {text}: the primary was set back to an older copy, or rows of the spare were changed by hand"
             ),
         )));
     }
@@ -106,8 +109,9 @@ pub async fn look(
 /// Types whose text is the same on every server.
 const PLAIN: &str = "('bool', 'int2', 'int4', 'int8', 'numeric', 'text', 'varchar', 'bpchar', 'date', 'timestamp', 'timestamptz', 'uuid', '_text', '_varchar', '_int4', '_int8')";
 
-/// A transaction's number as a row version bears it, with the bits that the row leaves out. `next` is the number that the
-/// server gives out next. A number that was frozen long ago may come out as younger than it is, and never as older.
+/// Returns the SQL for the full transaction number of a row version, with the bits that the row
+/// leaves out. `next` is the number that the server gives out next. A number that was frozen long
+/// ago may seem younger than it is, and never older.
 fn whole_number(xmin: &str, next: &str) -> String {
     format!(
         "CASE WHEN {xmin}::text::int8 < 3 THEN 0 \
@@ -116,28 +120,30 @@ fn whole_number(xmin: &str, next: &str) -> String {
     )
 }
 
-/// Computed once for a statement: without OFFSET it would be computed for each row.
+/// The next number, computed once for each statement: without OFFSET it would be computed for each
+/// row.
 const NEXT: &str =
     "(SELECT pg_catalog.txid_snapshot_xmax(pg_catalog.txid_current_snapshot()) AS next OFFSET 0)";
 
-/// For all tables together. A primary whose tables take longer to read is copied unproven.
-const READING_TIME: Duration = Duration::from_secs(60);
-/// So many values a server may take back after a crash: it writes that many ahead to its log.
-const WRITTEN_AHEAD: i64 = 32;
+/// Maximum time to read all tables together. A primary whose tables take longer to read is copied
+/// unproven.
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
+/// Number of values that a sequence may lose in a crash: the server logs this many values ahead.
+const LOGGED_AHEAD: i64 = 32;
 
-/// A table as one side has it.
+/// The form of a table on one side.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Shape {
     oid: u32,
     /// Columns with a type whose text can be compared, by name, with that type.
     columns: BTreeMap<String, String>,
-    /// The columns of its primary key; empty: it has none.
+    /// Columns of its primary key; empty: it has none.
     key: Vec<String>,
     /// The number of the transaction that gave it its form.
     formed: i64,
 }
 
-/// The tables of a database by their quoted names.
+/// Returns the tables of a database by their quoted names.
 async fn shapes(session: &Session) -> Result<BTreeMap<String, Shape>, PassError> {
     let number = whole_number("x.xmin", "n.next");
     let of_table = whole_number("c.xmin", "n.next");
@@ -173,13 +179,13 @@ async fn shapes(session: &Session) -> Result<BTreeMap<String, Shape>, PassError>
     Ok(rows.iter().map(shape).collect::<Result<_, _>>()?)
 }
 
-/// Row versions of the primary, each by its key and the hash of what can be compared.
+/// Row versions of the primary, each with its key and the hash of its comparable columns.
 struct Versions {
     keys: Vec<Vec<String>>,
     hashes: Vec<String>,
 }
 
-/// The columns of a table that can be compared, and its key, as both sides have them.
+/// The comparable columns of a table, and its key, as both sides have them.
 struct Common<'a> {
     table: &'a str,
     columns: Vec<(&'a String, &'a String)>,
@@ -187,7 +193,7 @@ struct Common<'a> {
 }
 
 impl<'a> Common<'a> {
-    /// None: nothing of it can be compared.
+    /// Returns the common part. None: no column can be compared.
     fn of(table: &'a str, there: &'a Shape, here: &Shape) -> Option<Common<'a>> {
         let same = |column: &(&String, &String)| here.columns.get(column.0) == Some(column.1);
         let columns: Vec<_> = there.columns.iter().filter(same).collect();
@@ -208,11 +214,11 @@ impl<'a> Common<'a> {
             .map(|(name, _)| format!("{of}.{}", quote_ident(name)))
             .collect();
         let columns = columns.join(", ");
-        // The encoding is the same on both sides, and so the bytes need not be converted.
+        // The encoding is the same on both sides, so the bytes need not be converted.
         format!("encode(sha256(convert_to(ROW({columns})::text, getdatabaseencoding())), 'hex')")
     }
 
-    /// Reads those that `which`, a query for their places, chooses.
+    /// Reads the row versions that `which`, a query for their positions, selects.
     async fn read(&self, peer: &PeerSession, which: &str) -> Result<Versions, PassError> {
         let key: Vec<String> = self
             .key
@@ -231,7 +237,7 @@ impl<'a> Common<'a> {
             hashes: Vec::new(),
         };
         let rows = match peer.rows(&doing, &sql, &[]).await {
-            // Keys that are no text: nothing of them can be told here.
+            // The keys are not valid text: these rows cannot be compared.
             Err(error) if error.sql_state == Some(SqlState::CHARACTER_NOT_IN_REPERTOIRE) => {
                 return Ok(versions);
             }
@@ -250,7 +256,7 @@ impl<'a> Common<'a> {
         Ok(versions)
     }
 
-    /// How many of them are not here.
+    /// Returns how many of them are not here.
     async fn lacking(&self, here: &LocalSession, versions: &Versions) -> Result<u64, PassError> {
         if versions.hashes.is_empty() {
             return Ok(0);
@@ -287,7 +293,7 @@ impl<'a> Common<'a> {
     }
 }
 
-/// Both sides, while a contradiction is looked for.
+/// Both sides, during the search for a contradiction.
 struct Looking<'a> {
     peer: &'a PeerSession,
     here: &'a LocalSession,
@@ -300,7 +306,7 @@ impl Looking<'_> {
         Common::of(name, there, self.ours.get(name)?)
     }
 
-    /// Rows of the primary that must be here, by the numbers of their transactions, and are not.
+    /// Returns rows of the primary that must be here, by their transaction numbers, and are not.
     async fn rows_that_are_not_here(
         &self,
         transactions: &str,
@@ -313,44 +319,48 @@ impl Looking<'_> {
             let Some(both) = self.common(name, there) else {
                 continue;
             };
-            // One that was made or changed since may hold other rows under the same name.
+            // A table that was created or changed since then may hold other rows under the same
+            // name.
             if there.formed >= ended {
                 continue;
             }
             let number = whole_number("t.xmin", "n.next");
             let which = format!(
                 "SELECT t.ctid FROM ONLY {name} t CROSS JOIN {NEXT} n WHERE {number} < {ended} \
-                 ORDER BY {number} DESC LIMIT {YOUNGEST}"
+                 ORDER BY {number} DESC LIMIT {MAX_ROW_VERSIONS}"
             );
             let versions = both.read(self.peer, &which).await?;
             let lacking = both.lacking(self.here, &versions).await?;
             if lacking > 0 {
                 return Ok(Some(format!(
-                    "{lacking} rows of {name} are there and not here, although the transactions that wrote them are older than the spare's recovery point"
+                    "{lacking} rows of {name} are on the primary but not here, although the transactions that wrote them are older than the spare's recovery point"
                 )));
             }
         }
         Ok(None)
     }
 
-    /// A sequence that stands further back than here, although its table was not emptied.
+    /// Returns a sequence whose value is lower than here, although its table was not emptied.
     async fn sequence_that_went_back(&self) -> Result<Option<String>, PassError> {
         let (peer, here) = (self.peer, self.here);
         let now = sequences::read_sequences(peer, sequences::sequence_names(peer).await?).await?;
         let then = sequences::read_sequences(here, sequences::sequence_names(here).await?).await?;
         let steps = steps(peer).await?;
         for (sequence, before) in gone_back(&then, &now, &steps) {
-            // TRUNCATE … RESTART IDENTITY sets it back too, and leaves none of the rows.
+            // TRUNCATE … RESTART IDENTITY sets it back too, and leaves no rows.
             for table in tables_of(peer, sequence).await? {
                 let there = self.theirs.iter().find(|(_, shape)| shape.oid == table);
                 let Some(both) = there.and_then(|(name, shape)| self.common(name, shape)) else {
                     continue;
                 };
-                let which = format!("SELECT t.ctid FROM ONLY {} t LIMIT {YOUNGEST}", both.table);
+                let which = format!(
+                    "SELECT t.ctid FROM ONLY {} t LIMIT {MAX_ROW_VERSIONS}",
+                    both.table
+                );
                 let versions = both.read(peer, &which).await?;
                 if both.lacking(here, &versions).await? < versions.hashes.len() as u64 {
                     return Ok(Some(format!(
-                        "sequence {} is at {} there, and the spare knows that it was past {before}",
+                        "sequence {} is at {} on the primary, but the spare knows that it was past {before}",
                         sequence.name.quoted(),
                         sequence.last_value
                     )));
@@ -361,7 +371,7 @@ impl Looking<'_> {
     }
 }
 
-/// The steps of those sequences that only rise.
+/// Returns the steps of those sequences that only rise.
 async fn steps(peer: &PeerSession) -> Result<BTreeMap<String, i64>, PassError> {
     let sql = "SELECT n.nspname::text, c.relname::text, s.seqincrement FROM pg_catalog.pg_sequence s \
                JOIN pg_catalog.pg_class c ON c.oid = s.seqrelid \
@@ -376,7 +386,8 @@ async fn steps(peer: &PeerSession) -> Result<BTreeMap<String, i64>, PassError> {
     Ok(steps)
 }
 
-/// Sequences that stand further back than before, and further than a crash takes them, with where they stood.
+/// Returns sequences with a lower value than before, by more than a crash explains, with their
+/// former values.
 fn gone_back<'a>(
     then: &[Sequence],
     now: &'a [Sequence],
@@ -387,7 +398,7 @@ fn gone_back<'a>(
         .iter()
         .filter_map(|sequence| {
             let name = sequence.name.quoted();
-            let slack = steps.get(&name)?.saturating_mul(WRITTEN_AHEAD);
+            let slack = steps.get(&name)?.saturating_mul(LOGGED_AHEAD);
             Some((name, given(sequence).saturating_sub(slack)))
         })
         .collect();
@@ -397,7 +408,7 @@ fn gone_back<'a>(
     })
 }
 
-/// The tables whose columns take their values from it.
+/// Returns the tables whose columns take their values from the sequence.
 async fn tables_of(peer: &PeerSession, sequence: &Sequence) -> Result<Vec<u32>, PassError> {
     let sql = "SELECT DISTINCT a.adrelid FROM pg_catalog.pg_depend d \
                JOIN pg_catalog.pg_attrdef a ON d.classid = 'pg_attrdef'::regclass AND d.objid = a.oid \
@@ -406,7 +417,7 @@ async fn tables_of(peer: &PeerSession, sequence: &Sequence) -> Result<Vec<u32>, 
                  AND d.refclassid = 'pg_class'::regclass AND d.deptype IN ('a', 'i') AND d.objid = to_regclass($1)";
     let name = sequence.name.quoted();
     let rows = peer
-        .rows("looking who uses a sequence", sql, &[&name])
+        .rows("looking for the tables of a sequence", sql, &[&name])
         .await?;
     Ok(rows
         .iter()

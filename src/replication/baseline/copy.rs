@@ -1,7 +1,8 @@
-//! A full copy at one snapshot: schema, rows, indexes, the artifacts that its rows name; then the switch.
+//! Makes a full copy at one snapshot: schema, rows, indexes, and the artifacts that its rows name;
+//! then the switch.
 //!
-//! Until the switch the visible database stands whole; after it the new one does. What survives a crash in between is
-//! the artifacts.
+//! Until the switch the visible database stays complete; after it the new one is. Only the
+//! artifacts survive a crash in between.
 
 use super::catch_up::BeginningSlot;
 use super::checks::Facts;
@@ -34,21 +35,21 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use tempfile::TempDir;
 
-/// One baseline: what it works with, and what it knows of the database that it is to replace.
+/// A baseline: its tools, and the facts about the database that it will replace.
 pub struct Baseline<'a> {
     pub work: &'a Work<'a>,
     pub facts: &'a Facts,
     pub visible_rows: u64,
-    /// Bytes (key and checksum) that are recorded as unavailable in it.
+    /// Bytes (key and checksum) that are recorded as unavailable in the visible database.
     pub known_unavailable: HashSet<(String, String)>,
     pub continuation: Continuation,
-    /// Our slot lasts since then, and is of no use but to this copy.
+    /// True: our permanent slot exists, and is useful only for this copy.
     pub kept: AtomicBool,
-    /// Where the stream is laid down that does not fit into memory.
+    /// Directory for the part of the stream that does not fit into memory.
     pub spool: Arc<Path>,
 }
 
-/// What a finished baseline did.
+/// The result of a finished baseline.
 #[derive(Debug)]
 pub struct Copied {
     pub point: CopiedPoint,
@@ -60,10 +61,10 @@ pub struct Copied {
     pub dropped: Vec<String>,
 }
 
-/// The database that is being filled; nobody but us ever sees it under this name.
+/// The database that is being filled; only we ever see it under this name.
 pub struct Incoming {
     name: String,
-    /// Of the replaced database, where that is not our own user.
+    /// Owner of the replaced database, if that is not our own user.
     owner: Option<String>,
     properties: Properties,
 }
@@ -95,7 +96,8 @@ impl Incoming {
             .long("creating the incoming database", &sql)
             .await
             .map_err(|error| match error.fault {
-                // Of an ended pass whose statement the server had not finished: the next pass drops it.
+                // The database belongs to an interrupted run whose statement the server had not
+                // finished: the next run drops it.
                 DatastoreFault::Statement
                     if error.sql_state == Some(SqlState::DUPLICATE_DATABASE) =>
                 {
@@ -109,7 +111,7 @@ impl Incoming {
                 },
                 _ => error.into(),
             })?;
-        // Before the primary's event triggers are there, which would be at work for it.
+        // This comes before the primary's event triggers exist, because they would fire for it.
         let made = async {
             let inside = LocalSession::open(local, &name).await?;
             let schema = format!("{OUR_SCHEMA}{SILENCED}");
@@ -128,7 +130,8 @@ impl Incoming {
         Ok(incoming)
     }
 
-    /// Best effort: the next pass drops it anyway, but its disk space is wanted now.
+    /// Drops the database, as a best effort: the next run drops it anyway, but its disk space is
+    /// needed now.
     pub async fn give_up(&self, work: &Work<'_>) {
         if let Err(error) = switch::drop_database(work.state.session(), &self.name).await {
             log::debug!("{error}");
@@ -151,7 +154,7 @@ impl Baseline<'_> {
         let scratch = scratch()?;
         let archive = scratch.path().join("schema.dump");
         let peer = &self.work.config.peer.datastore;
-        // Before anything is begun on the primary that would have to be taken back.
+        // This comes before anything on the primary is begun that would have to be undone.
         let clients = &self.facts.clients;
         clients.try_out(Side::Peer, peer, &peer.database).await?;
         let mut slot = self.begin_slot().await?;
@@ -189,7 +192,7 @@ impl Baseline<'_> {
             let caught = self.catch_up(slot, name, &mut point).await?;
             self.absorb(caught, &inside, &mut gated.round, &mut shrinkage)
                 .await?;
-            // They were the rows' at the snapshot, and are of no use now.
+            // These are hashes of the rows at the snapshot, and are useless now.
             contents.clear();
         }
         let approved = self.work.judge(shrinkage.clone(), &inside).await?;
@@ -207,7 +210,8 @@ impl Baseline<'_> {
         self.finish(incoming, filled).await
     }
 
-    /// From the exported snapshot to the last row. Only in here are there transactions of ours on the primary.
+    /// Copies from the exported snapshot to the last row. Only in this function are there
+    /// transactions of ours on the primary.
     async fn copy_rows(
         &self,
         incoming: &str,
@@ -221,7 +225,8 @@ impl Baseline<'_> {
         );
         self.work.progress.begin(Phase::Snapshot, 0);
         let holder = PeerSession::open(peer).await?;
-        // Asked before the snapshot: what it sees may be later, and never earlier.
+        // The position is read before the snapshot: the snapshot may see later transactions, and
+        // never fewer.
         let before = wal_position(&holder).await?;
         let snapshot = match slot {
             Some(slot) => {
@@ -265,7 +270,8 @@ impl Baseline<'_> {
             });
         }
         holder.end().await?;
-        // Read after the rows, in a transaction of their own: never behind them.
+        // The sequences are read after the rows, in a transaction of their own: so they are never
+        // behind the rows.
         let reader = PeerSession::open(peer).await?;
         let values = sequences::read_sequences(&reader, names).await?;
         point.sequences = sequences::digest(&values);
@@ -303,7 +309,7 @@ impl Baseline<'_> {
             .await?)
     }
 
-    /// What the snapshot stands for, in the primary's own terms and clock.
+    /// Returns the point of the snapshot, in the primary's own terms and by its clock.
     async fn point(&self, holder: &PeerSession, lsn: String) -> Result<CopiedPoint, PassError> {
         let sql = "SELECT now(), txid_current_snapshot()::text, pg_postmaster_start_time()::text";
         let row = holder
@@ -323,7 +329,8 @@ impl Baseline<'_> {
         })
     }
 
-    /// Until every row of the incoming database has its artifact, or has it recorded that the primary lacks it.
+    /// Copies artifacts until every row of the incoming database has its artifact, or it is
+    /// recorded that the primary does not have it.
     async fn remaining_artifacts(
         &self,
         inside: &LocalSession,
@@ -349,7 +356,8 @@ impl Baseline<'_> {
         Ok((gated, shrinkage, loaded.unsound))
     }
 
-    /// In our schema inside the incoming database: what must stand and fall with the rows.
+    /// Writes, into our schema inside the incoming database, the records that must share the fate
+    /// of its rows.
     async fn record_inside(
         &self,
         inside: &LocalSession,
@@ -403,7 +411,8 @@ impl Baseline<'_> {
             let owner = (*state, self.work.lock);
             replacements::carry_out(staged, owner, courier, None, Some(&step)).await?;
         }
-        // Recorded although the switch may not come about: what a row still names is not deleted.
+        // Recorded although the switch may not be committed: an artifact that a row still names is
+        // not deleted.
         state.retire_vanished().await?;
         self.work.progress.begin(Phase::Switch, 0);
         let generation = self.facts.visible.then(|| {
@@ -432,8 +441,9 @@ impl Baseline<'_> {
         let switched = switch::switch(config, state, self.work.lock, &arrival).await;
         let superseded = matches!(switched, Err(PassError::State(StateError::Superseded)));
         if switched.is_err() && !superseded && !staged.is_empty() {
-            // The visible database is still the old one: its bytes go back at once rather than at the next start.
-            // Had the commit gone through with its answer lost, this session would be gone too, and with it the undoing.
+            // The visible database is still the old one, so its bytes are restored at once rather
+            // than at the next start. If the commit had succeeded with its answer lost, this
+            // session would be gone too, and the restoring would fail.
             replacements::undo((state, self.work.lock), courier, None).await?;
         }
         switched?;
@@ -448,7 +458,7 @@ impl Baseline<'_> {
         })
     }
 
-    /// The spare stands at the new point; what is left over is told, and tried again by the next pass.
+    /// Cleans up. The spare is at the new point; leftovers are logged, and removed by the next run.
     async fn tidy(&self) -> Vec<String> {
         let told = |error: &PassError| log::warn!("{error}; the copy itself is complete");
         let dropped = switch::prune(self.work.config, self.work.state).await;
@@ -466,12 +476,12 @@ impl Baseline<'_> {
 async fn wal_position(session: &PeerSession) -> Result<String, PassError> {
     let sql = "SELECT pg_current_wal_lsn()::text";
     let row = session
-        .row("asking how far it has written", sql, &[])
+        .row("asking for the end of its log", sql, &[])
         .await?;
     Ok(row.get(0)?)
 }
 
-/// What was copied at the snapshot.
+/// The result of copying at the snapshot.
 struct Rows {
     point: CopiedPoint,
     contents: BTreeMap<String, ContentHash>,
@@ -482,7 +492,7 @@ struct Rows {
 
 /// A database that is ready to become the visible one.
 struct Filled {
-    /// Copied from the snapshot.
+    /// Number of rows copied from the snapshot.
     rows: u64,
     tables: u64,
     point: CopiedPoint,

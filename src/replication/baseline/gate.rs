@@ -1,5 +1,6 @@
-//! The gate in snapshot form: a set of rows passes only when each has its artifact here, or it is certain, after the
-//! grace, that the primary lacks it or has it damaged; and never more of that than the fuse allows.
+//! The gate for full copies. A set of rows is admitted only when each has its artifact here, or it
+//! is certain, after the grace, that the primary does not have it or has it damaged; and never more
+//! of these than the fuse allows.
 
 use crate::cluster::{LocalSession, Lock, State};
 use crate::config::Config;
@@ -12,7 +13,7 @@ use crate::replication::error::PassError;
 use crate::replication::fuse::{self, Shrinkage};
 use std::collections::HashSet;
 
-/// What every step of a pass works with.
+/// The tools and facts that every step of a run needs.
 pub struct Work<'a> {
     pub config: &'a Config,
     pub state: &'a State,
@@ -23,8 +24,9 @@ pub struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// Brings what the inventory's wanted rows lack. `known` are the bytes (key and checksum) recorded as unavailable before: only for
-    /// others is the grace waited, and only others count for the fuse.
+    /// Copies the missing artifacts of the inventory's wanted rows. `known` are the bytes (key and
+    /// checksum) recorded as unavailable before: only for others is the grace waited, and only
+    /// others count for the fuse.
     pub async fn gate(
         &self,
         known: &HashSet<(String, String)>,
@@ -37,7 +39,8 @@ impl Work<'_> {
             round::round(self.inventory, self.state, self.courier, copies, &step).await?;
         self.believe_refusals(&round).await?;
         if !newly_unavailable(&round, known).is_empty() {
-            // One grace for all: an upload under way is seen whole, a delete under way will not come back.
+            // One grace for all: a running upload becomes complete, a running deletion does not
+            // come back.
             tokio::time::sleep(self.config.replication.gate_grace).await;
             self.confirm_bucket(&round).await?;
             let settled: Vec<String> = round.staged.iter().map(|swap| swap.key.clone()).collect();
@@ -54,7 +57,8 @@ impl Work<'_> {
         Ok(Gated { round, newly })
     }
 
-    /// A refusal is the object's own only where the store serves others: else it is what the pass ends with.
+    /// Checks refusals. A refusal is the object's own fault only if the store serves others;
+    /// otherwise the run ends with it.
     pub async fn believe_refusals(&self, round: &Round) -> Result<(), PassError> {
         let Some(error) = round.refusals().next() else {
             return Ok(());
@@ -73,8 +77,9 @@ impl Work<'_> {
         Err(error.clone().into())
     }
 
-    /// Before a "no such key" is believed: the bucket itself still answers, and, where one is known, so does an object
-    /// in it. A bucket that has none of the artifacts is not the primary's, however few they are.
+    /// Checks, before "no such key" is believed, that the bucket itself still answers, and that a
+    /// known object is still in it. A bucket that has none of the artifacts is not the primary's,
+    /// however few they are.
     pub async fn confirm_bucket(&self, round: &Round) -> Result<(), PassError> {
         let peer = &self.courier.peer;
         peer.check_bucket().await?;
@@ -96,7 +101,7 @@ impl Work<'_> {
         }
         let known = self.some_known_keys().await?;
         for key in &known {
-            // One that is still served is enough: any single one may have been deleted since.
+            // One that is still served is enough: any single object may have been deleted since.
             if peer.head(key).await?.is_some() {
                 return Ok(());
             }
@@ -105,13 +110,13 @@ impl Work<'_> {
             return Ok(());
         };
         Err(unfit(format!(
-            "the peer's bucket {} lacks artifacts, and {} others too, which it served before (for example {key})",
+            "the peer's bucket {} does not have some artifacts, nor {} others that it served before (for example {key})",
             peer.bucket(),
             known.len()
         )))
     }
 
-    /// Keys that are here and that the primary's rows still name.
+    /// Returns keys that are here and that the primary's rows still name.
     async fn some_known_keys(&self) -> Result<Vec<String>, PassError> {
         let sql = "SELECT a.key FROM public.artifact a JOIN wanted w ON w.key = a.key AND w.checksum = a.checksum \
                    ORDER BY random() LIMIT 20";
@@ -120,9 +125,10 @@ impl Work<'_> {
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
-    /// Lets the change through, or stops and asks. `inside` is a session on the database as the change leaves it.
+    /// Admits the change, or stops and asks. `inside` is a session on the database as the change
+    /// leaves it.
     pub async fn judge(&self, change: Shrinkage, inside: &LocalSession) -> Result<bool, PassError> {
-        // What it has and its new primary lacks was put on record, and is expected to go.
+        // Changes that only this cluster has were recorded, and are expected to go.
         let cluster = self.state.cluster().await?;
         let approved = self.config.fuse.approves(&cluster.approved);
         if cluster.coming_back || approved {
@@ -132,14 +138,14 @@ impl Work<'_> {
     }
 }
 
-/// What came of a set of rows.
+/// The result of the gate for a set of rows.
 pub struct Gated {
     pub round: Round,
-    /// Keys that pass without their artifact for the first time.
+    /// Keys that are admitted without their artifact for the first time.
     pub newly: Vec<String>,
 }
 
-/// Records, beside the rows, what passed without its artifact.
+/// Records, in the same database as the rows, which rows were admitted without their artifact.
 pub async fn record_unavailable(session: &LocalSession, round: &Round) -> Result<(), PassError> {
     let sql = "INSERT INTO warm_spare.unavailable (key, checksum, reason) VALUES ($1, $2, $3) \
                ON CONFLICT (key) DO UPDATE SET reason = excluded.reason";
@@ -147,7 +153,7 @@ pub async fn record_unavailable(session: &LocalSession, round: &Round) -> Result
         let checksum = item.checksum.to_string();
         session
             .execute(
-                "recording what the primary lacks",
+                "recording unavailable artifacts",
                 sql,
                 &[&item.key, &checksum, &reason],
             )

@@ -1,4 +1,5 @@
-//! The replaced databases that are kept: what each takes, why it stays, and dropping one by hand.
+//! The replaced databases that are kept: their size, the reason why each stays, and dropping one by
+//! hand.
 
 use super::switch::drop_generation;
 use crate::cluster::{RawRow, State};
@@ -13,12 +14,13 @@ pub struct Kept {
     pub name: String,
     pub created: DateTime<Utc>,
     pub pinned: bool,
-    /// Why it is pinned; empty: it is not, or nobody recorded it.
+    /// The reason why it is pinned; empty: it is not pinned, or no reason was recorded.
     pub why: String,
     pub bytes: u64,
 }
 
-/// Pinned is the last one from before each promotion, what a returning primary had, and for a time what was unproven.
+/// Pinned are the last database from before each promotion, the database of a returning primary,
+/// and for a time unproven ones.
 const KEPT: &str = "
 SELECT g.name, g.created, g.pinned, pg_database_size(d.oid),
        (SELECT max(v.epoch) FROM divergence v WHERE v.found <= g.created
@@ -29,7 +31,7 @@ SELECT g.name, g.created, g.pinned, pg_database_size(d.oid),
 FROM generation g JOIN pg_database d ON d.datname = g.name
 ORDER BY g.created DESC, g.name DESC";
 
-/// The latest first.
+/// Returns the kept databases, the latest first.
 pub async fn kept_generations(state: &State) -> Result<Vec<Kept>, PassError> {
     let doing = "reading the generations";
     let rows = state.session().query(doing, KEPT, &[]).await?;
@@ -54,14 +56,14 @@ pub async fn kept_generations(state: &State) -> Result<Vec<Kept>, PassError> {
 const UNPROVEN: &str = "for a time: nothing proved that the primary's history went on from it";
 
 fn why_diverged(epoch: i64) -> String {
-    format!("what this cluster had when it came back to the primary of epoch {epoch}")
+    format!("the database with which this cluster came back to the primary of epoch {epoch}")
 }
 
 fn why_promoted(epoch: i64) -> String {
     format!("the last from before the promotion to epoch {epoch}")
 }
 
-/// Drops one that is on record; a pinned one only with `pinned_too`.
+/// Drops a recorded database; a pinned one only with `pinned_too`.
 pub async fn drop_kept(
     config: &Config,
     state: &State,
@@ -74,7 +76,7 @@ pub async fn drop_kept(
         next_step: next_step.into(),
     };
     if name == config.local.datastore.database {
-        let text = format!("{name} is the current database, and no replaced one");
+        let text = format!("{name} is the current database, and not a replaced one");
         return Err(refused(
             ErrorCode::CurrentDatabase,
             text,

@@ -1,4 +1,5 @@
-//! Do no harm: while we copy, nobody on the primary waits for us longer than a second, and its shutdown not much longer.
+//! Do no harm: while we copy, no session on the primary waits for us longer than a second, and its
+//! shutdown not much longer.
 
 use crate::cluster::{DatastoreError, PeerSession};
 use crate::config::Datastore;
@@ -6,12 +7,14 @@ use crate::replication::error::PassError;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-const LOOK: Duration = Duration::from_millis(250);
-const LIMIT: Duration = Duration::from_secs(1);
-/// A server that shuts down lets in nobody, and waits for who is there.
-const LOOKS_PER_KNOCK: u32 = 8;
+const CHECK_INTERVAL: Duration = Duration::from_millis(250);
+const MAX_WAIT: Duration = Duration::from_secs(1);
+/// Number of checks between two connection attempts. A server that shuts down accepts no session,
+/// and waits for the existing ones.
+const CHECKS_PER_CONNECT: u32 = 8;
 
-/// From `pg_locks`, which everybody may read whole: of other roles' sessions `pg_stat_activity` hides what they wait for.
+/// Reads from `pg_locks`, which every user can read completely: `pg_stat_activity` hides what other
+/// roles' sessions wait for.
 const WAITING_FOR_US: &str = "
 WITH ours AS (
     SELECT pid FROM pg_stat_activity WHERE application_name = 'warm-spare' AND usename = current_user)
@@ -22,8 +25,8 @@ WHERE NOT waiting.granted
   AND blocking.pid IN (SELECT pid FROM ours)
   AND waiting.pid NOT IN (SELECT pid FROM ours)";
 
-/// Runs `work`; gives it up as soon as a session on the primary has waited for one of ours for over a second.
-/// Dropping the work closes its sessions, and with them go their locks.
+/// Runs `work`, and stops it as soon as a session on the primary has waited for one of ours for
+/// over a second. Dropping the work closes its sessions, which releases their locks.
 pub async fn guarded<T>(
     peer: &Datastore,
     work: impl Future<Output = Result<T, PassError>>,
@@ -41,8 +44,8 @@ async fn watch(peer: &Datastore) -> PassError {
     };
     let mut since: HashMap<i32, Instant> = HashMap::new();
     for look in 1_u32.. {
-        tokio::time::sleep(LOOK).await;
-        if look.is_multiple_of(LOOKS_PER_KNOCK)
+        tokio::time::sleep(CHECK_INTERVAL).await;
+        if look.is_multiple_of(CHECKS_PER_CONNECT)
             && let Err(error) = PeerSession::open(peer).await
         {
             return error.into();
@@ -54,12 +57,12 @@ async fn watch(peer: &Datastore) -> PassError {
         };
         let waiting: Vec<i32> = match asked.await {
             Ok(waiting) => waiting,
-            // Unwatched, we must not hold locks.
+            // Without this watch, we must not hold locks.
             Err(error) => return DatastoreError::into(error),
         };
         since.retain(|pid, _| waiting.contains(pid));
         for pid in waiting {
-            if since.entry(pid).or_insert_with(Instant::now).elapsed() > LIMIT {
+            if since.entry(pid).or_insert_with(Instant::now).elapsed() > MAX_WAIT {
                 return PassError::InTheWay { pid };
             }
         }

@@ -1,4 +1,5 @@
-//! The full copy at one snapshot of the primary: checks, rows, artifacts behind the gate, and the switch.
+//! The full copy at one snapshot of the primary: checks, rows, artifacts behind the gate, and the
+//! switch.
 
 pub(super) mod catch_up;
 pub(super) mod checks;

@@ -1,4 +1,4 @@
-//! One pass: the checks, the artifacts, and a baseline if the primary has changed.
+//! Runs once: the checks, the artifacts, and a baseline if the primary has changed.
 
 use super::checks::{self, Facts};
 use super::continuation::Continuation;
@@ -31,32 +31,36 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-/// Below this many artifacts left, the snapshot is taken; the rest is copied while it stands.
-const SMALL_REST: u64 = 50;
-/// A primary that is uploaded to faster than we copy is not waited for without end.
-const ROUNDS_BEFORE: usize = 5;
+/// Number of missing artifacts below which the snapshot is taken; the rest is copied while the
+/// snapshot is open.
+const FEW_ARTIFACTS: u64 = 50;
+/// Maximum number of rounds before the snapshot: a primary whose uploads are faster than our copies
+/// is not waited for without end.
+const MAX_ROUNDS: usize = 5;
 
 #[derive(Clone, Default)]
 pub struct Options {
-    /// A new baseline even if nothing has changed.
+    /// True: make a new baseline even if nothing has changed.
     pub baseline: bool,
-    /// The working lock, where the caller holds it and keeps it; else the pass takes it for itself.
+    /// The working lock, if the caller holds and keeps it; otherwise the run takes it for itself.
     pub lock: Option<Lock>,
-    /// What transfers are held to, where the caller may change it meanwhile; else as configured.
+    /// The throttle, if the caller may change it in the meantime; otherwise the configured limit.
     pub throttle: Option<Throttle>,
-    /// Where the stream is laid down that does not fit into memory; None: among the temporary files.
+    /// Directory for the part of the stream that does not fit into memory; None: among the
+    /// temporary files.
     pub spool: Option<Arc<Path>>,
-    /// The peer is read-only because of us: this is the last pass before its spare is promoted.
+    /// True: the peer is read-only because of us, and this is the last run before its spare is
+    /// promoted.
     pub fenced_by_us: bool,
 }
 
 #[derive(Debug)]
 pub struct Report {
     pub outcome: Outcome,
-    /// Artifacts of this pass, those of the baseline included.
+    /// Artifacts of this run, including the baseline's.
     pub artifacts: Round,
     pub packages: u64,
-    /// Keys that the primary lacks or has damaged, as recorded now.
+    /// Keys of artifacts that are unavailable, as recorded now.
     pub unavailable: Vec<(String, String)>,
     pub undone: usize,
     pub fence_reset: bool,
@@ -66,13 +70,13 @@ pub struct Report {
 #[derive(Debug)]
 pub enum Outcome {
     Copied(Box<Copied>),
-    /// Not a row was read: the primary has committed nothing since.
+    /// No row was read: the primary has committed nothing since.
     Unchanged(CopiedPoint),
-    /// The stream brought what the primary had committed when it was asked.
+    /// The stream brought everything that the primary had committed when it was asked.
     Followed(CopiedPoint),
 }
 
-/// Connections to both ends, as one pass needs them.
+/// The connections to both ends for one run.
 pub struct Ends {
     pub local: LocalSession,
     pub peer: PeerSession,
@@ -91,7 +95,7 @@ impl Ends {
     }
 }
 
-/// Brings the spare to the primary's present, once.
+/// Brings the spare to the primary's present state, once.
 pub async fn sync(
     config: &Config,
     options: Options,
@@ -112,11 +116,12 @@ async fn sync_with_a_primary(
     let recorded = may_work(config).await?;
     let mut held = None;
     if recorded {
-        // What an interrupted pass left, and the fence, are ours to mend, whether the primary is there or not.
+        // Leftovers of an interrupted run, and the fence, are repaired by us, whether the primary
+        // answers or not.
         held = Some(Held::take(config, options.lock, recorded).await?);
     }
     let ends = Ends::open(config).await?;
-    // Only a name is made of it before the checks; the state that it stands in is made after them.
+    // Before the checks only a name is made of it; its database is created after them.
     let cluster_id = match &held {
         Some(held) => held.state.cluster().await?.id,
         None => existing_id(config).await?.unwrap_or_default(),
@@ -129,7 +134,7 @@ async fn sync_with_a_primary(
     if !recorded && facts.was_primary {
         return Err(PassError::Refused {
             rule: ErrorCode::WasPrimary,
-            text: "the peer was promoted over this very cluster: what only this one has is put on record before it is copied over".into(),
+            text: "the peer was promoted over this very cluster: the changes that only this cluster has must be recorded before it is overwritten".into(),
             next_step: "let the service do it: load it here with role = \"spare\"".into(),
         });
     }
@@ -155,7 +160,8 @@ async fn sync_with_a_primary(
         budget: ByteBudget::new(config.replication.buffer),
         throttle: options.throttle.clone().unwrap_or_else(configured),
     };
-    // From here on nothing of ours stays open on the primary longer than its one statement, or its part of the copy.
+    // From here on no transaction of ours stays open on the primary longer than its one statement,
+    // or its part of the copy.
     drop((ends.local, ends.peer));
     switch::drop_database(state.session(), &copy::incoming_name(config)).await?;
     let inventory = Inventory::new(state.session()).await?;
@@ -179,7 +185,7 @@ async fn sync_with_a_primary(
     Box::pin(pass.run(options, !recorded)).await
 }
 
-/// Puts on record that the next copy may replace what an operator has given up.
+/// Records that the next copy may replace the data that an operator has given up.
 pub async fn approve(state: &State, id: &str, config: &Config) -> Result<(), PassError> {
     if state.cluster().await?.approved != id {
         state.approve_next_copy(id).await?;
@@ -192,7 +198,7 @@ pub async fn approve(state: &State, id: &str, config: &Config) -> Result<(), Pas
     Ok(())
 }
 
-/// The cluster's id, if it has one already.
+/// Returns the cluster's id, if it has one already.
 pub async fn existing_id(config: &Config) -> Result<Option<String>, PassError> {
     Ok(match State::open_existing(&config.local.datastore).await? {
         Some(state) => Some(state.cluster().await?.id),
@@ -200,7 +206,7 @@ pub async fn existing_id(config: &Config) -> Result<Option<String>, PassError> {
     })
 }
 
-/// Our own state, held by us alone, and put right.
+/// The state of this cluster, locked by us, and repaired.
 struct Held {
     state: State,
     lock: Lock,
@@ -214,7 +220,7 @@ impl Held {
             Some(held) => held,
             None => state.lock().await?,
         };
-        // It may have been promoted while the lock was waited for.
+        // This cluster may have been promoted while we waited for the lock.
         let recorded = recorded || state.cluster().await?.role.is_some();
         if recorded {
             may_work(config).await?;
@@ -228,15 +234,15 @@ impl Held {
     }
 }
 
-/// What was found wrong with our own side before the pass, and put right.
+/// The faults of the local side that were found and repaired before the run.
 #[derive(Debug, Default, Clone, Copy)]
 struct Mended {
     undone: usize,
     fence_reset: bool,
 }
 
-/// What an interrupted pass left on our own side: half replaced bytes are put back, its database is dropped. Nothing is
-/// asked of the peer, which may be gone for good.
+/// Repairs the leftovers of an interrupted run on the local side: half replaced bytes are restored,
+/// its database is dropped. The peer is not asked, because it may be gone for good.
 pub async fn mend(config: &Config, lock: Lock) -> Result<(), PassError> {
     let state = State::open(&config.local.datastore).await?;
     state.still_ours(lock).await?;
@@ -253,7 +259,7 @@ async fn put_right(
     recorded: bool,
 ) -> Result<Mended, PassError> {
     let undone = put_back(config, state, lock).await?;
-    // Before the first copy the visible database is somebody's, and no spare's.
+    // Before the first copy the visible database belongs to somebody else, and is no spare's.
     let fence_reset = recorded && keep_fenced(config, state).await?;
     Ok(Mended {
         undone,
@@ -261,11 +267,11 @@ async fn put_right(
     })
 }
 
-/// The number of artifacts whose bytes were put back.
+/// Restores replaced bytes. Returns the number of artifacts.
 async fn put_back(config: &Config, state: &State, lock: Lock) -> Result<usize, PassError> {
     let local = LocalStore::open(&config.local.s3)?;
     let courier = Courier {
-        // Nothing is asked of the peer here.
+        // The peer is not asked here.
         peer: local.reading().clone(),
         local,
         budget: ByteBudget::new(config.replication.buffer),
@@ -275,14 +281,14 @@ async fn put_back(config: &Config, state: &State, lock: Lock) -> Result<usize, P
     let undone = replacements::undo((state, lock), &courier, reached).await?;
     if undone > 0 {
         log::warn!(
-            "local: a pass before this one was interrupted while it replaced {undone} artifacts; they were put back"
+            "local: an earlier run was interrupted while it replaced {undone} artifacts; the old bytes were restored"
         );
     }
     Ok(undone)
 }
 
-/// A cluster that was never told its role does nothing at all; one that is no spare copies nothing over itself.
-/// Whether it is recorded as a spare already.
+/// Returns whether this cluster is recorded as a spare already. A cluster whose role was never set
+/// does nothing at all; a cluster that is no spare copies nothing over itself.
 pub async fn may_work(config: &Config) -> Result<bool, PassError> {
     let recorded = match State::open_existing(&config.local.datastore).await? {
         Some(state) => state.cluster().await?.role,
@@ -290,11 +296,11 @@ pub async fn may_work(config: &Config) -> Result<bool, PassError> {
     };
     match (config.role, recorded) {
         (WantedRole::Spare, None) => Ok(false),
-        // Until it is promoted, a spare goes on as one.
+        // Until it is promoted, a spare continues as a spare.
         (_, Some(Role::Spare)) => Ok(true),
         (WantedRole::Keep, None) => Err(PassError::Refused {
             rule: ErrorCode::RoleUnset,
-            text: "this cluster was never told its role, so nothing is done".into(),
+            text: "the role of this cluster was never set, so nothing is done".into(),
             next_step: "set role = \"spare\" on the cluster that is to be the copy".into(),
         }),
         (_, recorded) => Err(PassError::Refused {
@@ -308,7 +314,8 @@ pub async fn may_work(config: &Config) -> Result<bool, PassError> {
     }
 }
 
-/// The fence is a condition, not an event: looked for at every start, and set again if somebody lifted it.
+/// Keeps the fence. It is a condition, not an event: it is checked at every start, and set again if
+/// somebody lifted it.
 async fn keep_fenced(config: &Config, state: &State) -> Result<bool, PassError> {
     let database = &config.local.datastore.database;
     let there = checks::has_database(state.session(), database).await?;
@@ -316,7 +323,7 @@ async fn keep_fenced(config: &Config, state: &State) -> Result<bool, PassError> 
         return Ok(false);
     }
     if !is_fenced(state.session(), database).await? {
-        log::warn!("local: database {database} was not fenced; it is again");
+        log::warn!("local: the fence on database {database} is missing; setting it again");
         state.fence_if_spare(database).await?;
     } else if !state.cluster().await?.fence_begun {
         prove_fence(state.session(), &config.local.datastore, database).await?;
@@ -330,7 +337,7 @@ async fn keep_fenced(config: &Config, state: &State) -> Result<bool, PassError> 
     Ok(true)
 }
 
-/// The database that Builder on the spare sees, as far as it is there and is Builder's.
+/// The database that Builder on the spare sees, if it exists and is Builder's.
 struct Visible {
     rows: Option<LocalSession>,
     ours: bool,
@@ -361,29 +368,29 @@ impl Visible {
         self.rows.as_ref().filter(|_| self.ours)
     }
 
-    /// Which bytes (key and checksum) are recorded as unavailable.
+    /// Returns the bytes (key and checksum) that are recorded as unavailable.
     async fn known(&self) -> Result<HashSet<(String, String)>, PassError> {
         let Some(session) = self.session_of_ours() else {
             return Ok(HashSet::new());
         };
         let sql = "SELECT key, checksum FROM warm_spare.unavailable";
         let rows = session
-            .query("reading what the primary lacks", sql, &[])
+            .query("reading the unavailable artifacts", sql, &[])
             .await?;
         Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
     }
 }
 
-/// Artifacts recorded as missing or damaged on the primary, with the reason.
+/// Returns artifacts recorded as missing or damaged on the primary, with the reason.
 pub async fn unavailable(session: &LocalSession) -> Result<Vec<(String, String)>, PassError> {
     let sql = "SELECT key, reason FROM warm_spare.unavailable ORDER BY key";
     let rows = session
-        .query("reading what the primary lacks", sql, &[])
+        .query("reading the unavailable artifacts", sql, &[])
         .await?;
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
-/// The same, of the visible database as it stands. None: it is not there, or not ours.
+/// Returns the same for the visible database as it is now. None: it does not exist, or is not ours.
 pub async fn unavailable_here(config: &Config) -> Result<Option<Vec<(String, String)>>, PassError> {
     let local = &config.local.datastore;
     let session = match LocalSession::open(local, &local.database).await {
@@ -401,7 +408,7 @@ pub async fn unavailable_here(config: &Config) -> Result<Option<Vec<(String, Str
     }
 }
 
-/// The recovery point of the visible database, if that is there and ours.
+/// Returns the recovery point of the visible database, if it exists and is ours.
 async fn reached(config: &Config) -> Result<Option<Lsn>, PassError> {
     let local = &config.local.datastore;
     match LocalSession::open(local, &local.database).await {
@@ -409,8 +416,8 @@ async fn reached(config: &Config) -> Result<Option<Lsn>, PassError> {
             if recovery_point(&session).await?.is_none() {
                 return Ok(None);
             }
-            // A commit of a session that we have left may still be on its way: it is waited for, and one that only
-            // might come is not.
+            // A commit of a session that we have left may still be in progress: it is waited for. A
+            // session that has not begun to commit is ended.
             end_former_writers(&session).await?;
             let sql = "SELECT lsn::text FROM warm_spare.recovery_point FOR UPDATE";
             let doing = "reading the recovery point";
@@ -422,12 +429,14 @@ async fn reached(config: &Config) -> Result<Option<Lsn>, PassError> {
     }
 }
 
-/// Ends what may still be applying to the visible database, and waits for a commit that is on its way.
+/// Ends sessions that may still be applying to the visible database, and waits for a commit in
+/// progress.
 pub async fn end_appliers(config: &Config) -> Result<(), PassError> {
     reached(config).await.map(drop)
 }
 
-/// Where the visible database stands: at the point that was copied, or further on, where the stream has brought it.
+/// Returns the position of the visible database: the copied point, or a later one to which the
+/// stream has brought it.
 pub async fn stands_at(config: &Config, copied: CopiedPoint) -> Result<CopiedPoint, PassError> {
     let local = &config.local.datastore;
     if copied.slot.is_empty() {
@@ -452,7 +461,8 @@ pub async fn stands_at(config: &Config, copied: CopiedPoint) -> Result<CopiedPoi
     })
 }
 
-/// Whether a database that says it stands at `found` is the one that was copied here: a followed one goes on from there.
+/// Returns whether a database that records position `found` is the one that was copied here: a
+/// followed one moves on from there.
 pub fn is_ours(point: &CopiedPoint, found: Option<&String>) -> bool {
     match point.slot.is_empty() {
         false => found.is_some(),
@@ -460,7 +470,7 @@ pub fn is_ours(point: &CopiedPoint, found: Option<&String>) -> bool {
     }
 }
 
-/// The LSN that a database says it stands at; None: it is none of ours.
+/// Returns the LSN that a database records; None: it is not ours.
 pub async fn recovery_point(session: &LocalSession) -> Result<Option<String>, PassError> {
     let sql = "SELECT to_regclass('warm_spare.recovery_point') IS NOT NULL";
     let there = session
@@ -498,7 +508,8 @@ impl Pass<'_> {
         if !options.baseline
             && let Some(point) = self.followed(&visible).await?
         {
-            // What the stream does not come by again: artifacts lost here, and those that the primary lacked.
+            // The stream does not bring these again: artifacts that were lost here, and artifacts
+            // that were unavailable.
             inventory.load_present(&self.work.courier.local).await?;
             if let Some(session) = visible.session_of_ours() {
                 inventory.load_visible(session).await?;
@@ -514,7 +525,7 @@ impl Pass<'_> {
             return self.report(Outcome::Unchanged(point), round).await;
         }
         let continuation = self.goes_on_from(&visible).await?;
-        // Before hours of copying: whether the spare can have such a database at all.
+        // Before hours of copying it is checked that the spare can have such a database at all.
         let incoming = Incoming::create(self.work, self.facts).await?;
         let mut round = match self.artifacts_first().await {
             Ok(round) => round,
@@ -544,7 +555,7 @@ impl Pass<'_> {
         self.report(Outcome::Copied(Box::new(copied)), round).await
     }
 
-    /// Where whole copies are made, a slot of ours would only hold log.
+    /// Drops our slot where full copies are made, because it would only hold log.
     async fn leave_no_slot(&self) {
         let Ok(cluster) = self.work.state.cluster().await else {
             return;
@@ -563,7 +574,8 @@ impl Pass<'_> {
         }
     }
 
-    /// The rows as the primary has them now. The reading holds a lock like any other, so it gives way like any other.
+    /// Loads the rows that the primary has now. Reading holds a lock like any other read, so it
+    /// gives way like any other.
     async fn load_wanted(&self) -> Result<(), PassError> {
         let peer = &self.work.config.peer.datastore;
         guarded(peer, async {
@@ -574,7 +586,8 @@ impl Pass<'_> {
         .await
     }
 
-    /// The first baseline must not wipe out a cluster that has what its peer lacks: then the ends are exchanged.
+    /// Refuses a first baseline over a cluster that has packages that its peer does not have: then
+    /// the ends may be exchanged.
     async fn ends_not_exchanged(&self) -> Result<(), PassError> {
         self.load_wanted().await?;
         let lacking = self.work.inventory.vanishing().await?;
@@ -584,7 +597,7 @@ impl Pass<'_> {
         let exchanged = Doubt {
             rule: ErrorCode::EndsExchanged,
             text: format!(
-                "the local database holds {} packages that the peer lacks (for example {first}); this would be the first copy over it",
+                "the local database holds {} packages that the peer does not have (for example {first}); this would be the first copy over it",
                 lacking.len(),
             ),
             case: format!("{} {} {}", self.facts.system_id, lacking.len(), first),
@@ -593,7 +606,8 @@ impl Pass<'_> {
         approve(self.work.state, &id, self.work.config).await
     }
 
-    /// Before anything of the primary is written: nothing there says that its history does not go on from here.
+    /// Checks, before anything of the primary is written, that nothing there contradicts a common
+    /// history.
     async fn goes_on_from(&self, visible: &Visible) -> Result<Continuation, PassError> {
         let (work, config) = (self.work, self.work.config);
         let (Some(session), Some(copied)) =
@@ -603,7 +617,7 @@ impl Pass<'_> {
         };
         let point = stands_at(config, copied).await?;
         let found = recovery_point(session).await?;
-        // An old primary that comes back, or what an operator has given up: it is pinned.
+        // The database of a returning old primary, or one that an operator has given up, is pinned.
         let given_up =
             self.facts.line.approved.is_some() || work.state.cluster().await?.coming_back;
         let of_this_server = point.system_id == self.facts.system_id;
@@ -619,7 +633,8 @@ impl Pass<'_> {
         }
     }
 
-    /// Some: the stream goes on from where the spare stands, and went up to the primary's present.
+    /// Follows the stream. Some: the stream continued from the spare's position, and went up to the
+    /// primary's present one.
     async fn followed(&self, visible: &Visible) -> Result<Option<CopiedPoint>, PassError> {
         let (work, config) = (self.work, self.work.config);
         let recorded = work.state.copied_point().await?;
@@ -667,7 +682,8 @@ impl Pass<'_> {
         }
     }
 
-    /// Some: the primary has committed nothing since the recovery point, and the visible database is the one remembered.
+    /// Returns the point if nothing has changed: the primary has committed nothing since the
+    /// recovery point, and the visible database is the recorded one.
     async fn unchanged(&self, visible: &Visible) -> Result<Option<CopiedPoint>, PassError> {
         let (Some(point), Some(session)) = (
             self.work.state.copied_point().await?,
@@ -675,7 +691,7 @@ impl Pass<'_> {
         ) else {
             return Ok(None);
         };
-        // Its stream has just said that it does not go on: only a copy brings one that does.
+        // Its stream has just reported that it cannot continue: only a copy makes one that can.
         if !point.slot.is_empty() {
             return Ok(None);
         }
@@ -689,7 +705,8 @@ impl Pass<'_> {
         Ok(changed.is_none().then_some(point))
     }
 
-    /// Nothing new: only artifacts that vanished here, and those that the primary lacked before.
+    /// Repairs artifacts where nothing is new: artifacts that vanished here, and artifacts that
+    /// were unavailable.
     async fn mend(&self, visible: &Visible) -> Result<Round, PassError> {
         let Some(session) = visible.session_of_ours() else {
             return Ok(Round::default());
@@ -710,16 +727,21 @@ impl Pass<'_> {
             .collect();
         let sql = "DELETE FROM warm_spare.unavailable WHERE reason <> $2 AND key <> ALL ($1)";
         session
-            .execute("forgetting what is there now", sql, &[&still, &UNSOUND])
+            .execute(
+                "forgetting artifacts that are available now",
+                sql,
+                &[&still, &UNSOUND],
+            )
             .await?;
         record_unavailable(session, &round).await?;
         Ok(round)
     }
 
-    /// A first copy of terabytes must not hold a snapshot for days: artifacts come before it, until little is left.
+    /// Copies artifacts before the snapshot, until few are missing: a first copy of terabytes must
+    /// not hold a snapshot for days.
     async fn artifacts_first(&self) -> Result<Round, PassError> {
         let (work, mut all) = (self.work, Round::default());
-        for number in 0..ROUNDS_BEFORE {
+        for number in 0..MAX_ROUNDS {
             self.load_wanted().await?;
             let settled: Vec<String> = all
                 .unavailable()
@@ -727,7 +749,7 @@ impl Pass<'_> {
                 .chain(all.staged.iter().map(|swap| swap.key.clone()))
                 .collect();
             let todo = work.inventory.plan(&settled).await?;
-            if number > 0 && todo <= SMALL_REST {
+            if number > 0 && todo <= FEW_ARTIFACTS {
                 break;
             }
             let step = work.progress.begin(Phase::Artifacts, todo);

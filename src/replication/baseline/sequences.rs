@@ -1,4 +1,5 @@
-//! Sequences: the stream does not carry them. They are read on the primary as numbers, and set here by parameters.
+//! Copies sequences, because the stream does not carry them. They are read on the primary as
+//! numbers, and set here by parameters.
 //!
 //! No text that the primary sends is ever run as a statement.
 
@@ -21,7 +22,7 @@ impl SequenceName {
     }
 }
 
-/// The state of a sequence, as the primary had it.
+/// The state of a sequence on the primary.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sequence {
     pub name: SequenceName,
@@ -34,7 +35,7 @@ SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_class c JOIN pg_catal
 WHERE c.relkind = 'S' AND n.nspname NOT IN ('information_schema', 'warm_spare') AND n.nspname !~ '^pg_'
   AND c.relpersistence <> 't' ORDER BY 1, 2";
 
-/// The sequences that the session's snapshot sees.
+/// Returns the sequences that the session's snapshot sees.
 pub async fn sequence_names(session: &Session) -> Result<Vec<SequenceName>, PassError> {
     let rows = session.rows("reading the sequences", NAMES, &[]).await?;
     let name = |row: &Row| {
@@ -46,7 +47,7 @@ pub async fn sequence_names(session: &Session) -> Result<Vec<SequenceName>, Pass
     rows.iter().map(name).collect()
 }
 
-/// Their values. They move outside of transactions: ahead of the rows, never behind.
+/// Returns their values. They move outside of transactions: ahead of the rows, never behind.
 pub async fn read_sequences(
     of: &Session,
     names: Vec<SequenceName>,
@@ -74,7 +75,7 @@ pub async fn read_sequences(
     names.into_iter().zip(&rows).map(sequence).collect()
 }
 
-/// All names and values as one number.
+/// Returns all names and values as one number.
 pub fn digest(sequences: &[Sequence]) -> String {
     let mut hash = blake2b_simd::Params::new().hash_length(16).to_state();
     for sequence in sequences {
@@ -85,8 +86,8 @@ pub fn digest(sequences: &[Sequence]) -> String {
     hash.finalize().to_hex().to_string()
 }
 
-/// A sequence that is not here, and a value that is not within its bounds here, are left out: the form of the tables
-/// shows the difference.
+/// Sets sequences. A sequence that does not exist here, or a value outside its bounds here, is left
+/// out: the form of the tables shows the difference.
 const SET: &str = "
 SELECT pg_catalog.setval(c.oid::regclass, v.last, v.called)
 FROM mine CROSS JOIN unnest($1::text[], $2::text[], $3::int8[], $4::bool[]) v(schema, name, last, called)
@@ -102,14 +103,14 @@ pub async fn set_in_copy(inside: &LocalSession, values: &[Sequence]) -> Result<(
     all_of(values, set)
 }
 
-/// Sets them in a database of ours, as the process whose token its recovery point bears. Returns how many were set. A
-/// process that was paused, and was replaced meanwhile, finds another token.
+/// Sets them in a local database, as the process whose token is in its recovery point. Returns how
+/// many were set. A process that was paused, and was replaced in the meantime, finds another token.
 pub async fn set_as_holder(
     inside: &LocalSession,
     values: &[Sequence],
     token: i64,
 ) -> Result<u64, PassError> {
-    // The lock on the row keeps the next holder waiting until the values are set.
+    // The lock on the row makes the next holder wait until the values are set.
     let mine = "SELECT 1 FROM warm_spare.recovery_point WHERE token = $5::int8 FOR UPDATE";
     let set = set(inside, values, mine, token).await?;
     if set == 0 && !values.is_empty() {
@@ -122,7 +123,7 @@ pub async fn set_as_holder(
     Ok(set)
 }
 
-/// As [`set_as_holder`]; every one of them must be set.
+/// Does the same as [`set_as_holder`], and fails unless all of them are set.
 pub async fn set_all_as_holder(
     inside: &LocalSession,
     values: &[Sequence],
@@ -163,31 +164,33 @@ fn all_of(values: &[Sequence], set: u64) -> Result<(), PassError> {
     Err(PassError::Unfit {
         check: ErrorCode::Sequences,
         text: format!(
-            "local: {set} of the primary's {} sequences could be set; the others are not here, or have other bounds",
+            "local: {set} of the primary's {} sequences could be set; the others do not exist here, or have other bounds",
             values.len()
         ),
         next_step: "compare both sides' sequences with \\ds in psql".into(),
     })
 }
 
-/// So much further than was last heard of: a failover does not know how far they went.
-const AHEAD: i64 = 1024;
+/// Number of values by which sequences are moved past their last known one: a failover does not
+/// know how far they went.
+const AHEAD_VALUES: i64 = 1024;
 
-/// Moves every sequence of the local database ahead of what the primary may have given out unseen.
+/// Moves every sequence of the local database past all values that the primary may have given out
+/// unseen.
 pub async fn next_sequences(config: &Config) -> Result<(), PassError> {
     let local = &config.local.datastore;
     let inside = LocalSession::open(local, &local.database).await?;
     Ok(advance_sequences(&inside).await?)
 }
 
-/// The same in the database of a session.
+/// Does the same in the database of a session.
 pub async fn advance_sequences(inside: &LocalSession) -> Result<(), DatastoreError> {
-    // In numeric: a sequence may stand near the end of its range.
+    // The type is numeric, because a sequence may be near the end of its range.
     let sql = "SELECT setval(format('%I.%I', schemaname, sequencename)::regclass, \
                  greatest(min_value, least(coalesce(last_value, start_value)::numeric + $1::int8::numeric * increment_by, max_value))::int8) \
                FROM pg_sequences WHERE schemaname NOT IN ('information_schema', 'warm_spare') AND schemaname !~ '^pg_'";
     inside
-        .rows("moving the sequences ahead", sql, &[&AHEAD])
+        .rows("moving the sequences ahead", sql, &[&AHEAD_VALUES])
         .await?;
     Ok(())
 }

@@ -1,15 +1,17 @@
-//! Triggers, rules and event triggers that would be at work on a spare.
+//! Handles triggers, rules and event triggers that would be active on a spare.
 //!
-//! The session that applies the primary's changes silences ordinary triggers and rules by itself, for they did their work
-//! on the primary. Those that are `ENABLE ALWAYS` or `ENABLE REPLICA` it does not silence: their rows would be here twice.
-//! So they are disabled on the spare, and what they were is remembered beside the rows. A promotion sets them back to that.
+//! The session that applies the primary's changes silences ordinary triggers and rules by itself,
+//! because they did their work on the primary. It does not silence those that are `ENABLE ALWAYS`
+//! or `ENABLE REPLICA`: their rows would be here twice. So they are disabled on the spare, and
+//! their state is recorded beside the rows. A promotion restores that state.
 
 use crate::cluster::SqlState;
 use crate::cluster::{DatastoreError, LocalSession, StateError};
 use crate::replication::error::PassError;
 
-/// Each with the statement that disables it and the one that sets it back. Event triggers come first: they might fire for
-/// these very statements. What an extension brought is the extension's business.
+/// Active triggers, each with the statement that disables it and the one that restores it. Event
+/// triggers come first, because they might fire for these very statements. Objects of an extension
+/// are left to the extension.
 const AWAKE: &str = "
 SELECT place, named, silence, wake FROM (
     SELECT 0 AS place, format('event trigger %I', evtname) AS named,
@@ -31,7 +33,7 @@ SELECT place, named, silence, wake FROM (
     WHERE c.relkind = 'r' AND ev_enabled IN ('A', 'R') AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_') awake
 ORDER BY place, named";
 
-/// Part of our schema beside the rows. Databases that an older program copied lack it.
+/// Part of our schema beside the rows. Databases that an older program copied do not have it.
 pub const SILENCED: &str = "
 CREATE TABLE IF NOT EXISTS warm_spare.silenced (
     named text PRIMARY KEY,
@@ -39,8 +41,8 @@ CREATE TABLE IF NOT EXISTS warm_spare.silenced (
     wake text NOT NULL);
 ";
 
-/// Disables what would be at work while changes are applied. `session` is the one that applies them, and `token` the one
-/// that the recovery point bears.
+/// Disables triggers that would be active while changes are applied. `session` is the applying
+/// session, and `token` the one in the recovery point.
 pub async fn silence(session: &LocalSession, token: i64) -> Result<(), PassError> {
     let doing = "looking for triggers that would be at work here";
     let found = session.query(doing, AWAKE, &[]).await?;
@@ -73,7 +75,7 @@ pub async fn silence(session: &LocalSession, token: i64) -> Result<(), PassError
     Ok(session.batch("ending the transaction", "COMMIT").await?)
 }
 
-/// Sets them back to what they are on the primary, in a database that is to be one.
+/// Restores the triggers' state of the primary, in a database that is to become one.
 pub async fn wake(inside: &LocalSession, token: i64) -> Result<(), PassError> {
     let statements = waking(inside).await?;
     if statements.is_empty() {
@@ -85,7 +87,7 @@ pub async fn wake(inside: &LocalSession, token: i64) -> Result<(), PassError> {
     Ok(inside.batch("forgetting what was silenced", forget).await?)
 }
 
-/// The same in a database that nobody else works on, by what is remembered in another one.
+/// Does the same in a database that nobody else uses, from the record in another one.
 pub async fn wake_as_in(visible: &LocalSession, inside: &LocalSession) -> Result<(), PassError> {
     let statements = waking(visible).await?;
     inside.batch("beginning a transaction", "BEGIN").await?;
@@ -93,7 +95,7 @@ pub async fn wake_as_in(visible: &LocalSession, inside: &LocalSession) -> Result
     Ok(inside.batch("ending the transaction", "COMMIT").await?)
 }
 
-/// The statements that set them back. Event triggers come last.
+/// Returns the statements that restore them. Event triggers come last.
 pub async fn waking(session: &LocalSession) -> Result<Vec<String>, PassError> {
     let doing = "reading which triggers are silenced";
     let sql = "SELECT to_regclass('warm_spare.silenced') IS NOT NULL";
@@ -105,7 +107,7 @@ pub async fn waking(session: &LocalSession) -> Result<Vec<String>, PassError> {
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
-/// One that is not there any more must not stand in the way of a promotion.
+/// Runs the statements. A trigger that does not exist any more must not prevent a promotion.
 async fn run(session: &LocalSession, statements: &[String]) -> Result<(), DatastoreError> {
     let doing = "setting a trigger back to what it was";
     for statement in statements {
@@ -127,7 +129,8 @@ fn is_gone(error: &DatastoreError) -> bool {
         .any(|state| error.sql_state.as_ref() == Some(state))
 }
 
-/// Whoever was paused, and lost the lock meanwhile, finds a later token at the recovery point.
+/// Begins a transaction. A process that was paused, and lost the lock in the meantime, finds a
+/// later token at the recovery point.
 async fn begin_as_holder(session: &LocalSession, token: i64) -> Result<(), PassError> {
     let doing = "checking our token";
     session.batch(doing, "BEGIN").await?;

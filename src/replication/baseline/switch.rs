@@ -1,4 +1,5 @@
-//! The incoming database becomes the visible one: both renames and all that we remember of it in one transaction.
+//! Makes the incoming database the visible one: both renames and all of our records about it in one
+//! transaction.
 
 use super::content_hash::ContentHash;
 use crate::cluster::{
@@ -12,20 +13,20 @@ use crate::replication::error::PassError;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// The server itself waits 5 s for sessions to leave, each time.
-const TRIES: usize = 12;
+/// Maximum number of tries. The server itself waits 5 s for sessions to end, each time.
+const MAX_TRIES: usize = 12;
 
-/// What of the replaced database does not travel with its rows.
+/// The properties of the replaced database that are not copied with its rows.
 #[derive(Debug, Default)]
 pub struct Properties {
     pub owner: Option<String>,
-    /// Where it lies; None: where the server puts databases by itself.
+    /// Its tablespace; None: the server's default.
     tablespace: Option<String>,
     statements: Vec<String>,
 }
 
 impl Properties {
-    /// The option of `CREATE DATABASE`.
+    /// Returns the option of `CREATE DATABASE`.
     pub fn tablespace_option(&self) -> String {
         let tablespace = self.tablespace.as_ref();
         tablespace.map_or(String::new(), |name| {
@@ -44,8 +45,9 @@ const LISTS: [&str; 6] = [
     "unix_socket_directories",
 ];
 
-/// Reads owner, tablespace, privileges, settings, connection limit and comment of `from`, as statements for `to`. The fence's own
-/// setting is left out, of whatever role: the incoming database gets its own.
+/// Reads owner, tablespace, privileges, settings, connection limit and comment of `from`, as
+/// statements for `to`. The fence's own setting is left out, for any role: the incoming database
+/// gets its own.
 pub async fn properties(
     local: &LocalSession,
     from: &str,
@@ -138,27 +140,29 @@ pub async fn apply(local: &LocalSession, properties: &Properties) -> Result<(), 
     Ok(())
 }
 
-/// What the new visible database stands for.
+/// The facts about the new visible database.
 pub struct Arrival<'a> {
     pub incoming: &'a str,
-    /// Under which name the replaced database is kept; None: there is none.
+    /// Name under which the replaced database is kept; None: there is none.
     pub generation: Option<String>,
     pub point: &'a CopiedPoint,
-    /// Whom the new database comes from.
+    /// The primary of the new database.
     pub line: &'a PrimaryLine,
     pub contents: &'a BTreeMap<String, ContentHash>,
     /// The primary's file of each table at the snapshot.
     pub files: &'a BTreeMap<String, i64>,
     pub vanished_packages: &'a [String],
     pub vanished_artifacts: &'a [String],
-    /// An operator has seen and approved this change, and with it those before: the fuse counts anew.
+    /// An operator has seen and approved this change, and with it the earlier ones: the fuse starts
+    /// counting again.
     pub approved: bool,
-    /// Nothing has proven that the primary's history goes on from what is replaced.
+    /// Nothing has proven that the primary's history continues the replaced database's.
     pub unproven: bool,
     pub event: String,
 }
 
-/// Renames, while a second session ends whatever sessions are in the way: the rename itself keeps new ones out.
+/// Renames, while a second session ends all sessions that block it: the rename itself keeps new
+/// ones out.
 pub async fn switch(
     config: &Config,
     state: &State,
@@ -184,16 +188,19 @@ pub async fn switch(
             renamed = rename(config, state, lock, arrival) => renamed,
             error = ushering => Err(error),
         };
-        // What the usher is at would also end a session that is opened from now on.
-        let _ = usher.batch("letting the usher finish", "SELECT 1").await;
+        // The second session's running statement would also end a session that is opened from now
+        // on.
+        let _ = usher
+            .batch("waiting for the session terminator", "SELECT 1")
+            .await;
         let Err(error) = renamed else { return Ok(()) };
         let _ = state
             .session()
             .batch("giving the rename up", "ROLLBACK")
             .await;
         match &error {
-            // A session that could not be ended in time; the next try ends it earlier.
-            PassError::Datastore(e) if in_use(e) && tries < TRIES => {}
+            // A session could not be ended in time; the next try ends it earlier.
+            PassError::Datastore(e) if in_use(e) && tries < MAX_TRIES => {}
             _ => return Err(error),
         }
     }
@@ -219,7 +226,8 @@ async fn rename(
         return Err(StateError::Superseded.into());
     }
     if let Some(generation) = &arrival.generation {
-        // A spare that came back replaces what it had as a primary. An operator may have given newer rows up.
+        // A spare that came back replaces its database as a primary. An operator may have given
+        // newer rows up.
         let sql = "SELECT coming_back OR approved <> '' FROM cluster";
         let pinned = session
             .query_one("reading our role", sql, &[])
@@ -241,11 +249,11 @@ async fn rename(
                 &[generation, &pinned, &arrival.unproven],
             )
             .await?;
-        // Pins must not pile up. The oldest is from before any copy of a primary that was set back; the newest has the rows
-        // that the last such copy replaced.
+        // Pinned databases must not accumulate. The oldest is from before any copy of a primary
+        // that was set back; the newest has the rows that the last such copy replaced.
         let sql = "UPDATE generation SET pinned = false, unproven = false WHERE unproven AND created NOT IN \
                      (SELECT unnest(ARRAY[min(created), max(created)]) FROM generation WHERE unproven)";
-        let doing = "unpinning what lies between";
+        let doing = "unpinning the generations in between";
         session.execute(doing, sql, &[]).await?;
     }
     let sql = format!(
@@ -318,16 +326,16 @@ async fn remember(
         .await?;
     if arrival.approved {
         session
-            .batch("letting the fuse count anew", "DELETE FROM vanished")
+            .batch("resetting the fuse's count", "DELETE FROM vanished")
             .await?;
     } else if !(arrival.vanished_packages.is_empty() && arrival.vanished_artifacts.is_empty()) {
         let (packages, artifacts) = (arrival.vanished_packages, arrival.vanished_artifacts);
-        let doing = "remembering what vanished";
+        let doing = "recording vanished packages";
         session
             .execute(doing, NOTE_VANISHED, &[&packages, &artifacts, &""])
             .await?;
     }
-    // Somebody may have made this cluster the primary while we copied.
+    // Somebody may have made this cluster the primary during the copy.
     let PrimaryLine { epoch, .. } = arrival.line;
     let approved = arrival.line.approved.is_some();
     let sql = "UPDATE cluster SET role = 'spare', epoch = CASE WHEN $2 THEN $1 ELSE greatest(epoch, $1) END, \
@@ -352,12 +360,12 @@ async fn remember(
     Ok(())
 }
 
-/// Drops replaced databases beyond those to be kept; pinned ones stay.
+/// Drops replaced databases beyond the number to be kept; pinned ones stay.
 pub async fn prune(config: &Config, state: &State) -> Result<Vec<String>, PassError> {
     let keep = config.replication.artifact_retention.as_secs_f64();
     let sql = "UPDATE generation SET pinned = false, unproven = false \
                WHERE unproven AND created <= now() - $1 * interval '1 second'";
-    let doing = "unpinning what was kept for a time";
+    let doing = "unpinning expired generations";
     state.session().execute(doing, sql, &[&keep]).await?;
     let generations = state.generations().await?;
     let surplus: Vec<String> = generations
@@ -372,7 +380,7 @@ pub async fn prune(config: &Config, state: &State) -> Result<Vec<String>, PassEr
     Ok(surplus)
 }
 
-/// A replaced database, and that it was one.
+/// Drops a replaced database, and its record.
 pub async fn drop_generation(state: &State, name: &str) -> Result<(), PassError> {
     drop_database(state.session(), name).await?;
     let sql = "DELETE FROM generation WHERE name = $1";
@@ -383,15 +391,15 @@ pub async fn drop_generation(state: &State, name: &str) -> Result<(), PassError>
     Ok(())
 }
 
-/// A session on the database could not be ended in time.
+/// Returns whether a session on the database could not be ended in time.
 fn in_use(error: &DatastoreError) -> bool {
     error.sql_state == Some(crate::cluster::SqlState::OBJECT_IN_USE)
 }
 
-/// Ends the database's sessions and drops it. It need not be there.
+/// Ends the database's sessions and drops it. The database need not exist.
 pub async fn drop_database(session: &LocalSession, name: &str) -> Result<(), PassError> {
     let sql = format!("DROP DATABASE IF EXISTS {}", quote_ident(name));
-    for _ in 0..TRIES {
+    for _ in 0..MAX_TRIES {
         end_sessions(session, name).await?;
         match session.long("dropping a database", &sql).await {
             Err(e) if in_use(&e) => {}

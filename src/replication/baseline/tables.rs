@@ -1,4 +1,5 @@
-//! The rows: parallel COPY from the snapshot into the incoming database, large tables split into ranges of pages.
+//! Copies the rows: parallel COPY from the snapshot into the incoming database, large tables split
+//! into ranges of pages.
 
 use super::content_hash::ContentHash;
 use crate::cluster::preparation::COPIED_TABLES;
@@ -13,7 +14,7 @@ use chrono::{DateTime, Utc};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
-/// Below this, a table is not worth splitting.
+/// Minimum size of a table that is split.
 const SPLIT_BYTES: i64 = 32 << 20;
 
 #[derive(Debug, Clone)]
@@ -21,7 +22,8 @@ pub struct Table {
     pub schema: String,
     pub name: String,
     pub columns: Vec<String>,
-    /// The file that holds the rows, as the snapshot's catalog names it: a rewrite gives another.
+    /// The file that holds the rows, as the snapshot's catalog names it: a rewrite gives another
+    /// file.
     pub file: i64,
     pub oid: u32,
     pub bytes: i64,
@@ -42,7 +44,7 @@ impl Table {
         quoted.join(", ")
     }
 
-    /// The whole table, in the form in which its rows are hashed.
+    /// Returns the statement that reads the whole table, in the form in which its rows are hashed.
     pub fn copy_out(&self) -> String {
         format!("COPY {}{} TO STDOUT", self.quoted(), self.column_list())
     }
@@ -51,7 +53,7 @@ impl Table {
         format!("COPY {}{} FROM STDIN", self.quoted(), self.column_list())
     }
 
-    /// A table may have no column at all, and COPY takes no empty list.
+    /// A table may have no column at all, and COPY accepts no empty list.
     fn column_list(&self) -> String {
         if self.columns.is_empty() {
             return String::new();
@@ -60,7 +62,7 @@ impl Table {
     }
 }
 
-/// A table, or some of its pages: from the first, up to but without the last. None: to the end.
+/// A table, or some of its pages: from the first up to, but without, the last. None: to the end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Unit {
     table: usize,
@@ -81,7 +83,7 @@ const ORDER: &str = "
 GROUP BY n.nspname, c.relname, c.relfilenode, c.oid
 ORDER BY 6 DESC, 1, 2";
 
-/// The tables that the session's transaction sees, the largest first.
+/// Returns the tables that the session's transaction sees, the largest first.
 pub async fn tables(session: &Session) -> Result<Vec<Table>, PassError> {
     let sql = format!("{TABLES}{COPIED_TABLES}{ORDER}");
     let rows = session.rows("reading the tables", &sql, &[]).await?;
@@ -101,7 +103,7 @@ pub async fn tables(session: &Session) -> Result<Vec<Table>, PassError> {
         .collect::<Result<_, _>>()?)
 }
 
-/// Copies all rows; returns each table's content as the primary sent it.
+/// Copies all rows. Returns each table's content as the primary sent it.
 pub async fn copy_all(
     config: &Config,
     snapshot: &Snapshot,
@@ -154,13 +156,14 @@ pub async fn copy_all(
             }
         }
     });
-    // As tasks of this one future they all end with it, whoever drops it.
+    // As tasks of this one future they all end when it is dropped.
     futures_util::future::try_join_all(workers).await?;
     let contents = contents.lock().expect("no holder panics");
     Ok(contents.clone())
 }
 
-/// A column or table that went after the snapshot is no error of the statement: the copy begins again.
+/// Returns the error for a column or table that was dropped after the snapshot: this is no error of
+/// the statement, and the copy begins again.
 pub(in crate::replication) fn changed_in_form(error: PassError, what: &str) -> PassError {
     use crate::cluster::SqlState;
     match &error {
@@ -178,7 +181,8 @@ pub(in crate::replication) fn changed_in_form(error: PassError, what: &str) -> P
     }
 }
 
-/// Neither side can hold such bytes as text, and a further try would end there too.
+/// Returns the error for bytes that neither side can hold as text; another try would end the same
+/// way.
 fn of_another_encoding(error: PassError, table: &str) -> PassError {
     use crate::cluster::SqlState;
     match &error {
@@ -196,7 +200,7 @@ fn of_another_encoding(error: PassError, table: &str) -> PassError {
                     "table {table} of the primary holds bytes that are no text in its database's encoding: {e}"
                 ),
                 next_step: format!(
-                    "find the rows by the bytes that are named, and mend them on the primary (UPDATE {table} …); PostgreSQL itself could not dump and restore them"
+                    "find the rows by these bytes, and correct them on the primary (UPDATE {table} …); PostgreSQL itself could not dump and restore them"
                 ),
             }
         }
@@ -214,7 +218,7 @@ async fn copy_unit(
     step: &Step,
 ) -> Result<ContentHash, PassError> {
     let doing = format!("copying table {}", table.full_name());
-    // A transaction for each: its lock on the table goes with it.
+    // A transaction for each unit, so that its lock on the table ends with it.
     peer.adopt(snapshot).await?;
     let rows = peer.copy_out(&doing, &unit.copy_out(table)).await?;
     let sink = local.copy_in(&doing, &table.copy_in()).await?;
@@ -256,7 +260,8 @@ impl Unit {
     }
 }
 
-/// Large tables first, in ranges small enough that no worker is left alone with a long one.
+/// Plans the units: large tables first, in ranges small enough that no worker is left alone with a
+/// long one.
 fn plan(tables: &[Table], jobs: usize) -> VecDeque<Unit> {
     let total: i64 = tables.iter().map(|t| t.bytes).sum();
     let target = (total / (4 * jobs as i64)).max(SPLIT_BYTES);
@@ -272,7 +277,7 @@ fn plan(tables: &[Table], jobs: usize) -> VecDeque<Unit> {
             units.push(Unit {
                 table: index,
                 from: page(piece),
-                // Rows of the snapshot may lie past the pages counted.
+                // Rows of the snapshot may be past the counted pages.
                 to: (piece + 1 < pieces).then(|| page(piece + 1)),
                 bytes: table.bytes / pieces,
             });
@@ -282,7 +287,8 @@ fn plan(tables: &[Table], jobs: usize) -> VecDeque<Unit> {
     units.into()
 }
 
-/// Tables whose rows were rewritten, or that went, since the snapshot: an old snapshot sees a rewritten table empty.
+/// Returns tables whose rows were rewritten, or that were dropped, since the snapshot: an old
+/// snapshot sees a rewritten table empty.
 pub async fn rewritten(peer: &PeerSession, tables: &[Table]) -> Result<Vec<String>, PassError> {
     let oids: Vec<u32> = tables.iter().map(|t| t.oid).collect();
     let sql = "SELECT o, pg_relation_filenode(o)::int8 FROM unnest($1::oid[]) o";
@@ -300,18 +306,18 @@ pub async fn rewritten(peer: &PeerSession, tables: &[Table]) -> Result<Vec<Strin
         .collect())
 }
 
-/// The least of Builder's ids that can have been made at that time.
+/// Returns the lowest of Builder's ids that can have been made at that time.
 pub fn first_id_of(time: DateTime<Utc>) -> i64 {
     (time.timestamp_millis() - IDS_BEGIN).max(0) << ID_BITS
 }
 
 /// Milliseconds since 1970 at which Builder's ids begin.
 const IDS_BEGIN: i64 = 1_409_266_191_000;
-/// Of an id, the bits below its milliseconds.
+/// Number of the bits of an id below its milliseconds.
 const ID_BITS: u32 = 23;
 
-/// When the newest of Builder's ids was made, which are made of time. By the primary keys, so that nothing is searched. Those
-/// that were made after `until` are left out: a clock was wrong then.
+/// Returns the time of the newest of Builder's ids, which are made of time. It reads primary keys,
+/// so that no table is scanned. Ids made after `until` are left out: a clock was wrong then.
 pub async fn newest_id(
     session: &LocalSession,
     until: Option<DateTime<Utc>>,

@@ -1,4 +1,5 @@
-//! How the spare follows: by the stream, or by a full copy whenever something has changed; which, why, and what would change it.
+//! Chooses how the spare follows: by the stream, or by a full copy whenever something has changed.
+//! It gives the reason, and the way to change it.
 
 use crate::cluster::preparation::{
     AutoConf, CopiedTable, How, OLDEST_STREAM, Prepared, PublicationState, Setting, Wanted,
@@ -11,14 +12,14 @@ use crate::domain::ErrorCode;
 pub enum Choice {
     Stream,
     Snapshot(Because),
-    /// The stream is demanded, and not possible as things stand.
+    /// The stream is demanded, and not possible at present.
     NotPrepared(Because),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Because {
     pub reason: String,
-    /// What would change it.
+    /// The action that would change it.
     pub change: String,
 }
 
@@ -31,7 +32,7 @@ fn because(reason: impl Into<String>, change: impl Into<String>) -> Because {
 
 const PREPARE: &str = "run `warm-spare prepare`";
 
-/// `may_apply`: whether our user on the spare may set `session_replication_role`.
+/// Chooses the mode. `may_apply`: our user on the spare may set `session_replication_role`.
 pub fn choose(mode: Mode, prepared: &Prepared, wanted: Wanted, may_apply: bool) -> Choice {
     let lack = lack(prepared, wanted, may_apply);
     match (mode, lack) {
@@ -45,7 +46,7 @@ pub fn choose(mode: Mode, prepared: &Prepared, wanted: Wanted, may_apply: bool) 
     }
 }
 
-/// The first thing that keeps the stream from being followed, those that take the longest to change first.
+/// Returns the first reason against the stream. Reasons that take the longest to remove come first.
 fn lack(prepared: &Prepared, wanted: Wanted, may_apply: bool) -> Option<Because> {
     if prepared.major < OLDEST_STREAM {
         return Some(because(
@@ -95,14 +96,15 @@ fn wal_level(prepared: &Prepared) -> Option<Because> {
     }
     match &level.in_auto_conf {
         AutoConf::Holds(value) if value == "logical" => None,
-        // With a slot, a server whose next start has another value refuses to start.
+        // With a slot, a server that starts with another value refuses to start.
         AutoConf::Holds(_) => Some(next_start(level)),
         _ if level.pending_restart => Some(next_start(level)),
-        // An administrator, of a provider as a rule, keeps the settings in a file that every start of the server reads.
+        // An administrator, usually a provider's, keeps the settings in a file that every start of
+        // the server reads.
         _ if level.is_from_a_file_elsewhere() => None,
         AutoConf::Unknown => Some(because(
             format!(
-                "whether every start of the primary's server has wal_level = logical cannot be seen by its user {}",
+                "the primary's user {} cannot see whether every start of the server has wal_level = logical",
                 prepared.user
             ),
             format!(
@@ -112,7 +114,7 @@ fn wal_level(prepared: &Prepared) -> Option<Because> {
         )),
         _ => Some(because(
             format!(
-                "wal_level = logical comes from the primary's {}, and an upgrade of builder-datastore starts the server without that: with a slot it would refuse to start",
+                "wal_level = logical comes from the primary's {}, and an upgrade of builder-datastore starts the server without it: with a slot it would refuse to start",
                 level.file.as_deref().unwrap_or(&level.source)
             ),
             format!("{PREPARE}, which sets it in postgresql.auto.conf"),
@@ -127,9 +129,9 @@ fn next_start(level: &Setting) -> Because {
     };
     because(
         format!(
-            "wal_level is logical on the primary until its next start only ({next}): with a slot it would refuse to start"
+            "wal_level is logical on the primary only until its next start ({next}): with a slot it would refuse to start"
         ),
-        format!("take that change back on the primary, or {PREPARE}, which sets logical"),
+        format!("undo that change on the primary, or {PREPARE}, which sets logical"),
     )
 }
 
@@ -139,7 +141,7 @@ fn bound(prepared: &Prepared, wanted: Wanted) -> Option<Because> {
     }
     Some(because(
         "max_slot_wal_keep_size is unlimited on the primary: WAL held for a spare that is gone would fill its disk",
-        format!("{PREPARE}, or accept it by replication.wal_unbounded = true"),
+        format!("{PREPARE}, or accept it with replication.wal_unbounded = true"),
     ))
 }
 
@@ -152,7 +154,8 @@ fn replication_right(prepared: &Prepared) -> Option<Because> {
     })
 }
 
-/// What no preparation mends: pre-made things that do not fit, unlogged tables, no slot left.
+/// Returns an obstacle that no preparation removes: existing objects that do not fit, unlogged
+/// tables, no free slot.
 fn obstacle(prepared: &Prepared, wanted: Wanted) -> Option<Because> {
     let plan = plan_to_prepare(prepared, wanted);
     let mut found = plan.obstacles.into_iter();
@@ -190,8 +193,8 @@ fn tables(prepared: &Prepared) -> Option<Because> {
     })
 }
 
-/// Whether what the publication lacks is only new or gone tables, and we may mend that ourselves: by
-/// [`extension`], before a slot is made.
+/// Returns whether the publication differs only by new or removed tables, and our user may add or
+/// drop them: by [`extension`], before a slot is made.
 pub fn is_extendable(prepared: &Prepared) -> bool {
     let steps = extension(prepared);
     if steps.is_empty() {

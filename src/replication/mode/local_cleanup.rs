@@ -1,4 +1,5 @@
-//! `release --local`: what we keep on our own side goes; Builder's data, the replaced databases and the fence stay.
+//! Implements `release --local`: removes everything that we keep on the local side. Builder's data,
+//! the replaced databases and the fence stay.
 
 use crate::cluster::{
     LocalSession, LocalStore, STATE_DATABASE, State, is_fenced, quote_ident, quote_literal,
@@ -12,19 +13,19 @@ use crate::replication::baseline::silenced::{wake_as_in, waking};
 use crate::replication::baseline::switch::drop_database;
 use crate::replication::error::PassError;
 
-const OBJECTS: &str = ".warm-spare/";
+const OBJECT_PREFIX: &str = ".warm-spare/";
 
-/// What is there of ours, and what is not ours to remove.
+/// Our objects that were found, and objects that are not ours to remove.
 #[derive(Debug, Default)]
 pub struct Traces {
     pub databases: Vec<String>,
     pub schema: bool,
-    /// Statements that set triggers and rules back to what they are on the primary.
+    /// Statements that set triggers and rules back to their state on the primary.
     pub silenced: Vec<String>,
     pub objects: Vec<String>,
     /// Replaced databases: they stay.
     pub generations: Vec<String>,
-    /// The fence stands on the visible database: it stays.
+    /// True: the visible database is fenced. The fence stays.
     pub fenced: bool,
 }
 
@@ -34,7 +35,8 @@ impl Traces {
     }
 }
 
-/// Removes them, and says what there was; with `only_ask` it only says so. Nothing is asked of the peer.
+/// Removes our objects, and returns them; with `only_ask` it only returns them. It does not ask the
+/// peer.
 pub async fn remove_traces(
     config: &Config,
     only_ask: bool,
@@ -56,7 +58,7 @@ pub async fn remove_traces(
         for what in &lost {
             log::warn!("local: lost by release --local --force: {what}");
         }
-        // Before the old bytes of a half made replacement go.
+        // This comes before the old bytes of an unfinished replacement are deleted.
         mend(config, lock).await?;
     }
     let found = find(config, &local, &store, state.as_ref()).await?;
@@ -71,13 +73,13 @@ pub async fn remove_traces(
         inside.batch("dropping schema warm_spare", sql).await?;
     }
     drop_database(&local, &incoming_name(config)).await?;
-    // The lock is held to the last; whoever comes now finds nothing.
+    // The lock is held until the end; a process that comes now finds nothing.
     drop(state);
     drop_database(&local, STATE_DATABASE).await?;
     Ok(found)
 }
 
-/// What is kept here and nowhere else, and would be missed.
+/// Returns the facts that are kept only here, and would be missed.
 async fn what_would_be_lost(state: &State) -> Result<Vec<String>, PassError> {
     let mut lost = Vec::new();
     let cluster = state.cluster().await?;
@@ -86,13 +88,13 @@ async fn what_would_be_lost(state: &State) -> Result<Vec<String>, PassError> {
     if cluster.role == Some(Role::Primary) && promotion.is_some_and(|promotion| !promotion.settled)
     {
         lost.push(format!(
-            "that the old primary is to be fenced under epoch {}: nobody would do it",
+            "the record that the old primary is to be fenced under epoch {}: no other process would do it",
             cluster.epoch
         ));
     }
     if let Some(entry) = state.transition().await? {
         lost.push(match entry.kind {
-            TransitionKind::Failback => "how far this cluster has come back".to_string(),
+            TransitionKind::Failback => "the progress of this cluster's failback".to_string(),
             kind => format!(
                 "a {kind} under way, at step {:?}: the primary may be fenced by it, and would stay so",
                 entry.step_name()
@@ -106,7 +108,7 @@ async fn what_would_be_lost(state: &State) -> Result<Vec<String>, PassError> {
     let (rows, packages): (i64, i64) = (row.get(0), row.get(1));
     if rows > 0 {
         lost.push(format!(
-            "the list of what this cluster had as a primary and its successor does not have ({rows} rows, {packages} packages whose files are here alone: `warm-spare divergence --fetch`)"
+            "the list of changes that this cluster had as a primary and its successor does not have ({rows} rows, {packages} packages whose files are only here: `warm-spare divergence --fetch`)"
         ));
     }
     Ok(lost)
@@ -115,16 +117,19 @@ async fn what_would_be_lost(state: &State) -> Result<Vec<String>, PassError> {
 fn needed_still(lost: &[String]) -> PassError {
     PassError::Refused {
         rule: ErrorCode::StateIsNeeded,
-        text: format!("what would be removed is needed still: {}", lost.join("; ")),
+        text: format!(
+            "the state to be removed is still needed: {}",
+            lost.join("; ")
+        ),
         next_step:
             "let a service finish it, or read the list; if all of it may be lost, add --force"
                 .into(),
     }
 }
 
-/// One that waits for the lock would make everything anew.
+/// Fails if another session waits for the lock, because it would make everything again.
 async fn nobody_else(local: &LocalSession, state: &State) -> Result<(), PassError> {
-    let doing = "looking for others at work";
+    let doing = "looking for other sessions";
     let own = state
         .session()
         .query_one(doing, "SELECT pg_backend_pid()", &[])
@@ -176,7 +181,7 @@ async fn find(
     }
     store
         .reading()
-        .list(OBJECTS, async |page| {
+        .list(OBJECT_PREFIX, async |page| {
             found.objects.extend(page.into_iter().map(|o| o.key));
             Ok(())
         })
@@ -184,7 +189,8 @@ async fn find(
     Ok(found)
 }
 
-/// How the fence is lifted, by hand: what it protects is not ours to decide.
+/// Returns the statement that lifts the fence by hand. The decision is the operator's, because the
+/// fence protects Builder's data.
 pub fn lift_the_fence(config: &Config) -> String {
     format!(
         "ALTER DATABASE {} RESET default_transaction_read_only",
@@ -192,7 +198,8 @@ pub fn lift_the_fence(config: &Config) -> String {
     )
 }
 
-/// For psql on the local server, connected to database `postgres`; objects by MinIO's client.
+/// Returns a script for psql on the local server, connected to database `postgres`; objects are
+/// removed by MinIO's client.
 pub fn script(config: &Config, found: &Traces) -> String {
     let mut lines = vec!["\\set ON_ERROR_STOP on".to_string()];
     if found.schema {
@@ -207,7 +214,7 @@ pub fn script(config: &Config, found: &Traces) -> String {
     }
     if !found.objects.is_empty() {
         lines.push(format!(
-            "-- and {} objects: mc rm --recursive --force ALIAS/{}/{OBJECTS}",
+            "-- and {} objects: mc rm --recursive --force ALIAS/{}/{OBJECT_PREFIX}",
             found.objects.len(),
             config.local.s3.bucket_name
         ));

@@ -1,4 +1,5 @@
-//! The mode of replication, stream or snapshots: its choice, its preparation on the primary, and its removal.
+//! The mode of replication, stream or snapshots: its choice, its preparation on the primary, and
+//! its removal.
 
 pub(super) mod choice;
 pub(super) mod local_cleanup;

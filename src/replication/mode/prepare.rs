@@ -1,4 +1,5 @@
-//! `prepare` and `release` on the peer: that it is another server comes first, then a plan, then its steps.
+//! Implements `prepare` and `release` on the peer. First it checks that the peer is another server;
+//! then it makes a plan, and carries out its steps.
 
 use super::choice::{Choice, choose};
 use crate::cluster::preparation::{
@@ -13,18 +14,19 @@ use crate::replication::baseline::run::may_work;
 use crate::replication::error::PassError;
 use std::time::Duration;
 
-/// How long locks on Builder's tables are tried for.
+/// Maximum time to wait for locks on Builder's tables.
 pub const PATIENCE: Duration = Duration::from_secs(60);
-/// A service that follows may make its slot anew while we take it away; it stops when the publication is gone.
-const ROUNDS: usize = 3;
+/// Maximum number of rounds. A service that follows may create its slot again while we remove it;
+/// it stops when the publication is gone.
+const MAX_ROUNDS: usize = 3;
 
-/// What a verb made, removed, or would.
+/// The things that a verb made, removed, or would make or remove.
 #[derive(Debug)]
 pub struct Prepare {
     pub database: String,
-    /// Those that were carried out, or, where only asked, all that would be.
+    /// The steps that were carried out or, with `only_ask`, all steps that would be.
     pub plan: Plan,
-    /// As it is now.
+    /// The state of the primary after that.
     pub prepared: Prepared,
     pub choice: Choice,
 }
@@ -36,15 +38,15 @@ pub struct Release {
     pub plan: Plan,
 }
 
-/// Makes on the primary what the stream needs of it; with `only_ask`, says what that would be. `done` hears of each step.
-/// `bound_others`: also a bound that other slots come under.
+/// Makes everything on the primary that the stream needs; with `only_ask`, only returns the plan.
+/// `done` is called after each step. `bound_others`: also sets a limit that applies to other slots.
 pub async fn prepare(
     config: &Config,
     only_ask: bool,
     bound_others: bool,
     mut done: impl FnMut(&Step),
 ) -> Result<Prepare, PassError> {
-    // Declared is enough: an old primary has the new one prepared before it comes back.
+    // A declared role is enough: an old primary has the new one prepared before it comes back.
     if config.role != WantedRole::Spare {
         may_work(config).await?;
     }
@@ -81,7 +83,7 @@ pub async fn prepare(
     })
 }
 
-/// Removes what is ours on the primary, or what is left there of another cluster.
+/// Removes our objects on the primary, or objects that another cluster has left there.
 pub async fn release(
     config: &Config,
     cluster: Option<&str>,
@@ -115,7 +117,7 @@ pub async fn release(
     }
     let writing = Preparation::open(&config.peer.datastore).await?;
     let mut next = plan.steps.clone();
-    for _ in 0..ROUNDS {
+    for _ in 0..MAX_ROUNDS {
         writing.carry_out(&next, PATIENCE, &mut done).await?;
         next = plan_to_release(&writing.inspect(&names).await?, wanted).steps;
         if next.is_empty() {
@@ -136,7 +138,8 @@ pub async fn release(
     Ok(released(plan))
 }
 
-/// After a failover our slot on the old primary is the list of what was lost, until that has come back.
+/// Fails after a failover, while the old primary has not come back: our slot there is the list of
+/// lost changes.
 async fn keep_the_list(config: &Config, state: &State) -> Result<(), PassError> {
     let primary = state.cluster().await?.role == Some(Role::Primary);
     let promotion = state.promotion().await?;
@@ -149,12 +152,12 @@ async fn keep_the_list(config: &Config, state: &State) -> Result<(), PassError> 
     }
     Err(PassError::Refused {
         rule: ErrorCode::ListOfLosses,
-        text: "this cluster was promoted by a failover, and our slot on the old primary is the list of what was lost".into(),
+        text: "this cluster was promoted by a failover, and our slot on the old primary is the list of lost changes".into(),
         next_step: "let the old primary come back first (docs/failback.md); if nobody wants the list, drop the slot there by hand".into(),
     })
 }
 
-/// Ours, by the id on record; or another cluster's.
+/// Returns our names, by the id on record; or another cluster's.
 fn whose(config: &Config, own: Option<&str>, cluster: Option<&str>) -> Result<Names, PassError> {
     match (own, cluster) {
         (Some(own), Some(cluster)) if own != cluster && is_cluster_id(cluster) => {
@@ -164,14 +167,17 @@ fn whose(config: &Config, own: Option<&str>, cluster: Option<&str>) -> Result<Na
         (Some(own), _) => Ok(Names::of(own, &config.replication)),
         (None, _) => Err(PassError::Unfit {
             check: ErrorCode::NoClusterId,
-            text: "this cluster has no id on record, so nothing on the peer can bear it".into(),
+            text:
+                "this cluster has no id on record, so nothing on the peer can have it in its name"
+                    .into(),
             next_step:
-                "name the cluster whose slot and publication are to go: release --cluster ID".into(),
+                "name the cluster whose slot and publication shall be removed: release --cluster ID"
+                    .into(),
         }),
     }
 }
 
-/// Sessions on both sides, which are known to be two.
+/// Opens sessions on both sides, and checks that they are two servers.
 async fn two_servers(config: &Config) -> Result<(LocalSession, PeerSession), PassError> {
     let local = LocalSession::open_for_maintenance(&config.local.datastore).await?;
     let peer = PeerSession::open(&config.peer.datastore).await?;
@@ -179,7 +185,7 @@ async fn two_servers(config: &Config) -> Result<(LocalSession, PeerSession), Pas
     Ok((local, peer))
 }
 
-/// Whether rows can be applied on the spare without its own triggers and cascades.
+/// Returns whether rows can be applied on the spare without its own triggers and cascades.
 async fn may_apply(local: &LocalSession) -> Result<bool, PassError> {
     let doing = "reading our privileges";
     let sql = "SELECT rolsuper, current_setting('server_version_num')::int4 >= 150000 FROM pg_roles WHERE rolname = current_user";
@@ -216,12 +222,12 @@ impl From<PreparationError> for PassError {
             PreparationError::Busy { .. } => PassError::Unfit {
                 check: ErrorCode::TableBusy,
                 text,
-                next_step: "wait for what holds it, or end it; then run it again: it goes on where it stopped".into(),
+                next_step: "wait until the blocking session ends, or end it; then run it again: it continues where it stopped".into(),
             },
             PreparationError::InUse { .. } => PassError::Unfit {
                 check: ErrorCode::SlotInUse,
                 text,
-                next_step: "stop the service on the spare, or let it work by snapshots (replication.mode), then run it again".into(),
+                next_step: "stop the service on the spare, or set replication.mode = \"snapshot\" there, then run it again".into(),
             },
         }
     }

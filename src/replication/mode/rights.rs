@@ -1,4 +1,4 @@
-//! What our user may do on a server, as far as copying and promoting need it.
+//! The rights of our user on a server that copying and promoting need.
 
 use crate::cluster::{STATE_DATABASE, Session};
 use crate::replication::error::PassError;
@@ -8,13 +8,14 @@ pub struct Rights {
     pub superuser: bool,
     pub create: bool,
     pub signal: bool,
-    /// Of other users' sessions, when they began.
+    /// True: it may see when other users' sessions began.
     pub stats: bool,
-    /// Whether it may alter Builder's database; None: there is none.
+    /// True: it may alter Builder's database; None: there is no such database.
     pub owner: Option<bool>,
-    /// Whether it may make tables in our own database; None: there is none yet.
+    /// True: it may make tables in our own database; None: there is no such database yet.
     pub owns_state: Option<bool>,
-    /// Whether it may make a database in the tablespace of Builder's; None: that lies in none of its own.
+    /// True: it may create a database in the tablespace of Builder's; None: Builder's database has
+    /// no tablespace of its own.
     pub tablespace: Option<bool>,
 }
 
@@ -41,7 +42,7 @@ pub async fn rights(session: &Session, database: &str) -> Result<Rights, PassErr
 }
 
 impl Rights {
-    /// `creates`: whether a database is to be made.
+    /// Returns the missing rights. `creates`: a database is to be created.
     pub fn lacking(&self, database: &str, creates: bool) -> Vec<String> {
         let mut lacking = Vec::new();
         if self.superuser {
@@ -64,7 +65,8 @@ impl Rights {
         lacking
     }
 
-    /// What a fence needs besides, where others may be at work.
+    /// Returns the missing rights that a fence needs in addition, if other clients may be
+    /// connected.
     pub fn lacking_to_fence(&self) -> Vec<String> {
         let mut lacking = Vec::new();
         if self.superuser {

@@ -1,4 +1,5 @@
-//! Which of the two ways is gone, as both sides stand now; and what is still to be made on the primary for it.
+//! Selects the mode of replication for the present state of both sides, and finds the changes on
+//! the primary that it still needs.
 
 use super::choice::{Because, Choice, choose};
 use crate::cluster::preparation::{
@@ -10,24 +11,25 @@ use crate::domain::ErrorCode;
 use crate::replication::error::PassError;
 use std::time::Duration;
 
-/// For new tables on a primary that somebody works with.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Maximum time to wait for locks when tables are added to the publication, because clients work
+/// with the primary.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What was chosen, and why.
+/// The selected mode, and the reason.
 #[derive(Debug, Clone)]
 pub struct Chosen {
     /// None: snapshots.
     pub stream: Option<Names>,
-    /// Why, and what would change it.
+    /// The reason, and the way to change it.
     pub reason: String,
-    /// What is ours on the primary, and what is of other clusters.
+    /// Our objects on the primary, and objects of other clusters.
     pub ours: Vec<String>,
     pub orphans: Vec<String>,
-    /// What tables that came or went ask for, before a slot is made.
+    /// The steps that new or removed tables need, before a slot is made.
     pub extension: Vec<Step>,
 }
 
-/// Looks at both sides; changes nothing.
+/// Selects the mode from the state of both sides; changes nothing.
 pub async fn decide(
     config: &Config,
     cluster_id: &str,
@@ -44,7 +46,7 @@ pub async fn decide(
     let (stream, reason) = match choose(replication.mode, &prepared, wanted, may_apply) {
         Choice::Stream => (
             Some(names),
-            "the primary is prepared, and bounds what it holds for us".to_string(),
+            "the primary is prepared, and limits the log that it holds for us".to_string(),
         ),
         Choice::Snapshot(because) => (None, snapshot(because)),
         Choice::NotPrepared(because) => {
@@ -70,7 +72,8 @@ fn orphans(prepared: &Prepared) -> Vec<String> {
         .collect()
 }
 
-/// Triggers and cascades have done their work on the primary; here they must not.
+/// Returns whether our user may switch triggers and cascades off. They have done their work on the
+/// primary, and must not repeat it here.
 pub async fn may_apply(local: &LocalSession) -> Result<bool, PassError> {
     let sql = "SELECT rolsuper, current_setting('server_version_num')::int4 >= 150000 \
                FROM pg_roles WHERE rolname = current_user";
@@ -83,19 +86,20 @@ pub async fn may_apply(local: &LocalSession) -> Result<bool, PassError> {
     Ok(local.row(doing, sql, &[]).await?.get(0)?)
 }
 
-/// Makes what new tables ask for: an operator prepared this primary, and a table that is not published would be lost.
+/// Adds new tables to the publication: an operator prepared this primary, and a table that is not
+/// published would be lost.
 pub async fn extend(peer: &Datastore, steps: &[Step]) -> Result<(), PassError> {
     if steps.is_empty() {
         return Ok(());
     }
     let hand = Preparation::open(peer).await?;
     let told = |step: &Step| log::info!("peer: {}: {}", step.what, step.reason);
-    match hand.carry_out(steps, PATIENCE, told).await {
+    match hand.carry_out(steps, LOCK_TIMEOUT, told).await {
         Ok(()) => Ok(()),
         Err(PreparationError::Datastore(error)) => Err(error.into()),
         Err(busy) => Err(PassError::Busy {
             what: "the publication could not be extended".into(),
-            seconds: PATIENCE.as_secs(),
+            seconds: LOCK_TIMEOUT.as_secs(),
             waits_for: busy.to_string(),
         }),
     }

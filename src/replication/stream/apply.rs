@@ -1,5 +1,5 @@
-//! Applies transactions in the order of their commits: one of ours for one or several of the primary's, the recovery
-//! point in the same transaction.
+//! Applies the primary's transactions in the order of their commits. One transaction of the spare
+//! holds one or several of the primary's, and the recovery point.
 
 use super::super::descent::Doubt;
 use super::changes::{Change, Changes, Effects, Named};
@@ -19,18 +19,20 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
-/// Transactions of the primary in one of ours, and their bytes.
-const MOST_TOGETHER: u64 = 1000;
-const MOST_BYTES: usize = 8 << 20;
-/// With so many in it, a group is of a spare that catches up, and waits a moment for what is on its way.
-const CATCHING_UP: u64 = 20;
+/// Maximum number of the primary's transactions in one transaction of the spare, and of their
+/// bytes.
+const MAX_TRANSACTIONS: u64 = 1000;
+const MAX_BYTES: usize = 8 << 20;
+/// Number of transactions in a group from which on the spare is catching up. It then waits up to
+/// `LINGER` for more transactions before it commits.
+const CATCH_UP_TRANSACTIONS: u64 = 20;
 const LINGER: Duration = Duration::from_millis(3);
-/// The lock stops nobody. By it `end_former_writers` finds us, should we fall asleep.
+/// The lock blocks nobody. `end_former_writers` finds our session by it if our process hangs.
 const BEGIN: &str = "BEGIN; LOCK TABLE warm_spare.recovery_point IN ROW SHARE MODE";
-/// Rows that nobody looked at ahead of time are waited for so many at once.
-const LATE_AT_ONCE: usize = 512;
-/// While the gate waits, how much waits is told so often.
-const TELL: Duration = Duration::from_secs(1);
+/// Maximum number of outstanding artifact requests for rows that the look-ahead did not scan.
+const MAX_LATE_REQUESTS: usize = 512;
+/// Interval between reports of the number of waiting transactions, while the gate waits.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
 pub struct Applier<'a> {
     pub changes: Changes,
@@ -39,56 +41,59 @@ pub struct Applier<'a> {
     pub spool: Receiver,
     pub settling: Settling<'a>,
     pub told: &'a dyn Told,
-    /// The copy that it goes on from.
+    /// The copy from which following goes on.
     pub recorded: &'a CopiedPoint,
     /// The recovery point as it is stored.
     pub point: Point,
-    /// What the primary may forget.
+    /// The position before which the primary may discard its log.
     pub durable: watch::Sender<Lsn>,
-    /// Everything before it was sent and is applied.
+    /// Every transaction before this position was sent and is applied.
     pub reached: watch::Sender<Lsn>,
-    /// Every transaction by itself.
+    /// True: every transaction of the primary is applied by itself.
     pub careful: bool,
     pub token: i64,
-    /// The transaction that the stream must begin with, for it is the last one that is here.
+    /// The commit position of the last applied transaction. The stream must begin with this
+    /// transaction. None: it has done so already.
     pub unproven: Option<Lsn>,
-    /// Told when it has.
+    /// Becomes true when the stream has begun with that transaction.
     pub proven: watch::Sender<bool>,
 }
 
-/// Where the spare stands.
+/// The position up to which the spare has applied the primary's transactions.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Point {
     pub lsn: Lsn,
     pub commit_time: DateTime<Utc>,
-    /// Where the commit of the last transaction begins. The stream is asked for from there: the same commit at the same
-    /// place proves that the primary's history is the one that was followed. None: nothing was applied since the copy,
-    /// or since the point was moved over what held nothing.
+    /// Position at which the commit record of the last applied transaction begins. The stream is
+    /// requested from this position: the same commit at the same position proves that the primary's
+    /// history is the one that the spare has followed. None: nothing was applied since the copy, or
+    /// since the point was moved over log without changes for the spare.
     pub mark: Option<Lsn>,
 }
 
 impl Point {
-    /// Where the stream begins again.
+    /// Returns the position from which the stream is requested.
     pub fn resume(&self) -> Lsn {
         self.mark.unwrap_or(self.lsn)
     }
 }
 
-/// What the open transaction of ours holds.
+/// The contents of the spare's open transaction.
 #[derive(Default)]
 struct Group {
     transactions: u64,
     bytes: usize,
     wants: Vec<WantId>,
-    /// Of rows that nobody looked at ahead of time.
+    /// Requests for rows that the look-ahead did not scan.
     late: Vec<WantId>,
     outcomes: Vec<Outcome>,
     last: Option<Commit>,
 }
 
 impl Applier<'_> {
-    /// Applies until everything before `until` is applied; for ever, while that is none. `advance` asks for the recovery
-    /// point to be moved over what holds nothing of ours, so that the primary need not keep it.
+    /// Applies until every transaction before `until` is applied; without end while `until` is
+    /// None. `advance` asks to move the recovery point over log without changes for the spare, so
+    /// that the primary need not keep it.
     pub async fn run(
         &mut self,
         until: &mut watch::Receiver<Option<Lsn>>,
@@ -105,13 +110,13 @@ impl Applier<'_> {
             }
             let frame = match open {
                 true => match self.spool.try_recv()? {
-                    None if group.transactions >= CATCHING_UP => self.linger().await,
+                    None if group.transactions >= CATCH_UP_TRANSACTIONS => self.linger().await,
                     frame => frame,
                 },
                 false => tokio::select! {
                     frame = self.spool.recv() => match frame? {
                         Some(frame) => Some(frame),
-                        // Whoever reads the stream says why it ended.
+                        // The task that reads the stream reports why it ended.
                         None => std::future::pending().await,
                     },
                     _ = until.changed() => continue,
@@ -138,7 +143,7 @@ impl Applier<'_> {
                         Some(mark) => self.prove(mark, &begin).await?,
                         None => self.transaction(&begin, &mut group).await?,
                     },
-                    // One that is not transactional; nobody waits for one here.
+                    // A message that is not transactional; nothing here waits for it.
                     Message::Logical(_) => {}
                     other => {
                         return Err(Gap::Decoding(format!(
@@ -150,7 +155,8 @@ impl Applier<'_> {
         }
     }
 
-    /// An end of the stream is heard of again, when what is open is committed.
+    /// Waits a moment for another frame. An end of the stream is reported again after the open
+    /// transaction is committed.
     async fn linger(&mut self) -> Option<Frame> {
         match tokio::time::timeout(LINGER, self.spool.recv()).await {
             Ok(Ok(frame)) => frame,
@@ -172,7 +178,7 @@ impl Applier<'_> {
 
     fn another_history(&self) -> Gap {
         let text = format!(
-            "the primary has no longer the transaction of {} that the spare stands at: it was set back to an older copy, and written to since",
+            "the primary has no longer the transaction of {}, the last one that the spare has applied: it was set back to an older copy, and written to since",
             self.point.commit_time.format("%Y-%m-%d %H:%M:%S%.6f UTC")
         );
         let stood = CopiedPoint {
@@ -182,7 +188,7 @@ impl Applier<'_> {
         Gap::WentBack(Doubt::set_back(&stood, text))
     }
 
-    /// The last transaction that is here comes once more, and is not applied once more.
+    /// Reads the last applied transaction again as a proof, and does not apply it again.
     async fn prove(&mut self, mark: Lsn, begin: &Begin) -> Result<(), Gap> {
         if begin.final_lsn != mark || begin.time != self.point.commit_time {
             return Err(self.another_history());
@@ -216,7 +222,8 @@ impl Applier<'_> {
             self.commit(std::mem::take(group)).await?;
         }
         if info.complete {
-            // Before a row is written: a transaction that waits for days must not be open here for days.
+            // This comes before a row is written: a transaction that waits for days must not be
+            // open on the spare for days.
             self.ahead.take(begin.final_lsn);
             self.wait(&info.wants).await?;
             group.wants.extend(&info.wants);
@@ -237,13 +244,13 @@ impl Applier<'_> {
         }
         group.transactions += 1;
         group.last = Some(commit);
-        if alone || group.transactions >= MOST_TOGETHER || group.bytes >= MOST_BYTES {
+        if alone || group.transactions >= MAX_TRANSACTIONS || group.bytes >= MAX_BYTES {
             self.commit(std::mem::take(group)).await?;
         }
         Ok(())
     }
 
-    /// Its artifacts are here already.
+    /// Returns whether all artifacts of the transaction are here already.
     fn passes(&self, info: &Info) -> bool {
         let settled = self.gate.settled(&info.wants);
         settled.is_some_and(|all| all.iter().all(|outcome| matches!(outcome, Outcome::Here)))
@@ -260,12 +267,13 @@ impl Applier<'_> {
         tokio::pin!(waiting);
         let outcomes = loop {
             if self.gate.settled(wants).is_none() {
-                // This one, which is taken from the list already, and those behind it.
+                // This transaction, which is removed from the list already, and the transactions
+                // behind it.
                 told.waiting(self.ahead.waiting() + 1);
             }
             tokio::select! {
                 outcomes = &mut waiting => break outcomes,
-                () = tokio::time::sleep(TELL) => {}
+                () = tokio::time::sleep(PROGRESS_INTERVAL) => {}
             }
         };
         self.told.waited(begun.elapsed());
@@ -283,7 +291,7 @@ impl Applier<'_> {
         loop {
             let bytes = match self.spool.recv().await? {
                 Some(Frame::Data(bytes)) => bytes,
-                // In the middle of a transaction it says nothing new.
+                // In the middle of a transaction a position has no new information.
                 Some(Frame::Reached(_)) => continue,
                 None => std::future::pending().await,
             };
@@ -293,7 +301,7 @@ impl Applier<'_> {
                 Message::Commit(commit) => return Ok(commit),
                 Message::Insert(insert) => {
                     if self.changes.target(insert.relation)?.package.is_some() {
-                        // What has arrived by now was looked at, or never will be.
+                        // Every row that has arrived by now was scanned, or will never be.
                         let looked_at = looked_at.max(match info.complete {
                             true => 0,
                             false => self.ahead.looked_at(info.final_lsn),
@@ -322,7 +330,8 @@ impl Applier<'_> {
                 Message::Type(named) => {
                     self.changes.name_type(named.id, named.schema, named.name);
                 }
-                // Where it came from before does not matter here.
+                // The origin of a transaction that came to the primary by replication does not
+                // matter here.
                 Message::Origin(_) | Message::Logical(_) => {}
                 Message::Begin(_) => {
                     return Err(Gap::Decoding("a transaction within a transaction".into()));
@@ -331,7 +340,7 @@ impl Applier<'_> {
         }
     }
 
-    /// A package row that nobody looked at ahead of time.
+    /// Requests the artifact of a package row that the look-ahead did not scan.
     async fn want(
         &self,
         relation: u32,
@@ -345,9 +354,9 @@ impl Applier<'_> {
         let named = named(row, columns);
         let want = self.gate.want(&named, key(row, &target.keys), None);
         group.late.push(want);
-        if group.late.len() >= LATE_AT_ONCE {
+        if group.late.len() >= MAX_LATE_REQUESTS {
             let outcomes = self.wait(&group.late).await?;
-            // Their keys stay named until the commit.
+            // The gate remembers their keys until the commit.
             self.gate.shrink(&group.late);
             group.late.clear();
             let lacking = outcomes.into_iter().filter(|o| !matches!(o, Outcome::Here));
@@ -417,8 +426,9 @@ impl Applier<'_> {
         Ok(())
     }
 
-    /// Packages that are not there any more, under whatever checksum. Of those that were taken away and put there in the
-    /// same transaction, only the table knows which came last.
+    /// Returns the removed packages that do not exist any more, under any checksum. Where a package
+    /// was removed and added again in the same transaction, only the table shows which of the two
+    /// came last.
     async fn gone(&self, effects: &Effects) -> Result<Vec<Named>, Gap> {
         if effects.removed.is_empty() {
             return Ok(Vec::new());
@@ -427,7 +437,7 @@ impl Applier<'_> {
         let removed: (Vec<String>, Vec<String>) = effects.removed.iter().map(package).unzip();
         let sql = "SELECT DISTINCT ident, target FROM public.origin_packages \
                    WHERE (ident, target) IN (SELECT * FROM unnest($1::text[], $2::text[]))";
-        let doing = "looking which packages are there again";
+        let doing = "looking for packages that exist again";
         let session = self.changes.session();
         let rows = session.query(doing, sql, &[&removed.0, &removed.1]).await?;
         let mut there: HashSet<_> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
@@ -436,7 +446,8 @@ impl Applier<'_> {
         Ok(gone)
     }
 
-    /// With what is in the open transaction. Somebody else's point, or another holder's token, stops it.
+    /// Stores the recovery point in the open transaction, and commits it. It fails if another
+    /// process moved the point or wrote another token.
     async fn store(&mut self, point: Point) -> Result<(), Gap> {
         let sql = "UPDATE warm_spare.recovery_point SET lsn = $1::text::pg_lsn, commit_time = $2, \
                      mark = $5::text::pg_lsn WHERE lsn = $3::text::pg_lsn AND token = $4";
@@ -463,7 +474,7 @@ impl Applier<'_> {
         Ok(())
     }
 
-    /// Over what was read and holds nothing for us.
+    /// Moves the recovery point over log that was read and has no changes for the spare.
     async fn advance(&mut self) -> Result<(), Gap> {
         let reached = self.at();
         if reached <= self.point.lsn || self.unproven.is_some() {
@@ -490,7 +501,8 @@ impl Applier<'_> {
     }
 }
 
-/// No row passes because it could not be found out whether its artifact is here.
+/// Returns an error if it could not be found out for a row whether its artifact is here: no such
+/// row is admitted.
 fn none_failed(outcomes: Vec<Outcome>) -> Result<Vec<Outcome>, Gap> {
     for outcome in &outcomes {
         if let Outcome::Failed(error) = outcome {
@@ -513,7 +525,7 @@ impl From<super::pgoutput::DecodeError> for Gap {
     }
 }
 
-/// For `unavailable` and the stores.
+/// Returns the keys of package rows, as `unavailable` and the stores have them.
 pub fn keys(named: &[Named]) -> Vec<String> {
     named.iter().map(key_of).collect()
 }

@@ -1,7 +1,9 @@
-//! Beside the stream: the question every ten seconds, what follows from its answer, and comparisons of tables.
+//! Runs beside the stream: asks the primary for its status every ten seconds, acts on the answer,
+//! and compares tables.
 //!
-//! Decoding does not see everything: a rewrite of a table sends nothing of it. So a table whose file is another one is
-//! compared before lag counts as known, and one table after the other is compared all day long.
+//! Decoding does not see everything: a rewrite of a table sends no changes. So a table that is
+//! stored in a new file is compared before lag counts as known, and the tables are compared one
+//! after the other all day long.
 
 use super::super::error::PassError;
 use super::error::Gap;
@@ -18,19 +20,22 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 pub const QUESTION: Duration = Duration::from_secs(10);
-/// An idle primary may hold so much for us before the recovery point is moved over it, and its proof given up.
-const IDLE_HOLD: u64 = 64 << 20;
-/// Answers that wait for the spare to come so far.
-const MOST_PENDING: usize = 360;
-/// Comparisons of one table after the other: so often, for their share of that time.
-const ROUND: Duration = Duration::from_secs(60);
-const LEAST_REST: Duration = Duration::from_secs(1);
-/// After a comparison that failed; doubled each time.
-const AGAIN: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(600));
-/// A table that differs again so soon after a copy was made for it does not get another one.
-const REPAIRED: Duration = Duration::from_secs(24 * 3600);
+/// Maximum bytes of log that an idle primary keeps for us. Beyond that the recovery point is moved
+/// over them, and its proof is given up.
+const IDLE_HOLD_BYTES: u64 = 64 << 20;
+/// Maximum number of answers that wait until the spare has applied up to their position.
+const MAX_PENDING_ANSWERS: usize = 360;
+/// Interval between comparisons of one table after the other. The configured share of it is used
+/// for comparing.
+const ROUND_INTERVAL: Duration = Duration::from_secs(60);
+const MIN_REST: Duration = Duration::from_secs(1);
+/// Shortest and longest pause after a failed comparison; the pause doubles each time.
+const RETRY_AFTER: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(600));
+/// Minimum time between two copies for the same table: a table that differs again earlier does not
+/// get another copy.
+const REPAIR_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 
-/// Our rows, which the applier beside brings forward.
+/// The spare's rows, which the applier brings forward at the same time.
 struct Applied {
     session: LocalSession,
     reached: watch::Receiver<Lsn>,
@@ -45,13 +50,14 @@ impl Ours for Applied {
         let reached = self.reached.wait_for(|reached| *reached >= place);
         match tokio::time::timeout(at_most, reached).await {
             Ok(Ok(_)) => Ok(true),
-            // The applier is gone, and takes us with it.
+            // The applier has ended, and ends this task with it.
             Ok(Err(_)) => std::future::pending().await,
             Err(_) => Ok(false),
         }
     }
 
-    /// The gate may hold the stream for days, and nothing is read again meanwhile.
+    /// There is no limit: the gate may hold the stream for days, and nothing is read again in that
+    /// time.
     fn patience(&self) -> Option<Duration> {
         None
     }
@@ -61,7 +67,7 @@ impl Ours for Applied {
     }
 }
 
-/// What a comparison was made for, and what it found.
+/// The reason for a comparison, and its result.
 struct Done {
     rewritten: bool,
     /// The tables, with the files that they had before they were read.
@@ -70,19 +76,19 @@ struct Done {
     found: Result<Compared, PassError>,
 }
 
-/// Comparisons, one at a time.
+/// The comparisons; one runs at a time.
 struct Comparing<'a> {
     known: BTreeMap<String, ComparedTable>,
     under_way: Option<Pin<Box<dyn Future<Output = Done> + 'a>>>,
-    /// When the next of one table after the other is due.
+    /// Time at which the next comparison of one table after the other is due.
     due: Instant,
-    /// Nothing before it: the last one failed.
+    /// No comparison starts before this time, because the last one failed.
     not_before: Instant,
     pause: Duration,
 }
 
 impl<'a> Follow<'a> {
-    /// Asks for as long as the stream goes; returns why it must not go on.
+    /// Asks for as long as the stream goes on. Returns the reason why it must not go on.
     pub(super) async fn keep_asking(&self, first: Seen, channels: Channels<'_>) -> Gap {
         match self.asking(first, channels).await {
             Ok(never) => match never {},
@@ -102,9 +108,9 @@ impl<'a> Follow<'a> {
         let mut comparing = Comparing {
             known: self.state.compared().await?,
             under_way: None,
-            due: Instant::now() + LEAST_REST,
+            due: Instant::now() + MIN_REST,
             not_before: Instant::now(),
-            pause: AGAIN.0,
+            pause: RETRY_AFTER.0,
         };
         let mut latest = first.clone();
         let mut next = Some(first);
@@ -115,9 +121,9 @@ impl<'a> Follow<'a> {
             if let Some(seen) = next.take() {
                 self.is_of_the_stream(&seen, &started)?;
                 self.look(&seen, &mut sequences, proven).await?;
-                // An idle primary must not keep for us what holds nothing of ours.
+                // An idle primary must not keep log for us that has no changes for the spare.
                 let held = seen.slot.as_ref().map_or(0, |slot| slot.unconfirmed_bytes);
-                if held > IDLE_HOLD {
+                if held > IDLE_HOLD_BYTES {
                     let _ = channels.advance.send(seen.wal);
                 }
                 if proven && !noted {
@@ -128,7 +134,7 @@ impl<'a> Follow<'a> {
                 let whole = self.incoming || comparing.rewritten(&seen).is_empty();
                 if proven && whole {
                     channels.until.send_replace(self.until);
-                    if pending.len() == MOST_PENDING {
+                    if pending.len() == MAX_PENDING_ANSWERS {
                         pending.pop_front();
                     }
                     let confirmation = Confirmation {
@@ -157,7 +163,7 @@ impl<'a> Follow<'a> {
             tokio::select! {
                 _ = timer.tick() => match self.ask().await {
                     Ok(seen) => next = Some(seen),
-                    // The stream itself may well go on; what is not confirmed makes the lag grow.
+                    // The stream itself may go on; the lag grows, because nothing is confirmed.
                     Err(error) => log::debug!("{error}"),
                 },
                 changed = channels.applied.changed() => if changed.is_err() {
@@ -170,7 +176,7 @@ impl<'a> Follow<'a> {
                 },
                 done = comparing.done(), if comparing.under_way.is_some() => {
                     if self.judge(done, &mut comparing).await? {
-                        // What was held back by it may be confirmed now.
+                        // Positions that waited for this comparison may be confirmed now.
                         next = Some(self.ask().await.unwrap_or_else(|_| latest.clone()));
                     }
                 },
@@ -179,7 +185,8 @@ impl<'a> Follow<'a> {
         }
     }
 
-    /// The question has a connection of its own: an address may lead to another server meanwhile.
+    /// Checks that the answer is from the server of the stream. The question has its own
+    /// connection, and an address may lead to another server in between.
     pub(super) fn is_of_the_stream(&self, seen: &Seen, started: &str) -> Result<(), Gap> {
         let same = seen.server_started == started
             && seen.system_id == self.recorded.system_id
@@ -189,7 +196,7 @@ impl<'a> Follow<'a> {
         }
         Err(Gap::Failed(PassError::NotMet {
             text: format!(
-                "the peer's address leads to another server, or to another start of it ({} on timeline {}, started {}), than the stream comes from",
+                "the peer's address now leads to another server than the stream's, or that server was restarted: it is {} on timeline {}, started {}",
                 seen.system_id, seen.timeline, seen.server_started
             ),
         }))
@@ -206,7 +213,8 @@ impl<'a> Follow<'a> {
             let local = LocalSession::open(&self.config.local.datastore, self.database)
                 .await
                 .map_err(PassError::from)?;
-            // A holder that was paused, and lost the lock meanwhile, finds that out before it sets anything.
+            // A process that was paused and lost the lock in the meantime finds it out here, before
+            // it sets a sequence.
             self.state.still_ours(self.lock).await?;
             set_as_holder(&local, &seen.sequences, self.lock.token).await?;
             sequences.clone_from(&seen.sequences);
@@ -214,26 +222,26 @@ impl<'a> Follow<'a> {
         Ok(())
     }
 
-    /// Remembers what a comparison found. True: a rewritten table is known to be equal.
+    /// Records the result of a comparison. True: a rewritten table is known to be equal.
     async fn judge(&self, done: Done, comparing: &mut Comparing<'_>) -> Result<bool, Gap> {
         comparing.rest(self.config.verify.rolling, done.took);
         let compared = match done.found {
             Ok(compared) => compared,
             Err(error) => {
-                log::debug!("a comparison is tried again later: {error}");
+                log::debug!("the comparison failed and is tried again later: {error}");
                 comparing.not_before = Instant::now() + comparing.pause;
-                comparing.pause = (comparing.pause * 2).min(AGAIN.1);
+                comparing.pause = (comparing.pause * 2).min(RETRY_AFTER.1);
                 return Ok(false);
             }
         };
-        comparing.pause = AGAIN.0;
+        comparing.pause = RETRY_AFTER.0;
         if let Some((table, rows)) = compared.differing.first() {
             let (table, rows) = (table.clone(), *rows);
             if done.rewritten || self.is_worth_a_copy(&table) {
                 return Err(Gap::Content { table, rows });
             }
             log::warn!(
-                "{rows} rows of {table} are on one side only, again after a copy was made for it; `warm-spare verify` tells more"
+                "{rows} rows of {table} are on one side only, again after a copy was made for it; run `warm-spare verify` for details"
             );
         }
         self.state.record_compared(&done.tables).await?;
@@ -242,17 +250,19 @@ impl<'a> Follow<'a> {
         Ok(done.rewritten)
     }
 
-    /// A difference is copied away once; what stays then is not made good by more of the same.
+    /// Returns whether a copy may remove the difference. A difference is repaired by one copy; if
+    /// it stays, more copies do not remove it.
     fn is_worth_a_copy(&self, table: &str) -> bool {
         let mut differed = self.differed.lock().expect("no holder panics");
         let lately = differed
             .get(table)
-            .is_some_and(|when| when.elapsed() < REPAIRED);
+            .is_some_and(|when| when.elapsed() < REPAIR_INTERVAL);
         differed.insert(table.to_string(), Instant::now());
         !lately
     }
 
-    /// Compares tables of these names, the first at least, and as many as may be in the time.
+    /// Compares the tables with these names: at least the first one, and as many as fit into
+    /// `time`.
     async fn compare_tables(
         &self,
         wanted: Vec<(String, i64)>,
@@ -285,7 +295,7 @@ impl<'a> Follow<'a> {
 }
 
 impl<'a> Comparing<'a> {
-    /// Tables that nobody knows anything of, for an older program made the copy: they are taken as they are.
+    /// Takes unknown tables as they are. They are unknown if an older program made the copy.
     async fn adopt(&mut self, seen: &Seen, follow: &Follow<'_>) -> Result<(), Gap> {
         if follow.incoming {
             return Ok(());
@@ -305,7 +315,8 @@ impl<'a> Comparing<'a> {
         Ok(())
     }
 
-    /// Tables whose rows lie in another file than when they were last known to be equal.
+    /// Returns the tables that are stored in another file than when they were last known to be
+    /// equal.
     fn rewritten(&self, seen: &Seen) -> Vec<(String, i64)> {
         let moved = |(table, file): &(&String, &i64)| {
             let known = self.known.get(*table);
@@ -319,7 +330,7 @@ impl<'a> Comparing<'a> {
         self.known.values().map(|known| known.time).min()
     }
 
-    /// Begins what is due, if nothing is under way.
+    /// Begins the comparison that is due, if none is running.
     fn begin<'b: 'a>(
         &mut self,
         follow: &'a Follow<'b>,
@@ -338,7 +349,7 @@ impl<'a> Comparing<'a> {
             let mut all: Vec<_> = seen.files.iter().collect();
             all.sort_by_key(|(table, _)| self.known.get(*table).map(|known| known.time));
             let all = all.into_iter().map(|(table, file)| (table.clone(), *file));
-            (all.collect(), Some(ROUND * percent / 100), false)
+            (all.collect(), Some(ROUND_INTERVAL * percent / 100), false)
         } else {
             return;
         };
@@ -355,14 +366,14 @@ impl<'a> Comparing<'a> {
         }));
     }
 
-    /// When to look again what is due.
+    /// Returns the time at which to check again for a due comparison.
     fn wake(&self) -> Instant {
         let now = Instant::now();
         let later = [self.not_before, self.due].into_iter().filter(|t| *t > now);
-        later.min().unwrap_or(now + ROUND)
+        later.min().unwrap_or(now + ROUND_INTERVAL)
     }
 
-    /// Never, if nothing is under way.
+    /// Waits for the end of the running comparison; for ever, if none is running.
     async fn done(&mut self) -> Done {
         let Some(under_way) = &mut self.under_way else {
             return std::future::pending().await;
@@ -372,13 +383,13 @@ impl<'a> Comparing<'a> {
         done
     }
 
-    /// After a comparison, so that all of them keep their share of the time.
+    /// Sets the time of the next comparison, so that all comparisons keep their share of the time.
     fn rest(&mut self, percent: u32, took: Duration) {
         let rest = match percent {
-            0 => ROUND,
+            0 => ROUND_INTERVAL,
             percent => (took * (100 - percent.min(100)) / percent)
-                .max(ROUND * (100 - percent.min(100)) / 100),
+                .max(ROUND_INTERVAL * (100 - percent.min(100)) / 100),
         };
-        self.due = Instant::now() + rest.max(LEAST_REST);
+        self.due = Instant::now() + rest.max(MIN_REST);
     }
 }

@@ -1,7 +1,7 @@
-//! The row changes of the open transaction: gathered table by table, and sent many at a time.
+//! Collects the row changes of the open transaction table by table, and sends many at a time.
 //!
-//! Tables do not wait for each other, for neither triggers nor foreign keys are at work here; within a table the order
-//! is kept.
+//! Tables do not wait for each other, because neither triggers nor foreign keys are active here.
+//! Within a table the order is kept.
 
 use super::super::error::PassError;
 use super::error::Gap;
@@ -17,15 +17,17 @@ use std::collections::{BTreeMap, HashMap};
 use std::pin::Pin;
 use std::sync::Arc;
 
-/// Changes sent together at most, by what each costs and in bytes.
-const MOST: usize = 20_000;
-const MOST_BYTES: usize = 2 << 20;
-/// A change that is found by its key, or needs not be found; and one that is found by all its values: the more of those go
-/// at once, the less often their table is read.
-const COST: usize = 10;
+/// Maximum cost and maximum bytes of the changes that are sent together.
+const MAX_COST: usize = 20_000;
+const MAX_BYTES: usize = 2 << 20;
+/// Cost of a change whose row is found by its key, or need not be found; and of a change whose row
+/// is found by all its values. The more of the latter are sent at once, the less often their table
+/// is read.
+const COST_BY_KEY: usize = 10;
 const COST_BY_ROW: usize = 1;
-/// Prepared statements that are kept: there is one for each set of columns, and of NULLs.
-const MOST_STATEMENTS: usize = 1000;
+/// Maximum number of prepared statements that are kept: there is one for each set of columns, and
+/// of NULLs.
+const MAX_STATEMENTS: usize = 1000;
 
 pub enum Change {
     Insert(Vec<Value>),
@@ -33,7 +35,7 @@ pub enum Change {
     Delete(Old),
 }
 
-/// A package row by what it names.
+/// The three columns of a package row that identify its artifact.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Named {
     pub ident: String,
@@ -41,7 +43,7 @@ pub struct Named {
     pub checksum: String,
 }
 
-/// What became of package rows.
+/// Changes of package rows in the open transaction.
 #[derive(Debug, Default)]
 pub struct Effects {
     pub removed: Vec<Named>,
@@ -83,11 +85,12 @@ impl Changes {
         self.types.insert(id, (schema, name));
     }
 
-    /// What the stream says of a table; it is compared with ours before a row of it is written.
+    /// Takes the stream's description of a table, and compares it with the spare's table before a
+    /// row of it is written.
     pub async fn relation(&mut self, relation: &Relation) -> Result<(), Gap> {
         let found = Target::find(&self.session, relation, &self.types).await?;
         let target = found.map_err(Gap::Schema)?;
-        // Rows that are queued were sent under the old description.
+        // Queued rows were sent under the old description.
         let same = |old: &Arc<Target>| old.identity == target.identity && old.keys == target.keys;
         if self.targets.get(&relation.id).is_some_and(|old| !same(old)) {
             self.flush().await?;
@@ -110,9 +113,9 @@ impl Changes {
         let by_row =
             matches!(target.identity, Identity::Full) && !matches!(change, Change::Insert(_));
         self.queued.entry(relation).or_default().push(change);
-        self.number += if by_row { COST_BY_ROW } else { COST };
+        self.number += if by_row { COST_BY_ROW } else { COST_BY_KEY };
         self.bytes += bytes;
-        if self.number >= MOST || self.bytes >= MOST_BYTES {
+        if self.number >= MAX_COST || self.bytes >= MAX_BYTES {
             self.flush().await?;
         }
         Ok(())
@@ -124,7 +127,10 @@ impl Changes {
         for relation in &truncate.relations {
             let target = self.target(*relation)?;
             if let Some(sql) = target.packages() {
-                let rows = self.session.query("reading what goes", &sql, &[]).await?;
+                let rows = self
+                    .session
+                    .query("reading the rows that are removed", &sql, &[])
+                    .await?;
                 self.effects
                     .removed
                     .extend(rows.iter().map(|row| named(row, 0)));
@@ -143,7 +149,7 @@ impl Changes {
         Ok(())
     }
 
-    /// Sends what is gathered.
+    /// Sends the collected changes.
     pub async fn flush(&mut self) -> Result<(), Gap> {
         let queued = std::mem::take(&mut self.queued);
         (self.number, self.bytes) = (0, 0);
@@ -169,7 +175,7 @@ impl Changes {
         if let Some(known) = self.statements.get(sql) {
             return Ok(known.clone());
         }
-        if self.statements.len() >= MOST_STATEMENTS {
+        if self.statements.len() >= MAX_STATEMENTS {
             self.statements.clear();
         }
         let made = self.session.prepare("preparing a change", sql).await?;
@@ -180,7 +186,7 @@ impl Changes {
 
 type Sent<'a> = Pin<Box<dyn Future<Output = Result<Vec<RawRow>, Gap>> + Send + 'a>>;
 
-/// One statement with its values, and how many rows it must change.
+/// A statement with its values, and the number of rows that it must change.
 pub struct Call {
     pub sql: String,
     pub kind: Kind,
@@ -258,7 +264,7 @@ impl Effects {
     }
 }
 
-/// NULL is no name, and so none of a sound package.
+/// Returns the package that a row names. NULL is read as an empty text, which no valid package has.
 pub fn named(row: &RawRow, from: usize) -> Named {
     let text = |n| row.get::<_, Option<String>>(from + n).unwrap_or_default();
     Named {
@@ -309,7 +315,7 @@ fn calls_for(target: &Target, changes: Vec<Change>) -> Result<Vec<Call>, Gap> {
 
 pub fn sized(target: &Target, values: Vec<Value>) -> Result<Vec<Value>, Gap> {
     if values.len() == target.columns.len() {
-        // What names a package is read as text. The rest may be any bytes.
+        // The columns that name a package are read as text. The others may be any bytes.
         for column in target.package.iter().flatten() {
             if let Value::Text(text) = &values[*column]
                 && std::str::from_utf8(text).is_err()
@@ -362,7 +368,7 @@ fn insert_all(
     Ok(())
 }
 
-/// None: NULL.
+/// Returns the text of a value. None: NULL.
 pub fn text_of(target: &Target, value: &Value) -> Result<Option<Bytes>, Gap> {
     match value {
         Value::Null => Ok(None),
@@ -373,18 +379,19 @@ pub fn text_of(target: &Target, value: &Value) -> Result<Option<Bytes>, Gap> {
 
 pub fn unsent(target: &Target) -> Gap {
     Gap::Decoding(format!(
-        "a row of {} lacks a value that it needs",
+        "a row of {} has no value for a column that the change needs",
         target.name
     ))
 }
 
-/// A value that the primary's server has given a row anew (`SET id = DEFAULT`) cannot be set: ours would give another.
+/// Fails if the primary's server itself gave a row a new value (`SET id = DEFAULT`): the spare
+/// cannot set this value, and its server would give another one.
 pub fn given_anew(target: &Target, before: &[Value], new: &[Value]) -> Result<(), Gap> {
     for (column, (was, is)) in before.iter().zip(new).enumerate() {
         let known = |value: &Value| matches!(value, Value::Text(_));
         if !target.settable(column) && known(was) && known(is) && was != is {
             return Err(Gap::Decoding(format!(
-                "a row of {} was given another value of an identity column that is GENERATED ALWAYS",
+                "the primary set a new value in an identity column of {} that is GENERATED ALWAYS, which cannot be repeated here",
                 target.name
             )));
         }
@@ -392,7 +399,7 @@ pub fn given_anew(target: &Target, before: &[Value], new: &[Value]) -> Result<()
     Ok(())
 }
 
-/// None: nothing to be set.
+/// Returns the statement for an update. None: no column is to be set.
 fn update(target: &Target, old: Option<Old>, new: Vec<Value>) -> Result<Option<Call>, Gap> {
     let moved = matches!(old, Some(Old::Key(_)));
     if let Some(Old::Key(before) | Old::Full(before)) = &old {

@@ -1,5 +1,5 @@
-//! What belongs to a transaction besides its rows: what the primary lacks, what goes, bytes that change under a key, and
-//! whether the fuse lets it pass.
+//! Handles the parts of a transaction other than its rows: unavailable artifacts, removed packages,
+//! bytes that change under a key, and the fuse.
 
 use super::apply::keys;
 use super::changes::Named;
@@ -23,29 +23,31 @@ pub struct Settling<'a> {
     courier: &'a Courier,
     /// Keys recorded as unavailable, with the checksum of each.
     lacking: HashSet<(String, String)>,
-    /// Rows of packages; None: nobody has asked yet, and counting takes as long as they are many.
+    /// Number of package rows; None: not counted yet. Counting takes longer the more rows there
+    /// are.
     packages: Option<u64>,
-    /// The list of what is lacking is another one since it was last asked.
+    /// True: the list of unavailable artifacts has changed since it was last asked for.
     changed: bool,
-    /// The database is not the one that Builder sees: what changes under its keys waits for the switch.
+    /// True: Builder does not see this database yet, so changes of bytes under its keys wait for
+    /// the switch.
     incoming: bool,
-    /// Gathered for the switch.
+    /// Changes of bytes under a key, collected for the switch.
     pub swaps: Vec<Swap>,
-    /// What vanished, likewise.
+    /// Vanished packages and artifacts, collected for the switch.
     pub shrinkage: Shrinkage,
 }
 
-/// What is to be judged, and written beside the rows.
+/// The parts of a transaction that are judged, and recorded in the same transaction as the rows.
 pub struct Verdict<'a> {
     pub removed: &'a [Named],
     /// Keys whose artifacts are here.
     pub here: &'a [String],
     pub outcomes: &'a [Outcome],
     pub inserted: u64,
-    /// Rows that went, whether their package is there again or not.
+    /// Number of deleted package rows, even if their package was added again.
     pub deleted: u64,
     pub end: Lsn,
-    /// Of several transactions of the primary.
+    /// True: it holds several transactions of the primary.
     pub several: bool,
 }
 
@@ -72,7 +74,7 @@ impl<'a> Settling<'a> {
         })
     }
 
-    /// Whether anything is known to be lacking.
+    /// Returns whether any artifact is recorded as unavailable.
     pub fn lacks(&self) -> bool {
         !self.lacking.is_empty()
     }
@@ -81,11 +83,11 @@ impl<'a> Settling<'a> {
         std::mem::take(&mut self.changed)
     }
 
-    /// Lets the open transaction pass, or not; writes what must stand beside its rows.
+    /// Asks the fuse about the open transaction, and records its effects in it.
     pub async fn judge(&mut self, session: &LocalSession, verdict: Verdict<'_>) -> Result<(), Gap> {
         let lacks = |outcome: &Outcome| matches!(outcome, Outcome::Lacking { .. });
         if self.lacks() && verdict.outcomes.iter().any(lacks) {
-            // What was brought meanwhile lacks anew.
+            // An artifact that was copied in the meantime may have become unavailable again.
             self.lacking = recorded_as_lacking(session).await?;
         }
         let newly: Vec<String> = verdict
@@ -124,7 +126,8 @@ impl<'a> Settling<'a> {
         Ok(())
     }
 
-    /// Before the open transaction. When it is first asked for they are counted in that: its rows are all written by now.
+    /// Returns the number of package rows before the open transaction. The first time they are
+    /// counted within it, because all its rows are written by then.
     async fn packages_before(
         &self,
         session: &LocalSession,
@@ -150,7 +153,7 @@ impl<'a> Settling<'a> {
             .zip(verdict.removed.iter().map(|named| named.checksum.as_str()))
             .collect();
         if self.incoming {
-            // The switch is judged as a whole, against what Builder sees.
+            // The switch is judged as a whole, against the database that Builder sees.
             self.shrinkage.artifacts.extend(change.artifacts);
             self.state.retire(&removed).await?;
             return Ok(());
@@ -160,7 +163,7 @@ impl<'a> Settling<'a> {
         let asked = fuse::ask_again(self.config, self.state, change, &end, session).await;
         let approved = match asked {
             Ok(approved) => approved,
-            // Which transaction it is, is found one by one.
+            // The transactions are applied one by one to find the one that the fuse means.
             Err(PassError::Refused { .. }) if verdict.several => return Err(Gap::Careful),
             Err(error) => return Err(error.into()),
         };
@@ -173,7 +176,8 @@ impl<'a> Settling<'a> {
                 self.config.fuse.window,
             )
             .await?;
-        // Recorded although the transaction may not come about: what a row still names is not deleted.
+        // Recorded although the transaction may not be committed: an artifact that a row still
+        // names is not deleted.
         self.state.retire(&removed).await?;
         Ok(())
     }
@@ -192,13 +196,14 @@ impl<'a> Settling<'a> {
                 .map(String::as_str)
                 .collect();
             let forgotten = session
-                .execute("forgetting what is not lacking any more", sql, &[&over])
+                .execute("forgetting unavailable artifacts", sql, &[&over])
                 .await?;
             self.changed |= forgotten > 0;
             self.lacking
                 .retain(|(key, _)| !over.contains(&key.as_str()));
         }
-        // A row that is deleted or named anew in the same transaction lacks nothing. One of no possible artifact has no checksum.
+        // A row that the same transaction deletes or renames needs no artifact. A row that names no
+        // possible artifact has no checksum.
         let sql = "INSERT INTO warm_spare.unavailable (key, checksum, reason) SELECT $1, $2::text, $3 \
                    WHERE EXISTS (SELECT FROM public.origin_packages \
                      WHERE ident = $4 AND target = $5 AND $2::text IN ('', lower(checksum))) \
@@ -216,7 +221,7 @@ impl<'a> Settling<'a> {
             let (ident, target) = package_named(key);
             let recorded = session
                 .execute(
-                    "recording what the primary lacks",
+                    "recording unavailable artifacts",
                     sql,
                     &[key, checksum, reason, &ident, &target],
                 )
@@ -227,14 +232,14 @@ impl<'a> Settling<'a> {
             self.changed = true;
             self.lacking.insert((key.clone(), checksum.clone()));
             if !quiet {
-                log::warn!("peer: {key} is {reason}; its row passes without it");
+                log::warn!("peer: {key} is {reason}; its row is applied without it");
             }
         }
         Ok(())
     }
 
-    /// Bytes that change under a key: just before the transaction whose row names the new ones is committed, and after
-    /// the one that took the old row away was.
+    /// Exchanges the bytes under keys. This comes just before the commit of the transaction whose
+    /// row names the new bytes, and after the commit of the transaction that removed the old row.
     pub async fn swap(&mut self, swaps: &[Swap], end: Lsn) -> Result<(), PassError> {
         if swaps.is_empty() {
             return Ok(());
@@ -250,7 +255,7 @@ impl<'a> Settling<'a> {
         replacements::carry_out(swaps, owner, self.courier, Some(end), None).await
     }
 
-    /// The transaction did not come about.
+    /// Undoes the exchange, because the transaction was not committed.
     pub async fn unswap(&self, reached: Lsn) -> Result<(), PassError> {
         if !self.incoming {
             replacements::undo((self.state, self.lock), self.courier, Some(reached)).await?;
@@ -258,7 +263,7 @@ impl<'a> Settling<'a> {
         Ok(())
     }
 
-    /// The transaction is committed.
+    /// Finishes the exchange, because the transaction is committed.
     pub async fn swapped(&self, swaps: &[Swap]) -> Result<(), PassError> {
         if self.incoming {
             return Ok(());
@@ -273,12 +278,12 @@ async fn recorded_as_lacking(
 ) -> Result<HashSet<(String, String)>, PassError> {
     let sql = "SELECT key, checksum FROM warm_spare.unavailable";
     let rows = session
-        .query("reading what the primary lacks", sql, &[])
+        .query("reading the unavailable artifacts", sql, &[])
         .await?;
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
-/// Whose key it is; a row of no possible artifact is known by its own name.
+/// Returns the package of a key. A row that names no possible artifact is known by its own name.
 fn package_named(key: &str) -> (String, String) {
     match package_of_key(key) {
         Some((ident, target)) => (ident.to_string(), target.to_string()),

@@ -1,4 +1,5 @@
-//! Why following ended: by a failure that may pass, or because the spare can only be right again by a new baseline.
+//! Reasons why following ended: a failure that may be transient, or a gap that only a new baseline
+//! closes.
 
 use super::super::descent::Doubt;
 use super::super::error::PassError;
@@ -8,21 +9,22 @@ use std::sync::Arc;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Gap {
-    /// As a pass may fail: tried again, or waits for an operator.
+    /// A failure as of a full copy: it is tried again, or waits for an operator.
     #[error(transparent)]
     Failed(#[from] PassError),
-    /// What the gate could not find out.
+    /// A failure that keeps the gate from deciding about an artifact.
     #[error(transparent)]
     Waited(#[from] Arc<PassError>),
     #[error(transparent)]
     Spool(#[from] SpoolError),
-    /// Several transactions together are too much for the fuse: they come again one by one.
+    /// Several transactions together are too much for the fuse: they are read again and applied one
+    /// by one.
     #[error("several transactions together would blow the fuse")]
     Careful,
     #[error("the tables' form differs: {0}")]
     Schema(String),
     #[error(
-        "{doing} in {table} changed {changed} rows of the spare where the primary changed others"
+        "{doing} in {table} changed {changed} rows of the spare, which is not the number that the primary changed"
     )]
     Row {
         table: String,
@@ -34,26 +36,29 @@ pub enum Gap {
         table: String,
         error: Box<DatastoreError>,
     },
-    /// A comparison found what no change in the stream explains: the table was rewritten, as a rule.
+    /// A comparison found a difference that no change in the stream explains. As a rule the table
+    /// was rewritten.
     #[error("{rows} rows of {table} are on one side only, and the stream did not bring them")]
     Content { table: String, rows: u64 },
     #[error("the stream cannot be read: {0}")]
     Decoding(String),
-    /// The gentler bound than the server's own: the log held for us is given up, and copied anew.
+    /// The slot holds more log than we allow. Our limit is below the server's own: the slot is
+    /// given up, and a new copy is made.
     #[error(
         "slot holds {held} bytes of write-ahead log on the primary, more than replication.wal_hold_limit = {limit}"
     )]
     Held { held: u64, limit: u64 },
-    /// The primary's history does not go on from ours.
+    /// The primary's history does not continue the spare's.
     #[error("{}", .0.text)]
     WentBack(Doubt),
-    /// What the slot gives does not join what is here.
+    /// The slot's first change does not follow the spare's last one.
     #[error("the stream does not join: {0}")]
     Broken(String),
 }
 
 impl Gap {
-    /// The spare itself is whole and stays so, but can no longer be brought forward by single changes.
+    /// Returns true if the spare is correct and stays so, but single changes can no longer bring it
+    /// forward.
     pub fn needs_baseline(&self) -> bool {
         !matches!(
             self,
@@ -61,7 +66,7 @@ impl Gap {
         )
     }
 
-    /// The failure, if it is one; else the gap, which only a baseline closes.
+    /// Returns the failure, if it is one; otherwise the gap, which only a baseline closes.
     pub fn failure(self) -> Result<PassError, Gap> {
         match self {
             Gap::Failed(error) => Ok(error),
@@ -74,7 +79,8 @@ impl Gap {
         }
     }
 
-    /// A statement that a table of ours refuses for what is in it is a difference; one that is not answered is a failure.
+    /// Returns the gap or the failure for a failed statement. A statement that a local table
+    /// refuses for its content is a difference; a statement without an answer is a failure.
     pub fn statement(table: &str, error: DatastoreError) -> Gap {
         if error.fault == DatastoreFault::Statement {
             return Gap::Refused {

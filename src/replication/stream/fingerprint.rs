@@ -1,14 +1,17 @@
-//! The form of the primary's tables and of all that belongs to them, as one number. Compared with the same server's own
-//! answer of before, so what differs from version to version does not matter.
+//! Computes one number for the form of the primary's tables and of everything that belongs to them.
+//! It is compared only with an earlier answer of the same server, so differences between versions
+//! do not matter.
 
 use super::super::error::PassError;
 use crate::cluster::Session;
 
-/// Names in definitions are written out or not by this path, which a role or a database may set otherwise at any time.
+/// The path decides whether names in definitions are written in full. A role or a database may
+/// change it at any time.
 const PATH: &str = "SELECT set_config('search_path', 'pg_catalog', false)";
 
-/// Everything that makes a row mean what it means, and that a promoted spare needs. What an extension brought counts by
-/// the extension's version; owners and privileges do not count, for they are not copied.
+/// Everything that gives a row its meaning, and that a promoted spare needs. Objects of an
+/// extension count by the extension's version. Owners and privileges do not count, because they are
+/// not copied.
 const FINGERPRINT: &str = "
 WITH ours AS (
     SELECT oid, nspname FROM pg_namespace
@@ -85,7 +88,8 @@ lines AS (
     JOIN pg_publication p ON p.oid = r.prpubid WHERE p.pubname = $1)
 SELECT coalesce(md5(string_agg(line, E'\\n' ORDER BY line)), '') FROM lines";
 
-/// As the session's transaction sees it. The session finds unqualified names in the system's catalog alone after it.
+/// Returns the fingerprint as the session's transaction sees it. After it the session finds
+/// unqualified names only in the system's catalog.
 pub async fn fingerprint(session: &Session, publication: &str) -> Result<String, PassError> {
     let doing = "reading the form of the tables";
     session.rows(doing, PATH, &[]).await?;

@@ -1,5 +1,5 @@
-//! One run of following: the checks before the stream is asked for, the task that reads it, the applier, and the question
-//! every ten seconds.
+//! Runs following once: the checks before the stream is requested, the task that reads it, the
+//! applier, and the question every ten seconds.
 
 use super::super::descent::{Here, There, doubt, left_at};
 use super::super::error::{PassError, Policy};
@@ -36,10 +36,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 
-/// The shortest and the longest pause between two looks for artifacts that may go.
-const SWEEP: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(600));
-/// When the stream has ended, what has arrived may take so long to be applied.
-const DRAIN: Duration = Duration::from_secs(60);
+/// Shortest and longest pause between two searches for artifacts that may be deleted.
+const SWEEP_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(600));
+/// Maximum time for applying the changes that had arrived when the stream ended.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
 
 pub struct Follow<'a> {
     pub config: &'a Config,
@@ -47,36 +47,36 @@ pub struct Follow<'a> {
     pub lock: Lock,
     pub courier: &'a Courier,
     pub names: Names,
-    /// What the copy was made from, and with which slot.
+    /// The recovery point of the copy, with the slot that was used for it.
     pub recorded: CopiedPoint,
-    /// The database that the changes go into, and whether Builder does not see it yet.
+    /// The database that the changes are written to, and whether it is not visible to Builder yet.
     pub database: &'a str,
     pub incoming: bool,
-    /// Ends when everything before it is applied.
+    /// Following ends when every transaction before this position is applied.
     pub until: Option<Lsn>,
     pub told: Arc<dyn Told>,
     pub spool: Arc<Path>,
     pub clock: Clock,
-    /// When the primary was last asked again for what it lacked.
+    /// Time at which the primary was last asked again for unavailable artifacts.
     pub retried: Arc<Mutex<Instant>>,
-    /// Tables that a comparison found different, and when.
+    /// Tables in which a comparison found a difference, with the time.
     pub differed: Differed,
 }
 
 pub type Differed = Arc<Mutex<HashMap<String, Instant>>>;
 
-/// What the applier and the questions beside it tell each other.
+/// Channels between the applier and the questions beside it.
 pub(super) struct Channels<'a> {
-    /// Known only when nothing is left to be compared.
+    /// Set only when no table is left to be compared.
     pub until: &'a watch::Sender<Option<Lsn>>,
     pub advance: &'a watch::Sender<Lsn>,
-    /// Everything before it is applied.
+    /// Every transaction before this position is applied.
     pub applied: watch::Receiver<Lsn>,
-    /// The history is the one that the spare stands in.
+    /// True: the primary's history is proven to continue the spare's.
     pub proven: watch::Receiver<bool>,
 }
 
-/// Where it ended, and what waits for the switch.
+/// The final position, and the changes that wait for the switch.
 #[derive(Debug)]
 pub struct Followed {
     pub point: Point,
@@ -84,10 +84,10 @@ pub struct Followed {
     pub shrinkage: Shrinkage,
 }
 
-/// Follows until the end that is wanted, or until it cannot go on.
+/// Follows until the wanted end, or until it cannot go on.
 pub async fn follow(follow: &Follow<'_>) -> Result<Followed, Gap> {
     match Box::pin(follow.run(false)).await {
-        // Which transaction the fuse means is found by taking them one by one.
+        // The transactions are applied one by one to find the one that the fuse means.
         Err(Gap::Careful) => Box::pin(follow.run(true)).await,
         Err(Gap::Failed(error)) => Err(Gap::Failed(told_of_standby(follow.config, error).await)),
         ended => ended,
@@ -143,7 +143,8 @@ impl Follow<'_> {
         .await?;
         let (ours, gates) = (session.ended(), gate.ended());
         let states = self.state.session().ended();
-        // Who keeps a session for as long as this run hears of its end, and the next run opens another.
+        // A session that is kept for the whole run reports its end here, and the next run opens
+        // another.
         let ended = async {
             tokio::select! {
                 error = ours => error,
@@ -182,7 +183,8 @@ impl Follow<'_> {
             unproven: point.mark,
             proven,
         };
-        // On another thread, so that the socket is read whatever the applier does. It ends with us.
+        // The reader runs on another thread, so that the socket is read whatever the applier does.
+        // The thread ends with this run.
         let mut reading = JoinSet::new();
         reading.spawn(pump.run());
         let mut applying = Box::pin(applier.run(&mut until_seen, &mut advance_seen));
@@ -193,31 +195,37 @@ impl Follow<'_> {
             proven: proven_seen.clone(),
         };
         let mut beside = Box::pin(self.beside(seen, channels, &keys, proven_seen, ended));
-        // All that may wait does: what it holds is applied, however long that takes, and the rest is asked for again.
+        // Changes that can wait in the spool do so. They are applied, however long that takes, and
+        // then the rest is requested again.
         let mut full = None;
         let ended = loop {
             tokio::select! {
                 biased;
                 applied = &mut applying => break match (applied, full) {
                     (Err(Gap::Spool(SpoolError::Failed(_))), Some(full)) => Err(full),
-                    // It came to the end before we heard of it.
+                    // The applier reached the end of the queue before the error arrived here.
                     (Err(Gap::Spool(SpoolError::Failed(_))), None) => Err(why(reading.join_next().await)),
                     (applied, _) => applied,
                 },
                 ended = reading.join_next(), if full.is_none() => {
                     let why = why(ended);
                     if matches!(why, Gap::Spool(SpoolError::Full { .. })) {
-                        log::info!("{why}: it is applied before the primary is asked for more");
+                        log::info!(
+                            "{why}: these changes are applied before the primary is asked for more"
+                        );
                         full = Some(why);
                         continue;
                     }
-                    // A primary that is gone for good has sent this before; what it still has to bring it cannot.
-                    break match tokio::time::timeout(DRAIN, &mut applying).await {
+                    // A primary that is gone for good has sent these changes before its end.
+                    // Changes that still need its artifacts cannot be applied.
+                    break match tokio::time::timeout(DRAIN_TIMEOUT, &mut applying).await {
                         Ok(Ok(point)) => Ok(point),
                         Ok(Err(gap)) if gap.needs_baseline() => Err(gap),
                         Ok(Err(Gap::Spool(SpoolError::Failed(_)))) | Err(_) => Err(why),
                         Ok(Err(gap)) => {
-                            log::warn!("what had arrived before the stream ended is not all applied: {gap}");
+                            log::warn!(
+                                "not all changes that had arrived before the stream ended could be applied: {gap}"
+                            );
                             Err(why)
                         }
                     };
@@ -235,7 +243,7 @@ impl Follow<'_> {
         })
     }
 
-    /// What goes on beside the stream, and may end it.
+    /// Runs the tasks beside the stream, each of which may end it.
     async fn beside(
         &self,
         seen: Seen,
@@ -245,7 +253,7 @@ impl Follow<'_> {
         ended: impl Future<Output = DatastoreError>,
     ) -> Gap {
         let upkeep = async {
-            // Neither deletes nor brings anything before the history is proven.
+            // No task deletes or copies anything before the history is proven.
             if proven.wait_for(|proven| *proven).await.is_err() {
                 return std::future::pending().await;
             }
@@ -261,12 +269,14 @@ impl Follow<'_> {
         }
     }
 
-    /// Only a spare deletes, and only what Builder's own database and the kept ones do not name.
+    /// Deletes artifacts again and again. Only a spare deletes, and only artifacts that neither
+    /// Builder's own database nor a kept generation names.
     async fn keep_sweeping(&self, gate: &Gate) -> PassError {
         if self.incoming {
             return std::future::pending().await;
         }
-        let pause = (self.config.replication.artifact_retention / 4).clamp(SWEEP.0, SWEEP.1);
+        let pause =
+            (self.config.replication.artifact_retention / 4).clamp(SWEEP_PAUSE.0, SWEEP_PAUSE.1);
         loop {
             tokio::time::sleep(pause).await;
             let local = &self.courier.local;
@@ -274,27 +284,28 @@ impl Follow<'_> {
             match sweep(self.config, self.state, self.lock, local, claim).await {
                 Ok(Swept { deleted: 0, .. }) => {}
                 Ok(swept) => log::info!(
-                    "local: {} artifacts deleted whose packages went long ago",
+                    "local: {} artifacts deleted whose packages were removed longer ago than replication.artifact_retention",
                     swept.deleted
                 ),
                 Err(error @ PassError::State(StateError::Superseded)) => return error,
                 // Deleting is never urgent.
                 Err(error) if error.policy() == Policy::Retry => log::debug!("{error}"),
                 Err(error) => {
-                    log::warn!("{error}; artifacts whose packages went are deleted later")
+                    log::warn!("{error}; artifacts of removed packages are deleted later")
                 }
             }
         }
     }
 
-    /// What the primary lacked may be there again. It is brought under a key that nobody in the stream is at.
+    /// Tries again to copy unavailable artifacts. Each is copied under a key that no row in the
+    /// stream names at that moment.
     async fn keep_retrying(&self, gate: &Gate) -> PassError {
         if self.incoming {
             return std::future::pending().await;
         }
         let pause = self.config.replication.retry_missing;
         loop {
-            // A stream that begins again does not begin the wait again.
+            // A stream that begins again does not restart the wait.
             let since = *self.retried.lock().expect("no holder panics");
             tokio::time::sleep_until((since + pause).into()).await;
             *self.retried.lock().expect("no holder panics") = Instant::now();
@@ -303,12 +314,15 @@ impl Follow<'_> {
                 Ok(0) => {}
                 Ok(brought) => self.told.brought(brought),
                 Err(error @ PassError::State(StateError::Superseded)) => return error,
-                Err(error) => log::warn!("{error}; it is tried again later"),
+                Err(error) => log::warn!(
+                    "copying unavailable artifacts failed, and is tried again later: {error}"
+                ),
             }
         }
     }
 
-    /// Before anything of the primary is applied: it is of our line, and was not set back behind the point.
+    /// Checks, before any change of the primary is applied, that the primary is of the spare's
+    /// lineage and was not set back to a position before the spare's.
     async fn same_history(&self, seen: &Seen, point: &Point) -> Result<(), Gap> {
         let record = peers_record(&self.config.peer.datastore)
             .await
@@ -319,7 +333,8 @@ impl Follow<'_> {
             ..self.recorded.clone()
         };
         let here = match self.incoming {
-            // Its baseline has asked for the record of this cluster; the point is the incoming database's own.
+            // The baseline has checked the record of this cluster already; the point belongs to the
+            // incoming database.
             true => Here {
                 point: Some(ours),
                 ..Here::default()
@@ -343,7 +358,7 @@ impl Follow<'_> {
         }
     }
 
-    /// Asked, and the stream would join what is here.
+    /// Asks the primary, and fails if its stream would not continue the spare's history.
     async fn joined(&self, point: Point) -> Result<Seen, Gap> {
         let seen = self.ask().await?;
         let database = &self.config.peer.datastore.database;
@@ -363,7 +378,8 @@ impl Follow<'_> {
         .await
     }
 
-    /// Ours from now on: whoever held it before us fails at his next commit.
+    /// Writes our lock token into the recovery point. The next commit of a previous holder then
+    /// fails.
     async fn take_over(&self, session: &LocalSession) -> Result<Point, Gap> {
         self.state.still_ours(self.lock).await?;
         let sql = "UPDATE warm_spare.recovery_point SET token = $1 WHERE token <= $1 \

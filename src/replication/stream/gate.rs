@@ -1,5 +1,6 @@
-//! The gate of the stream: every package row that is read ahead of time wants its artifact, and its transaction passes
-//! when each of them is settled. One key is worked on by one job at a time, in the order of the stream.
+//! The gate of the stream: every package row that is read ahead of time requests its artifact, and
+//! its transaction is admitted when all its requests are decided. One job at a time works on a key,
+//! in the order of the stream.
 
 use super::super::error::{PassError, Policy};
 use super::Told;
@@ -22,16 +23,17 @@ use tokio::task::JoinSet;
 mod doubt;
 mod order;
 
-/// Wants that are looked after ahead of time; further rows are looked at when their turn comes.
-const MOST: usize = 4096;
-/// Deletions that are remembered for rows that nobody looked at.
-const MOST_DELETIONS: usize = 100_000;
-const LEAST_PAUSE: Duration = Duration::from_millis(200);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Maximum number of requests that are made ahead of time; later rows are scanned when they are
+/// applied.
+const MAX_REQUESTS: usize = 4096;
+/// Maximum number of deletions that are remembered for rows that were not scanned.
+const MAX_DELETIONS: usize = 100_000;
+const MIN_PAUSE: Duration = Duration::from_millis(200);
+const MAX_PAUSE: Duration = Duration::from_secs(5);
 
 pub type WantId = u64;
 
-/// The last handle takes the jobs with it.
+/// A handle of the gate. The jobs end with the last handle.
 #[derive(Clone)]
 pub struct Gate {
     shared: Arc<Shared>,
@@ -43,16 +45,18 @@ struct Shared {
     grace: Duration,
     most: usize,
     copies: Semaphore,
-    /// On the database that Builder sees, if there is one; on that whose rows are written; and on our state.
+    /// Sessions on the database that Builder sees, if there is one; on the database whose rows are
+    /// written; and on the state database.
     visible: Option<LocalSession>,
     rows: LocalSession,
     state: LocalSession,
     told: Arc<dyn Told>,
-    /// The rows are of the history that the spare stands in. Nothing is brought for others.
+    /// True: the primary's history is proven to continue the spare's. Before that nothing is
+    /// copied.
     proven: watch::Receiver<bool>,
     table: Mutex<Table>,
     changed: Notify,
-    /// Some job's row is deleted further on.
+    /// A later change in the stream deletes the row of some job.
     released: Notify,
 }
 
@@ -60,15 +64,16 @@ struct Shared {
 struct Table {
     next: WantId,
     wants: HashMap<WantId, Want>,
-    /// Who waits for a key; the first is being worked on.
+    /// The requests for each key; the first one is being worked on.
     keys: HashMap<String, VecDeque<WantId>>,
     rows: HashMap<Vec<u8>, Vec<WantId>>,
-    /// Keys of the open transaction whose wants are settled and forgotten.
+    /// Keys of the open transaction whose requests are decided and removed.
     named: HashSet<String>,
-    /// A row that waits was not looked at; and rows whose deletion was seen since, that may be such.
+    /// True: a waiting row was not scanned. `deleted` has the rows whose deletion was seen since,
+    /// which may be such rows.
     overlooked: bool,
     deleted: HashSet<Vec<u8>>,
-    /// Of the job that had it first: another one's success does not end it.
+    /// A fault, with the request that had it first: the success of another request does not end it.
     trouble: Option<(WantId, Arc<PassError>)>,
 }
 
@@ -76,10 +81,10 @@ struct Want {
     /// None: the row names no possible artifact.
     item: Option<Item>,
     row: Vec<u8>,
-    /// The commit of its transaction.
+    /// Commit position of its transaction.
     tx: Option<Lsn>,
     begun: bool,
-    /// The row's deletion stands further on in the stream.
+    /// True: the row is deleted later in the stream.
     released: bool,
     settled: Option<Outcome>,
 }
@@ -92,20 +97,20 @@ struct Item {
     target: String,
 }
 
-/// How a want ended.
+/// The result of a request.
 #[derive(Debug, Clone)]
 pub enum Outcome {
     Here,
-    /// Other bytes are under the key; these wait beside.
+    /// Other bytes are under the key; the new ones are stored beside them.
     Staged(Swap),
-    /// The row passes without its artifact; `quiet`: for it is deleted again at once.
+    /// The row is admitted without its artifact; `quiet`: because it is deleted again at once.
     Lacking {
         key: String,
         checksum: String,
         reason: &'static str,
         quiet: bool,
     },
-    /// No passing fault: it must be told to somebody.
+    /// The fault is not transient: it must be reported.
     Failed(Arc<PassError>),
 }
 
@@ -119,7 +124,8 @@ impl Gate {
     ) -> Result<Gate, PassError> {
         let local = &config.local.datastore;
         let state = LocalSession::open(local, STATE_DATABASE).await?;
-        // What is not remembered when the server is killed is read once more.
+        // A record that is lost when the server is killed only means that an object is read once
+        // more.
         state
             .batch("preparing the gate", "SET synchronous_commit = off")
             .await?;
@@ -145,7 +151,8 @@ impl Gate {
         })
     }
 
-    /// Waits until one of its sessions has ended. Without it nothing is found out any more, and every want waits.
+    /// Waits until one of its sessions has ended. Without it nothing can be decided any more, and
+    /// every request waits.
     pub fn ended(&self) -> impl Future<Output = DatastoreError> + Send + 'static {
         let shared = &self.shared;
         let visible = shared.visible.as_ref().map(|session| session.ended());
@@ -170,11 +177,12 @@ impl Gate {
     }
 
     pub fn has_room(&self) -> bool {
-        self.table().wants.len() < MOST
+        self.table().wants.len() < MAX_REQUESTS
     }
 
-    /// A row wants its artifact. `row` tells the row apart from all others, as its deletion will. `tx` is the place of its
-    /// transaction's commit; None: it is of the transaction that is being applied, and goes before all others.
+    /// Requests the artifact of a row. `row` identifies the row among all others, as its deletion
+    /// does. `tx` is the position of its transaction's commit; None: it belongs to the transaction
+    /// that is being applied, and goes before all others.
     pub fn want(&self, named: &Named, row: Vec<u8>, tx: Option<Lsn>) -> WantId {
         let item = item_of(named);
         let late = item.as_ref().map(|item| item.key.clone());
@@ -219,11 +227,12 @@ impl Gate {
         id
     }
 
-    /// The row is deleted further on: whoever waits for what it named need not wait for long.
+    /// Notes that the row is deleted later in the stream: a request for its artifact need not wait
+    /// for long.
     pub fn release(&self, row: &[u8]) {
         let mut table = self.table();
         let ids = table.rows.get(row).cloned().unwrap_or_default();
-        if ids.is_empty() && table.overlooked && table.deleted.len() < MOST_DELETIONS {
+        if ids.is_empty() && table.overlooked && table.deleted.len() < MAX_DELETIONS {
             table.deleted.insert(row.to_vec());
         }
         for id in ids {
@@ -235,19 +244,19 @@ impl Gate {
         self.shared.released.notify_waiters();
     }
 
-    /// A row has arrived that is not looked at before its turn.
+    /// Notes that a row has arrived that is not scanned before it is applied.
     pub fn overlooked(&self) {
         self.table().overlooked = true;
     }
 
-    /// Nothing waits any more.
+    /// Forgets the deletions, because no transaction waits any more.
     pub fn forget_deletions(&self) {
         let mut table = self.table();
         table.overlooked = false;
         table.deleted.clear();
     }
 
-    /// None: one of them is not settled yet.
+    /// Returns the results of these requests. None: one of them is not decided yet.
     pub fn settled(&self, ids: &[WantId]) -> Option<Vec<Outcome>> {
         let table = self.table();
         ids.iter()
@@ -255,7 +264,7 @@ impl Gate {
             .collect()
     }
 
-    /// The keys of those whose artifacts are here.
+    /// Returns the keys of those requests whose artifacts are here.
     pub fn keys_here(&self, ids: &[WantId]) -> Vec<String> {
         let table = self.table();
         let wants = ids.iter().filter_map(|id| table.wants.get(id));
@@ -265,7 +274,8 @@ impl Gate {
             .collect()
     }
 
-    /// Waits for all of them. `told` hears of a fault that keeps them waiting, and of its end.
+    /// Waits for all of them. `told` is called with a fault that keeps them waiting, and at the end
+    /// of it.
     pub async fn wait(
         &self,
         ids: &[WantId],
@@ -293,7 +303,8 @@ impl Gate {
         }
     }
 
-    /// Their transaction is committed here: whoever waits for the same keys has his turn.
+    /// Removes these requests after their transaction was committed, and starts the next request
+    /// queued for each key.
     pub fn forget(&self, ids: &[WantId]) {
         let mut next = Vec::new();
         let mut table = self.table();
@@ -325,7 +336,8 @@ impl Gate {
         next.into_iter().for_each(|id| self.begin(id));
     }
 
-    /// Their transaction is not committed yet, but they are settled: their keys stay named, and nothing else of them.
+    /// Removes these requests before their transaction is committed, because they are decided. Only
+    /// their keys stay named.
     pub fn shrink(&self, ids: &[WantId]) {
         let mut table = self.table();
         for id in ids {
@@ -336,12 +348,13 @@ impl Gate {
         self.forget(ids);
     }
 
-    /// That transaction is committed.
+    /// Forgets these keys, because their transaction is committed.
     pub fn forget_shrunk(&self) {
         self.table().named.clear();
     }
 
-    /// Nobody in the stream names the key now; until the claim is dropped, whoever comes waits.
+    /// Claims a key that no row in the stream names now. Until the claim is dropped, new requests
+    /// for the key wait.
     pub fn claim(&self, key: &str) -> Option<Claim> {
         let mut table = self.table();
         if table.keys.contains_key(key) || table.named.contains(key) {
@@ -368,7 +381,8 @@ impl Gate {
         while jobs.try_join_next().is_some() {}
         jobs.spawn(async move {
             let mut turn = Some((id, item));
-            // The same transaction may name the key again and again, and waits for all of them.
+            // The same transaction may name the key again and again, and waits for all of these
+            // requests.
             while let Some((id, item)) = turn {
                 let outcome = shared.work(id, &item).await;
                 turn = shared.settle(id, outcome);
@@ -383,7 +397,8 @@ impl Shared {
         self.table.lock().expect("no holder panics")
     }
 
-    /// Returns the next one of the same key in the same transaction, which waits for no commit.
+    /// Records the result. Returns the next request for the same key in the same transaction, which
+    /// waits for no commit.
     fn settle(&self, id: WantId, outcome: Outcome) -> Option<(WantId, Item)> {
         let mut table = self.table();
         let want = table.wants.get_mut(&id)?;
@@ -433,14 +448,14 @@ impl Shared {
             .await
             .is_err()
         {
-            // The run is over.
+            // The run has ended.
             return std::future::pending().await;
         }
         let mut lacking_since: Option<Instant> = None;
         let mut found: Option<&'static str> = None;
-        // It was asked for once more after the bucket had proved to be the right one.
+        // True: the object was asked for once more after the bucket had proved to be the right one.
         let mut doubted = false;
-        let mut pause = LEAST_PAUSE;
+        let mut pause = MIN_PAUSE;
         loop {
             let tried = {
                 let _copying = self.copies.acquire_many(self.share()).await;
@@ -467,13 +482,13 @@ impl Shared {
                     self.trouble(id, None);
                     let reason = reason_of(&error);
                     if found != Some(reason) {
-                        log::warn!("{error}; it holds nobody else up");
+                        log::warn!("{error}; no other artifact waits for it");
                     }
                     Some(reason)
                 }
                 Err(error) => return Outcome::Failed(Arc::new(error)),
             };
-            // What comes and goes is no property of the object.
+            // A reason that comes and goes is not a property of the object.
             if reason.is_none() || reason != found {
                 (lacking_since, doubted) = (None, false);
             }
@@ -491,8 +506,8 @@ impl Shared {
                 }
                 if since.elapsed() >= self.grace {
                     match self.believe().await {
-                        // Behind one address there may be several servers: that one answers rightly for this key too
-                        // must be seen after it has proved to be the right one.
+                        // Several servers may answer behind one address. So the object is asked for
+                        // once more after the bucket has proved to be the right one.
                         Ok(()) => {
                             doubted = true;
                             continue;
@@ -506,13 +521,12 @@ impl Shared {
                 () = tokio::time::sleep(pause) => {}
                 () = released => {}
             }
-            pause = (pause * 2)
-                .min(LONGEST_PAUSE)
-                .min(self.grace.max(LEAST_PAUSE));
+            pause = (pause * 2).min(MAX_PAUSE).min(self.grace.max(MIN_PAUSE));
         }
     }
 
-    /// Of the copies at once, what one takes: more while a store asks for fewer.
+    /// Returns the number of copy permits that one copy takes: more while a store asks for fewer
+    /// copies at once.
     fn share(&self) -> u32 {
         (self.most / self.courier.at_once(self.most)) as u32
     }
@@ -542,7 +556,8 @@ impl Shared {
         Ok(Tried::Here)
     }
 
-    /// What is known of the key: in our bucket, in our records, and in the rows that Builder sees.
+    /// Returns the known facts about the key: in the local bucket, in our records, and in the rows
+    /// that Builder sees.
     async fn look(&self, item: &Item) -> Result<Todo, PassError> {
         let doing = "looking for an artifact";
         let recorded =
@@ -582,7 +597,7 @@ impl Shared {
     }
 }
 
-/// A session on the database that Builder sees, if that is there and Builder's.
+/// Opens a session on the database that Builder sees, if that database exists and is Builder's.
 async fn visible(config: &Config) -> Result<Option<LocalSession>, PassError> {
     let local = &config.local.datastore;
     let session = match LocalSession::open(local, &local.database).await {
@@ -601,7 +616,7 @@ enum Tried {
     Lacking(&'static str),
 }
 
-/// A key that is kept for whoever holds this.
+/// A key that is reserved for the holder of this claim.
 pub struct Claim {
     gate: Gate,
     key: String,
@@ -638,7 +653,7 @@ fn item_of(named: &Named) -> Option<Item> {
     })
 }
 
-/// The key that a row names, or else the row's own name: what `unavailable` has it under.
+/// Returns the key that a row names, or else the row's own name, as in `unavailable`.
 pub fn key_of(named: &Named) -> String {
     match item_of(named) {
         Some(item) => item.key,

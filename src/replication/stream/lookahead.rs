@@ -1,5 +1,6 @@
-//! Looking ahead: what the transactions hold that are read but not yet applied, so that their artifacts are on their way
-//! long before the gate asks, and the applier knows what it may commit together.
+//! Looks ahead at transactions that are read but not yet applied, so that their artifacts are being
+//! copied long before the gate needs them, and the applier knows which transactions it may commit
+//! together.
 
 use super::changes::Named;
 use super::gate::{Gate, WantId};
@@ -11,31 +12,33 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::Notify;
 
-/// A transaction of more bytes is applied while it arrives; smaller ones are waited for whole.
-const SMALL: usize = 4 << 20;
-/// Transactions that are listed; in a longer backlog the rest is looked at when its turn comes.
-const MOST_LISTED: usize = 50_000;
+/// Maximum size of a transaction that is waited for completely; a larger one is applied while it
+/// arrives.
+const SMALL_TX_BYTES: usize = 4 << 20;
+/// Maximum number of listed transactions. In a longer backlog the others are scanned when they are
+/// applied.
+const MAX_LISTED: usize = 50_000;
 
-/// What is known of a transaction before it is applied.
+/// The facts about a transaction that are known before it is applied.
 #[derive(Debug, Clone, Default)]
 pub struct Info {
     pub final_lsn: Lsn,
-    /// Its commit has arrived.
+    /// True: its commit has arrived.
     pub complete: bool,
     pub wants: Vec<WantId>,
-    /// Package rows go, or every row of a table.
+    /// True: it removes package rows, or all rows of a table.
     pub removes: bool,
-    /// Not all of its package rows were looked at.
+    /// True: not all of its package rows were scanned.
     pub blind: bool,
-    /// The stream ended within it: its commit will not come.
+    /// True: the stream ended within it, so its commit will not arrive.
     pub cut: bool,
     bytes: usize,
 }
 
 impl Info {
-    /// Applied while it arrives.
+    /// Returns whether it is applied while it arrives.
     pub fn is_large(&self) -> bool {
-        self.bytes > SMALL
+        self.bytes > SMALL_TX_BYTES
     }
 }
 
@@ -54,7 +57,7 @@ impl Ahead {
         self.0.infos.lock().expect("no holder panics")
     }
 
-    /// Transactions that have arrived whole and are not applied.
+    /// Returns the number of transactions that have arrived completely and are not applied.
     pub fn waiting(&self) -> u64 {
         self.infos().iter().filter(|info| info.complete).count() as u64
     }
@@ -63,7 +66,8 @@ impl Ahead {
         self.infos().is_empty()
     }
 
-    /// The transaction that begins so, when all of it is known, or so much that the rest is not waited for.
+    /// Returns the transaction with this commit position, as soon as it has arrived completely, or
+    /// is too large to be waited for.
     pub async fn known(&self, final_lsn: Lsn) -> Info {
         loop {
             let changed = self.0.changed.notified();
@@ -77,14 +81,14 @@ impl Ahead {
                 match infos.front() {
                     Some(info) if info.final_lsn == final_lsn => {
                         let cut = !info.complete && self.0.ended.load(Ordering::Acquire);
-                        if info.complete || info.bytes > SMALL || cut {
+                        if info.complete || info.bytes > SMALL_TX_BYTES || cut {
                             return Info {
                                 cut,
                                 ..info.clone()
                             };
                         }
                     }
-                    // It was listed before it was handed on, or never.
+                    // A transaction is listed before it is handed on, or never.
                     _ => {
                         return Info {
                             final_lsn,
@@ -98,14 +102,16 @@ impl Ahead {
         }
     }
 
-    /// How many of its package rows were looked at; none that has arrived is still to be.
+    /// Returns how many of its package rows were scanned. No row that has arrived will be scanned
+    /// later.
     pub fn looked_at(&self, final_lsn: Lsn) -> usize {
         let infos = self.infos();
         let info = infos.iter().find(|info| info.final_lsn == final_lsn);
         info.map_or(0, |info| info.wants.len())
     }
 
-    /// It is applied; what was added to it since it was asked for.
+    /// Removes an applied transaction from the list, and returns it with any requests added since
+    /// `known`.
     pub fn take(&self, final_lsn: Lsn) -> Option<Info> {
         let mut infos = self.infos();
         infos
@@ -115,14 +121,14 @@ impl Ahead {
     }
 }
 
-/// The side that sees every message as it arrives.
+/// The half that sees every message as it arrives.
 pub struct Lookahead {
     gate: Gate,
     ahead: Ahead,
     packages: HashMap<u32, Columns>,
-    /// The transaction that is arriving stands in the list.
+    /// True: the transaction that is arriving is in the list.
     listed: bool,
-    /// The commit of a transaction that is here already.
+    /// The commit position of a transaction that is applied already.
     known: Option<Lsn>,
 }
 
@@ -143,7 +149,7 @@ impl Lookahead {
         }
     }
 
-    /// What cannot be read here is an error where it is applied.
+    /// Scans a frame. A frame that cannot be read here causes an error where it is applied.
     pub fn see(&mut self, frame: &Bytes) {
         let Some(kind) = frame.first() else { return };
         match kind {
@@ -152,7 +158,7 @@ impl Lookahead {
                     self.structure(message, frame.len());
                 }
             }
-            // Most rows are of other tables: their messages are not taken apart.
+            // Most rows are of other tables: their messages are not decoded.
             b'I' | b'D' if self.of_a_package(frame) => {
                 if let Ok(message) = decode(frame.clone()) {
                     self.row(message, frame.len());
@@ -171,7 +177,7 @@ impl Lookahead {
         match message {
             Message::Begin(begin) => {
                 let mut infos = self.ahead.infos();
-                self.listed = infos.len() < MOST_LISTED && self.known != Some(begin.final_lsn);
+                self.listed = infos.len() < MAX_LISTED && self.known != Some(begin.final_lsn);
                 if self.listed {
                     infos.push_back(Info {
                         final_lsn: begin.final_lsn,
@@ -227,7 +233,8 @@ impl Lookahead {
                     let infos = self.ahead.infos();
                     infos.back().map(|info| (info.final_lsn, info.blind))
                 });
-                // The first rows of a transaction are looked at, and none after one that was not: so they are counted.
+                // Only the first rows of a transaction are scanned, and none after a row that was
+                // not: so their number says which.
                 match last.flatten() {
                     Some((tx, false)) if self.gate.has_room() => {
                         let named = named(&insert.new, columns.named);
@@ -264,7 +271,7 @@ impl Lookahead {
     fn count(&mut self, bytes: usize) {
         let mut large = false;
         self.change(|info| {
-            large = info.bytes <= SMALL && info.bytes + bytes > SMALL;
+            large = info.bytes <= SMALL_TX_BYTES && info.bytes + bytes > SMALL_TX_BYTES;
             info.bytes += bytes;
         });
         if large {
@@ -280,7 +287,7 @@ impl Drop for Lookahead {
     }
 }
 
-/// What a new row names; a value that was not sent is none.
+/// Returns the package that a new row names. A value that was not sent is read as empty.
 pub fn named(row: &[Value], columns: [usize; 3]) -> Named {
     let text = |column: usize| match row.get(column) {
         Some(Value::Text(text)) => String::from_utf8_lossy(text).into_owned(),
@@ -294,7 +301,7 @@ pub fn named(row: &[Value], columns: [usize; 3]) -> Named {
     }
 }
 
-/// The values that a row is told by, in one.
+/// Returns the values that identify a row, joined into one.
 pub fn key(row: &[Value], columns: &[usize]) -> Vec<u8> {
     let mut key = Vec::new();
     for column in columns {

@@ -1,7 +1,10 @@
-//! Following: the primary's transactions, in commit order, from logical decoding to the spare's rows.
+//! Follows the primary: its transactions, in commit order, from logical decoding to the spare's
+//! rows.
 //!
-//! `pump` reads the stream into the `spool`; `ahead` sees what comes and has the `gate` bring its artifacts; `apply` writes
-//! rows, recovery point and what is lacking in one transaction; `follow` joins them for as long as it goes.
+//! `pump` reads the stream into the `spool`. `lookahead` sees each message as it arrives and has
+//! the `gate` bring its artifacts. `apply` writes the rows, the recovery point and the list of
+//! unavailable artifacts in one transaction. `follow` joins these parts for as long as the stream
+//! goes on.
 
 mod apply;
 mod asking;
@@ -34,7 +37,8 @@ pub use fingerprint::fingerprint;
 pub use follow::{Differed, Follow, Followed, follow};
 pub use primary_status::{Seen, ask, stands};
 
-/// What nobody reads must hold nothing. The slot need not be there.
+/// Drops our slot on the primary, because a slot that nobody reads must not hold log. The slot need
+/// not exist.
 pub async fn drop_slot(peer: &Datastore, slot: &str) -> Result<(), PassError> {
     let mut session = WalSession::open(peer).await?;
     let name = quote_literal(slot);
@@ -47,7 +51,8 @@ pub async fn drop_slot(peer: &Datastore, slot: &str) -> Result<(), PassError> {
         if session.query(doing, &sql).await?.is_empty() {
             return Ok(());
         }
-        // Its reader has just gone, and the server is about to notice. Or its line was lost, and the server will not.
+        // Either the reader has just ended and the server will notice it soon, or the reader's
+        // connection was lost and the server will not notice it.
         if attempt == DROP_TRIES / 5 {
             session.end_reader(slot).await?;
         }
@@ -56,11 +61,12 @@ pub async fn drop_slot(peer: &Datastore, slot: &str) -> Result<(), PassError> {
     Err(PassError::Unfit {
         check: ErrorCode::SlotActive,
         text: format!("slot {slot} on the primary is being read by another session"),
-        next_step: "stop whoever reads it".into(),
+        next_step: "stop the session that reads it".into(),
     })
 }
 
-/// The same on our own server, for a slot by which the peer followed. `session` is one on the slot's database.
+/// Drops a slot on the local server by which the peer followed. `session` is a session on the
+/// slot's database.
 pub async fn drop_slot_here(session: &LocalSession, slot: &str) -> Result<(), PassError> {
     let doing = "dropping the peer's slot";
     let sql = "SELECT pg_terminate_backend(active_pid, 5000) FROM pg_replication_slots \
@@ -75,41 +81,42 @@ pub async fn drop_slot_here(session: &LocalSession, slot: &str) -> Result<(), Pa
 const DROP_TRIES: u32 = 50;
 const DROP_PAUSE: Duration = Duration::from_millis(100);
 
-/// A transaction of ours that was committed.
+/// A committed transaction on the spare.
 #[derive(Debug, Clone, Copy)]
 pub struct Applied {
     pub point: Point,
-    /// Transactions of the primary in it; 0: the recovery point alone moved.
+    /// Number of the primary's transactions in it; 0: only the recovery point moved.
     pub transactions: u64,
-    /// Transactions that are here whole and wait.
+    /// Number of transactions that have arrived completely and wait.
     pub waiting: u64,
-    /// The list of what the primary lacks may have changed.
+    /// True: the list of unavailable artifacts may have changed.
     pub lacking: bool,
 }
 
-/// Hears what following does. Called often: it must be quick.
+/// Receives the events of following. It is called often, so it must be quick.
 pub trait Told: Send + Sync {
     /// The stream has begun.
     fn following(&self) {}
     fn applied(&self, _: Applied) {}
-    /// The gate holds so many transactions.
+    /// Reports how many transactions the gate holds.
     fn waiting(&self, _: u64) {}
     fn waited(&self, _: Duration) {}
-    /// A fault that keeps the gate waiting, and its end.
+    /// Reports a fault that keeps the gate waiting, or the end of it (None).
     fn trouble(&self, _: Option<&Arc<PassError>>) {}
     fn copied(&self, _bytes: u64) {}
-    /// So many artifacts that the primary lacked are here now.
+    /// Reports how many artifacts that the primary did not have have now been copied.
     fn brought(&self, _: usize) {}
     fn seen(&self, _: &Seen) {}
-    /// The rows are the primary's also since its server was started then.
+    /// Reports that the rows also equal the primary's since its server was started at this time.
     fn compared(&self, _server_started: &str) {}
-    /// Each table was compared since then, one after the other.
+    /// Reports the oldest time at which a table was compared; the tables are compared one after the
+    /// other.
     fn compared_tables(&self, _oldest: Option<DateTime<Utc>>) {}
-    /// Complete as of then.
+    /// Reports the time as of which the spare is complete.
     fn confirmed(&self, _: Confirmation) {}
 }
 
-/// Hears nothing.
+/// Ignores all events.
 pub struct Unheard;
 
 impl Told for Unheard {}

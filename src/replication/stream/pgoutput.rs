@@ -1,6 +1,7 @@
-//! What the primary sends: the messages of `pgoutput`, protocol version 1, values as text.
+//! Decodes the primary's messages: `pgoutput`, protocol version 1, values as text.
 //!
-//! Nothing unknown is let pass: a byte that is not understood may be a change that the spare would lack.
+//! Nothing unknown is ignored: a byte that is not understood may be a change that the spare would
+//! miss.
 
 mod reader;
 #[cfg(test)]
@@ -37,12 +38,13 @@ pub struct Begin {
 pub struct Commit {
     /// Where the commit record begins.
     pub lsn: Lsn,
-    /// Where the transaction ends: whoever resumes here gets the next one.
+    /// Position at which the transaction ends: a stream requested from here begins with the next
+    /// transaction.
     pub end: Lsn,
     pub time: DateTime<Utc>,
 }
 
-/// A table as it is when its rows are sent; sent again after every change of it.
+/// A table as it is when its rows are sent. It is sent again after every change of the table.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Relation {
     pub id: u32,
@@ -52,7 +54,7 @@ pub struct Relation {
     pub columns: Vec<Column>,
 }
 
-/// What the old row is told by.
+/// The columns that identify the old row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Identity {
     /// The primary key, if there is one.
@@ -60,13 +62,13 @@ pub enum Identity {
     Nothing,
     /// The whole row.
     Full,
-    /// A unique index that was named for it.
+    /// A unique index that was chosen for it.
     Index,
 }
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Column {
-    /// Part of what the old row is told by; with [`Identity::Full`] every column is.
+    /// True: the column is part of the old row's identity; with [`Identity::Full`] every column is.
     pub key: bool,
     pub name: String,
     pub type_oid: u32,
@@ -81,14 +83,15 @@ pub struct TypeName {
     pub name: String,
 }
 
-/// The transaction came to the primary by replication from elsewhere.
+/// The origin of a transaction that came to the primary by replication from another server.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Origin {
     pub lsn: Lsn,
     pub name: String,
 }
 
-/// What `pg_logical_emit_message` wrote. One that is not transactional comes outside of Begin and Commit.
+/// A message written by `pg_logical_emit_message`. A message that is not transactional is sent
+/// outside of Begin and Commit.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Logical {
     pub transactional: bool,
@@ -135,23 +138,23 @@ pub enum Old {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
     Null,
-    /// A large value that the change left alone, and that the server therefore did not read.
+    /// A large value that the change did not touch, and that the server therefore did not read.
     Unchanged,
     /// A slice of the frame.
     Text(Bytes),
 }
 
-/// The primary sent what this program does not understand: the change in it is unknown.
+/// The primary sent bytes that this program does not understand: the change in them is unknown.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("pgoutput message {message}, byte {offset}: {problem}")]
 pub struct DecodeError {
-    /// `Insert`, `Relation` …; `?` where not even that is known.
+    /// `Insert`, `Relation` …; `?` if the kind itself is unknown.
     pub message: &'static str,
     pub offset: usize,
     pub problem: String,
 }
 
-/// Reads one message. The frame is what an XLogData message of the replication protocol carries.
+/// Reads one message. The frame is the content of an XLogData message of the replication protocol.
 pub fn decode(frame: Bytes) -> Result<Message, DecodeError> {
     let mut reader = Reader::new(frame);
     let kind = reader.u8()?;
@@ -185,7 +188,9 @@ pub fn decode(frame: Bytes) -> Result<Message, DecodeError> {
     };
     match reader.left() {
         0 => Ok(message),
-        left => Err(reader.error(format!("{left} bytes more than the message has"))),
+        left => Err(reader.error(format!(
+            "{left} bytes are left after the end of the message"
+        ))),
     }
 }
 
@@ -217,7 +222,7 @@ fn relation(reader: &mut Reader) -> Result<Relation, DecodeError> {
         b'i' => Identity::Index,
         other => return Err(reader.unknown("replica identity", other)),
     };
-    // A flag, an empty name, two numbers.
+    // Every column has a flag, a name that may be empty, and two numbers.
     let number = usize::from(reader.u16()?);
     let mut columns = reader.room_for(number, 10)?;
     for _ in 0..number {

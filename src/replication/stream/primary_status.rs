@@ -1,5 +1,5 @@
-//! What the primary is asked while it is followed: one cheap question, at most every ten seconds. Has the form of its
-//! tables changed, does our slot stand as it should, and how far has it written.
+//! Asks the primary one cheap question while the spare follows, at most every ten seconds: has the
+//! form of its tables changed, is our slot in order, and up to which position has it written?
 
 use super::fingerprint::fingerprint;
 use crate::cluster::preparation::why_lost;
@@ -14,29 +14,32 @@ use crate::replication::error::PassError;
 use chrono::{DateTime, Utc};
 use std::collections::BTreeMap;
 
-/// What the primary answered.
+/// The primary's answer.
 #[derive(Debug, Clone)]
 pub struct Seen {
-    /// By the primary's clock, before it looked.
+    /// Time by the primary's clock, before it collected the answer.
     pub time: DateTime<Utc>,
     pub clock_offset_seconds: f64,
-    /// How far its log was written then.
+    /// End of its log at that time.
     pub wal: Lsn,
     pub system_id: String,
     pub timeline: i32,
     pub server_started: String,
-    /// Its transactions, as a snapshot in text has them: what had ended by then is in its log before `wal`.
+    /// Its transactions, as a snapshot in text form. Every transaction that had ended by then is in
+    /// its log before `wal`.
     pub transactions: String,
     /// The form of its tables, as one number.
     pub schema: String,
-    /// The file of each published table: another one, and its rows may be others without a word of it in the stream.
+    /// The file of each published table. If the file is another one, the rows may have changed
+    /// without any message in the stream.
     pub files: BTreeMap<String, i64>,
-    /// A table of its database that the publication lacks.
+    /// A table of its database that is not in the publication.
     pub unpublished: Option<String>,
     pub slot: Option<Slot>,
-    /// The most log that the server itself lets a slot hold; None: without bound.
+    /// Maximum bytes of log that the server itself lets a slot hold; None: without limit.
     pub wal_bound: Option<u64>,
-    /// The oldest transaction that writes: the server keeps its log from there on, whatever a slot has confirmed.
+    /// The oldest transaction that writes. The server keeps its log from there on, whatever a slot
+    /// has confirmed.
     pub oldest_writer: Option<String>,
     pub server: Server,
     pub fenced: bool,
@@ -48,13 +51,13 @@ pub struct Slot {
     pub plugin: String,
     pub database: String,
     pub confirmed: Option<Lsn>,
-    /// `lost`: the server has thrown away what it would need.
+    /// `lost`: the server has removed log that the slot needs.
     pub wal_status: String,
-    /// Why it is lost, where the server tells.
+    /// The reason why it is lost, if the server gives one.
     pub lost_for: Option<String>,
-    /// The log that the server keeps for it.
+    /// Bytes of log that the server keeps for it.
     pub held_bytes: u64,
-    /// The log that was not confirmed: what is kept for our sake alone.
+    /// Bytes of log that were not confirmed, so that they are kept only for us.
     pub unconfirmed_bytes: u64,
     pub active: bool,
 }
@@ -96,7 +99,7 @@ SELECT now(), clock_timestamp(), CASE WHEN NOT pg_is_in_recovery() THEN pg_curre
 FROM (SELECT 1) one LEFT JOIN pg_replication_slots s ON s.slot_name = $1"
 );
 
-/// Asks, on a session that ends with the answer.
+/// Asks the primary, in a session that ends with the answer.
 pub async fn ask(
     config: &Config,
     slot: &str,
@@ -107,7 +110,7 @@ pub async fn ask(
     let asked = clock.now();
     let row = peer
         .row(
-            "asking how the primary stands",
+            "asking the primary for its status",
             QUESTION,
             &[&slot, &publication],
         )
@@ -163,12 +166,13 @@ pub async fn ask(
 
 fn unread(files: &str, error: &serde_json::Error) -> PassError {
     PassError::NotMet {
-        text: format!("the primary's answer {files} is no list of its tables' files: {error}"),
+        text: format!("the primary's answer {files} is not a list of its tables' files: {error}"),
     }
 }
 
-/// Why the stream would not join what is here, where the primary's history goes on from ours. A server asked for a position that its slot is past gives what it has, and
-/// says nothing of what it left out.
+/// Returns an error if the stream would not continue the spare's history, though the primary's
+/// history continues it. A server that is asked for a position before its slot's sends the changes
+/// that it has, and does not report the ones that it left out.
 pub fn joins(
     seen: &Seen,
     recorded: &CopiedPoint,
@@ -186,14 +190,14 @@ pub fn joins(
     match confirmed {
         Some(confirmed) if confirmed <= point => Ok(()),
         Some(confirmed) => Err(format!(
-            "slot {} is at {confirmed}, past the spare ({point}): it was made anew or moved by hand",
+            "slot {} is at {confirmed}, past the spare ({point}): it was created again or moved by hand",
             recorded.slot
         )),
-        None => Err(format!("slot {} gives nothing", recorded.slot)),
+        None => Err(format!("slot {} has no position", recorded.slot)),
     }
 }
 
-/// What must be so at every moment of following.
+/// Checks the conditions that must be true at every moment of following.
 pub fn stands(seen: &Seen, recorded: &CopiedPoint, database: &str) -> Result<(), String> {
     let Some(slot) = &seen.slot else {
         return Err(format!("slot {} is gone", recorded.slot));
@@ -206,7 +210,7 @@ pub fn stands(seen: &Seen, recorded: &CopiedPoint, database: &str) -> Result<(),
     }
     if slot.wal_status == "lost" {
         return Err(format!(
-            "the primary gave slot {} up: {}",
+            "the primary invalidated slot {}: {}",
             recorded.slot,
             why_lost(slot.lost_for.as_deref())
         ));
@@ -224,7 +228,8 @@ pub fn stands(seen: &Seen, recorded: &CopiedPoint, database: &str) -> Result<(),
 pub(super) mod tests {
     use super::*;
 
-    /// An answer of a server that was started then, whose slot is confirmed there.
+    /// Returns an answer of a server that was started at this time, with a slot confirmed up to
+    /// this position.
     pub fn seen_at(started: &str, confirmed: Lsn) -> Seen {
         Seen {
             time: Utc::now(),

@@ -1,9 +1,11 @@
-//! Is the primary's history the one that the spare stands in? Before that is proven, nothing that comes from it leaves a
-//! trace here: no row, no sequence, no artifact, no deletion.
+//! Proves that the primary's history is the one that the spare has followed. Before that is proven,
+//! nothing that comes from the primary changes anything here: no row, no sequence, no artifact, no
+//! deletion.
 //!
-//! There are two ways in. The *mark*: the last transaction that is here comes once more, at the same place and time. Where
-//! there is none (nothing was applied since the copy, or since the point was moved over what held nothing), a *finished
-//! comparison*: what the slot gives is applied in a transaction that is never committed, and in there all rows are the
+//! There are two ways. The *mark*: the last applied transaction is sent once more, at the same
+//! position and time. Where there is no mark (nothing was applied since the copy, or since the
+//! point was moved over log without changes), a *finished comparison*: the slot's changes are
+//! applied in a transaction that is never committed, and in this transaction all rows equal the
 //! primary's.
 
 use super::super::descent::Doubt;
@@ -23,17 +25,18 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-/// What is still to be done before the stream is believed.
+/// The proof that is needed before the stream is trusted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Proof {
-    /// Nothing: it is the same run of the same server, and its slot stands where this spare has put it.
+    /// No proof: it is the same run of the same server, and its slot is where this spare has put
+    /// it.
     None,
     Mark,
     Comparison,
 }
 
 impl Proof {
-    /// Err: it cannot be proven.
+    /// Returns the proof that is needed. Err: the history cannot be proven.
     pub fn wanted(
         seen: &Seen,
         recorded: &CopiedPoint,
@@ -45,9 +48,10 @@ impl Proof {
             return Ok(Proof::Mark);
         }
         if incoming && !same_run {
-            return Err("the primary's server was started anew while it was copied".into());
+            return Err("the primary's server was restarted while it was copied".into());
         }
-        // A whole machine that was set back, with its memory, is of the same run. Its slot has gone back too.
+        // A whole machine that was set back, with its memory, is of the same run. But its slot has
+        // gone back too.
         let slot = seen.slot.as_ref();
         let stands = slot.is_some_and(|slot| slot.confirmed == Some(point.lsn));
         Ok(match same_run && (stands || incoming) {
@@ -57,13 +61,13 @@ impl Proof {
     }
 }
 
-/// The spare as it would be with what the slot gives.
+/// The spare with the slot's changes applied, in a transaction that is not committed.
 struct Rehearsal {
     changes: Changes,
     spool: Receiver,
-    /// Everything before it was sent and is in the open transaction.
+    /// Every change before this position was sent and is in the open transaction.
     reached: Lsn,
-    /// Why it cannot go on.
+    /// The reason why it cannot go on.
     failed: Option<Gap>,
 }
 
@@ -94,7 +98,7 @@ impl Ours for Rehearsal {
 }
 
 impl Rehearsal {
-    /// May be dropped while it waits for what is not here yet.
+    /// Applies changes up to `place`. It may be dropped while it waits for more changes.
     async fn apply_to(&mut self, place: Lsn) -> Result<(), Gap> {
         while self.reached < place {
             match self.spool.recv().await? {
@@ -106,7 +110,7 @@ impl Rehearsal {
                     let length = bytes.len();
                     self.take(decode(bytes)?, length).await?;
                 }
-                // Who reads the stream says why it ended.
+                // The task that reads the stream reports why it ended.
                 None => std::future::pending().await,
             }
         }
@@ -146,12 +150,13 @@ impl Rehearsal {
 }
 
 impl Follow<'_> {
-    /// The proof by comparison. It confirms nothing to the slot, and commits nothing here.
+    /// Proves the history by comparison. It confirms nothing to the slot, and commits nothing here.
     pub(super) async fn compare_history(&self, seen: &Seen, point: Point) -> Result<(), Gap> {
         log::info!(
-            "peer: no transaction proves its history since it was last seen; the rows of both sides are compared before anything is applied"
+            "peer: no transaction proves that its history continues the spare's; the rows of both sides are compared before anything is applied"
         );
-        // Where this comes to no end, a full copy has to ask for itself, though the server may be of the same start.
+        // If this does not finish, a full copy has to compare by itself, even if the server is of
+        // the same start.
         self.state.server_started(self.lock, "").await?;
         let local = &self.config.local.datastore;
         let session = Applying::open(local, self.database)
@@ -184,14 +189,14 @@ impl Follow<'_> {
         drop(reading);
         let compared = match (rehearsal.failed.take(), compared) {
             (None, Ok(compared)) => compared,
-            // Changes that our rows refuse were made to others.
+            // A change that the spare's rows refuse was made to other rows.
             (Some(gap @ (Gap::Row { .. } | Gap::Refused { .. })), _) => {
                 let text = format!("{gap}: the primary was set back to an older copy");
                 return Err(self.went_back(&point, text));
             }
             (_, Err(Gap::Spool(SpoolError::Full { limit }))) => {
                 return Err(Gap::Broken(format!(
-                    "the primary's history cannot be proven, for more than {limit} bytes of changes wait"
+                    "the primary's history cannot be proven, because more than {limit} bytes of changes wait to be applied"
                 )));
             }
             (Some(gap), _) | (None, Err(gap)) => return Err(gap),
@@ -200,7 +205,7 @@ impl Follow<'_> {
         session.batch("ending the comparison", "ROLLBACK").await?;
         if let Some((table, rows)) = compared.differing.first() {
             let text = format!(
-                "since the primary's server was started anew, {rows} rows of {table} are on one side only: it was set back to an older copy, or rows were changed by hand or rewritten meanwhile"
+                "since the primary's server was restarted, {rows} rows of {table} are on one side only: it was set back to an older copy, or rows were changed by hand or rewritten in the meantime"
             );
             return Err(self.went_back(&point, text));
         }
@@ -220,7 +225,7 @@ impl Follow<'_> {
         Gap::WentBack(Doubt::set_back(&here, text))
     }
 
-    /// The history is proven for this run of the primary's server.
+    /// Records that the history is proven for this run of the primary's server.
     pub(super) async fn note_start(&self, seen: &Seen) -> Result<(), Gap> {
         if !self.incoming {
             self.state
@@ -231,7 +236,7 @@ impl Follow<'_> {
         Ok(())
     }
 
-    /// While nothing is applied the slot must hold no more than it may.
+    /// Checks, while nothing is applied, that the slot holds no more log than it may.
     async fn keep_bounds(&self) -> Gap {
         loop {
             tokio::time::sleep(super::asking::QUESTION).await;
@@ -246,7 +251,8 @@ impl Follow<'_> {
         }
     }
 
-    /// What is held for us, and that the slot and the tables are as they were.
+    /// Checks the log that the slot holds for us, and that the slot and the tables have not
+    /// changed.
     pub(super) fn bounded(&self, seen: &Seen) -> Result<(), Gap> {
         let database = &self.config.peer.datastore.database;
         primary_status::stands(seen, &self.recorded, database).map_err(|text| {
@@ -255,11 +261,11 @@ impl Follow<'_> {
                 false => Gap::Schema(text),
             }
         })?;
-        // A transaction that is left open keeps the server's log whatever we do: giving our slot up would not free it,
-        // and no other could be made.
+        // A transaction that is left open keeps the server's log whatever we do. Dropping our slot
+        // would not free the log, and a new slot could not be created.
         let held = seen.slot.as_ref().map_or(0, |slot| slot.unconfirmed_bytes);
         let limit = self.config.replication.wal_hold_limit;
-        // One that was made by hand is not ours to give up.
+        // A slot that was made by hand is not dropped by us.
         if held > limit && !self.names.slot_is_premade {
             return Err(Gap::Held { held, limit });
         }
@@ -267,7 +273,7 @@ impl Follow<'_> {
         Ok(())
     }
 
-    /// The stream from where the spare stands.
+    /// Opens the stream from the spare's position.
     pub(super) async fn stream(
         &self,
         point: Point,
@@ -323,7 +329,7 @@ mod tests {
         assert_eq!(wanted("then", 0x80, mark, false), Ok(Proof::Mark));
         assert_eq!(wanted("later", 0x100, None, false), Ok(Proof::Comparison));
         assert_eq!(wanted("then", 0x100, None, false), Ok(Proof::None));
-        // The same run, and yet its slot has gone back.
+        // The run is the same, and yet its slot has gone back.
         assert_eq!(wanted("then", 0x80, None, false), Ok(Proof::Comparison));
         assert_eq!(wanted("then", 0x80, None, true), Ok(Proof::None));
         assert!(wanted("later", 0x100, None, true).is_err());

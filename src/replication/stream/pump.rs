@@ -1,8 +1,10 @@
-//! Always reads the stream, and answers it: what arrives is looked at, and laid into the spool.
+//! Reads the stream without pause, and answers the server: each message is shown to the look-ahead,
+//! and stored in the spool.
 //!
-//! A server that shuts down waits until what it sent is flushed here, or, where no flush is told, written. So while
-//! anything is not durable here, the last answer tells no flush: its shutdown does not wait, its slot does not move, and
-//! the transaction comes again. What is durable is told in an answer of its own just before.
+//! A server that shuts down waits until the client has flushed everything that was sent, or, where
+//! no flush is reported, until it has written it. So while anything is not durable here, the last
+//! answer reports no flush: the server's shutdown does not wait, its slot does not move, and the
+//! transaction is sent again. Just before it, a separate answer reports the durable position.
 
 use super::error::Gap;
 use super::lookahead::Lookahead;
@@ -14,57 +16,58 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// The server is asked for a sign of life so often.
-const ASK: Duration = Duration::from_secs(2);
-/// Within a large transaction of which nothing is sent, the server gives a sign of life by itself alone, after half of its
-/// wal_sender_timeout: 30 s as it comes.
-const SILENCE: Duration = Duration::from_secs(45);
-/// Messages taken before the answers have their turn.
-const AT_ONCE: usize = 1000;
-/// A server that is behind sends each message by itself, many in a millisecond. It is faster when it need not wake us for each.
-const MANY: usize = 100;
-const GATHER: Duration = Duration::from_millis(1);
+/// Interval between keepalive requests to the walsender.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
+/// Maximum time without any message. Within a large transaction of which nothing is sent, the
+/// server sends a keepalive only by itself, after half of its wal_sender_timeout: 30 s by default.
+const RECEIVE_TIMEOUT: Duration = Duration::from_secs(45);
+/// Maximum number of messages read before an answer may be sent.
+const MAX_BATCH: usize = 1000;
+/// Number of messages from which on they are collected. A server that is behind sends each message
+/// by itself, many in a millisecond. It is faster if it need not wake us for each.
+const GATHER_THRESHOLD: usize = 100;
+const GATHER_TIME: Duration = Duration::from_millis(1);
 
 pub struct Pump {
     pub stream: WalStream,
     pub spool: Sender,
-    /// None: nothing is to be brought for what comes.
+    /// None: no artifacts are requested for the changes.
     pub lookahead: Option<Lookahead>,
-    /// Up to where everything is durable here.
+    /// Position up to which everything is durable here.
     pub durable: watch::Receiver<Lsn>,
     pub received: Lsn,
 }
 
 impl Pump {
-    /// Runs until the stream ends, and says why.
+    /// Runs until the stream ends, and returns the reason.
     pub async fn run(mut self) -> Gap {
         let why = match self.read().await {
             Ok(()) => Gap::Decoding("the stream ended without a reason".into()),
             Err(error) => error,
         };
-        // What has arrived is still applied.
+        // Changes that have arrived are still applied.
         self.spool.fail(why.to_string());
         why
     }
 
     async fn read(&mut self) -> Result<(), Gap> {
-        let mut ask = tokio::time::interval(ASK);
+        let mut ask = tokio::time::interval(KEEPALIVE_INTERVAL);
         let (mut lately, mut since) = (0, Instant::now());
         self.tell(false).await?;
         loop {
             tokio::select! {
                 arrived = self.stream.next() => {
                     let now = Instant::now();
-                    if now - since > 4 * GATHER {
+                    if now - since > 4 * GATHER_TIME {
                         (lately, since) = (0, now);
                     }
                     let mut wanted = self.take(arrived?)?;
-                    for _ in 0..AT_ONCE {
+                    for _ in 0..MAX_BATCH {
                         lately += 1;
                         let Some(more) = self.stream.ready()? else { break };
                         wanted |= self.take(more)?;
                     }
-                    if lately >= MANY {
+                    if lately >= GATHER_THRESHOLD {
                         wanted |= self.gather().await?;
                     }
                     if wanted {
@@ -73,22 +76,23 @@ impl Pump {
                 }
                 changed = self.durable.changed() => match changed {
                     Ok(()) => self.tell(false).await?,
-                    // The applier is gone, and takes us with it.
+                    // The applier has ended, and ends this task with it.
                     Err(_) => std::future::pending().await,
                 },
                 _ = ask.tick() => {
-                    self.stream.judge_silence(SILENCE).await?;
+                    self.stream.judge_silence(RECEIVE_TIMEOUT).await?;
                     self.tell(true).await?;
                 }
             }
         }
     }
 
-    /// What has come in a moment. Over TLS each message is a record, and is read by itself.
+    /// Waits a moment and reads the messages that have arrived. Over TLS each message is a record,
+    /// and is read by itself.
     async fn gather(&mut self) -> Result<bool, Gap> {
-        tokio::time::sleep(GATHER).await;
+        tokio::time::sleep(GATHER_TIME).await;
         let mut wanted = false;
-        for _ in 0..AT_ONCE {
+        for _ in 0..MAX_BATCH {
             let Some(arrived) = self.stream.next().now_or_never() else {
                 break;
             };
@@ -97,7 +101,7 @@ impl Pump {
         Ok(wanted)
     }
 
-    /// Whether the server wants an answer now.
+    /// Stores a message. Returns whether the server wants an answer now.
     fn take(&mut self, arrived: Arrived) -> Result<bool, Gap> {
         match arrived {
             Arrived::Data { bytes, end } => {

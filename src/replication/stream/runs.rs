@@ -1,5 +1,5 @@
-//! Rows that are found by all their values, many at a time: one statement reads the table once for a whole run of them,
-//! where one statement for each would read it for each.
+//! Finds many rows by all their values in one statement. One statement reads the table once for a
+//! whole run of rows, while one statement for each row would read it for each.
 
 use super::changes::{Call, Kind, Values, given_anew, sized, text_of, unsent};
 use super::error::Gap;
@@ -11,7 +11,7 @@ use std::collections::HashSet;
 
 type Text = Option<Bytes>;
 
-/// Deletes that follow each other, or updates of the same columns.
+/// Consecutive deletes, or updates of the same columns.
 #[derive(Default)]
 pub struct Run {
     kind: Option<Kind>,
@@ -20,12 +20,12 @@ pub struct Run {
     /// One array for each column that finds a row, then one for each that is set.
     arrays: Vec<Vec<Text>>,
     rows: u64,
-    /// Rows as the updates left them: one of these must not be found in the same statement.
+    /// Rows after their update: a row of these must not be found in the same statement.
     left: HashSet<Vec<Text>>,
 }
 
 impl Run {
-    /// Whether rows of this table go in runs. Those of packages are told one by one.
+    /// Returns whether rows of this table are changed in runs. Package rows are changed one by one.
     pub fn takes(target: &Target) -> bool {
         target.package.is_none() && !target.columns.is_empty()
     }
@@ -87,7 +87,7 @@ impl Run {
         self.rows += 1;
     }
 
-    /// What is gathered becomes one statement.
+    /// Turns the collected rows into one statement.
     pub fn end(&mut self, target: &Target, calls: &mut Vec<Call>) {
         let run = std::mem::take(self);
         let Some(kind) = run.kind else { return };

@@ -1,7 +1,9 @@
-//! A queue between the task that reads the socket and the one that applies: bounded in memory, and beyond that on disk.
+//! A queue between the task that reads the socket and the applier: limited in memory, and beyond
+//! that on disk.
 //!
-//! The socket must always be read, for a primary that shuts down waits for whoever does not. Files are read and written
-//! in place: they are of this machine, and mostly in its memory.
+//! The socket must always be read, because a primary that shuts down waits for a client that does
+//! not read. Files are read and written in place: they are on this machine, and mostly in its
+//! memory.
 
 mod record;
 #[cfg(test)]
@@ -18,15 +20,16 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::Notify;
 
-/// What a frame in memory takes besides its bytes.
+/// Bytes that a frame in memory takes in addition to its content.
 const COST: usize = 64;
-/// A file is given back as a whole, when all of it was read: so it must not become too large.
-const SEGMENT: u64 = 64 << 20;
+/// Maximum bytes of a file. The disk space is freed when the whole file was read, so it must not
+/// become too large.
+const MAX_SEGMENT_BYTES: u64 = 64 << 20;
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Frame {
     Data(Bytes),
-    /// Everything before it was sent: the server's position in a keepalive.
+    /// Every change before this position was sent: the server's position in a keepalive.
     Reached(Lsn),
 }
 
@@ -41,7 +44,7 @@ impl Frame {
 
 #[derive(Debug, thiserror::Error)]
 pub enum SpoolError {
-    #[error("{limit} bytes of changes wait on disk already, which is all that they may take")]
+    #[error("{limit} bytes of changes wait on disk already, which is the limit")]
     Full { limit: u64 },
     #[error("cannot {doing} a spool file in {}: {source}", dir.display())]
     Io {
@@ -49,28 +52,29 @@ pub enum SpoolError {
         dir: PathBuf,
         source: io::Error,
     },
-    /// What the sender ended with, after everything that it had sent.
+    /// The sender's final error, after everything that it had sent.
     #[error("{0}")]
     Failed(String),
-    /// The receiver is gone: nobody will ever read it.
+    /// The receiver is gone: nobody will ever read the frame.
     #[error("the changes are not read any more")]
     Abandoned,
 }
 
-/// Bytes that wait: in memory, with what it takes to keep them, and in files.
+/// Waiting bytes: in memory, with their overhead, and in files.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Held {
     pub memory: usize,
     pub disk: u64,
 }
 
-/// Up to `memory` bytes wait in memory (or a single frame that is longer, and a position), up to `disk` bytes in files in `dir`. They
-/// have no name and only we can read them, for they hold rows.
+/// Makes a queue. Up to `memory` bytes wait in memory (or a single frame that is longer, and a
+/// position), up to `disk` bytes in files in `dir`. The files have no name and only we can read
+/// them, because they hold rows.
 pub fn spool(memory: usize, disk: u64, dir: &Path) -> (Sender, Receiver) {
     let shared = Arc::new(Shared {
         memory,
         disk,
-        segment: (disk / 8).clamp(64 << 10, SEGMENT),
+        segment: (disk / 8).clamp(64 << 10, MAX_SEGMENT_BYTES),
         dir: dir.to_path_buf(),
         state: Mutex::new(State::default()),
         news: Notify::new(),
@@ -91,18 +95,19 @@ struct Shared {
     news: Notify,
 }
 
-/// In order: what is in memory, what is in the files, the tail.
+/// The queue, in order: frames in memory, frames in files, the tail.
 #[derive(Default)]
 struct State {
     queue: VecDeque<Frame>,
     in_memory: usize,
     segments: VecDeque<Segment>,
-    /// A position after everything in the files; None while there are none. Not written, for the next may replace it.
+    /// A position after everything in the files; None while there are no files. It is not written,
+    /// because the next position may replace it.
     tail: Option<Lsn>,
     end: End,
 }
 
-/// A file, in which something is still to be read.
+/// A file that is not read to its end yet.
 struct Segment {
     file: Arc<File>,
     read: u64,
@@ -119,8 +124,9 @@ enum End {
 }
 
 impl Sender {
-    /// Never waits for the receiver. An error loses nothing that was sent before, and is the end: behind a frame that
-    /// was not taken no other one is, least of all a position.
+    /// Stores a frame; it never waits for the receiver. An error loses nothing that was sent
+    /// before, and ends the queue: after a frame that was not stored no other frame is stored,
+    /// least of all a position.
     pub fn send(&mut self, frame: Frame) -> Result<(), SpoolError> {
         let mut state = self.0.state();
         match &state.end {
@@ -145,7 +151,8 @@ impl Sender {
         Ok(())
     }
 
-    /// Ends it: the receiver gets everything that was sent, and then this error, again and again.
+    /// Ends the queue: the receiver gets everything that was sent, and then this error, again and
+    /// again.
     pub fn fail(self, error: String) {
         self.0.state().end = End::Failed(error);
     }
@@ -167,7 +174,8 @@ impl Drop for Sender {
 }
 
 impl Receiver {
-    /// None: the sender is gone, and all it sent was read. May be dropped while it waits: nothing is lost.
+    /// Returns the next frame. None: the sender is gone, and everything it sent was read. The
+    /// future may be dropped while it waits: nothing is lost.
     pub async fn recv(&mut self) -> Result<Option<Frame>, SpoolError> {
         loop {
             if let Some(frame) = self.try_recv()? {
@@ -180,7 +188,8 @@ impl Receiver {
         }
     }
 
-    /// None: nothing is there at present, and perhaps never will be.
+    /// Returns the next frame without waiting. None: there is none at present, and perhaps there
+    /// never will be.
     pub fn try_recv(&mut self) -> Result<Option<Frame>, SpoolError> {
         loop {
             let mut state = self.0.state();
@@ -196,7 +205,7 @@ impl Receiver {
             else {
                 return Ok(None);
             };
-            // Without the lock: what is written stays as it is, and the sender goes on behind it.
+            // The lock is not held: written bytes do not change, and the sender appends after them.
             let (file, read, written) = (file.clone(), *read, *written);
             drop(state);
             let (frames, end) =
@@ -242,11 +251,11 @@ impl Shared {
         }
     }
 
-    /// Whether nothing will come any more; asked when nothing is there.
+    /// Returns whether no frame will come any more. It is asked when no frame is there.
     fn ended(&self) -> Result<bool, SpoolError> {
         let state = self.state();
         match &state.end {
-            // It may have come meanwhile.
+            // A frame may have come in the meantime.
             _ if !state.queue.is_empty() || !state.segments.is_empty() => Ok(false),
             End::Open => Ok(false),
             End::Ended | End::Abandoned => Ok(true),
@@ -254,7 +263,7 @@ impl Shared {
         }
     }
 
-    /// To the end of the last file, or of a new one.
+    /// Appends to the last file, or to a new one.
     fn write(&self, state: &mut State, bytes: &[u8]) -> Result<(), SpoolError> {
         let mut head = Vec::with_capacity(2 * HEADER + 8);
         if let Some(lsn) = state.tail {
@@ -282,7 +291,7 @@ impl Shared {
                 (Arc::new(file), 0)
             }
         };
-        // What is written only in part is written over by the next.
+        // A record that was written only in part is overwritten by the next one.
         file.write_all_at(&head, at)
             .and_then(|()| file.write_all_at(bytes, at + head.len() as u64))
             .map_err(|e| self.io("write", e))?;
@@ -307,7 +316,7 @@ impl State {
         self.queue.push_back(frame);
     }
 
-    /// Positions that nothing stands between: the last one says it all.
+    /// Stores a position. Of positions without a frame in between only the last one is needed.
     fn reach(&mut self, lsn: Lsn) {
         if !self.segments.is_empty() {
             self.tail = Some(lsn);
@@ -322,7 +331,8 @@ impl State {
         self.segments.iter().map(|segment| segment.written).sum()
     }
 
-    /// The first file was read up to there. Closed, a file without a name is gone.
+    /// Notes that the first file was read up to `end`. A file without a name is gone when it is
+    /// closed.
     fn was_read(&mut self, end: u64) {
         if let Some(first) = self.segments.front_mut() {
             first.read = end;

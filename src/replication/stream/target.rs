@@ -1,4 +1,5 @@
-//! A table of the spare as the stream's changes meet it: the same columns, and the statements that change its rows.
+//! A table of the spare as the target of the stream's changes: the same columns, and the statements
+//! that change its rows.
 
 use super::changes::Kind;
 use super::pgoutput::{Column, Identity, Relation};
@@ -13,13 +14,13 @@ pub struct Target {
     /// `public.origins`, for people.
     pub name: String,
     quoted: String,
-    /// Without the tables that inherit from it: each of them has changes of its own.
+    /// The table without the tables that inherit from it: each of them has its own changes.
     only: String,
     pub columns: Vec<TargetColumn>,
     pub identity: Identity,
-    /// Numbers of the columns that find a row.
+    /// Numbers of the columns that identify a row.
     pub keys: Vec<usize>,
-    /// Its rows are packages: the numbers of ident, target and checksum.
+    /// If its rows are packages: the numbers of the columns ident, target and checksum.
     pub package: Option<[usize; 3]>,
 }
 
@@ -28,11 +29,11 @@ pub struct TargetColumn {
     quoted: String,
     type_name: String,
     has_equality: bool,
-    /// The server gives its value, and takes none in an update.
+    /// True: the server generates the value, and accepts none in an update.
     always: bool,
 }
 
-/// Types that the stream has named: those that are a database's own.
+/// Types that the stream has named, because they are a database's own.
 pub type Types = HashMap<u32, (String, String)>;
 
 const COLUMNS: &str = "
@@ -52,7 +53,7 @@ WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped AND a
 ORDER BY a.attnum";
 
 impl Target {
-    /// Err: why the spare's table is not the one that the primary speaks of.
+    /// Finds the spare's table. Err: the reason why it is not the table that the primary describes.
     pub async fn find(
         session: &LocalSession,
         relation: &Relation,
@@ -110,7 +111,8 @@ impl Target {
         }))
     }
 
-    /// Any number of rows at once: one array of texts for each column.
+    /// Returns the statement that inserts any number of rows at once: one array of texts for each
+    /// column.
     pub fn insert(&self) -> String {
         if self.columns.is_empty() {
             return format!("INSERT INTO {} DEFAULT VALUES", self.quoted);
@@ -130,12 +132,13 @@ impl Target {
         )
     }
 
-    /// Columns that an update may set: those whose value was sent, and is not given by the server.
+    /// Returns whether an update may set the column: the server does not generate its value.
     pub fn settable(&self, column: usize) -> bool {
         !self.columns[column].always
     }
 
-    /// `set` are the columns to be set, by the first parameters; the row is found by those that follow.
+    /// Returns the statement of an update. `set` are the columns to be set, by the first
+    /// parameters; the row is found by the following parameters.
     pub fn update(&self, set: &[usize], found: &Found) -> String {
         let assignments: Vec<String> = set
             .iter()
@@ -163,8 +166,9 @@ impl Target {
         }
     }
 
-    /// Any number of rows at once, each found by all its values: one array of texts for each column, then one for each
-    /// that is set. Of rows that are alike, as many are taken as there are changes. A row's text tells NULL from nothing,
+    /// Returns the statement that changes any number of rows at once, each found by all its values:
+    /// one array of texts for each column, then one for each column that is set. Of equal rows, as
+    /// many are changed as there are changes. A row's text distinguishes NULL from an empty text,
     /// and 1.0 from 1.00.
     pub fn of_rows(&self, kind: Kind, set: &[usize]) -> String {
         let columns = || self.columns.iter().enumerate();
@@ -211,7 +215,7 @@ impl Target {
         }
     }
 
-    /// Its packages, before all of them go.
+    /// Returns the statement that reads the table's packages, before all of them are removed.
     pub fn packages(&self) -> Option<String> {
         let names = self
             .package?
@@ -229,10 +233,11 @@ impl Target {
             parameter += 1;
             let column = &self.columns[column];
             let (name, kind) = (&column.quoted, &column.type_name);
-            // A column's own collation may take different texts for equal.
+            // A column's own collation may treat different texts as equal.
             let same_text =
                 format!("{name}::text COLLATE \"C\" = ${parameter}::{kind}::text COLLATE \"C\"");
-            // Equal is not the same: 1.0 and 1.00 are, as numbers. By text alone no index would serve.
+            // Equal is not the same: 1.0 and 1.00 are equal, as numbers. But by text alone no index
+            // could be used.
             match (found, column.has_equality) {
                 (Found::ByKey, _) => format!("{name} = ${parameter}::{kind}"),
                 (Found::ByRow { .. }, true) => {
@@ -246,7 +251,7 @@ impl Target {
                 let equals: Vec<String> = self.keys.iter().map(|column| equal(*column)).collect();
                 equals.join(" AND ")
             }
-            // One of them, if there are several alike: exactly one row goes for each that went.
+            // One of several equal rows: exactly one row is removed for each removed row.
             Found::ByRow { nulls } => {
                 let terms: Vec<String> = (0..self.columns.len())
                     .map(|column| match nulls[column] {
@@ -267,11 +272,11 @@ impl Target {
     }
 }
 
-/// How a row is found.
+/// The way in which a row is found.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Found {
     ByKey,
-    /// By all its values, for its table has no key. Which of them are NULL.
+    /// By all its values, because its table has no key. `nulls` says which of them are NULL.
     ByRow {
         nulls: Vec<bool>,
     },

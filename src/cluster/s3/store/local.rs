@@ -1,4 +1,4 @@
-//! Our own bucket: what a [`Store`] reads, and writing, deleting, uploads in parts.
+//! The local bucket: reading as a [`Store`] does, and writing, deleting, uploads in parts.
 
 use super::{EXPECTED, Expected, Store, Stored, object, unquote};
 use crate::cluster::s3::store_error::{StoreError, StoreFault, fault_of_body};
@@ -13,7 +13,7 @@ use minio::s3::types::{PartInfo, S3Api, UploadId};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// Our own bucket: what [`Store`] reads, and writing.
+/// The local bucket: reading as [`Store`] does, and writing.
 #[derive(Clone)]
 pub struct LocalStore(Store);
 
@@ -30,7 +30,7 @@ impl LocalStore {
         &self.0
     }
 
-    /// A request that changes something; "no such key" is no answer to it.
+    /// Sends a request that changes the bucket; "no such key" is not a valid answer to it.
     async fn ask<T, F>(
         &self,
         doing: &str,
@@ -49,7 +49,8 @@ impl LocalStore {
             .await
     }
 
-    /// Stores a whole small object. The server checks the body against its SHA-256, which the request's signature covers.
+    /// Stores a whole small object. The server checks the body against its SHA-256, which the
+    /// request's signature covers.
     pub async fn put(
         &self,
         key: &str,
@@ -60,7 +61,7 @@ impl LocalStore {
         Ok(written.stored)
     }
 
-    /// The same, where the version that it became must be known.
+    /// Does the same, and returns the version that the object became.
     pub async fn put_version(
         &self,
         key: &str,
@@ -114,14 +115,15 @@ impl LocalStore {
         })
     }
 
-    /// Deleting what is not there is no error.
+    /// Deletes an object. It is no error if the object does not exist.
     pub async fn delete(&self, key: &str) -> Result<(), StoreError> {
         self.delete_as_found(key, &Expected::Anything)
             .await
             .map(|_| ())
     }
 
-    /// That version alone, for good. In a bucket that keeps versions a plain deletion only puts a mark on top of them.
+    /// Deletes only that version, for good. In a bucket that keeps versions a plain deletion only
+    /// adds a marker on top of them.
     pub async fn delete_version(&self, key: &str, version: &str) -> Result<(), StoreError> {
         let store = &self.0;
         let doing = format!("deleting version {version} of {key}");
@@ -142,7 +144,8 @@ impl LocalStore {
             .map(|_| ())
     }
 
-    /// False: other bytes are there by now, and they stay. Only some stores look (AWS does); others delete whatever is there.
+    /// Deletes the expected object. False: other bytes are there by now, and they stay. Only some
+    /// stores check this (AWS does); others delete any object.
     pub async fn delete_as_found(
         &self,
         key: &str,
@@ -179,7 +182,7 @@ impl LocalStore {
     }
 }
 
-/// What a whole object became.
+/// The result of writing a whole object.
 #[derive(Debug)]
 pub struct Written {
     pub stored: Stored,
@@ -194,11 +197,12 @@ pub struct Upload {
     id: UploadId,
     parts: Vec<PartInfo>,
     bytes: u64,
-    /// Nothing is to be given up any more.
+    /// True: nothing is left to abort.
     ended: AtomicBool,
 }
 
-/// A copy that is called off in its middle leaves no parts behind, as far as there is time for a last request.
+/// Aborts the upload if the copy is cancelled in the middle, so that no parts stay, if there is
+/// time for a last request.
 impl Drop for Upload {
     fn drop(&mut self) {
         if self.ended.load(Ordering::Relaxed) {
@@ -243,11 +247,12 @@ impl Upload {
         Ok(())
     }
 
-    /// Makes the object visible, and believes it only when the server's answer and its HEAD say the same.
+    /// Makes the object visible, and reports success only if the server's answer and its HEAD
+    /// agree.
     pub async fn complete(&self, expected: &Expected) -> Result<Completion, StoreError> {
         let store = &self.store.0;
         let doing = format!("completing the upload of {}", self.key);
-        // A request that was sent may be carried out, whatever is heard of it.
+        // A request that was sent may be carried out, whatever its answer.
         self.ended.store(true, Ordering::Relaxed);
         let answered = store
             .persist(&doing, || {
@@ -295,8 +300,8 @@ impl Upload {
             })
             .await?
             .ok_or_else(|| self.store.strange(doing))?;
-        // A server that began its answer before it was done reports the failure in the body of a 200, and the library
-        // does not look.
+        // A server that began its answer before it had finished reports a failure in the body of a
+        // 200, and the library does not read it.
         let body = String::from_utf8_lossy(answer.body()).into_owned();
         match (
             body.contains("<CompleteMultipartUploadResult"),
@@ -311,7 +316,7 @@ impl Upload {
         }
     }
 
-    /// Gives the parts up. Best effort: what is left of them is the store's own housekeeping's.
+    /// Aborts the upload, as a best effort: parts that stay are removed by the store's own cleanup.
     pub async fn abort(self) {
         self.ended.store(true, Ordering::Relaxed);
         give_up(self.store.0.clone(), self.key.clone(), self.id.clone()).await;
@@ -335,11 +340,11 @@ async fn give_up(store: Store, key: String, id: UploadId) {
     }
 }
 
-/// What is known after asking for an upload's completion.
+/// The result of a request to complete an upload.
 #[derive(Debug)]
 pub enum Completion {
     Confirmed(Stored),
-    /// The answer was lost and an object of the right length is there: it must be read to be believed.
+    /// The answer was lost and an object of the right length exists: it must be read to be trusted.
     Unproven(Stored),
 }
 

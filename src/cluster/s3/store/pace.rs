@@ -1,26 +1,27 @@
-//! A store that asks for fewer requests gets fewer.
+//! Gives a store fewer requests if it asks for fewer.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// After so long without being asked, twice as many are tried.
-const QUIET: Duration = Duration::from_secs(30);
+/// Time without such an answer after which twice as many transfers are tried.
+const DOUBLE_AFTER: Duration = Duration::from_secs(30);
 
-/// When the store asked last. Cloned handles share it.
+/// Time at which the store asked last. Cloned handles share it.
 #[derive(Clone, Default)]
 pub(super) struct Pace(Arc<Mutex<Option<Instant>>>);
 
 impl Pace {
-    /// The store asked for fewer requests.
+    /// Notes that the store asked for fewer requests.
     pub fn slow_down(&self) {
         *self.0.lock().expect("no holder panics") = Some(Instant::now());
     }
 
-    /// How many of so many transfers at once it is to get now: one at first, then twice as many again and again.
+    /// Returns how many of `most` transfers at once the store shall get now: one at first, then
+    /// twice as many again and again.
     pub fn of(&self, most: usize) -> usize {
         let asked = *self.0.lock().expect("no holder panics");
         let Some(asked) = asked else { return most };
-        let doublings = asked.elapsed().as_secs() / QUIET.as_secs();
+        let doublings = asked.elapsed().as_secs() / DOUBLE_AFTER.as_secs();
         match 1_usize.checked_shl(u32::try_from(doublings).unwrap_or(u32::MAX)) {
             Some(now) => now.min(most),
             None => most,

@@ -1,4 +1,5 @@
-//! The listing of a bucket, a page a request. Each page is tried as any request is, and goes on where the one before ended.
+//! Lists a bucket, with one request for each page. Each page is tried like any request, and starts
+//! where the page before ended.
 
 use super::{Listed, Store, Stored, unquote};
 use crate::cluster::s3::store_error::{StoreError, StoreFault};
@@ -7,7 +8,8 @@ use minio::s3::response::ListObjectsResponse;
 use minio::s3::types::ToStream;
 
 impl Store {
-    /// Every object whose key begins with `prefix`, in pages; a listing that breaks off is an error.
+    /// Lists every object whose key begins with `prefix`, in pages; an incomplete listing is an
+    /// error.
     pub async fn list(
         &self,
         prefix: &str,
@@ -26,7 +28,7 @@ impl Store {
             match next {
                 None => return Ok(()),
                 Some(Some(next)) if from.as_ref() != Some(&next) => from = Some(next),
-                // Asked again without a place, it would begin anew, for ever.
+                // A request without a start would list from the beginning again, for ever.
                 Some(_) => {
                     let text = "a page says that more follow, and not from where".to_string();
                     return Err(self.fault(&doing, StoreFault::Unexpected, text));
@@ -49,7 +51,7 @@ impl Store {
                 .prefix((!prefix.is_empty()).then(|| prefix.to_string()))
                 .continuation_token(from)
                 .build();
-            // The stream's first item is the one page that is asked for.
+            // The stream's first item is the one page that was requested.
             match listing.to_stream().await.next().await {
                 Some(answer) => answer.map(Some),
                 None => Ok(None),

@@ -1,5 +1,5 @@
-//! What goes along with each request, and what its answer says besides its body: the library's own calls take no such
-//! headers, and give none.
+//! Adds headers to each request, and reads an answer's status and headers: the library's own calls
+//! support neither.
 
 use super::Expected;
 use minio::s3::client::hooks::Extensions;
@@ -15,24 +15,25 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// MinIO that replicates a bucket asks the other site for what is not here, and answers as if it were here. A request that
-/// says that it is such a question already is answered from here alone. Other stores do not know the header.
+/// A MinIO that replicates a bucket asks the other site for an object that it does not have, and
+/// answers as if it had it. A request marked as such a question is answered only from this site.
+/// Other stores do not know the header.
 const NOT_FROM_ELSEWHERE: (&str, &str) = ("x-minio-source-proxy-request", "true");
 
 tokio::task_local! {
-    /// Of the request that this task sends.
+    /// The expectation of the request that this task sends.
     pub(super) static EXPECTED: Expected;
     static ANSWERED: Cell<Option<Answered>>;
 }
 
-/// What an answer says besides its body.
+/// The facts of an answer outside its body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::cluster) struct Answered {
     pub status: u16,
     pub retry_after: Option<Duration>,
 }
 
-/// Sends a request, and tells what the last answer to it said.
+/// Sends a request. Returns also the facts of the last answer to it.
 pub(super) async fn listening<T>(request: impl Future<Output = T>) -> (T, Option<Answered>) {
     ANSWERED
         .scope(Cell::new(None), async {
@@ -42,7 +43,7 @@ pub(super) async fn listening<T>(request: impl Future<Output = T>) -> (T, Option
         .await
 }
 
-/// Notices Artifactory by the headers that it puts on every answer.
+/// Recognises Artifactory by the headers of all its answers.
 #[derive(Debug)]
 pub(super) struct Wire(pub Arc<AtomicBool>);
 
@@ -71,7 +72,7 @@ impl RequestHooks for Wire {
             let (name, value) = NOT_FROM_ELSEWHERE;
             headers.insert(name.to_string(), value.to_string());
         }
-        // A bucket with a retention of its own takes no object without it.
+        // A bucket with its own retention accepts no object without it.
         if let (true, Some(body)) = (*method == Method::PUT, body) {
             headers.insert("Content-MD5".to_string(), md5(body).await);
         }
@@ -109,14 +110,15 @@ impl RequestHooks for Wire {
     }
 }
 
-/// Off the thread that serves everybody: of a part it takes some 15 ms.
+/// Computes the sum on another thread, because it takes some 15 ms for a part, and this thread
+/// serves all tasks.
 async fn md5(body: &SegmentedBytes) -> String {
     let body = body.clone();
     let sum = tokio::task::spawn_blocking(move || md5sum_hash(&body.to_bytes()));
     sum.await.expect("a sum neither panics nor is cancelled")
 }
 
-/// Seconds, or a date.
+/// Reads the time to wait: seconds, or a date.
 fn wait_of(value: &http::HeaderValue) -> Option<Duration> {
     let text = value.to_str().ok()?.trim();
     if let Ok(seconds) = text.parse() {

@@ -61,7 +61,7 @@ fn a_bound_that_was_reached_is_told_from_a_denial() {
     );
     assert_eq!(full.fault, StoreFault::Full);
     assert!(full.next_step().contains("disks"));
-    // A rate is no bound on what is stored.
+    // A limit on the rate is no limit on the stored bytes.
     let rate = sorted(429, "SomebodysOwn", "Over your quota of requests");
     assert_eq!(rate.fault, StoreFault::Busy);
     assert_eq!(sorted(403, "AccessDenied", "no").fault, StoreFault::Denied);
@@ -145,7 +145,7 @@ fn what_no_code_tells_the_status_does() {
         StoreFault::Unreachable
     );
     assert_eq!(sorted(503, "SlowDown", "").fault, StoreFault::Busy);
-    // What is read and what is written of a server without quorum is no matter of the rate.
+    // Reads and writes on a server without quorum have nothing to do with the rate.
     assert_eq!(
         sorted(503, "SlowDownRead", "").fault,
         StoreFault::Unreachable

@@ -66,14 +66,10 @@ fn each_lack_has_its_reason_and_what_would_change_it() {
     assert!(is_streamed(&of_a_provider, WANTED));
     let mut changed = of_a_provider.clone();
     changed.wal_level.in_auto_conf = AutoConf::Holds("replica".into());
-    assert_refused(&changed, "until its next start only", "prepare");
+    assert_refused(&changed, "only until its next start", "prepare");
     changed.wal_level.in_auto_conf = AutoConf::Absent;
     changed.wal_level.pending_restart = true;
-    assert_refused(
-        &changed,
-        "until its next start only",
-        "take that change back",
-    );
+    assert_refused(&changed, "only until its next start", "undo that change");
     from_elsewhere.wal_level.file = None;
     from_elsewhere.wal_level.in_auto_conf = AutoConf::Unknown;
     assert_refused(
@@ -124,7 +120,7 @@ fn our_publication_may_lack_tables_if_we_may_add_them() {
     newer.tables.push(table("added", false, 'd'));
     assert!(is_streamed(&newer, WANTED), "we add it ourselves");
     newer.tables[2].owned = false;
-    assert_refused(&newer, "it lacks public.added", "prepare");
+    assert_refused(&newer, "it does not have public.added", "prepare");
 
     let mut all = ready();
     let everything = publication(&[]);

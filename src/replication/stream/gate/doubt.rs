@@ -1,4 +1,5 @@
-//! What the primary's store says of one object is believed only of a store that proves to be the right one.
+//! Answers of the primary's store about one object are believed only if the store proves to be the
+//! right one.
 
 use super::{Shared, item_of, named};
 use crate::cluster::StoreError;
@@ -6,8 +7,9 @@ use crate::domain::ErrorCode;
 use crate::replication::error::PassError;
 
 impl Shared {
-    /// The primary's store refuses this object for good and serves others: then it is no fault of the store's. Nor is it where a
-    /// store can hold no such key.
+    /// Returns whether the fault is of the object: the primary's store refuses this object
+    /// permanently and serves others, or a store can hold no such key. Then it is not a fault of
+    /// the store.
     pub(super) async fn is_of_the_object(&self, error: &StoreError) -> bool {
         error.is_of_the_key()
             || error.may_be_of_the_object() && self.serves_others().await.unwrap_or_default()
@@ -18,7 +20,7 @@ impl Shared {
             match self.courier.peer.get(key).await {
                 Ok(Some(_)) => return Ok(true),
                 Ok(None) => {}
-                // Any single one may be refused too.
+                // Any single object may be refused too.
                 Err(error) if error.may_be_of_the_object() => {}
                 Err(error) => return Err(error.into()),
             }
@@ -26,13 +28,14 @@ impl Shared {
         Ok(false)
     }
 
-    /// Before "no such key" is believed: the bucket still serves, and one of the artifacts that rows here name is in it.
+    /// Checks, before "no such key" is believed, that the bucket still serves, and has one of the
+    /// artifacts that local rows name.
     pub(super) async fn believe(&self) -> Result<(), PassError> {
         let peer = &self.courier.peer;
         peer.check_bucket().await?;
         let keys = self.known_keys().await?;
         for key in &keys {
-            // Any single one may have been deleted since.
+            // Any single artifact may have been deleted since.
             if peer.head(key).await?.is_some() {
                 return Ok(());
             }
@@ -43,7 +46,7 @@ impl Shared {
         Err(PassError::Unfit {
             check: ErrorCode::MissingArtifacts,
             text: format!(
-                "the peer's bucket {} lacks an artifact, and {} others too, which it served before (for example {example})",
+                "the peer's bucket {} does not have an artifact, nor {} others that it served before (for example {example})",
                 peer.bucket(),
                 keys.len(),
             ),
@@ -51,7 +54,7 @@ impl Shared {
         })
     }
 
-    /// Artifacts that rows here name, and that the primary served once.
+    /// Returns artifacts that local rows name, and that the primary has served once.
     async fn known_keys(&self) -> Result<Vec<String>, PassError> {
         let doing = "choosing known artifacts";
         let columns = "SELECT ident, target, checksum FROM public.origin_packages";

@@ -1,15 +1,16 @@
-//! Who has their turn at a key: one job at a time, and what the open transaction wants before all else.
+//! The order of jobs at a key: one job at a time, and requests of the open transaction before all
+//! others.
 
 use super::{Table, WantId};
 
 impl Table {
-    /// A want that goes before all that are not of the open transaction. A job at work on the key, or a claim of it, is let
-    /// finish first. True: nobody is.
+    /// Queues a request of the open transaction before all requests of later transactions. A
+    /// running job for the key, or a claim on it, finishes first. True: there is neither.
     pub(super) fn queue_late(&mut self, key: &str, id: WantId) -> bool {
         let queue = self.keys.entry(key.to_string()).or_default();
         let is_busy = |other: &WantId| match self.wants.get(other) {
             Some(want) => want.begun && want.settled.is_none(),
-            // A claim is no want.
+            // A claim is not a request.
             None => true,
         };
         let busy = queue.iter().any(is_busy);
@@ -17,8 +18,9 @@ impl Table {
         !busy
     }
 
-    /// Nobody is at work on the key now: what the open transaction wants goes before all others. Other bytes may be under
-    /// the key when it is their turn, so what was found out for them does not count.
+    /// Puts the requests of the open transaction before all others; no job for the key runs now.
+    /// Results of the others do not count any more, because other bytes may be under the key when
+    /// it is their turn.
     pub(super) fn late_ones_first(&mut self, key: &str) {
         let Some(queue) = self.keys.get_mut(key) else {
             return;
@@ -38,7 +40,7 @@ impl Table {
         *queue = late.into_iter().chain(others).collect();
     }
 
-    /// One that came while somebody was at work on the key has its turn.
+    /// Returns a request that came while a job for the key was running, and that is next.
     pub(super) fn next_late(&mut self, key: &str) -> Option<WantId> {
         self.late_ones_first(key);
         let waits = |id: &&WantId| {

@@ -1,4 +1,4 @@
-//! Numbers, texts and rows out of a frame: each length is checked before anything is made of it.
+//! Reads numbers, texts and rows from a frame. Each length is checked before it is used.
 
 use super::{DecodeError, Value};
 use crate::domain::Lsn;
@@ -8,11 +8,11 @@ use chrono::{DateTime, Utc};
 /// 2000-01-01, from which the server counts its microseconds, in microseconds since 1970.
 pub const EPOCH: i64 = 946_684_800_000_000;
 
-/// A frame, and how far it was read.
+/// A frame, with the position up to which it was read.
 pub struct Reader {
     frame: Bytes,
     at: usize,
-    /// For errors.
+    /// Kind of the message, for errors.
     pub message: &'static str,
 }
 
@@ -37,7 +37,7 @@ impl Reader {
         }
     }
 
-    /// About the byte just read.
+    /// Returns an error about the byte that was just read.
     pub fn unknown(&self, what: &str, byte: u8) -> DecodeError {
         DecodeError {
             message: self.message,
@@ -86,11 +86,11 @@ impl Reader {
             .ok_or_else(|| DecodeError {
                 message: self.message,
                 offset: start,
-                problem: format!("{micros} µs since 2000 is no time"),
+                problem: format!("{micros} µs since 2000 is not a valid time"),
             })
     }
 
-    /// A byte in which only the bits of `known` may be set.
+    /// Reads a byte in which only the bits of `known` may be set.
     pub fn flags(&mut self, known: u8) -> Result<u8, DecodeError> {
         let flags = self.u8()?;
         if flags & !known == 0 {
@@ -116,7 +116,7 @@ impl Reader {
         }
     }
 
-    /// The server leaves the name of its own schema out.
+    /// Reads the name of a schema. The server sends an empty name for its own schema, pg_catalog.
     pub fn schema(&mut self) -> Result<String, DecodeError> {
         let name = self.string()?;
         Ok(if name.is_empty() {
@@ -126,14 +126,15 @@ impl Reader {
         })
     }
 
-    /// Bytes after their number.
+    /// Reads a number, and then this number of bytes.
     pub fn counted(&mut self) -> Result<Bytes, DecodeError> {
         let length = self.u32()? as usize;
         self.take(length)?;
         Ok(self.frame.slice(self.at - length..self.at))
     }
 
-    /// A list for so many items, if the frame can hold them: a number alone must not cost memory.
+    /// Returns an empty list with capacity for this number of items, if the frame can hold them: a
+    /// number alone must not cost memory.
     pub fn room_for<T>(&self, number: usize, least_bytes: usize) -> Result<Vec<T>, DecodeError> {
         if number > self.left() / least_bytes {
             let left = self.left();

@@ -1,4 +1,5 @@
-//! An encoder of our own beside the decoder; what a real server sends is in `tests/stream/pgoutput.rs`.
+//! An encoder of our own for testing the decoder; tests with a real server are in
+//! `tests/stream/pgoutput.rs`.
 
 use super::reader::EPOCH;
 use super::*;

@@ -1,4 +1,4 @@
-//! Frames as they lie in a file: kind, length, bytes.
+//! The format of frames in a file: kind, length, bytes.
 
 use super::Frame;
 use crate::domain::Lsn;
@@ -7,9 +7,9 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-/// Read from a file at once, unless one frame is longer.
-const CHUNK: u64 = 256 << 10;
-/// Kind and length.
+/// Maximum bytes that are read from a file at once, unless one frame is longer.
+const CHUNK_BYTES: u64 = 256 << 10;
+/// Bytes of kind and length.
 pub const HEADER: usize = 5;
 pub const DATA: u8 = b'd';
 pub const REACHED: u8 = b'r';
@@ -19,9 +19,10 @@ pub fn header(kind: u8, length: u32) -> [u8; HEADER] {
     [kind, a, b, c, d]
 }
 
-/// The next frames, at least one and no more than `memory` holds; and where they end.
+/// Returns the next frames, at least one and no more than `memory` holds, and the position at which
+/// they end.
 pub fn read_some(file: &File, from: u64, to: u64, memory: usize) -> io::Result<(Vec<Frame>, u64)> {
-    let most = CHUNK.min(memory as u64).max(HEADER as u64 + 8);
+    let most = CHUNK_BYTES.min(memory as u64).max(HEADER as u64 + 8);
     let mut chunk = read(file, from, most.min(to - from))?;
     let first = record(&chunk, 0)?.1 as u64;
     if first > chunk.len() as u64 {
@@ -59,7 +60,7 @@ fn read(file: &File, from: u64, length: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Kind of the record that begins there, and where it ends.
+/// Returns the kind of the record that begins there, and its end.
 fn record(chunk: &[u8], at: usize) -> io::Result<(u8, usize)> {
     match chunk[at..] {
         [kind, a, b, c, d, ..] => {
@@ -73,6 +74,6 @@ fn record(chunk: &[u8], at: usize) -> io::Result<(u8, usize)> {
 fn spoiled() -> io::Error {
     io::Error::new(
         io::ErrorKind::InvalidData,
-        "it does not hold what was written",
+        "it does not hold the bytes that were written",
     )
 }

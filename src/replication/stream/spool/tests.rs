@@ -25,7 +25,7 @@ fn data(length: usize, mark: u64) -> Frame {
     Frame::Data(bytes.into())
 }
 
-/// Files without a name that this process holds open in the folder, and what they take.
+/// Returns the sizes of the files without a name that this process holds open in the folder.
 fn files_in(dir: &Path) -> Vec<u64> {
     let open = std::fs::read_dir("/proc/self/fd").expect("our open files");
     open.flatten()
@@ -35,7 +35,7 @@ fn files_in(dir: &Path) -> Vec<u64> {
         .collect()
 }
 
-/// What should come out: frames in order, positions in a row as the last of them.
+/// The expected output: frames in order, and of consecutive positions the last one.
 #[derive(Default)]
 struct Model {
     queue: VecDeque<Frame>,
@@ -62,7 +62,7 @@ fn the_order_is_kept_however_both_ends_take_turns() {
         let mut model = Model::default();
         let (mut longest, mut on_disk) = (0, false);
         for turn in 0..600 {
-            // Now the one is faster, now the other.
+            // The sender and the receiver are faster in turn.
             let sends = if turn / 100 % 2 == 0 { 0.7 } else { 0.3 };
             if random.random_bool(sends) {
                 let frame = if random.random_bool(0.3) {
@@ -136,7 +136,7 @@ async fn both_ends_may_work_at_once() {
 fn what_was_read_is_given_back_while_more_is_written() {
     let dir = folder();
     let (mut sender, mut receiver) = spool(1000, 1 << 20, dir.path());
-    // The receiver never catches up, and in all twenty times the bound goes through.
+    // The receiver never catches up, and twenty times the limit passes through in all.
     for mark in 0..300 {
         sender.send(data(1000, mark)).expect("there is room");
     }
@@ -171,7 +171,7 @@ async fn a_full_spool_keeps_what_it_has() {
     assert!((8..12).contains(&sent), "{sent} frames of 500 in 6000");
     assert!(sender.held().disk <= 5000);
     for mark in 0..sent {
-        // A position would say that the frame which was not taken had come.
+        // A position would mean that the frame that was not stored had come.
         assert!(sender.send(Frame::Reached(Lsn(7))).is_err());
         assert!(sender.send(data(0, 0)).is_err());
         assert_eq!(receiver.try_recv().expect("read"), Some(data(500, mark)));
@@ -207,7 +207,7 @@ fn a_disk_that_takes_no_more_loses_nothing() {
     sender.send(data(200, 0)).expect("in memory");
     sender.send(data(200, 1)).expect("on disk");
     sender.send(Frame::Reached(Lsn(1))).expect("the tail");
-    // A file that can be read and not written stands for a disk that is full.
+    // A file that can be read and not written simulates a full disk.
     let mut state = sender.0.state();
     let last = state.segments.back_mut().expect("a file");
     let path = format!("/proc/self/fd/{}", last.file.as_raw_fd());
