@@ -2,11 +2,11 @@
 //! both zones share one store, as Chef's guide advises, or when an address was moved. Then nothing
 //! is read and nothing is done.
 
-use super::postgres::datastore::DatastoreError;
 use super::postgres::session::{LocalSession, PeerSession, Session};
 use super::s3::probe::{is_same_bucket, unpredictable};
 use super::s3::store::{LocalStore, Store};
 use super::s3::store_error::StoreError;
+use crate::cluster::postgres::datastore_error::DatastoreError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {

@@ -1,6 +1,5 @@
 //! Asks whether the primary has committed anything since the recovery point, without reading a row.
 
-use super::baseline::run::recovery_point;
 use super::baseline::sequences::{self, Sequence};
 use super::error::PassError;
 use crate::cluster::SqlState;
@@ -11,6 +10,7 @@ use crate::cluster::{
 use crate::config::Config;
 use crate::domain::Side;
 use crate::observe::Clock;
+use crate::replication::baseline::visible::recovery_point;
 use chrono::{DateTime, Utc};
 
 /// The primary's answer.

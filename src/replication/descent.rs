@@ -5,13 +5,13 @@
 //! the peer must prove that its own history continues from that point. If the proof fails, the
 //! spare holds and names both positions, and an operator decides.
 
-use super::baseline::run::stands_at;
 use super::error::PassError;
 use crate::cluster::{
     CopiedPoint, DatastoreError, EPOCH_STEP_MAX, Lineage, Record, State, WalSession,
 };
 use crate::config::{Config, Fuse};
 use crate::domain::{ErrorCode, Lsn, Role};
+use crate::replication::baseline::visible::stands_at;
 
 /// The primary of a copy, as it describes itself.
 #[derive(Debug, Clone)]

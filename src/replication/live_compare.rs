@@ -3,7 +3,6 @@
 //! everything up to that reading, are a difference.
 
 use super::baseline::lock_watchdog::guarded;
-use super::baseline::run::recovery_point;
 use super::baseline::tables::{Table, tables};
 use super::change_probe::told_of_standby;
 use super::error::PassError;
@@ -11,6 +10,7 @@ use crate::cluster::{LocalSession, PeerSession, Session};
 use crate::config::Config;
 use crate::domain::{ErrorCode, Lsn};
 use crate::observe::Step;
+use crate::replication::baseline::visible::recovery_point;
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 

@@ -18,22 +18,23 @@ pub use artifact::retention::{Swept, sweep};
 pub use artifact::retry::retry_unavailable;
 pub use artifact::round::{RETIRED, Round, STAGED, Unavailable};
 pub use artifact::sample::{not_in_time, sample};
-pub use baseline::checks::{
-    Disk, Facts, check, disk, has_database, lacking_extensions, major, two_servers,
-};
+pub use baseline::checks::{Facts, check, has_database, lacking_extensions, major, two_servers};
 pub(crate) use baseline::clone::clone_visible;
 pub use baseline::content_hash::ContentHash;
 pub use baseline::copy::Copied;
+pub use baseline::disk::{Disk, disk};
+pub use baseline::ends::Ends;
 pub use baseline::generations::{Kept, drop_kept, kept_generations};
 pub(crate) use baseline::lock_watchdog::guarded;
-pub use baseline::run::{
-    Ends, Options, Outcome, Report, approve, end_appliers, existing_id, is_ours, may_work, mend,
-    recovery_point, stands_at, sync, unavailable, unavailable_here,
-};
+pub use baseline::recovery::{existing_id, may_work, mend};
+pub use baseline::run::{Options, Outcome, Report, approve, sync};
 pub use baseline::sequences::{Sequence, advance_sequences, next_sequences, set_all_as_holder};
 pub use baseline::silenced::wake;
 pub(crate) use baseline::switch::drop_database;
 pub use baseline::tables::{Table, first_id_of, newest_id, tables};
+pub use baseline::visible::{
+    end_appliers, is_ours, recovery_point, stands_at, unavailable, unavailable_here,
+};
 pub use change_probe::{Look, Server, look};
 pub use descent::{Doubt, Here, PrimaryLine, There, doubt};
 pub use error::{PassError, Policy};

@@ -4,7 +4,8 @@
 //! A read-only default applies to every client that does not set the transaction mode itself, as
 //! Builder's clients do not.
 
-use crate::cluster::postgres::datastore::{self, DatastoreError};
+use crate::cluster::postgres::datastore;
+use crate::cluster::postgres::datastore_error::DatastoreError;
 use crate::cluster::postgres::session::{LocalSession, Session, quote_ident};
 use crate::config::Datastore;
 use crate::domain::Side;

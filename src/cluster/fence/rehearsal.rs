@@ -1,7 +1,8 @@
 //! The first write after a takeover, tried on a clone.
 
 use super::local::lift_statement;
-use crate::cluster::postgres::datastore::{self, DatastoreError};
+use crate::cluster::postgres::datastore;
+use crate::cluster::postgres::datastore_error::DatastoreError;
 use crate::cluster::postgres::session::LocalSession;
 use crate::config::Datastore;
 

@@ -2,8 +2,8 @@
 //! in which the primary sent them, so that every type works, and many statements are sent without
 //! waiting for each answer.
 
-use super::datastore::DatastoreError;
 use super::session::LocalSession;
+use crate::cluster::postgres::datastore_error::DatastoreError;
 use crate::config::Datastore;
 use bytes::{Bytes, BytesMut};
 use postgres_protocol as protocol;

@@ -1,7 +1,8 @@
 //! Looks at the local server as any client does: a new connection, with the settings of the server,
 //! the database and the role.
 
-use super::datastore::{self, DatastoreError};
+use super::datastore;
+use crate::cluster::postgres::datastore_error::DatastoreError;
 use crate::config::Datastore;
 use crate::domain::Side;
 

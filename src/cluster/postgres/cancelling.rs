@@ -1,6 +1,6 @@
 //! Cancels a command of the replication protocol on the server if nobody waits for it any more.
 
-use super::walsender::{Trouble, connect};
+use super::walsender::wire::{Trouble, connect};
 use crate::config::Datastore;
 use crate::domain::Side;
 use bytes::BytesMut;

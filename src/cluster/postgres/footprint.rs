@@ -1,8 +1,8 @@
 //! Reads our sessions, locks and slots on the peer's server at present, and how much they hold back
 //! there. The server is asked; nothing is assumed.
 
-use super::datastore::DatastoreError;
 use super::session::PeerSession;
+use crate::cluster::postgres::datastore_error::DatastoreError;
 use crate::config::Datastore;
 
 /// Our sessions, and the things that they hold.

@@ -1,9 +1,10 @@
 //! Handles login event triggers, which PostgreSQL has since version 17. A trigger that writes would
 //! refuse our read-only sessions on the peer, and would add its own rows to the copied ones here.
 
-use super::datastore::{self, DatastoreError, address};
+use super::datastore::{self, address};
 use super::maintenance::is_of_the_database;
 use super::per_server::PerServer;
+use crate::cluster::postgres::datastore_error::DatastoreError;
 use crate::config::Datastore;
 use crate::domain::Side;
 use tokio_postgres::error::SqlState;

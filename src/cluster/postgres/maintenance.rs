@@ -1,9 +1,9 @@
 //! A session on a server for work outside its databases: listing databases, and creating another
 //! one.
 
-use super::datastore::{DatastoreError, DatastoreFault};
 use super::per_server::PerServer;
 use super::session::LocalSession;
+use crate::cluster::postgres::datastore_error::{DatastoreError, DatastoreFault};
 use crate::cluster::state_db::state;
 use crate::config::Datastore;
 use crate::domain::Side;

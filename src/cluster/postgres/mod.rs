@@ -6,6 +6,7 @@ pub(super) mod cancelling;
 pub(super) mod channel;
 pub(super) mod clients;
 pub(super) mod datastore;
+pub(super) mod datastore_error;
 pub(super) mod footprint;
 pub(super) mod libpq;
 pub(super) mod login;

@@ -1,8 +1,8 @@
 //! Makes room for our session on a server that has no free connection.
 
-use super::datastore::{DatastoreError, DatastoreFault};
 use super::session::quote_literal;
 use crate::cluster::WalSession;
+use crate::cluster::postgres::datastore_error::{DatastoreError, DatastoreFault};
 use crate::config::Datastore;
 
 /// Maximum number of sessions ended at once: fencing opens a few sessions, one after the other.

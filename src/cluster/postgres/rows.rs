@@ -3,8 +3,9 @@
 //! The peer's answers are data. A column of another type, an impossible NULL, or rows without end
 //! are an error that names the peer, and never end our process.
 
-use super::datastore::{self, DatastoreError, DatastoreFault};
+use super::datastore_error;
 use super::session::Session;
+use crate::cluster::postgres::datastore_error::{DatastoreError, DatastoreFault};
 use crate::domain::Side;
 use futures_util::TryStreamExt;
 use std::pin::pin;
@@ -29,7 +30,7 @@ impl Origin {
             address: self.address.clone(),
             doing: self.doing.clone(),
             fault: DatastoreFault::Malformed,
-            text: datastore::printable(&text),
+            text: datastore_error::printable(&text),
             sql_state: None,
         }
     }

@@ -1,8 +1,9 @@
 //! Sessions: all questions to the local datastore, and the few questions to the peer.
 
-use super::datastore::{self, DatastoreError, DatastoreFault};
+use super::datastore;
 use super::rows::Origin;
 use crate::cluster::Throttle;
+use crate::cluster::postgres::datastore_error::{DatastoreError, DatastoreFault};
 use crate::config::Datastore;
 use crate::domain::Side;
 use bytes::Bytes;

@@ -1,7 +1,7 @@
 //! Implements TLS to PostgreSQL with the meaning of libpq's `sslmode`, and explains certificate
 //! errors in plain words.
 
-use super::datastore::{DatastoreError, DatastoreFault};
+use crate::cluster::postgres::datastore_error::{DatastoreError, DatastoreFault};
 use crate::config::{Datastore, SslMode};
 use crate::domain::Side;
 use base64::Engine as _;

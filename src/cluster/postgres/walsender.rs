@@ -2,25 +2,20 @@
 //! slot. No SQL client supports it; the messages themselves are encoded by the library on which our
 //! SQL client is built.
 
-use super::cancelling::{CANCELLED, Cancelling, Unanswered};
-use super::channel::{self, Heard, Watched};
-use super::datastore::{self, DatastoreError, DatastoreFault};
+use super::cancelling::{CANCELLED, Unanswered};
+use super::datastore;
+use super::datastore_error;
 use super::session::CARRY_BYTES;
-use super::{login, tls};
+use super::tls;
+use crate::cluster::postgres::datastore_error::{DatastoreError, DatastoreFault};
 use crate::cluster::{Session, Snapshot, quote_ident, quote_literal};
-use crate::config::{Datastore, SslMode};
+use crate::config::Datastore;
 use crate::domain::{Lsn, Side};
 use bytes::{Bytes, BytesMut};
-use fallible_iterator::FallibleIterator;
-use postgres_protocol::authentication::{md5_hash, sasl};
-use postgres_protocol::message::{backend, frontend};
-use rustls::pki_types::ServerName;
 use std::io;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_postgres::error::SqlState;
-use tokio_rustls::TlsConnector;
+use wire::{Trouble, Wire};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 const REPLY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -30,13 +25,6 @@ const SLOT_BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const SLOT_BUSY_PAUSE: Duration = Duration::from_millis(50);
 /// Time after which a reader of our slot that ends by itself is gone.
 const READER_EXIT_TIME: Duration = Duration::from_secs(1);
-const READ_BYTES: usize = 64 * 1024;
-/// Messages shorter than this are copied out of the buffer, so that it can be used again.
-const COPIED_MESSAGE_BYTES: usize = 4096;
-const COPY_BOTH: u8 = b'W';
-
-pub(in crate::cluster) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 /// Rows of a simple query, as text.
 pub type TextRows = Vec<Vec<Option<String>>>;
@@ -60,14 +48,14 @@ impl Told {
         let (fault, text, sql_state) = match trouble {
             Trouble::Wire(error) => {
                 let text = error.to_string();
-                match (datastore::refused_by_us(&text), tls::explain(&text)) {
+                match (datastore_error::refused_by_us(&text), tls::explain(&text)) {
                     (Some(fault), _) => (fault, text, None),
                     (None, Some(person)) => (DatastoreFault::Tls, person, None),
                     (None, None) => (DatastoreFault::Unreachable, text, None),
                 }
             }
             Trouble::Refused { state, text } => {
-                (datastore::fault_of(&state, &text), text, Some(state))
+                (datastore_error::fault_of(&state, &text), text, Some(state))
             }
             Trouble::Authentication(text) => (DatastoreFault::Authentication, text, None),
             Trouble::Tls(text) => (DatastoreFault::Tls, text, None),
@@ -77,7 +65,7 @@ impl Told {
             address: self.address.clone(),
             doing: doing.to_string(),
             fault,
-            text: datastore::printable(&text),
+            text: datastore_error::printable(&text),
             sql_state,
         }
     }
@@ -88,23 +76,6 @@ impl Told {
             doing,
             Trouble::Wire(io::Error::new(io::ErrorKind::TimedOut, text)),
         )
-    }
-}
-
-pub(in crate::cluster) enum Trouble {
-    Wire(io::Error),
-    /// The server's own words.
-    Refused {
-        state: SqlState,
-        text: String,
-    },
-    Authentication(String),
-    Tls(String),
-}
-
-impl From<io::Error> for Trouble {
-    fn from(error: io::Error) -> Self {
-        Trouble::Wire(error)
     }
 }
 
@@ -384,391 +355,6 @@ fn microseconds_since_2000() -> i64 {
     chrono::Utc::now().timestamp_micros() - Y2000
 }
 
-struct Wire {
-    io: Box<dyn Io>,
-    buffer: BytesMut,
-    /// Time at which bytes came last. A message may take minutes to arrive.
-    heard: Heard,
-    cancelling: Cancelling,
-}
-
-impl Wire {
-    async fn open(side: Side, to: &Datastore) -> Result<Wire, Trouble> {
-        let (io, heard) = connect(side, to).await?;
-        let mut wire = Wire {
-            io,
-            buffer: BytesMut::with_capacity(READ_BYTES),
-            heard,
-            cancelling: Cancelling {
-                side,
-                to: Arc::new(to.clone()),
-                process: 0,
-                secret: 0,
-            },
-        };
-        let options = format!(
-            "{} -c search_path={} -c default_transaction_read_only=off{}",
-            datastore::SESSION_OPTIONS,
-            datastore::search_path(&to.database),
-            // A server without room for an ordinary session may have room for this one.
-            login::silence(side, to, &to.database)
-                .await
-                .unwrap_or_default()
-        );
-        let parameters = [
-            ("user", to.user.as_str()),
-            ("database", to.database.as_str()),
-            ("replication", "database"),
-            ("application_name", "warm-spare"),
-            ("client_encoding", "UTF8"),
-            ("options", options.as_str()),
-        ];
-        let mut out = BytesMut::new();
-        frontend::startup_message(parameters, &mut out)?;
-        wire.send(&out).await?;
-        wire.authenticate(side, to).await?;
-        loop {
-            match wire.message().await? {
-                backend::Message::ReadyForQuery(_) => return Ok(wire),
-                backend::Message::ErrorResponse(body) => return Err(refused(&body)),
-                backend::Message::BackendKeyData(body) => {
-                    wire.cancelling.process = body.process_id();
-                    wire.cancelling.secret = body.secret_key();
-                }
-                _ => {}
-            }
-        }
-    }
-
-    async fn authenticate(&mut self, side: Side, to: &Datastore) -> Result<(), Trouble> {
-        let password = || -> Result<Vec<u8>, Trouble> {
-            let Some(source) = &to.password else {
-                let text = "the server asks for a password and none is configured";
-                return Err(Trouble::Authentication(text.into()));
-            };
-            let secret = source
-                .read(&format!("{side}.datastore.password"))
-                .map_err(|e| Trouble::Authentication(e.to_string()))?;
-            Ok(secret.expose().as_bytes().to_vec())
-        };
-        let mut scram: Option<sasl::ScramSha256> = None;
-        let bad = |what: &str| Trouble::Authentication(format!("the server {what}"));
-        loop {
-            let mut out = BytesMut::new();
-            match self.message().await? {
-                backend::Message::AuthenticationOk => return Ok(()),
-                backend::Message::AuthenticationCleartextPassword => {
-                    frontend::password_message(&password()?, &mut out)?;
-                }
-                backend::Message::AuthenticationMd5Password(body) => {
-                    let hash = md5_hash(to.user.as_bytes(), &password()?, body.salt());
-                    frontend::password_message(hash.as_bytes(), &mut out)?;
-                }
-                backend::Message::AuthenticationSasl(body) => {
-                    let plain = body
-                        .mechanisms()
-                        .any(|mechanism| Ok(mechanism == sasl::SCRAM_SHA_256))?;
-                    if !plain {
-                        return Err(bad("offers no SCRAM-SHA-256"));
-                    }
-                    let begun =
-                        sasl::ScramSha256::new(&password()?, sasl::ChannelBinding::unsupported());
-                    frontend::sasl_initial_response(
-                        sasl::SCRAM_SHA_256,
-                        begun.message(),
-                        &mut out,
-                    )?;
-                    scram = Some(begun);
-                }
-                backend::Message::AuthenticationSaslContinue(body) => {
-                    let begun = scram
-                        .as_mut()
-                        .ok_or_else(|| bad("continues a SCRAM exchange that was not begun"))?;
-                    begun.update(body.data())?;
-                    frontend::sasl_response(begun.message(), &mut out)?;
-                }
-                backend::Message::AuthenticationSaslFinal(body) => {
-                    let begun = scram
-                        .as_mut()
-                        .ok_or_else(|| bad("ends a SCRAM exchange that was not begun"))?;
-                    begun.finish(body.data())?;
-                }
-                backend::Message::ErrorResponse(body) => return Err(refused(&body)),
-                backend::Message::NoticeResponse(_) => {}
-                _ => return Err(bad("asks for a way to authenticate that is not supported")),
-            }
-            self.send(&out).await?;
-        }
-    }
-
-    async fn query(&mut self, sql: &str) -> Result<TextRows, Trouble> {
-        let mut out = BytesMut::new();
-        frontend::query(sql, &mut out)?;
-        self.send(&out).await?;
-        self.rest().await
-    }
-
-    /// Reads the rest of an answer.
-    async fn rest(&mut self) -> Result<TextRows, Trouble> {
-        let (mut rows, mut failed) = (Vec::new(), None);
-        loop {
-            match self.message().await? {
-                backend::Message::DataRow(body) => rows.push(text_row(&body)?),
-                backend::Message::ErrorResponse(body) => failed = Some(refused(&body)),
-                backend::Message::ReadyForQuery(_) => break,
-                _ => {}
-            }
-        }
-        failed.map_or(Ok(rows), Err)
-    }
-
-    async fn start(&mut self, sql: &str) -> Result<(), Trouble> {
-        let mut out = BytesMut::new();
-        frontend::query(sql, &mut out)?;
-        self.send(&out).await?;
-        loop {
-            // The one message that the library does not know.
-            if self.buffer.first() == Some(&COPY_BOTH) && self.whole()? {
-                let length = self.length();
-                drop(self.buffer.split_to(length));
-                return Ok(());
-            }
-            if self.buffer.first() == Some(&COPY_BOTH) || self.buffer.is_empty() {
-                self.read().await?;
-                continue;
-            }
-            match self.message().await? {
-                backend::Message::ErrorResponse(body) => return Err(refused(&body)),
-                backend::Message::ReadyForQuery(_) => {
-                    let error = io::Error::new(io::ErrorKind::InvalidData, "no stream was begun");
-                    return Err(error.into());
-                }
-                _ => {}
-            }
-        }
-    }
-
-    async fn arrived(&mut self) -> Result<Arrived, Trouble> {
-        loop {
-            if let Some(arrived) = self.take_arrived()? {
-                return Ok(arrived);
-            }
-            self.read().await?;
-        }
-    }
-
-    fn take_arrived(&mut self) -> Result<Option<Arrived>, Trouble> {
-        let odd = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_string());
-        loop {
-            let body = match backend::Message::parse(&mut self.buffer)? {
-                None => return Ok(None),
-                Some(backend::Message::CopyData(body)) => body.into_bytes(),
-                Some(backend::Message::ErrorResponse(body)) => return Err(refused(&body)),
-                Some(backend::Message::CopyDone) => {
-                    return Err(odd("the server ended the stream").into());
-                }
-                Some(_) => continue,
-            };
-            let position = |at: usize| {
-                let bytes = body.get(at..at + 8)?;
-                Some(Lsn(u64::from_be_bytes(bytes.try_into().ok()?)))
-            };
-            return match body.first() {
-                Some(b'w') if body.len() >= 25 => Ok(Some(Arrived::Data {
-                    end: position(9).unwrap_or_default(),
-                    bytes: match body.len() {
-                        // A slice of the buffer would keep the whole buffer in memory.
-                        ..COPIED_MESSAGE_BYTES => Bytes::copy_from_slice(&body[25..]),
-                        _ => body.slice(25..),
-                    },
-                })),
-                Some(b'k') if body.len() >= 18 => Ok(Some(Arrived::Keepalive {
-                    end: position(1).unwrap_or_default(),
-                    reply: body[17] == 1,
-                })),
-                _ => Err(odd("the stream has a message of an unknown kind").into()),
-            };
-        }
-    }
-
-    async fn message(&mut self) -> Result<backend::Message, Trouble> {
-        loop {
-            if let Some(message) = backend::Message::parse(&mut self.buffer)? {
-                return Ok(message);
-            }
-            self.read().await?;
-        }
-    }
-
-    /// Only adds to the buffer, so that it may be dropped at any time.
-    async fn read(&mut self) -> Result<(), io::Error> {
-        self.buffer.reserve(READ_BYTES);
-        if self.io.read_buf(&mut self.buffer).await? == 0 {
-            return Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "the server closed the connection",
-            ));
-        }
-        Ok(())
-    }
-
-    fn length(&self) -> usize {
-        let bytes = self.buffer.get(1..5).and_then(|b| b.try_into().ok());
-        bytes.map_or(usize::MAX, |bytes| u32::from_be_bytes(bytes) as usize + 1)
-    }
-
-    fn whole(&self) -> Result<bool, io::Error> {
-        Ok(self.buffer.len() >= 5 && self.buffer.len() >= self.length())
-    }
-
-    async fn send(&mut self, bytes: &[u8]) -> Result<(), io::Error> {
-        self.io.write_all(bytes).await?;
-        self.io.flush().await
-    }
-}
-
-fn text_row(body: &backend::DataRowBody) -> Result<Vec<Option<String>>, io::Error> {
-    body.ranges()
-        .map(|range| {
-            Ok(range.map(|range| String::from_utf8_lossy(&body.buffer()[range]).into_owned()))
-        })
-        .collect()
-}
-
-fn refused(body: &backend::ErrorResponseBody) -> Trouble {
-    let (mut state, mut text, mut detail) = (String::new(), String::new(), None);
-    let mut fields = body.fields();
-    while let Ok(Some(field)) = fields.next() {
-        let value = String::from_utf8_lossy(field.value_bytes()).into_owned();
-        match field.type_() {
-            b'C' => state = value,
-            b'M' => text = value,
-            b'D' => detail = Some(value),
-            _ => {}
-        }
-    }
-    if let Some(detail) = detail {
-        text = format!("{text} ({detail})");
-    }
-    Trouble::Refused {
-        state: SqlState::from_code(&state),
-        text,
-    }
-}
-
-pub(in crate::cluster) async fn connect(
-    side: Side,
-    to: &Datastore,
-) -> Result<(Box<dyn Io>, Heard), Trouble> {
-    let (mut tcp, loopback) = channel::connect(to).await?;
-    if to.ssl_mode == SslMode::Disable {
-        return Ok(watched(tcp, loopback));
-    }
-    let mut out = BytesMut::new();
-    frontend::ssl_request(&mut out);
-    tcp.write_all(&out).await?;
-    let answer = tcp.read_u8().await?;
-    if answer == b'E' {
-        return Err(Trouble::Wire(io::Error::other(channel::NO_PROCESS)));
-    }
-    let accepted = answer == b'S';
-    if !accepted && to.ssl_mode == SslMode::Prefer {
-        return Ok(watched(tcp, loopback));
-    }
-    if !accepted {
-        return Err(Trouble::Tls("server does not support TLS".into()));
-    }
-    let mut config = tls::client_config(side, to).map_err(|error| Trouble::Tls(error.text))?;
-    config.alpn_protocols = vec![b"postgresql".to_vec()];
-    let name = ServerName::try_from(to.host.clone()).map_err(|e| Trouble::Tls(e.to_string()))?;
-    let stream = TlsConnector::from(Arc::new(config))
-        .connect(name, tcp)
-        .await?;
-    let private = loopback || channel::is_verified(to);
-    Ok(watched(stream, private))
-}
-
-fn watched(io: impl Io + 'static, private: bool) -> (Box<dyn Io>, Heard) {
-    let watched = Watched::new(io, private);
-    let heard = watched.heard();
-    (Box::new(watched), heard)
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A stream whose server is the other end of the pipe.
-    fn stream() -> (WalStream, tokio::io::DuplexStream) {
-        let (ours, theirs) = tokio::io::duplex(4 * READ_BYTES);
-        let to = Datastore {
-            host: "localhost".into(),
-            port: 5432,
-            user: "hab".into(),
-            database: "builder".into(),
-            password: None,
-            ssl_mode: SslMode::Disable,
-            ssl_root_cert: None,
-            ssl_cert: None,
-            ssl_key: None,
-            source: "configuration",
-        };
-        let told = Told {
-            side: Side::Peer,
-            address: datastore::address(&to),
-        };
-        let wire = Wire {
-            io: Box::new(ours),
-            buffer: BytesMut::with_capacity(READ_BYTES),
-            heard: Heard::now(),
-            cancelling: Cancelling {
-                side: Side::Peer,
-                to: Arc::new(to),
-                process: 0,
-                secret: 0,
-            },
-        };
-        (WalStream { wire, told }, theirs)
-    }
-
-    fn message(length: usize) -> Vec<u8> {
-        let mut message = vec![b'd'];
-        message.extend((4 + 25 + length as u32).to_be_bytes());
-        message.push(b'w');
-        message.extend([0; 24]);
-        message.extend(vec![b'x'; length]);
-        message
-    }
-
-    /// Returns the bytes that messages of this length keep in memory, for each byte of theirs; each
-    /// message was read by itself.
-    async fn kept(length: usize, number: usize) -> f64 {
-        let (mut stream, mut server) = stream();
-        let mut frames = Vec::new();
-        for _ in 0..number {
-            let sent = server.write_all(&message(length)).await;
-            sent.expect("the pipe takes it");
-            match stream.next().await {
-                Ok(Arrived::Data { bytes, .. }) => frames.push(bytes),
-                _ => panic!("no data"),
-            }
-        }
-        drop(stream);
-        let held = |frame: Bytes| {
-            assert_eq!(frame.len(), length);
-            // Nobody else holds the message: its capacity is the memory that it keeps.
-            frame.try_into_mut().expect("its only holder").capacity()
-        };
-        let held: usize = frames.into_iter().map(held).sum();
-        held as f64 / (length * number) as f64
-    }
-
-    /// Messages may wait for days at the gate, and the spool counts only their own bytes.
-    #[tokio::test]
-    async fn messages_that_come_one_by_one_keep_little_more_than_their_bytes() {
-        for length in [60, 1000, COPIED_MESSAGE_BYTES - 26] {
-            let kept = kept(length, 500).await;
-            assert!(kept < 1.1, "{kept} bytes for each of {length}");
-        }
-    }
-}
+mod tests;
+pub(in crate::cluster) mod wire;

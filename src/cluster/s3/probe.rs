@@ -5,8 +5,9 @@
 //! version is deleted. Where that is not allowed, one probe stays for as long as the process lives,
 //! and is used again.
 
-use super::store::{Expected, LocalStore, Store, Written};
+use super::store::{LocalStore, Store, Written};
 use super::store_error::StoreError;
+use crate::cluster::s3::store::object::Expected;
 use bytes::Bytes;
 use std::hash::{BuildHasher, Hasher};
 use tokio::sync::Mutex;

@@ -6,11 +6,13 @@
 
 use super::probe::unpredictable;
 use super::store_error::{StoreError, StoreFault, chain, classify, is_bodiless_no};
+use crate::cluster::s3::store::object::Stored;
 use crate::config;
 use crate::domain::Side;
 use backon::{BackoffBuilder, ExponentialBuilder};
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt};
+use download::Download;
+use futures_util::Stream;
 use minio::s3::client::{MinioClient, MinioClientBuilder};
 use minio::s3::creds::StaticProvider;
 use minio::s3::error::Error;
@@ -22,7 +24,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+pub(in crate::cluster) mod download;
 mod local;
+pub(in crate::cluster) mod object;
 mod pace;
 mod pages;
 mod wire;
@@ -56,62 +60,6 @@ pub struct Store {
     tries: usize,
     artifactory: Arc<AtomicBool>,
     pace: Pace,
-}
-
-/// The store's facts about one object.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stored {
-    pub bytes: u64,
-    pub etag: String,
-}
-
-/// One line of a listing.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listed {
-    pub key: String,
-    pub stored: Stored,
-}
-
-/// The object that must be under a key for a request that changes the key. The server refuses the
-/// request if another object is there. So a process that looked, hung and lost its lock does no
-/// harm.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Expected {
-    /// Any object or none: nobody else gives that name to other bytes.
-    Anything,
-    Nothing,
-    Etag(String),
-}
-
-impl Expected {
-    /// Expects the object that was found.
-    pub fn as_found(stored: Option<&Stored>) -> Expected {
-        match stored {
-            Some(stored) => Expected::Etag(stored.etag.clone()),
-            None => Expected::Nothing,
-        }
-    }
-
-    fn header(&self) -> Option<(&'static str, String)> {
-        match self {
-            Expected::Anything => None,
-            Expected::Nothing => Some(("If-None-Match", "*".into())),
-            Expected::Etag(etag) => Some(("If-Match", format!("\"{etag}\""))),
-        }
-    }
-}
-
-/// The body of an object that is being read.
-pub struct Download {
-    pub stored: Stored,
-    body: Pin<Box<dyn Stream<Item = std::io::Result<Bytes>> + Send>>,
-    store: Store,
-    key: String,
-    /// Number of bytes returned until now.
-    at: u64,
-    tries: usize,
-    resumed_at: u64,
-    kept: Option<Bytes>,
 }
 
 impl Store {
@@ -508,72 +456,6 @@ impl Store {
 }
 
 type Body = Pin<Box<dyn Stream<Item = std::io::Result<Bytes>> + Send>>;
-
-impl Download {
-    /// Returns the next bytes; None at the end, when exactly the announced number has come. After
-    /// an interruption the rest of the same object is requested.
-    pub async fn next(&mut self) -> Result<Option<Bytes>, StoreError> {
-        loop {
-            match tokio::time::timeout(self.store.patience, self.body.next()).await {
-                Ok(Some(Ok(bytes))) => {
-                    self.at += bytes.len() as u64;
-                    return Ok(Some(bytes));
-                }
-                Ok(None) if self.at == self.stored.bytes => return Ok(None),
-                Ok(None) => self.resume("the body ended early").await?,
-                Ok(Some(Err(cause))) => self.resume(&chain(&cause)).await?,
-                Err(_) => self.resume("the body stalled").await?,
-            }
-        }
-    }
-
-    /// Keeps bytes for which a reader had no room; [`Download::take_kept`] returns them.
-    pub fn keep(&mut self, rest: Bytes) {
-        self.kept = Some(rest);
-    }
-
-    pub fn take_kept(&mut self) -> Option<Bytes> {
-        self.kept.take()
-    }
-
-    async fn resume(&mut self, why: &str) -> Result<(), StoreError> {
-        // A large object may be interrupted often; only progress counts.
-        if self.at >= self.resumed_at + PROGRESS_BYTES {
-            self.tries = 0;
-        }
-        self.resumed_at = self.at;
-        let doing = format!("reading {} from byte {}", self.key, self.at);
-        let cut = |text: String| self.store.fault(&doing, StoreFault::Unreachable, text);
-        self.tries += 1;
-        if self.tries >= self.store.tries {
-            return Err(cut(format!("{why}, {} times", self.tries)));
-        }
-        log::debug!("{}", cut(format!("{why}; asking for the rest")));
-        tokio::time::sleep(Duration::from_millis(50 << self.tries.min(6))).await;
-        if self.at >= self.stored.bytes {
-            return Err(cut(format!(
-                "{why}: {} bytes came, {} were announced",
-                self.at, self.stored.bytes
-            )));
-        }
-        let (store, key, at) = (&self.store, &self.key, self.at);
-        let opened = store
-            .persist(&doing, || store.open_body(&doing, key, at))
-            .await;
-        // The object may be shorter by now.
-        let opened = match opened {
-            Err(error) if error.fault == StoreFault::Changed => None,
-            opened => opened?,
-        };
-        match opened {
-            Some((body, rest)) if rest == self.stored => {
-                self.body = body;
-                Ok(())
-            }
-            _ => Err(cut(format!("{why}, and the object has changed since"))),
-        }
-    }
-}
 
 fn ca_file_of(to: &config::S3) -> String {
     match &to.ca_file {

@@ -6,7 +6,7 @@
 
 use super::state::{State, StateError};
 use super::working_lock::Lock;
-use crate::cluster::postgres::datastore::DatastoreError;
+use crate::cluster::postgres::datastore_error::DatastoreError;
 use crate::cluster::postgres::rows::Row;
 use crate::cluster::postgres::session::LocalSession;
 

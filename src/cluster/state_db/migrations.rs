@@ -1,6 +1,6 @@
 //! The formats of database `warm_spare`, and the numbered migrations between them.
 
-use crate::cluster::postgres::datastore::DatastoreError;
+use crate::cluster::postgres::datastore_error::DatastoreError;
 use crate::cluster::postgres::session::LocalSession;
 use crate::domain::Side;
 

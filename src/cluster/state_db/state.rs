@@ -6,7 +6,7 @@
 
 use super::migrations::{FORMAT, migrate, oldest_format};
 use super::working_lock::Holder;
-use crate::cluster::postgres::datastore::DatastoreError;
+use crate::cluster::postgres::datastore_error::DatastoreError;
 use crate::cluster::postgres::session::{LocalSession, quote_ident};
 use crate::config::Datastore;
 use crate::domain::Role;

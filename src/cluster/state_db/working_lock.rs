@@ -6,7 +6,7 @@
 //! every few seconds, and the others check for it.
 
 use super::state::{State, StateError};
-use crate::cluster::postgres::datastore::DatastoreError;
+use crate::cluster::postgres::datastore_error::DatastoreError;
 use crate::cluster::postgres::session::LocalSession;
 use std::sync::Arc;
 use std::time::Duration;

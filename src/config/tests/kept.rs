@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use super::super::kept::load_kept_at;
 use super::*;
+use crate::config::kept::load_kept_at;
 
 impl Site {
     fn data(&self) -> PathBuf {

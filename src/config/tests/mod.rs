@@ -1,6 +1,7 @@
 //! The whole configuration: from files to a configuration, or to the one right error.
 
 mod binds;
+mod builder_files;
 mod each_key;
 mod kept;
 mod secrets;

@@ -1,12 +1,13 @@
 //! Makes a second copy of the visible database on the same server, while the stream is being
 //! applied to the first. `CREATE DATABASE … TEMPLATE` would require that nobody is connected to it.
 
-use super::checks::{enough_disk, locale_options, major};
+use super::checks::{locale_options, major};
 use super::copy::scratch;
 use super::silenced;
 use super::switch;
 use crate::cluster::{InstalledClients, LocalSession, quote_ident};
 use crate::config::Config;
+use crate::replication::baseline::disk::enough_disk;
 use crate::replication::error::PassError;
 
 /// Makes database `name` with the rows that the snapshot sees, and the visible database's

@@ -2,22 +2,27 @@
 
 use super::checks::{self, Facts};
 use super::continuation::Continuation;
-use super::copy::{self, Baseline, Copied, Incoming};
+use super::copy::{Baseline, Copied};
 use super::gate::{Work, record_unavailable};
+use super::incoming;
 use super::lock_watchdog::guarded;
 use super::{continuation, switch};
 use crate::cluster::preparation::Names;
 use crate::cluster::{
-    ByteBudget, CopiedPoint, DatastoreFault, LocalSession, LocalStore, Lock, PeerSession, State,
-    Store, Throttle, end_former_writers, is_fenced, prove_fence,
+    ByteBudget, CopiedPoint, LocalSession, Lock, PeerSession, State, Throttle, prove_fence,
 };
-use crate::config::{Config, WantedRole};
-use crate::domain::{ErrorCode, EventKind, Lsn, Role, Side};
+use crate::config::Config;
+use crate::domain::{ErrorCode, EventKind};
 use crate::observe::{Clock, Phase, Progress};
 use crate::replication::artifact::courier::Courier;
 use crate::replication::artifact::inventory::{Inventory, InventoryError, UNSOUND};
-use crate::replication::artifact::replacements;
 use crate::replication::artifact::round::{self, Round};
+use crate::replication::baseline::ends::Ends;
+use crate::replication::baseline::incoming::Incoming;
+use crate::replication::baseline::recovery::{Held, Mended, existing_id, may_work};
+use crate::replication::baseline::visible::{
+    Visible, is_ours, recovery_point, stands_at, unavailable,
+};
 use crate::replication::change_probe;
 use crate::replication::descent::{Doubt, Here};
 use crate::replication::error::PassError;
@@ -25,7 +30,6 @@ use crate::replication::fuse::Shrinkage;
 use crate::replication::mode::select;
 use crate::replication::mode::select::Chosen;
 use crate::replication::stream::{self, Follow, Gap, Unheard};
-use std::collections::HashSet;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
@@ -74,25 +78,6 @@ pub enum Outcome {
     Unchanged(CopiedPoint),
     /// The stream brought everything that the primary had committed when it was asked.
     Followed(CopiedPoint),
-}
-
-/// The connections to both ends for one run.
-pub struct Ends {
-    pub local: LocalSession,
-    pub peer: PeerSession,
-    pub local_store: LocalStore,
-    pub peer_store: Store,
-}
-
-impl Ends {
-    pub async fn open(config: &Config) -> Result<Ends, PassError> {
-        Ok(Ends {
-            local: LocalSession::open_for_maintenance(&config.local.datastore).await?,
-            local_store: LocalStore::open(&config.local.s3)?,
-            peer: PeerSession::open(&config.peer.datastore).await?,
-            peer_store: Store::open(Side::Peer, &config.peer.s3)?,
-        })
-    }
 }
 
 /// Brings the spare to the primary's present state, once.
@@ -163,7 +148,7 @@ async fn sync_with_a_primary(
     // From here on no transaction of ours stays open on the primary longer than its one statement,
     // or its part of the copy.
     drop((ends.local, ends.peer));
-    switch::drop_database(state.session(), &copy::incoming_name(config)).await?;
+    switch::drop_database(state.session(), &incoming::incoming_name(config)).await?;
     let inventory = Inventory::new(state.session()).await?;
     let work = Work {
         config,
@@ -196,294 +181,6 @@ pub async fn approve(state: &State, id: &str, config: &Config) -> Result<(), Pas
             .await?;
     }
     Ok(())
-}
-
-/// Returns the cluster's id, if it has one already.
-pub async fn existing_id(config: &Config) -> Result<Option<String>, PassError> {
-    Ok(match State::open_existing(&config.local.datastore).await? {
-        Some(state) => Some(state.cluster().await?.id),
-        None => None,
-    })
-}
-
-/// The state of this cluster, locked by us, and repaired.
-struct Held {
-    state: State,
-    lock: Lock,
-    mended: Mended,
-}
-
-impl Held {
-    async fn take(config: &Config, lock: Option<Lock>, recorded: bool) -> Result<Held, PassError> {
-        let state = State::open(&config.local.datastore).await?;
-        let lock = match lock {
-            Some(held) => held,
-            None => state.lock().await?,
-        };
-        // This cluster may have been promoted while we waited for the lock.
-        let recorded = recorded || state.cluster().await?.role.is_some();
-        if recorded {
-            may_work(config).await?;
-        }
-        let mended = put_right(config, &state, lock, recorded).await?;
-        Ok(Held {
-            state,
-            lock,
-            mended,
-        })
-    }
-}
-
-/// The faults of the local side that were found and repaired before the run.
-#[derive(Debug, Default, Clone, Copy)]
-struct Mended {
-    undone: usize,
-    fence_reset: bool,
-}
-
-/// Repairs the leftovers of an interrupted run on the local side: half replaced bytes are restored,
-/// its database is dropped. The peer is not asked, because it may be gone for good.
-pub async fn mend(config: &Config, lock: Lock) -> Result<(), PassError> {
-    let state = State::open(&config.local.datastore).await?;
-    state.still_ours(lock).await?;
-    if !state.replacements().await?.is_empty() {
-        put_back(config, &state, lock).await?;
-    }
-    switch::drop_database(state.session(), &copy::incoming_name(config)).await
-}
-
-async fn put_right(
-    config: &Config,
-    state: &State,
-    lock: Lock,
-    recorded: bool,
-) -> Result<Mended, PassError> {
-    let undone = put_back(config, state, lock).await?;
-    // Before the first copy the visible database belongs to somebody else, and is no spare's.
-    let fence_reset = recorded && keep_fenced(config, state).await?;
-    Ok(Mended {
-        undone,
-        fence_reset,
-    })
-}
-
-/// Restores replaced bytes. Returns the number of artifacts.
-async fn put_back(config: &Config, state: &State, lock: Lock) -> Result<usize, PassError> {
-    let local = LocalStore::open(&config.local.s3)?;
-    let courier = Courier {
-        // The peer is not asked here.
-        peer: local.reading().clone(),
-        local,
-        budget: ByteBudget::new(config.replication.buffer),
-        throttle: Throttle::new(None),
-    };
-    let reached = reached(config).await?;
-    let undone = replacements::undo((state, lock), &courier, reached).await?;
-    if undone > 0 {
-        log::warn!(
-            "local: an earlier run was interrupted while it replaced {undone} artifacts; the old bytes were restored"
-        );
-    }
-    Ok(undone)
-}
-
-/// Returns whether this cluster is recorded as a spare already. A cluster whose role was never set
-/// does nothing at all; a cluster that is no spare copies nothing over itself.
-pub async fn may_work(config: &Config) -> Result<bool, PassError> {
-    let recorded = match State::open_existing(&config.local.datastore).await? {
-        Some(state) => state.cluster().await?.role,
-        None => None,
-    };
-    match (config.role, recorded) {
-        (WantedRole::Spare, None) => Ok(false),
-        // Until it is promoted, a spare continues as a spare.
-        (_, Some(Role::Spare)) => Ok(true),
-        (WantedRole::Keep, None) => Err(PassError::Refused {
-            rule: ErrorCode::RoleUnset,
-            text: "the role of this cluster was never set, so nothing is done".into(),
-            next_step: "set role = \"spare\" on the cluster that is to be the copy".into(),
-        }),
-        (_, recorded) => Err(PassError::Refused {
-            rule: ErrorCode::Role,
-            text: format!(
-                "this cluster is recorded as {}",
-                recorded.map_or("nothing", Into::into)
-            ),
-            next_step: "only a spare is copied to".into(),
-        }),
-    }
-}
-
-/// Keeps the fence. It is a condition, not an event: it is checked at every start, and set again if
-/// somebody lifted it.
-async fn keep_fenced(config: &Config, state: &State) -> Result<bool, PassError> {
-    let database = &config.local.datastore.database;
-    let there = checks::has_database(state.session(), database).await?;
-    if !there {
-        return Ok(false);
-    }
-    if !is_fenced(state.session(), database).await? {
-        log::warn!("local: the fence on database {database} is missing; setting it again");
-        state.fence_if_spare(database).await?;
-    } else if !state.cluster().await?.fence_begun {
-        prove_fence(state.session(), &config.local.datastore, database).await?;
-        return Ok(false);
-    }
-    state
-        .finish_fence(&config.local.datastore, database)
-        .await?;
-    let text = format!("the fence on {database} had been lifted; it was set again");
-    state.event(EventKind::Fence, &text, &config.change).await?;
-    Ok(true)
-}
-
-/// The database that Builder on the spare sees, if it exists and is Builder's.
-struct Visible {
-    rows: Option<LocalSession>,
-    ours: bool,
-}
-
-impl Visible {
-    async fn open(config: &Config, facts: &Facts) -> Result<Visible, PassError> {
-        if !facts.visible {
-            return Ok(Visible {
-                rows: None,
-                ours: false,
-            });
-        }
-        let session =
-            LocalSession::open(&config.local.datastore, &config.local.datastore.database).await?;
-        let sql = "SELECT to_regclass('public.origin_packages') IS NOT NULL, to_regclass('warm_spare.recovery_point') IS NOT NULL";
-        let row = session
-            .query_one("looking into the visible database", sql, &[])
-            .await?;
-        let (rows, ours): (bool, bool) = (row.get(0), row.get(1));
-        Ok(Visible {
-            rows: rows.then_some(session),
-            ours,
-        })
-    }
-
-    fn session_of_ours(&self) -> Option<&LocalSession> {
-        self.rows.as_ref().filter(|_| self.ours)
-    }
-
-    /// Returns the bytes (key and checksum) that are recorded as unavailable.
-    async fn known(&self) -> Result<HashSet<(String, String)>, PassError> {
-        let Some(session) = self.session_of_ours() else {
-            return Ok(HashSet::new());
-        };
-        let sql = "SELECT key, checksum FROM warm_spare.unavailable";
-        let rows = session
-            .query("reading the unavailable artifacts", sql, &[])
-            .await?;
-        Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
-    }
-}
-
-/// Returns artifacts recorded as missing or damaged on the primary, with the reason.
-pub async fn unavailable(session: &LocalSession) -> Result<Vec<(String, String)>, PassError> {
-    let sql = "SELECT key, reason FROM warm_spare.unavailable ORDER BY key";
-    let rows = session
-        .query("reading the unavailable artifacts", sql, &[])
-        .await?;
-    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
-}
-
-/// Returns the same for the visible database as it is now. None: it does not exist, or is not ours.
-pub async fn unavailable_here(config: &Config) -> Result<Option<Vec<(String, String)>>, PassError> {
-    let local = &config.local.datastore;
-    let session = match LocalSession::open(local, &local.database).await {
-        Ok(session) => session,
-        Err(error) if error.fault == DatastoreFault::NoDatabase => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
-    let sql = "SELECT to_regclass('warm_spare.unavailable') IS NOT NULL";
-    let row = session
-        .query_one("looking for our tables", sql, &[])
-        .await?;
-    match row.get(0) {
-        true => Ok(Some(unavailable(&session).await?)),
-        false => Ok(None),
-    }
-}
-
-/// Returns the recovery point of the visible database, if it exists and is ours.
-async fn reached(config: &Config) -> Result<Option<Lsn>, PassError> {
-    let local = &config.local.datastore;
-    match LocalSession::open(local, &local.database).await {
-        Ok(session) => {
-            if recovery_point(&session).await?.is_none() {
-                return Ok(None);
-            }
-            // A commit of a session that we have left may still be in progress: it is waited for. A
-            // session that has not begun to commit is ended.
-            end_former_writers(&session).await?;
-            let sql = "SELECT lsn::text FROM warm_spare.recovery_point FOR UPDATE";
-            let doing = "reading the recovery point";
-            let row = session.query_one(doing, sql, &[]).await?;
-            Ok(row.get::<_, String>(0).parse().ok())
-        }
-        Err(error) if error.fault == DatastoreFault::NoDatabase => Ok(None),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// Ends sessions that may still be applying to the visible database, and waits for a commit in
-/// progress.
-pub async fn end_appliers(config: &Config) -> Result<(), PassError> {
-    reached(config).await.map(drop)
-}
-
-/// Returns the position of the visible database: the copied point, or a later one to which the
-/// stream has brought it.
-pub async fn stands_at(config: &Config, copied: CopiedPoint) -> Result<CopiedPoint, PassError> {
-    let local = &config.local.datastore;
-    if copied.slot.is_empty() {
-        return Ok(copied);
-    }
-    let session = match LocalSession::open(local, &local.database).await {
-        Ok(session) => session,
-        Err(error) if error.fault == DatastoreFault::NoDatabase => return Ok(copied),
-        Err(error) => return Err(error.into()),
-    };
-    if recovery_point(&session).await?.is_none() {
-        return Ok(copied);
-    }
-    let sql = "SELECT lsn::text, commit_time FROM warm_spare.recovery_point";
-    let row = session
-        .query_one("reading the recovery point", sql, &[])
-        .await?;
-    Ok(CopiedPoint {
-        lsn: row.get(0),
-        commit_time: row.get(1),
-        ..copied
-    })
-}
-
-/// Returns whether a database that records position `found` is the one that was copied here: a
-/// followed one moves on from there.
-pub fn is_ours(point: &CopiedPoint, found: Option<&String>) -> bool {
-    match point.slot.is_empty() {
-        false => found.is_some(),
-        true => found == Some(&point.lsn),
-    }
-}
-
-/// Returns the LSN that a database records; None: it is not ours.
-pub async fn recovery_point(session: &LocalSession) -> Result<Option<String>, PassError> {
-    let sql = "SELECT to_regclass('warm_spare.recovery_point') IS NOT NULL";
-    let there = session
-        .query_one("looking for the recovery point", sql, &[])
-        .await?;
-    if !there.get::<_, bool>(0) {
-        return Ok(None);
-    }
-    let sql = "SELECT lsn::text FROM warm_spare.recovery_point";
-    let rows = session
-        .query("reading the recovery point", sql, &[])
-        .await?;
-    Ok(rows.first().map(|row| row.get(0)))
 }
 
 struct Pass<'a> {

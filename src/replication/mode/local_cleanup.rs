@@ -7,8 +7,8 @@ use crate::cluster::{
 use crate::config::Config;
 use crate::domain::{ErrorCode, Role, TransitionKind};
 use crate::replication::baseline::checks::has_database;
-use crate::replication::baseline::copy::incoming_name;
-use crate::replication::baseline::run::mend;
+use crate::replication::baseline::incoming::incoming_name;
+use crate::replication::baseline::recovery::mend;
 use crate::replication::baseline::silenced::{wake_as_in, waking};
 use crate::replication::baseline::switch::drop_database;
 use crate::replication::error::PassError;

@@ -10,7 +10,7 @@ use crate::cluster::{LocalSession, PeerSession, State, peers_record};
 use crate::config::{Config, WantedRole};
 use crate::domain::{ErrorCode, EventKind, PromotionKind, Role};
 use crate::replication::baseline::checks;
-use crate::replication::baseline::run::may_work;
+use crate::replication::baseline::recovery::may_work;
 use crate::replication::error::PassError;
 use std::time::Duration;
 

@@ -1,8 +1,7 @@
 //! Applies the primary's transactions in the order of their commits. One transaction of the spare
 //! holds one or several of the primary's, and the recovery point.
 
-use super::super::descent::Doubt;
-use super::changes::{Change, Changes, Effects, Named};
+use super::changes::{Change, Changes, Named};
 use super::effects::{Settling, Verdict};
 use super::error::Gap;
 use super::gate::{Gate, Outcome, WantId, key_of};
@@ -10,14 +9,16 @@ use super::lookahead::{Ahead, Info, key, named};
 use super::pgoutput::{Begin, Commit, Message, decode};
 use super::spool::{Frame, Receiver};
 use super::{Applied, Told};
-use crate::cluster::{CopiedPoint, StateError};
+use crate::cluster::CopiedPoint;
 use crate::domain::Lsn;
 use crate::killpoint;
 use crate::replication::artifact::round::Swap;
+use crate::replication::descent::Doubt;
 use chrono::{DateTime, Utc};
-use std::collections::HashSet;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
+
+mod position;
 
 /// Maximum number of the primary's transactions in one transaction of the spare, and of their
 /// bytes.
@@ -422,80 +423,6 @@ impl Applier<'_> {
             transactions: group.transactions,
             waiting: self.ahead.waiting(),
             lacking: self.settling.take_changed(),
-        });
-        Ok(())
-    }
-
-    /// Returns the removed packages that do not exist any more, under any checksum. Where a package
-    /// was removed and added again in the same transaction, only the table shows which of the two
-    /// came last.
-    async fn gone(&self, effects: &Effects) -> Result<Vec<Named>, Gap> {
-        if effects.removed.is_empty() {
-            return Ok(Vec::new());
-        }
-        let package = |named: &Named| (named.ident.clone(), named.target.clone());
-        let removed: (Vec<String>, Vec<String>) = effects.removed.iter().map(package).unzip();
-        let sql = "SELECT DISTINCT ident, target FROM public.origin_packages \
-                   WHERE (ident, target) IN (SELECT * FROM unnest($1::text[], $2::text[]))";
-        let doing = "looking for packages that exist again";
-        let session = self.changes.session();
-        let rows = session.query(doing, sql, &[&removed.0, &removed.1]).await?;
-        let mut there: HashSet<_> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
-        let mut gone = effects.removed.clone();
-        gone.retain(|named| there.insert(package(named)));
-        Ok(gone)
-    }
-
-    /// Stores the recovery point in the open transaction, and commits it. It fails if another
-    /// process moved the point or wrote another token.
-    async fn store(&mut self, point: Point) -> Result<(), Gap> {
-        let sql = "UPDATE warm_spare.recovery_point SET lsn = $1::text::pg_lsn, commit_time = $2, \
-                     mark = $5::text::pg_lsn WHERE lsn = $3::text::pg_lsn AND token = $4";
-        let (new, old) = (point.lsn.to_string(), self.point.lsn.to_string());
-        let mark = point.mark.map(|mark| mark.to_string());
-        let session = self.changes.session();
-        let stored = session
-            .execute(
-                "storing the recovery point",
-                sql,
-                &[&new, &point.commit_time, &old, &self.token, &mark],
-            )
-            .await?;
-        if stored != 1 {
-            return Err(StateError::Superseded.into());
-        }
-        killpoint::reach("apply.before_commit");
-        session
-            .batch("committing what was applied", "COMMIT")
-            .await?;
-        killpoint::reach("apply.after_commit");
-        self.point = point;
-        let _ = self.durable.send(point.resume());
-        Ok(())
-    }
-
-    /// Moves the recovery point over log that was read and has no changes for the spare.
-    async fn advance(&mut self) -> Result<(), Gap> {
-        let reached = self.at();
-        if reached <= self.point.lsn || self.unproven.is_some() {
-            return Ok(());
-        }
-        self.changes
-            .session()
-            .batch("beginning to apply", BEGIN)
-            .await?;
-        killpoint::reach("confirm.before_commit");
-        let point = Point {
-            lsn: reached,
-            commit_time: self.point.commit_time,
-            mark: None,
-        };
-        self.store(point).await?;
-        self.told.applied(Applied {
-            point,
-            transactions: 0,
-            waiting: self.ahead.waiting(),
-            lacking: false,
         });
         Ok(())
     }

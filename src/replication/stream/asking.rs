@@ -5,7 +5,6 @@
 //! stored in a new file is compared before lag counts as known, and the tables are compared one
 //! after the other all day long.
 
-use super::super::error::PassError;
 use super::error::Gap;
 use super::follow::{Channels, Follow};
 use super::primary_status::Seen;
@@ -13,6 +12,7 @@ use crate::cluster::{ComparedTable, Confirmation, LocalSession, Session};
 use crate::domain::Lsn;
 use crate::replication::baseline::sequences::{Sequence, set_as_holder};
 use crate::replication::baseline::tables;
+use crate::replication::error::PassError;
 use crate::replication::live_compare::{Compared, Ours, compare};
 use std::collections::{BTreeMap, VecDeque};
 use std::pin::Pin;

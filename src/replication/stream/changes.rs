@@ -3,7 +3,6 @@
 //! Tables do not wait for each other, because neither triggers nor foreign keys are active here.
 //! Within a table the order is kept.
 
-use super::super::error::PassError;
 use super::error::Gap;
 use super::pgoutput::{Identity, Old, Relation, Truncate, Value};
 use super::runs::Run;
@@ -11,6 +10,7 @@ use super::target::{Found, Target, Types};
 use crate::cluster::ToSql;
 use crate::cluster::{Applying, TextValue, TextValues};
 use crate::cluster::{RawRow, Statement};
+use crate::replication::error::PassError;
 use bytes::Bytes;
 use futures_util::future::try_join_all;
 use std::collections::{BTreeMap, HashMap};

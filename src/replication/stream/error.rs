@@ -1,10 +1,10 @@
 //! Reasons why following ended: a failure that may be transient, or a gap that only a new baseline
 //! closes.
 
-use super::super::descent::Doubt;
-use super::super::error::PassError;
 use super::spool::SpoolError;
 use crate::cluster::{DatastoreError, DatastoreFault, StoreError};
+use crate::replication::descent::Doubt;
+use crate::replication::error::PassError;
 use std::sync::Arc;
 
 #[derive(Debug, thiserror::Error)]

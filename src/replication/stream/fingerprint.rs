@@ -2,8 +2,8 @@
 //! It is compared only with an earlier answer of the same server, so differences between versions
 //! do not matter.
 
-use super::super::error::PassError;
 use crate::cluster::Session;
+use crate::replication::error::PassError;
 
 /// The path decides whether names in definitions are written in full. A role or a database may
 /// change it at any time.

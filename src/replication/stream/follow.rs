@@ -1,9 +1,6 @@
 //! Runs following once: the checks before the stream is requested, the task that reads it, the
 //! applier, and the question every ten seconds.
 
-use super::super::descent::{Here, There, doubt, left_at};
-use super::super::error::{PassError, Policy};
-use super::super::fuse::Shrinkage;
 use super::Told;
 use super::apply::{Applier, Point};
 use super::changes::Changes;
@@ -29,6 +26,9 @@ use crate::replication::artifact::retry::retry_unavailable;
 use crate::replication::artifact::round::Swap;
 use crate::replication::baseline::silenced;
 use crate::replication::change_probe::told_of_standby;
+use crate::replication::descent::{Here, There, doubt, left_at};
+use crate::replication::error::{PassError, Policy};
+use crate::replication::fuse::Shrinkage;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};

@@ -8,8 +8,6 @@
 //! applied in a transaction that is never committed, and in this transaction all rows equal the
 //! primary's.
 
-use super::super::descent::Doubt;
-use super::super::error::PassError;
 use super::apply::Point;
 use super::changes::{Change, Changes};
 use super::error::Gap;
@@ -20,6 +18,8 @@ use super::pump::Pump;
 use super::spool::{Frame, Receiver, SpoolError, spool};
 use crate::cluster::{Applying, CopiedPoint, Session, WalSession};
 use crate::domain::Lsn;
+use crate::replication::descent::Doubt;
+use crate::replication::error::PassError;
 use crate::replication::live_compare::{Ours, compare_all};
 use std::time::Duration;
 use tokio::sync::watch;

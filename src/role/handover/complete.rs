@@ -1,8 +1,6 @@
 //! Completes the spare: every row that the primary has committed is here, the tables have the same
 //! form, and the artifacts and the values of the sequences are here too.
 
-use super::super::preflight::{CLOCK_WAIT, ID_SLACK};
-use super::super::watch::{another_server, look_at_peer};
 use super::Handover;
 use crate::cluster::preparation::Names;
 use crate::cluster::{CopiedPoint, LocalSession, PeerFence, PeerSession};
@@ -12,6 +10,8 @@ use crate::replication::stream::{self, Follow};
 use crate::replication::{
     Options, PassError, Sequence, newest_id, set_all_as_holder, sync, unavailable_here,
 };
+use crate::role::preflight::{CLOCK_WAIT, ID_SLACK};
+use crate::role::watch::{another_server, look_at_peer};
 use chrono::{DateTime, Utc};
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};

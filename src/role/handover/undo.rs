@@ -1,11 +1,11 @@
 //! Undoes a handover, which is possible as long as the new epoch is not committed.
 
-use super::super::steps::Walk;
-use super::super::watch::{another_server, look_at_peer, open_fence};
 use super::{Handover, Outcome};
 use crate::domain::{EventKind, Role, Step, Transition, TransitionKind};
 use crate::killpoint;
 use crate::replication::PassError;
+use crate::role::steps::Walk;
+use crate::role::watch::{another_server, look_at_peer, open_fence};
 
 impl Handover<'_> {
     /// Undoes the handover: clients may write to the primary again, and the spare follows as

@@ -1,8 +1,5 @@
 //! Follows the stream for as long as it continues, with the other due duties beside it.
 
-use super::super::desk::Desk;
-use super::super::next;
-use super::super::plan::{Next, Rules};
 use super::Duties;
 use super::interrupts::another_stream;
 use super::passes::note_brought;
@@ -14,6 +11,9 @@ use crate::domain::{EventKind, Lsn, Side};
 use crate::observe::{Held, Mode as Shown};
 use crate::replication::stream::{self, Applied, Follow, Followed, Gap, Seen, Told};
 use crate::replication::{Chosen, Courier, PassError, approve, decide};
+use crate::service::desk::Desk;
+use crate::service::next;
+use crate::service::plan::{Next, Rules};
 use chrono::{DateTime, TimeDelta, Utc};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

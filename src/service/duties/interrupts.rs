@@ -1,12 +1,12 @@
 //! Interruptions of a duty before its own end, and the end of a hold while a duty makes progress.
 
-use super::super::plan::Rules;
-use super::super::{Configs, Desk, next};
 use crate::config::{Config, Replication};
 use crate::domain::Step;
 use crate::observe::Phase;
 use crate::replication::PassError;
 use crate::role::{asked, is_asked_for};
+use crate::service::plan::Rules;
+use crate::service::{Configs, Desk, next};
 use std::convert::Infallible;
 use std::time::Duration;
 

@@ -1,13 +1,13 @@
 //! The due verification. It runs beside the looks, but never beside a pass, and a repair follows it
 //! if needed.
 
-use super::super::plan::{Next, Plan, Rules};
 use super::{Duties, Verifying};
 use crate::cluster::VerificationRecord;
 use crate::config::Config;
 use crate::domain::EventKind;
 use crate::observe::{Progress, Silent, Verified};
 use crate::replication::PassError;
+use crate::service::plan::{Next, Plan, Rules};
 use crate::verify::{Verification, verify};
 use chrono::TimeDelta;
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! The waits before a retry, by a time that no change of a clock delays.
 
-use super::super::plan::LONGEST_WAIT;
 use super::Duties;
+use crate::service::plan::LONGEST_WAIT;
 use chrono::TimeDelta;
 
 /// Minimum interval between two verifications that missing local artifacts start.

@@ -1,6 +1,7 @@
 //! The local bucket: reading as a [`Store`] does, and writing, deleting, uploads in parts.
 
-use super::{EXPECTED, Expected, Store, Stored, object, unquote};
+use super::{EXPECTED, Store, object, unquote};
+use crate::cluster::s3::store::object::{Expected, Stored};
 use crate::cluster::s3::store_error::{StoreError, StoreFault, fault_of_body};
 use crate::config;
 use crate::domain::Side;

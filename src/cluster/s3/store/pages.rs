@@ -1,7 +1,8 @@
 //! Lists a bucket, with one request for each page. Each page is tried like any request, and starts
 //! where the page before ended.
 
-use super::{Listed, Store, Stored, unquote};
+use super::{Store, unquote};
+use crate::cluster::s3::store::object::{Listed, Stored};
 use crate::cluster::s3::store_error::{StoreError, StoreFault};
 use futures_util::StreamExt;
 use minio::s3::response::ListObjectsResponse;

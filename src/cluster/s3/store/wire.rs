@@ -1,7 +1,7 @@
 //! Adds headers to each request, and reads an answer's status and headers: the library's own calls
 //! support neither.
 
-use super::Expected;
+use crate::cluster::s3::store::object::Expected;
 use minio::s3::client::hooks::Extensions;
 use minio::s3::client::{Method, RequestHooks, Response};
 use minio::s3::error::Error;

@@ -74,7 +74,7 @@ fn each_lack_has_its_reason_and_what_would_change_it() {
     from_elsewhere.wal_level.in_auto_conf = AutoConf::Unknown;
     assert_refused(
         &from_elsewhere,
-        "cannot be seen",
+        "cannot see whether every start",
         "pg_read_all_settings TO hab",
     );
 
