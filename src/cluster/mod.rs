@@ -2,7 +2,7 @@
 //!
 //! `postgres` and `s3` connect to servers. `state_db` owns database `warm_spare`. `fence` sets and
 //! proves the fence. `preparation` changes the primary for the stream. Nothing above this room
-//! names MinIO or PostgreSQL's wire protocol. The peer is read-only by type: [`PeerSession`] has no
+//! names MinIO or PostgreSQL's wire protocol. The peer is read-only by type: [`PeerSession`](crate::cluster::PeerSession) has no
 //! way to write, and its transactions are read-only for the server too.
 
 mod builder_keys;

@@ -101,7 +101,7 @@ impl Accepted {
     }
 }
 
-/// Loads the kept configuration, and checks the files it names as [`load`](super::load) does. None:
+/// Loads the kept configuration, and checks the files it names as `load` does. None:
 /// nothing is kept.
 pub fn load_kept(data: &Path) -> Result<Option<Config>, ConfigError> {
     load_kept_at(data, &Places::default())

@@ -1,7 +1,7 @@
 //! The configuration: one TOML file. Every key is checked, and an error names its key. Secrets have
 //! a type of their own and come from files.
 //!
-//! Reading has no side effects; only [`Accepted::keep`] writes. `docs/reference.md` describes the
+//! Reading has no side effects; only `Accepted::keep` writes. `docs/reference.md` describes the
 //! meaning and the values of every key.
 
 mod binds;

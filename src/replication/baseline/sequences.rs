@@ -123,7 +123,7 @@ pub async fn set_as_holder(
     Ok(set)
 }
 
-/// Does the same as [`set_as_holder`], and fails unless all of them are set.
+/// Does the same as `set_as_holder`, and fails unless all of them are set.
 pub async fn set_all_as_holder(
     inside: &LocalSession,
     values: &[Sequence],
