@@ -8,10 +8,10 @@ use support::pair::{PROMOTE, Pair, first_write, forced, until_primary, until_set
 use support::{Cluster, Factory, Package, Result, Service, Site, Spec};
 
 /// Of every configuration here.
-pub const NAMED: &str = "site = \"demo\"\n";
+pub(crate) const NAMED: &str = "site = \"demo\"\n";
 
 /// Ends with both clusters in the roles in which they began; returns both services.
-pub async fn there_and_back<'a>(
+pub(crate) async fn there_and_back<'a>(
     pair: &'a Pair,
     factory: &mut Factory,
     made: &mut Vec<Package>,

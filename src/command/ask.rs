@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-pub struct Answer {
+pub(super) struct Answer {
     pub status: StatusCode,
     pub body: serde_json::Value,
 }
@@ -16,12 +16,12 @@ pub struct Answer {
 /// No service answered. The error names the address that was asked.
 #[derive(Debug, thiserror::Error)]
 #[error("no warm-spare service answers at {address}: {text}")]
-pub struct NoAnswer {
+pub(super) struct NoAnswer {
     address: SocketAddr,
     text: String,
 }
 
-pub async fn ask(config: &Path, path: &str, limit: Duration) -> Result<Answer, NoAnswer> {
+pub(super) async fn ask(config: &Path, path: &str, limit: Duration) -> Result<Answer, NoAnswer> {
     let address = address(config);
     let text = match tokio::time::timeout(limit, get(address, path)).await {
         Ok(Ok(answer)) => return Ok(answer),

@@ -10,7 +10,7 @@ use bytesize::ByteSize;
 use serde_json::json;
 use std::path::Path;
 
-pub async fn run(config: &Config, path: &Path, connect: bool, as_json: bool) -> u8 {
+pub(super) async fn run(config: &Config, path: &Path, connect: bool, as_json: bool) -> u8 {
     let facts = if connect {
         match look(config).await {
             Ok(facts) => Some(facts),

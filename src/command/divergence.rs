@@ -33,7 +33,7 @@ struct Outcome<'a> {
     result: Result<Fetched, PassError>,
 }
 
-pub async fn run(config: &Config, fetch: Option<&Path>, as_json: bool) -> u8 {
+pub(super) async fn run(config: &Config, fetch: Option<&Path>, as_json: bool) -> u8 {
     let recorded = match read(config).await {
         Ok(Some(recorded)) => recorded,
         Ok(None) => return none(as_json),

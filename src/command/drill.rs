@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(Args)]
-pub struct DrillArguments {
+pub(super) struct DrillArguments {
     /// Number of artifacts to read from the local bucket, chosen at random, or `all`.
     #[arg(long, value_name = "N", default_value = "20", value_parser = sample)]
     sample: Sample,
@@ -43,7 +43,7 @@ fn url(text: &str) -> Result<http::Uri, String> {
     }
 }
 
-pub async fn run(config: &Config, arguments: &DrillArguments, as_json: bool) -> u8 {
+pub(super) async fn run(config: &Config, arguments: &DrillArguments, as_json: bool) -> u8 {
     let rehearsal = Rehearsal {
         sample: arguments.sample.0,
         exec: arguments.exec.clone(),

@@ -11,7 +11,7 @@ use clap::Subcommand;
 use serde_json::{Value, json};
 
 #[derive(Subcommand)]
-pub enum Generations {
+pub(super) enum Generations {
     /// Lists the generations, the latest first: time of the replacement, size, and reason for a
     /// pin.
     List,
@@ -26,7 +26,7 @@ pub enum Generations {
     },
 }
 
-pub async fn run(config: &Config, verb: &Generations, as_json: bool) -> u8 {
+pub(super) async fn run(config: &Config, verb: &Generations, as_json: bool) -> u8 {
     let done = match verb {
         Generations::List => list(config, as_json).await,
         Generations::Drop { name, pinned } => drop_one(config, name, *pinned, as_json).await,

@@ -7,7 +7,7 @@ use serde_json::json;
 use std::path::Path;
 use std::time::Duration;
 
-pub async fn run(config: &Path, limit: Duration, as_json: bool) -> u8 {
+pub(super) async fn run(config: &Path, limit: Duration, as_json: bool) -> u8 {
     let answer = ask::ask(config, "/health", limit).await;
     let (level, body) = match answer {
         Ok(answer) => {

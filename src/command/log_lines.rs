@@ -7,7 +7,7 @@ use log::{LevelFilter, Record};
 use std::io::Write;
 
 /// Starts the log: lines of `warm_spare` at the given level, lines of libraries from warnings up.
-pub fn start(level: LevelFilter, form: LogFormat) {
+pub(super) fn start(level: LevelFilter, form: LogFormat) {
     let mut builder = Builder::new();
     builder
         .filter_level(LevelFilter::Warn.min(level))

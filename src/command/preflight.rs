@@ -33,7 +33,7 @@ impl From<For> for Purpose {
     }
 }
 
-pub async fn run(config: &Config, purpose: Purpose, as_json: bool) -> u8 {
+pub(super) async fn run(config: &Config, purpose: Purpose, as_json: bool) -> u8 {
     let checks = preflight(config, purpose, PEER_TIMEOUT).await;
     let result = worst(&checks);
     if result == Verdict::Refuse {

@@ -7,7 +7,12 @@ use crate::config::{Config, Datastore};
 use crate::replication::{Because, Choice, Prepare, prepare};
 use serde_json::{Value, json};
 
-pub async fn run(config: &Config, print: bool, bound_other_slots: bool, as_json: bool) -> u8 {
+pub(super) async fn run(
+    config: &Config,
+    print: bool,
+    bound_other_slots: bool,
+    as_json: bool,
+) -> u8 {
     let on_step = |step: &Step| {
         if as_json {
             eprintln!("made: {}", step.what);
@@ -59,7 +64,7 @@ fn print_result(found: &Prepare) {
 
 /// Returns the plan as a script for psql. Obstacles that the script cannot remove, and notes, come
 /// first as comments.
-pub fn script(verb: &str, peer: &Datastore, database: &str, plan: &Plan) -> String {
+pub(super) fn script(verb: &str, peer: &Datastore, database: &str, plan: &Plan) -> String {
     let mut lines = vec![format!(
         "-- warm-spare {verb}: with psql, as a superuser, in database {database} of {}:{}",
         peer.host, peer.port
@@ -89,7 +94,7 @@ pub fn script(verb: &str, peer: &Datastore, database: &str, plan: &Plan) -> Stri
     lines.join("\n")
 }
 
-pub fn steps(plan: &Plan) -> Value {
+pub(super) fn steps(plan: &Plan) -> Value {
     let steps = plan.steps.iter().map(|step| {
         json!({
             "what": step.what,
@@ -100,7 +105,7 @@ pub fn steps(plan: &Plan) -> Value {
     steps.collect()
 }
 
-pub fn obstacles(plan: &Plan) -> Value {
+pub(super) fn obstacles(plan: &Plan) -> Value {
     let obstacles = plan.obstacles.iter().map(|obstacle| {
         json!({
             "code": obstacle.check.into_str(),

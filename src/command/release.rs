@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::replication::{Release, Traces, lift_the_fence, release, remove_traces, traces_script};
 use serde_json::{Value, json};
 
-pub async fn run(config: &Config, cluster: Option<&str>, print: bool, as_json: bool) -> u8 {
+pub(super) async fn run(config: &Config, cluster: Option<&str>, print: bool, as_json: bool) -> u8 {
     let on_step = |step: &Step| {
         if as_json {
             eprintln!("removed: {}", step.what);
@@ -55,7 +55,7 @@ fn document(found: &Release, print: bool) -> Value {
     })
 }
 
-pub async fn run_local(config: &Config, print: bool, force: bool, as_json: bool) -> u8 {
+pub(super) async fn run_local(config: &Config, print: bool, force: bool, as_json: bool) -> u8 {
     let found = match remove_traces(config, print, force).await {
         Ok(found) => found,
         Err(error) => return show::failure(&error, as_json),

@@ -12,7 +12,7 @@ use super::{exit, log_lines};
 /// Time from the first signal to a forced exit if something hangs. The Supervisor kills after 8 s.
 const FORCED_EXIT_AFTER: std::time::Duration = std::time::Duration::from_millis(1500);
 
-pub async fn run(path: &Path) -> u8 {
+pub(super) async fn run(path: &Path) -> u8 {
     // This comes first: without a handler, SIGHUP would end the process.
     let signals = [
         SignalKind::hangup(),

@@ -16,7 +16,7 @@ static BARS: LazyLock<MultiProgress> =
     LazyLock::new(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr()));
 
 /// Writer of the log lines. It hides the bar while it prints a line.
-pub struct AroundBar;
+pub(super) struct AroundBar;
 
 impl Write for AroundBar {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
@@ -29,7 +29,7 @@ impl Write for AroundBar {
     }
 }
 
-pub fn progress() -> Progress {
+pub(super) fn progress() -> Progress {
     if std::io::stderr().is_terminal() {
         Progress::new(Arc::new(Bar(Mutex::new(None))))
     } else {
@@ -102,12 +102,12 @@ impl Listener for Lines {
     }
 }
 
-pub fn json(document: &serde_json::Value) {
+pub(super) fn json(document: &serde_json::Value) {
     say!("{document:#}");
 }
 
 /// Prints the error and its next step, and returns the exit code.
-pub fn failure(error: &PassError, as_json: bool) -> u8 {
+pub(super) fn failure(error: &PassError, as_json: bool) -> u8 {
     let next_step = error.next_step();
     eprintln!("error: {error}\nnext step: {next_step}");
     if as_json {
@@ -122,6 +122,6 @@ pub fn failure(error: &PassError, as_json: bool) -> u8 {
 }
 
 /// Returns the number and the noun: `1 package`, `2 packages`.
-pub fn count(number: u64, noun: &str) -> String {
+pub(super) fn count(number: u64, noun: &str) -> String {
     format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 /// Time limit for the answer of the service.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 
-pub async fn run(config: &Path, as_json: bool) -> u8 {
+pub(super) async fn run(config: &Path, as_json: bool) -> u8 {
     let answer = match ask::ask(config, "/status", REPLY_TIMEOUT).await {
         Ok(answer) => answer,
         Err(error) => {

@@ -14,7 +14,7 @@ use std::time::Duration;
 /// Maximum number of passes that one run begins.
 const MAX_ATTEMPTS: usize = 6;
 
-pub async fn run(config: &Config, baseline: bool, as_json: bool) -> u8 {
+pub(super) async fn run(config: &Config, baseline: bool, as_json: bool) -> u8 {
     let progress = show::progress();
     match sync_with_retries(config, baseline, &progress).await {
         Ok(report) => {
@@ -133,7 +133,7 @@ fn print(config: &Config, report: &Report) {
     }
 }
 
-pub fn describe(point: &CopiedPoint) -> String {
+pub(super) fn describe(point: &CopiedPoint) -> String {
     format!(
         "{} at {} by the primary's clock (system {}, timeline {})",
         point.lsn,
@@ -143,7 +143,7 @@ pub fn describe(point: &CopiedPoint) -> String {
     )
 }
 
-pub fn point_document(point: &CopiedPoint) -> serde_json::Value {
+pub(super) fn point_document(point: &CopiedPoint) -> serde_json::Value {
     json!({
         "lsn": point.lsn,
         "commit_time": point.commit_time.to_rfc3339(),

@@ -7,7 +7,7 @@ use crate::verify::{Verification, verify};
 use bytesize::ByteSize;
 use serde_json::json;
 
-pub async fn run(config: &Config, deep: bool, as_json: bool) -> u8 {
+pub(super) async fn run(config: &Config, deep: bool, as_json: bool) -> u8 {
     let progress = show::progress();
     let verification = verify(config, deep, &progress).await;
     drop(progress);

@@ -34,7 +34,7 @@ pub(super) struct Binds {
 
 impl Binds {
     /// Fills the values of the side that neither the configuration nor builder-api gives.
-    pub fn complete(&self, values: &mut Values) {
+    pub(super) fn complete(&self, values: &mut Values) {
         if let Some((host, port)) = address(values, self.datastore)
             && self.is_open(values, "datastore.host")
         {

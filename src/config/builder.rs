@@ -39,7 +39,7 @@ pub(super) struct BuilderApi {
 
 impl BuilderApi {
     /// Returns the file at `path`. It may be absent only where `path` is the usual place.
-    pub fn find(path: &Path, usual: &Path) -> Result<Option<Self>, ConfigError> {
+    pub(super) fn find(path: &Path, usual: &Path) -> Result<Option<Self>, ConfigError> {
         match std::fs::metadata(path) {
             Err(error) if error.kind() == ErrorKind::NotFound && path == usual => Ok(None),
             _ => Self::read(path).map(Some),
@@ -47,7 +47,7 @@ impl BuilderApi {
     }
 
     /// Reads the file. An error never shows a value from the file.
-    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+    pub(super) fn read(path: &Path) -> Result<Self, ConfigError> {
         let wrong = |why: String| ConfigError::key(KEY, format!("{}: {why}", path.display()));
         let text = std::fs::read_to_string(path)
             .map_err(|error| wrong(format!("cannot read builder-api's configuration: {error}")))?;
@@ -60,25 +60,25 @@ impl BuilderApi {
         })
     }
 
-    pub fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
     /// Returns the value of a key such as `datastore.host`.
-    pub fn value(&self, key: &str) -> Option<&Value> {
+    pub(super) fn value(&self, key: &str) -> Option<&Value> {
         let (table, name) = key.split_once('.')?;
         let table = self.table.get(table)?.as_table()?;
         table.get(name).or_else(|| table.get(other_name(key)?))
     }
 
     /// Returns the text of the key, or None if it is empty.
-    pub fn text(&self, key: &str) -> Option<&str> {
+    pub(super) fn text(&self, key: &str) -> Option<&str> {
         self.value(key)?.as_str().filter(|text| !text.is_empty())
     }
 
     /// Returns whether the feature is on. builder-api takes its features as one text with commas;
     /// an operator may write a list instead.
-    pub fn has_feature(&self, name: &str) -> bool {
+    pub(super) fn has_feature(&self, name: &str) -> bool {
         let among = |text: &str| {
             text.split(',')
                 .any(|found| found.trim().eq_ignore_ascii_case(name))

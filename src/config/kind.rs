@@ -55,7 +55,7 @@ pub(super) enum Checked {
 impl Kind {
     /// Checks a value against its kind. `None`: the text is empty, so the key is not set. An error
     /// is the rest of a sentence that begins with the key, and it never holds a secret.
-    pub fn check(self, value: &Value) -> Result<Option<Checked>, String> {
+    pub(super) fn check(self, value: &Value) -> Result<Option<Checked>, String> {
         let checked = match (self, value) {
             (_, Value::String(text)) if text.is_empty() => return Ok(None),
             (Self::Bool, Value::Boolean(value)) => Checked::Bool(*value),

@@ -26,7 +26,7 @@ pub(super) enum Source {
 
 impl Source {
     /// Returns the name of the source in the status.
-    pub fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Configuration => "configuration",
             Self::BuilderApi => "builder-api",
@@ -41,7 +41,7 @@ pub(super) struct Values(BTreeMap<&'static str, (Checked, Source)>);
 
 impl Values {
     /// Reads every key of the file, and adds the defaults of the keys that are not set.
-    pub fn read(table: &Table) -> Result<Self, ConfigError> {
+    pub(super) fn read(table: &Table) -> Result<Self, ConfigError> {
         let mut values = Self(BTreeMap::new());
         values.take_table("", table)?;
         for key in KEYS {
@@ -93,7 +93,7 @@ impl Values {
     }
 
     /// Refuses settings that are well-formed but not supported yet.
-    pub fn refuse_not_built(&self) -> Result<(), ConfigError> {
+    pub(super) fn refuse_not_built(&self) -> Result<(), ConfigError> {
         for (name, values) in NOT_BUILT {
             let Some(key) = Key::find(name) else { continue };
             let found = self.0.get(name).map(|(checked, _)| checked);
@@ -120,7 +120,10 @@ impl Values {
 
     /// Completes the local side: first from builder-api's file, then from the binds, then from the
     /// defaults. A value of our own configuration always stays.
-    pub fn complete_local(&mut self, builder: Option<&BuilderApi>) -> Result<(), ConfigError> {
+    pub(super) fn complete_local(
+        &mut self,
+        builder: Option<&BuilderApi>,
+    ) -> Result<(), ConfigError> {
         if let Some(builder) = builder {
             for key in KEYS {
                 if let Some(api_key) = builder_key(key.name)
@@ -145,7 +148,7 @@ impl Values {
     }
 
     /// Returns whether the configuration itself names the local servers completely.
-    pub fn local_needs_no_builder(&self) -> bool {
+    pub(super) fn local_needs_no_builder(&self) -> bool {
         LOCAL_SERVERS.iter().all(|key| self.is_configured(key))
     }
 
@@ -195,20 +198,20 @@ impl Values {
         Ok(())
     }
 
-    pub fn put(&mut self, key: &'static Key, checked: Checked, source: Source) {
+    pub(super) fn put(&mut self, key: &'static Key, checked: Checked, source: Source) {
         self.0.insert(key.name, (checked, source));
     }
 
-    pub fn source(&self, key: &str) -> Option<Source> {
+    pub(super) fn source(&self, key: &str) -> Option<Source> {
         self.0.get(key).map(|(_, source)| *source)
     }
 
-    pub fn checked(&self, key: &str) -> Option<&Checked> {
+    pub(super) fn checked(&self, key: &str) -> Option<&Checked> {
         self.0.get(key).map(|(checked, _)| checked)
     }
 
     /// Returns the keys of our own file that hold a secret.
-    pub fn inline_secrets(&self) -> impl Iterator<Item = &'static str> {
+    pub(super) fn inline_secrets(&self) -> impl Iterator<Item = &'static str> {
         KEYS.iter()
             .filter(|key| {
                 matches!(key.kind, Kind::Secret)
@@ -217,14 +220,14 @@ impl Values {
             .map(|key| key.name)
     }
 
-    pub fn text(&self, key: &str) -> Option<&str> {
+    pub(super) fn text(&self, key: &str) -> Option<&str> {
         match self.0.get(key) {
             Some((Checked::Text(text), _)) => Some(text),
             _ => None,
         }
     }
 
-    pub fn bytes(&self, key: &str) -> Option<u64> {
+    pub(super) fn bytes(&self, key: &str) -> Option<u64> {
         match self.0.get(key) {
             Some((Checked::Bytes(bytes), _)) => Some(*bytes),
             _ => None,
@@ -232,7 +235,7 @@ impl Values {
     }
 
     /// Returns the value of an integer key in the type of its user.
-    pub fn int<T: TryFrom<u64>>(&self, key: &str) -> Result<T, ConfigError> {
+    pub(super) fn int<T: TryFrom<u64>>(&self, key: &str) -> Result<T, ConfigError> {
         match self.0.get(key) {
             Some((Checked::Int(value), _)) => T::try_from(*value)
                 .map_err(|_| ConfigError::key(key, format!("{value} is too large"))),
@@ -240,46 +243,46 @@ impl Values {
         }
     }
 
-    pub fn duration(&self, key: &str) -> Result<Duration, ConfigError> {
+    pub(super) fn duration(&self, key: &str) -> Result<Duration, ConfigError> {
         match self.0.get(key) {
             Some((Checked::Duration(duration), _)) => Ok(*duration),
             _ => Err(self.missing(key)),
         }
     }
 
-    pub fn flag(&self, key: &str) -> Result<bool, ConfigError> {
+    pub(super) fn flag(&self, key: &str) -> Result<bool, ConfigError> {
         match self.0.get(key) {
             Some((Checked::Bool(value), _)) => Ok(*value),
             _ => Err(self.missing(key)),
         }
     }
 
-    pub fn time(&self, key: &str) -> Option<DateTime<Utc>> {
+    pub(super) fn time(&self, key: &str) -> Option<DateTime<Utc>> {
         match self.0.get(key) {
             Some((Checked::Time(time), _)) => Some(*time),
             _ => None,
         }
     }
 
-    pub fn schedule(&self, key: &str) -> Option<&Schedule> {
+    pub(super) fn schedule(&self, key: &str) -> Option<&Schedule> {
         match self.0.get(key) {
             Some((Checked::Schedule(schedule), _)) => Some(schedule),
             _ => None,
         }
     }
 
-    pub fn address(&self, key: &str) -> Result<IpAddr, ConfigError> {
+    pub(super) fn address(&self, key: &str) -> Result<IpAddr, ConfigError> {
         match self.0.get(key) {
             Some((Checked::Ip(address), _)) => Ok(*address),
             _ => Err(self.missing(key)),
         }
     }
 
-    pub fn required(&self, key: &str) -> Result<&str, ConfigError> {
+    pub(super) fn required(&self, key: &str) -> Result<&str, ConfigError> {
         self.text(key).ok_or_else(|| self.missing(key))
     }
 
-    pub fn missing(&self, key: &str) -> ConfigError {
+    pub(super) fn missing(&self, key: &str) -> ConfigError {
         let elsewhere = match (builder_key(key), self.text(builder::KEY)) {
             (Some(api_key), Some(path)) => {
                 format!("builder-api's configuration ({path}) does not set {api_key} either")

@@ -136,7 +136,7 @@ fn flag(value: bool) -> f64 {
     f64::from(u8::from(value))
 }
 
-pub fn encode(watched: &Watched) -> Result<String, std::fmt::Error> {
+pub(super) fn encode(watched: &Watched) -> Result<String, std::fmt::Error> {
     let state = watched.state();
     let mut page = Page(Registry::with_prefix("warm_spare"));
     service(&mut page, &state, watched);

@@ -170,7 +170,7 @@ async fn moved(peer: &PeerSession) -> Result<Vec<Sequence>, PassError> {
 /// Replaces the error if the peer is a physical standby. An address that leads to one for a moment,
 /// as a virtual one may, causes a statement that the server refuses. The server is asked for its
 /// state, because its messages may be in any language.
-pub async fn told_of_standby(config: &Config, error: PassError) -> PassError {
+pub(super) async fn told_of_standby(config: &Config, error: PassError) -> PassError {
     let states = [
         SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
         SqlState::READ_ONLY_SQL_TRANSACTION,

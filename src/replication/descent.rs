@@ -145,7 +145,7 @@ impl Doubt {
 
 /// Returns the position at which the primary left the timeline of the recovery point; None: the
 /// primary is on that timeline, or does not say.
-pub async fn left_at(
+pub(super) async fn left_at(
     config: &Config,
     point: Option<&CopiedPoint>,
     timeline: i32,

@@ -25,7 +25,7 @@ pub struct Shrinkage {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
+pub(super) enum Verdict {
     Holds,
     /// Over the limit, and the operator has approved exactly this change.
     Approved {
@@ -39,7 +39,7 @@ pub enum Verdict {
 
 /// Judges a change. `id` is made of the vanishing items, so it is the same at every try while the
 /// primary does not change.
-pub fn judge(fuse: &Fuse, shrinkage: &Shrinkage) -> Verdict {
+pub(super) fn judge(fuse: &Fuse, shrinkage: &Shrinkage) -> Verdict {
     let packages = shrinkage.packages.len() as u64 + shrinkage.earlier_packages;
     let artifacts = shrinkage.artifacts.len() as u64 + shrinkage.earlier_artifacts;
     let before = (
@@ -87,7 +87,7 @@ pub fn judge(fuse: &Fuse, shrinkage: &Shrinkage) -> Verdict {
 
 /// Admits the change, or stops and asks. True: an operator approved it, so it is not counted for
 /// later changes. `inside` is a session on the database as the change leaves it.
-pub async fn ask(
+pub(super) async fn ask(
     config: &Config,
     state: &State,
     change: Shrinkage,
@@ -97,7 +97,7 @@ pub async fn ask(
 }
 
 /// Does the same for a transaction that may have been tried and counted before; `lsn` is its end.
-pub async fn ask_again(
+pub(super) async fn ask_again(
     config: &Config,
     state: &State,
     change: Shrinkage,

@@ -6,7 +6,7 @@ const MAX_NAME_BYTES: usize = 63;
 
 /// Returns the database's name with that ending. A long name is cut to fit, and gets a few digits
 /// that distinguish it from names with the same beginning.
-pub fn beside(database: &str, ending: &str) -> String {
+pub(super) fn beside(database: &str, ending: &str) -> String {
     if database.len() + ending.len() <= MAX_NAME_BYTES {
         return format!("{database}{ending}");
     }

@@ -85,7 +85,7 @@ pub async fn record(
 
 /// The known facts about this cluster's fence since another cluster replaced it.
 #[derive(Debug, Clone, Default)]
-pub struct Behind {
+pub(super) struct Behind {
     /// True: the fence was found open in between.
     pub lifted: bool,
     /// Number of the transaction that set the fence, read before the fence is set again; None: not
@@ -97,7 +97,7 @@ pub struct Behind {
 /// client can have written between the two. The record of the fence is as old as its last change,
 /// and so is the setting, which somebody may have removed for a while. The older of the two counts.
 /// None: the cluster is not fenced.
-pub async fn fence_number(config: &Config) -> Result<Option<String>, PassError> {
+pub(super) async fn fence_number(config: &Config) -> Result<Option<String>, PassError> {
     let local = &config.local.datastore;
     let session = LocalSession::open(local, STATE_DATABASE).await?;
     let sql = "SELECT number::text FROM ( \
@@ -110,7 +110,7 @@ pub async fn fence_number(config: &Config) -> Result<Option<String>, PassError> 
 }
 
 /// Returns the number of the next transaction of the local server.
-pub async fn next_number(config: &Config) -> Result<String, PassError> {
+pub(super) async fn next_number(config: &Config) -> Result<String, PassError> {
     let session = LocalSession::open_for_maintenance(&config.local.datastore).await?;
     let sql = "SELECT (txid_snapshot_xmax(txid_current_snapshot()) % 4294967296)::text";
     let row = session
@@ -121,7 +121,7 @@ pub async fn next_number(config: &Config) -> Result<String, PassError> {
 
 /// Adds the rows written since an earlier list. The list was made when that transaction was the
 /// next one, and the slot may be gone.
-pub async fn record_again(
+pub(super) async fn record_again(
     config: &Config,
     state: &State,
     promotion: &Promotion,
@@ -149,7 +149,7 @@ pub async fn record_again(
     recorded(state).await?.ok_or_else(gone_again)
 }
 
-pub async fn record_behind(
+pub(super) async fn record_behind(
     config: &Config,
     state: &State,
     promotion: &Promotion,

@@ -157,7 +157,7 @@ fn stranger(ours: &Ours<'_>, theirs: &Theirs, record: &Record) -> String {
 /// Returns whether the peer is the server that was recorded while following. Only that server is
 /// ever fenced. A server that has lost our record is still that server; a record without a role was
 /// left there by our own fence.
-pub fn is_recorded(promotion: &Promotion, theirs: &Theirs) -> bool {
+pub(super) fn is_recorded(promotion: &Promotion, theirs: &Theirs) -> bool {
     let same_cluster = theirs.record.as_ref().is_none_or(|record| {
         record.role.is_none()
             || promotion.peer_cluster.is_empty()

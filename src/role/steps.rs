@@ -10,7 +10,7 @@ use chrono::Utc;
 /// Receiver of every step.
 pub type Told<'a> = &'a (dyn Fn(Transition) + Send + Sync);
 
-pub struct Walk<'a> {
+pub(super) struct Walk<'a> {
     pub state: &'a State,
     pub lock: Lock,
     pub told: Told<'a>,
@@ -18,7 +18,7 @@ pub struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    pub fn new(
+    pub(super) fn new(
         state: &'a State,
         lock: Lock,
         told: Told<'a>,
@@ -40,7 +40,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    pub async fn step(&mut self, step: Step) -> Result<(), PassError> {
+    pub(super) async fn step(&mut self, step: Step) -> Result<(), PassError> {
         self.entry.step = Some(step);
         self.state.journal(self.lock, &self.entry).await?;
         let text = match self.entry.progress() {
@@ -55,7 +55,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Returns whether the journal has reached that step or a later one.
-    pub fn was_at(&self, entry: Option<&Transition>, step: Step) -> bool {
+    pub(super) fn was_at(&self, entry: Option<&Transition>, step: Step) -> bool {
         let steps = self.entry.kind.steps();
         let place = |step: Option<Step>| steps.iter().position(|known| Some(*known) == step);
         entry.is_some_and(|entry| {

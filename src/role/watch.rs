@@ -78,12 +78,12 @@ pub async fn settle(
 }
 
 /// Opens the capability to fence that one server.
-pub async fn open_fence(peer: &Datastore, system_id: &str) -> Result<PeerFence, PassError> {
+pub(super) async fn open_fence(peer: &Datastore, system_id: &str) -> Result<PeerFence, PassError> {
     let fence = PeerFence::open(peer, system_id).await?;
     fence.ok_or_else(another_server)
 }
 
-pub fn another_server() -> PassError {
+pub(super) fn another_server() -> PassError {
     PassError::Refused {
         rule: ErrorCode::AnotherServer,
         text: "the peer is not the server that was followed: only that server is ever fenced"

@@ -34,7 +34,7 @@ impl Pace {
 }
 
 /// A task that may fail for a long time.
-pub struct Complaint {
+pub(super) struct Complaint {
     /// The working state of the task, for the line of its recovery.
     about: &'static str,
     standing: Option<Standing>,
@@ -51,20 +51,20 @@ struct Standing {
 }
 
 impl Complaint {
-    pub fn new(about: &'static str) -> Self {
+    pub(super) fn new(about: &'static str) -> Self {
         Complaint {
             about,
             standing: None,
         }
     }
 
-    pub fn stands(&self) -> bool {
+    pub(super) fn stands(&self) -> bool {
         self.standing.is_some()
     }
 
     /// Logs the failure if it is new or due for a reminder, and returns the wait before the next
     /// try.
-    pub fn failed(
+    pub(super) fn failed(
         &mut self,
         now: DateTime<Utc>,
         code: ErrorCode,
@@ -103,13 +103,13 @@ impl Complaint {
 
     /// Resets the waits, so that the next failure is tried again soon. Something has changed that
     /// may help.
-    pub fn begin_anew(&mut self) {
+    pub(super) fn begin_anew(&mut self) {
         if let Some(standing) = &mut self.standing {
             standing.waits = standing.pace.waits();
         }
     }
 
-    pub fn over(&mut self, now: DateTime<Utc>) {
+    pub(super) fn over(&mut self, now: DateTime<Utc>) {
         if let Some(standing) = self.standing.take() {
             let seconds = (now - standing.since).num_seconds();
             log::info!(

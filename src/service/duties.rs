@@ -29,7 +29,7 @@ use verification::finished;
 
 type Verifying = Pin<Box<dyn Future<Output = Result<Verification, PassError>>>>;
 
-pub struct Duties<'a> {
+pub(super) struct Duties<'a> {
     desk: &'a Desk,
     tenure: &'a Tenure,
     configs: Configs,
@@ -69,7 +69,7 @@ pub struct Duties<'a> {
 }
 
 impl<'a> Duties<'a> {
-    pub fn new(desk: &'a Desk, tenure: &'a Tenure, configs: Configs) -> Self {
+    pub(super) fn new(desk: &'a Desk, tenure: &'a Tenure, configs: Configs) -> Self {
         let now = desk.now();
         let mut plan = Plan::new(now);
         desk.read(|state| {
@@ -111,7 +111,7 @@ impl<'a> Duties<'a> {
     }
 
     /// Works until the tenure must end, and returns the reason.
-    pub async fn perform(mut self) -> End {
+    pub(super) async fn perform(mut self) -> End {
         loop {
             let config = self.config();
             let same = self

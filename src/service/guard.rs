@@ -38,7 +38,7 @@ const TIDY_INTERVAL: Duration = Duration::from_secs(60);
 const PAUSE_AFTER_COPY: Duration = Duration::from_secs(15);
 
 /// The reason why a tenure ended.
-pub enum End {
+pub(super) enum End {
     RoleChanged,
     /// The cluster was about to be copied over for the first time, but it had been the primary
     /// before its peer: it comes back.
@@ -47,7 +47,7 @@ pub enum End {
 }
 
 /// Runs the checks until the tenure must end.
-pub async fn keep(desk: &Desk, tenure: &Tenure) -> End {
+pub(super) async fn keep(desk: &Desk, tenure: &Tenure) -> End {
     tokio::select! {
         end = keep_fence(desk, tenure) => end,
         never = keep_seeing(desk, &tenure.config) => match never {},
@@ -105,7 +105,7 @@ async fn keep_counting(desk: &Desk, config: &Config) -> Infallible {
 }
 
 /// Removes what killed drills have left. A running drill is left alone.
-pub async fn keep_tidy(tenure: &Tenure) -> Infallible {
+pub(super) async fn keep_tidy(tenure: &Tenure) -> Infallible {
     loop {
         if let Err(error) = remove_drill_leftovers(&tenure.state).await {
             log::debug!("{error}");
@@ -240,7 +240,7 @@ fn refused(role: Option<Role>, error: StateError) -> Result<Found, PassError> {
 
 /// Checks the local bucket always, and the two stores of the peer only while a pass might not
 /// notice for a while that one is gone. Between passes they are checked by the look for changes.
-pub async fn keep_seeing(desk: &Desk, config: &Config) -> Infallible {
+pub(super) async fn keep_seeing(desk: &Desk, config: &Config) -> Infallible {
     for look in 0_u32.. {
         desk.see_store(Side::Local, ask_store(Side::Local, &config.local.s3).await);
         if look % LOOKS_PER_SAMPLE == 0 {
@@ -298,7 +298,7 @@ async fn look_for_artifacts(desk: &Desk, config: &Config) {
 
 /// Returns the fault of a store, if there is one. Each call makes a client, because keys and
 /// certificates may have been changed.
-pub async fn ask_store(side: Side, to: &S3) -> Option<String> {
+pub(super) async fn ask_store(side: Side, to: &S3) -> Option<String> {
     check_store(side, to)
         .await
         .err()

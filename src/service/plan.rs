@@ -5,10 +5,10 @@ use crate::config::{Config, Schedule};
 use chrono::{DateTime, TimeDelta, Utc};
 
 /// Longest wait after a failure (`complaint::Pace`, its jitter included).
-pub const LONGEST_WAIT: TimeDelta = TimeDelta::minutes(21);
+pub(super) const LONGEST_WAIT: TimeDelta = TimeDelta::minutes(21);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Next {
+pub(super) enum Next {
     /// Apply the stream, for as long as it continues.
     Follow,
     /// Ask the primary whether it has committed anything.
@@ -23,7 +23,7 @@ pub enum Next {
 
 /// Times of the duties that were done, and the known outstanding work.
 #[derive(Debug, Clone)]
-pub struct Plan {
+pub(super) struct Plan {
     pub looked: Option<DateTime<Utc>>,
     /// Time since which the primary is known to have changes that the spare does not have.
     pub waiting: Option<DateTime<Utc>>,
@@ -43,7 +43,7 @@ pub struct Plan {
 
 /// The part of the configuration that the plan needs.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Rules {
+pub(super) struct Rules {
     pub interval: TimeDelta,
     pub schedule: Option<Schedule>,
     pub retry_missing: TimeDelta,
@@ -53,7 +53,7 @@ pub struct Rules {
 }
 
 impl Rules {
-    pub fn of(config: &Config) -> Self {
+    pub(super) fn of(config: &Config) -> Self {
         let delta = |duration| TimeDelta::from_std(duration).unwrap_or(TimeDelta::MAX);
         Rules {
             interval: delta(config.replication.interval),
@@ -65,13 +65,13 @@ impl Rules {
         }
     }
 
-    pub fn is_paused(&self, now: DateTime<Utc>) -> bool {
+    pub(super) fn is_paused(&self, now: DateTime<Utc>) -> bool {
         self.paused || self.paused_until.is_some_and(|until| now < until)
     }
 }
 
 impl Plan {
-    pub fn new(now: DateTime<Utc>) -> Self {
+    pub(super) fn new(now: DateTime<Utc>) -> Self {
         Plan {
             looked: None,
             waiting: None,
@@ -88,7 +88,7 @@ impl Plan {
 
     /// Corrects times after the system's clock was set back. A time in the future was noted before
     /// that, and would be waited for in vain.
-    pub fn mind_the_clock(&mut self, now: DateTime<Utc>) {
+    pub(super) fn mind_the_clock(&mut self, now: DateTime<Utc>) {
         self.looked = self.looked.filter(|looked| *looked <= now);
         self.not_before = self
             .not_before
@@ -99,7 +99,7 @@ impl Plan {
         self.verified = self.verified.min(now);
     }
 
-    pub fn next(&self, rules: &Rules, now: DateTime<Utc>) -> Next {
+    pub(super) fn next(&self, rules: &Rules, now: DateTime<Utc>) -> Next {
         let due = [
             (self.look_at(rules), Next::Look),
             (self.pass_at(rules, now), Next::Pass),
@@ -111,7 +111,7 @@ impl Plan {
 
     /// Returns the duty that is due beside a stream. The stream looks, copies and retries by
     /// itself.
-    pub fn beside(&self, rules: &Rules, now: DateTime<Utc>) -> Next {
+    pub(super) fn beside(&self, rules: &Rules, now: DateTime<Utc>) -> Next {
         Self::first(&[(self.verify_at(rules), Next::Verify)], rules, now)
     }
 

@@ -24,7 +24,7 @@ const LOOKS_PER_PROOF: u32 = 12;
 mod fenced;
 mod standing;
 
-pub struct Primary<'a> {
+pub(super) struct Primary<'a> {
     desk: &'a Desk,
     tenure: &'a Tenure,
     configs: Configs,
@@ -44,7 +44,7 @@ pub struct Primary<'a> {
 }
 
 impl<'a> Primary<'a> {
-    pub fn new(desk: &'a Desk, tenure: &'a Tenure, configs: Configs) -> Self {
+    pub(super) fn new(desk: &'a Desk, tenure: &'a Tenure, configs: Configs) -> Self {
         Primary {
             desk,
             tenure,
@@ -58,7 +58,7 @@ impl<'a> Primary<'a> {
         }
     }
 
-    pub async fn perform(self) -> End {
+    pub(super) async fn perform(self) -> End {
         let (desk, tenure) = (self.desk, self.tenure);
         tokio::select! {
             end = Box::pin(self.keep_looking()) => end,

@@ -21,7 +21,7 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(3);
 /// Number of consecutive failures after which the server counts as gone.
 const MAX_FAILURES: u32 = 2;
 
-pub async fn keep_looking(desk: &Desk, mut configs: Configs) -> Infallible {
+pub(super) async fn keep_looking(desk: &Desk, mut configs: Configs) -> Infallible {
     loop {
         let config = configs.borrow_and_update().clone();
         desk.update(|state| state.seen = None);
@@ -76,7 +76,7 @@ async fn look_on(desk: &Desk, config: &Config) -> Infallible {
 
 /// Looks at once. A duty that has changed something there, or found a change, calls this, so that
 /// the next answer is right.
-pub async fn look_again(desk: &Desk, config: &Config) {
+pub(super) async fn look_again(desk: &Desk, config: &Config) {
     match tokio::time::timeout(LOOK_TIMEOUT, Box::pin(look(config, &mut None))).await {
         Ok(Ok(seen)) => desk.update(|state| state.seen = Some(seen)),
         Ok(Err(error)) => log::debug!("{error}"),

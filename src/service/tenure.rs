@@ -29,7 +29,7 @@ const LOOKS_UNTIL_ENDED: u32 = 4;
 const WITNESS_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The right to work on this cluster. It lasts as long as the session in `state`.
-pub struct Tenure {
+pub(super) struct Tenure {
     pub config: Arc<Config>,
     /// Directory for files.
     pub data: Arc<Path>,
@@ -54,7 +54,7 @@ enum Kind {
 
 /// Works with the configuration in force. Starts again when the configuration names another role or
 /// other servers.
-pub async fn work(desk: &Desk, mut configs: Configs, data: &Arc<Path>) -> Infallible {
+pub(super) async fn work(desk: &Desk, mut configs: Configs, data: &Arc<Path>) -> Infallible {
     loop {
         let config = configs.borrow_and_update().clone();
         let Some(config) = config else {
@@ -345,7 +345,7 @@ async fn stand_by(
 }
 
 /// Reads the state database and the visible database into the state.
-pub async fn recall(
+pub(super) async fn recall(
     desk: &Desk,
     config: &Config,
     database: &cluster::State,

@@ -16,7 +16,12 @@ use tokio::net::TcpListener;
 /// Interval between two tries to listen.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 
-pub async fn keep_open(desk: &Desk, mut configs: Configs, path: &Path, data: &Path) -> Infallible {
+pub(super) async fn keep_open(
+    desk: &Desk,
+    mut configs: Configs,
+    path: &Path,
+    data: &Path,
+) -> Infallible {
     let first = configs
         .borrow_and_update()
         .as_ref()

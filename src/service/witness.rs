@@ -23,7 +23,7 @@ const BUCKET_TIMEOUT: Duration = Duration::from_secs(3);
 const MAX_BYTES: usize = 4096;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Witness {
+pub(super) struct Witness {
     pub epoch: i64,
     /// Id of the promotion in the line of descent; empty: there is none.
     pub promotion: String,
@@ -33,7 +33,7 @@ pub struct Witness {
 
 /// Compares the witness file with the state at the start of a tenure: shows the epoch of the file,
 /// and writes the epoch of the state if that is newer.
-pub async fn bring_up_to_date(
+pub(super) async fn bring_up_to_date(
     show: impl FnOnce(Option<i64>),
     state: &State,
     data: &Path,
@@ -61,7 +61,7 @@ pub async fn bring_up_to_date(
 }
 
 /// Does the same with the object in the local bucket, which may not answer.
-pub async fn bring_up_to_date_in_bucket(
+pub(super) async fn bring_up_to_date_in_bucket(
     config: &Config,
     state: &State,
 ) -> Result<Option<i64>, PassError> {
@@ -152,7 +152,7 @@ async fn read_object(store: &LocalStore) -> Result<Option<Witness>, PassError> {
 }
 
 /// Raises the epoch that is recorded outside PostgreSQL. It never falls.
-pub fn remember(state: &mut observe::State, epoch: Option<i64>) {
+pub(super) fn remember(state: &mut observe::State, epoch: Option<i64>) {
     state.witnessed_epoch = state.witnessed_epoch.max(epoch);
 }
 

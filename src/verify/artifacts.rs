@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 const PAGE_ROWS: i64 = 1000;
 
 #[derive(Default)]
-pub struct Compared {
+pub(crate) struct Compared {
     pub checked: u64,
     pub bytes: u64,
     pub signatures_good: u64,
@@ -23,7 +23,7 @@ pub struct Compared {
     pub differences: Vec<Difference>,
 }
 
-pub async fn compare(
+pub(super) async fn compare(
     config: &Config,
     state: &State,
     session: &LocalSession,
@@ -129,7 +129,7 @@ async fn inspect(
 
 /// Artifacts that are being read, several at once. Their bytes are compared with the checksums of
 /// their rows, and their signatures are checked with the keys in the database.
-pub struct Reading {
+pub(crate) struct Reading {
     store: LocalStore,
     keys: HashMap<String, PublicKey>,
     copies: usize,
@@ -139,7 +139,7 @@ pub struct Reading {
 }
 
 impl Reading {
-    pub async fn begin(
+    pub(crate) async fn begin(
         config: &Config,
         session: &LocalSession,
         store: &LocalStore,
@@ -156,7 +156,7 @@ impl Reading {
     }
 
     /// Adds an artifact. Returns when a reader has begun it, which is before it was read.
-    pub async fn add(&mut self, key: String, checksum: Checksum) -> Result<(), PassError> {
+    pub(crate) async fn add(&mut self, key: String, checksum: Checksum) -> Result<(), PassError> {
         while self.busy.len() >= self.copies {
             self.take().await?;
         }
@@ -166,7 +166,7 @@ impl Reading {
         Ok(())
     }
 
-    pub async fn finish(mut self) -> Result<Compared, PassError> {
+    pub(crate) async fn finish(mut self) -> Result<Compared, PassError> {
         while !self.busy.is_empty() {
             self.take().await?;
         }

@@ -9,13 +9,13 @@ use crate::replication::{self, ContentHash, PassError, Table};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-pub struct Compared {
+pub(super) struct Compared {
     pub tables: u64,
     pub rows: u64,
     pub differences: Vec<Difference>,
 }
 
-pub async fn compare(
+pub(super) async fn compare(
     config: &Config,
     session: &LocalSession,
     expected: Vec<TableContent>,
@@ -62,7 +62,7 @@ pub async fn compare(
 
 /// Compares with the rows of the primary, because the stream has changed rows since they were
 /// copied.
-pub async fn compare_both(
+pub(super) async fn compare_both(
     config: &Config,
     session: &LocalSession,
     progress: &Progress,

@@ -119,14 +119,14 @@ mod tokio_util_free {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     #[derive(Clone, Default)]
-    pub struct Flag(Arc<AtomicBool>);
+    pub(super) struct Flag(Arc<AtomicBool>);
 
     impl Flag {
-        pub fn set(&self) {
+        pub(super) fn set(&self) {
             self.0.store(true, Ordering::Relaxed);
         }
 
-        pub fn is_set(&self) -> bool {
+        pub(super) fn is_set(&self) -> bool {
             self.0.load(Ordering::Relaxed)
         }
     }

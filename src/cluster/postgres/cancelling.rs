@@ -38,7 +38,7 @@ pub(in crate::cluster) struct Cancelling {
 
 impl Cancelling {
     /// Requests the cancel, as a best effort: a server that does not receive it has its own limits.
-    pub async fn cancel(&self) {
+    pub(crate) async fn cancel(&self) {
         let asking = async {
             let (mut io, _) = connect(self.side, &self.to).await?;
             let mut out = BytesMut::new();
@@ -60,11 +60,11 @@ impl Cancelling {
 pub(in crate::cluster) struct Unanswered(Option<Cancelling>);
 
 impl Unanswered {
-    pub fn of(cancelling: &Cancelling) -> Self {
+    pub(crate) fn of(cancelling: &Cancelling) -> Self {
         Unanswered(Some(cancelling.clone()))
     }
 
-    pub fn answered(mut self) -> Cancelling {
+    pub(crate) fn answered(mut self) -> Cancelling {
         self.0.take().expect("it is taken once")
     }
 }

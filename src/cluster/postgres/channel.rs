@@ -84,12 +84,12 @@ async fn first_that_accepts(to: &Datastore) -> io::Result<TcpStream> {
 }
 
 /// Returns whether the address is a loopback address. Only the text is read; no name is resolved.
-pub fn is_loopback(host: &str) -> bool {
+pub(crate) fn is_loopback(host: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 /// Returns whether TLS proves the identity of the server.
-pub fn is_verified(to: &Datastore) -> bool {
+pub(crate) fn is_verified(to: &Datastore) -> bool {
     match to.ssl_mode {
         SslMode::VerifyFull | SslMode::VerifyCa => true,
         // libpq does the same: a given root certificate is checked under `require` too.

@@ -9,19 +9,19 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub(in crate::cluster) struct PerServer<T>(Mutex<BTreeMap<(String, String), T>>);
 
 impl<T: Clone> PerServer<T> {
-    pub const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         PerServer(Mutex::new(BTreeMap::new()))
     }
 
-    pub fn known(&self, to: &Datastore) -> Option<T> {
+    pub(crate) fn known(&self, to: &Datastore) -> Option<T> {
         self.all().get(&key(to)).cloned()
     }
 
-    pub fn remember(&self, to: &Datastore, value: T) {
+    pub(crate) fn remember(&self, to: &Datastore, value: T) {
         self.all().insert(key(to), value);
     }
 
-    pub fn forget(&self, to: &Datastore) {
+    pub(crate) fn forget(&self, to: &Datastore) {
         self.all().remove(&key(to));
     }
 

@@ -24,7 +24,7 @@ pub(in crate::cluster) struct Origin {
 }
 
 impl Origin {
-    pub fn malformed(&self, text: String) -> DatastoreError {
+    pub(crate) fn malformed(&self, text: String) -> DatastoreError {
         DatastoreError {
             side: self.side,
             address: self.address.clone(),

@@ -19,7 +19,7 @@ const NOT_FOR_AN_OWNER: [&str; 12] = [
 
 /// Consecutive entries that the same user creates.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Run {
+pub(crate) struct Run {
     /// True: the owner of the database creates them; false: our own user.
     pub by_owner: bool,
     /// The entries in the form of `pg_restore --use-list`.
@@ -28,7 +28,7 @@ pub struct Run {
 
 /// Splits the contents, as `pg_restore --list` prints them, without changing their order: a later
 /// entry may need an earlier one.
-pub fn runs(contents: &str) -> Vec<Run> {
+pub(crate) fn runs(contents: &str) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
     for line in contents.lines().filter(|line| !line.starts_with(';')) {
         // The line is a number, two numbers of catalogs, and the entry.

@@ -32,7 +32,7 @@ static LASTING: Mutex<Option<(String, String)>> = Mutex::const_new(None);
 
 /// Returns whether the peer has an object of ours: then it reads the same bucket. An object that
 /// the peer got from our bucket by the store's own replication proves nothing.
-pub async fn is_same_bucket(local: &LocalStore, peer: &Store) -> Result<bool, StoreError> {
+pub(crate) async fn is_same_bucket(local: &LocalStore, peer: &Store) -> Result<bool, StoreError> {
     let mut lasting = LASTING.lock().await;
     let here = place(local);
     let mut probe = None;

@@ -31,7 +31,8 @@ mod pace;
 mod pages;
 mod wire;
 
-pub use local::{Completion, LocalStore, Upload, Written};
+pub(in crate::cluster) use local::Written;
+pub use local::{Completion, LocalStore, Upload};
 use pace::Pace;
 pub(in crate::cluster) use wire::Answered;
 use wire::{EXPECTED, Wire, listening};

@@ -13,7 +13,7 @@ const MIGRATIONS: [&str; 5] = [
     include_str!("migrations/5_names_of_deletions.sql"),
 ];
 /// The newest format that this program knows. It refuses a newer one.
-pub const FORMAT: i32 = MIGRATIONS.len() as i32;
+pub(super) const FORMAT: i32 = MIGRATIONS.len() as i32;
 /// The oldest format in which a fence can be recorded.
 const FENCE_FORMAT: i32 = 3;
 
@@ -22,7 +22,7 @@ const BEGIN: &str = "BEGIN; SELECT pg_advisory_xact_lock(1635083374)";
 
 /// Returns the oldest format that is used without a migration. The program of the peer may be older than this one, so
 /// its tables are changed only where a fence needs them.
-pub fn oldest_format(side: Side) -> i32 {
+pub(super) fn oldest_format(side: Side) -> i32 {
     match side {
         Side::Local => FORMAT,
         Side::Peer => FENCE_FORMAT,
@@ -31,7 +31,7 @@ pub fn oldest_format(side: Side) -> i32 {
 
 /// Brings the tables to the newest format in one transaction, if their format is older than `oldest`. Returns the format
 /// that they have then.
-pub async fn migrate(session: &LocalSession, oldest: i32) -> Result<i32, DatastoreError> {
+pub(super) async fn migrate(session: &LocalSession, oldest: i32) -> Result<i32, DatastoreError> {
     let found = format_of(session).await?;
     if found >= oldest {
         return Ok(found);

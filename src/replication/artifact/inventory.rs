@@ -26,7 +26,7 @@ pub const UNREADABLE: &str = "unreadable";
 pub const UNSTORABLE: &str = "unstorable";
 
 /// Returns the reason why an artifact that a store refused is not here.
-pub fn reason_of(error: &StoreError) -> &'static str {
+pub(crate) fn reason_of(error: &StoreError) -> &'static str {
     match error.is_of_the_key() {
         true => UNSTORABLE,
         false => UNREADABLE,

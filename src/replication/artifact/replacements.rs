@@ -17,7 +17,7 @@ use std::str::FromStr;
 
 /// Stores the old bytes under another key and puts the staged ones in their place. `end`: for the
 /// transaction of the stream that ends there.
-pub async fn carry_out(
+pub(crate) async fn carry_out(
     swaps: &[Swap],
     (state, lock): (&State, Lock),
     courier: &Courier,
@@ -67,7 +67,7 @@ pub async fn carry_out(
 
 /// Undoes replacements that were begun. A replacement at or before `reached`, the recovery point,
 /// is not undone: its transaction was committed, and only the journal was not emptied.
-pub async fn undo(
+pub(crate) async fn undo(
     (state, lock): (&State, Lock),
     courier: &Courier,
     reached: Option<Lsn>,
@@ -101,7 +101,7 @@ pub async fn undo(
 }
 
 /// Deletes staged bytes that are in place.
-pub async fn clear_staged(
+pub(crate) async fn clear_staged(
     (state, lock): (&State, Lock),
     courier: &Courier,
     swaps: &[Swap],
@@ -116,7 +116,7 @@ pub async fn clear_staged(
 
 /// Deletes all staged bytes after the rename: they are in place, or belong to a plan that was given
 /// up.
-pub async fn clear_all_staged(
+pub(crate) async fn clear_all_staged(
     (state, lock): (&State, Lock),
     courier: &Courier,
 ) -> Result<(), PassError> {

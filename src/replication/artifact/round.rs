@@ -87,7 +87,7 @@ impl Round {
 }
 
 /// The result for one artifact.
-pub enum Settled {
+pub(crate) enum Settled {
     Copied(Stored),
     Verified(Stored),
     Staged(Swap),
@@ -100,7 +100,7 @@ pub enum Settled {
 }
 
 /// Works through the inventory's plan with `copies` at once.
-pub async fn round(
+pub(crate) async fn round(
     inventory: &Inventory<'_>,
     state: &State,
     courier: &Courier,
@@ -228,7 +228,7 @@ async fn remember(
 }
 
 /// Copies or verifies one artifact. If it must not be overwritten yet, the new bytes are staged.
-pub async fn settle(courier: &Courier, todo: &Todo) -> Result<Settled, PassError> {
+pub(crate) async fn settle(courier: &Courier, todo: &Todo) -> Result<Settled, PassError> {
     let lies_there = match (&todo.present, todo.known) {
         (None, _) => None,
         (Some(stored), Some(known)) => Some((known, stored.clone())),

@@ -31,7 +31,7 @@ const MAX_ROUNDS: usize = 20;
 const CATCH_UP_SLACK_BYTES: u64 = 64 * 1024;
 
 /// A slot that ends with its session, unless it is copied.
-pub struct BeginningSlot {
+pub(crate) struct BeginningSlot {
     /// None: the permanent slot has replaced it.
     session: Option<WalSession>,
     temporary: String,
@@ -40,25 +40,25 @@ pub struct BeginningSlot {
 }
 
 impl BeginningSlot {
-    pub fn snapshot(&self) -> &Snapshot {
+    pub(crate) fn snapshot(&self) -> &Snapshot {
         &self.new.snapshot
     }
 
-    pub fn from(&self) -> Lsn {
+    pub(crate) fn from(&self) -> Lsn {
         self.new.consistent_point
     }
 
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.names.slot
     }
 
-    pub fn publication(&self) -> &str {
+    pub(crate) fn publication(&self) -> &str {
         &self.names.publication
     }
 
     /// Releases the snapshot, because the rows are copied and nobody reads by it any more. The
     /// server would keep it, with every row deleted since, until the session's next command.
-    pub async fn let_snapshot_go(&mut self) -> Result<(), PassError> {
+    pub(crate) async fn let_snapshot_go(&mut self) -> Result<(), PassError> {
         if let Some(session) = &mut self.session {
             session.query("letting the snapshot go", "SELECT 1").await?;
         }

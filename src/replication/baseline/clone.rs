@@ -12,7 +12,7 @@ use crate::replication::error::PassError;
 
 /// Makes database `name` with the rows that the snapshot sees, and the visible database's
 /// properties except its fence. Returns the size of the visible database in bytes.
-pub async fn clone_visible(
+pub(crate) async fn clone_visible(
     config: &Config,
     session: &LocalSession,
     snapshot: &str,

@@ -28,7 +28,7 @@ const MAX_ROW_VERSIONS: usize = 1000;
 
 /// The result of the check before a primary is copied over the visible database.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Continuation {
+pub(crate) struct Continuation {
     /// The start of its server for which this is valid; None: there is nothing here that could be
     /// lost.
     pub server_started: Option<String>,
@@ -38,7 +38,7 @@ pub struct Continuation {
 
 impl Continuation {
     /// Checks that the copy's snapshot was taken on the server that was asked.
-    pub fn still_holds(&self, point: &CopiedPoint) -> Result<(), PassError> {
+    pub(crate) fn still_holds(&self, point: &CopiedPoint) -> Result<(), PassError> {
         match &self.server_started {
             Some(started) if *started != point.server_started => Err(PassError::NotMet {
                 text: "the primary's server was restarted after its history was checked".into(),
@@ -50,7 +50,7 @@ impl Continuation {
 
 /// Checks the primary. `visible` is a session on the database that is at `point`. The inner Err is
 /// a doubt, which an operator may overrule.
-pub async fn look(
+pub(crate) async fn look(
     config: &Config,
     visible: &LocalSession,
     point: &CopiedPoint,

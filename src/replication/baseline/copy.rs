@@ -31,7 +31,7 @@ use std::sync::atomic::AtomicBool;
 use tempfile::TempDir;
 
 /// A baseline: its tools, and the facts about the database that it will replace.
-pub struct Baseline<'a> {
+pub(crate) struct Baseline<'a> {
     pub work: &'a Work<'a>,
     pub facts: &'a Facts,
     pub visible_rows: u64,
@@ -57,7 +57,7 @@ pub struct Copied {
 }
 
 impl Baseline<'_> {
-    pub async fn run(&self, incoming: Incoming) -> Result<Copied, PassError> {
+    pub(crate) async fn run(&self, incoming: Incoming) -> Result<Copied, PassError> {
         let copied = Box::pin(self.fill_and_switch(&incoming)).await;
         if copied.is_err() {
             incoming.give_up(self.work).await;

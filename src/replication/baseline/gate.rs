@@ -14,7 +14,7 @@ use crate::replication::fuse::{self, Shrinkage};
 use std::collections::HashSet;
 
 /// The tools and facts that every step of a run needs.
-pub struct Work<'a> {
+pub(crate) struct Work<'a> {
     pub config: &'a Config,
     pub state: &'a State,
     pub lock: Lock,
@@ -27,7 +27,7 @@ impl Work<'_> {
     /// Copies the missing artifacts of the inventory's wanted rows. `known` are the bytes (key and
     /// checksum) recorded as unavailable before: only for others is the grace waited, and only
     /// others count for the fuse.
-    pub async fn gate(
+    pub(crate) async fn gate(
         &self,
         known: &HashSet<(String, String)>,
         phase: Phase,
@@ -59,7 +59,7 @@ impl Work<'_> {
 
     /// Checks refusals. A refusal is the object's own fault only if the store serves others;
     /// otherwise the run ends with it.
-    pub async fn believe_refusals(&self, round: &Round) -> Result<(), PassError> {
+    pub(crate) async fn believe_refusals(&self, round: &Round) -> Result<(), PassError> {
         let Some(error) = round.refusals().next() else {
             return Ok(());
         };
@@ -80,7 +80,7 @@ impl Work<'_> {
     /// Checks, before "no such key" is believed, that the bucket itself still answers, and that a
     /// known object is still in it. A bucket that has none of the artifacts is not the primary's,
     /// however few they are.
-    pub async fn confirm_bucket(&self, round: &Round) -> Result<(), PassError> {
+    pub(crate) async fn confirm_bucket(&self, round: &Round) -> Result<(), PassError> {
         let peer = &self.courier.peer;
         peer.check_bucket().await?;
         let unfit = |text: String| {
@@ -127,7 +127,11 @@ impl Work<'_> {
 
     /// Admits the change, or stops and asks. `inside` is a session on the database as the change
     /// leaves it.
-    pub async fn judge(&self, change: Shrinkage, inside: &LocalSession) -> Result<bool, PassError> {
+    pub(crate) async fn judge(
+        &self,
+        change: Shrinkage,
+        inside: &LocalSession,
+    ) -> Result<bool, PassError> {
         // Changes that only this cluster has were recorded, and are expected to go.
         let cluster = self.state.cluster().await?;
         let approved = self.config.fuse.approves(&cluster.approved);
@@ -139,14 +143,17 @@ impl Work<'_> {
 }
 
 /// The result of the gate for a set of rows.
-pub struct Gated {
+pub(crate) struct Gated {
     pub round: Round,
     /// Keys that are admitted without their artifact for the first time.
     pub newly: Vec<String>,
 }
 
 /// Records, in the same database as the rows, which rows were admitted without their artifact.
-pub async fn record_unavailable(session: &LocalSession, round: &Round) -> Result<(), PassError> {
+pub(crate) async fn record_unavailable(
+    session: &LocalSession,
+    round: &Round,
+) -> Result<(), PassError> {
     let sql = "INSERT INTO warm_spare.unavailable (key, checksum, reason) VALUES ($1, $2, $3) \
                ON CONFLICT (key) DO UPDATE SET reason = excluded.reason";
     for (item, reason) in round.unavailable() {

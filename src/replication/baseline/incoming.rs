@@ -13,19 +13,19 @@ use crate::replication::error::PassError;
 use crate::replication::names::beside;
 
 /// The database that is being filled; only we ever see it under this name.
-pub struct Incoming {
+pub(crate) struct Incoming {
     pub(in crate::replication) name: String,
     /// Owner of the replaced database, if that is not our own user.
     pub(in crate::replication) owner: Option<String>,
     pub(in crate::replication) properties: Properties,
 }
 
-pub fn incoming_name(config: &Config) -> String {
+pub(crate) fn incoming_name(config: &Config) -> String {
     beside(&config.local.datastore.database, "_incoming")
 }
 
 impl Incoming {
-    pub async fn create(work: &Work<'_>, facts: &Facts) -> Result<Incoming, PassError> {
+    pub(crate) async fn create(work: &Work<'_>, facts: &Facts) -> Result<Incoming, PassError> {
         let local = &work.config.local.datastore;
         let name = incoming_name(work.config);
         let session = work.state.session();
@@ -83,7 +83,7 @@ impl Incoming {
 
     /// Drops the database, as a best effort: the next run drops it anyway, but its disk space is
     /// needed now.
-    pub async fn give_up(&self, work: &Work<'_>) {
+    pub(crate) async fn give_up(&self, work: &Work<'_>) {
         if let Err(error) = switch::drop_database(work.state.session(), &self.name).await {
             log::debug!("{error}");
         }

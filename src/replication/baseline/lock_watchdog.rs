@@ -27,7 +27,7 @@ WHERE NOT waiting.granted
 
 /// Runs `work`, and stops it as soon as a session on the primary has waited for one of ours for
 /// over a second. Dropping the work closes its sessions, which releases their locks.
-pub async fn guarded<T>(
+pub(crate) async fn guarded<T>(
     peer: &Datastore,
     work: impl Future<Output = Result<T, PassError>>,
 ) -> Result<T, PassError> {

@@ -36,7 +36,7 @@ WHERE c.relkind = 'S' AND n.nspname NOT IN ('information_schema', 'warm_spare') 
   AND c.relpersistence <> 't' ORDER BY 1, 2";
 
 /// Returns the sequences that the session's snapshot sees.
-pub async fn sequence_names(session: &Session) -> Result<Vec<SequenceName>, PassError> {
+pub(crate) async fn sequence_names(session: &Session) -> Result<Vec<SequenceName>, PassError> {
     let rows = session.rows("reading the sequences", NAMES, &[]).await?;
     let name = |row: &Row| {
         Ok(SequenceName {
@@ -48,7 +48,7 @@ pub async fn sequence_names(session: &Session) -> Result<Vec<SequenceName>, Pass
 }
 
 /// Returns their values. They move outside of transactions: ahead of the rows, never behind.
-pub async fn read_sequences(
+pub(crate) async fn read_sequences(
     of: &Session,
     names: Vec<SequenceName>,
 ) -> Result<Vec<Sequence>, PassError> {
@@ -76,7 +76,7 @@ pub async fn read_sequences(
 }
 
 /// Returns all names and values as one number.
-pub fn digest(sequences: &[Sequence]) -> String {
+pub(crate) fn digest(sequences: &[Sequence]) -> String {
     let mut hash = blake2b_simd::Params::new().hash_length(16).to_state();
     for sequence in sequences {
         let name = sequence.name.quoted();
@@ -98,14 +98,17 @@ WHERE n.nspname NOT IN ('information_schema', 'warm_spare') AND n.nspname !~ '^p
   AND v.last BETWEEN s.seqmin AND s.seqmax";
 
 /// Sets them in a database that nobody sees yet.
-pub async fn set_in_copy(inside: &LocalSession, values: &[Sequence]) -> Result<(), PassError> {
+pub(crate) async fn set_in_copy(
+    inside: &LocalSession,
+    values: &[Sequence],
+) -> Result<(), PassError> {
     let set = set(inside, values, "SELECT 1 WHERE $5::int8 = 0", 0).await?;
     all_of(values, set)
 }
 
 /// Sets them in a local database, as the process whose token is in its recovery point. Returns how
 /// many were set. A process that was paused, and was replaced in the meantime, finds another token.
-pub async fn set_as_holder(
+pub(crate) async fn set_as_holder(
     inside: &LocalSession,
     values: &[Sequence],
     token: i64,

@@ -34,7 +34,7 @@ SELECT place, named, silence, wake FROM (
 ORDER BY place, named";
 
 /// Part of our schema beside the rows. Databases that an older program copied do not have it.
-pub const SILENCED: &str = "
+pub(crate) const SILENCED: &str = "
 CREATE TABLE IF NOT EXISTS warm_spare.silenced (
     named text PRIMARY KEY,
     place int NOT NULL,
@@ -43,7 +43,7 @@ CREATE TABLE IF NOT EXISTS warm_spare.silenced (
 
 /// Disables triggers that would be active while changes are applied. `session` is the applying
 /// session, and `token` the one in the recovery point.
-pub async fn silence(session: &LocalSession, token: i64) -> Result<(), PassError> {
+pub(crate) async fn silence(session: &LocalSession, token: i64) -> Result<(), PassError> {
     let doing = "looking for triggers that would be at work here";
     let found = session.query(doing, AWAKE, &[]).await?;
     if found.is_empty() {
@@ -88,7 +88,10 @@ pub async fn wake(inside: &LocalSession, token: i64) -> Result<(), PassError> {
 }
 
 /// Does the same in a database that nobody else uses, from the record in another one.
-pub async fn wake_as_in(visible: &LocalSession, inside: &LocalSession) -> Result<(), PassError> {
+pub(crate) async fn wake_as_in(
+    visible: &LocalSession,
+    inside: &LocalSession,
+) -> Result<(), PassError> {
     let statements = waking(visible).await?;
     inside.batch("beginning a transaction", "BEGIN").await?;
     run(inside, &statements).await?;
@@ -96,7 +99,7 @@ pub async fn wake_as_in(visible: &LocalSession, inside: &LocalSession) -> Result
 }
 
 /// Returns the statements that restore them. Event triggers come last.
-pub async fn waking(session: &LocalSession) -> Result<Vec<String>, PassError> {
+pub(crate) async fn waking(session: &LocalSession) -> Result<Vec<String>, PassError> {
     let doing = "reading which triggers are silenced";
     let sql = "SELECT to_regclass('warm_spare.silenced') IS NOT NULL";
     if !session.query_one(doing, sql, &[]).await?.get::<_, bool>(0) {

@@ -18,7 +18,7 @@ const MAX_TRIES: usize = 12;
 
 /// The properties of the replaced database that are not copied with its rows.
 #[derive(Debug, Default)]
-pub struct Properties {
+pub(crate) struct Properties {
     pub owner: Option<String>,
     /// Its tablespace; None: the server's default.
     tablespace: Option<String>,
@@ -27,7 +27,7 @@ pub struct Properties {
 
 impl Properties {
     /// Returns the option of `CREATE DATABASE`.
-    pub fn tablespace_option(&self) -> String {
+    pub(crate) fn tablespace_option(&self) -> String {
         let tablespace = self.tablespace.as_ref();
         tablespace.map_or(String::new(), |name| {
             format!(" TABLESPACE {}", quote_ident(name))
@@ -48,7 +48,7 @@ const LISTS: [&str; 6] = [
 /// Reads owner, tablespace, privileges, settings, connection limit and comment of `from`, as
 /// statements for `to`. The fence's own setting is left out, for any role: the incoming database
 /// gets its own.
-pub async fn properties(
+pub(crate) async fn properties(
     local: &LocalSession,
     from: &str,
     to: &str,
@@ -128,7 +128,7 @@ pub async fn properties(
     })
 }
 
-pub async fn apply(local: &LocalSession, properties: &Properties) -> Result<(), PassError> {
+pub(crate) async fn apply(local: &LocalSession, properties: &Properties) -> Result<(), PassError> {
     for statement in &properties.statements {
         local
             .batch(
@@ -141,7 +141,7 @@ pub async fn apply(local: &LocalSession, properties: &Properties) -> Result<(), 
 }
 
 /// The facts about the new visible database.
-pub struct Arrival<'a> {
+pub(crate) struct Arrival<'a> {
     pub incoming: &'a str,
     /// Name under which the replaced database is kept; None: there is none.
     pub generation: Option<String>,
@@ -163,7 +163,7 @@ pub struct Arrival<'a> {
 
 /// Renames, while a second session ends all sessions that block it: the rename itself keeps new
 /// ones out.
-pub async fn switch(
+pub(crate) async fn switch(
     config: &Config,
     state: &State,
     lock: Lock,
@@ -361,7 +361,7 @@ async fn remember(
 }
 
 /// Drops replaced databases beyond the number to be kept; pinned ones stay.
-pub async fn prune(config: &Config, state: &State) -> Result<Vec<String>, PassError> {
+pub(crate) async fn prune(config: &Config, state: &State) -> Result<Vec<String>, PassError> {
     let keep = config.replication.artifact_retention.as_secs_f64();
     let sql = "UPDATE generation SET pinned = false, unproven = false \
                WHERE unproven AND created <= now() - $1 * interval '1 second'";
@@ -381,7 +381,7 @@ pub async fn prune(config: &Config, state: &State) -> Result<Vec<String>, PassEr
 }
 
 /// Drops a replaced database, and its record.
-pub async fn drop_generation(state: &State, name: &str) -> Result<(), PassError> {
+pub(crate) async fn drop_generation(state: &State, name: &str) -> Result<(), PassError> {
     drop_database(state.session(), name).await?;
     let sql = "DELETE FROM generation WHERE name = $1";
     state
@@ -397,7 +397,7 @@ fn in_use(error: &DatastoreError) -> bool {
 }
 
 /// Ends the database's sessions and drops it. The database need not exist.
-pub async fn drop_database(session: &LocalSession, name: &str) -> Result<(), PassError> {
+pub(crate) async fn drop_database(session: &LocalSession, name: &str) -> Result<(), PassError> {
     let sql = format!("DROP DATABASE IF EXISTS {}", quote_ident(name));
     for _ in 0..MAX_TRIES {
         end_sessions(session, name).await?;

@@ -104,7 +104,7 @@ pub async fn tables(session: &Session) -> Result<Vec<Table>, PassError> {
 }
 
 /// Copies all rows. Returns each table's content as the primary sent it.
-pub async fn copy_all(
+pub(crate) async fn copy_all(
     config: &Config,
     snapshot: &Snapshot,
     tables: &[Table],
@@ -289,7 +289,10 @@ fn plan(tables: &[Table], jobs: usize) -> VecDeque<Unit> {
 
 /// Returns tables whose rows were rewritten, or that were dropped, since the snapshot: an old
 /// snapshot sees a rewritten table empty.
-pub async fn rewritten(peer: &PeerSession, tables: &[Table]) -> Result<Vec<String>, PassError> {
+pub(crate) async fn rewritten(
+    peer: &PeerSession,
+    tables: &[Table],
+) -> Result<Vec<String>, PassError> {
     let oids: Vec<u32> = tables.iter().map(|t| t.oid).collect();
     let sql = "SELECT o, pg_relation_filenode(o)::int8 FROM unnest($1::oid[]) o";
     let rows = peer

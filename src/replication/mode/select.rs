@@ -88,7 +88,7 @@ pub async fn may_apply(local: &LocalSession) -> Result<bool, PassError> {
 
 /// Adds new tables to the publication: an operator prepared this primary, and a table that is not
 /// published would be lost.
-pub async fn extend(peer: &Datastore, steps: &[Step]) -> Result<(), PassError> {
+pub(crate) async fn extend(peer: &Datastore, steps: &[Step]) -> Result<(), PassError> {
     if steps.is_empty() {
         return Ok(());
     }

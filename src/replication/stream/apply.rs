@@ -35,7 +35,7 @@ const MAX_LATE_REQUESTS: usize = 512;
 /// Interval between reports of the number of waiting transactions, while the gate waits.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
-pub struct Applier<'a> {
+pub(super) struct Applier<'a> {
     pub changes: Changes,
     pub gate: Gate,
     pub ahead: Ahead,
@@ -95,7 +95,7 @@ impl Applier<'_> {
     /// Applies until every transaction before `until` is applied; without end while `until` is
     /// None. `advance` asks to move the recovery point over log without changes for the spare, so
     /// that the primary need not keep it.
-    pub async fn run(
+    pub(super) async fn run(
         &mut self,
         until: &mut watch::Receiver<Option<Lsn>>,
         advance: &mut watch::Receiver<Lsn>,
@@ -453,6 +453,6 @@ impl From<super::pgoutput::DecodeError> for Gap {
 }
 
 /// Returns the keys of package rows, as `unavailable` and the stores have them.
-pub fn keys(named: &[Named]) -> Vec<String> {
+pub(super) fn keys(named: &[Named]) -> Vec<String> {
     named.iter().map(key_of).collect()
 }

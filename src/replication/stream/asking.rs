@@ -19,7 +19,7 @@ use std::pin::Pin;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
-pub const QUESTION: Duration = Duration::from_secs(10);
+pub(super) const QUESTION: Duration = Duration::from_secs(10);
 /// Maximum bytes of log that an idle primary keeps for us. Beyond that the recovery point is moved
 /// over them, and its proof is given up.
 const IDLE_HOLD_BYTES: u64 = 64 << 20;

@@ -29,7 +29,7 @@ const COST_BY_ROW: usize = 1;
 /// of NULLs.
 const MAX_STATEMENTS: usize = 1000;
 
-pub enum Change {
+pub(super) enum Change {
     Insert(Vec<Value>),
     Update { old: Option<Old>, new: Vec<Value> },
     Delete(Old),
@@ -37,7 +37,7 @@ pub enum Change {
 
 /// The three columns of a package row that identify its artifact.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Named {
+pub(super) struct Named {
     pub ident: String,
     pub target: String,
     pub checksum: String,
@@ -45,14 +45,14 @@ pub struct Named {
 
 /// Changes of package rows in the open transaction.
 #[derive(Debug, Default)]
-pub struct Effects {
+pub(super) struct Effects {
     pub removed: Vec<Named>,
     /// Rows that name other bytes, or another package, than before.
     pub renamed: Vec<Named>,
     pub inserted: u64,
 }
 
-pub struct Changes {
+pub(super) struct Changes {
     session: Applying,
     types: Types,
     targets: HashMap<u32, Arc<Target>>,
@@ -64,7 +64,7 @@ pub struct Changes {
 }
 
 impl Changes {
-    pub fn new(session: Applying) -> Self {
+    pub(super) fn new(session: Applying) -> Self {
         Changes {
             session,
             types: Types::new(),
@@ -77,17 +77,17 @@ impl Changes {
         }
     }
 
-    pub fn session(&self) -> &Applying {
+    pub(super) fn session(&self) -> &Applying {
         &self.session
     }
 
-    pub fn name_type(&mut self, id: u32, schema: String, name: String) {
+    pub(super) fn name_type(&mut self, id: u32, schema: String, name: String) {
         self.types.insert(id, (schema, name));
     }
 
     /// Takes the stream's description of a table, and compares it with the spare's table before a
     /// row of it is written.
-    pub async fn relation(&mut self, relation: &Relation) -> Result<(), Gap> {
+    pub(super) async fn relation(&mut self, relation: &Relation) -> Result<(), Gap> {
         let found = Target::find(&self.session, relation, &self.types).await?;
         let target = found.map_err(Gap::Schema)?;
         // Queued rows were sent under the old description.
@@ -99,7 +99,7 @@ impl Changes {
         Ok(())
     }
 
-    pub fn target(&self, relation: u32) -> Result<Arc<Target>, Gap> {
+    pub(super) fn target(&self, relation: u32) -> Result<Arc<Target>, Gap> {
         let known = self.targets.get(&relation).cloned();
         known.ok_or_else(|| {
             Gap::Decoding(format!(
@@ -108,7 +108,12 @@ impl Changes {
         })
     }
 
-    pub async fn add(&mut self, relation: u32, change: Change, bytes: usize) -> Result<(), Gap> {
+    pub(super) async fn add(
+        &mut self,
+        relation: u32,
+        change: Change,
+        bytes: usize,
+    ) -> Result<(), Gap> {
         let target = self.target(relation)?;
         let by_row =
             matches!(target.identity, Identity::Full) && !matches!(change, Change::Insert(_));
@@ -121,7 +126,7 @@ impl Changes {
         Ok(())
     }
 
-    pub async fn truncate(&mut self, truncate: &Truncate) -> Result<(), Gap> {
+    pub(super) async fn truncate(&mut self, truncate: &Truncate) -> Result<(), Gap> {
         self.flush().await?;
         let mut names = Vec::new();
         for relation in &truncate.relations {
@@ -150,7 +155,7 @@ impl Changes {
     }
 
     /// Sends the collected changes.
-    pub async fn flush(&mut self) -> Result<(), Gap> {
+    pub(super) async fn flush(&mut self) -> Result<(), Gap> {
         let queued = std::mem::take(&mut self.queued);
         (self.number, self.bytes) = (0, 0);
         let mut calls = Vec::new();
@@ -187,7 +192,7 @@ impl Changes {
 type Sent<'a> = Pin<Box<dyn Future<Output = Result<Vec<RawRow>, Gap>> + Send + 'a>>;
 
 /// A statement with its values, and the number of rows that it must change.
-pub struct Call {
+pub(super) struct Call {
     pub sql: String,
     pub kind: Kind,
     pub values: Values,
@@ -195,13 +200,13 @@ pub struct Call {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub(super) enum Kind {
     Insert,
     Update,
     Delete,
 }
 
-pub enum Values {
+pub(super) enum Values {
     Single(Vec<TextValue>),
     /// One array for each column.
     Arrays(Vec<TextValues>),
@@ -265,7 +270,7 @@ impl Effects {
 }
 
 /// Returns the package that a row names. NULL is read as an empty text, which no valid package has.
-pub fn named(row: &RawRow, from: usize) -> Named {
+pub(super) fn named(row: &RawRow, from: usize) -> Named {
     let text = |n| row.get::<_, Option<String>>(from + n).unwrap_or_default();
     Named {
         ident: text(0),
@@ -313,7 +318,7 @@ fn calls_for(target: &Target, changes: Vec<Change>) -> Result<Vec<Call>, Gap> {
     Ok(calls)
 }
 
-pub fn sized(target: &Target, values: Vec<Value>) -> Result<Vec<Value>, Gap> {
+pub(super) fn sized(target: &Target, values: Vec<Value>) -> Result<Vec<Value>, Gap> {
     if values.len() == target.columns.len() {
         // The columns that name a package are read as text. The others may be any bytes.
         for column in target.package.iter().flatten() {
@@ -369,7 +374,7 @@ fn insert_all(
 }
 
 /// Returns the text of a value. None: NULL.
-pub fn text_of(target: &Target, value: &Value) -> Result<Option<Bytes>, Gap> {
+pub(super) fn text_of(target: &Target, value: &Value) -> Result<Option<Bytes>, Gap> {
     match value {
         Value::Null => Ok(None),
         Value::Text(text) => Ok(Some(text.clone())),
@@ -377,7 +382,7 @@ pub fn text_of(target: &Target, value: &Value) -> Result<Option<Bytes>, Gap> {
     }
 }
 
-pub fn unsent(target: &Target) -> Gap {
+pub(super) fn unsent(target: &Target) -> Gap {
     Gap::Decoding(format!(
         "a row of {} has no value for a column that the change needs",
         target.name
@@ -386,7 +391,7 @@ pub fn unsent(target: &Target) -> Gap {
 
 /// Fails if the primary's server itself gave a row a new value (`SET id = DEFAULT`): the spare
 /// cannot set this value, and its server would give another one.
-pub fn given_anew(target: &Target, before: &[Value], new: &[Value]) -> Result<(), Gap> {
+pub(super) fn given_anew(target: &Target, before: &[Value], new: &[Value]) -> Result<(), Gap> {
     for (column, (was, is)) in before.iter().zip(new).enumerate() {
         let known = |value: &Value| matches!(value, Value::Text(_));
         if !target.settable(column) && known(was) && known(is) && was != is {

@@ -16,7 +16,7 @@ use crate::replication::error::PassError;
 use crate::replication::fuse::{self, Shrinkage};
 use std::collections::HashSet;
 
-pub struct Settling<'a> {
+pub(super) struct Settling<'a> {
     config: &'a Config,
     state: &'a State,
     lock: Lock,
@@ -38,7 +38,7 @@ pub struct Settling<'a> {
 }
 
 /// The parts of a transaction that are judged, and recorded in the same transaction as the rows.
-pub struct Verdict<'a> {
+pub(super) struct Verdict<'a> {
     pub removed: &'a [Named],
     /// Keys whose artifacts are here.
     pub here: &'a [String],
@@ -52,7 +52,7 @@ pub struct Verdict<'a> {
 }
 
 impl<'a> Settling<'a> {
-    pub async fn open(
+    pub(super) async fn open(
         config: &'a Config,
         (state, lock): (&'a State, Lock),
         courier: &'a Courier,
@@ -75,16 +75,20 @@ impl<'a> Settling<'a> {
     }
 
     /// Returns whether any artifact is recorded as unavailable.
-    pub fn lacks(&self) -> bool {
+    pub(super) fn lacks(&self) -> bool {
         !self.lacking.is_empty()
     }
 
-    pub fn take_changed(&mut self) -> bool {
+    pub(super) fn take_changed(&mut self) -> bool {
         std::mem::take(&mut self.changed)
     }
 
     /// Asks the fuse about the open transaction, and records its effects in it.
-    pub async fn judge(&mut self, session: &LocalSession, verdict: Verdict<'_>) -> Result<(), Gap> {
+    pub(super) async fn judge(
+        &mut self,
+        session: &LocalSession,
+        verdict: Verdict<'_>,
+    ) -> Result<(), Gap> {
         let lacks = |outcome: &Outcome| matches!(outcome, Outcome::Lacking { .. });
         if self.lacks() && verdict.outcomes.iter().any(lacks) {
             // An artifact that was copied in the meantime may have become unavailable again.
@@ -240,7 +244,7 @@ impl<'a> Settling<'a> {
 
     /// Exchanges the bytes under keys. This comes just before the commit of the transaction whose
     /// row names the new bytes, and after the commit of the transaction that removed the old row.
-    pub async fn swap(&mut self, swaps: &[Swap], end: Lsn) -> Result<(), PassError> {
+    pub(super) async fn swap(&mut self, swaps: &[Swap], end: Lsn) -> Result<(), PassError> {
         if swaps.is_empty() {
             return Ok(());
         }
@@ -256,7 +260,7 @@ impl<'a> Settling<'a> {
     }
 
     /// Undoes the exchange, because the transaction was not committed.
-    pub async fn unswap(&self, reached: Lsn) -> Result<(), PassError> {
+    pub(super) async fn unswap(&self, reached: Lsn) -> Result<(), PassError> {
         if !self.incoming {
             replacements::undo((self.state, self.lock), self.courier, Some(reached)).await?;
         }
@@ -264,7 +268,7 @@ impl<'a> Settling<'a> {
     }
 
     /// Finishes the exchange, because the transaction is committed.
-    pub async fn swapped(&self, swaps: &[Swap]) -> Result<(), PassError> {
+    pub(super) async fn swapped(&self, swaps: &[Swap]) -> Result<(), PassError> {
         if self.incoming {
             return Ok(());
         }

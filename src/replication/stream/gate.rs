@@ -32,11 +32,11 @@ const MAX_DELETIONS: usize = 100_000;
 const MIN_PAUSE: Duration = Duration::from_millis(200);
 const MAX_PAUSE: Duration = Duration::from_secs(5);
 
-pub type WantId = u64;
+pub(super) type WantId = u64;
 
 /// A handle of the gate. The jobs end with the last handle.
 #[derive(Clone)]
-pub struct Gate {
+pub(super) struct Gate {
     shared: Arc<Shared>,
     jobs: Arc<Mutex<JoinSet<()>>>,
 }
@@ -100,7 +100,7 @@ struct Item {
 
 /// The result of a request.
 #[derive(Debug, Clone)]
-pub enum Outcome {
+pub(super) enum Outcome {
     Here,
     /// Other bytes are under the key; the new ones are stored beside them.
     Staged(Swap),
@@ -116,7 +116,7 @@ pub enum Outcome {
 }
 
 impl Gate {
-    pub async fn open(
+    pub(super) async fn open(
         config: &Config,
         courier: Courier,
         database: &str,
@@ -154,7 +154,7 @@ impl Gate {
 
     /// Waits until one of its sessions has ended. Without it nothing can be decided any more, and
     /// every request waits.
-    pub fn ended(&self) -> impl Future<Output = DatastoreError> + Send + 'static {
+    pub(super) fn ended(&self) -> impl Future<Output = DatastoreError> + Send + 'static {
         let shared = &self.shared;
         let visible = shared.visible.as_ref().map(|session| session.ended());
         let (rows, state) = (shared.rows.ended(), shared.state.ended());
@@ -177,14 +177,14 @@ impl Gate {
         self.shared.table()
     }
 
-    pub fn has_room(&self) -> bool {
+    pub(super) fn has_room(&self) -> bool {
         self.table().wants.len() < MAX_REQUESTS
     }
 
     /// Requests the artifact of a row. `row` identifies the row among all others, as its deletion
     /// does. `tx` is the position of its transaction's commit; None: it belongs to the transaction
     /// that is being applied, and goes before all others.
-    pub fn want(&self, named: &Named, row: Vec<u8>, tx: Option<Lsn>) -> WantId {
+    pub(super) fn want(&self, named: &Named, row: Vec<u8>, tx: Option<Lsn>) -> WantId {
         let item = item_of(named);
         let late = item.as_ref().map(|item| item.key.clone());
         let mut table = self.table();
@@ -230,7 +230,7 @@ impl Gate {
 
     /// Notes that the row is deleted later in the stream: a request for its artifact need not wait
     /// for long.
-    pub fn release(&self, row: &[u8]) {
+    pub(super) fn release(&self, row: &[u8]) {
         let mut table = self.table();
         let ids = table.rows.get(row).cloned().unwrap_or_default();
         if ids.is_empty() && table.overlooked && table.deleted.len() < MAX_DELETIONS {
@@ -246,19 +246,19 @@ impl Gate {
     }
 
     /// Notes that a row has arrived that is not scanned before it is applied.
-    pub fn overlooked(&self) {
+    pub(super) fn overlooked(&self) {
         self.table().overlooked = true;
     }
 
     /// Forgets the deletions, because no transaction waits any more.
-    pub fn forget_deletions(&self) {
+    pub(super) fn forget_deletions(&self) {
         let mut table = self.table();
         table.overlooked = false;
         table.deleted.clear();
     }
 
     /// Returns the results of these requests. None: one of them is not decided yet.
-    pub fn settled(&self, ids: &[WantId]) -> Option<Vec<Outcome>> {
+    pub(super) fn settled(&self, ids: &[WantId]) -> Option<Vec<Outcome>> {
         let table = self.table();
         ids.iter()
             .map(|id| table.wants.get(id)?.settled.clone())
@@ -266,7 +266,7 @@ impl Gate {
     }
 
     /// Returns the keys of those requests whose artifacts are here.
-    pub fn keys_here(&self, ids: &[WantId]) -> Vec<String> {
+    pub(super) fn keys_here(&self, ids: &[WantId]) -> Vec<String> {
         let table = self.table();
         let wants = ids.iter().filter_map(|id| table.wants.get(id));
         wants
@@ -277,7 +277,7 @@ impl Gate {
 
     /// Waits for all of them. `told` is called with a fault that keeps them waiting, and at the end
     /// of it.
-    pub async fn wait(
+    pub(super) async fn wait(
         &self,
         ids: &[WantId],
         mut told: impl FnMut(Option<&Arc<PassError>>),
@@ -306,7 +306,7 @@ impl Gate {
 
     /// Removes these requests after their transaction was committed, and starts the next request
     /// queued for each key.
-    pub fn forget(&self, ids: &[WantId]) {
+    pub(super) fn forget(&self, ids: &[WantId]) {
         let mut next = Vec::new();
         let mut table = self.table();
         for id in ids {
@@ -339,7 +339,7 @@ impl Gate {
 
     /// Removes these requests before their transaction is committed, because they are decided. Only
     /// their keys stay named.
-    pub fn shrink(&self, ids: &[WantId]) {
+    pub(super) fn shrink(&self, ids: &[WantId]) {
         let mut table = self.table();
         for id in ids {
             let item = table.wants.get(id).and_then(|want| want.item.clone());
@@ -350,13 +350,13 @@ impl Gate {
     }
 
     /// Forgets these keys, because their transaction is committed.
-    pub fn forget_shrunk(&self) {
+    pub(super) fn forget_shrunk(&self) {
         self.table().named.clear();
     }
 
     /// Claims a key that no row in the stream names now. Until the claim is dropped, new requests
     /// for the key wait.
-    pub fn claim(&self, key: &str) -> Option<Claim> {
+    pub(super) fn claim(&self, key: &str) -> Option<Claim> {
         let mut table = self.table();
         if table.keys.contains_key(key) || table.named.contains(key) {
             return None;
@@ -394,7 +394,7 @@ impl Gate {
 }
 
 /// A key that is reserved for the holder of this claim.
-pub struct Claim {
+pub(super) struct Claim {
     gate: Gate,
     key: String,
     id: WantId,
@@ -431,7 +431,7 @@ fn item_of(named: &Named) -> Option<Item> {
 }
 
 /// Returns the key that a row names, or else the row's own name, as in `unavailable`.
-pub fn key_of(named: &Named) -> String {
+pub(super) fn key_of(named: &Named) -> String {
     match item_of(named) {
         Some(item) => item.key,
         None => format!("{} {}", named.ident, named.target),

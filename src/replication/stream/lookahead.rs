@@ -21,7 +21,7 @@ const MAX_LISTED: usize = 50_000;
 
 /// The facts about a transaction that are known before it is applied.
 #[derive(Debug, Clone, Default)]
-pub struct Info {
+pub(super) struct Info {
     pub final_lsn: Lsn,
     /// True: its commit has arrived.
     pub complete: bool,
@@ -37,13 +37,13 @@ pub struct Info {
 
 impl Info {
     /// Returns whether it is applied while it arrives.
-    pub fn is_large(&self) -> bool {
+    pub(super) fn is_large(&self) -> bool {
         self.bytes > SMALL_TX_BYTES
     }
 }
 
 #[derive(Clone, Default)]
-pub struct Ahead(Arc<Shared>);
+pub(super) struct Ahead(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
@@ -58,17 +58,17 @@ impl Ahead {
     }
 
     /// Returns the number of transactions that have arrived completely and are not applied.
-    pub fn waiting(&self) -> u64 {
+    pub(super) fn waiting(&self) -> u64 {
         self.infos().iter().filter(|info| info.complete).count() as u64
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.infos().is_empty()
     }
 
     /// Returns the transaction with this commit position, as soon as it has arrived completely, or
     /// is too large to be waited for.
-    pub async fn known(&self, final_lsn: Lsn) -> Info {
+    pub(super) async fn known(&self, final_lsn: Lsn) -> Info {
         loop {
             let changed = self.0.changed.notified();
             tokio::pin!(changed);
@@ -104,7 +104,7 @@ impl Ahead {
 
     /// Returns how many of its package rows were scanned. No row that has arrived will be scanned
     /// later.
-    pub fn looked_at(&self, final_lsn: Lsn) -> usize {
+    pub(super) fn looked_at(&self, final_lsn: Lsn) -> usize {
         let infos = self.infos();
         let info = infos.iter().find(|info| info.final_lsn == final_lsn);
         info.map_or(0, |info| info.wants.len())
@@ -112,7 +112,7 @@ impl Ahead {
 
     /// Removes an applied transaction from the list, and returns it with any requests added since
     /// `known`.
-    pub fn take(&self, final_lsn: Lsn) -> Option<Info> {
+    pub(super) fn take(&self, final_lsn: Lsn) -> Option<Info> {
         let mut infos = self.infos();
         infos
             .front()
@@ -122,7 +122,7 @@ impl Ahead {
 }
 
 /// The half that sees every message as it arrives.
-pub struct Lookahead {
+pub(super) struct Lookahead {
     gate: Gate,
     ahead: Ahead,
     packages: HashMap<u32, Columns>,
@@ -139,7 +139,7 @@ struct Columns {
 }
 
 impl Lookahead {
-    pub fn new(gate: Gate, ahead: Ahead, known: Option<Lsn>) -> Self {
+    pub(super) fn new(gate: Gate, ahead: Ahead, known: Option<Lsn>) -> Self {
         Lookahead {
             gate,
             ahead,
@@ -150,7 +150,7 @@ impl Lookahead {
     }
 
     /// Scans a frame. A frame that cannot be read here causes an error where it is applied.
-    pub fn see(&mut self, frame: &Bytes) {
+    pub(super) fn see(&mut self, frame: &Bytes) {
         let Some(kind) = frame.first() else { return };
         match kind {
             b'B' | b'C' | b'R' | b'T' => {
@@ -288,7 +288,7 @@ impl Drop for Lookahead {
 }
 
 /// Returns the package that a new row names. A value that was not sent is read as empty.
-pub fn named(row: &[Value], columns: [usize; 3]) -> Named {
+pub(super) fn named(row: &[Value], columns: [usize; 3]) -> Named {
     let text = |column: usize| match row.get(column) {
         Some(Value::Text(text)) => String::from_utf8_lossy(text).into_owned(),
         _ => String::new(),
@@ -302,7 +302,7 @@ pub fn named(row: &[Value], columns: [usize; 3]) -> Named {
 }
 
 /// Returns the values that identify a row, joined into one.
-pub fn key(row: &[Value], columns: &[usize]) -> Vec<u8> {
+pub(super) fn key(row: &[Value], columns: &[usize]) -> Vec<u8> {
     let mut key = Vec::new();
     for column in columns {
         if let Some(Value::Text(text)) = row.get(*column) {

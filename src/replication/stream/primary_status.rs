@@ -173,7 +173,7 @@ fn unread(files: &str, error: &serde_json::Error) -> PassError {
 /// Returns an error if the stream would not continue the spare's history, though the primary's
 /// history continues it. A server that is asked for a position before its slot's sends the changes
 /// that it has, and does not report the ones that it left out.
-pub fn joins(
+pub(super) fn joins(
     seen: &Seen,
     recorded: &CopiedPoint,
     point: Lsn,
@@ -230,7 +230,7 @@ pub(super) mod tests {
 
     /// Returns an answer of a server that was started at this time, with a slot confirmed up to
     /// this position.
-    pub fn seen_at(started: &str, confirmed: Lsn) -> Seen {
+    pub(crate) fn seen_at(started: &str, confirmed: Lsn) -> Seen {
         Seen {
             time: Utc::now(),
             clock_offset_seconds: 0.0,

@@ -27,7 +27,7 @@ use tokio::task::JoinSet;
 
 /// The proof that is needed before the stream is trusted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Proof {
+pub(super) enum Proof {
     /// No proof: it is the same run of the same server, and its slot is where this spare has put
     /// it.
     None,
@@ -37,7 +37,7 @@ pub enum Proof {
 
 impl Proof {
     /// Returns the proof that is needed. Err: the history cannot be proven.
-    pub fn wanted(
+    pub(super) fn wanted(
         seen: &Seen,
         recorded: &CopiedPoint,
         point: Point,

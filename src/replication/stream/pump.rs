@@ -28,7 +28,7 @@ const MAX_BATCH: usize = 1000;
 const GATHER_THRESHOLD: usize = 100;
 const GATHER_TIME: Duration = Duration::from_millis(1);
 
-pub struct Pump {
+pub(super) struct Pump {
     pub stream: WalStream,
     pub spool: Sender,
     /// None: no artifacts are requested for the changes.
@@ -40,7 +40,7 @@ pub struct Pump {
 
 impl Pump {
     /// Runs until the stream ends, and returns the reason.
-    pub async fn run(mut self) -> Gap {
+    pub(super) async fn run(mut self) -> Gap {
         let why = match self.read().await {
             Ok(()) => Gap::Decoding("the stream ended without a reason".into()),
             Err(error) => error,

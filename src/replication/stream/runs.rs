@@ -13,7 +13,7 @@ type Text = Option<Bytes>;
 
 /// Consecutive deletes, or updates of the same columns.
 #[derive(Default)]
-pub struct Run {
+pub(super) struct Run {
     kind: Option<Kind>,
     /// Columns that the updates set.
     set: Vec<usize>,
@@ -26,11 +26,11 @@ pub struct Run {
 
 impl Run {
     /// Returns whether rows of this table are changed in runs. Package rows are changed one by one.
-    pub fn takes(target: &Target) -> bool {
+    pub(super) fn takes(target: &Target) -> bool {
         target.package.is_none() && !target.columns.is_empty()
     }
 
-    pub fn delete(
+    pub(super) fn delete(
         &mut self,
         target: &Target,
         old: Vec<Value>,
@@ -44,7 +44,7 @@ impl Run {
         Ok(())
     }
 
-    pub fn update(
+    pub(super) fn update(
         &mut self,
         target: &Target,
         old: Vec<Value>,
@@ -88,7 +88,7 @@ impl Run {
     }
 
     /// Turns the collected rows into one statement.
-    pub fn end(&mut self, target: &Target, calls: &mut Vec<Call>) {
+    pub(super) fn end(&mut self, target: &Target, calls: &mut Vec<Call>) {
         let run = std::mem::take(self);
         let Some(kind) = run.kind else { return };
         calls.push(Call {

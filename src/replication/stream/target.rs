@@ -10,7 +10,7 @@ use std::collections::HashMap;
 const FIRST_OWN: u32 = 16_384;
 
 #[derive(Debug)]
-pub struct Target {
+pub(super) struct Target {
     /// `public.origins`, for people.
     pub name: String,
     quoted: String,
@@ -25,7 +25,7 @@ pub struct Target {
 }
 
 #[derive(Debug)]
-pub struct TargetColumn {
+pub(super) struct TargetColumn {
     quoted: String,
     type_name: String,
     has_equality: bool,
@@ -34,7 +34,7 @@ pub struct TargetColumn {
 }
 
 /// Types that the stream has named, because they are a database's own.
-pub type Types = HashMap<u32, (String, String)>;
+pub(super) type Types = HashMap<u32, (String, String)>;
 
 const COLUMNS: &str = "
 SELECT a.attname::text, format_type(a.atttypid, a.atttypmod), a.atttypid, a.atttypmod,
@@ -54,7 +54,7 @@ ORDER BY a.attnum";
 
 impl Target {
     /// Finds the spare's table. Err: the reason why it is not the table that the primary describes.
-    pub async fn find(
+    pub(super) async fn find(
         session: &LocalSession,
         relation: &Relation,
         types: &Types,
@@ -113,7 +113,7 @@ impl Target {
 
     /// Returns the statement that inserts any number of rows at once: one array of texts for each
     /// column.
-    pub fn insert(&self) -> String {
+    pub(super) fn insert(&self) -> String {
         if self.columns.is_empty() {
             return format!("INSERT INTO {} DEFAULT VALUES", self.quoted);
         }
@@ -133,13 +133,13 @@ impl Target {
     }
 
     /// Returns whether an update may set the column: the server does not generate its value.
-    pub fn settable(&self, column: usize) -> bool {
+    pub(super) fn settable(&self, column: usize) -> bool {
         !self.columns[column].always
     }
 
     /// Returns the statement of an update. `set` are the columns to be set, by the first
     /// parameters; the row is found by the following parameters.
-    pub fn update(&self, set: &[usize], found: &Found) -> String {
+    pub(super) fn update(&self, set: &[usize], found: &Found) -> String {
         let assignments: Vec<String> = set
             .iter()
             .enumerate()
@@ -170,7 +170,7 @@ impl Target {
     /// one array of texts for each column, then one for each column that is set. Of equal rows, as
     /// many are changed as there are changes. A row's text distinguishes NULL from an empty text,
     /// and 1.0 from 1.00.
-    pub fn of_rows(&self, kind: Kind, set: &[usize]) -> String {
+    pub(super) fn of_rows(&self, kind: Kind, set: &[usize]) -> String {
         let columns = || self.columns.iter().enumerate();
         let joined = |texts: Vec<String>| texts.join(", ");
         let arrays = (1..=self.columns.len() + set.len()).map(|n| format!("${n}::text[]"));
@@ -200,7 +200,7 @@ impl Target {
         format!("{found} UPDATE {table} AS this SET {assignments} FROM {from}")
     }
 
-    pub fn delete(&self, found: &Found) -> String {
+    pub(super) fn delete(&self, found: &Found) -> String {
         let sql = format!(
             "DELETE FROM {} WHERE {}",
             self.only,
@@ -216,14 +216,14 @@ impl Target {
     }
 
     /// Returns the statement that reads the table's packages, before all of them are removed.
-    pub fn packages(&self) -> Option<String> {
+    pub(super) fn packages(&self) -> Option<String> {
         let names = self
             .package?
             .map(|column| self.columns[column].quoted.as_str());
         Some(format!("SELECT {} FROM {}", names.join(", "), self.only))
     }
 
-    pub fn only(&self) -> &str {
+    pub(super) fn only(&self) -> &str {
         &self.only
     }
 
@@ -274,7 +274,7 @@ impl Target {
 
 /// The way in which a row is found.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Found {
+pub(super) enum Found {
     ByKey,
     /// By all its values, because its table has no key. `nulls` says which of them are NULL.
     ByRow {

@@ -18,7 +18,7 @@ const PAGE_ROWS: usize = 200;
 
 /// Limits of the rows that count as a difference.
 #[derive(Debug, Clone, Default)]
-pub struct Bounds {
+pub(super) struct Bounds {
     /// Only local rows count that a transaction of this number or a later one wrote. None: all rows
     /// count.
     pub written_since: Option<String>,
@@ -27,7 +27,11 @@ pub struct Bounds {
     pub made_before: Option<i64>,
 }
 
-pub async fn compare(config: &Config, book: &mut Book, bounds: &Bounds) -> Result<(), PassError> {
+pub(super) async fn compare(
+    config: &Config,
+    book: &mut Book,
+    bounds: &Bounds,
+) -> Result<(), PassError> {
     let database = &config.local.datastore.database;
     let local = LocalSession::open(&config.local.datastore, database).await?;
     // Rows are identified by their position, which must not change.

@@ -16,7 +16,7 @@ CREATE TEMP TABLE ours (at text NOT NULL, hash text NOT NULL, id int8, late bool
 CREATE TEMP TABLE theirs (hash text NOT NULL, id int8) ON COMMIT DROP;";
 
 /// A change of a row, or of a whole table. Rows are JSON.
-pub struct Change {
+pub(super) struct Change {
     pub table: String,
     pub kind: &'static str,
     pub old: Option<String>,
@@ -30,7 +30,7 @@ impl Change {
     }
 }
 
-pub struct Book {
+pub(super) struct Book {
     session: LocalSession,
     pub epoch: i64,
     added: usize,
@@ -39,7 +39,7 @@ pub struct Book {
 }
 
 impl Book {
-    pub async fn open(config: &Config, epoch: i64) -> Result<Book, PassError> {
+    pub(super) async fn open(config: &Config, epoch: i64) -> Result<Book, PassError> {
         let book = Book::open_again(config, epoch).await?;
         for table in ["divergence", "diverged_row", "diverged_package"] {
             let sql = format!("DELETE FROM {table} WHERE epoch = $1");
@@ -51,7 +51,7 @@ impl Book {
     }
 
     /// Opens the existing record, so that more can be added to it.
-    pub async fn open_again(config: &Config, epoch: i64) -> Result<Book, PassError> {
+    pub(super) async fn open_again(config: &Config, epoch: i64) -> Result<Book, PassError> {
         let session = LocalSession::open(&config.local.datastore, STATE_DATABASE).await?;
         // With two processes at once, the second replaces the result of the first.
         let begin = "BEGIN; LOCK TABLE divergence IN SHARE ROW EXCLUSIVE MODE";
@@ -67,12 +67,12 @@ impl Book {
     }
 
     /// Returns the number of rows added since the record was opened.
-    pub fn added(&self) -> usize {
+    pub(super) fn added(&self) -> usize {
         self.added
     }
 
     /// Deletes the recorded judgement of packages, so that it can be made again over all rows.
-    pub async fn forget_packages(&self) -> Result<(), PassError> {
+    pub(super) async fn forget_packages(&self) -> Result<(), PassError> {
         let sql = "DELETE FROM diverged_package WHERE epoch = $1";
         self.session
             .execute("replacing the old record", sql, &[&self.epoch])
@@ -81,7 +81,7 @@ impl Book {
     }
 
     /// Closes an amended record, which is no longer exact.
-    pub async fn close_again(mut self, why: &str) -> Result<(), PassError> {
+    pub(super) async fn close_again(mut self, why: &str) -> Result<(), PassError> {
         self.flush().await?;
         let sql = "UPDATE divergence SET exact = false, reason = reason || $2 WHERE epoch = $1";
         self.session
@@ -91,11 +91,11 @@ impl Book {
     }
 
     /// Returns the session of the transaction, for working tables.
-    pub fn session(&self) -> &LocalSession {
+    pub(super) fn session(&self) -> &LocalSession {
         &self.session
     }
 
-    pub async fn add(&mut self, change: Change) -> Result<(), PassError> {
+    pub(super) async fn add(&mut self, change: Change) -> Result<(), PassError> {
         self.bytes += change.bytes();
         self.added += 1;
         self.waiting.push(change);
@@ -106,7 +106,7 @@ impl Book {
     }
 
     /// Writes the waiting rows.
-    pub async fn flush(&mut self) -> Result<(), PassError> {
+    pub(super) async fn flush(&mut self) -> Result<(), PassError> {
         let changes = std::mem::take(&mut self.waiting);
         self.bytes = 0;
         if changes.is_empty() {
@@ -131,7 +131,7 @@ impl Book {
     }
 
     /// Commits the record.
-    pub async fn close(mut self, from: &str, found: &Found) -> Result<(), PassError> {
+    pub(super) async fn close(mut self, from: &str, found: &Found) -> Result<(), PassError> {
         self.flush().await?;
         let sql = "INSERT INTO divergence (epoch, exact, reason, from_lsn, to_lsn, transactions) \
                    VALUES ($1, $2, $3, $4, $5, $6)";

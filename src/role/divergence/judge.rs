@@ -12,7 +12,7 @@ const PACKAGES: &str = "public.origin_packages";
 
 type Name = (String, String);
 
-pub async fn judge_packages(config: &Config, book: &mut Book) -> Result<(), PassError> {
+pub(super) async fn judge_packages(config: &Config, book: &mut Book) -> Result<(), PassError> {
     book.flush().await?;
     let local =
         LocalSession::open(&config.local.datastore, &config.local.datastore.database).await?;

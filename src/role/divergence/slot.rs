@@ -16,7 +16,7 @@ const RETRY_AFTER: Duration = Duration::from_millis(100);
 
 /// The facts about the old primary's server on which the slot depends.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Server {
+pub(super) struct Server {
     pub system_id: String,
     pub timeline: i32,
     /// Last position that the server has written.
@@ -29,7 +29,7 @@ pub struct Server {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Slot {
+pub(super) struct Slot {
     pub plugin: Option<String>,
     /// True: the slot belongs to Builder's database.
     pub ours: bool,
@@ -40,7 +40,7 @@ pub struct Slot {
 
 /// The decision: the slot is read from this position, or it is of no use for this reason.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Usable {
+pub(super) enum Usable {
     From(Lsn),
     Not(String),
     /// The server was set back to an older copy: its slot and its fence are older than the recovery
@@ -48,7 +48,7 @@ pub enum Usable {
     SetBack(String),
 }
 
-pub fn usable(server: &Server, promotion: &Promotion) -> Usable {
+pub(super) fn usable(server: &Server, promotion: &Promotion) -> Usable {
     let name = &promotion.slot;
     let not = |text: String| Usable::Not(text);
     let Ok(from) = promotion.lsn.parse::<Lsn>() else {
@@ -109,7 +109,7 @@ SELECT min(c.oid::regclass::text) FROM pg_class c JOIN pg_namespace n ON n.oid =
 WHERE NOT EXISTS (SELECT 1 FROM pg_publication_tables t
     WHERE t.pubname = $1 AND t.schemaname = n.nspname AND t.tablename = c.relname) AND ";
 
-pub async fn ask(config: &Config, promotion: &Promotion) -> Result<Server, PassError> {
+pub(super) async fn ask(config: &Config, promotion: &Promotion) -> Result<Server, PassError> {
     let local = &config.local.datastore;
     let session = LocalSession::open(local, &local.database).await?;
     let mut tries = 0;

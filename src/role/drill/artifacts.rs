@@ -19,7 +19,7 @@ struct Named {
 
 /// Reads the artifacts. `unavailable` lists the artifacts that were known to be missing or damaged
 /// on the primary when the clone was made.
-pub async fn read(
+pub(super) async fn read(
     config: &Config,
     inside: &LocalSession,
     unavailable: &[(String, String)],

@@ -20,7 +20,7 @@ struct Content {
     constraints: (i64, i64),
 }
 
-pub struct Clone {
+pub(super) struct Clone {
     bytes: u64,
     content: Content,
     /// Artifacts that are missing or damaged on the primary, with the reason.
@@ -28,7 +28,7 @@ pub struct Clone {
 }
 
 impl Clone {
-    pub async fn make(
+    pub(super) async fn make(
         config: &Config,
         state: &LocalSession,
         name: &str,
@@ -49,15 +49,15 @@ impl Clone {
         })
     }
 
-    pub fn unavailable(&self) -> &[(String, String)] {
+    pub(super) fn unavailable(&self) -> &[(String, String)] {
         &self.unavailable
     }
 
-    pub fn describe(&self) -> String {
+    pub(super) fn describe(&self) -> String {
         format!("the database ({}) was cloned", ByteSize(self.bytes))
     }
 
-    pub async fn compare(&self, inside: &LocalSession) -> Result<(bool, String), PassError> {
+    pub(super) async fn compare(&self, inside: &LocalSession) -> Result<(bool, String), PassError> {
         let found = content(inside).await?;
         let differing = self.content.differing(&found);
         if !differing.is_empty() {

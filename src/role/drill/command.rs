@@ -29,7 +29,7 @@ exec 3<&-
 exec sh -c \"$1\"";
 
 /// The running command.
-pub struct Running {
+pub(super) struct Running {
     child: Child,
     group: Option<Pid>,
     lifeline: Option<ChildStdin>,
@@ -38,7 +38,11 @@ pub struct Running {
 impl Running {
     /// Starts the command. Its output goes to our standard error, because our standard output may
     /// be a JSON document.
-    pub fn start(config: &Config, database: &str, command: &str) -> Result<Running, PassError> {
+    pub(super) fn start(
+        config: &Config,
+        database: &str,
+        command: &str,
+    ) -> Result<Running, PassError> {
         let failed = |source| ProgramError::Start {
             program: "sh".into(),
             source,
@@ -74,7 +78,7 @@ impl Running {
     }
 
     /// Waits until the command ends with success, or has run for a while.
-    pub async fn settle(&mut self) -> Result<String, String> {
+    pub(super) async fn settle(&mut self) -> Result<String, String> {
         match timeout(TRIAL_TIME, self.child.wait()).await {
             Err(_) => Ok(format!("still runs after {} s", TRIAL_TIME.as_secs())),
             Ok(Ok(status)) if status.success() => Ok("ended with success".into()),
@@ -92,7 +96,7 @@ impl Running {
     }
 
     /// Ends the group: by SIGTERM, and after a while by SIGKILL.
-    pub async fn end(mut self) {
+    pub(super) async fn end(mut self) {
         let Some(group) = self.group else { return };
         // This fails only if all processes are gone.
         let _ = kill_process_group(group, Signal::TERM);
@@ -128,7 +132,10 @@ fn members(group: Pid) -> impl Iterator<Item = i32> {
 }
 
 /// Requests the URL until the answer is a success.
-pub async fn await_answer(url: &Uri, running: &mut Option<Running>) -> Result<String, String> {
+pub(super) async fn await_answer(
+    url: &Uri,
+    running: &mut Option<Running>,
+) -> Result<String, String> {
     let host = url.host().unwrap_or_default();
     let address = format!("{host}:{}", url.port_u16().unwrap_or(80));
     let path = url.path_and_query().map_or("/", |path| path.as_str());

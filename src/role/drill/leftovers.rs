@@ -15,13 +15,13 @@ const RETRY_AFTER: Duration = Duration::from_millis(200);
 const PREFIX: &str = "warm_spare_drill_";
 
 /// Returns the name of a clone that no other process uses.
-pub fn new_name() -> String {
+pub(super) fn new_name() -> String {
     let now = chrono::Utc::now().format("%Y%m%dt%H%M%S%3fz");
     format!("{PREFIX}{}_{now}", std::process::id())
 }
 
 /// Takes the lock of the only drill on this cluster. It is held as long as the session lives.
-pub async fn claim(state: &State) -> Result<(), PassError> {
+pub(super) async fn claim(state: &State) -> Result<(), PassError> {
     for tried in 1.. {
         let sql = "SELECT pg_try_advisory_lock($1)";
         let doing = "taking the drill's lock";
@@ -42,7 +42,7 @@ pub async fn claim(state: &State) -> Result<(), PassError> {
 }
 
 /// Drops the clones of earlier drills. Only the holder of the lock may call this.
-pub async fn remove(state: &State) -> Result<(), PassError> {
+pub(super) async fn remove(state: &State) -> Result<(), PassError> {
     let names = clones(state.session()).await?;
     drop_all(state.session(), &names).await
 }

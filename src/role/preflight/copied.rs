@@ -19,7 +19,7 @@ const NOTICED_SECONDS: f64 = 60.0;
 /// Bytes of database that a copy transfers in a second: a careful guess.
 const COPY_RATE: f64 = 50e6;
 
-pub fn recovery_point(facts: &Facts) -> Check {
+pub(super) fn recovery_point(facts: &Facts) -> Check {
     const NAME: PreflightCheck = PreflightCheck::RecoveryPoint;
     let remembered = match &facts.remembered {
         Ok(remembered) => remembered.as_ref(),
@@ -70,7 +70,7 @@ fn current_lag(facts: &Facts) -> Option<Lag> {
     lag_of(facts, state, state.point.as_ref()?)
 }
 
-pub fn lag(facts: &Facts) -> Check {
+pub(super) fn lag(facts: &Facts) -> Check {
     const NAME: PreflightCheck = PreflightCheck::Lag;
     let Some(lag) = current_lag(facts) else {
         return refuse(NAME, "not known: there is no recovery point", "");
@@ -98,7 +98,7 @@ pub fn lag(facts: &Facts) -> Check {
     ok(NAME, text)
 }
 
-pub fn artifacts(facts: &Facts) -> Check {
+pub(super) fn artifacts(facts: &Facts) -> Check {
     const NAME: PreflightCheck = PreflightCheck::Artifacts;
     let remembered = match &facts.remembered {
         Ok(state) => state.as_ref(),
@@ -162,7 +162,7 @@ fn consented(facts: &Facts, remembered: Option<&Remembered>, refused: Check) -> 
     refuse(refused.name, refused.reason, step)
 }
 
-pub fn verification(facts: &Facts) -> Check {
+pub(super) fn verification(facts: &Facts) -> Check {
     const NAME: PreflightCheck = PreflightCheck::Verification;
     let state = match &facts.remembered {
         Ok(state) => state.as_ref(),
@@ -186,7 +186,7 @@ pub fn verification(facts: &Facts) -> Check {
 }
 
 /// Estimates how long nobody can write while a planned handover drains.
-pub fn read_only_time(facts: &Facts) -> Check {
+pub(super) fn read_only_time(facts: &Facts) -> Check {
     const NAME: PreflightCheck = PreflightCheck::ReadOnlyTime;
     let (Some(lag), Ok(server)) = (current_lag(facts), &facts.server) else {
         return warn(NAME, "not known: there is no recovery point", "");
@@ -226,7 +226,7 @@ pub fn read_only_time(facts: &Facts) -> Check {
     ok(NAME, text)
 }
 
-pub fn mode(facts: &Facts) -> Check {
+pub(super) fn mode(facts: &Facts) -> Check {
     const NAME: PreflightCheck = PreflightCheck::Mode;
     let Some(point) = facts.point() else {
         return warn(NAME, "not known: nothing was copied yet", "");

@@ -20,7 +20,7 @@ use std::time::Duration;
 /// Time limit for the local side, which is near.
 const LOCAL_TIMEOUT: Duration = Duration::from_secs(5);
 
-pub struct Facts<'a> {
+pub(super) struct Facts<'a> {
     pub config: &'a Config,
     pub purpose: Purpose,
     pub now: DateTime<Utc>,
@@ -109,7 +109,11 @@ async fn without_ids_to_come(
 }
 
 impl<'a> Facts<'a> {
-    pub async fn gather(config: &'a Config, purpose: Purpose, patience: Duration) -> Facts<'a> {
+    pub(super) async fn gather(
+        config: &'a Config,
+        purpose: Purpose,
+        patience: Duration,
+    ) -> Facts<'a> {
         let (datastores, bucket, sampled, peer_bucket, supervisor) = tokio::join!(
             Box::pin(datastores(config, patience)),
             here::bucket(config, LOCAL_TIMEOUT),
@@ -132,17 +136,17 @@ impl<'a> Facts<'a> {
         }
     }
 
-    pub fn point(&self) -> Option<&CopiedPoint> {
+    pub(super) fn point(&self) -> Option<&CopiedPoint> {
         let remembered = self.remembered.as_ref().ok()?.as_ref()?;
         remembered.point.as_ref()
     }
 
     /// Returns whether the stream is followed.
-    pub fn streams(&self) -> bool {
+    pub(super) fn streams(&self) -> bool {
         self.point().is_some_and(|point| !point.slot.is_empty())
     }
 
-    pub fn is_planned(&self) -> bool {
+    pub(super) fn is_planned(&self) -> bool {
         self.purpose == Purpose::Planned
     }
 }

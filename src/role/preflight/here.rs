@@ -17,7 +17,7 @@ use std::time::Duration;
 const MAX_ATTEMPTS: usize = 2;
 
 /// The facts in the local state database.
-pub struct Remembered {
+pub(super) struct Remembered {
     pub cluster: ClusterRecord,
     /// The point of the visible database.
     pub point: Option<CopiedPoint>,
@@ -30,7 +30,7 @@ pub struct Remembered {
     pub open: Option<String>,
 }
 
-pub async fn remember(config: &Config) -> Result<Option<Remembered>, PassError> {
+pub(super) async fn remember(config: &Config) -> Result<Option<Remembered>, PassError> {
     let Some(state) = State::open_existing(&config.local.datastore).await? else {
         return Ok(None);
     };
@@ -70,7 +70,7 @@ async fn open_fence(config: &Config, state: &State) -> Result<Option<String>, Pa
 }
 
 /// The local server and the visible database.
-pub struct Server {
+pub(super) struct Server {
     pub major: u32,
     pub rights: Rights,
     pub may_apply: bool,
@@ -89,7 +89,7 @@ pub struct Server {
     pub sealed: Result<Vec<Sealed>, PassError>,
 }
 
-pub async fn server(config: &Config) -> Result<Server, PassError> {
+pub(super) async fn server(config: &Config) -> Result<Server, PassError> {
     let to = &config.local.datastore;
     let session = LocalSession::open(to, &to.database).await?;
     let sql = "SELECT pg_database_size(current_database()), clock_timestamp()";
@@ -111,7 +111,7 @@ pub async fn server(config: &Config) -> Result<Server, PassError> {
     })
 }
 
-pub async fn newest_past_id(
+pub(super) async fn newest_past_id(
     config: &Config,
     until: DateTime<Utc>,
 ) -> Result<Option<DateTime<Utc>>, PassError> {
@@ -121,7 +121,7 @@ pub async fn newest_past_id(
 }
 
 /// The rows of one kind that one revision of the builder keys has sealed.
-pub struct Sealed {
+pub(super) struct Sealed {
     /// The kind of the rows, as text.
     pub what: &'static str,
     /// The revision, as its table has it; empty: only the ciphertext names it.
@@ -188,7 +188,7 @@ async fn sealed(session: &LocalSession) -> Result<Vec<Sealed>, PassError> {
 
 /// Checks that the local bucket exists and can be written, and returns how it treats deleted
 /// objects.
-pub async fn bucket(config: &Config, patience: Duration) -> Result<Keeps, PassError> {
+pub(super) async fn bucket(config: &Config, patience: Duration) -> Result<Keeps, PassError> {
     let store = LocalStore::open(&config.local.s3)?.with_limits(patience, MAX_ATTEMPTS);
     store.reading().check_bucket().await?;
     Ok(prove_writable(&store).await?)

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 const NAME: PreflightCheck = PreflightCheck::BuilderKeys;
 
-pub fn builder_keys(facts: &Facts) -> Check {
+pub(super) fn builder_keys(facts: &Facts) -> Check {
     let Some(directory) = &facts.config.builder_keys_dir else {
         return warn(
             NAME,

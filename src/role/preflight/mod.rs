@@ -20,9 +20,9 @@ use crate::domain::Verdict;
 use crate::observe::Check;
 use crate::replication::PassError;
 use facts::Facts;
-pub use standing::CLOCK_WAIT;
+pub(super) use standing::CLOCK_WAIT;
 use std::time::Duration;
-pub use there::ID_SLACK;
+pub(super) use there::ID_SLACK;
 
 /// The kind of promotion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

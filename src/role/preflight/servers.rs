@@ -11,7 +11,7 @@ use bytesize::ByteSize;
 /// Free disk below this fraction (1/10) of the disk counts as low.
 const LOW_DISK_DIVISOR: u64 = 10;
 
-pub fn versions(facts: &Facts) -> Check {
+pub(super) fn versions(facts: &Facts) -> Check {
     const NAME: PreflightCheck = PreflightCheck::Versions;
     let (local, peer) = match (&facts.server, &facts.there) {
         (Ok(server), Ok(there)) => (server.major, there.server.major),
@@ -38,7 +38,7 @@ pub fn versions(facts: &Facts) -> Check {
     ok(NAME, text)
 }
 
-pub fn extensions(facts: &Facts) -> Check {
+pub(super) fn extensions(facts: &Facts) -> Check {
     const NAME: PreflightCheck = PreflightCheck::Extensions;
     let (lacking, whose) = match (&facts.there, &facts.server) {
         (Ok(there), _) => (&there.server.lacking_extensions, "the primary's database"),
@@ -59,7 +59,7 @@ pub fn extensions(facts: &Facts) -> Check {
     )
 }
 
-pub fn clients(facts: &Facts) -> Check {
+pub(super) fn clients(facts: &Facts) -> Check {
     const NAME: PreflightCheck = PreflightCheck::Clients;
     match &facts.clients {
         None => warn(
@@ -83,7 +83,7 @@ pub fn clients(facts: &Facts) -> Check {
     }
 }
 
-pub fn disk(facts: &Facts) -> Check {
+pub(super) fn disk(facts: &Facts) -> Check {
     const NAME: PreflightCheck = PreflightCheck::Disk;
     let server = match &facts.server {
         Ok(server) => server,
@@ -109,7 +109,7 @@ pub fn disk(facts: &Facts) -> Check {
     ok(NAME, text)
 }
 
-pub fn privileges(facts: &Facts) -> Check {
+pub(super) fn privileges(facts: &Facts) -> Check {
     const NAME: PreflightCheck = PreflightCheck::Privileges;
     let server = match &facts.server {
         Ok(server) => server,
@@ -153,7 +153,7 @@ pub fn privileges(facts: &Facts) -> Check {
     refuse(NAME, problems.join("; "), step)
 }
 
-pub fn bucket(facts: &Facts) -> Check {
+pub(super) fn bucket(facts: &Facts) -> Check {
     const NAME: PreflightCheck = PreflightCheck::Bucket;
     let bucket = &facts.config.local.s3.bucket_name;
     match &facts.bucket {
@@ -177,7 +177,7 @@ pub fn bucket(facts: &Facts) -> Check {
 }
 
 /// Checks that the peer proves its identity before it is believed and gets a password.
-pub fn tls(peer: &config::Side) -> Check {
+pub(super) fn tls(peer: &config::Side) -> Check {
     const NAME: PreflightCheck = PreflightCheck::Tls;
     let mut open = Vec::new();
     let datastore = &peer.datastore;

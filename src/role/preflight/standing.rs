@@ -11,11 +11,11 @@ use std::time::Duration;
 
 /// Maximum time for which a handover waits for a clock of the local datastore that is behind
 /// Builder's newest id.
-pub const CLOCK_WAIT: Duration = Duration::from_secs(5);
+pub(crate) const CLOCK_WAIT: Duration = Duration::from_secs(5);
 /// Difference of the clocks in seconds above which the check warns. NTP keeps clocks closer.
 const CLOCKS_APART: f64 = 1.0;
 
-pub fn fence(facts: &Facts) -> Check {
+pub(super) fn fence(facts: &Facts) -> Check {
     const NAME: PreflightCheck = PreflightCheck::Fence;
     let open = match &facts.remembered {
         Ok(None) => return refuse(NAME, "not set: this cluster has no role on record", ""),
@@ -94,7 +94,7 @@ fn peers_fence(there: &There) -> String {
     }
 }
 
-pub fn peer_identity(facts: &Facts) -> Check {
+pub(super) fn peer_identity(facts: &Facts) -> Check {
     const NAME: PreflightCheck = PreflightCheck::PeerIdentity;
     let there = match &facts.there {
         Ok(there) => there,
@@ -140,7 +140,7 @@ fn stranger(there: &There, point: &CopiedPoint) -> Option<String> {
     (role == Some(Role::Spare)).then(|| "the peer is a spare itself".to_string())
 }
 
-pub fn peer_reachable(facts: &Facts) -> Check {
+pub(super) fn peer_reachable(facts: &Facts) -> Check {
     const NAME: PreflightCheck = PreflightCheck::PeerReachable;
     let (datastore, s3) = (&facts.config.peer.datastore, &facts.config.peer.s3);
     match (&facts.there, &facts.peer_bucket) {
@@ -156,7 +156,7 @@ pub fn peer_reachable(facts: &Facts) -> Check {
 }
 
 /// Checks the slot, which is needed to drain the last changes.
-pub fn wal(facts: &Facts) -> Check {
+pub(super) fn wal(facts: &Facts) -> Check {
     const NAME: PreflightCheck = PreflightCheck::Wal;
     let Some(point) = facts.point().filter(|_| facts.streams()) else {
         return ok(
@@ -200,7 +200,7 @@ pub fn wal(facts: &Facts) -> Check {
     ok(NAME, text)
 }
 
-pub fn clocks(facts: &Facts) -> Check {
+pub(super) fn clocks(facts: &Facts) -> Check {
     const NAME: PreflightCheck = PreflightCheck::Clocks;
     let server = match &facts.server {
         Ok(server) => server,

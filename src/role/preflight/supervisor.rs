@@ -11,7 +11,7 @@ const PATH: &str = "/services/builder-api/default/health";
 /// Time limit for the answer. It is short, because this check never refuses.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(150);
 
-pub async fn look() -> String {
+pub(super) async fn look() -> String {
     let asked = get(GATEWAY, PATH);
     match tokio::time::timeout(ANSWER_TIMEOUT, asked).await {
         Ok(Ok((status, body))) => describe(status, &body),

@@ -13,14 +13,14 @@ use chrono::{DateTime, TimeDelta, Utc};
 use std::time::Duration;
 
 /// Names of our objects on the peer to ask for.
-pub struct Asked {
+pub(super) struct Asked {
     names: Names,
     /// True: a copy exists, and no slot continues from it, so the reason is asked for.
     snapshots: bool,
 }
 
 impl Asked {
-    pub fn of(config: &Config, remembered: Option<&Remembered>) -> Asked {
+    pub(super) fn of(config: &Config, remembered: Option<&Remembered>) -> Asked {
         let id = remembered.map_or("", |state| &state.cluster.id);
         let point = remembered.and_then(|state| state.point.as_ref());
         let mut names = Names::of(id, &config.replication);
@@ -34,7 +34,7 @@ impl Asked {
     }
 }
 
-pub struct There {
+pub(super) struct There {
     pub seen: Seen,
     /// The peer's own record; None: it has no database warm_spare.
     pub record: Option<Record>,
@@ -42,17 +42,17 @@ pub struct There {
 }
 
 /// Ids that are further ahead of the primary's own clock were made by a wrong clock.
-pub const ID_SLACK: TimeDelta = TimeDelta::seconds(5);
+pub(crate) const ID_SLACK: TimeDelta = TimeDelta::seconds(5);
 
 impl There {
     /// Returns the primary's clock, as of now.
-    pub fn clock(&self) -> DateTime<Utc> {
+    pub(super) fn clock(&self) -> DateTime<Utc> {
         let ahead = (self.seen.clock_offset_seconds * 1e6) as i64;
         Utc::now() + TimeDelta::microseconds(ahead)
     }
 }
 
-pub struct PeerServer {
+pub(super) struct PeerServer {
     pub major: u32,
     pub rights: Rights,
     /// Error if the peer is the same server as the local one.
@@ -65,7 +65,7 @@ pub struct PeerServer {
     pub unfenceable: Option<String>,
 }
 
-pub async fn look(config: &Config, asked: &Asked) -> Result<There, PassError> {
+pub(super) async fn look(config: &Config, asked: &Asked) -> Result<There, PassError> {
     let (slot, publication) = (&asked.names.slot, &asked.names.publication);
     let clock = Clock::real();
     let record = async { Ok(peers_record(&config.peer.datastore).await?) };
@@ -136,7 +136,7 @@ async fn unfenceable(
 }
 
 /// Checks that the peer's bucket can be read, because a drain may have to copy artifacts.
-pub async fn bucket(config: &Config, patience: Duration) -> Result<(), PassError> {
+pub(super) async fn bucket(config: &Config, patience: Duration) -> Result<(), PassError> {
     let store = Store::open(Side::Peer, &config.peer.s3)?.with_limits(patience, 1);
     Ok(store.check_bucket().await?)
 }

@@ -12,13 +12,13 @@ pub(super) struct Pace(Arc<Mutex<Option<Instant>>>);
 
 impl Pace {
     /// Notes that the store asked for fewer requests.
-    pub fn slow_down(&self) {
+    pub(super) fn slow_down(&self) {
         *self.0.lock().expect("no holder panics") = Some(Instant::now());
     }
 
     /// Returns how many of `most` transfers at once the store shall get now: one at first, then
     /// twice as many again and again.
-    pub fn of(&self, most: usize) -> usize {
+    pub(super) fn of(&self, most: usize) -> usize {
         let asked = *self.0.lock().expect("no holder panics");
         let Some(asked) = asked else { return most };
         let doublings = asked.elapsed().as_secs() / DOUBLE_AFTER.as_secs();

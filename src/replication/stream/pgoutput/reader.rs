@@ -6,10 +6,10 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
 /// 2000-01-01, from which the server counts its microseconds, in microseconds since 1970.
-pub const EPOCH: i64 = 946_684_800_000_000;
+pub(super) const EPOCH: i64 = 946_684_800_000_000;
 
 /// A frame, with the position up to which it was read.
-pub struct Reader {
+pub(super) struct Reader {
     frame: Bytes,
     at: usize,
     /// Kind of the message, for errors.
@@ -17,7 +17,7 @@ pub struct Reader {
 }
 
 impl Reader {
-    pub fn new(frame: Bytes) -> Self {
+    pub(super) fn new(frame: Bytes) -> Self {
         Reader {
             frame,
             at: 0,
@@ -25,11 +25,11 @@ impl Reader {
         }
     }
 
-    pub fn left(&self) -> usize {
+    pub(super) fn left(&self) -> usize {
         self.frame.len() - self.at
     }
 
-    pub fn error(&self, problem: String) -> DecodeError {
+    pub(super) fn error(&self, problem: String) -> DecodeError {
         DecodeError {
             message: self.message,
             offset: self.at,
@@ -38,7 +38,7 @@ impl Reader {
     }
 
     /// Returns an error about the byte that was just read.
-    pub fn unknown(&self, what: &str, byte: u8) -> DecodeError {
+    pub(super) fn unknown(&self, what: &str, byte: u8) -> DecodeError {
         DecodeError {
             message: self.message,
             offset: self.at - 1,
@@ -46,7 +46,7 @@ impl Reader {
         }
     }
 
-    pub fn take(&mut self, length: usize) -> Result<&[u8], DecodeError> {
+    pub(super) fn take(&mut self, length: usize) -> Result<&[u8], DecodeError> {
         if length > self.left() {
             let problem = format!("{length} bytes expected, {} left", self.left());
             return Err(self.error(problem));
@@ -55,29 +55,29 @@ impl Reader {
         Ok(&self.frame[self.at - length..self.at])
     }
 
-    pub fn array<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
+    pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
         let mut bytes = [0; N];
         bytes.copy_from_slice(self.take(N)?);
         Ok(bytes)
     }
 
-    pub fn u8(&mut self) -> Result<u8, DecodeError> {
+    pub(super) fn u8(&mut self) -> Result<u8, DecodeError> {
         self.array().map(u8::from_be_bytes)
     }
 
-    pub fn u16(&mut self) -> Result<u16, DecodeError> {
+    pub(super) fn u16(&mut self) -> Result<u16, DecodeError> {
         self.array().map(u16::from_be_bytes)
     }
 
-    pub fn u32(&mut self) -> Result<u32, DecodeError> {
+    pub(super) fn u32(&mut self) -> Result<u32, DecodeError> {
         self.array().map(u32::from_be_bytes)
     }
 
-    pub fn lsn(&mut self) -> Result<Lsn, DecodeError> {
+    pub(super) fn lsn(&mut self) -> Result<Lsn, DecodeError> {
         self.array().map(u64::from_be_bytes).map(Lsn)
     }
 
-    pub fn time(&mut self) -> Result<DateTime<Utc>, DecodeError> {
+    pub(super) fn time(&mut self) -> Result<DateTime<Utc>, DecodeError> {
         let start = self.at;
         let micros = self.array().map(i64::from_be_bytes)?;
         micros
@@ -91,7 +91,7 @@ impl Reader {
     }
 
     /// Reads a byte in which only the bits of `known` may be set.
-    pub fn flags(&mut self, known: u8) -> Result<u8, DecodeError> {
+    pub(super) fn flags(&mut self, known: u8) -> Result<u8, DecodeError> {
         let flags = self.u8()?;
         if flags & !known == 0 {
             return Ok(flags);
@@ -101,7 +101,7 @@ impl Reader {
         Err(self.error(problem))
     }
 
-    pub fn string(&mut self) -> Result<String, DecodeError> {
+    pub(super) fn string(&mut self) -> Result<String, DecodeError> {
         let rest = &self.frame[self.at..];
         let Some(length) = rest.iter().position(|byte| *byte == 0) else {
             return Err(self.error("a text without an end".into()));
@@ -117,7 +117,7 @@ impl Reader {
     }
 
     /// Reads the name of a schema. The server sends an empty name for its own schema, pg_catalog.
-    pub fn schema(&mut self) -> Result<String, DecodeError> {
+    pub(super) fn schema(&mut self) -> Result<String, DecodeError> {
         let name = self.string()?;
         Ok(if name.is_empty() {
             "pg_catalog".into()
@@ -127,7 +127,7 @@ impl Reader {
     }
 
     /// Reads a number, and then this number of bytes.
-    pub fn counted(&mut self) -> Result<Bytes, DecodeError> {
+    pub(super) fn counted(&mut self) -> Result<Bytes, DecodeError> {
         let length = self.u32()? as usize;
         self.take(length)?;
         Ok(self.frame.slice(self.at - length..self.at))
@@ -135,7 +135,11 @@ impl Reader {
 
     /// Returns an empty list with capacity for this number of items, if the frame can hold them: a
     /// number alone must not cost memory.
-    pub fn room_for<T>(&self, number: usize, least_bytes: usize) -> Result<Vec<T>, DecodeError> {
+    pub(super) fn room_for<T>(
+        &self,
+        number: usize,
+        least_bytes: usize,
+    ) -> Result<Vec<T>, DecodeError> {
         if number > self.left() / least_bytes {
             let left = self.left();
             return Err(self.error(format!("{number} items expected, {left} bytes left")));
@@ -143,7 +147,7 @@ impl Reader {
         Ok(Vec::with_capacity(number))
     }
 
-    pub fn row(&mut self) -> Result<Vec<Value>, DecodeError> {
+    pub(super) fn row(&mut self) -> Result<Vec<Value>, DecodeError> {
         let number = usize::from(self.u16()?);
         let mut values = self.room_for(number, 1)?;
         for _ in 0..number {

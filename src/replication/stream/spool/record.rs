@@ -10,18 +10,23 @@ use std::os::unix::fs::FileExt;
 /// Maximum bytes that are read from a file at once, unless one frame is longer.
 const CHUNK_BYTES: u64 = 256 << 10;
 /// Bytes of kind and length.
-pub const HEADER: usize = 5;
-pub const DATA: u8 = b'd';
-pub const REACHED: u8 = b'r';
+pub(super) const HEADER: usize = 5;
+pub(super) const DATA: u8 = b'd';
+pub(super) const REACHED: u8 = b'r';
 
-pub fn header(kind: u8, length: u32) -> [u8; HEADER] {
+pub(super) fn header(kind: u8, length: u32) -> [u8; HEADER] {
     let [a, b, c, d] = length.to_be_bytes();
     [kind, a, b, c, d]
 }
 
 /// Returns the next frames, at least one and no more than `memory` holds, and the position at which
 /// they end.
-pub fn read_some(file: &File, from: u64, to: u64, memory: usize) -> io::Result<(Vec<Frame>, u64)> {
+pub(super) fn read_some(
+    file: &File,
+    from: u64,
+    to: u64,
+    memory: usize,
+) -> io::Result<(Vec<Frame>, u64)> {
     let most = CHUNK_BYTES.min(memory as u64).max(HEADER as u64 + 8);
     let mut chunk = read(file, from, most.min(to - from))?;
     let first = record(&chunk, 0)?.1 as u64;
