@@ -201,7 +201,9 @@ async fn servers_of_a_child(
     end: &str,
 ) -> Result<(Running, Vec<u32>, std::path::PathBuf)> {
     let mut command = bound(std::env::current_exe()?);
-    command.args(["--exact", test, "--nocapture"]).env(END, end);
+    command
+        .args(["--exact", &format!("support_itself::{test}"), "--nocapture"])
+        .env(END, end);
     let mut child = Running::start(command)?;
     let line = child
         .wait_for_line(|line| line.starts_with("servers "), SOON * 3)

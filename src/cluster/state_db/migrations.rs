@@ -4,7 +4,8 @@ use crate::cluster::postgres::datastore_error::DatastoreError;
 use crate::cluster::postgres::session::LocalSession;
 use crate::domain::Side;
 
-/// The migration at place N makes format N of format N - 1. A migration never changes after a release.
+/// The migration at place N makes format N of format N - 1. Each one may run again on tables that it has changed before:
+/// builds between two formats made only a part of them, and such a database is completed.
 const MIGRATIONS: [&str; 5] = [
     include_str!("migrations/1_copies.sql"),
     include_str!("migrations/2_stream.sql"),
@@ -47,21 +48,20 @@ async fn migrate_within(session: &LocalSession) -> Result<i32, DatastoreError> {
     session.batch("beginning the migration", BEGIN).await?;
     // Another process may have migrated the tables while this one waited for the lock.
     let found = format_of(session).await?;
-    for (number, sql) in (1..)
-        .zip(MIGRATIONS)
-        .skip_while(|(number, _)| *number <= found)
-    {
+    if found >= FORMAT {
+        session.batch("ending the migration", "ROLLBACK").await?;
+        return Ok(found);
+    }
+    for (number, sql) in (1..).zip(MIGRATIONS) {
         let doing = format!("migrating database warm_spare to format {number}");
         session.batch(&doing, sql).await?;
     }
-    if found < FORMAT {
-        let sql = "UPDATE meta SET format = $1";
-        session
-            .execute("recording the format", sql, &[&FORMAT])
-            .await?;
-    }
+    let sql = "UPDATE meta SET format = $1";
+    session
+        .execute("recording the format", sql, &[&FORMAT])
+        .await?;
     session.batch("committing the migration", "COMMIT").await?;
-    Ok(found.max(FORMAT))
+    Ok(FORMAT)
 }
 
 /// Returns the format of the tables. 0: they do not exist yet.
