@@ -4,13 +4,11 @@ use super::baseline::sequences::{self, Sequence};
 use super::error::PassError;
 use crate::cluster::SqlState;
 use crate::cluster::timeline;
-use crate::cluster::{
-    Confirmation, CopiedPoint, DatastoreFault, LocalSession, PeerSession, fenced,
-};
+use crate::cluster::{Confirmation, CopiedPoint, PeerSession, fenced};
 use crate::config::Config;
 use crate::domain::Side;
 use crate::observe::Clock;
-use crate::replication::baseline::visible::recovery_point;
+use crate::replication::baseline::visible::{open_visible, recovery_point};
 use chrono::{DateTime, Utc};
 
 /// The primary's answer.
@@ -76,17 +74,10 @@ pub async fn look(
 }
 
 async fn stands_at(config: &Config, point: &CopiedPoint) -> Result<bool, PassError> {
-    let local = &config.local.datastore;
-    let session = match LocalSession::open(local, &local.database).await {
-        Ok(session) => session,
-        Err(error) if error.fault == DatastoreFault::NoDatabase => return Ok(false),
-        Err(error) => return Err(error.into()),
+    let Some(session) = open_visible(config).await? else {
+        return Ok(false);
     };
-    let sql = "SELECT to_regclass('warm_spare.recovery_point') IS NOT NULL";
-    let row = session
-        .row("looking for the recovery point", sql, &[])
-        .await?;
-    Ok(row.get::<bool>(0)? && recovery_point(&session).await?.as_ref() == Some(&point.lsn))
+    Ok(recovery_point(&session).await?.as_ref() == Some(&point.lsn))
 }
 
 /// The question is one statement, so that everything is read at one instant; `now()` is the start

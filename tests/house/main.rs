@@ -1,4 +1,4 @@
-//! What a reader of the repository relies on: documents, architecture, the command line's form, and the tests' own tools.
+//! The documents, the architecture, the form of the command line, and the tests' own tools.
 
 mod architecture;
 mod cli;

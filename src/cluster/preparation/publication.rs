@@ -13,7 +13,7 @@ pub struct Publication {
     pub all_tables: bool,
     pub schemas: Vec<String>,
     pub tables: Vec<PublishedTable>,
-    /// Those of insert, update, delete, truncate that it leaves out.
+    /// The kinds of change (insert, update, delete, truncate) that the publication leaves out.
     pub lacking: Vec<&'static str>,
     pub via_root: bool,
     pub generated_columns: bool,

@@ -60,13 +60,22 @@ pub async fn unavailable(session: &LocalSession) -> Result<Vec<(String, String)>
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
+/// Opens a session on the database that Builder on the spare sees. None: it does not exist.
+pub(in crate::replication) async fn open_visible(
+    config: &Config,
+) -> Result<Option<LocalSession>, PassError> {
+    let local = &config.local.datastore;
+    match LocalSession::open(local, &local.database).await {
+        Ok(session) => Ok(Some(session)),
+        Err(error) if error.fault == DatastoreFault::NoDatabase => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Returns the same for the visible database as it is now. None: it does not exist, or is not ours.
 pub async fn unavailable_here(config: &Config) -> Result<Option<Vec<(String, String)>>, PassError> {
-    let local = &config.local.datastore;
-    let session = match LocalSession::open(local, &local.database).await {
-        Ok(session) => session,
-        Err(error) if error.fault == DatastoreFault::NoDatabase => return Ok(None),
-        Err(error) => return Err(error.into()),
+    let Some(session) = open_visible(config).await? else {
+        return Ok(None);
     };
     let sql = "SELECT to_regclass('warm_spare.unavailable') IS NOT NULL";
     let row = session
@@ -80,23 +89,19 @@ pub async fn unavailable_here(config: &Config) -> Result<Option<Vec<(String, Str
 
 /// Returns the recovery point of the visible database, if it exists and is ours.
 pub(super) async fn reached(config: &Config) -> Result<Option<Lsn>, PassError> {
-    let local = &config.local.datastore;
-    match LocalSession::open(local, &local.database).await {
-        Ok(session) => {
-            if recovery_point(&session).await?.is_none() {
-                return Ok(None);
-            }
-            // A commit of a session that we have left may still be in progress: it is waited for. A
-            // session that has not begun to commit is ended.
-            end_former_writers(&session).await?;
-            let sql = "SELECT lsn::text FROM warm_spare.recovery_point FOR UPDATE";
-            let doing = "reading the recovery point";
-            let row = session.query_one(doing, sql, &[]).await?;
-            Ok(row.get::<_, String>(0).parse().ok())
-        }
-        Err(error) if error.fault == DatastoreFault::NoDatabase => Ok(None),
-        Err(error) => Err(error.into()),
+    let Some(session) = open_visible(config).await? else {
+        return Ok(None);
+    };
+    if recovery_point(&session).await?.is_none() {
+        return Ok(None);
     }
+    // A commit of a session that we have left may still be in progress: it is waited for. A session
+    // that has not begun to commit is ended.
+    end_former_writers(&session).await?;
+    let sql = "SELECT lsn::text FROM warm_spare.recovery_point FOR UPDATE";
+    let doing = "reading the recovery point";
+    let row = session.query_one(doing, sql, &[]).await?;
+    Ok(row.get::<_, String>(0).parse().ok())
 }
 
 /// Ends sessions that may still be applying to the visible database, and waits for a commit in
@@ -108,14 +113,11 @@ pub async fn end_appliers(config: &Config) -> Result<(), PassError> {
 /// Returns the position of the visible database: the copied point, or a later one to which the
 /// stream has brought it.
 pub async fn stands_at(config: &Config, copied: CopiedPoint) -> Result<CopiedPoint, PassError> {
-    let local = &config.local.datastore;
     if copied.slot.is_empty() {
         return Ok(copied);
     }
-    let session = match LocalSession::open(local, &local.database).await {
-        Ok(session) => session,
-        Err(error) if error.fault == DatastoreFault::NoDatabase => return Ok(copied),
-        Err(error) => return Err(error.into()),
+    let Some(session) = open_visible(config).await? else {
+        return Ok(copied);
     };
     if recovery_point(&session).await?.is_none() {
         return Ok(copied);

@@ -1,12 +1,12 @@
 //! The work of the gate on one artifact: is it here, may it be copied, is it missing?
 
 use super::{Item, MAX_PAUSE, MIN_PAUSE, Outcome, Shared, Table, WantId};
-use crate::cluster::ToSql;
-use crate::cluster::{Artifact, DatastoreFault, LocalSession};
+use crate::cluster::{Artifact, LocalSession, ToSql};
 use crate::config::Config;
 use crate::package::Checksum;
 use crate::replication::artifact::inventory::{Todo, reason_of};
 use crate::replication::artifact::round::{Settled, Swap, settle};
+use crate::replication::baseline::visible::open_visible;
 use crate::replication::error::{PassError, Policy};
 use std::str::FromStr;
 use std::sync::{Arc, MutexGuard};
@@ -219,11 +219,8 @@ impl Shared {
 
 /// Opens a session on the database that Builder sees, if that database exists and is Builder's.
 pub(super) async fn visible(config: &Config) -> Result<Option<LocalSession>, PassError> {
-    let local = &config.local.datastore;
-    let session = match LocalSession::open(local, &local.database).await {
-        Ok(session) => session,
-        Err(error) if error.fault == DatastoreFault::NoDatabase => return Ok(None),
-        Err(error) => return Err(error.into()),
+    let Some(session) = open_visible(config).await? else {
+        return Ok(None);
     };
     let sql = "SELECT to_regclass('public.origin_packages') IS NOT NULL";
     let row = session.query_one("looking for packages", sql, &[]).await?;
