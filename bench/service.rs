@@ -7,10 +7,10 @@ use common::{Plan, median, memory, ticks};
 use std::time::{Duration, Instant};
 use support::service::{SOON, get};
 use support::{Factory, Result, Service, Site};
-use warm_spare::cluster::State;
+use warm_spare::cluster::LocalCluster;
 use warm_spare::config::{self, Config};
 use warm_spare::observe::Clock;
-use warm_spare::replication::look;
+use warm_spare::replication::probe;
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -92,14 +92,14 @@ async fn metrics(service: &Service<'_>, times: usize) -> Result<()> {
 
 /// The question whether the primary has changed, beside sessions that ask nothing.
 async fn unchanged(site: &Site, config: &Config, times: usize) -> Result<()> {
-    let state = State::open_existing(&config.local.datastore).await?;
-    let point = state.ok_or("no state")?.copied_point().await?;
+    let state = LocalCluster::of(config).existing_state().await?;
+    let point = state.ok_or("no state")?.recovery_point().await?;
     let clock = Clock::real();
     let (mut ours, mut empty) = (Vec::new(), Vec::new());
     let (mut ours_read, mut empty_read) = (0, 0);
     for _ in 0..times {
         let (before, began) = (buffers(site).await?, Instant::now());
-        let found = look(config, point.as_ref(), &clock).await?;
+        let found = probe(config, point.as_ref(), &clock).await?;
         ours.push(began.elapsed().as_secs_f64() * 1e3);
         if let Some(why) = found.changed {
             return Err(format!("it was to be at rest: {why}").into());

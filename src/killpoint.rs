@@ -1,7 +1,7 @@
 //! Points at which a test may have the process killed, as if the machine had lost its power there.
 //!
-//! `WARM_SPARE_KILL_AT=apply.before_commit:3` kills a debug build when it reaches that point for the third time. In a
-//! release build there is nothing of it.
+//! `WARM_SPARE_KILL_AT=apply.before_commit:3` kills a debug build when it reaches that point for
+//! the third time. In a release build there is nothing of it.
 
 /// The points of replication, in the order in which a baseline and the stream after it come by.
 pub const REPLICATION: &[&str] = &[
@@ -84,8 +84,8 @@ pub fn reach(point: &'static str) {
     }
 }
 
-/// `WARM_SPARE_WAIT_AT=switchover.drain:/some/directory`: the process says there that it has come to the point, by a file
-/// `reached`, and goes on when there is a file `go`.
+/// `WARM_SPARE_WAIT_AT=switchover.drain:/some/directory`: the process says there that it has come
+/// to the point, by a file `reached`, and goes on when there is a file `go`.
 #[cfg(debug_assertions)]
 fn wait_at(point: &str) {
     use std::path::Path;

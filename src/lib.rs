@@ -1,7 +1,7 @@
 //! Keeps a spare cluster of Habitat Builder at a checked point of the primary's history.
 //!
-//! At each moment the spare equals the primary at one commit, and each package row has its artifact,
-//! byte for byte. One word of the configuration makes the spare the primary.
+//! At each moment the spare equals the primary at one commit, and each package row has its
+//! artifact, byte for byte. One word of the configuration makes the spare the primary.
 //!
 //! # Data flow
 //!
@@ -14,9 +14,10 @@
 //!
 //! # Rooms
 //!
-//! The modules below stand in this order, from the ground up. A room uses only rooms above it in this
-//! list, and only [`cluster`] names the clients of PostgreSQL and S3. `tests/house/architecture.rs`
-//! checks both. `docs/architecture.md` is the map, with entry points and invariants.
+//! The modules below stand in this order, from the ground up. A room uses only rooms above it in
+//! this list, and only [`cluster`] names the clients of PostgreSQL and S3.
+//! `tests/house/architecture.rs` checks both. `docs/architecture.md` is the map, with entry points
+//! and invariants.
 #![forbid(unsafe_code)]
 
 /// Words of the field as types, without I/O: role, step, position in the log, codes.

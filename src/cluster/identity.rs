@@ -2,9 +2,9 @@
 //! both zones share one store, as Chef's guide advises, or when an address was moved. Then nothing
 //! is read and nothing is done.
 
-use super::postgres::session::{LocalSession, PeerSession, Session};
+use super::postgres::session::{ReadSession, Session, WriteSession};
 use super::s3::probe::{is_same_bucket, unpredictable};
-use super::s3::store::{LocalStore, Store};
+use super::s3::store::{LocalStore, ReplicationStatus, Source, Store};
 use super::s3::store_error::StoreError;
 use crate::cluster::postgres::datastore_error::DatastoreError;
 
@@ -33,8 +33,8 @@ pub async fn system_id(server: &Session) -> Result<String, DatastoreError> {
 /// the same server. `local` is a session on the local database with the peer database's name, if
 /// there is one; otherwise on any database.
 pub async fn differ_in_server(
-    local: &LocalSession,
-    peer: &PeerSession,
+    local: &WriteSession,
+    peer: &ReadSession,
 ) -> Result<(), IdentityError> {
     let key = unpredictable() as i64;
     local
@@ -54,12 +54,17 @@ pub async fn differ_in_server(
     if !row.get::<bool>(0)? {
         return Err(IdentityError::SameServer);
     }
-    peer.rows(
-        "giving the probe lock back",
-        "SELECT pg_advisory_unlock($1)",
-        &[&key],
-    )
-    .await?;
+    let unlocked = peer
+        .rows(
+            "giving the probe lock back",
+            "SELECT pg_advisory_unlock($1)",
+            &[&key],
+        )
+        .await;
+    if unlocked.is_err() {
+        peer.mark_altered();
+    }
+    unlocked?;
     local
         .rows(
             "giving the probe lock back",
@@ -87,5 +92,41 @@ pub async fn differ_in_bucket(local: &LocalStore, peer: &Store) -> Result<(), Id
         true => Err(IdentityError::SameBucket {
             bucket: peer.bucket().to_string(),
         }),
+    }
+}
+
+/// Compares two buckets without writing into one of them. One bucket under one address is found,
+/// and so is one under two addresses if the provider replicates it: a copy does not have the status
+/// and the time of its source. `keys` are objects of the primary.
+pub async fn differ_by_reading(
+    local: &Store,
+    peer: &Store,
+    keys: &[String],
+) -> Result<(), IdentityError> {
+    let same = || IdentityError::SameBucket {
+        bucket: peer.bucket().to_string(),
+    };
+    if local.endpoint() == peer.endpoint() && local.bucket() == peer.bucket() {
+        return Err(same());
+    }
+    let mut compared = 0;
+    for key in keys {
+        let (Some(here), Some(there)) = (local.source(key).await?, peer.source(key).await?) else {
+            continue;
+        };
+        let is_one = here.stored == there.stored && here.written == there.written;
+        // A copy on either side came from the other one, and keeps its time.
+        let is_copy = |of: &Source| of.status == ReplicationStatus::Replica;
+        if !is_one || is_copy(&here) || is_copy(&there) {
+            return Ok(());
+        }
+        let is_source = |of: &Source| of.status != ReplicationStatus::Absent;
+        if is_source(&here) && is_source(&there) {
+            compared += 1;
+        }
+    }
+    match compared {
+        0 => Ok(()),
+        _ => Err(same()),
     }
 }

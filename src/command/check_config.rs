@@ -2,10 +2,10 @@
 //! also 3 and 4, with the meaning that they have for a pass; no pass is made.
 
 use super::{exit, show};
-use crate::cluster::State;
+use crate::cluster::LocalCluster;
 use crate::config::{Config, Side};
 use crate::domain;
-use crate::replication::{Ends, Facts, Here, PassError, check, may_work};
+use crate::replication::{Ends, Facts, Here, ReplicationError, check, may_work};
 use bytesize::ByteSize;
 use serde_json::json;
 use std::path::Path;
@@ -27,9 +27,9 @@ pub(super) async fn run(config: &Config, path: &Path, connect: bool, as_json: bo
     exit::DONE
 }
 
-async fn look(config: &Config) -> Result<Facts, PassError> {
+async fn look(config: &Config) -> Result<Facts, ReplicationError> {
     may_work(config).await?;
-    let (id, here) = match State::open_existing(&config.local.datastore).await? {
+    let (id, here) = match LocalCluster::of(config).existing_state().await? {
         Some(state) => (state.cluster().await?.id, Here::read(config, &state).await?),
         None => Default::default(),
     };
@@ -71,7 +71,7 @@ fn print(config: &Config, path: &Path, facts: Option<&Facts>) {
     say!("Both sides answer, and they are different servers.");
     say!(
         "The primary has {} in {}; the schema is copied with {}/pg_dump (PostgreSQL {}).",
-        show::count(facts.packages as u64, "package"),
+        show::count(facts.packages, "package"),
         ByteSize(facts.database_bytes as u64),
         facts.clients.directory.display(),
         facts.clients.major

@@ -2,22 +2,26 @@
 //! read.
 
 use super::{exit, show};
-use crate::cluster::{LocalStore, State};
+use crate::cluster::{DivergedPackage, Divergence, LocalCluster, TableChanges};
 use crate::config::Config;
-use crate::replication::PassError;
-use crate::role::{self, DivergedPackage, Divergence, Fetched, TableChanges, file_name};
+use crate::domain::DivergedClass;
+use crate::replication::ReplicationError;
+use crate::role::{self, Fetched, file_name};
 use serde_json::{Value, json};
 use std::path::Path;
 
 /// Classes of packages in the order of the output, each with its meaning.
-const CLASSES: [(&str, &str); 4] = [
-    ("only_here", "the new primary does not have"),
-    ("other_bytes", "the new primary has with other bytes"),
+const CLASSES: [(DivergedClass, &str); 4] = [
+    (DivergedClass::OnlyHere, "the new primary does not have"),
     (
-        "gone_here",
+        DivergedClass::OtherBytes,
+        "the new primary has with other bytes",
+    ),
+    (
+        DivergedClass::GoneHere,
         "were deleted here and are still on the new primary",
     ),
-    ("same", "are the same on both"),
+    (DivergedClass::Same, "are the same on both"),
 ];
 
 /// The record of the latest divergence.
@@ -30,7 +34,7 @@ struct Recorded {
 /// An artifact that was requested, and the result of the fetch.
 struct Outcome<'a> {
     package: &'a DivergedPackage,
-    result: Result<Fetched, PassError>,
+    result: Result<Fetched, ReplicationError>,
 }
 
 pub(super) async fn run(config: &Config, fetch: Option<&Path>, as_json: bool) -> u8 {
@@ -71,23 +75,23 @@ fn none(as_json: bool) -> u8 {
     exit::DONE
 }
 
-async fn read(config: &Config) -> Result<Option<Recorded>, PassError> {
-    let Some(state) = State::open_existing(&config.local.datastore).await? else {
+async fn read(config: &Config) -> Result<Option<Recorded>, ReplicationError> {
+    let Some(state) = LocalCluster::of(config).existing_state().await? else {
         return Ok(None);
     };
-    let Some(summary) = role::recorded(&state).await? else {
+    let Some(summary) = state.divergence().await? else {
         return Ok(None);
     };
     Ok(Some(Recorded {
-        tables: role::tables(&state, summary.epoch).await?,
-        packages: role::packages(&state, summary.epoch).await?,
+        tables: state.diverged_tables(summary.epoch).await?,
+        packages: state.diverged_packages(summary.epoch).await?,
         summary,
     }))
 }
 
 /// Returns whether this cluster has bytes that the new primary does not have.
 fn is_wanted(package: &DivergedPackage) -> bool {
-    ["only_here", "other_bytes"].contains(&package.class.as_str())
+    package.class.is_lost_elsewhere()
 }
 
 /// Fetches all wanted artifacts and prints each result at once. An artifact that cannot be fetched
@@ -97,9 +101,9 @@ async fn fetch_all<'a>(
     recorded: &'a Recorded,
     directory: &Path,
     as_json: bool,
-) -> Result<Vec<Outcome<'a>>, PassError> {
-    let store = LocalStore::open(&config.local.s3)?;
-    std::fs::create_dir_all(directory).map_err(|source| PassError::Scratch {
+) -> Result<Vec<Outcome<'a>>, ReplicationError> {
+    let store = LocalCluster::of(config).reading_store()?;
+    std::fs::create_dir_all(directory).map_err(|source| ReplicationError::Scratch {
         what: directory.display().to_string(),
         source,
     })?;
@@ -155,7 +159,11 @@ fn print(recorded: &Recorded, fetch: Option<&Path>) {
             print_package(package, fetch);
         }
     }
-    if recorded.packages.iter().any(|p| p.class == "other_bytes") {
+    if recorded
+        .packages
+        .iter()
+        .any(|p| p.class == DivergedClass::OtherBytes)
+    {
         say!(
             "WARNING: the new primary refuses other bytes under the same ident. Compare the files. To keep the bytes of this cluster, build the package again with a new release and upload that release."
         );
@@ -185,7 +193,7 @@ fn changes(table: &TableChanges) -> String {
 fn print_package(package: &DivergedPackage, fetch: Option<&Path>) {
     let name = format!("{} {}", package.ident, package.target);
     match &package.their_checksum {
-        Some(theirs) if package.class == "other_bytes" => {
+        Some(theirs) if package.class == DivergedClass::OtherBytes => {
             say!("  {name}: {} here, {theirs} there", package.checksum);
         }
         _ => say!("  {name}"),
@@ -194,9 +202,9 @@ fn print_package(package: &DivergedPackage, fetch: Option<&Path>) {
         Some(directory) => directory.join(file_name(package)).display().to_string(),
         None => file_name(package).to_string(),
     };
-    match package.class.as_str() {
-        "only_here" => say!("    {}", upload(&file)),
-        "other_bytes" => say!("    compare: {file}"),
+    match package.class {
+        DivergedClass::OnlyHere => say!("    {}", upload(&file)),
+        DivergedClass::OtherBytes => say!("    compare: {file}"),
         _ => {}
     }
 }
@@ -237,12 +245,12 @@ fn document(recorded: &Recorded, outcomes: &[Outcome]) -> Value {
             }
             Some(Err(error)) => (None, Some(error.to_string())),
         };
-        let command = (package.class == "only_here")
+        let command = (package.class == DivergedClass::OnlyHere)
             .then(|| upload(file.as_deref().unwrap_or(file_name(package))));
         json!({
             "ident": package.ident,
             "target": package.target,
-            "class": package.class,
+            "class": package.class.to_string(),
             "checksum": (!package.checksum.is_empty()).then_some(&package.checksum),
             "their_checksum": package.their_checksum,
             "key": package.key,

@@ -2,10 +2,10 @@
 //! is not a generation, or the generation is pinned.
 
 use super::{exit, show};
-use crate::cluster::{State, StateError};
+use crate::cluster::{LocalCluster, StateDb, StateError};
 use crate::config::Config;
 use crate::domain::ErrorCode;
-use crate::replication::{Kept, PassError, drop_kept, kept_generations};
+use crate::replication::{Kept, ReplicationError, drop_kept, kept_generations};
 use bytesize::ByteSize;
 use clap::Subcommand;
 use serde_json::{Value, json};
@@ -37,11 +37,11 @@ pub(super) async fn run(config: &Config, verb: &Generations, as_json: bool) -> u
     }
 }
 
-async fn state(config: &Config) -> Result<Option<State>, StateError> {
-    State::open_existing(&config.local.datastore).await
+async fn state(config: &Config) -> Result<Option<StateDb>, StateError> {
+    LocalCluster::of(config).existing_state().await
 }
 
-async fn list(config: &Config, as_json: bool) -> Result<(), PassError> {
+async fn list(config: &Config, as_json: bool) -> Result<(), ReplicationError> {
     let kept = match state(config).await? {
         Some(state) => kept_generations(&state).await?,
         None => Vec::new(),
@@ -73,9 +73,9 @@ async fn drop_one(
     name: &str,
     pinned: bool,
     as_json: bool,
-) -> Result<(), PassError> {
+) -> Result<(), ReplicationError> {
     let Some(state) = state(config).await? else {
-        return Err(PassError::Refused {
+        return Err(ReplicationError::Refused {
             rule: ErrorCode::NoGeneration,
             text: "the local cluster has no database warm_spare, so it keeps no generation".into(),
             next_step: "check local.datastore".into(),

@@ -1,10 +1,9 @@
 //! `preflight`: 0 a promotion would work, 1 it would be refused, 3 the checks could not run.
 
 use super::{exit, show};
-use crate::cluster::LocalSession;
+use crate::cluster::{LocalCluster, PeerCluster};
 use crate::config::Config;
-use crate::domain::PreflightCheck;
-use crate::domain::Verdict;
+use crate::domain::{PreflightCheck, Verdict};
 use crate::observe::Check;
 use crate::role::{Purpose, preflight, worst};
 use clap::ValueEnum;
@@ -34,12 +33,12 @@ impl From<For> for Purpose {
 }
 
 pub(super) async fn run(config: &Config, purpose: Purpose, as_json: bool) -> u8 {
-    let checks = preflight(config, purpose, PEER_TIMEOUT).await;
+    let checks = preflight(config, &PeerCluster::of(config), purpose, PEER_TIMEOUT).await;
     let result = worst(&checks);
     if result == Verdict::Refuse {
         // If the local datastore is down, every check reports only that, and the question stays
         // open.
-        let asked = LocalSession::open_for_maintenance(&config.local.datastore).await;
+        let asked = LocalCluster::of(config).maintenance().await;
         if let Err(error) = asked {
             return show::failure(&error.into(), as_json);
         }

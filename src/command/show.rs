@@ -2,7 +2,7 @@
 //! for programs.
 
 use crate::observe::{Listener, Phase, Progress};
-use crate::replication::PassError;
+use crate::replication::ReplicationError;
 use bytesize::ByteSize;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{IsTerminal, Write};
@@ -107,7 +107,7 @@ pub(super) fn json(document: &serde_json::Value) {
 }
 
 /// Prints the error and its next step, and returns the exit code.
-pub(super) fn failure(error: &PassError, as_json: bool) -> u8 {
+pub(super) fn failure(error: &ReplicationError, as_json: bool) -> u8 {
     let next_step = error.next_step();
     eprintln!("error: {error}\nnext step: {next_step}");
     if as_json {

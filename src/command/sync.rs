@@ -2,10 +2,10 @@
 //! would repeat a single run.
 
 use super::{exit, show};
-use crate::cluster::CopiedPoint;
+use crate::cluster::RecoveryPoint;
 use crate::config::Config;
 use crate::observe::Progress;
-use crate::replication::{Options, Outcome, PassError, Policy, Report, sync};
+use crate::replication::{Options, Outcome, Policy, ReplicationError, Report, sync};
 use backon::{BackoffBuilder, ExponentialBuilder};
 use bytesize::ByteSize;
 use serde_json::json;
@@ -37,7 +37,7 @@ async fn sync_with_retries(
     config: &Config,
     baseline: bool,
     progress: &Progress,
-) -> Result<Report, PassError> {
+) -> Result<Report, ReplicationError> {
     let mut waits = ExponentialBuilder::default()
         .with_min_delay(Duration::from_secs(1))
         .with_max_delay(Duration::from_secs(15))
@@ -133,7 +133,7 @@ fn print(config: &Config, report: &Report) {
     }
 }
 
-pub(super) fn describe(point: &CopiedPoint) -> String {
+pub(super) fn describe(point: &RecoveryPoint) -> String {
     format!(
         "{} at {} by the primary's clock (system {}, timeline {})",
         point.lsn,
@@ -143,7 +143,7 @@ pub(super) fn describe(point: &CopiedPoint) -> String {
     )
 }
 
-pub(super) fn point_document(point: &CopiedPoint) -> serde_json::Value {
+pub(super) fn point_document(point: &RecoveryPoint) -> serde_json::Value {
     json!({
         "lsn": point.lsn,
         "commit_time": point.commit_time.to_rfc3339(),
@@ -173,7 +173,7 @@ fn document(report: &Report) -> serde_json::Value {
             "copied_bytes": report.artifacts.copied_bytes,
             "verified": report.artifacts.verified,
             "unavailable": report.unavailable.iter()
-                .map(|(key, reason)| json!({ "key": key, "reason": reason })).collect::<Vec<_>>(),
+                .map(|(key, reason)| json!({ "key": key, "reason": reason.to_string() })).collect::<Vec<_>>(),
         },
         "fence_reset": report.fence_reset,
         "replacements_undone": report.undone,

@@ -91,7 +91,7 @@ fn document(found: &Verification) -> serde_json::Value {
             "key_unknown": found.signatures_unknown,
         })),
         "unavailable": found.unavailable.iter()
-            .map(|(key, reason)| json!({ "key": key, "reason": reason })).collect::<Vec<_>>(),
+            .map(|(key, reason)| json!({ "key": key, "reason": reason.to_string() })).collect::<Vec<_>>(),
         "newer": found.newer,
         "differences": found.differences,
     })

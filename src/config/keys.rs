@@ -132,6 +132,8 @@ pub(super) const KEYS: &[Key] = &[
         Kind::Choice(&["replicate", "shared", "external"]),
         "replicate",
     ),
+    key("artifacts.fill", Kind::Bool, "false"),
+    key("artifacts.arrival_limit", Kind::PositiveDuration, "1h"),
     key(
         "replication.mode",
         Kind::Choice(&["auto", "stream", "snapshot"]),
@@ -223,7 +225,7 @@ pub(super) const LOCAL_SERVERS: &[&str] = &[
 pub(super) const NOT_BUILT: &[(&str, &[&str])] = &[
     ("local.s3.proxy", ALL),
     ("peer.s3.proxy", ALL),
-    ("artifacts.mode", &["shared", "external"]),
+    ("artifacts.mode", &["shared"]),
     ("replication.direction", &["push"]),
 ];
 

@@ -8,15 +8,14 @@ use std::time::Duration;
 
 use humantime::format_duration;
 
-use super::binds;
 use super::builder::{self, BuilderApi, Places};
 use super::kept::{Accepted, data_dir, kept_table};
 use super::keys::Key;
 use super::kind::Checked;
 use super::values::Values;
 use super::{
-    Config, ConfigError, Fuse, Http, LogFormat, Mode, Replication, Takeover, VerifyPlan,
-    WantedRole, secret_places, sides, syntax,
+    Artifacts, ArtifactsMode, Config, ConfigError, Fuse, Http, LogFormat, Mode, Replication,
+    Takeover, VerifyPlan, WantedRole, binds, secret_places, sides, syntax,
 };
 
 /// Bytes of a part of a multipart upload. S3 takes no smaller part except the last one, and a copy
@@ -131,6 +130,12 @@ pub fn http_of(path: &Path) -> Http {
 
 /// Checks the rules that concern several keys together.
 fn check_together(values: &Values) -> Result<(), ConfigError> {
+    if values.flag("artifacts.fill")? && values.required("artifacts.mode")? != "external" {
+        return Err(ConfigError::key(
+            "artifacts.fill",
+            "true is only for artifacts.mode = \"external\": otherwise nobody else brings artifacts",
+        ));
+    }
     check_rpo(values)?;
     let copies: u64 = values.int("replication.copies")?;
     let (buffer, least) = (
@@ -258,6 +263,7 @@ fn assemble(values: &Values, local: super::Side, peer: super::Side) -> Result<Co
         local,
         peer,
         replication: replication(values)?,
+        artifacts: artifacts(values)?,
         fuse: Fuse {
             max_percent: values.int("fuse.max_percent")?,
             min_count: values.int("fuse.min_count")?,
@@ -278,6 +284,17 @@ fn assemble(values: &Values, local: super::Side, peer: super::Side) -> Result<Co
             listen: values.address("http.listen")?,
             port: values.int("http.port")?,
         },
+    })
+}
+
+fn artifacts(values: &Values) -> Result<Artifacts, ConfigError> {
+    Ok(Artifacts {
+        mode: match values.required("artifacts.mode")? {
+            "external" => ArtifactsMode::External,
+            _ => ArtifactsMode::Replicate,
+        },
+        fill: values.flag("artifacts.fill")?,
+        arrival_limit: values.duration("artifacts.arrival_limit")?,
     })
 }
 

@@ -57,6 +57,7 @@ pub struct Config {
     pub local: Side,
     pub peer: Side,
     pub replication: Replication,
+    pub artifacts: Artifacts,
     pub fuse: Fuse,
     pub takeover: Takeover,
     pub verify: VerifyPlan,
@@ -106,6 +107,13 @@ pub struct Datastore {
     /// Source of the host, for people: `configuration`, `builder-api`, `bind`,
     /// `builder-datastore pwfile` (the usual host, and the password from that file) or `default`.
     pub source: &'static str,
+}
+
+impl Datastore {
+    /// Returns the server's address, for messages.
+    pub fn address(&self) -> String {
+        format!("{}:{}", self.host, self.port)
+    }
 }
 
 /// The modes of libpq: encryption is off, tried, or required, and the certificate is checked
@@ -199,6 +207,24 @@ pub struct Replication {
     pub publication: Option<String>,
     /// Number of replaced databases to keep.
     pub keep_generations: usize,
+}
+
+/// The one who copies artifacts to the spare.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ArtifactsMode {
+    /// This program.
+    Replicate,
+    /// The provider of the bucket.
+    External,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Artifacts {
+    pub mode: ArtifactsMode,
+    /// True: artifacts that the provider never brings are copied by this program.
+    pub fill: bool,
+    /// Age of an object on the primary from which on the provider is not expected to bring it.
+    pub arrival_limit: Duration,
 }
 
 #[derive(Debug, Clone, PartialEq)]

@@ -7,13 +7,12 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use toml::{Table, Value};
 
-use super::ConfigError;
-use super::binds;
 use super::builder::{self, BuilderApi};
 use super::keys::{KEYS, Key, LOCAL_DEFAULTS, LOCAL_SERVERS, NOT_BUILT};
 use super::kind::{Checked, Kind};
 use super::schedule::Schedule;
 use super::suggest::nearest;
+use super::{ConfigError, binds};
 
 /// The source of a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

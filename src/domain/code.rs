@@ -104,7 +104,8 @@ pub enum ErrorCode {
     Unknown,
 }
 
-/// Names a reason for the health that is not OK, beside those of [`HoldReason`]. `docs/monitor.md` explains each.
+/// Names a reason for the health that is not OK, beside those of [`HoldReason`]. `docs/monitor.md`
+/// explains each.
 #[derive(
     Debug,
     Clone,
@@ -130,6 +131,8 @@ pub enum HealthCode {
     DamagedOnPrimary,
     UnreadableOnPrimary,
     Unstorable,
+    NotReplicated,
+    ProviderBehind,
     MissingHere,
     LocalStoreUnreachable,
     PeerStoreUnreachable,

@@ -3,7 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// As the server counts it: bytes since the cluster was made. Shown and read as PostgreSQL writes it, `16/B374D848`.
+/// As the server counts it: bytes since the cluster was made. Shown and read as PostgreSQL writes
+/// it, `16/B374D848`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Lsn(pub u64);
 

@@ -108,7 +108,8 @@ pub struct Transition {
 }
 
 impl Transition {
-    /// Returns the place of the step in the journal, from 1, and the number of steps. None: it is not one of them.
+    /// Returns the place of the step in the journal, from 1, and the number of steps. None: it is
+    /// not one of them.
     pub fn progress(&self) -> (Option<usize>, usize) {
         let steps = self.kind.steps();
         let number = steps.iter().position(|step| Some(*step) == self.step);

@@ -2,11 +2,15 @@
 
 use super::health_step::next_step;
 use super::meter::Meter;
-use super::state::{Standing, State, Work};
-use crate::domain::HealthCode;
-use crate::domain::HoldReason;
+use super::state::{ServiceState, Standing, Work};
+use super::view::ServiceView;
+use crate::domain::{HealthCode, HoldReason, MissingReason};
 use chrono::{DateTime, TimeDelta, Utc};
 use std::fmt;
+
+mod provider;
+
+pub(super) use provider::awaited;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
@@ -64,7 +68,7 @@ pub struct Health {
 
 impl Health {
     /// Returns one line for people: level, state, age, and the worst reason.
-    pub fn line(&self, state: &State, now: DateTime<Utc>) -> String {
+    pub fn line(&self, state: &ServiceState, now: DateTime<Utc>) -> String {
         let fresh = match state.lag(now) {
             Some(lag) => format!(", complete {} ago", super::text::span(lag.seconds)),
             None => String::new(),
@@ -83,7 +87,13 @@ impl Health {
     }
 }
 
-pub fn health(state: &State, meter: &Meter, now: DateTime<Utc>) -> Health {
+impl ServiceView {
+    pub fn health(&self) -> Health {
+        health(&self.borrow(), self.meter(), self.now())
+    }
+}
+
+pub fn health(state: &ServiceState, meter: &Meter, now: DateTime<Utc>) -> Health {
     let mut found = Findings(Vec::new());
     of_configuration(state, &mut found);
     of_hold(state, now, &mut found);
@@ -100,23 +110,27 @@ pub fn health(state: &State, meter: &Meter, now: DateTime<Utc>) -> Health {
                 ),
             }
             of_verification(state, &mut found);
-            if state.holder_is_silent {
-                let who = state.holder.as_deref().unwrap_or("not known");
+            if state.lock.holder_is_silent {
+                let who = state.lock.holder.as_deref().unwrap_or("not known");
                 let text = format!("the warm-spare at work ({who}) gives no sign of life");
                 found.add(Level::Warning, HealthCode::SilentHolder, text);
             }
         }
         // This applies even before the first question to the primary has an answer.
         Work::Fenced | Work::Primary => of_role(state, &mut found),
-        _ if state.hold.is_none() && state.point.is_none() && state.baseline.is_none() => found
-            .add(
+        _ if state.hold.is_none()
+            && state.spare.point.is_none()
+            && state.spare.baseline.is_none() =>
+        {
+            found.add(
                 Level::Unknown,
                 HealthCode::Starting,
                 "nothing is known yet".to_string(),
-            ),
+            )
+        }
         _ => {
             of_the_spare(state, meter, now, &mut found);
-            if let Some(text) = &state.undone {
+            if let Some(text) = &state.handover.undone {
                 found.add(Level::Warning, HealthCode::HandoverUndone, text.clone());
             }
         }
@@ -129,8 +143,8 @@ pub fn health(state: &State, meter: &Meter, now: DateTime<Utc>) -> Health {
 /// Time that a phase without steps may take (for example the indexes of a large database).
 const SILENT_PHASE_LIMIT: TimeDelta = TimeDelta::hours(1);
 
-/// Time for which an object of warm-spare must be left over on the primary before health warns. It is
-/// longer than the interval between two questions to the primary.
+/// Time for which an object of warm-spare must be left over on the primary before health warns. It
+/// is longer than the interval between two questions to the primary.
 const LEFT_OVER_LIMIT: TimeDelta = TimeDelta::seconds(15);
 
 struct Findings(Vec<Reason>);
@@ -166,7 +180,7 @@ impl Findings {
     }
 }
 
-fn of_configuration(state: &State, found: &mut Findings) {
+fn of_configuration(state: &ServiceState, found: &mut Findings) {
     if let Some(error) = &state.config.error
         && !holds(state, HoldReason::Config)
     {
@@ -178,7 +192,7 @@ fn of_configuration(state: &State, found: &mut Findings) {
     }
 }
 
-fn holds(state: &State, reason: HoldReason) -> bool {
+fn holds(state: &ServiceState, reason: HoldReason) -> bool {
     state
         .hold
         .as_ref()
@@ -186,8 +200,8 @@ fn holds(state: &State, reason: HoldReason) -> bool {
 }
 
 /// Adds a reason if PostgreSQL was restored from a time before a promotion of this cluster.
-fn of_witness(state: &State, found: &mut Findings) {
-    if let (Some(known), Some(recorded)) = (state.witnessed_epoch, state.epoch)
+fn of_witness(state: &ServiceState, found: &mut Findings) {
+    if let (Some(known), Some(recorded)) = (state.cluster.witnessed_epoch, state.cluster.epoch)
         && known > recorded
     {
         let text = format!(
@@ -197,16 +211,20 @@ fn of_witness(state: &State, found: &mut Findings) {
     }
 }
 
-fn of_hold(state: &State, now: DateTime<Utc>, found: &mut Findings) {
+fn of_hold(state: &ServiceState, now: DateTime<Utc>, found: &mut Findings) {
     let Some(hold) = &state.hold else { return };
     let level = match hold.reason {
         HoldReason::RoleUnset => Level::Warning,
         // With a recovery point, the lag decides when health becomes critical. Without one, a
         // takeover would have nothing to start from.
-        HoldReason::Paused if state.point.is_some() || now - hold.since <= state.settings.rpo => {
+        HoldReason::Paused
+            if state.spare.point.is_some() || now - hold.since <= state.settings.rpo =>
+        {
             Level::Warning
         }
-        _ if hold.passing && (state.point.is_some() || now - hold.since <= state.settings.rpo) => {
+        _ if hold.passing
+            && (state.spare.point.is_some() || now - hold.since <= state.settings.rpo) =>
+        {
             Level::Warning
         }
         _ => Level::Critical,
@@ -219,13 +237,13 @@ fn of_hold(state: &State, now: DateTime<Utc>, found: &mut Findings) {
     });
 }
 
-fn of_the_spare(state: &State, meter: &Meter, now: DateTime<Utc>, found: &mut Findings) {
+fn of_the_spare(state: &ServiceState, meter: &Meter, now: DateTime<Utc>, found: &mut Findings) {
     match state.lag(now) {
         Some(lag) => of_lag(state, lag.seconds, found),
-        None if state.baseline.is_some() => first_baseline(state, meter, now, found),
+        None if state.spare.baseline.is_some() => first_baseline(state, meter, now, found),
         None => {}
     }
-    if state.astray {
+    if state.spare.unknown_database {
         let text = "the local database is not the database that was copied, or it does not exist"
             .to_string();
         found.add(Level::Critical, HealthCode::DatabaseAstray, text);
@@ -234,14 +252,25 @@ fn of_the_spare(state: &State, meter: &Meter, now: DateTime<Utc>, found: &mut Fi
         let text = "the local database is not read-only for others".to_string();
         found.add(Level::Critical, HealthCode::NotFenced, text);
     }
-    if let Some(artifacts) = &state.artifacts {
+    if let Some(artifacts) = &state.spare.artifacts {
         let counted = [
-            (artifacts.missing, HealthCode::MissingOnPrimary, "missing"),
-            (artifacts.damaged, HealthCode::DamagedOnPrimary, "damaged"),
+            (
+                artifacts.missing,
+                HealthCode::MissingOnPrimary,
+                MissingReason::Missing,
+            ),
+            (
+                artifacts.damaged,
+                HealthCode::DamagedOnPrimary,
+                MissingReason::Damaged,
+            ),
         ];
         for (number, code, word) in counted {
             if number > 0 {
-                let named = artifacts.examples.iter().find(|(_, reason)| reason == word);
+                let named = artifacts
+                    .examples
+                    .iter()
+                    .find(|(_, reason)| *reason == word);
                 let example =
                     named.map_or(String::new(), |(key, _)| format!(", for example {key}"));
                 let text = format!("artifacts {word} on the primary: {number}{example}");
@@ -249,19 +278,20 @@ fn of_the_spare(state: &State, meter: &Meter, now: DateTime<Utc>, found: &mut Fi
             }
         }
     }
-    if let Some((number, key)) = &state.unreadable {
+    if let Some((number, key)) = &state.spare.unreadable {
         let text = format!(
             "artifacts that the primary's store refuses while it serves others: {number}, for example {key}"
         );
         found.add(Level::Warning, HealthCode::UnreadableOnPrimary, text);
     }
-    if let Some((number, key)) = &state.unstorable {
+    if let Some((number, key)) = &state.spare.unstorable {
         let text = format!(
             "artifacts under keys that a store cannot hold (usually too long): {number}, for example {key}"
         );
         found.add(Level::Warning, HealthCode::Unstorable, text);
     }
-    if let Some(sampled) = &state.sampled
+    provider::of_the_provider(state, meter, found);
+    if let Some(sampled) = &state.spare.sampled
         && let Some(key) = sampled.absent.first()
     {
         let text = format!(
@@ -272,8 +302,8 @@ fn of_the_spare(state: &State, meter: &Meter, now: DateTime<Utc>, found: &mut Fi
         found.add(Level::Critical, HealthCode::MissingHere, text);
     }
     // Our own handover fences the primary, and reports it.
-    if state.peer.fenced == Some(true) && state.transition.is_none() {
-        let by = state.peer_fenced_by.as_ref();
+    if state.peer.fenced == Some(true) && state.handover.transition.is_none() {
+        let by = state.peer_record.fenced_by.as_ref();
         let by = by.map_or(", and no record says by whom".into(), |(epoch, cluster)| {
             format!(", by cluster {cluster} under epoch {epoch}")
         });
@@ -285,10 +315,10 @@ fn of_the_spare(state: &State, meter: &Meter, now: DateTime<Utc>, found: &mut Fi
     of_verification(state, found);
 }
 
-/// Adds a reason if an object of warm-spare is left over on the primary. It must be seen twice: one look
-/// may come between the end of a copy and the record of that end.
-fn of_footprint(state: &State, now: DateTime<Utc>, found: &mut Findings) {
-    let since = state.left_over_since;
+/// Adds a reason if an object of warm-spare is left over on the primary. It must be seen twice: one
+/// look may come between the end of a copy and the record of that end.
+fn of_footprint(state: &ServiceState, now: DateTime<Utc>, found: &mut Findings) {
+    let since = state.on_primary.left_over_since;
     if let Some(what) = state.left_over()
         && since.is_some_and(|since| now - since >= LEFT_OVER_LIMIT)
     {
@@ -298,8 +328,10 @@ fn of_footprint(state: &State, now: DateTime<Utc>, found: &mut Findings) {
 }
 
 /// Adds a reason if the primary keeps log that our slot has confirmed. We cannot free such log.
-fn of_log(state: &State, found: &mut Findings) {
-    let Some(held) = &state.held else { return };
+fn of_log(state: &ServiceState, found: &mut Findings) {
+    let Some(held) = &state.on_primary.held else {
+        return;
+    };
     let limit = state.settings.wal_hold_limit;
     if held.bytes > limit
         && held.unconfirmed <= limit
@@ -313,9 +345,9 @@ fn of_log(state: &State, found: &mut Findings) {
     }
 }
 
-fn of_role(state: &State, found: &mut Findings) {
+fn of_role(state: &ServiceState, found: &mut Findings) {
     if state.work == Work::Fenced {
-        let by = state.fenced_by.as_ref();
+        let by = state.cluster.fenced_by.as_ref();
         let by = by.map_or(String::new(), |(epoch, cluster)| {
             format!(" by cluster {cluster} under epoch {epoch}")
         });
@@ -332,7 +364,7 @@ fn of_role(state: &State, found: &mut Findings) {
             "this cluster is the primary, and its database is read-only by default".to_string();
         found.add(Level::Critical, HealthCode::PrimaryReadOnly, text);
     }
-    match &state.standing {
+    match &state.handover.standing {
         Standing::Unknown => found.add(
             Level::Unknown,
             HealthCode::Starting,
@@ -350,10 +382,10 @@ fn of_role(state: &State, found: &mut Findings) {
     }
 }
 
-fn of_lag(state: &State, seconds: f64, found: &mut Findings) {
+fn of_lag(state: &ServiceState, seconds: f64, found: &mut Findings) {
     let settings = &state.settings;
     // In snapshot mode a lag of one interval is normal, because the primary was not asked since.
-    let stream = state.mode.as_ref().is_some_and(|mode| mode.stream);
+    let stream = state.spare.mode.as_ref().is_some_and(|mode| mode.stream);
     let by_design = if stream {
         TimeDelta::zero()
     } else {
@@ -377,7 +409,7 @@ fn of_lag(state: &State, seconds: f64, found: &mut Findings) {
     found.add(level, HealthCode::Lag, text);
 }
 
-fn first_baseline(state: &State, meter: &Meter, now: DateTime<Utc>, found: &mut Findings) {
+fn first_baseline(state: &ServiceState, meter: &Meter, now: DateTime<Utc>, found: &mut Findings) {
     let quiet_for = now - meter.moved();
     let limit = if meter.tells_steps() {
         state.settings.rpo
@@ -397,10 +429,10 @@ fn first_baseline(state: &State, meter: &Meter, now: DateTime<Utc>, found: &mut 
     }
 }
 
-fn of_verification(state: &State, found: &mut Findings) {
+fn of_verification(state: &ServiceState, found: &mut Findings) {
     // The reason stays until another verification finds no difference: a later copy of the rows
     // proves nothing about an artifact.
-    if let Some(verified) = &state.verified
+    if let Some(verified) = &state.checks.verified
         && verified.record.differences > 0
     {
         let example = verified
@@ -413,14 +445,14 @@ fn of_verification(state: &State, found: &mut Findings) {
         );
         found.add(Level::Critical, HealthCode::VerifyDifferences, text);
     }
-    if let Some(error) = &state.verification_error {
+    if let Some(error) = &state.checks.verification_error {
         found.add(Level::Warning, HealthCode::VerifyFailed, error.clone());
     }
 }
 
 /// Adds reasons for stores that do not answer without a hold: a bucket that is not needed now, or a
 /// datastore that stopped answering during a copy, which still waits for it.
-fn of_stores(state: &State, found: &mut Findings) {
+fn of_stores(state: &ServiceState, found: &mut Findings) {
     let held = holds(state, HoldReason::PeerUnreachable);
     let datastore = state.peer.datastore.as_ref().filter(|_| !held).cloned();
     let stores = [

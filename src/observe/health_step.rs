@@ -30,6 +30,12 @@ pub(super) fn next_step(code: HealthCode) -> &'static str {
         HealthCode::Unstorable => {
             "delete the package on the primary if nobody needs it; a promoted spare serves its row, but not its file"
         }
+        HealthCode::NotReplicated => {
+            "find out why the provider does not replicate them (a failed rule, objects older than the rule, a prefix left out); or set artifacts.fill = true, and they are copied"
+        }
+        HealthCode::ProviderBehind => {
+            "look at the replication of the primary's bucket: its queue, its failures; rows wait until their artifacts are here"
+        }
         HealthCode::MissingHere => {
             "find out what removed them; if verify.schedule is set, a verification starts at once, and artifacts that the primary still has are copied again"
         }

@@ -1,6 +1,6 @@
 //! The HTTP interface, which is read-only. A slow or broken client does not affect other clients.
 
-use super::status::Watched;
+use super::view::ServiceView;
 use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
 use http::{Method, Request, Response, StatusCode};
@@ -25,7 +25,7 @@ const MAX_CONNECTIONS: usize = 256;
 const ACCEPT_RETRY_AFTER: Duration = Duration::from_millis(200);
 
 /// Answers requests until it is dropped. All connections end with it.
-pub async fn serve(listener: TcpListener, watched: Watched) -> Infallible {
+pub async fn serve(listener: TcpListener, view: ServiceView) -> Infallible {
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = tokio::task::JoinSet::new();
     loop {
@@ -36,9 +36,9 @@ pub async fn serve(listener: TcpListener, watched: Watched) -> Infallible {
         };
         match listener.accept().await {
             Ok((stream, _)) => {
-                let watched = watched.clone();
+                let view = view.clone();
                 connections.spawn(async move {
-                    converse(stream, watched).await;
+                    converse(stream, view).await;
                     drop(permit);
                 });
             }
@@ -50,9 +50,9 @@ pub async fn serve(listener: TcpListener, watched: Watched) -> Infallible {
     }
 }
 
-async fn converse(stream: TcpStream, watched: Watched) {
+async fn converse(stream: TcpStream, view: ServiceView) {
     let service = service_fn(move |request| {
-        let response = answer(&request, &watched);
+        let response = answer(&request, &view);
         async move { Ok::<_, Infallible>(response) }
     });
     let connection = http1::Builder::new()
@@ -65,7 +65,7 @@ async fn converse(stream: TcpStream, watched: Watched) {
     }
 }
 
-fn answer(request: &Request<Incoming>, watched: &Watched) -> Response<Full<Bytes>> {
+fn answer(request: &Request<Incoming>, view: &ServiceView) -> Response<Full<Bytes>> {
     if request.method() != Method::GET {
         let mut refused = text(StatusCode::METHOD_NOT_ALLOWED, "GET only\n");
         refused
@@ -74,17 +74,17 @@ fn answer(request: &Request<Incoming>, watched: &Watched) -> Response<Full<Bytes
         return refused;
     }
     match request.uri().path() {
-        "/health" => health(watched),
-        "/status" => reply(StatusCode::OK, JSON, watched.status().to_string()),
-        "/metrics" => match watched.metrics() {
+        "/health" => health(view),
+        "/status" => reply(StatusCode::OK, JSON, view.status().to_string()),
+        "/metrics" => match view.metrics() {
             Ok(page) => reply(StatusCode::OK, OPENMETRICS, page),
             Err(_) => text(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "cannot write the metrics\n",
             ),
         },
-        "/primary" => role(watched, Asked::Primary),
-        "/spare" => role(watched, Asked::Spare),
+        "/primary" => role(view, Asked::Primary),
+        "/spare" => role(view, Asked::Spare),
         _ => text(
             StatusCode::NOT_FOUND,
             "/health, /status, /metrics, /primary, /spare\n",
@@ -92,13 +92,13 @@ fn answer(request: &Request<Incoming>, watched: &Watched) -> Response<Full<Bytes
     }
 }
 
-fn health(watched: &Watched) -> Response<Full<Bytes>> {
-    let (health, state) = (watched.health(), watched.state());
+fn health(view: &ServiceView) -> Response<Full<Bytes>> {
+    let (health, state) = (view.health(), view.state());
     let body = json!({
         "format": 1,
         "status": health.level.to_string(),
         "level": health.level.code(),
-        "line": health.line(&state, watched.now()),
+        "line": health.line(&state, view.now()),
         "reasons": health.reasons.iter()
             .map(|reason| json!({ "code": reason.code, "text": reason.text })).collect::<Vec<_>>(),
     });
@@ -113,8 +113,8 @@ enum Asked {
 
 /// Answers 200 or 503, for load balancers: whether clients of a primary, or readers of a spare, may
 /// be sent to this cluster.
-fn role(watched: &Watched, asked: Asked) -> Response<Full<Bytes>> {
-    let state = watched.state();
+fn role(view: &ServiceView, asked: Asked) -> Response<Full<Bytes>> {
+    let state = view.state();
     let is = match asked {
         Asked::Primary => state.serves(),
         // A spare is at a point of the primary's history, whatever its current hold.
@@ -125,7 +125,7 @@ fn role(watched: &Watched, asked: Asked) -> Response<Full<Bytes>> {
     } else {
         StatusCode::SERVICE_UNAVAILABLE
     };
-    let role = state.role.map_or("none", Into::into);
+    let role = state.cluster.role.map_or("none", Into::into);
     reply(
         status,
         JSON,

@@ -2,13 +2,14 @@
 //! channel.
 
 use super::clock::Clock;
-use super::metrics::Counters;
+use super::counters::Counters;
 use super::progress::{Listener, Phase};
 use crate::cluster::Throttle;
 use bytesize::ByteSize;
 use chrono::{DateTime, Utc};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
+use std::time::Instant;
 
 pub struct Meter {
     clock: Clock,
@@ -22,6 +23,17 @@ pub struct Meter {
     /// by its bytes.
     throttle: Throttle,
     bytes_seen: AtomicU64,
+    /// Artifacts that are awaited from the provider of the bucket.
+    awaited: Mutex<Option<Awaited>>,
+}
+
+/// Artifacts that a pass awaits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Awaited {
+    pub artifacts: usize,
+    /// The key of one of them.
+    pub example: String,
+    pub since: Instant,
 }
 
 impl Meter {
@@ -36,7 +48,17 @@ impl Meter {
             moved,
             throttle,
             bytes_seen: AtomicU64::new(0),
+            awaited: Mutex::default(),
         }
+    }
+
+    /// Returns the artifacts that the running pass awaits. None: no pass awaits any.
+    pub fn awaited(&self) -> Option<Awaited> {
+        self.waits().clone()
+    }
+
+    fn waits(&self) -> MutexGuard<'_, Option<Awaited>> {
+        self.awaited.lock().expect("no holder panics")
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Phase>> {
@@ -95,6 +117,7 @@ impl Listener for Meter {
     fn phase(&self, phase: Phase, total: u64) {
         log::debug!("phase {}", phase.name());
         *self.lock() = Some(phase);
+        *self.waits() = None;
         self.done.store(0, Ordering::Relaxed);
         self.total.store(total, Ordering::Relaxed);
         self.touch();
@@ -104,6 +127,16 @@ impl Listener for Meter {
         self.done.store(done, Ordering::Relaxed);
         self.total.store(total, Ordering::Relaxed);
         self.touch();
+    }
+
+    fn awaits(&self, artifacts: usize, example: &str) {
+        let mut waits = self.waits();
+        let since = waits.as_ref().map_or_else(Instant::now, |old| old.since);
+        *waits = (artifacts > 0).then(|| Awaited {
+            artifacts,
+            example: example.to_string(),
+            since,
+        });
     }
 
     fn copied(&self, bytes: u64) {

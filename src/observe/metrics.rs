@@ -1,107 +1,21 @@
 //! Metrics in the OpenMetrics text format. Gauges are read from the state on request; a gauge
 //! without a known value is absent. Counters live as long as the process.
 
-use super::health::health;
-use super::state::{Reach, State};
-use super::status::Watched;
+use super::health::{awaited, health};
+use super::meter::Meter;
+use super::state::{Reachability, ServiceState};
+use super::view::ServiceView;
 use crate::config::WantedRole;
 use crate::domain::StateName;
-use prometheus_client::encoding::{EncodeLabelSet, text};
-use prometheus_client::metrics::counter::Counter;
+use prometheus_client::encoding::text;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use std::sync::atomic::AtomicU64;
 use strum::VariantArray;
 
 type Labels = Vec<(&'static str, String)>;
 type Reals = Family<Labels, Gauge<f64, AtomicU64>>;
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct ErrorLabels {
-    pub side: String,
-    pub kind: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct ResultLabels {
-    pub result: String,
-}
-
-/// Values that only grow. Clones share their counts.
-#[derive(Clone)]
-pub struct Counters {
-    pub transactions_applied: Counter,
-    pub artifacts_copied: Counter,
-    pub artifact_bytes_copied: Counter,
-    pub gate_wait: Histogram,
-    pub baselines: Family<ResultLabels, Counter>,
-    pub errors: Family<ErrorLabels, Counter>,
-}
-
-impl Default for Counters {
-    fn default() -> Self {
-        Counters {
-            transactions_applied: Counter::default(),
-            artifacts_copied: Counter::default(),
-            artifact_bytes_copied: Counter::default(),
-            gate_wait: Histogram::new([0.01, 0.1, 0.5, 1.0, 5.0, 30.0, 120.0]),
-            baselines: Family::default(),
-            errors: Family::default(),
-        }
-    }
-}
-
-impl Counters {
-    pub fn baseline(&self, result: &str) {
-        let labels = ResultLabels {
-            result: result.to_string(),
-        };
-        self.baselines.get_or_create(&labels).inc();
-    }
-
-    pub fn error(&self, side: &str, kind: &str) {
-        let labels = ErrorLabels {
-            side: side.to_string(),
-            kind: kind.to_string(),
-        };
-        self.errors.get_or_create(&labels).inc();
-    }
-
-    fn register(&self, registry: &mut Registry) {
-        registry.register(
-            "transactions_applied",
-            "Transactions of the primary applied here one by one; 0 in snapshot mode",
-            self.transactions_applied.clone(),
-        );
-        registry.register(
-            "artifacts_copied",
-            "Artifacts copied from the primary and checked",
-            self.artifacts_copied.clone(),
-        );
-        registry.register(
-            "artifact_bytes_copied",
-            "Bytes of the artifacts copied from the primary",
-            self.artifact_bytes_copied.clone(),
-        );
-        registry.register(
-            "gate_wait_seconds",
-            "Time for which transactions waited for their artifacts; empty in snapshot mode",
-            self.gate_wait.clone(),
-        );
-        registry.register(
-            "baselines",
-            "Full copies by how they ended: done, failed, given_up",
-            self.baselines.clone(),
-        );
-        registry.register(
-            "errors",
-            "Failed questions to the primary, passes and verifications, by side and kind",
-            self.errors.clone(),
-        );
-    }
-}
 
 /// The page of metrics. A gauge without samples is left out.
 struct Page(Registry);
@@ -136,21 +50,24 @@ fn flag(value: bool) -> f64 {
     f64::from(u8::from(value))
 }
 
-pub(super) fn encode(watched: &Watched) -> Result<String, std::fmt::Error> {
-    let state = watched.state();
-    let mut page = Page(Registry::with_prefix("warm_spare"));
-    service(&mut page, &state, watched);
-    freshness(&mut page, &state, watched);
-    sides(&mut page, &state);
-    upkeep(&mut page, &state);
-    watched.counters().register(&mut page.0);
-    let mut text = String::new();
-    text::encode(&mut text, &page.0)?;
-    Ok(text)
+impl ServiceView {
+    /// Returns the page of metrics.
+    pub fn metrics(&self) -> Result<String, std::fmt::Error> {
+        let state = self.state();
+        let mut page = Page(Registry::with_prefix("warm_spare"));
+        service(&mut page, &state, self);
+        freshness(&mut page, &state, self);
+        sides(&mut page, &state);
+        upkeep(&mut page, &state, self.meter());
+        self.counters().register(&mut page.0);
+        let mut text = String::new();
+        text::encode(&mut text, &page.0)?;
+        Ok(text)
+    }
 }
 
-fn service(page: &mut Page, state: &State, watched: &Watched) {
-    let now = watched.now();
+fn service(page: &mut Page, state: &ServiceState, view: &ServiceView) {
+    let now = view.now();
     page.gauge(
         "build_info",
         "Always 1; the label is the program's version",
@@ -159,9 +76,9 @@ fn service(page: &mut Page, state: &State, watched: &Watched) {
     page.plain(
         "active",
         "1: this process holds the working lock",
-        Some(flag(state.active)),
+        Some(flag(state.lock.active)),
     );
-    let level = health(state, watched.meter(), now).level;
+    let level = health(state, view.meter(), now).level;
     page.plain(
         "health",
         "0 ok, 1 warning, 2 critical, 3 unknown",
@@ -175,10 +92,10 @@ fn service(page: &mut Page, state: &State, watched: &Watched) {
             .iter()
             .map(|name| (one("state", name.into_str()), flag(*name == current))),
     );
-    let known = state.role.is_some()
+    let known = state.cluster.role.is_some()
         || state.settings.wanted != WantedRole::Keep
-        || state.cluster_id.is_some();
-    let role = state.role.map_or("none", Into::into);
+        || state.cluster.id.is_some();
+    let role = state.cluster.role.map_or("none", Into::into);
     page.gauge(
         "role",
         "1 for the role on record",
@@ -192,7 +109,7 @@ fn service(page: &mut Page, state: &State, watched: &Watched) {
     page.plain(
         "epoch",
         "Grows with every promotion",
-        state.epoch.map(|epoch| epoch as f64),
+        state.cluster.epoch.map(|epoch| epoch as f64),
     );
     page.plain(
         "config_valid",
@@ -201,8 +118,8 @@ fn service(page: &mut Page, state: &State, watched: &Watched) {
     );
 }
 
-fn freshness(page: &mut Page, state: &State, watched: &Watched) {
-    let lag = state.lag(watched.now());
+fn freshness(page: &mut Page, state: &ServiceState, view: &ServiceView) {
+    let lag = state.lag(view.now());
     let seconds = |time: chrono::DateTime<chrono::Utc>| time.timestamp_millis() as f64 / 1e3;
     page.plain(
         "lag_seconds",
@@ -217,7 +134,11 @@ fn freshness(page: &mut Page, state: &State, watched: &Watched) {
     page.plain(
         "recovery_point_timestamp_seconds",
         "Commit time of the recovery point by the primary's clock",
-        state.point.as_ref().map(|point| seconds(point.commit_time)),
+        state
+            .spare
+            .point
+            .as_ref()
+            .map(|point| seconds(point.commit_time)),
     );
     page.plain(
         "confirmed_timestamp_seconds",
@@ -227,19 +148,23 @@ fn freshness(page: &mut Page, state: &State, watched: &Watched) {
     page.plain(
         "gate_waiting_transactions",
         "Transactions that have arrived completely and wait, usually for their artifacts",
-        state.gate_waiting.map(|number| number as f64),
+        state.spare.gate_waiting.map(|number| number as f64),
     );
     page.plain(
         "peer_wal_held_bytes",
         "Write-ahead log that the primary keeps for our slot",
-        state.held.as_ref().map(|held| held.bytes as f64),
+        state.on_primary.held.as_ref().map(|held| held.bytes as f64),
     );
     page.plain(
         "peer_wal_unconfirmed_bytes",
         "Part of this log that our slot has not confirmed",
-        state.held.as_ref().map(|held| held.unconfirmed as f64),
+        state
+            .on_primary
+            .held
+            .as_ref()
+            .map(|held| held.unconfirmed as f64),
     );
-    if let Some(found) = &state.footprint {
+    if let Some(found) = &state.on_primary.footprint {
         let counted = [
             ("sessions", found.sessions),
             ("walsenders", found.walsenders),
@@ -266,23 +191,25 @@ fn freshness(page: &mut Page, state: &State, watched: &Watched) {
         "compared_timestamp_seconds",
         "Time since which every table was found equal on both sides, one after the other",
         state
+            .checks
             .compared
             .map(|time| time.timestamp_millis() as f64 / 1e3),
     );
-    let (done, total) = watched.meter().progress();
+    let (done, total) = view.meter().progress();
     page.plain(
         "baseline_progress_ratio",
         "Progress of the current phase of the running copy, 0 to 1",
-        (state.baseline.is_some() && total > 0).then(|| (done as f64 / total as f64).min(1.0)),
+        (state.spare.baseline.is_some() && total > 0)
+            .then(|| (done as f64 / total as f64).min(1.0)),
     );
 }
 
-fn sides(page: &mut Page, state: &State) {
+fn sides(page: &mut Page, state: &ServiceState) {
     let sides = [("local", &state.local), ("peer", &state.peer)];
     let mut reachable = Vec::new();
     let mut fenced = Vec::new();
     for (side, seen) in sides {
-        let mut add = |store: &str, reach: &Option<Reach>| {
+        let mut add = |store: &str, reach: &Option<Reachability>| {
             if let Some(reach) = reach {
                 let labels = vec![("side", side.to_string()), ("store", store.to_string())];
                 reachable.push((labels, flag(reach.error.is_none())));
@@ -304,19 +231,43 @@ fn sides(page: &mut Page, state: &State) {
     );
 }
 
-fn upkeep(page: &mut Page, state: &State) {
-    if let Some(found) = &state.artifacts {
+fn upkeep(page: &mut Page, state: &ServiceState, meter: &Meter) {
+    if let Some(found) = &state.spare.artifacts {
+        let awaited = awaited(state, meter).map_or(0, |(number, ..)| number as u64);
         let counts = [
             ("missing_on_primary", Some(found.missing)),
             ("damaged_on_primary", Some(found.damaged)),
             (
                 "unreadable_on_primary",
-                Some(state.unreadable.as_ref().map_or(0, |(number, _)| *number)),
+                Some(
+                    state
+                        .spare
+                        .unreadable
+                        .as_ref()
+                        .map_or(0, |(number, _)| *number),
+                ),
             ),
             (
                 "unstorable",
-                Some(state.unstorable.as_ref().map_or(0, |(number, _)| *number)),
+                Some(
+                    state
+                        .spare
+                        .unstorable
+                        .as_ref()
+                        .map_or(0, |(number, _)| *number),
+                ),
             ),
+            (
+                "not_replicated",
+                Some(
+                    state
+                        .spare
+                        .not_replicated
+                        .as_ref()
+                        .map_or(0, |(number, _)| *number),
+                ),
+            ),
+            ("awaited", Some(awaited)),
             ("staged", found.staged),
             ("retired", found.retired),
         ];
@@ -329,7 +280,11 @@ fn upkeep(page: &mut Page, state: &State) {
             known.collect::<Vec<_>>(),
         );
     }
-    let verified = state.verified.as_ref().map(|verified| &verified.record);
+    let verified = state
+        .checks
+        .verified
+        .as_ref()
+        .map(|verified| &verified.record);
     page.plain(
         "verify_timestamp_seconds",
         "Time at which the last verification ended",
@@ -340,7 +295,7 @@ fn upkeep(page: &mut Page, state: &State) {
         "Differences that the last verification found",
         verified.map(|record| record.differences as f64),
     );
-    let drill = state.drill.as_ref();
+    let drill = state.checks.drill.as_ref();
     page.plain(
         "drill_timestamp_seconds",
         "Time at which the last drill ended",
@@ -354,6 +309,6 @@ fn upkeep(page: &mut Page, state: &State) {
     page.plain(
         "generations_bytes",
         "Disk space of the replaced databases that are kept",
-        state.generations_bytes.map(|bytes| bytes as f64),
+        state.generations.bytes.map(|bytes| bytes as f64),
     );
 }

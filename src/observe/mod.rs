@@ -1,6 +1,7 @@
 //! The observation of a running service: one state, which all outputs only read.
 
 mod clock;
+mod counters;
 mod get;
 mod health;
 mod health_step;
@@ -12,18 +13,20 @@ mod settings;
 mod state;
 mod status;
 mod text;
+mod view;
 
 pub use clock::{Clock, Simulation};
+pub use counters::Counters;
 pub use get::get;
 pub use health::{Health, Level, health};
 pub use http::serve;
 pub use meter::Meter;
-pub use metrics::Counters;
 pub use progress::{Listener, Phase, Progress, Silent, Step};
 pub use settings::Settings;
 pub use state::{
-    Artifacts, Baseline, Check, ConfigState, Held, Hold, Lag, Mode, Preflight, Reach, Seen,
-    Sighting, Standing, State, Verified, Work,
+    Arrivals, Artifacts, Baseline, Check, Checks, ClusterFacts, ConfigState, Generations,
+    HandoverFacts, Held, Hold, Lag, LockFacts, Mode, OnPrimary, PeerRecord, Preflight,
+    Reachability, Seen, ServiceState, SideStatus, SpareFacts, Standing, Verified, Work,
 };
-pub use status::Watched;
 pub use text::{describe, span};
+pub use view::ServiceView;

@@ -47,6 +47,9 @@ pub trait Listener: Send + Sync {
     fn step(&self, phase: Phase, done: u64, total: u64);
     /// An artifact of this number of bytes was copied from the primary and checked.
     fn copied(&self, _bytes: u64) {}
+    /// The provider of the bucket has not brought this number of artifacts yet. The example is the
+    /// key of one of them.
+    fn awaits(&self, _artifacts: usize, _example: &str) {}
 }
 
 /// A listener that does nothing.
@@ -96,5 +99,9 @@ impl Step {
 
     pub fn copied(&self, bytes: u64) {
         self.listener.copied(bytes);
+    }
+
+    pub fn awaits(&self, artifacts: usize, example: &str) {
+        self.listener.awaits(artifacts, example);
     }
 }

@@ -1,69 +1,19 @@
 //! The status document: all known facts, in the form that `docs/reference.md` describes. An unknown
 //! value is null.
 
-use super::clock::Clock;
-use super::health::{Health, health};
+use super::health::{awaited, health};
 use super::meter::Meter;
-use super::metrics::{self, Counters};
 use super::settings::Addresses;
-use super::state::{Reach, Sighting, State};
+use super::state::{Reachability, ServiceState, SideStatus};
+use super::view::ServiceView;
 use crate::config::WantedRole;
 use crate::domain::Transition;
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Value, json};
-use std::sync::Arc;
-use tokio::sync::watch;
 
-/// The data of all readers. Readers never write.
-#[derive(Clone)]
-pub struct Watched {
-    state: watch::Receiver<State>,
-    meter: Arc<Meter>,
-    counters: Counters,
-    clock: Clock,
-}
-
-impl Watched {
-    pub fn new(
-        state: watch::Receiver<State>,
-        meter: Arc<Meter>,
-        counters: Counters,
-        clock: Clock,
-    ) -> Self {
-        Watched {
-            state,
-            meter,
-            counters,
-            clock,
-        }
-    }
-
-    pub fn state(&self) -> State {
-        self.state.borrow().clone()
-    }
-
-    pub fn meter(&self) -> &Meter {
-        &self.meter
-    }
-
-    pub(super) fn counters(&self) -> &Counters {
-        &self.counters
-    }
-
-    pub fn now(&self) -> DateTime<Utc> {
-        self.clock.now()
-    }
-
-    pub fn health(&self) -> Health {
-        health(&self.state.borrow(), &self.meter, self.now())
-    }
-
+impl ServiceView {
     pub fn status(&self) -> Value {
-        document(&self.state.borrow(), &self.meter, self.now())
-    }
-
-    pub fn metrics(&self) -> Result<String, std::fmt::Error> {
-        metrics::encode(self)
+        document(&self.borrow(), self.meter(), self.now())
     }
 }
 
@@ -71,7 +21,7 @@ fn time(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::Millis, true)
 }
 
-fn document(state: &State, meter: &Meter, now: DateTime<Utc>) -> Value {
+fn document(state: &ServiceState, meter: &Meter, now: DateTime<Utc>) -> Value {
     let health = health(state, meter, now);
     let lag = state.lag(now);
     let wanted = match state.settings.wanted {
@@ -84,16 +34,16 @@ fn document(state: &State, meter: &Meter, now: DateTime<Utc>) -> Value {
         "version": env!("CARGO_PKG_VERSION"),
         "time": time(now),
         "site": state.settings.site,
-        "cluster_id": state.cluster_id,
-        "active": state.active,
-        "holder": state.holder,
+        "cluster_id": state.cluster.id,
+        "active": state.lock.active,
+        "holder": state.lock.holder,
         "role": {
             "wanted": wanted,
-            "actual": state.role.map(|role| role.into_str()),
-            "epoch": state.epoch,
+            "actual": state.cluster.role.map(|role| role.into_str()),
+            "epoch": state.cluster.epoch,
             // Value that force_epoch needs for a promotion that a check refuses.
             "next_epoch": state.next_epoch(),
-            "since": state.role_since.map(time),
+            "since": state.cluster.since.map(time),
         },
         "state": state.name().into_str(),
         "hold": state.hold.as_ref().map(|hold| json!({
@@ -112,7 +62,7 @@ fn document(state: &State, meter: &Meter, now: DateTime<Utc>) -> Value {
                 }))
                 .collect::<Vec<_>>(),
         },
-        "recovery_point": state.point.as_ref().map(|point| json!({
+        "recovery_point": state.spare.point.as_ref().map(|point| json!({
             "lsn": point.lsn,
             "commit_time": time(point.commit_time),
             "system_id": point.system_id,
@@ -127,13 +77,13 @@ fn document(state: &State, meter: &Meter, now: DateTime<Utc>) -> Value {
             "confirmed": time(lag.complete_at),
         })),
         "replication": replication(state, meter),
-        "artifacts": artifacts(state),
+        "artifacts": artifacts(state, meter),
         "local": local(state),
         "peer": peer(state),
-        "transition": state.transition.as_ref().map(transition),
+        "transition": state.handover.transition.as_ref().map(transition),
         "preflight": preflight(state),
         "verification": verification(state),
-        "drill": state.drill.as_ref().map(|drill| json!({
+        "drill": state.checks.drill.as_ref().map(|drill| json!({
             "time": time(drill.time),
             "ok": drill.ok,
             "rto_seconds": drill.answer_seconds.or(drill.write_seconds),
@@ -153,15 +103,15 @@ fn document(state: &State, meter: &Meter, now: DateTime<Utc>) -> Value {
     })
 }
 
-fn replication(state: &State, meter: &Meter) -> Value {
+fn replication(state: &ServiceState, meter: &Meter) -> Value {
     let (done, total) = meter.progress();
     let known = |number: u64| (total > 0).then_some(number);
     json!({
-        "mode": state.mode.as_ref().map(|mode| if mode.stream { "stream" } else { "snapshot" }),
-        "reason": state.mode.as_ref().map(|mode| mode.reason.clone()),
-        "gate_waiting": state.gate_waiting,
-        "compared": state.compared.map(time),
-        "baseline": state.baseline.map(|baseline| json!({
+        "mode": state.spare.mode.as_ref().map(|mode| if mode.stream { "stream" } else { "snapshot" }),
+        "reason": state.spare.mode.as_ref().map(|mode| mode.reason.clone()),
+        "gate_waiting": state.spare.gate_waiting,
+        "compared": state.checks.compared.map(time),
+        "baseline": state.spare.baseline.map(|baseline| json!({
             "phase": meter.phase().map(|phase| phase.name()),
             // Bytes in the phase `tables`, items in other phases.
             "done_bytes": known(done),
@@ -171,28 +121,36 @@ fn replication(state: &State, meter: &Meter) -> Value {
     })
 }
 
-fn artifacts(state: &State) -> Value {
-    let Some(found) = &state.artifacts else {
+fn artifacts(state: &ServiceState, meter: &Meter) -> Value {
+    let Some(found) = &state.spare.artifacts else {
         return Value::Null;
     };
+    let arrivals = &state.spare.arrivals;
+    let awaited = awaited(state, meter);
     json!({
         "missing_on_primary": found.missing,
         "damaged_on_primary": found.damaged,
-        "unreadable_on_primary": state.unreadable.as_ref().map_or(0, |(number, _)| *number),
-        "unstorable": state.unstorable.as_ref().map_or(0, |(number, _)| *number),
+        "unreadable_on_primary": state.spare.unreadable.as_ref().map_or(0, |(number, _)| *number),
+        "unstorable": state.spare.unstorable.as_ref().map_or(0, |(number, _)| *number),
+        "not_replicated": state.spare.not_replicated.as_ref().map_or(0, |(number, _)| *number),
+        "awaited": awaited.as_ref().map_or(0, |(number, ..)| *number),
+        "oldest_awaited": awaited.as_ref().map(|(_, key, _)| key),
+        "oldest_awaited_seconds": awaited.as_ref().map(|(.., waits)| waits.as_secs_f64()),
+        "arrival_p50_seconds": arrivals.percentile(0.5).map(|waits| waits.as_secs_f64()),
+        "arrival_p99_seconds": arrivals.percentile(0.99).map(|waits| waits.as_secs_f64()),
         "staged": found.staged,
         "retired": found.retired,
-        "looked_for_here": state.sampled.as_ref().map(|sampled| sampled.looked_for),
-        "missing_here": state.sampled.as_ref().map(|sampled| sampled.absent.len()),
+        "looked_for_here": state.spare.sampled.as_ref().map(|sampled| sampled.looked_for),
+        "missing_here": state.spare.sampled.as_ref().map(|sampled| sampled.absent.len()),
         "examples": found.examples.iter()
-            .map(|(key, reason)| json!({ "key": key, "reason": reason })).collect::<Vec<_>>(),
+            .map(|(key, reason)| json!({ "key": key, "reason": reason.to_string() })).collect::<Vec<_>>(),
     })
 }
 
-fn local(state: &State) -> Value {
+fn local(state: &ServiceState) -> Value {
     let mut document = side(&state.local, &state.settings.local);
     document["builder_keys"] = json!(state.builder_keys);
-    document["generations"] = json!(state.generations.as_ref().map(|generations| {
+    document["generations"] = json!(state.generations.kept.as_ref().map(|generations| {
         let generation = |g: &crate::cluster::Generation| {
             json!({ "name": g.name, "created": time(g.created), "pinned": g.pinned })
         };
@@ -201,13 +159,13 @@ fn local(state: &State) -> Value {
     document
 }
 
-fn peer(state: &State) -> Value {
+fn peer(state: &ServiceState) -> Value {
     let mut document = side(&state.peer, &state.settings.peer);
-    document["role"] = json!(state.peer_role.map(|role| role.into_str()));
-    document["epoch"] = json!(state.peer_epoch);
-    document["ours"] = json!(state.ours);
-    document["orphans"] = json!(state.orphans);
-    document["footprint"] = json!(state.footprint.map(|found| json!({
+    document["role"] = json!(state.peer_record.role.map(|role| role.into_str()));
+    document["epoch"] = json!(state.peer_record.epoch);
+    document["ours"] = json!(state.on_primary.ours);
+    document["orphans"] = json!(state.on_primary.orphans);
+    document["footprint"] = json!(state.on_primary.footprint.map(|found| json!({
         "sessions": found.sessions,
         "walsenders": found.walsenders,
         "transaction_seconds": found.transaction_seconds,
@@ -215,18 +173,22 @@ fn peer(state: &State) -> Value {
         "locks": found.locks,
         "temporary_slots": found.temporary_slots,
     })));
-    document["wal_held_bytes"] = json!(state.held.as_ref().map(|held| held.bytes));
-    document["wal_unconfirmed_bytes"] = json!(state.held.as_ref().map(|held| held.unconfirmed));
-    document["wal_bound_bytes"] = json!(state.held.as_ref().and_then(|held| held.bound));
-    let offset = state.confirmation.map(|found| found.clock_offset_seconds);
+    document["wal_held_bytes"] = json!(state.on_primary.held.as_ref().map(|held| held.bytes));
+    document["wal_unconfirmed_bytes"] =
+        json!(state.on_primary.held.as_ref().map(|held| held.unconfirmed));
+    document["wal_bound_bytes"] = json!(state.on_primary.held.as_ref().and_then(|held| held.bound));
+    let offset = state
+        .spare
+        .confirmation
+        .map(|found| found.clock_offset_seconds);
     document["clock_offset_seconds"] = json!(offset);
     document
 }
 
 /// Returns the fields that both sides have.
-fn side(seen: &Sighting, addresses: &Addresses) -> Value {
+fn side(seen: &SideStatus, addresses: &Addresses) -> Value {
     let known = |text: &str| (!text.is_empty()).then(|| text.to_string());
-    let reach = |reach: &Option<Reach>| {
+    let reach = |reach: &Option<Reachability>| {
         let found = reach.as_ref();
         (
             found.map(|reach| reach.error.is_none()),
@@ -267,8 +229,8 @@ fn transition(entry: &Transition) -> Value {
     })
 }
 
-fn preflight(state: &State) -> Value {
-    let Some(found) = &state.preflight else {
+fn preflight(state: &ServiceState) -> Value {
+    let Some(found) = &state.checks.preflight else {
         return Value::Null;
     };
     json!({
@@ -284,9 +246,9 @@ fn preflight(state: &State) -> Value {
     })
 }
 
-fn verification(state: &State) -> Value {
-    let verified = state.verified.as_ref();
-    if verified.is_none() && state.verification_error.is_none() && !state.verifying {
+fn verification(state: &ServiceState) -> Value {
+    let verified = state.checks.verified.as_ref();
+    if verified.is_none() && state.checks.verification_error.is_none() && !state.checks.verifying {
         return Value::Null;
     }
     let record = verified.map(|verified| &verified.record);
@@ -295,7 +257,7 @@ fn verification(state: &State) -> Value {
         "deep": record.map(|record| record.deep),
         "differences": record.map(|record| record.differences),
         "examples": verified.map(|verified| verified.examples.clone()).unwrap_or_default(),
-        "running": state.verifying,
-        "error": state.verification_error,
+        "running": state.checks.verifying,
+        "error": state.checks.verification_error,
     })
 }

@@ -5,13 +5,13 @@
 //! the peer must prove that its own history continues from that point. If the proof fails, the
 //! spare holds and names both positions, and an operator decides.
 
-use super::error::PassError;
+use super::error::ReplicationError;
 use crate::cluster::{
-    CopiedPoint, DatastoreError, EPOCH_STEP_MAX, Lineage, Record, State, WalSession,
+    DatastoreError, EPOCH_STEP_MAX, Lineage, LocalCluster, PeerCluster, Record, RecoveryPoint,
+    StateDb,
 };
 use crate::config::{Config, Fuse};
 use crate::domain::{ErrorCode, Lsn, Role};
-use crate::replication::baseline::visible::stands_at;
 
 /// The primary of a copy, as it describes itself.
 #[derive(Debug, Clone)]
@@ -42,18 +42,18 @@ impl PrimaryLine {
 pub struct Here {
     pub record: Record,
     /// None: nothing was copied yet.
-    pub point: Option<CopiedPoint>,
+    pub point: Option<RecoveryPoint>,
 }
 
 impl Here {
     /// Reads the facts. Nothing is known about a cluster whose role was never declared.
-    pub async fn read(config: &Config, state: &State) -> Result<Here, PassError> {
+    pub async fn read(config: &Config, state: &StateDb) -> Result<Here, ReplicationError> {
         let record = state.own_record().await?;
         if record.role != Some(Role::Spare) {
             return Ok(Here::default());
         }
-        let point = match state.copied_point().await? {
-            Some(copied) => Some(stands_at(config, copied).await?),
+        let point = match state.recovery_point().await? {
+            Some(copied) => Some(LocalCluster::of(config).point(copied).await?),
             None => None,
         };
         Ok(Here { record, point })
@@ -86,7 +86,7 @@ pub struct Doubt {
 }
 
 impl Doubt {
-    pub fn set_back(point: &CopiedPoint, text: String) -> Doubt {
+    pub fn set_back(point: &RecoveryPoint, text: String) -> Doubt {
         Doubt {
             rule: ErrorCode::SetBack,
             text,
@@ -125,7 +125,7 @@ impl Doubt {
 
     /// Returns the approved id, if the operator has approved the case: then the peer is followed
     /// all the same, and the replaced database is pinned.
-    pub fn ask(&self, config: &Config) -> Result<String, PassError> {
+    pub fn ask(&self, config: &Config) -> Result<String, ReplicationError> {
         let id = self.id();
         if config.fuse.approves(&id) {
             log::warn!(
@@ -135,7 +135,7 @@ impl Doubt {
             );
             return Ok(id);
         }
-        Err(PassError::Refused {
+        Err(ReplicationError::Refused {
             rule: self.rule,
             text: format!("{}. Nothing was changed", self.text),
             next_step: self.next_step(&id, &config.fuse),
@@ -147,9 +147,9 @@ impl Doubt {
 /// primary is on that timeline, or does not say.
 pub(super) async fn left_at(
     config: &Config,
-    point: Option<&CopiedPoint>,
+    point: Option<&RecoveryPoint>,
     timeline: i32,
-) -> Result<Option<Lsn>, PassError> {
+) -> Result<Option<Lsn>, ReplicationError> {
     let Some(before) = point
         .map(|point| point.timeline)
         .filter(|before| timeline > *before)
@@ -157,7 +157,7 @@ pub(super) async fn left_at(
         return Ok(None);
     };
     let asked = async {
-        let mut session = WalSession::open(&config.peer.datastore).await?;
+        let mut session = PeerCluster::of(config).replication().await?;
         session.left_timeline(before, timeline).await
     };
     match asked.await {
@@ -311,18 +311,14 @@ fn of_server(here: &Here, there: &There<'_>) -> Option<Doubt> {
 mod tests {
     use super::*;
 
-    fn point() -> CopiedPoint {
-        CopiedPoint {
+    fn point() -> RecoveryPoint {
+        RecoveryPoint {
             lsn: "0/200".into(),
             commit_time: chrono::DateTime::UNIX_EPOCH,
             system_id: "7".into(),
             timeline: 2,
             transactions: "90:100:".into(),
-            server_started: String::new(),
-            sequences: String::new(),
-            schema: String::new(),
-            slot: String::new(),
-            peer_cluster: String::new(),
+            ..RecoveryPoint::sample()
         }
     }
 
@@ -432,7 +428,7 @@ mod tests {
         let first = Doubt::set_back(&point(), "at 0/1".into());
         let again = Doubt::set_back(&point(), "at 0/2".into());
         assert_eq!(first.id(), again.id());
-        let later = CopiedPoint {
+        let later = RecoveryPoint {
             lsn: "0/300".into(),
             ..point()
         };

@@ -3,12 +3,31 @@
 
 use super::stream::spool::SpoolError;
 use crate::cluster::{
-    DatastoreError, DatastoreFault, FenceError, IdentityError, ProgramError, RaiseError,
-    StateError, StoreError, StoreFault,
+    DatastoreError, DatastoreFault, FenceError, HolderError, IdentityError, KeepError,
+    ProgramError, RaiseError, StateError, StoreError, StoreFault,
 };
 use crate::domain::{ErrorCode, Side};
 
-impl From<RaiseError> for PassError {
+impl From<HolderError> for ReplicationError {
+    fn from(error: HolderError) -> Self {
+        match error {
+            HolderError::Datastore(error) => error.into(),
+            HolderError::State(error) => error.into(),
+        }
+    }
+}
+
+impl From<KeepError> for ReplicationError {
+    fn from(error: KeepError) -> Self {
+        match error {
+            KeepError::Look(error) => error.into(),
+            KeepError::Set(error) => error.into(),
+            KeepError::Proof { error, .. } => error.into(),
+        }
+    }
+}
+
+impl From<RaiseError> for ReplicationError {
     fn from(error: RaiseError) -> Self {
         match error {
             RaiseError::State(error) => error.into(),
@@ -18,7 +37,7 @@ impl From<RaiseError> for PassError {
 }
 
 #[derive(Debug, thiserror::Error)]
-pub enum PassError {
+pub enum ReplicationError {
     #[error(transparent)]
     Datastore(#[from] DatastoreError),
     #[error(transparent)]
@@ -45,14 +64,14 @@ pub enum PassError {
     },
     /// A precondition of a copy is not met; found before anything was changed.
     #[error("{check}: {text}")]
-    Unfit {
+    Precondition {
         check: ErrorCode,
         text: String,
         next_step: String,
     },
     /// A failure of the gate, which other waiting tasks get as well.
     #[error(transparent)]
-    Waited(std::sync::Arc<PassError>),
+    Waited(std::sync::Arc<ReplicationError>),
     #[error(transparent)]
     Spool(#[from] SpoolError),
     /// The primary changed during the copy in a way from which a snapshot does not protect.
@@ -84,31 +103,41 @@ pub enum Policy {
     Operator,
 }
 
-impl PassError {
+impl ReplicationError {
+    /// Returns the error for a condition that is not met before a run.
+    pub(super) fn unfit(check: ErrorCode, text: String, next_step: String) -> Self {
+        ReplicationError::Precondition {
+            check,
+            text,
+            next_step,
+        }
+    }
+
     pub fn policy(&self) -> Policy {
-        let passing = match self {
-            PassError::Datastore(e) | PassError::State(StateError::Datastore(e)) => {
-                e.is_transient()
-            }
-            PassError::Fence(FenceError::Datastore(e)) => e.is_transient(),
-            PassError::Fence(FenceError::Staying { .. }) => true,
-            PassError::Identity(IdentityError::Datastore(e)) => e.is_transient(),
-            PassError::Store(e) | PassError::Identity(IdentityError::Store(e)) => e.is_transient(),
-            // The programs give their reason only in words, and a server that went away is the
-            // common cause.
-            PassError::Program(ProgramError::Failed { text, .. }) => {
-                is_connection_trouble(text) && !is_full(text)
-            }
-            PassError::Rewritten { .. }
-            | PassError::InTheWay { .. }
-            | PassError::Spool(_)
-            | PassError::Busy { .. }
-            | PassError::NotMet { .. } => true,
-            // The standby may be promoted soon.
-            PassError::Unfit { check, .. } => *check == ErrorCode::Standby,
-            PassError::Waited(error) => return error.policy(),
-            _ => false,
-        };
+        let passing =
+            match self {
+                ReplicationError::Datastore(e)
+                | ReplicationError::State(StateError::Datastore(e)) => e.is_transient(),
+                ReplicationError::Fence(FenceError::Datastore(e)) => e.is_transient(),
+                ReplicationError::Fence(FenceError::Staying { .. }) => true,
+                ReplicationError::Identity(IdentityError::Datastore(e)) => e.is_transient(),
+                ReplicationError::Store(e)
+                | ReplicationError::Identity(IdentityError::Store(e)) => e.is_transient(),
+                // The programs give their reason only in words, and a server that went away is the
+                // common cause.
+                ReplicationError::Program(ProgramError::Failed { text, .. }) => {
+                    is_connection_trouble(text) && !is_full(text)
+                }
+                ReplicationError::Rewritten { .. }
+                | ReplicationError::InTheWay { .. }
+                | ReplicationError::Spool(_)
+                | ReplicationError::Busy { .. }
+                | ReplicationError::NotMet { .. } => true,
+                // The standby may be promoted soon.
+                ReplicationError::Precondition { check, .. } => *check == ErrorCode::Standby,
+                ReplicationError::Waited(error) => return error.policy(),
+                _ => false,
+            };
         if passing {
             Policy::Retry
         } else {
@@ -117,8 +146,8 @@ impl PassError {
     }
 
     /// Returns the error for a peer that follows another server itself, or was not promoted yet.
-    pub fn standby() -> PassError {
-        PassError::Unfit {
+    pub fn standby() -> ReplicationError {
+        ReplicationError::Precondition {
             check: ErrorCode::Standby,
             text: "the peer's PostgreSQL is a physical standby, which cannot be asked all that a copy or a stream needs".into(),
             next_step: "promote it, or let peer.datastore name the server that it follows".into(),
@@ -126,8 +155,8 @@ impl PassError {
     }
 
     /// Returns the error of a verb that needs a finished copy.
-    pub fn nothing_copied() -> PassError {
-        PassError::Unfit {
+    pub fn nothing_copied() -> ReplicationError {
+        ReplicationError::Precondition {
             check: ErrorCode::NoRecoveryPoint,
             text: "nothing has been copied to this cluster yet".into(),
             next_step: "run `warm-spare sync` first".into(),
@@ -137,46 +166,46 @@ impl PassError {
     /// Returns the operator's next step.
     pub fn next_step(&self) -> String {
         match self {
-            PassError::Datastore(e)
-            | PassError::State(StateError::Datastore(e))
-            | PassError::Fence(FenceError::Datastore(e))
-            | PassError::Identity(IdentityError::Datastore(e)) => e.next_step(),
-            PassError::Store(e) | PassError::Identity(IdentityError::Store(e)) => e.next_step(),
-            PassError::Refused { next_step, .. } | PassError::Unfit { next_step, .. } => {
+            ReplicationError::Datastore(e)
+            | ReplicationError::State(StateError::Datastore(e))
+            | ReplicationError::Fence(FenceError::Datastore(e))
+            | ReplicationError::Identity(IdentityError::Datastore(e)) => e.next_step(),
+            ReplicationError::Store(e) | ReplicationError::Identity(IdentityError::Store(e)) => e.next_step(),
+            ReplicationError::Refused { next_step, .. } | ReplicationError::Precondition { next_step, .. } => {
                 next_step.clone()
             }
-            PassError::Program(ProgramError::NoneFits { from, to, .. }) => format!(
+            ReplicationError::Program(ProgramError::NoneFits { from, to, .. }) => format!(
                 "install PostgreSQL's client programs of a major version from {from} to {to} (Debian: apt install postgresql-client-{to}), or name their directory in WARM_SPARE_PG_CLIENTS"
             ),
-            PassError::Program(ProgramError::Failed { text, .. }) if text.contains("EXTENSION") => {
+            ReplicationError::Program(ProgramError::Failed { text, .. }) if text.contains("EXTENSION") => {
                 "create that extension in a database of the spare by hand and see what is missing; one that a server allows in a single database cannot be copied, and belongs in another database of the primary (docs/limits.md)".into()
             }
-            PassError::Program(_) => "read the program's message".into(),
-            PassError::State(StateError::Locked { .. }) => {
+            ReplicationError::Program(_) => "read the program's message".into(),
+            ReplicationError::State(StateError::Locked { .. }) => {
                 "let it finish, or stop it: one works at a time".into()
             }
-            PassError::State(StateError::Newer { .. }) => "use the newer warm-spare".into(),
-            PassError::State(StateError::Superseded) => "nothing: the other process goes on".into(),
-            PassError::State(StateError::Overtaken { .. }) => {
+            ReplicationError::State(StateError::Newer { .. }) => "use the newer warm-spare".into(),
+            ReplicationError::State(StateError::Superseded) => "nothing: the other process goes on".into(),
+            ReplicationError::State(StateError::Overtaken { .. }) => {
                 "find out which of the two is the primary now, and set role there and here accordingly".into()
             }
-            PassError::Identity(IdentityError::SameServer) => {
+            ReplicationError::Identity(IdentityError::SameServer) => {
                 "let peer.datastore name the primary's server and local.datastore the spare's"
                     .into()
             }
-            PassError::Identity(IdentityError::SameBucket { .. }) => {
+            ReplicationError::Identity(IdentityError::SameBucket { .. }) => {
                 "let peer.s3 name the primary's bucket and local.s3 the spare's; if they do, and MinIO itself replicates one to the other, exclude .warm-spare/ from that rule".into()
             }
-            PassError::Fence(_) => "end the sessions that keep it open, then run it again".into(),
-            PassError::Scratch { .. } => "make room, or set TMPDIR to a directory with room".into(),
-            PassError::Rewritten { .. } | PassError::InTheWay { .. } | PassError::NotMet { .. } => {
+            ReplicationError::Fence(_) => "end the sessions that keep it open, then run it again".into(),
+            ReplicationError::Scratch { .. } => "make room, or set TMPDIR to a directory with room".into(),
+            ReplicationError::Rewritten { .. } | ReplicationError::InTheWay { .. } | ReplicationError::NotMet { .. } => {
                 "run it again when the migration on the primary is over".into()
             }
-            PassError::Busy { .. } => {
+            ReplicationError::Busy { .. } => {
                 "wait until that transaction on the primary ends, or end it".into()
             }
-            PassError::Waited(error) => error.next_step(),
-            PassError::Spool(_) => {
+            ReplicationError::Waited(error) => error.next_step(),
+            ReplicationError::Spool(_) => {
                 "make room in the service's data directory, or raise replication.wal_hold_limit".into()
             }
         }
@@ -184,11 +213,11 @@ impl PassError {
 
     pub fn datastore(&self) -> Option<&DatastoreError> {
         match self {
-            PassError::Datastore(e)
-            | PassError::State(StateError::Datastore(e))
-            | PassError::Identity(IdentityError::Datastore(e))
-            | PassError::Fence(FenceError::Datastore(e)) => Some(e),
-            PassError::Waited(error) => error.datastore(),
+            ReplicationError::Datastore(e)
+            | ReplicationError::State(StateError::Datastore(e))
+            | ReplicationError::Identity(IdentityError::Datastore(e))
+            | ReplicationError::Fence(FenceError::Datastore(e)) => Some(e),
+            ReplicationError::Waited(error) => error.datastore(),
             _ => None,
         }
     }
@@ -201,8 +230,10 @@ impl PassError {
 
     fn store(&self) -> Option<&StoreError> {
         match self {
-            PassError::Store(e) | PassError::Identity(IdentityError::Store(e)) => Some(e),
-            PassError::Waited(error) => error.store(),
+            ReplicationError::Store(e) | ReplicationError::Identity(IdentityError::Store(e)) => {
+                Some(e)
+            }
+            ReplicationError::Waited(error) => error.store(),
             _ => None,
         }
     }
@@ -216,18 +247,20 @@ impl PassError {
             return Some(error.side);
         }
         match self {
-            PassError::Program(ProgramError::Failed { program, .. }) if program == "pg_dump" => {
+            ReplicationError::Program(ProgramError::Failed { program, .. })
+                if program == "pg_dump" =>
+            {
                 Some(Side::Peer)
             }
-            PassError::State(error) => Some(error.side()),
-            PassError::Program(_) | PassError::Scratch { .. } | PassError::Spool(_) => {
-                Some(Side::Local)
-            }
-            PassError::Fence(error) => Some(error.side()),
-            PassError::Rewritten { .. }
-            | PassError::InTheWay { .. }
-            | PassError::Busy { .. }
-            | PassError::NotMet { .. } => Some(Side::Peer),
+            ReplicationError::State(error) => Some(error.side()),
+            ReplicationError::Program(_)
+            | ReplicationError::Scratch { .. }
+            | ReplicationError::Spool(_) => Some(Side::Local),
+            ReplicationError::Fence(error) => Some(error.side()),
+            ReplicationError::Rewritten { .. }
+            | ReplicationError::InTheWay { .. }
+            | ReplicationError::Busy { .. }
+            | ReplicationError::NotMet { .. } => Some(Side::Peer),
             _ => None,
         }
     }
@@ -248,7 +281,7 @@ impl PassError {
             use StoreFault::{Busy, Denied, NoBucket, Tls, Unreachable};
             matches!(error.fault, Unreachable | Busy | Denied | NoBucket | Tls)
         });
-        let program = matches!(self, PassError::Program(ProgramError::Failed { text, .. }) if is_connection_trouble(text));
+        let program = matches!(self, ReplicationError::Program(ProgramError::Failed { text, .. }) if is_connection_trouble(text));
         datastore || store || program
     }
 
@@ -274,30 +307,30 @@ impl PassError {
             };
         }
         match self {
-            PassError::Refused { rule, .. } => *rule,
-            PassError::Unfit { check, .. } => *check,
-            PassError::Identity(IdentityError::SameServer) => ErrorCode::SameServer,
-            PassError::Identity(IdentityError::SameBucket { .. }) => ErrorCode::SameBucket,
-            PassError::State(StateError::Newer { .. }) => ErrorCode::NewerFormat,
-            PassError::State(StateError::Locked { .. }) => ErrorCode::Locked,
-            PassError::State(StateError::Superseded) => ErrorCode::Superseded,
-            PassError::State(StateError::Overtaken { .. }) => ErrorCode::Overtaken,
-            PassError::Fence(_) => ErrorCode::Fence,
-            PassError::Program(ProgramError::Failed { text, .. }) if is_full(text) => {
+            ReplicationError::Refused { rule, .. } => *rule,
+            ReplicationError::Precondition { check, .. } => *check,
+            ReplicationError::Identity(IdentityError::SameServer) => ErrorCode::SameServer,
+            ReplicationError::Identity(IdentityError::SameBucket { .. }) => ErrorCode::SameBucket,
+            ReplicationError::State(StateError::Newer { .. }) => ErrorCode::NewerFormat,
+            ReplicationError::State(StateError::Locked { .. }) => ErrorCode::Locked,
+            ReplicationError::State(StateError::Superseded) => ErrorCode::Superseded,
+            ReplicationError::State(StateError::Overtaken { .. }) => ErrorCode::Overtaken,
+            ReplicationError::Fence(_) => ErrorCode::Fence,
+            ReplicationError::Program(ProgramError::Failed { text, .. }) if is_full(text) => {
                 ErrorCode::DiskFull
             }
-            PassError::Program(_) => ErrorCode::ClientProgram,
-            PassError::Scratch { .. } => ErrorCode::Scratch,
-            PassError::Rewritten { .. } => ErrorCode::Rewritten,
-            PassError::InTheWay { .. } => ErrorCode::InTheWay,
-            PassError::Busy { .. } => ErrorCode::Busy,
-            PassError::NotMet { .. } => ErrorCode::NotMet,
-            PassError::Waited(error) => error.code(),
-            PassError::Spool(_) => ErrorCode::Spool,
-            PassError::Datastore(_)
-            | PassError::Store(_)
-            | PassError::Identity(_)
-            | PassError::State(_) => ErrorCode::Unknown,
+            ReplicationError::Program(_) => ErrorCode::ClientProgram,
+            ReplicationError::Scratch { .. } => ErrorCode::Scratch,
+            ReplicationError::Rewritten { .. } => ErrorCode::Rewritten,
+            ReplicationError::InTheWay { .. } => ErrorCode::InTheWay,
+            ReplicationError::Busy { .. } => ErrorCode::Busy,
+            ReplicationError::NotMet { .. } => ErrorCode::NotMet,
+            ReplicationError::Waited(error) => error.code(),
+            ReplicationError::Spool(_) => ErrorCode::Spool,
+            ReplicationError::Datastore(_)
+            | ReplicationError::Store(_)
+            | ReplicationError::Identity(_)
+            | ReplicationError::State(_) => ErrorCode::Unknown,
         }
     }
 
@@ -305,13 +338,15 @@ impl PassError {
     /// the configuration.
     pub fn exit_code(&self) -> u8 {
         match self {
-            PassError::Refused { .. }
-            | PassError::Identity(IdentityError::SameServer | IdentityError::SameBucket { .. })
-            | PassError::State(
+            ReplicationError::Refused { .. }
+            | ReplicationError::Identity(
+                IdentityError::SameServer | IdentityError::SameBucket { .. },
+            )
+            | ReplicationError::State(
                 StateError::Locked { .. } | StateError::Superseded | StateError::Overtaken { .. },
             ) => 4,
-            PassError::State(StateError::Newer { .. }) => 2,
-            PassError::Waited(error) => error.exit_code(),
+            ReplicationError::State(StateError::Newer { .. }) => 2,
+            ReplicationError::Waited(error) => error.exit_code(),
             _ => 3,
         }
     }
@@ -340,4 +375,31 @@ fn is_connection_trouble(text: &str) -> bool {
     ];
     let final_words = ["authentication failed", "no pg_hba.conf entry"];
     signs.iter().any(|sign| text.contains(sign)) && !final_words.iter().any(|w| text.contains(w))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::StateError;
+
+    /// A planned handover is undone for the first, and goes on later for the second.
+    #[test]
+    fn a_refused_statement_is_no_failure_of_the_state() {
+        let refused = || DatastoreError {
+            side: Side::Local,
+            address: "127.0.0.1:5432".into(),
+            doing: "setting the sequences".into(),
+            fault: DatastoreFault::Statement,
+            text: "permission denied".into(),
+            sql_state: None,
+        };
+        let statement = ReplicationError::from(HolderError::from(refused()));
+        assert!(
+            matches!(statement, ReplicationError::Datastore(_)),
+            "{statement:?}"
+        );
+        let state = HolderError::from(StateError::from(refused()));
+        let state = ReplicationError::from(state);
+        assert!(matches!(state, ReplicationError::State(_)), "{state:?}");
+    }
 }

@@ -1,9 +1,8 @@
 //! The fuse: stops a change that would shrink the spare by more than the operator's limit, and
 //! asks.
 
-use super::error::PassError;
-use crate::cluster::ToSql;
-use crate::cluster::{LocalSession, State, Vanished};
+use super::error::ReplicationError;
+use crate::cluster::{SpareDb, StateDb, Vanished, WriteSession};
 use crate::config::{Config, Fuse};
 use crate::domain::{ErrorCode, EventKind};
 use blake2b_simd::Params;
@@ -89,21 +88,21 @@ pub(super) fn judge(fuse: &Fuse, shrinkage: &Shrinkage) -> Verdict {
 /// later changes. `inside` is a session on the database as the change leaves it.
 pub(super) async fn ask(
     config: &Config,
-    state: &State,
+    state: &StateDb,
     change: Shrinkage,
-    inside: &LocalSession,
-) -> Result<bool, PassError> {
+    inside: &WriteSession,
+) -> Result<bool, ReplicationError> {
     ask_again(config, state, change, "", inside).await
 }
 
 /// Does the same for a transaction that may have been tried and counted before; `lsn` is its end.
 pub(super) async fn ask_again(
     config: &Config,
-    state: &State,
+    state: &StateDb,
     change: Shrinkage,
     lsn: &str,
-    inside: &LocalSession,
-) -> Result<bool, PassError> {
+    inside: &WriteSession,
+) -> Result<bool, ReplicationError> {
     let lately = state.vanished_lately(config.fuse.window, lsn).await?;
     let (packages, artifacts) = gone_now(&lately, &change, inside).await?;
     let shrinkage = Shrinkage {
@@ -123,7 +122,7 @@ pub(super) async fn ask_again(
         }
         Verdict::Blown { id, text } => {
             state.event(EventKind::Fuse, &text, &config.change).await?;
-            Err(PassError::Refused {
+            Err(ReplicationError::Refused {
                 rule: ErrorCode::Fuse,
                 text,
                 next_step: format!(
@@ -140,29 +139,15 @@ pub(super) async fn ask_again(
 async fn gone_now(
     lately: &Vanished,
     change: &Shrinkage,
-    inside: &LocalSession,
-) -> Result<(u64, u64), PassError> {
+    inside: &WriteSession,
+) -> Result<(u64, u64), ReplicationError> {
     if lately.packages.is_empty() && lately.artifacts.is_empty() {
         return Ok((0, 0));
     }
-    let sql = "SELECT \
-        (SELECT count(*) FROM (SELECT unnest($1::text[]) EXCEPT SELECT unnest($2::text[])) v (named) WHERE NOT EXISTS ( \
-           SELECT 1 FROM public.origin_packages p \
-           WHERE p.ident = substring(v.named FROM '^(.*) ') AND p.target = substring(v.named FROM ' ([^ ]*)$'))), \
-        (SELECT count(*) FROM (SELECT unnest($3::text[]) EXCEPT SELECT unnest($4::text[])) v (named) WHERE EXISTS ( \
-           SELECT 1 FROM warm_spare.unavailable u WHERE u.key = v.named))";
-    let doing = "counting vanished packages and artifacts";
-    let values: &[&(dyn ToSql + Sync)] = &[
-        &lately.packages,
-        &change.packages,
-        &lately.artifacts,
-        &change.artifacts,
-    ];
-    let row = inside.query_one(doing, sql, values).await?;
-    Ok((
-        row.get::<_, i64>(0).unsigned_abs(),
-        row.get::<_, i64>(1).unsigned_abs(),
-    ))
+    let spare = SpareDb::of(inside);
+    let packages = spare.absent_packages(&lately.packages, &change.packages);
+    let artifacts = spare.unavailable_of(&lately.artifacts, &change.artifacts);
+    Ok((packages.await?, artifacts.await?))
 }
 
 fn earlier(count: u64) -> String {

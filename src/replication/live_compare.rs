@@ -2,15 +2,13 @@
 //! anybody. Rows that differ in a first reading, and still differ after the spare has applied
 //! everything up to that reading, are a difference.
 
-use super::baseline::lock_watchdog::guarded;
-use super::baseline::tables::{Table, tables};
+use super::baseline::lock_watchdog::with_lock_watchdog;
 use super::change_probe::told_of_standby;
-use super::error::PassError;
-use crate::cluster::{LocalSession, PeerSession, Session};
+use super::error::ReplicationError;
+use crate::cluster::{LocalCluster, PeerCluster, Session, SpareDb, Table, WriteSession};
 use crate::config::Config;
 use crate::domain::{ErrorCode, Lsn};
 use crate::observe::Step;
-use crate::replication::baseline::visible::recovery_point;
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
@@ -42,7 +40,7 @@ pub(super) trait Ours {
 
     /// Waits until they hold everything that the primary had written up to that position, for this
     /// time at most. False: not yet.
-    async fn come_past(&mut self, place: Lsn, at_most: Duration) -> Result<bool, PassError>;
+    async fn come_past(&mut self, place: Lsn, at_most: Duration) -> Result<bool, ReplicationError>;
 
     /// Returns the time after which nothing can be decided if they do not catch up; None: without
     /// limit.
@@ -54,17 +52,17 @@ pub(super) trait Ours {
 }
 
 /// The database that Builder sees, into which another process applies the changes.
-struct Visible(LocalSession);
+struct Visible(WriteSession);
 
 impl Ours for Visible {
     fn session(&self) -> &Session {
         &self.0
     }
 
-    async fn come_past(&mut self, place: Lsn, at_most: Duration) -> Result<bool, PassError> {
+    async fn come_past(&mut self, place: Lsn, at_most: Duration) -> Result<bool, ReplicationError> {
         let begun = Instant::now();
         loop {
-            let stands = recovery_point(&self.0).await?;
+            let stands = SpareDb::of(&self.0).lsn().await?;
             let stands: Option<Lsn> = stands.and_then(|lsn| lsn.parse().ok());
             if stands.is_some_and(|lsn| lsn >= place) {
                 return Ok(true);
@@ -88,9 +86,11 @@ impl Ours for Visible {
 
 /// Compares the rows of every table on both sides. The spare must be following, or the primary must
 /// be at rest.
-pub async fn compare_both(config: &Config, step: Option<&Step>) -> Result<Compared, PassError> {
-    let local = &config.local.datastore;
-    let session = LocalSession::open(local, &local.database).await?;
+pub async fn compare_both(
+    config: &Config,
+    step: Option<&Step>,
+) -> Result<Compared, ReplicationError> {
+    let session = LocalCluster::of(config).builder().await?;
     session.carry_bytes().await?;
     match compare_all(config, &mut Visible(session), step).await {
         Err(error) => Err(told_of_standby(config, error).await),
@@ -103,16 +103,16 @@ pub(super) async fn compare_all(
     config: &Config,
     ours: &mut impl Ours,
     step: Option<&Step>,
-) -> Result<Compared, PassError> {
+) -> Result<Compared, ReplicationError> {
     let mut compared = Compared::default();
-    for table in tables(ours.session()).await? {
+    for table in ours.session().tables().await? {
         compare(config, ours, &table, step, &mut compared).await?;
     }
     // A table that only the primary has is found only here.
-    let peer = PeerSession::open(&config.peer.datastore).await?;
-    let known = tables(ours.session()).await?;
+    let peer = PeerCluster::of(config).builder().await?;
+    let known = ours.session().tables().await?;
     let known: HashSet<String> = known.iter().map(Table::full_name).collect();
-    for table in tables(&peer).await? {
+    for table in peer.tables().await? {
         if !known.contains(&table.full_name()) {
             compared.differing.push((table.full_name(), 0));
         }
@@ -127,7 +127,7 @@ pub(super) async fn compare(
     table: &Table,
     step: Option<&Step>,
     compared: &mut Compared,
-) -> Result<(), PassError> {
+) -> Result<(), ReplicationError> {
     let (here, there) = read(config, ours, table, step, Parts::default, Parts::add).await?;
     compared.tables += 1;
     compared.rows += here.rows;
@@ -148,7 +148,7 @@ async fn lasting(
     ours: &mut impl Ours,
     table: &Table,
     parts: &HashSet<usize>,
-) -> Result<u64, PassError> {
+) -> Result<u64, ReplicationError> {
     let first = difference(config, ours, table, parts).await?;
     if first.is_empty() {
         return Ok(0);
@@ -229,7 +229,7 @@ async fn difference(
     ours: &impl Ours,
     table: &Table,
     parts: &HashSet<usize>,
-) -> Result<HashMap<RowHash, i64>, PassError> {
+) -> Result<HashMap<RowHash, i64>, ReplicationError> {
     let count = |rows: &mut HashMap<RowHash, i64>, row: &[u8]| {
         let hash = hash(row);
         if parts.contains(&part(&hash)) {
@@ -253,11 +253,11 @@ async fn read<T>(
     step: Option<&Step>,
     empty: impl Fn() -> T,
     add: impl Fn(&mut T, &[u8]),
-) -> Result<(T, T), PassError> {
+) -> Result<(T, T), ReplicationError> {
     let here = rows(ours.session(), table, step, empty(), &add);
     // Reading holds a lock on the primary like any other read, so it gives way like any other.
-    let there = Box::pin(guarded(&config.peer.datastore, async {
-        let peer = PeerSession::open(&config.peer.datastore).await?;
+    let there = Box::pin(with_lock_watchdog(PeerCluster::of(config), async {
+        let peer = PeerCluster::of(config).builder().await?;
         peer.carry_bytes().await?;
         rows(&peer, table, None, empty(), &add).await
     }));
@@ -270,7 +270,7 @@ async fn rows<T>(
     step: Option<&Step>,
     mut into: T,
     add: &impl Fn(&mut T, &[u8]),
-) -> Result<T, PassError> {
+) -> Result<T, ReplicationError> {
     let doing = format!("reading table {}", table.full_name());
     let mut rows = session.copy_out(&doing, &table.copy_out()).await?;
     while let Some(row) = rows.next().await? {
@@ -283,7 +283,7 @@ async fn rows<T>(
 }
 
 /// Waits until the spare has applied everything that the primary has written by now.
-async fn come_past(config: &Config, ours: &mut impl Ours) -> Result<(), PassError> {
+async fn come_past(config: &Config, ours: &mut impl Ours) -> Result<(), ReplicationError> {
     let (wanted, before) = written(config).await?;
     let begun = Instant::now();
     loop {
@@ -297,7 +297,7 @@ async fn come_past(config: &Config, ours: &mut impl Ours) -> Result<(), PassErro
             .patience()
             .is_some_and(|patience| begun.elapsed() > patience)
         {
-            return Err(PassError::Unfit {
+            return Err(ReplicationError::Precondition {
                 check: ErrorCode::NotFollowing,
                 text: format!(
                     "rows differ, but the spare has not applied up to {wanted}, the primary's position, so the difference may only be replication lag"
@@ -310,12 +310,11 @@ async fn come_past(config: &Config, ours: &mut impl Ours) -> Result<(), PassErro
 }
 
 /// Returns the end of the primary's log, and its transactions.
-async fn written(config: &Config) -> Result<(Lsn, String), PassError> {
-    let peer = PeerSession::open(&config.peer.datastore).await?;
-    let sql = "SELECT pg_current_wal_lsn()::text, txid_current_snapshot()::text";
-    let row = peer.row("asking for the end of its log", sql, &[]).await?;
-    let place: String = row.get(0)?;
-    Ok((place.parse().unwrap_or_default(), row.get(1)?))
+async fn written(config: &Config) -> Result<(Lsn, String), ReplicationError> {
+    let peer = PeerCluster::of(config).builder().await?;
+    let state = peer.server_state("asking for the end of its log").await?;
+    let wal = state.wal.ok_or_else(ReplicationError::standby)?;
+    Ok((wal, state.transactions))
 }
 
 #[cfg(test)]

@@ -6,10 +6,10 @@ mod clone;
 mod command;
 mod leftovers;
 
-use crate::cluster::{DrillRecord, LocalSession, State, lift_and_write, set_fence};
+use crate::cluster::{DrillRecord, LocalCluster, StateDb, WriteSession, lift_and_write, set_fence};
 use crate::config::Config;
 use crate::domain::{ErrorCode, Role};
-use crate::replication::{PassError, advance_sequences, drop_database};
+use crate::replication::{ReplicationError, advance_sequences};
 use chrono::{DateTime, Utc};
 use clone::Clone;
 use command::Running;
@@ -73,7 +73,7 @@ pub async fn drill(
     rehearsal: &Rehearsal,
     on_step: impl Fn(&DrillStep),
     stop: impl Future<Output = ()>,
-) -> Result<Drill, PassError> {
+) -> Result<Drill, ReplicationError> {
     let state = open(config).await?;
     leftovers::claim(&state).await?;
     leftovers::remove(&state).await?;
@@ -89,7 +89,7 @@ pub async fn drill(
         let rehearsing = Box::pin(work.run(&on_step, &mut running));
         tokio::select! {
             done = rehearsing => done,
-            () = stop => Err(PassError::Unfit {
+            () = stop => Err(ReplicationError::Precondition {
                 check: ErrorCode::Interrupted,
                 text: "the drill was interrupted by a signal".into(),
                 next_step: "the drill has removed its clone; run it again".into(),
@@ -99,7 +99,7 @@ pub async fn drill(
     if let Some(running) = running {
         running.end().await;
     }
-    let removed = drop_database(state.session(), &name).await;
+    let removed = state.session().drop_database(&name).await;
     let drill = done?;
     removed?;
     state.record_drill(&drill.record()).await?;
@@ -107,28 +107,29 @@ pub async fn drill(
 }
 
 /// Opens the state of a spare that has a recovery point.
-async fn open(config: &Config) -> Result<State, PassError> {
-    let state = State::open_existing(&config.local.datastore)
+async fn open(config: &Config) -> Result<StateDb, ReplicationError> {
+    let state = LocalCluster::of(config)
+        .existing_state()
         .await?
-        .ok_or_else(PassError::nothing_copied)?;
+        .ok_or_else(ReplicationError::nothing_copied)?;
     if state.cluster().await?.role == Some(Role::Primary) {
-        return Err(PassError::Refused {
+        return Err(ReplicationError::Refused {
             rule: ErrorCode::Role,
             text: "this cluster is the primary: there is nothing for it to take over".into(),
             next_step: "run the drill on the spare".into(),
         });
     }
     state
-        .copied_point()
+        .recovery_point()
         .await?
-        .ok_or_else(PassError::nothing_copied)?;
+        .ok_or_else(ReplicationError::nothing_copied)?;
     Ok(state)
 }
 
 struct Work<'a> {
     config: &'a Config,
     rehearsal: &'a Rehearsal,
-    state: &'a State,
+    state: &'a StateDb,
     /// Name of the clone.
     name: &'a str,
 }
@@ -158,7 +159,7 @@ impl Work<'_> {
         &self,
         on_step: &dyn Fn(&DrillStep),
         running: &mut Option<Running>,
-    ) -> Result<Drill, PassError> {
+    ) -> Result<Drill, ReplicationError> {
         let steps = Vec::new();
         let mut steps = Steps { on_step, steps };
         let time = Utc::now();
@@ -182,13 +183,13 @@ impl Work<'_> {
     }
 
     /// Makes the clone, and checks the clone and its artifacts.
-    async fn copy(&self, steps: &mut Steps<'_>) -> Result<LocalSession, PassError> {
+    async fn copy(&self, steps: &mut Steps<'_>) -> Result<WriteSession, ReplicationError> {
         let begun = Instant::now();
         let clone = Clone::make(self.config, self.state.session(), self.name).await?;
         steps.add("clone", begun, (true, clone.describe()));
 
         let begun = Instant::now();
-        let inside = LocalSession::open(&self.config.local.datastore, self.name).await?;
+        let inside = LocalCluster::of(self.config).database(self.name).await?;
         steps.add("rows", begun, clone.compare(&inside).await?);
 
         let begun = Instant::now();
@@ -203,7 +204,7 @@ impl Work<'_> {
         &self,
         steps: &mut Steps<'_>,
         running: &mut Option<Running>,
-    ) -> Result<bool, PassError> {
+    ) -> Result<bool, ReplicationError> {
         let begun = Instant::now();
         if let Some(command) = &self.rehearsal.exec {
             *running = Some(Running::start(self.config, self.name, command)?);
@@ -222,12 +223,12 @@ impl Work<'_> {
 
     /// Does what a failover would do: moves sequences past the last known ids, lifts the fence, and
     /// writes.
-    async fn take_over(&self, inside: &LocalSession) -> Result<String, String> {
+    async fn take_over(&self, inside: &WriteSession) -> Result<String, String> {
         let taken = async {
             advance_sequences(inside).await?;
             let local = &self.config.local.datastore;
             lift_and_write(self.state.session(), local, self.name).await?;
-            Ok::<(), PassError>(())
+            Ok::<(), ReplicationError>(())
         };
         match taken.await {
             Ok(()) => Ok("the first write was committed".into()),

@@ -15,7 +15,7 @@ pub struct Ours<'a> {
 
 /// The peer, as it was seen.
 #[derive(Debug, Clone, Default)]
-pub struct Theirs {
+pub struct PeerFacts {
     pub system_id: String,
     /// True: its database is read-only by default.
     pub fenced: bool,
@@ -48,7 +48,7 @@ pub enum Stand {
     WentBack(String),
 }
 
-pub fn decide(ours: &Ours<'_>, theirs: &Theirs) -> Stand {
+pub fn decide(ours: &Ours<'_>, theirs: &PeerFacts) -> Stand {
     let record = theirs.record.clone().unwrap_or_default();
     let known = ours
         .promotion
@@ -91,7 +91,7 @@ pub fn decide(ours: &Ours<'_>, theirs: &Theirs) -> Stand {
 }
 
 /// Decides for a peer that is no newer primary.
-fn beside_no_newer(ours: &Ours<'_>, theirs: &Theirs, record: &Record, known: bool) -> Stand {
+fn beside_no_newer(ours: &Ours<'_>, theirs: &PeerFacts, record: &Record, known: bool) -> Stand {
     let epoch = ours.record.epoch;
     if let Some(fence) = &record.fence {
         let by_another = fence.by_cluster != ours.record.cluster_id;
@@ -147,7 +147,7 @@ fn forgotten(ours: &Ours<'_>, record: &Record) -> Option<String> {
     })
 }
 
-fn stranger(ours: &Ours<'_>, theirs: &Theirs, record: &Record) -> String {
+fn stranger(ours: &Ours<'_>, theirs: &PeerFacts, record: &Record) -> String {
     format!(
         "the peer is the primary of epoch {} of another line (cluster {}, system id {}); this is cluster {}, system id {}: neither has followed the other, and they share no promotion",
         record.epoch, record.cluster_id, theirs.system_id, ours.record.cluster_id, ours.system_id
@@ -157,7 +157,7 @@ fn stranger(ours: &Ours<'_>, theirs: &Theirs, record: &Record) -> String {
 /// Returns whether the peer is the server that was recorded while following. Only that server is
 /// ever fenced. A server that has lost our record is still that server; a record without a role was
 /// left there by our own fence.
-pub(super) fn is_recorded(promotion: &Promotion, theirs: &Theirs) -> bool {
+pub(super) fn is_recorded(promotion: &Promotion, theirs: &PeerFacts) -> bool {
     let same_cluster = theirs.record.as_ref().is_none_or(|record| {
         record.role.is_none()
             || promotion.peer_cluster.is_empty()
@@ -201,8 +201,8 @@ mod tests {
         }
     }
 
-    fn peer(system_id: &str, role: Option<Role>, epoch: i64) -> Theirs {
-        Theirs {
+    fn peer(system_id: &str, role: Option<Role>, epoch: i64) -> PeerFacts {
+        PeerFacts {
             system_id: system_id.into(),
             fenced: false,
             record: Some(Record {
@@ -214,7 +214,7 @@ mod tests {
         }
     }
 
-    fn decided(ours: &Record, promotion: Option<&Promotion>, theirs: &Theirs) -> Stand {
+    fn decided(ours: &Record, promotion: Option<&Promotion>, theirs: &PeerFacts) -> Stand {
         let ours = Ours {
             record: ours,
             system_id: "new",
@@ -224,21 +224,21 @@ mod tests {
     }
 
     #[track_caller]
-    fn expect(theirs: &Theirs, stand: impl Fn(&Stand) -> bool) {
+    fn expect(theirs: &PeerFacts, stand: impl Fn(&Stand) -> bool) {
         let found = decided(&ours(), Some(&promotion()), theirs);
         assert!(stand(&found), "{found:?}");
     }
 
-    fn of_line(mut theirs: Theirs, promotions: &[(i64, &str)]) -> Theirs {
+    fn of_line(mut theirs: PeerFacts, promotions: &[(i64, &str)]) -> PeerFacts {
         theirs.record.as_mut().expect("a record").lineage = Lineage::of_promotions(promotions);
         theirs
     }
 
     #[test]
     fn the_server_that_was_followed_is_fenced_also_without_a_record() {
-        let stock = Theirs {
+        let stock = PeerFacts {
             system_id: "old".into(),
-            ..Theirs::default()
+            ..PeerFacts::default()
         };
         expect(&stock, |s| *s == Stand::FencePeer);
         expect(&peer("old", None, 0), |s| *s == Stand::FencePeer);
@@ -265,9 +265,9 @@ mod tests {
 
     #[test]
     fn another_server_is_never_fenced() {
-        let stock = Theirs {
+        let stock = PeerFacts {
             system_id: "third".into(),
-            ..Theirs::default()
+            ..PeerFacts::default()
         };
         expect(&stock, |s| matches!(s, Stand::Alone(_)));
         let kin = of_line(peer("third", Some(Role::Primary), 1), &[(1, "root-old")]);

@@ -2,37 +2,37 @@
 //! record. Only then the objects that keep log for the peer are removed, and the role is changed.
 //! The copy itself is an ordinary one.
 
-use super::divergence::{self, Behind};
-use super::steps::{Told, Walk};
+use super::divergence::{self, OpenFence};
+use super::step_journal::{OnStep, StepJournal};
 use super::watch::look_at_peer;
 use crate::cluster::preparation::Names;
 use crate::cluster::{
-    EPOCH_STEP_MAX, LocalSession, Lock, Promotion, Record, State, quote_ident, raise_fence,
+    EPOCH_STEP_MAX, LocalCluster, Lock, PeerCluster, Promotion, Record, StateDb, raise_fence,
     system_id,
 };
 use crate::config::Config;
 use crate::domain::{ErrorCode, EventKind, PromotionKind, Role, Step, Transition, TransitionKind};
-use crate::replication::{Doubt, PassError, has_database, stream};
+use crate::replication::{Doubt, ReplicationError, has_database};
 use chrono::Utc;
 
 /// Brings this cluster back. Each step may be repeated, so after a kill all steps run again. The
 /// slot is the exception: it is not read again once it may be gone.
 pub async fn come_back(
     config: &Config,
-    state: &State,
+    state: &StateDb,
     lock: Lock,
-    told: Told<'_>,
-) -> Result<(), PassError> {
+    on_step: OnStep<'_>,
+) -> Result<(), ReplicationError> {
     let before = state.transition().await?;
     let journal = Noted::of(before.as_ref());
     let own = state.own_record().await?;
     let server = system_id(state.session()).await?;
     let peer = newer_primary(config, &own, &server).await?;
     let promotion = promotion_of(&peer);
-    let mut walk = Walk::new(
+    let mut walk = StepJournal::new(
         state,
         lock,
-        told,
+        on_step,
         TransitionKind::Failback,
         (peer.epoch, ""),
     );
@@ -106,18 +106,18 @@ impl Noted {
 
 async fn fence_and_list(
     config: &Config,
-    state: &State,
-    walk: &mut Walk<'_>,
+    state: &StateDb,
+    walk: &mut StepJournal<'_>,
     peer: &Record,
     noted: &mut Noted,
-) -> Result<(), PassError> {
+) -> Result<(), ReplicationError> {
     let promotion = promotion_of(peer);
     if noted.listed.is_none() {
         walk.step(Step::Fence).await?;
     }
     fence_here(config, state, peer.epoch, &peer.cluster_id).await?;
     let fence = state.fence_record().await?;
-    let behind = Behind {
+    let behind = OpenFence {
         lifted: fence.is_some_and(|fence| fence.lifted),
         fenced_by: noted.fenced_by.clone().filter(|number| number != NO_FENCE),
     };
@@ -179,9 +179,13 @@ fn promotion_of(peer: &Record) -> Promotion {
 }
 
 /// Returns the record of the newer primary. A primary becomes the spare only of a newer primary.
-async fn newer_primary(config: &Config, own: &Record, server: &str) -> Result<Record, PassError> {
+async fn newer_primary(
+    config: &Config,
+    own: &Record,
+    server: &str,
+) -> Result<Record, ReplicationError> {
     let (epoch, role) = (own.epoch, own.role);
-    let seen = look_at_peer(config).await?;
+    let seen = look_at_peer(config, &PeerCluster::of(config)).await?;
     let record = seen.theirs.record.unwrap_or_default();
     let primary = record.role == Some(Role::Primary);
     if primary && !own.is_kin(server, &record, &seen.theirs.system_id) {
@@ -199,7 +203,7 @@ async fn newer_primary(config: &Config, own: &Record, server: &str) -> Result<Re
         stranger.ask(config)?;
     }
     if primary && record.epoch > epoch.max(1).saturating_add(EPOCH_STEP_MAX) {
-        return Err(PassError::Refused {
+        return Err(ReplicationError::Refused {
             rule: ErrorCode::EpochOutOfRange,
             text: format!(
                 "the peer reports that it is the primary of epoch {}, more than {EPOCH_STEP_MAX} above the local epoch {epoch}: this is not believed",
@@ -216,7 +220,7 @@ async fn newer_primary(config: &Config, own: &Record, server: &str) -> Result<Re
         Some(role) => format!("{role} of epoch {}", record.epoch),
         None => "nothing on record".into(),
     };
-    Err(PassError::Refused {
+    Err(ReplicationError::Refused {
         rule: ErrorCode::NoNewerPrimary,
         text: format!(
             "this cluster is {} of epoch {epoch}, and the peer is {is}{}: a primary becomes the spare only of a newer primary",
@@ -235,10 +239,10 @@ async fn newer_primary(config: &Config, own: &Record, server: &str) -> Result<Re
 /// Records and sets the fence, ends every older session, and proves the fence.
 pub async fn fence_here(
     config: &Config,
-    state: &State,
+    state: &StateDb,
     epoch: i64,
     by: &str,
-) -> Result<(), PassError> {
+) -> Result<(), ReplicationError> {
     let local = &config.local.datastore;
     let session = state.session();
     if !has_database(session, &local.database).await? {
@@ -254,27 +258,21 @@ pub async fn fence_here(
 /// were made by hand, and are left.
 async fn release(
     config: &Config,
-    state: &State,
+    state: &StateDb,
     promotion: &Promotion,
     peer_id: &str,
-) -> Result<(), PassError> {
+) -> Result<(), ReplicationError> {
     let peer_names = Names::of_cluster(peer_id);
     let local = &config.local.datastore;
     if !has_database(state.session(), &local.database).await? {
         return Ok(());
     }
-    let inside = LocalSession::open(local, &local.database).await?;
+    let inside = LocalCluster::of(config).builder().await?;
     if promotion.slot == peer_names.slot {
-        stream::drop_slot_here(&inside, &promotion.slot).await?;
+        inside.drop_peers_slot(&promotion.slot).await?;
     }
     if promotion.publication == peer_names.publication {
-        let sql = format!(
-            "DROP PUBLICATION IF EXISTS {}",
-            quote_ident(&promotion.publication)
-        );
-        inside
-            .batch("dropping the peer's publication", &sql)
-            .await?;
+        inside.drop_publication(&promotion.publication).await?;
     }
     Ok(())
 }

@@ -6,17 +6,19 @@
 
 use super::epoch::is_recorded;
 use super::preflight::{Purpose, preflight};
-use super::steps::Walk;
+use super::step_journal::StepJournal;
 use super::watch::{PeerSeen, another_server, look_at_peer, open_fence};
 use crate::cluster::{
-    CopiedPoint, EPOCH_STEP_MAX, Lock, PeerFence, Promotion, Record, State, system_id,
+    EPOCH_STEP_MAX, LocalCluster, Lock, PeerCluster, PeerFence, Promotion, Record, RecoveryPoint,
+    StateDb, system_id,
 };
 use crate::config::{Config, WantedRole};
-use crate::domain::Verdict;
-use crate::domain::{ErrorCode, PromotionKind, Role, Side, Step, Transition, TransitionKind};
+use crate::domain::{
+    ErrorCode, PromotionKind, Role, Side, Step, Transition, TransitionKind, Verdict,
+};
 use crate::observe::{Check, Clock};
-use crate::replication::stream::Told as Heard;
-use crate::replication::{Courier, PassError, end_appliers, mend, next_sequences, stands_at};
+use crate::replication::stream::StreamObserver;
+use crate::replication::{Carrier, ReplicationError, mend, next_sequences};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,18 +41,18 @@ const PLANNED_TIMEOUT: Duration = Duration::from_secs(10);
 pub enum Outcome {
     Promoted,
     /// Nothing was done, because of this obstacle.
-    Held(PassError),
+    Held(ReplicationError),
     /// The primary is as before, with the reason why the handover was not finished.
-    Undone(String),
+    RolledBack(String),
     /// The handover was undone, but the primary's fence could not be withdrawn yet.
-    Undoing(String, PassError),
+    RollbackPending(String, ReplicationError),
     /// A failover that continues as soon as this error is over.
-    Again(PassError),
+    Retry(ReplicationError),
 }
 
 /// Returns the part of the configuration that identifies a request for a handover. Another text is
 /// another request.
-pub fn asked(config: &Config) -> String {
+pub fn request_id(config: &Config) -> String {
     format!(
         "force_epoch {} change {:?}",
         config.force_epoch, config.change
@@ -59,16 +61,18 @@ pub fn asked(config: &Config) -> String {
 
 pub struct Handover<'a> {
     pub config: &'a Config,
-    pub state: &'a State,
+    pub state: &'a StateDb,
+    /// Its sessions are used for all the questions of this handover.
+    pub peer: PeerCluster<'a>,
     pub lock: Lock,
     /// Opens the artifact stores on first use, so that a handover that copies no artifact cannot
     /// fail because a store is down.
-    pub courier: Box<dyn Fn() -> Result<Courier, PassError> + Send + Sync>,
+    pub carrier: Box<dyn Fn() -> Result<Carrier, ReplicationError> + Send + Sync>,
     pub spool: Arc<Path>,
     pub clock: Clock,
-    pub told: Box<dyn Fn(Transition) + Send + Sync>,
+    pub on_step: Box<dyn Fn(Transition) + Send + Sync>,
     /// Receives the reports of the stream during the drain.
-    pub heard: Arc<dyn Heard>,
+    pub observer: Arc<dyn StreamObserver>,
     /// The epoch that this promotion takes.
     pub epoch: i64,
     /// True: the peer answered recently, so silence may be a single lost packet.
@@ -89,6 +93,8 @@ mod living;
 mod promote;
 mod undo;
 
+use complete::wait_for_clock;
+
 pub use undo::may_have_fenced;
 
 impl Handover<'_> {
@@ -96,7 +102,7 @@ impl Handover<'_> {
         i64::try_from(self.config.force_epoch) == Ok(self.epoch)
     }
 
-    pub async fn run(&self) -> Result<Outcome, PassError> {
+    pub async fn run(&self) -> Result<Outcome, ReplicationError> {
         let before = self.state.transition().await?;
         let fenced_before = before.as_ref().is_some_and(may_have_fenced);
         if let Some(entry) = before.clone()
@@ -104,9 +110,9 @@ impl Handover<'_> {
             && entry.epoch != self.epoch
         {
             // Another promotion has happened since: that request is over.
-            return self.undo_now(entry).await;
+            return self.roll_back(entry).await;
         }
-        let mut walk = self.walk(before);
+        let mut walk = self.step_journal(before);
         // A fence that may be set stays in the journal until it is known to be withdrawn.
         if !fenced_before {
             walk.step(Step::Preflight).await?;
@@ -116,7 +122,7 @@ impl Handover<'_> {
             Err(error) if fenced_before && !self.forced() => {
                 return self.undo(walk, error.to_string()).await;
             }
-            Err(error) if fenced_before => return Ok(Outcome::Again(error)),
+            Err(error) if fenced_before => return Ok(Outcome::Retry(error)),
             Err(error) => {
                 self.state.close_journal(self.lock).await?;
                 return Ok(Outcome::Held(error));
@@ -126,7 +132,7 @@ impl Handover<'_> {
             true => match self.unplanned(&mut walk, &point).await {
                 Ok(reached) => reached,
                 // A transient fault is no reason to give a failover up.
-                Err(error) => return Ok(Outcome::Again(error)),
+                Err(error) => return Ok(Outcome::Retry(error)),
             },
             false => match self.planned(&mut walk, &point).await {
                 Ok(reached) => reached,
@@ -137,16 +143,15 @@ impl Handover<'_> {
                 }
             },
         };
-        if let Err(error) = self.wake_triggers().await {
-            return match self.forced() {
-                true => Ok(Outcome::Again(error)),
-                false if local_state_failed(&error) => Err(error),
-                false => {
-                    let why = format!("{}: {error}", walk.entry.step_name());
-                    self.undo(walk, why).await
-                }
-            };
-        }
+        let point = match self.wake_triggers(point).await {
+            Ok(point) => point,
+            Err(error) if self.forced() => return Ok(Outcome::Retry(error)),
+            Err(error) if local_state_failed(&error) => return Err(error),
+            Err(error) => {
+                let why = format!("{}: {error}", walk.entry.step_name());
+                return self.undo(walk, why).await;
+            }
+        };
         walk.step(Step::Promote).await?;
         self.promote(&point, reached).await?;
         // From here on nothing may fail: the primary completes the remaining steps when it begins.
@@ -156,16 +161,16 @@ impl Handover<'_> {
         Ok(Outcome::Promoted)
     }
 
-    fn walk(&self, before: Option<Transition>) -> Walk<'_> {
+    fn step_journal(&self, before: Option<Transition>) -> StepJournal<'_> {
         let kind = match self.forced() {
             true => TransitionKind::Failover,
             false => TransitionKind::Switchover,
         };
-        let asked = asked(self.config);
-        let mut walk = Walk::new(
+        let asked = request_id(self.config);
+        let mut walk = StepJournal::new(
             self.state,
             self.lock,
-            &*self.told,
+            &*self.on_step,
             kind,
             (self.epoch, &asked),
         );
@@ -176,12 +181,12 @@ impl Handover<'_> {
     }
 
     /// Runs the checks of the promotion, the same checks as `preflight`.
-    async fn ready(&self) -> Result<CopiedPoint, PassError> {
+    async fn ready(&self) -> Result<RecoveryPoint, ReplicationError> {
         let (purpose, patience) = match self.forced() {
             true => (Purpose::Unplanned, UNPLANNED_TIMEOUT),
             false => (Purpose::Planned, PLANNED_TIMEOUT),
         };
-        let checks = preflight(self.config, purpose, patience).await;
+        let checks = preflight(self.config, &self.peer, purpose, patience).await;
         let refused: Vec<&Check> = checks
             .iter()
             .filter(|check| check.result == Verdict::Refuse)
@@ -192,8 +197,8 @@ impl Handover<'_> {
             let advise = !self.forced() && !lives;
             return Err(self.refusal(&in_words(&refused), &first.next_step, advise));
         }
-        match self.state.copied_point().await? {
-            Some(copied) => stands_at(self.config, copied).await,
+        match self.state.recovery_point().await? {
+            Some(copied) => Ok(LocalCluster::of(self.config).point(copied).await?),
             None => Err(self.refusal(
                 "nothing was copied yet",
                 "wait for the first copy",
@@ -203,7 +208,7 @@ impl Handover<'_> {
     }
 
     /// Makes the refusal. `advise_force` adds the epoch that overrides it.
-    fn refusal(&self, text: &str, next_step: &str, advise_force: bool) -> PassError {
+    fn refusal(&self, text: &str, next_step: &str, advise_force: bool) -> ReplicationError {
         let force = match advise_force {
             false => String::new(),
             true => format!(
@@ -211,7 +216,7 @@ impl Handover<'_> {
                 self.epoch
             ),
         };
-        PassError::Refused {
+        ReplicationError::Refused {
             rule: ErrorCode::ForceNeeded,
             text: format!("not promoted: {text}"),
             next_step: format!("{next_step}{force}"),
@@ -221,10 +226,10 @@ impl Handover<'_> {
     /// Runs the planned steps. If one fails, all of them are undone.
     async fn planned(
         &self,
-        walk: &mut Walk<'_>,
-        point: &CopiedPoint,
-    ) -> Result<Reached, PassError> {
-        let lacked = self.lacking().await?;
+        walk: &mut StepJournal<'_>,
+        point: &RecoveryPoint,
+    ) -> Result<Reached, ReplicationError> {
+        let unavailable_before = self.unavailable().await?;
         let seen = self.known_peer(point).await?;
         walk.step(Step::Fence).await?;
         let fence = self.raise(point).await?;
@@ -232,11 +237,13 @@ impl Handover<'_> {
         let limit = self.config.takeover.drain_timeout;
         self.drain(&fence, point, limit).await?;
         walk.step(Step::Compare).await?;
-        let sequences = self.compare(point, &lacked).await?;
+        // The drain may have replaced the database.
+        let inside = LocalCluster::of(self.config).builder().await?;
+        let sequences = self.compare(&inside, point, &unavailable_before).await?;
         let clock = self.peers_clock().await?;
         walk.step(Step::Sequences).await?;
-        self.set_sequences(&sequences).await?;
-        self.wait_for_clock(Some(clock)).await?;
+        self.set_sequences(&inside, &sequences).await?;
+        wait_for_clock(&inside, Some(clock)).await?;
         log::debug!("the peer was at PostgreSQL {}", seen.version);
         Ok(Reached {
             fenced: true,
@@ -247,12 +254,12 @@ impl Handover<'_> {
     /// Runs the unplanned steps. A part that cannot be had does not stop the promotion.
     async fn unplanned(
         &self,
-        walk: &mut Walk<'_>,
-        point: &CopiedPoint,
-    ) -> Result<Reached, PassError> {
+        walk: &mut StepJournal<'_>,
+        point: &RecoveryPoint,
+    ) -> Result<Reached, ReplicationError> {
         let mut reached = Reached::default();
         let mut clock = None;
-        let lacked = self.lacking().await?;
+        let unavailable_before = self.unavailable().await?;
         walk.step(Step::Fence).await?;
         if let Some(fence) = self.fence_if_it_answers(point).await? {
             reached.fenced = true;
@@ -260,9 +267,10 @@ impl Handover<'_> {
             let limit = self.config.takeover.drain_timeout;
             let drained = async {
                 self.drain(&fence, point, limit).await?;
-                let sequences = self.compare(point, &lacked).await?;
+                let inside = LocalCluster::of(self.config).builder().await?;
+                let sequences = self.compare(&inside, point, &unavailable_before).await?;
                 clock = Some(self.peers_clock().await?);
-                self.set_sequences(&sequences).await
+                self.set_sequences(&inside, &sequences).await
             };
             match drained.await {
                 Ok(()) => reached.complete = true,
@@ -270,7 +278,7 @@ impl Handover<'_> {
                     log::warn!("not all changes of the old primary could be applied here: {error}");
                     // The interrupted work may be half done, and one of its commits may still be
                     // running.
-                    end_appliers(self.config).await?;
+                    LocalCluster::of(self.config).lsn_at_rest().await?;
                     mend(self.config, self.lock).await?;
                 }
             }
@@ -279,7 +287,8 @@ impl Handover<'_> {
         if !reached.complete {
             next_sequences(self.config).await?;
         }
-        if let Err(error) = self.wait_for_clock(clock).await {
+        let inside = LocalCluster::of(self.config).builder().await?;
+        if let Err(error) = wait_for_clock(&inside, clock).await {
             log::warn!("{error}");
         }
         Ok(reached)
@@ -289,8 +298,8 @@ impl Handover<'_> {
     /// promoted since is an error, because nobody is promoted over it.
     async fn fence_if_it_answers(
         &self,
-        point: &CopiedPoint,
-    ) -> Result<Option<PeerFence>, PassError> {
+        point: &RecoveryPoint,
+    ) -> Result<Option<PeerFence>, ReplicationError> {
         let to = &self.config.peer.datastore;
         // A server that accepts connections is found soon, but it may be far away.
         let patience = match self.heard_lately {
@@ -340,14 +349,14 @@ impl Handover<'_> {
     }
 
     /// Returns the peer if it is the server that was followed. Only that server is ever fenced.
-    async fn known_peer(&self, point: &CopiedPoint) -> Result<PeerSeen, PassError> {
-        let seen = look_at_peer(self.config).await?;
+    async fn known_peer(&self, point: &RecoveryPoint) -> Result<PeerSeen, ReplicationError> {
+        let seen = look_at_peer(self.config, &self.peer).await?;
         let record = seen.theirs.record.clone().unwrap_or_default();
         let local_id = system_id(self.state.session()).await?;
         // The role does not matter: a peer with that epoch, or a later one, knows of a promotion
         // that is not on record here.
         if record.epoch > self.epoch.saturating_add(EPOCH_STEP_MAX) {
-            return Err(PassError::Refused {
+            return Err(ReplicationError::Refused {
                 rule: ErrorCode::EpochOutOfRange,
                 text: format!(
                     "the peer reports epoch {}, and this promotion would take epoch {}: no line of promotions has such a gap, so this is not believed",
@@ -364,7 +373,7 @@ impl Handover<'_> {
         }
         let followed = Promotion {
             system_id: point.system_id.clone(),
-            peer_cluster: point.peer_cluster.clone(),
+            peer_cluster: point.peer_cluster.clone().unwrap_or_default(),
             ..self.promotion(point, Reached::default())
         };
         if record.role == Some(Role::Spare) || !is_recorded(&followed, &seen.theirs) {
@@ -376,7 +385,7 @@ impl Handover<'_> {
     /// Makes the refusal for a peer that has the epoch of this promotion, or a later one. A spare
     /// that has copied from this very server proves that this cluster was a primary, and that its
     /// state was set back since.
-    fn newer(&self, record: &Record, copied_from_here: bool) -> PassError {
+    fn newer(&self, record: &Record, copied_from_here: bool) -> ReplicationError {
         let (rule, why) = match copied_from_here {
             true => (
                 ErrorCode::StateWentBack,
@@ -384,7 +393,7 @@ impl Handover<'_> {
             ),
             false => (ErrorCode::NewerPrimary, ""),
         };
-        PassError::Refused {
+        ReplicationError::Refused {
             rule,
             text: format!(
                 "{why}the peer is a {} of epoch {} by now, and this promotion would take epoch {}",
@@ -399,16 +408,18 @@ impl Handover<'_> {
         }
     }
 
-    async fn raise(&self, point: &CopiedPoint) -> Result<PeerFence, PassError> {
+    async fn raise(&self, point: &RecoveryPoint) -> Result<PeerFence, ReplicationError> {
         let id = self.state.cluster().await?.id;
-        let fence = open_fence(&self.config.peer.datastore, &point.system_id).await?;
+        let fence = open_fence(&self.peer, &point.system_id).await?;
         // A process that was paused, and has lost the lock, must fence nobody.
         self.state.still_ours(self.lock).await?;
+        // The fence ends every session from before it.
+        self.peer.close_idle();
         fence.raise(self.epoch, &id, false).await?;
         Ok(fence)
     }
 
-    fn promotion(&self, point: &CopiedPoint, reached: Reached) -> Promotion {
+    fn promotion(&self, point: &RecoveryPoint, reached: Reached) -> Promotion {
         let complete = reached.fenced && reached.complete;
         Promotion {
             epoch: self.epoch,
@@ -422,8 +433,8 @@ impl Handover<'_> {
             commit_time: Some(point.commit_time),
             system_id: point.system_id.clone(),
             timeline: point.timeline,
-            peer_cluster: point.peer_cluster.clone(),
-            slot: point.slot.clone(),
+            peer_cluster: point.peer_cluster.clone().unwrap_or_default(),
+            slot: point.slot().to_string(),
             publication: String::new(),
             peer_fenced: reached.fenced,
             settled: false,
@@ -437,8 +448,8 @@ fn warn_not_fenced(why: &str) {
 
 /// Returns whether the local server failed, or another process works here: nothing can be undone
 /// now, and all steps start again.
-fn local_state_failed(error: &PassError) -> bool {
-    matches!(error, PassError::State(_)) && error.side() == Some(Side::Local)
+fn local_state_failed(error: &ReplicationError) -> bool {
+    matches!(error, ReplicationError::State(_)) && error.side() == Some(Side::Local)
 }
 
 /// Returns the refusals as text. Checks with the same reason share one entry.
@@ -460,6 +471,6 @@ fn in_words(refused: &[&Check]) -> String {
 }
 
 /// Returns whether the configuration asks for this cluster's promotion.
-pub fn is_asked_for(config: &Config) -> bool {
+pub fn wants_promotion(config: &Config) -> bool {
     config.role == WantedRole::Primary
 }

@@ -9,17 +9,14 @@ mod epoch;
 mod failback;
 mod handover;
 mod preflight;
-mod steps;
+mod step_journal;
 mod watch;
 
-pub use divergence::{
-    DivergedPackage, Divergence, Fetched, TableChanges, fetch, file_name, packages, record,
-    recorded, tables,
-};
+pub use divergence::{Fetched, fetch, file_name, record};
 pub use drill::{Drill, DrillStep, Rehearsal, drill, remove_drill_leftovers};
-pub use epoch::{Ours, Stand, Theirs, decide};
+pub use epoch::{Ours, PeerFacts, Stand, decide};
 pub use failback::{come_back, fence_here};
-pub use handover::{Handover, Outcome, asked, is_asked_for, may_have_fenced};
+pub use handover::{Handover, Outcome, may_have_fenced, request_id, wants_promotion};
 pub use preflight::{Purpose, preflight, unplanned, worst};
-pub use steps::Told;
+pub use step_journal::OnStep;
 pub use watch::{PeerSeen, look_at_peer, settle};

@@ -1,42 +1,38 @@
 //! A primary's look at its peer, and the steps that are left there after a promotion.
 
-use super::epoch::{Theirs, is_recorded};
+use super::epoch::{PeerFacts, is_recorded};
 use crate::cluster::preparation::Names;
-use crate::cluster::{
-    LocalSession, PeerFence, PeerSession, Promotion, State, fenced, peers_record,
-};
-use crate::config::{Config, Datastore};
+use crate::cluster::{LocalCluster, PeerCluster, PeerFence, Promotion, StateDb};
+use crate::config::Config;
 use crate::domain::{ErrorCode, PromotionKind};
-use crate::replication::{PassError, stream, two_servers};
+use crate::replication::{ReplicationError, stream, two_servers};
 
 /// The peer, and the report of its server.
 #[derive(Debug, Clone)]
 pub struct PeerSeen {
-    pub theirs: Theirs,
+    pub theirs: PeerFacts,
     pub version: String,
     pub tls: bool,
 }
 
 /// Reads the state of the peer, and changes nothing. An address that was moved to this very cluster
 /// is an error.
-pub async fn look_at_peer(config: &Config) -> Result<PeerSeen, PassError> {
-    let local = LocalSession::open_for_maintenance(&config.local.datastore).await?;
-    let peer = PeerSession::open(&config.peer.datastore).await?;
-    two_servers(config, &local, &peer).await?;
-    let sql = concat!(
-        "SELECT (SELECT system_identifier::text FROM pg_control_system()), current_setting('server_version'), \
-           coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false), ",
-        fenced!("current_database()")
-    );
-    let row = peer.row("asking what the peer is", sql, &[]).await?;
+pub async fn look_at_peer(
+    config: &Config,
+    peer: &PeerCluster<'_>,
+) -> Result<PeerSeen, ReplicationError> {
+    let local = LocalCluster::of(config).maintenance().await?;
+    let session = peer.builder().await?;
+    two_servers(config, &local, &session).await?;
+    let state = session.server_state("asking what the peer is").await?;
     Ok(PeerSeen {
-        theirs: Theirs {
-            system_id: row.get(0)?,
-            fenced: row.get(3)?,
-            record: peers_record(&config.peer.datastore).await?,
+        theirs: PeerFacts {
+            system_id: state.system_id,
+            fenced: state.fenced,
+            record: peer.record().await?,
         },
-        version: row.get(1)?,
-        tls: row.get(2)?,
+        version: state.server.version,
+        tls: state.server.tls,
     })
 }
 
@@ -45,16 +41,16 @@ pub async fn look_at_peer(config: &Config) -> Result<PeerSeen, PassError> {
 /// stays until the old primary comes back.
 pub async fn settle(
     config: &Config,
-    state: &State,
+    state: &StateDb,
     promotion: &Promotion,
     seen: &PeerSeen,
-) -> Result<(), PassError> {
+) -> Result<(), ReplicationError> {
     if !is_recorded(promotion, &seen.theirs) {
         return Err(another_server());
     }
     let id = state.cluster().await?.id;
-    let peer = &config.peer.datastore;
-    let fence = open_fence(peer, &promotion.system_id).await?;
+    let peer = PeerCluster::of(config);
+    let fence = open_fence(&peer, &promotion.system_id).await?;
     // The fence was completed before: sessions that exist now are read-only, and may stay.
     let was_complete = promotion.peer_fenced && fence.stands(promotion.epoch, &id).await?;
     if was_complete {
@@ -67,9 +63,7 @@ pub async fn settle(
     if promotion.kind == PromotionKind::Switchover && was_complete {
         // An object with another name was made by hand, and is not removed.
         let own_names = Names::of_cluster(&id);
-        if promotion.slot == own_names.slot {
-            stream::drop_slot(peer, &promotion.slot).await?;
-        }
+        stream::drop_our_slot(&peer, &id, &promotion.slot).await?;
         if promotion.publication == own_names.publication {
             fence.drop_publication(&promotion.publication).await?;
         }
@@ -78,13 +72,16 @@ pub async fn settle(
 }
 
 /// Opens the capability to fence that one server.
-pub(super) async fn open_fence(peer: &Datastore, system_id: &str) -> Result<PeerFence, PassError> {
-    let fence = PeerFence::open(peer, system_id).await?;
+pub(super) async fn open_fence(
+    peer: &PeerCluster<'_>,
+    system_id: &str,
+) -> Result<PeerFence, ReplicationError> {
+    let fence = peer.fence(system_id).await?;
     fence.ok_or_else(another_server)
 }
 
-pub(super) fn another_server() -> PassError {
-    PassError::Refused {
+pub(super) fn another_server() -> ReplicationError {
+    ReplicationError::Refused {
         rule: ErrorCode::AnotherServer,
         text: "the peer is not the server that was followed: only that server is ever fenced"
             .into(),

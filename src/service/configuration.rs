@@ -1,10 +1,9 @@
 //! The configuration in force. A bad configuration is refused, and the last good one stays in
 //! force, also over a restart. Without any good one the service stays up and reports it.
 
-use super::{Configs, Desk};
+use super::{Configs, StatusWriter};
 use crate::config::{self, Accepted, Config, ConfigError};
-use crate::domain::EventKind;
-use crate::domain::HoldReason;
+use crate::domain::{EventKind, HoldReason};
 use crate::observe::Settings;
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
@@ -31,7 +30,7 @@ pub struct Configuration {
 
 impl Configuration {
     /// Reads the rendered configuration, or otherwise the last good one.
-    pub fn begin(path: PathBuf, data: PathBuf, desk: &Desk) -> (Self, Configs) {
+    pub fn begin(path: PathBuf, data: PathBuf, writer: &StatusWriter) -> (Self, Configs) {
         let (in_force, configs) = watch::channel(None);
         let configuration = Configuration {
             path,
@@ -40,34 +39,38 @@ impl Configuration {
             kept: Cell::new(true),
             remembered: RefCell::default(),
         };
-        configuration.read(desk);
+        configuration.read(writer);
         if configuration.in_force.borrow().is_none() {
-            configuration.fall_back(desk);
+            configuration.fall_back(writer);
         }
         (configuration, configs)
     }
 
-    pub async fn keep_reading(self, mut reload: mpsc::Receiver<()>, desk: &Desk) -> Infallible {
+    pub async fn keep_reading(
+        self,
+        mut reload: mpsc::Receiver<()>,
+        writer: &StatusWriter,
+    ) -> Infallible {
         loop {
             if reload.recv().await.is_none() {
                 // No sender is left that could ask for it.
                 std::future::pending::<()>().await;
             }
-            self.read(desk);
+            self.read(writer);
             if self.in_force.borrow().is_none() {
-                self.fall_back(desk);
+                self.fall_back(writer);
             }
         }
     }
 
-    fn read(&self, desk: &Desk) {
+    fn read(&self, writer: &StatusWriter) {
         match config::load_text(&self.path) {
-            Ok((config, accepted)) => self.accept(config, &accepted, desk),
-            Err(error) => self.refuse(&error, desk),
+            Ok((config, accepted)) => self.accept(config, &accepted, writer),
+            Err(error) => self.refuse(&error, writer),
         }
     }
 
-    fn accept(&self, config: Config, accepted: &Accepted, desk: &Desk) {
+    fn accept(&self, config: Config, accepted: &Accepted, writer: &StatusWriter) {
         let kept = accepted.keep(&self.data);
         let warned = !self.kept.replace(kept.is_ok());
         if let Err(error) = kept
@@ -83,11 +86,11 @@ impl Configuration {
         for bind in &accepted.moved {
             log::warn!("configuration: a bind has a new address: {bind}");
         }
-        let was_bad = desk.read(|state| state.config.error.is_some());
-        self.put_in_force(config, None, desk);
+        let was_bad = writer.read(|state| state.config.error.is_some());
+        self.put_in_force(config, None, writer);
         if was_bad {
             log::info!("configuration: {} is good again", self.path.display());
-            desk.note(EventKind::Config, "the configuration is good again");
+            writer.note(EventKind::Config, "the configuration is good again");
         }
     }
 
@@ -103,9 +106,9 @@ impl Configuration {
         }
     }
 
-    fn put_in_force(&self, config: Config, error: Option<String>, desk: &Desk) {
+    fn put_in_force(&self, config: Config, error: Option<String>, writer: &StatusWriter) {
         log::set_max_level(config.log_level);
-        desk.throttle.set(config.replication.bandwidth_limit);
+        writer.throttle.set(config.replication.bandwidth_limit);
         let old = self.in_force.borrow().clone();
         if let Some(why) = &config.builder_unread
             && old
@@ -115,40 +118,40 @@ impl Configuration {
             log::warn!("configuration: {why}; the file is not needed");
         }
         let changed = old.as_ref().is_none_or(|old| **old != config);
-        let now = desk.now();
-        desk.update(|state| {
+        let now = writer.now();
+        writer.update(|state| {
             if state.config.error != error || changed {
                 state.config.since = now;
             }
             state.config.error = error;
             state.settings = Settings::of(&config);
         });
-        desk.release(|hold| hold.reason == HoldReason::Config);
+        writer.release(|hold| hold.reason == HoldReason::Config);
         if let Some(old) = &old
             && changed
         {
             log::info!("configuration: the new configuration is in force");
-            desk.note(EventKind::Config, "a new configuration is in force");
+            writer.note(EventKind::Config, "a new configuration is in force");
             if (old.http != config.http) || (old.log_format != config.log_format) {
                 log::warn!("configuration: [http] and log_format take effect at the next restart");
             }
         }
         // During a hold an equal configuration is passed on too: an operator who has it read again
         // wants another try.
-        if changed || desk.read(|state| state.hold.is_some()) {
+        if changed || writer.read(|state| state.hold.is_some()) {
             self.in_force.send_replace(Some(Arc::new(config)));
         }
     }
 
-    fn refuse(&self, error: &ConfigError, desk: &Desk) {
+    fn refuse(&self, error: &ConfigError, writer: &StatusWriter) {
         let text = error.to_string();
-        if desk.read(|state| state.config.error.as_ref() == Some(&text)) {
+        if writer.read(|state| state.config.error.as_ref() == Some(&text)) {
             return;
         }
         log::warn!("configuration refused: {text}");
-        desk.note(EventKind::Config, &format!("configuration refused: {text}"));
-        let now = desk.now();
-        desk.update(|state| {
+        writer.note(EventKind::Config, &format!("configuration refused: {text}"));
+        let now = writer.now();
+        writer.update(|state| {
             state.config.error = Some(text);
             state.config.since = now;
         });
@@ -159,15 +162,15 @@ impl Configuration {
 
     /// Puts the last good configuration in force after a start with a bad one. If none was ever
     /// good, the service does nothing.
-    fn fall_back(&self, desk: &Desk) {
-        let error = desk.read(|state| state.config.error.clone());
+    fn fall_back(&self, writer: &StatusWriter) {
+        let error = writer.read(|state| state.config.error.clone());
         let data = self.data.display();
         match config::load_kept(&self.data) {
             Ok(Some(kept)) => {
                 log::warn!(
                     "configuration: the last good configuration, kept in {data}, is in force"
                 );
-                return self.put_in_force(kept, error, desk);
+                return self.put_in_force(kept, error, writer);
             }
             Ok(None) => log::warn!(
                 "configuration: no good configuration exists yet, so the service does nothing; SIGHUP reads the file again"
@@ -176,7 +179,7 @@ impl Configuration {
                 "configuration: the last good configuration, kept in {data}, cannot be used either: {kept}"
             ),
         }
-        desk.hold(
+        writer.hold(
             HoldReason::Config,
             &error.unwrap_or_default(),
             "correct that key; docs/reference.md describes every key",

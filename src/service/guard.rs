@@ -1,18 +1,17 @@
-//! Checks that run during a whole tenure, beside every duty: the lock, the role, the fence, and the
-//! stores.
+//! Checks that run during a whole leadership, beside every duty: the lock, the role, the fence, and
+//! the stores.
 
-use super::Desk;
-use super::complaint::{Complaint, Pace};
-use super::tenure::Tenure;
+use super::StatusWriter;
+use super::failure_tracker::{FailureTracker, Pace};
+use super::leadership::{End, Leadership};
 use crate::cluster::{
-    self, BuilderKeys, DatastoreError, DatastoreFault, PeerSession, StateError, Store, StoreError,
-    enforce_fence, is_fenced, prove_fence,
+    BuilderKeys, DatastoreError, DatastoreFault, FenceCheck, FenceError, FenceReason, KeepError,
+    KeptFence, LocalCluster, PeerCluster, StateError, StoreError,
 };
-use crate::config::{Config, S3};
+use crate::config::Config;
 use crate::domain::{ErrorCode, EventKind, Role, Side};
-use crate::observe::{Preflight, State};
-use crate::replication::sample;
-use crate::replication::{PassError, has_database};
+use crate::observe::{Preflight, ServiceState};
+use crate::replication::{ReplicationError, sample};
 use crate::role::{Purpose, preflight, remove_drill_leftovers, unplanned, worst};
 use std::convert::Infallible;
 use std::time::Duration;
@@ -37,39 +36,37 @@ const PREFLIGHT_INTERVAL: Duration = Duration::from_secs(300);
 const TIDY_INTERVAL: Duration = Duration::from_secs(60);
 const PAUSE_AFTER_COPY: Duration = Duration::from_secs(15);
 
-/// The reason why a tenure ended.
-pub(super) enum End {
-    RoleChanged,
-    /// The cluster was about to be copied over for the first time, but it had been the primary
-    /// before its peer: it comes back.
-    WasPrimary,
-    Failed(PassError),
-}
-
-/// Runs the checks until the tenure must end.
-pub(super) async fn keep(desk: &Desk, tenure: &Tenure) -> End {
+/// Runs the checks until the leadership must end.
+pub(super) async fn keep(writer: &StatusWriter, leadership: &Leadership) -> End {
     tokio::select! {
-        end = keep_fence(desk, tenure) => end,
-        never = keep_seeing(desk, &tenure.config) => match never {},
-        never = keep_checking(desk, &tenure.config) => match never {},
-        never = keep_counting(desk, &tenure.config) => match never {},
-        never = keep_tidy(tenure) => match never {},
+        end = keep_fence(writer, leadership) => end,
+        never = keep_seeing(writer, &leadership.config) => match never {},
+        never = keep_checking(writer, &leadership.config) => match never {},
+        never = keep_counting(writer, &leadership.config) => match never {},
+        never = keep_tidy(leadership) => match never {},
     }
 }
 
 /// Runs the preflight regularly, so that the result is known before a promotion is needed.
-async fn keep_checking(desk: &Desk, config: &Config) -> Infallible {
+async fn keep_checking(writer: &StatusWriter, config: &Config) -> Infallible {
     loop {
-        desk.wait_for(|state| state.point.is_some() && state.baseline.is_none())
+        writer
+            .wait_for(|state| state.spare.point.is_some() && state.spare.baseline.is_none())
             .await;
         // After a copy the stream is about to start.
         tokio::time::sleep(PAUSE_AFTER_COPY).await;
-        let checks = Box::pin(preflight(config, Purpose::Planned, STORE_TIMEOUT)).await;
+        let checks = Box::pin(preflight(
+            config,
+            &PeerCluster::of(config),
+            Purpose::Planned,
+            STORE_TIMEOUT,
+        ))
+        .await;
         let keys = config.builder_keys_dir.as_deref().map(BuilderKeys::read);
-        let now = desk.now();
-        desk.update(|state| {
+        let now = writer.now();
+        writer.update(|state| {
             state.builder_keys = keys.and_then(Result::ok).map(|keys| keys.revisions());
-            state.preflight = Some(Preflight {
+            state.checks.preflight = Some(Preflight {
                 time: now,
                 planned: worst(&checks),
                 unplanned: unplanned(&checks),
@@ -81,21 +78,21 @@ async fn keep_checking(desk: &Desk, config: &Config) -> Infallible {
 }
 
 /// Counts our objects on the primary, beside every duty.
-async fn keep_counting(desk: &Desk, config: &Config) -> Infallible {
+async fn keep_counting(writer: &StatusWriter, config: &Config) -> Infallible {
     loop {
-        let id = desk.read(|state| {
-            let spare = state.role == Some(Role::Spare) || state.baseline.is_some();
-            state.cluster_id.clone().filter(|_| spare)
+        let id = writer.read(|state| {
+            let spare = state.cluster.role == Some(Role::Spare) || state.spare.baseline.is_some();
+            state.cluster.id.clone().filter(|_| spare)
         });
         let footprint = match id {
-            Some(id) => cluster::footprint(&config.peer.datastore, &id).await,
+            Some(id) => PeerCluster::of(config).footprint(&id).await,
             None => {
                 tokio::time::sleep(FOOTPRINT_INTERVAL).await;
                 continue;
             }
         };
-        let now = desk.now();
-        desk.update(|state| match footprint {
+        let now = writer.now();
+        writer.update(|state| match footprint {
             Ok(found) => state.see_footprint(Some(found), now),
             // The duty that works with the primary reports that the primary does not answer.
             Err(_) => state.see_footprint(None, now),
@@ -105,39 +102,39 @@ async fn keep_counting(desk: &Desk, config: &Config) -> Infallible {
 }
 
 /// Removes what killed drills have left. A running drill is left alone.
-pub(super) async fn keep_tidy(tenure: &Tenure) -> Infallible {
+pub(super) async fn keep_tidy(leadership: &Leadership) -> Infallible {
     loop {
-        if let Err(error) = remove_drill_leftovers(&tenure.state).await {
+        if let Err(error) = remove_drill_leftovers(&leadership.state).await {
             log::debug!("{error}");
         }
         tokio::time::sleep(TIDY_INTERVAL).await;
     }
 }
 
-async fn keep_fence(desk: &Desk, tenure: &Tenure) -> End {
-    let mut role = desk.read(|state| state.role);
-    let mut complaint = Complaint::new("local: the fence holds");
+async fn keep_fence(writer: &StatusWriter, leadership: &Leadership) -> End {
+    let mut role = writer.read(|state| state.cluster.role);
+    let mut failures = FailureTracker::new("local: the fence holds");
     for look in 0.. {
         let proving = look % LOOKS_PER_PROOF == 0;
-        match tokio::time::timeout(LOOK_TIMEOUT, look_once(desk, tenure, proving)).await {
-            Err(_) => return End::Failed(silent(tenure).into()),
+        match tokio::time::timeout(LOOK_TIMEOUT, look_once(writer, leadership, proving)).await {
+            Err(_) => return End::Failed(silent(leadership).into()),
             Ok(Err(error)) => return End::Failed(error),
             Ok(Ok(found)) if is_another(role, found.role) => {
                 // This is our own handover, which is at its last steps and reports the change
                 // itself.
-                if desk.read(|state| state.transition.is_none()) {
+                if writer.read(|state| state.handover.transition.is_none()) {
                     return End::RoleChanged;
                 }
             }
             Ok(Ok(found)) => {
                 // A duty may have reported that the server does not answer, and that may be over.
-                desk.see_datastore(Side::Local, None);
+                writer.see_datastore(Side::Local, None);
                 role = found.role;
                 match found.open {
                     Some(text) => {
-                        complaint.failed(desk.now(), ErrorCode::Fence, &text, Pace::Operator);
+                        failures.failed(writer.now(), ErrorCode::Fence, &text, Pace::Operator);
                     }
-                    None => complaint.over(desk.now()),
+                    None => failures.over(writer.now()),
                 }
             }
         }
@@ -151,8 +148,8 @@ fn is_another(old: Option<Role>, new: Option<Role>) -> bool {
     old != new && !(old.is_none() && new == Some(Role::Spare))
 }
 
-fn silent(tenure: &Tenure) -> DatastoreError {
-    let to = &tenure.config.local.datastore;
+fn silent(leadership: &Leadership) -> DatastoreError {
+    let to = &leadership.config.local.datastore;
     DatastoreError {
         side: Side::Local,
         address: format!("{}:{}", to.host, to.port),
@@ -169,95 +166,87 @@ struct Found {
     open: Option<String>,
 }
 
-async fn look_once(desk: &Desk, tenure: &Tenure, proving: bool) -> Result<Found, PassError> {
-    let local = &tenure.config.local.datastore;
-    tenure.state.still_ours(tenure.lock).await?;
-    let cluster = tenure.state.cluster().await?;
+async fn look_once(
+    writer: &StatusWriter,
+    leadership: &Leadership,
+    proving: bool,
+) -> Result<Found, ReplicationError> {
+    let local = &leadership.config.local.datastore;
+    leadership.state.still_ours(leadership.lock).await?;
+    let cluster = leadership.state.cluster().await?;
     let role = cluster.role;
-    desk.settle_events(&tenure.state).await;
-    let spare = role == Some(Role::Spare);
-    let session = tenure.state.session();
-    if !spare || !has_database(session, &local.database).await? {
-        desk.update(|state| state.local.fenced = None);
+    writer.settle_events(&leadership.state).await;
+    if role != Some(Role::Spare) {
+        writer.update(|state| state.local.fenced = None);
         return Ok(Found { role, open: None });
     }
-    let before = desk.read(|state| state.local.fenced);
-    let was_set = is_fenced(session, &local.database).await?;
-    if !was_set {
-        desk.update(|state| state.local.fenced = Some(false));
-        // The cluster may have become the primary at this very moment.
-        if let Err(error) = tenure.state.fence_if_spare(&local.database).await {
-            return refused(role, error);
-        }
-        if !is_fenced(session, &local.database).await? {
+    let check = match writer.read(|state| state.local.fenced) {
+        Some(true) if !proving => FenceCheck::Setting,
+        // Sessions from before the setting may still exist, and may still write.
+        Some(false) => FenceCheck::Enforcement,
+        _ => FenceCheck::Proof,
+    };
+    let begun = cluster.fence_begun;
+    let kept = leadership
+        .state
+        .keep_fence(local, FenceReason::Spare { begun }, check, || {
+            writer.update(|state| state.local.fenced = Some(false));
+        })
+        .await;
+    let open = match kept {
+        Ok(KeptFence::NoDatabase) => {
+            writer.update(|state| state.local.fenced = None);
             return Ok(Found { role, open: None });
         }
-    }
-    let fenced = if !was_set || cluster.fence_begun {
-        let raised = tenure.state.finish_fence(local, &local.database).await;
-        if raised.is_ok() {
-            let text = format!(
-                "the fence on {} had been lifted; it was set again",
-                local.database
-            );
+        Ok(KeptFence::NotSet) => return Ok(Found { role, open: None }),
+        Ok(KeptFence::Holds) => None,
+        Ok(KeptFence::SetAgain) => {
+            let text = KeptFence::set_again(&local.database);
             log::warn!("local: {text}");
-            desk.note(EventKind::Fence, &text);
+            writer.note(EventKind::Fence, &text);
+            None
         }
-        raised
-    } else {
-        match before {
-            Some(true) if !proving => Ok(()),
-            // Sessions from before the setting may still exist, and may still write.
-            Some(false) => enforce_fence(session, local, &local.database).await,
-            _ => prove_fence(session, local, &local.database).await,
+        Err(KeepError::Look(error)) => return Err(error.into()),
+        // A refusal of the server stays until somebody acts, so it is shown. A missing answer ends
+        // the leadership.
+        Err(KeepError::Set(StateError::Datastore(error))) if !error.is_transient() => {
+            Some(error.to_string())
         }
-    };
-    let open = match fenced {
-        Ok(()) => None,
+        Err(KeepError::Set(error)) => return Err(error.into()),
         // The proof has a connection of its own, which a pass ends when it switches the visible
         // database. If the server is gone, the next look finds out.
-        Err(cluster::FenceError::Datastore(error)) if error.is_transient() => {
+        Err(KeepError::Proof {
+            error: FenceError::Datastore(error),
+            ..
+        }) if error.is_transient() => {
             log::debug!("{error}");
             return Ok(Found { role, open: None });
         }
-        Err(open) => Some(open.to_string()),
+        Err(KeepError::Proof { error, .. }) => Some(error.to_string()),
     };
-    desk.update(|state| state.local.fenced = Some(open.is_none()));
+    writer.update(|state| state.local.fenced = Some(open.is_none()));
     Ok(Found { role, open })
-}
-
-/// A refusal of the server stays until somebody acts, so it is shown. A missing answer ends the
-/// tenure.
-fn refused(role: Option<Role>, error: StateError) -> Result<Found, PassError> {
-    match error {
-        StateError::Datastore(error) if !error.is_transient() => Ok(Found {
-            role,
-            open: Some(error.to_string()),
-        }),
-        error => Err(error.into()),
-    }
 }
 
 /// Checks the local bucket always, and the two stores of the peer only while a pass might not
 /// notice for a while that one is gone. Between passes they are checked by the look for changes.
-pub(super) async fn keep_seeing(desk: &Desk, config: &Config) -> Infallible {
+pub(super) async fn keep_seeing(writer: &StatusWriter, config: &Config) -> Infallible {
     for look in 0_u32.. {
-        desk.see_store(Side::Local, ask_store(Side::Local, &config.local.s3).await);
+        writer.see_store(Side::Local, ask_store(Side::Local, config).await);
         if look % LOOKS_PER_SAMPLE == 0 {
-            look_for_artifacts(desk, config).await;
+            look_for_artifacts(writer, config).await;
         }
-        let followed = desk.read(|state| state.mode.as_ref().is_some_and(|mode| mode.stream));
+        let followed =
+            writer.read(|state| state.spare.mode.as_ref().is_some_and(|mode| mode.stream));
         if followed && look % LOOKS_PER_MINUTE == 0 {
             // No other task asks it while nothing is uploaded.
-            desk.see_store(Side::Peer, ask_store(Side::Peer, &config.peer.s3).await);
+            writer.see_store(Side::Peer, ask_store(Side::Peer, config).await);
         }
-        if desk.read(|state| state.baseline.is_some()) {
-            let (store, datastore) = tokio::join!(
-                ask_store(Side::Peer, &config.peer.s3),
-                PeerSession::open(&config.peer.datastore),
-            );
-            desk.see_store(Side::Peer, store);
-            desk.see_datastore(Side::Peer, datastore.err().map(|error| error.to_string()));
+        if writer.read(|state| state.spare.baseline.is_some()) {
+            let peer = PeerCluster::of(config);
+            let (store, datastore) = tokio::join!(ask_store(Side::Peer, config), peer.connect());
+            writer.see_store(Side::Peer, store);
+            writer.see_datastore(Side::Peer, datastore.err().map(|error| error.to_string()));
         }
         tokio::time::sleep(STORE_INTERVAL).await;
     }
@@ -266,10 +255,12 @@ pub(super) async fn keep_seeing(desk: &Desk, config: &Config) -> Infallible {
 
 /// Checks, by a sample, that the spare's bucket has the artifacts that its rows name. If the check
 /// cannot run, the last result stays; a bucket that does not answer is reported elsewhere.
-async fn look_for_artifacts(desk: &Desk, config: &Config) {
-    let copied = |state: &State| state.role == Some(Role::Spare) && state.point.is_some();
-    if !desk.read(copied) {
-        desk.update(|state| state.sampled = None);
+async fn look_for_artifacts(writer: &StatusWriter, config: &Config) {
+    let copied = |state: &ServiceState| {
+        state.cluster.role == Some(Role::Spare) && state.spare.point.is_some()
+    };
+    if !writer.read(copied) {
+        writer.update(|state| state.spare.sampled = None);
         return;
     }
     let found = tokio::time::timeout(SAMPLE_TIMEOUT, sample(config, STORE_TIMEOUT)).await;
@@ -280,7 +271,13 @@ async fn look_for_artifacts(desk: &Desk, config: &Config) {
             return log::debug!("local: the check of a sample of artifacts did not end in time");
         }
     };
-    let before = desk.read(|state| state.sampled.as_ref().is_some_and(|s| !s.absent.is_empty()));
+    let before = writer.read(|state| {
+        state
+            .spare
+            .sampled
+            .as_ref()
+            .is_some_and(|s| !s.absent.is_empty())
+    });
     if let Some(found) = &sampled
         && let Some(key) = found.absent.first()
         && !before
@@ -291,21 +288,24 @@ async fn look_for_artifacts(desk: &Desk, config: &Config) {
             found.looked_for
         );
         log::warn!("local: {text}");
-        desk.note(EventKind::Artifacts, &text);
+        writer.note(EventKind::Artifacts, &text);
     }
-    desk.update(|state| state.sampled = sampled);
+    writer.update(|state| state.spare.sampled = sampled);
 }
 
 /// Returns the fault of a store, if there is one. Each call makes a client, because keys and
 /// certificates may have been changed.
-pub(super) async fn ask_store(side: Side, to: &S3) -> Option<String> {
-    check_store(side, to)
+pub(super) async fn ask_store(side: Side, config: &Config) -> Option<String> {
+    check_store(side, config)
         .await
         .err()
         .map(|error| error.to_string())
 }
 
-async fn check_store(side: Side, to: &S3) -> Result<(), StoreError> {
-    let store = Store::open(side, to)?.with_limits(STORE_TIMEOUT, 1);
-    store.check_bucket().await
+async fn check_store(side: Side, config: &Config) -> Result<(), StoreError> {
+    let store = match side {
+        Side::Local => LocalCluster::of(config).reading_store()?,
+        Side::Peer => PeerCluster::of(config).store()?,
+    };
+    store.with_limits(STORE_TIMEOUT, 1).check_bucket().await
 }

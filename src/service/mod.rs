@@ -4,20 +4,22 @@
 //! No failure of either side ends the service: every failure is a hold with a reason, or is retried
 //! calmly. The service ends on a signal. Like a pass, it may be ended at any instruction.
 
-mod complaint;
 mod configuration;
-mod desk;
-mod duties;
+mod failure_tracker;
 mod guard;
+mod leadership;
+mod load_state;
 mod plan;
 mod primary;
 mod sight;
-mod tenure;
+mod spare_worker;
+mod status_writer;
+mod supervise;
 mod web;
 mod witness;
 
 pub use configuration::{Configuration, address_file};
-pub use desk::Desk;
+pub use status_writer::StatusWriter;
 
 use crate::config::Config;
 use crate::observe::Clock;
@@ -49,14 +51,14 @@ async fn next(configs: &mut Configs) {
 
 /// Runs the service until it is dropped.
 pub async fn run(start: Start) -> Infallible {
-    let desk = Desk::new(start.clock);
+    let writer = StatusWriter::new(start.clock);
     let (configuration, configs) =
-        Configuration::begin(start.config.clone(), start.data.clone(), &desk);
-    let web = web::keep_open(&desk, configs.clone(), &start.config, &start.data);
-    let reloading = configuration.keep_reading(start.reload, &desk);
+        Configuration::begin(start.config.clone(), start.data.clone(), &writer);
+    let web = web::keep_open(&writer, configs.clone(), &start.config, &start.data);
+    let reloading = configuration.keep_reading(start.reload, &writer);
     let data = Arc::from(start.data.as_path());
-    let looking = Box::pin(sight::keep_looking(&desk, configs.clone()));
-    let working = tenure::work(&desk, configs, &data);
+    let looking = Box::pin(sight::keep_looking(&writer, configs.clone()));
+    let working = supervise::work(&writer, configs, &data);
     tokio::select! {
         never = web => never,
         never = reloading => never,

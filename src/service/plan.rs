@@ -4,7 +4,7 @@
 use crate::config::{Config, Schedule};
 use chrono::{DateTime, TimeDelta, Utc};
 
-/// Longest wait after a failure (`complaint::Pace`, its jitter included).
+/// Longest wait after a failure (`failure_tracker::Pace`, its jitter included).
 pub(super) const LONGEST_WAIT: TimeDelta = TimeDelta::minutes(21);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,7 +12,7 @@ pub(super) enum Next {
     /// Apply the stream, for as long as it continues.
     Follow,
     /// Ask the primary whether it has committed anything.
-    Look,
+    Probe,
     Pass,
     /// Try again to copy the artifacts that the primary did not have.
     Retry,
@@ -32,7 +32,7 @@ pub(super) struct Plan {
     /// True: a copy was made once.
     pub copied: bool,
     /// True: artifacts are missing on the primary.
-    pub lacking: bool,
+    pub unavailable: bool,
     /// Earliest time of the next question to the peer, because the last one failed.
     pub not_before: Option<DateTime<Utc>>,
     pub passed: DateTime<Utc>,
@@ -77,7 +77,7 @@ impl Plan {
             waiting: None,
             repair: false,
             copied: false,
-            lacking: false,
+            unavailable: false,
             not_before: None,
             passed: now,
             retried: now,
@@ -101,7 +101,7 @@ impl Plan {
 
     pub(super) fn next(&self, rules: &Rules, now: DateTime<Utc>) -> Next {
         let due = [
-            (self.look_at(rules), Next::Look),
+            (self.probe_at(rules), Next::Probe),
             (self.pass_at(rules, now), Next::Pass),
             (self.retry_at(rules, now), Next::Retry),
             (self.verify_at(rules), Next::Verify),
@@ -132,7 +132,7 @@ impl Plan {
         self.not_before.map_or(time, |earliest| earliest.max(time))
     }
 
-    fn look_at(&self, rules: &Rules) -> Option<DateTime<Utc>> {
+    fn probe_at(&self, rules: &Rules) -> Option<DateTime<Utc>> {
         let due = match self.looked {
             Some(looked) => looked.checked_add_signed(rules.interval)?,
             None => DateTime::UNIX_EPOCH,
@@ -159,7 +159,7 @@ impl Plan {
     }
 
     fn retry_at(&self, rules: &Rules, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
-        if !self.lacking || !self.copied || self.verifying || rules.is_paused(now) {
+        if !self.unavailable || !self.copied || self.verifying || rules.is_paused(now) {
             return None;
         }
         Some(self.patiently(self.retried.checked_add_signed(rules.retry_missing)?))
@@ -201,9 +201,9 @@ mod tests {
     }
 
     #[test]
-    fn the_first_thing_is_a_look() {
+    fn the_first_thing_is_a_probe() {
         let now = at("2026-01-01T10:00:00Z");
-        assert_eq!(Plan::new(now).next(&rules(), now), Next::Look);
+        assert_eq!(Plan::new(now).next(&rules(), now), Next::Probe);
     }
 
     #[test]
@@ -212,7 +212,7 @@ mod tests {
         let mut plan = settled(now);
         let next = now + TimeDelta::minutes(1);
         assert_eq!(plan.next(&rules(), now), Next::Sleep(next));
-        assert_eq!(plan.next(&rules(), next), Next::Look);
+        assert_eq!(plan.next(&rules(), next), Next::Probe);
         plan.waiting = Some(now);
         assert_eq!(plan.next(&rules(), now), Next::Pass);
         let paused = Rules {
@@ -236,7 +236,7 @@ mod tests {
             plan.next(&rules, now),
             Next::Sleep(at("2026-01-01T16:00:00Z"))
         );
-        assert_eq!(plan.next(&rules, at("2026-01-01T16:00:00Z")), Next::Look);
+        assert_eq!(plan.next(&rules, at("2026-01-01T16:00:00Z")), Next::Probe);
         plan.looked = Some(at("2026-01-01T22:00:00Z"));
         assert_eq!(plan.next(&rules, at("2026-01-02T03:00:00Z")), Next::Pass);
         plan.copied = false;
@@ -311,14 +311,14 @@ mod tests {
         plan.not_before = Some(later + TimeDelta::minutes(1));
         let now = at("2026-01-01T07:00:00Z");
         plan.mind_the_clock(now);
-        assert_eq!(plan.next(&rules(), now), Next::Look);
+        assert_eq!(plan.next(&rules(), now), Next::Probe);
     }
 
     #[test]
-    fn what_the_primary_lacked_is_tried_again() {
+    fn unavailable_artifacts_are_tried_again() {
         let now = at("2026-01-01T10:00:00Z");
         let mut plan = settled(now);
-        plan.lacking = true;
+        plan.unavailable = true;
         plan.looked = Some(now + TimeDelta::minutes(10));
         assert_eq!(
             plan.next(&rules(), now + TimeDelta::minutes(10)),

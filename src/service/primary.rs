@@ -1,16 +1,17 @@
 //! The duties on a cluster that is no spare. A primary checks its peer and keeps its old primary
 //! fenced. An old primary keeps its own fence, and comes back when role = "spare" is set.
 
-use super::complaint::{Complaint, Pace};
-use super::guard::{End, keep_seeing, keep_tidy};
-use super::tenure::Tenure;
-use super::{Configs, Desk, next};
-use crate::cluster::{self, ClusterRecord, FenceRecord, State, clear_out};
+use super::failure_tracker::{FailureTracker, Pace};
+use super::guard::{keep_seeing, keep_tidy};
+use super::leadership::{End, Leadership};
+use super::{Configs, StatusWriter, next};
+use crate::cluster::{
+    ClusterRecord, FenceRecord, LocalCluster, PeerCluster, end_sessions_from_before,
+};
 use crate::config::{Config, WantedRole};
-use crate::domain::HoldReason;
-use crate::domain::{ErrorCode, Role, Side, TransitionKind};
+use crate::domain::{ErrorCode, HoldReason, Role, Side, TransitionKind};
 use crate::observe::Work;
-use crate::replication::PassError;
+use crate::replication::ReplicationError;
 use crate::role::{PeerSeen, come_back, look_at_peer};
 use chrono::{DateTime, Utc};
 use std::sync::Arc;
@@ -25,15 +26,15 @@ mod fenced;
 mod standing;
 
 pub(super) struct Primary<'a> {
-    desk: &'a Desk,
-    tenure: &'a Tenure,
+    writer: &'a StatusWriter,
+    leadership: &'a Leadership,
     configs: Configs,
     /// Failures of the questions to the peer.
-    complaint: Complaint,
+    failures: FailureTracker,
     /// Failures of a fence, on either side.
-    fencing: Complaint,
+    fencing: FailureTracker,
     /// Failures of coming back as the spare.
-    returning: Complaint,
+    returning: FailureTracker,
     /// The last confirmation of the spare, and the time at which it was first seen, by a clock that
     /// nobody sets.
     confirmed: Option<(DateTime<Utc>, Instant)>,
@@ -44,14 +45,18 @@ pub(super) struct Primary<'a> {
 }
 
 impl<'a> Primary<'a> {
-    pub(super) fn new(desk: &'a Desk, tenure: &'a Tenure, configs: Configs) -> Self {
+    pub(super) fn new(
+        writer: &'a StatusWriter,
+        leadership: &'a Leadership,
+        configs: Configs,
+    ) -> Self {
         Primary {
-            desk,
-            tenure,
+            writer,
+            leadership,
             configs,
-            complaint: Complaint::new("peer: answers"),
-            fencing: Complaint::new("the fence holds"),
-            returning: Complaint::new("local: may come back"),
+            failures: FailureTracker::new("peer: answers"),
+            fencing: FailureTracker::new("the fence holds"),
+            returning: FailureTracker::new("local: may come back"),
             confirmed: None,
             unproven: None,
             conflicting: false,
@@ -59,11 +64,11 @@ impl<'a> Primary<'a> {
     }
 
     pub(super) async fn perform(self) -> End {
-        let (desk, tenure) = (self.desk, self.tenure);
+        let (writer, leadership) = (self.writer, self.leadership);
         tokio::select! {
             end = Box::pin(self.keep_looking()) => end,
-            never = keep_seeing(desk, &tenure.config) => match never {},
-            never = keep_tidy(tenure) => match never {},
+            never = keep_seeing(writer, &leadership.config) => match never {},
+            never = keep_tidy(leadership) => match never {},
         }
     }
 
@@ -87,31 +92,31 @@ impl<'a> Primary<'a> {
 
     fn config(&mut self) -> Arc<Config> {
         let current = self.configs.borrow_and_update().clone();
-        current.unwrap_or_else(|| self.tenure.config.clone())
+        current.unwrap_or_else(|| self.leadership.config.clone())
     }
 
     /// Finishes a promotion that is on record, if a killed process did not reach its last steps.
-    async fn take_up(&mut self) -> Result<(), PassError> {
-        let state = &self.tenure.state;
+    async fn take_up(&mut self) -> Result<(), ReplicationError> {
+        let state = &self.leadership.state;
         let open = state.transition().await?;
         if open.is_some_and(|entry| entry.kind != TransitionKind::Failback)
             && state.cluster().await?.role == Some(Role::Primary)
         {
-            let database = &self.tenure.config.local.datastore.database;
+            let database = &self.leadership.config.local.datastore.database;
             // Sessions from before the promotion are read-only for as long as they live.
-            if let Err(error) = clear_out(state.session(), database).await {
+            if let Err(error) = end_sessions_from_before(state.session(), database).await {
                 log::warn!("{error}");
             }
-            state.close_journal(self.tenure.lock).await?;
+            state.close_journal(self.leadership.lock).await?;
         }
         Ok(())
     }
 
-    async fn look(&mut self, config: &Arc<Config>) -> Result<Option<End>, PassError> {
-        let state = &self.tenure.state;
-        state.still_ours(self.tenure.lock).await?;
-        self.desk.see_datastore(Side::Local, None);
-        self.desk.settle_events(state).await;
+    async fn look(&mut self, config: &Arc<Config>) -> Result<Option<End>, ReplicationError> {
+        let state = &self.leadership.state;
+        state.still_ours(self.leadership.lock).await?;
+        self.writer.see_datastore(Side::Local, None);
+        self.writer.settle_events(state).await;
         let cluster = state.cluster().await?;
         let fence = state.fence_record().await?;
         self.show(&cluster, fence.as_ref());
@@ -124,11 +129,11 @@ impl<'a> Primary<'a> {
                 return Ok(Some(End::RoleChanged));
             }
         } else {
-            self.returning.over(self.desk.now());
+            self.returning.over(self.writer.now());
         }
         if fence.is_none() {
             self.unproven = None;
-            self.desk
+            self.writer
                 .release(|hold| hold.reason == HoldReason::ForceNeeded);
         }
         match (fence, cluster.role) {
@@ -140,7 +145,7 @@ impl<'a> Primary<'a> {
             (None, None) => {}
         }
         if config.role != WantedRole::Spare && !self.conflicting {
-            self.desk
+            self.writer
                 .release(|hold| matches!(hold.reason, HoldReason::Conflict | HoldReason::Failed));
         }
         Ok(None)
@@ -149,17 +154,17 @@ impl<'a> Primary<'a> {
     /// Shows a conflict that an operator must decide. Nothing else is done here.
     fn conflict(&mut self, detail: &str, next_step: &str) {
         self.conflicting = true;
-        self.desk
+        self.writer
             .hold(HoldReason::Conflict, detail, next_step, false);
     }
 
     fn show(&self, cluster: &ClusterRecord, fence: Option<&FenceRecord>) {
-        self.desk.update(|state| {
-            state.role = cluster.role;
-            state.epoch = Some(cluster.epoch);
-            state.role_since = Some(cluster.since);
-            state.point = None;
-            state.fenced_by = fence.map(|fence| (fence.epoch, fence.by_cluster.clone()));
+        self.writer.update(|state| {
+            state.cluster.role = cluster.role;
+            state.cluster.epoch = Some(cluster.epoch);
+            state.cluster.since = Some(cluster.since);
+            state.spare.point = None;
+            state.cluster.fenced_by = fence.map(|fence| (fence.epoch, fence.by_cluster.clone()));
             state.work = match fence {
                 Some(_) => Work::Fenced,
                 None if cluster.role.is_some() => Work::Primary,
@@ -175,27 +180,27 @@ impl<'a> Primary<'a> {
 
     /// Tries to come back, and returns whether this cluster is a spare now. An obstacle is shown,
     /// and the cluster stays in its role.
-    async fn come_back(&mut self, config: &Arc<Config>) -> Result<bool, PassError> {
-        let tenure = self.tenure;
-        let desk = self.desk;
-        let state = State::open(&config.local.datastore).await?;
-        let on_step = |shown| desk.update(|state| state.transition = Some(shown));
-        let came = come_back(config, &state, tenure.lock, &on_step).await;
-        desk.update(|state| state.transition = None);
+    async fn come_back(&mut self, config: &Arc<Config>) -> Result<bool, ReplicationError> {
+        let leadership = self.leadership;
+        let writer = self.writer;
+        let state = LocalCluster::of(config).state().await?;
+        let on_step = |shown| writer.update(|state| state.handover.transition = Some(shown));
+        let came = come_back(config, &state, leadership.lock, &on_step).await;
+        writer.update(|state| state.handover.transition = None);
         match came {
             Ok(()) => {
-                desk.release(|hold| hold.reason != HoldReason::Config);
+                writer.release(|hold| hold.reason != HoldReason::Config);
                 Ok(true)
             }
             // The local server failed, or another process works here.
-            Err(error @ PassError::State(_)) => Err(error),
+            Err(error @ ReplicationError::State(_)) => Err(error),
             Err(error) => {
-                if matches!(error, PassError::Fence(_)) {
+                if matches!(error, ReplicationError::Fence(_)) {
                     // The fence was set, but not enforced completely.
-                    desk.update(|state| state.fence_begun = true);
+                    writer.update(|state| state.cluster.fence_begun = true);
                 }
-                let pace = desk.hold_for(&error);
-                let now = desk.now();
+                let pace = writer.hold_for(&error);
+                let now = writer.now();
                 self.returning
                     .failed(now, error.code(), &error.to_string(), pace);
                 Ok(false)
@@ -204,31 +209,33 @@ impl<'a> Primary<'a> {
     }
 
     /// Returns the peer's report; None: the peer does not answer.
-    async fn see_peer(&mut self, config: &Config) -> Result<Option<PeerSeen>, PassError> {
-        let looked = tokio::time::timeout(PEER_TIMEOUT, look_at_peer(config)).await;
+    async fn see_peer(&mut self, config: &Config) -> Result<Option<PeerSeen>, ReplicationError> {
+        let looked =
+            tokio::time::timeout(PEER_TIMEOUT, look_at_peer(config, &PeerCluster::of(config)))
+                .await;
         let error = match looked {
             Ok(Ok(seen)) => {
-                self.complaint.over(self.desk.now());
-                self.desk.see_datastore(Side::Peer, None);
-                self.desk.release(|hold| {
+                self.failures.over(self.writer.now());
+                self.writer.see_datastore(Side::Peer, None);
+                self.writer.release(|hold| {
                     matches!(
                         hold.reason,
                         HoldReason::PeerUnreachable | HoldReason::SameServer
                     )
                 });
                 let record = seen.theirs.record.as_ref();
-                self.desk.update(|state| {
+                self.writer.update(|state| {
                     state.peer.version = Some(seen.version.clone());
                     state.peer.tls = Some(seen.tls);
                     state.peer.fenced = Some(seen.theirs.fenced);
-                    state.peer_role = record.and_then(|record| record.role);
-                    state.peer_epoch = record.map(|record| record.epoch);
+                    state.peer_record.role = record.and_then(|record| record.role);
+                    state.peer_record.epoch = record.map(|record| record.epoch);
                 });
                 return Ok(Some(seen));
             }
             Ok(Err(error)) if error.side() == Some(Side::Local) => return Err(error),
             Ok(Err(error)) => error,
-            Err(_) => PassError::Unfit {
+            Err(_) => ReplicationError::Precondition {
                 check: ErrorCode::PeerUnreachable,
                 text: format!(
                     "the peer does not answer within {} s",
@@ -238,15 +245,16 @@ impl<'a> Primary<'a> {
             },
         };
         self.make_room(config, &error).await;
-        let now = self.desk.now();
+        let now = self.writer.now();
         let text = error.to_string();
-        self.complaint
+        self.failures
             .failed(now, error.code(), &text, Pace::Passing);
         if error.code() == ErrorCode::SameServer {
             let step = error.next_step();
-            self.desk.hold(HoldReason::SameServer, &text, &step, false);
+            self.writer
+                .hold(HoldReason::SameServer, &text, &step, false);
         } else {
-            self.desk.see_datastore(Side::Peer, Some(text));
+            self.writer.see_datastore(Side::Peer, Some(text));
         }
         Ok(None)
     }
@@ -255,21 +263,21 @@ impl<'a> Primary<'a> {
 impl Primary<'_> {
     /// Makes room for a session on an old primary that has no free connections, because it must be
     /// fenced even then.
-    async fn make_room(&self, config: &Config, error: &PassError) {
+    async fn make_room(&self, config: &Config, error: &ReplicationError) {
         if !error
             .datastore()
             .is_some_and(|error| error.is_for_want_of_room())
         {
             return;
         }
-        let Ok(Some(promotion)) = self.tenure.state.promotion().await else {
+        let Ok(Some(promotion)) = self.leadership.state.promotion().await else {
             return;
         };
         if promotion.peer_fenced {
             return;
         }
-        let peer = &config.peer.datastore;
-        if let Err(error) = cluster::make_room(peer, &promotion.system_id).await {
+        let peer = PeerCluster::of(config);
+        if let Err(error) = peer.make_room(&promotion.system_id).await {
             log::debug!("{error}");
         }
     }

@@ -1,13 +1,13 @@
 //! Looks at the local server every few seconds, also while another process works here. The answers
 //! to load balancers depend only on this look, and on nothing that was true some time ago.
 
-use super::{Configs, Desk, next};
+use super::{Configs, StatusWriter, next};
 use crate::cluster;
-use crate::cluster::as_client;
+use crate::cluster::{LocalCluster, as_client};
 use crate::config::Config;
 use crate::domain::Role;
 use crate::observe::Seen;
-use crate::replication::{PassError, is_ours};
+use crate::replication::ReplicationError;
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
@@ -21,10 +21,10 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(3);
 /// Number of consecutive failures after which the server counts as gone.
 const MAX_FAILURES: u32 = 2;
 
-pub(super) async fn keep_looking(desk: &Desk, mut configs: Configs) -> Infallible {
+pub(super) async fn keep_looking(writer: &StatusWriter, mut configs: Configs) -> Infallible {
     loop {
         let config = configs.borrow_and_update().clone();
-        desk.update(|state| state.seen = None);
+        writer.update(|state| state.seen = None);
         let Some(config) = config else {
             next(&mut configs).await;
             continue;
@@ -39,20 +39,20 @@ pub(super) async fn keep_looking(desk: &Desk, mut configs: Configs) -> Infallibl
             }
         };
         tokio::select! {
-            never = look_on(desk, &config) => match never {},
+            never = look_on(writer, &config) => match never {},
             () = changed => {}
         }
     }
 }
 
-async fn look_on(desk: &Desk, config: &Config) -> Infallible {
+async fn look_on(writer: &StatusWriter, config: &Config) -> Infallible {
     let mut database = None;
     let mut failures = 0;
     loop {
         match tokio::time::timeout(LOOK_TIMEOUT, look(config, &mut database)).await {
             Ok(Ok(seen)) => {
                 failures = 0;
-                desk.update(|state| state.seen = Some(seen));
+                writer.update(|state| state.seen = Some(seen));
             }
             failed => {
                 database = None;
@@ -61,7 +61,7 @@ async fn look_on(desk: &Desk, config: &Config) -> Infallible {
                     log::debug!("{error}");
                 }
                 if failures >= MAX_FAILURES {
-                    desk.update(|state| state.seen = None);
+                    writer.update(|state| state.seen = None);
                 }
             }
         }
@@ -76,25 +76,28 @@ async fn look_on(desk: &Desk, config: &Config) -> Infallible {
 
 /// Looks at once. A duty that has changed something there, or found a change, calls this, so that
 /// the next answer is right.
-pub(super) async fn look_again(desk: &Desk, config: &Config) {
+pub(super) async fn look_again(writer: &StatusWriter, config: &Config) {
     match tokio::time::timeout(LOOK_TIMEOUT, Box::pin(look(config, &mut None))).await {
-        Ok(Ok(seen)) => desk.update(|state| state.seen = Some(seen)),
+        Ok(Ok(seen)) => writer.update(|state| state.seen = Some(seen)),
         Ok(Err(error)) => log::debug!("{error}"),
         Err(_) => log::debug!("local: the datastore did not answer in time"),
     }
 }
 
-async fn look(config: &Config, kept: &mut Option<cluster::State>) -> Result<Seen, PassError> {
+async fn look(
+    config: &Config,
+    kept: &mut Option<cluster::StateDb>,
+) -> Result<Seen, ReplicationError> {
     let at = Instant::now();
     let local = &config.local.datastore;
     if kept.is_none() {
-        *kept = cluster::State::open_existing(local).await?;
+        *kept = LocalCluster::of(config).existing_state().await?;
     }
     let (role, fenced, point) = match kept {
         Some(state) => (
             state.cluster().await?.role,
             state.fence_record().await?.is_some(),
-            state.copied_point().await?,
+            state.recovery_point().await?,
         ),
         None => (None, false, None),
     };
@@ -103,6 +106,6 @@ async fn look(config: &Config, kept: &mut Option<cluster::State>) -> Result<Seen
         at,
         writable: role == Some(Role::Primary) && !fenced && !client.read_only,
         readable: role == Some(Role::Spare)
-            && point.is_some_and(|point| is_ours(&point, client.stands.as_ref())),
+            && point.is_some_and(|point| point.is_of(client.stands.as_ref())),
     })
 }

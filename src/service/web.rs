@@ -1,8 +1,8 @@
 //! Keeps the HTTP interface open. If its address is taken, it tries again and logs the failure.
 
-use super::complaint::{Complaint, Pace};
 use super::configuration::address_file;
-use super::{Configs, Desk, next};
+use super::failure_tracker::{FailureTracker, Pace};
+use super::{Configs, StatusWriter, next};
 use crate::config::{Http, http_of};
 use crate::domain::ErrorCode;
 use crate::observe::serve;
@@ -17,7 +17,7 @@ use tokio::net::TcpListener;
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 
 pub(super) async fn keep_open(
-    desk: &Desk,
+    writer: &StatusWriter,
     mut configs: Configs,
     path: &Path,
     data: &Path,
@@ -30,11 +30,11 @@ pub(super) async fn keep_open(
         // Without a good configuration the service listens where clients look for it, until there
         // is a good one.
         tokio::select! {
-            never = open(desk, http_of(path), data) => match never {},
-            http = first_of(&mut configs) => return open(desk, http, data).await,
+            never = open(writer, http_of(path), data) => match never {},
+            http = first_of(&mut configs) => return open(writer, http, data).await,
         }
     };
-    open(desk, http, data).await
+    open(writer, http, data).await
 }
 
 async fn first_of(configs: &mut Configs) -> Http {
@@ -46,13 +46,13 @@ async fn first_of(configs: &mut Configs) -> Http {
     }
 }
 
-async fn open(desk: &Desk, http: Http, data: &Path) -> Infallible {
+async fn open(writer: &StatusWriter, http: Http, data: &Path) -> Infallible {
     let address = SocketAddr::new(http.listen, http.port);
-    let mut complaint = Complaint::new("http: listens");
+    let mut failures = FailureTracker::new("http: listens");
     loop {
         match TcpListener::bind(address).await {
             Ok(listener) => {
-                complaint.over(desk.now());
+                failures.over(writer.now());
                 if let Err(error) = write_address(address, data) {
                     log::warn!(
                         "http: cannot write {}: {error}",
@@ -60,11 +60,11 @@ async fn open(desk: &Desk, http: Http, data: &Path) -> Infallible {
                     );
                 }
                 log::info!("http: listening on {address}");
-                return serve(listener, desk.watched()).await;
+                return serve(listener, writer.view()).await;
             }
             Err(error) => {
                 let text = format!("http: cannot listen on {address}: {error}");
-                complaint.failed(desk.now(), ErrorCode::Http, &text, Pace::Passing);
+                failures.failed(writer.now(), ErrorCode::Http, &text, Pace::Passing);
                 tokio::time::sleep(RETRY_AFTER).await;
             }
         }

@@ -4,11 +4,11 @@
 //! cluster took, and the configuration may still hold an old consent to that epoch. The witness is
 //! in the service's data directory and in the local bucket. Its epoch never falls.
 
-use crate::cluster::{Expected, LocalStore, State};
+use crate::cluster::{Expected, LocalCluster, LocalStore, StateDb};
 use crate::config::{Config, write_whole};
 use crate::domain::Role;
 use crate::observe;
-use crate::replication::PassError;
+use crate::replication::ReplicationError;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::io::{self, ErrorKind};
@@ -31,13 +31,13 @@ pub(super) struct Witness {
     pub cluster: String,
 }
 
-/// Compares the witness file with the state at the start of a tenure: shows the epoch of the file,
-/// and writes the epoch of the state if that is newer.
+/// Compares the witness file with the state at the start of a leadership: shows the epoch of the
+/// file, and writes the epoch of the state if that is newer.
 pub(super) async fn bring_up_to_date(
     show: impl FnOnce(Option<i64>),
-    state: &State,
+    state: &StateDb,
     data: &Path,
-) -> Result<(), PassError> {
+) -> Result<(), ReplicationError> {
     let known = read_file(data).unwrap_or_else(|error| {
         log::warn!(
             "local: {}: {error}; no epoch is read from this file",
@@ -63,11 +63,14 @@ pub(super) async fn bring_up_to_date(
 /// Does the same with the object in the local bucket, which may not answer.
 pub(super) async fn bring_up_to_date_in_bucket(
     config: &Config,
-    state: &State,
-) -> Result<Option<i64>, PassError> {
+    state: &StateDb,
+) -> Result<Option<i64>, ReplicationError> {
     let own = own(state).await?;
     let answered = tokio::time::timeout(BUCKET_TIMEOUT, async {
-        let store = LocalStore::open(&config.local.s3)?;
+        // A bucket of a provider takes no object of ours, so it remembers no epoch.
+        let Some(store) = LocalCluster::of(config).own_store()? else {
+            return Ok(None);
+        };
         // If another process writes at the same time, its object stays, and is read next time.
         let found = store.reading().head(KEY).await?;
         let known = read_object(&store).await?;
@@ -89,7 +92,7 @@ pub(super) async fn bring_up_to_date_in_bucket(
 
 /// Returns the epoch that this cluster has taken itself; 0: it is no primary now. An epoch that a
 /// spare knows belongs to its primary.
-async fn own(state: &State) -> Result<Witness, PassError> {
+async fn own(state: &StateDb) -> Result<Witness, ReplicationError> {
     let record = state.own_record().await?;
     let head = record.lineage.head();
     let primary = record.role == Some(Role::Primary);
@@ -133,7 +136,7 @@ fn write_file(data: &Path, witness: &Witness) -> io::Result<()> {
     write_whole(&data.join(FILE), witness.text().as_bytes())
 }
 
-async fn read_object(store: &LocalStore) -> Result<Option<Witness>, PassError> {
+async fn read_object(store: &LocalStore) -> Result<Option<Witness>, ReplicationError> {
     let Some(mut body) = store.reading().get(KEY).await? else {
         return Ok(None);
     };
@@ -152,8 +155,8 @@ async fn read_object(store: &LocalStore) -> Result<Option<Witness>, PassError> {
 }
 
 /// Raises the epoch that is recorded outside PostgreSQL. It never falls.
-pub(super) fn remember(state: &mut observe::State, epoch: Option<i64>) {
-    state.witnessed_epoch = state.witnessed_epoch.max(epoch);
+pub(super) fn remember(state: &mut observe::ServiceState, epoch: Option<i64>) {
+    state.cluster.witnessed_epoch = state.cluster.witnessed_epoch.max(epoch);
 }
 
 #[cfg(test)]

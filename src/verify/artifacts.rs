@@ -2,13 +2,13 @@
 //! also checks its bytes and its signature.
 
 use super::Difference;
-use crate::cluster::{LocalSession, LocalStore, State, StoreError};
+use crate::cluster::{BuilderDb, StateDb, Store, StoreError, WriteSession};
 use crate::config::Config;
+use crate::domain::MissingReason;
 use crate::observe::{Phase, Progress, Step};
 use crate::package::{Checksum, Inspection, Inspector, PublicKey, Signature};
-use crate::replication::{Inventory, PassError, UNSOUND};
+use crate::replication::{Inventory, ReplicationError};
 use std::collections::{HashMap, HashSet};
-use std::str::FromStr;
 use tokio::task::JoinSet;
 
 /// Maximum number of artifacts read from the list at once.
@@ -25,13 +25,13 @@ pub(crate) struct Compared {
 
 pub(super) async fn compare(
     config: &Config,
-    state: &State,
-    session: &LocalSession,
-    store: &LocalStore,
-    unavailable: &[(String, String)],
+    state: &StateDb,
+    session: &WriteSession,
+    store: &Store,
+    unavailable: &[(String, MissingReason)],
     deep: bool,
     progress: &Progress,
-) -> Result<Compared, PassError> {
+) -> Result<Compared, ReplicationError> {
     let inventory = Inventory::new(state.session()).await?;
     let loaded = inventory.load_wanted_from(session).await?;
     let known: HashSet<&str> = unavailable.iter().map(|(key, _)| key.as_str()).collect();
@@ -47,7 +47,7 @@ pub(super) async fn compare(
         let mut reading = Reading::begin(config, session, store, step).await?;
         let mut after = String::new();
         loop {
-            let page = wanted_page(state.session(), &after).await?;
+            let page = inventory.wanted_page(&after, PAGE_ROWS).await?;
             let Some((last, _)) = page.last() else { break };
             after = last.clone();
             for (key, checksum) in page {
@@ -61,7 +61,7 @@ pub(super) async fn compare(
         inventory.load_present(store).await?;
         let known_keys = unavailable
             .iter()
-            .filter(|(_, reason)| reason != UNSOUND)
+            .filter(|(_, reason)| *reason != MissingReason::Unsound)
             .count() as u64;
         compared.checked = inventory.wanted().await?.saturating_sub(known_keys);
         let unproven = inventory.unproven().await?;
@@ -83,25 +83,6 @@ fn difference(name: String, text: String) -> Difference {
     }
 }
 
-async fn wanted_page(
-    session: &LocalSession,
-    after: &str,
-) -> Result<Vec<(String, Checksum)>, PassError> {
-    let sql = "SELECT key, checksum FROM wanted WHERE key > $1 ORDER BY key LIMIT $2";
-    let rows = session
-        .query(
-            "reading the list of artifacts to verify",
-            sql,
-            &[&after, &PAGE_ROWS],
-        )
-        .await?;
-    // Every checksum in this table was parsed before it was written.
-    Ok(rows
-        .iter()
-        .filter_map(|row| Some((row.get(0), Checksum::from_str(row.get(1)).ok()?)))
-        .collect())
-}
-
 struct Inspected {
     key: String,
     wanted: Checksum,
@@ -109,12 +90,8 @@ struct Inspected {
     found: Option<Inspection>,
 }
 
-async fn inspect(
-    store: &LocalStore,
-    key: String,
-    wanted: Checksum,
-) -> Result<Inspected, StoreError> {
-    let found = match store.reading().get(&key).await? {
+async fn inspect(store: &Store, key: String, wanted: Checksum) -> Result<Inspected, StoreError> {
+    let found = match store.get(&key).await? {
         None => None,
         Some(mut body) => {
             let mut inspector = Inspector::new();
@@ -130,7 +107,7 @@ async fn inspect(
 /// Artifacts that are being read, several at once. Their bytes are compared with the checksums of
 /// their rows, and their signatures are checked with the keys in the database.
 pub(crate) struct Reading {
-    store: LocalStore,
+    store: Store,
     keys: HashMap<String, PublicKey>,
     copies: usize,
     step: Step,
@@ -141,10 +118,10 @@ pub(crate) struct Reading {
 impl Reading {
     pub(crate) async fn begin(
         config: &Config,
-        session: &LocalSession,
-        store: &LocalStore,
+        session: &WriteSession,
+        store: &Store,
         step: Step,
-    ) -> Result<Reading, PassError> {
+    ) -> Result<Reading, ReplicationError> {
         Ok(Reading {
             store: store.clone(),
             keys: public_keys(session).await?,
@@ -156,7 +133,11 @@ impl Reading {
     }
 
     /// Adds an artifact. Returns when a reader has begun it, which is before it was read.
-    pub(crate) async fn add(&mut self, key: String, checksum: Checksum) -> Result<(), PassError> {
+    pub(crate) async fn add(
+        &mut self,
+        key: String,
+        checksum: Checksum,
+    ) -> Result<(), ReplicationError> {
         while self.busy.len() >= self.copies {
             self.take().await?;
         }
@@ -166,14 +147,14 @@ impl Reading {
         Ok(())
     }
 
-    pub(crate) async fn finish(mut self) -> Result<Compared, PassError> {
+    pub(crate) async fn finish(mut self) -> Result<Compared, ReplicationError> {
         while !self.busy.is_empty() {
             self.take().await?;
         }
         Ok(self.compared)
     }
 
-    async fn take(&mut self) -> Result<(), PassError> {
+    async fn take(&mut self) -> Result<(), ReplicationError> {
         let Some(joined) = self.busy.join_next().await else {
             return Ok(());
         };
@@ -240,14 +221,11 @@ impl Compared {
 
 /// Returns the public keys by full name. A key that cannot be parsed counts as absent, so its
 /// signatures count as unknown.
-async fn public_keys(session: &LocalSession) -> Result<HashMap<String, PublicKey>, PassError> {
-    let sql = "SELECT full_name::text, body::text FROM public.origin_public_keys";
-    let rows = session
-        .query("reading the origins' public keys", sql, &[])
-        .await?;
+async fn public_keys(
+    session: &WriteSession,
+) -> Result<HashMap<String, PublicKey>, ReplicationError> {
     let mut keys = HashMap::new();
-    for row in &rows {
-        let (name, body): (String, String) = (row.get(0), row.get(1));
+    for (name, body) in BuilderDb::of(session).public_keys().await? {
         match PublicKey::parse(&body) {
             Ok(key) => {
                 keys.insert(name, key);

@@ -4,11 +4,11 @@
 mod artifacts;
 mod tables;
 
-use crate::cluster::{CopiedPoint, LocalSession, LocalStore, PeerSession, State};
+use crate::cluster::{LocalCluster, PeerCluster, RecoveryPoint, SpareDb, StateDb, WriteSession};
 use crate::config::Config;
-use crate::domain::{ErrorCode, Side};
+use crate::domain::{ErrorCode, MissingReason, Side};
 use crate::observe::Progress;
-use crate::replication::{self, PassError, Policy, unavailable};
+use crate::replication::{Policy, ReplicationError};
 use serde::Serialize;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -26,7 +26,7 @@ pub struct Difference {
 
 #[derive(Debug)]
 pub struct Verification {
-    pub point: CopiedPoint,
+    pub point: RecoveryPoint,
     pub deep: bool,
     pub tables: u64,
     pub rows: u64,
@@ -37,7 +37,7 @@ pub struct Verification {
     pub signatures_unknown: u64,
     /// Artifacts that were recorded as missing or damaged on the primary when they were copied.
     /// They are known, and count as no difference.
-    pub unavailable: Vec<(String, String)>,
+    pub unavailable: Vec<(String, MissingReason)>,
     pub differences: Vec<Difference>,
     /// True: the primary has committed something since. None: the primary did not answer.
     pub newer: Option<bool>,
@@ -55,8 +55,8 @@ pub async fn verify(
     config: &Config,
     deep: bool,
     progress: &Progress,
-) -> Result<Verification, PassError> {
-    if !open(config).await?.1.slot.is_empty() {
+) -> Result<Verification, ReplicationError> {
+    if open(config).await?.1.is_followed() {
         return verify_through_copies(config, deep, progress).await;
     }
     for _ in 1..MAX_ATTEMPTS {
@@ -80,7 +80,7 @@ async fn verify_through_copies(
     config: &Config,
     deep: bool,
     progress: &Progress,
-) -> Result<Verification, PassError> {
+) -> Result<Verification, ReplicationError> {
     for _ in 1..MAX_ATTEMPTS {
         let before = last_copy(config).await?.1.lsn;
         let failure = match verify_following(config, deep, progress).await {
@@ -99,7 +99,7 @@ async fn verify_through_copies(
 
 /// Returns whether a full copy was made since. A full copy ends the sessions shortly before it is
 /// on record, so this waits for the record.
-async fn was_replaced(config: &Config, before: &str) -> Result<bool, PassError> {
+async fn was_replaced(config: &Config, before: &str) -> Result<bool, ReplicationError> {
     let deadline = Instant::now() + SWITCH_TIMEOUT;
     loop {
         match last_copy(config).await {
@@ -117,7 +117,7 @@ async fn verify_following(
     config: &Config,
     deep: bool,
     progress: &Progress,
-) -> Result<Verification, PassError> {
+) -> Result<Verification, ReplicationError> {
     let (state, point) = open(config).await?;
     let first = look(config, state, &point, deep, progress).await?;
     if first.differences.is_empty() {
@@ -132,20 +132,20 @@ async fn verify_following(
     Ok(second)
 }
 
-fn is_passing_here(error: &PassError) -> bool {
+fn is_passing_here(error: &ReplicationError) -> bool {
     error.policy() == Policy::Retry && error.side() == Some(Side::Local)
 }
 
 async fn look(
     config: &Config,
-    state: State,
-    point: &CopiedPoint,
+    state: StateDb,
+    point: &RecoveryPoint,
     deep: bool,
     progress: &Progress,
-) -> Result<Verification, PassError> {
+) -> Result<Verification, ReplicationError> {
     let replacing = state.replacements().await?.len();
     if replacing > 0 {
-        return Err(PassError::Unfit {
+        return Err(ReplicationError::Precondition {
             check: ErrorCode::Replacing,
             text: format!(
                 "{replacing} artifacts are being replaced now, or a pass was interrupted while it replaced them"
@@ -156,8 +156,8 @@ async fn look(
         });
     }
     let database = &config.local.datastore.database;
-    let session = LocalSession::open(&config.local.datastore, database).await?;
-    let following = !point.slot.is_empty();
+    let session = LocalCluster::of(config).database(database).await?;
+    let following = point.is_followed();
     let mut differences = recovery_point(&session, database, point).await?;
     if !differences.is_empty() {
         // The database is another one: comparing its tables would only hide that.
@@ -172,11 +172,10 @@ async fn look(
     };
     if following {
         // Rows and the list of unavailable artifacts are read in one snapshot.
-        let begin = "BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY";
-        session.batch("beginning to verify", begin).await?;
+        session.begin_snapshot("beginning to verify").await?;
     }
-    let unavailable = unavailable(&session).await?;
-    let store = LocalStore::open(&config.local.s3)?;
+    let unavailable = SpareDb::of(&session).unavailable_reasons().await?;
+    let store = LocalCluster::of(config).reading_store()?;
     let artifacts = artifacts::compare(
         config,
         &state,
@@ -209,7 +208,7 @@ async fn look(
     })
 }
 
-fn nothing(point: CopiedPoint, deep: bool) -> Verification {
+fn nothing(point: RecoveryPoint, deep: bool) -> Verification {
     Verification {
         point,
         deep,
@@ -225,30 +224,31 @@ fn nothing(point: CopiedPoint, deep: bool) -> Verification {
     }
 }
 
-async fn open(config: &Config) -> Result<(State, CopiedPoint), PassError> {
+async fn open(config: &Config) -> Result<(StateDb, RecoveryPoint), ReplicationError> {
     let (state, copied) = last_copy(config).await?;
-    Ok((state, replication::stands_at(config, copied).await?))
+    Ok((state, LocalCluster::of(config).point(copied).await?))
 }
 
 /// Returns the point of the last full copy. The stream may have applied changes after it.
-async fn last_copy(config: &Config) -> Result<(State, CopiedPoint), PassError> {
-    let state = State::open_existing(&config.local.datastore)
+async fn last_copy(config: &Config) -> Result<(StateDb, RecoveryPoint), ReplicationError> {
+    let state = LocalCluster::of(config)
+        .existing_state()
         .await?
-        .ok_or_else(PassError::nothing_copied)?;
+        .ok_or_else(ReplicationError::nothing_copied)?;
     let copied = state
-        .copied_point()
+        .recovery_point()
         .await?
-        .ok_or_else(PassError::nothing_copied)?;
+        .ok_or_else(ReplicationError::nothing_copied)?;
     Ok((state, copied))
 }
 
 async fn recovery_point(
-    session: &LocalSession,
+    session: &WriteSession,
     database: &str,
-    point: &CopiedPoint,
-) -> Result<Vec<Difference>, PassError> {
-    let found = replication::recovery_point(session).await?;
-    if replication::is_ours(point, found.as_ref()) {
+    point: &RecoveryPoint,
+) -> Result<Vec<Difference>, ReplicationError> {
+    let found = SpareDb::of(session).lsn().await?;
+    if point.is_of(found.as_ref()) {
         return Ok(Vec::new());
     }
     Ok(vec![Difference {
@@ -264,11 +264,9 @@ async fn recovery_point(
     }])
 }
 
-async fn newer(config: &Config, point: &CopiedPoint) -> Option<bool> {
-    let peer = PeerSession::open(&config.peer.datastore).await.ok()?;
-    let sql = "SELECT txid_current_snapshot()::text, pg_postmaster_start_time()::text";
-    let row = peer.row("asking for newer changes", sql, &[]).await.ok()?;
-    let same = row.get::<String>(0).ok()? == point.transactions
-        && row.get::<String>(1).ok()? == point.server_started;
+async fn newer(config: &Config, point: &RecoveryPoint) -> Option<bool> {
+    let peer = PeerCluster::of(config).builder().await.ok()?;
+    let state = peer.server_state("asking for newer changes").await.ok()?;
+    let same = state.transactions == point.transactions && state.started == point.server_started;
     Some(!same)
 }

@@ -1,11 +1,10 @@
 //! Compares rows and content of every table with the hashes taken while the rows were copied.
 
 use super::Difference;
-use crate::cluster::{LocalSession, TableContent};
+use crate::cluster::{LocalCluster, Table, TableContent, WriteSession};
 use crate::config::Config;
 use crate::observe::{Phase, Progress, Step};
-use crate::replication::tables;
-use crate::replication::{self, ContentHash, PassError, Table};
+use crate::replication::{self, ContentHash, ReplicationError};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
@@ -17,11 +16,11 @@ pub(super) struct Compared {
 
 pub(super) async fn compare(
     config: &Config,
-    session: &LocalSession,
+    session: &WriteSession,
     expected: Vec<TableContent>,
     progress: &Progress,
-) -> Result<Compared, PassError> {
-    let tables = tables(session).await?;
+) -> Result<Compared, ReplicationError> {
+    let tables = session.tables().await?;
     let bytes: i64 = tables.iter().map(|t| t.bytes).sum();
     let step = progress.begin(Phase::Tables, bytes.max(0) as u64);
     let found = hash_all(config, &tables, &step).await?;
@@ -64,10 +63,10 @@ pub(super) async fn compare(
 /// copied.
 pub(super) async fn compare_both(
     config: &Config,
-    session: &LocalSession,
+    session: &WriteSession,
     progress: &Progress,
-) -> Result<Compared, PassError> {
-    let bytes: i64 = tables(session).await?.iter().map(|t| t.bytes).sum();
+) -> Result<Compared, ReplicationError> {
+    let bytes: i64 = session.tables().await?.iter().map(|t| t.bytes).sum();
     let step = progress.begin(Phase::Tables, bytes.max(0) as u64);
     let compared = replication::compare_both(config, Some(&step)).await?;
     let problem = |(table, rows): &(String, u64)| match rows {
@@ -93,18 +92,17 @@ async fn hash_all(
     config: &Config,
     tables: &[Table],
     step: &Step,
-) -> Result<BTreeMap<String, ContentHash>, PassError> {
+) -> Result<BTreeMap<String, ContentHash>, ReplicationError> {
     let queue = Arc::new(Mutex::new(tables.iter()));
     let found = Arc::new(Mutex::new(BTreeMap::new()));
     let workers = (0..config.replication.jobs).map(|_| {
         let (queue, found) = (queue.clone(), found.clone());
         async move {
-            let local = &config.local.datastore;
-            let session = LocalSession::open(local, &local.database).await?;
+            let session = LocalCluster::of(config).builder().await?;
             session.carry_bytes().await?;
             loop {
                 let Some(table) = queue.lock().expect("no holder panics").next() else {
-                    return Ok::<(), PassError>(());
+                    return Ok::<(), ReplicationError>(());
                 };
                 let doing = format!("reading table {}", table.full_name());
                 let mut rows = session.copy_out(&doing, &table.copy_out()).await?;

@@ -314,21 +314,9 @@ async fn a_lifted_fence_is_set_again() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dropped_session_lets_go_of_the_primary_at_once() -> Result<()> {
     let site = site("dropped").await;
-    let to = warm_spare::config::Datastore {
-        host: site.primary.pg.host().into(),
-        port: site.primary.pg.port(),
-        user: site.primary.pg.user().into(),
-        database: "builder".into(),
-        password: Some(warm_spare::config::SecretSource::Inline(
-            warm_spare::config::Secret::new(site.primary.pg.password()),
-        )),
-        ssl_mode: warm_spare::config::SslMode::Disable,
-        ssl_root_cert: None,
-        ssl_cert: None,
-        ssl_key: None,
-        source: "test",
-    };
-    let peer = warm_spare::cluster::PeerSession::open(&to).await?;
+    let config = warm_spare::config::load(&site.write_config(""))?;
+    let primary = warm_spare::cluster::PeerCluster::of(&config);
+    let peer = primary.builder().await?;
     let endless = "COPY (SELECT generate_series(1, 1000000000000)) TO STDOUT";
     let mut rows = peer.copy_out("copying without end", endless).await?;
     assert!(rows.next().await?.is_some());

@@ -5,6 +5,6 @@ mod copy;
 mod faults;
 mod gate_store;
 mod kill9;
-mod look;
+mod probe;
 mod refusals;
 mod verify;

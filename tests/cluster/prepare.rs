@@ -5,11 +5,10 @@ use std::time::{Duration, Instant};
 use support::{Factory, Output, Postgres, Result, Running, Site, site};
 use tokio_postgres::Client;
 use warm_spare::cluster::preparation::{
-    Names, Preparation, PreparationError, Wanted, inspect, plan_to_prepare, plan_to_release,
+    Names, PreparationError, Wanted, inspect, plan_to_prepare, plan_to_release,
 };
-use warm_spare::cluster::{PeerSession, State};
+use warm_spare::cluster::{LocalCluster, PeerCluster};
 use warm_spare::config;
-use warm_spare::replication::tables;
 
 /// Everything that `prepare` may touch, as it stands: what `release` must give back.
 async fn standing(site: &Site) -> Result<String> {
@@ -131,10 +130,10 @@ async fn stopped_after_any_step_it_goes_on_from_there() -> Result<()> {
     let site = filled("steps").await?;
     let before = standing(&site).await?;
     let config = config::load(&site.write_config(""))?;
-    let state = State::open(&config.local.datastore).await?;
+    let state = LocalCluster::of(&config).state().await?;
     let names = Names::of(&state.cluster().await?.id, &config.replication);
     let wanted = Wanted::of(&config.replication);
-    let writing = Preparation::open(&config.peer.datastore).await?;
+    let writing = PeerCluster::of(&config).preparation().await?;
     let builder = site.primary.conn().await?;
     let patience = Duration::from_secs(30);
     let to_make = plan_to_prepare(&writing.inspect(&names).await?, wanted).steps;
@@ -236,7 +235,7 @@ async fn a_long_reader_holds_nobody_up_behind_us() -> Result<()> {
     // The reader does not go: its table is named, nothing is published, and the others are ready.
     let config = config::load(&site.write_config(""))?;
     let names = Names::of_cluster("0123abcd");
-    let writing = Preparation::open(&config.peer.datastore).await?;
+    let writing = PeerCluster::of(&config).preparation().await?;
     let wanted = Wanted::of(&config.replication);
     let plan = plan_to_prepare(&writing.inspect(&names).await?, wanted);
     let patience = Duration::from_secs(3);
@@ -302,7 +301,7 @@ async fn a_slot_in_use_goes_before_the_settings_and_an_orphans_by_its_id() -> Re
     site.warm_spare(&["prepare"]).await.ok();
     restart(&site).await?;
     let config = config::load(&site.config_file())?;
-    let state = State::open_existing(&config.local.datastore).await?;
+    let state = LocalCluster::of(&config).existing_state().await?;
     let id = state.expect("it was made").cluster().await?.id;
     let ours = format!("warm_spare_{id}");
     let client = site.primary.conn().await?;
@@ -446,9 +445,9 @@ async fn tables_that_come_and_go_are_followed_and_the_list_is_the_copys() -> Res
     let again = site.warm_spare(&["prepare"]).await.ok().stdout;
     assert!(again.starts_with("Nothing to do"), "{again}");
     let config = config::load(&site.config_file())?;
-    let peer = PeerSession::open(&config.peer.datastore).await?;
+    let peer = PeerCluster::of(&config).builder().await?;
     let prepared = inspect(&peer, &Names::of_cluster("0123abcd")).await?;
-    let mut copied: Vec<String> = tables(&peer).await?.iter().map(|t| t.full_name()).collect();
+    let mut copied: Vec<String> = peer.tables().await?.iter().map(|t| t.full_name()).collect();
     copied.sort();
     let mut seen: Vec<String> = prepared.tables.iter().map(|t| t.full_name()).collect();
     seen.sort();
@@ -539,7 +538,7 @@ async fn local_traces_go_and_what_is_builders_stays() -> Result<()> {
     site.warm_spare(&["sync"]).await.ok();
     site.spare.put(".warm-spare/retired/x", "old bytes").await?;
     let config = config::load(&site.config_file())?;
-    let state = State::open_existing(&config.local.datastore).await?;
+    let state = LocalCluster::of(&config).existing_state().await?;
     let state = state.expect("it was copied");
     let kept = state.generations().await?[0].name.clone();
     let artifacts = site.spare.keys().await?.len() - 1;
@@ -552,7 +551,7 @@ async fn local_traces_go_and_what_is_builders_stays() -> Result<()> {
         &["another warm-spare is at work"],
     );
     drop(state);
-    let waiting = State::open_existing(&config.local.datastore).await?;
+    let waiting = LocalCluster::of(&config).existing_state().await?;
     refused(
         &site.warm_spare(&["release", "--local"]).await,
         4,

@@ -60,6 +60,51 @@ async fn a_primary_stops_while_it_is_copied_and_while_it_is_followed() -> Result
     Ok(())
 }
 
+/// The copy is long, and the watch beside it has looked more than once before the server begins to stop.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_primary_stops_in_the_middle_of_a_long_copy() -> Result<()> {
+    let primary = logical()
+        .setting("log_connections", "on")
+        .setting("log_line_prefix", "'%a|'");
+    let site = Site::builder("stops_long").primary(primary).start().await?;
+    prepare(&site).await;
+    Factory::seeded().fill(&site.primary, 1).await?;
+    // Two minutes of rows that do not shrink on their way.
+    site.primary
+        .conn()
+        .await?
+        .batch_execute(
+            "CREATE TABLE long_copy AS SELECT n, (SELECT string_agg(md5(n::text || m), '') FROM generate_series(1, 30) m) \
+             FROM generate_series(1, 2500) n",
+        )
+        .await?;
+    let service = Service::start(&site, "[replication]\nbandwidth_limit = \"20KB/s\"");
+    service
+        .until("its rows are copied", |status| {
+            status["replication"]["baseline"]["phase"] == "tables"
+        })
+        .await;
+    let sessions = || {
+        let log = site.primary.pg.log();
+        let lines = log.lines();
+        lines
+            .filter(|line| line.contains("connection authorized") && line.contains("warm-spare"))
+            .count()
+    };
+    let before = sessions();
+    wait_until("it has looked twice", SOON, || async {
+        match sessions() - before {
+            0 | 1 => Err("it has not".into()),
+            _ => Ok(()),
+        }
+    })
+    .await;
+    let took = site.primary.pg.stop_smart(SUPERVISORS_PATIENCE).await?;
+    assert!(took.is_some(), "the copy held the primary up");
+    service.stop().await.ok();
+    Ok(())
+}
+
 /// Only another database of the server is written to, and the slot holds its log as well.
 /// (alias2k/flusso 111, risingwavelabs/risingwave 16697, npgsql 6143)
 #[tokio::test(flavor = "multi_thread")]

@@ -1,5 +1,6 @@
 //! Every session of ours may be ended by somebody, on either server and at any time; and what we hold on the primary is let go.
 
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 use support::follow::{
     copies, followed, logical, prepare, prepared, until_copied, until_equal, until_following,
@@ -8,6 +9,7 @@ use support::inventory::{self, Inventory, Session, lasting_sessions, until_nothi
 use support::packages::{insert, put};
 use support::service::SOON;
 use support::{Factory, Postgres, Result, Service, Site, Spec, wait_until};
+use warm_spare::cluster::LocalCluster;
 
 /// After so long an upload must be here, whatever was ended.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -278,4 +280,91 @@ async fn what_nobody_uses_any_more_on_the_primary_is_told() -> Result<()> {
     );
     until_nothing_is_held(&site.primary.pg, LIMIT).await;
     Ok(())
+}
+
+/// The number of sessions that a test has opened on Builder's database.
+#[derive(Default)]
+struct Opened(AtomicUsize);
+
+impl Opened {
+    /// Opens sessions, one after the other, until one is refused or `others` is done.
+    async fn beside(
+        &self,
+        config: &warm_spare::config::Config,
+        others: impl Future<Output = Result<()>>,
+    ) -> Result<()> {
+        let sessions = async {
+            loop {
+                match LocalCluster::of(config).builder().await {
+                    Ok(_) => self.0.fetch_add(1, Relaxed),
+                    Err(refused) => break refused,
+                };
+            }
+        };
+        tokio::select! {
+            done = others => done,
+            refused = sessions => Err(refused.into()),
+        }
+    }
+
+    fn number(&self) -> usize {
+        self.0.load(Relaxed)
+    }
+
+    /// Waits for two more: a real switch, or a real fence, is not followed by another one at once.
+    async fn until_two_more(&self, before: usize) {
+        while self.number() < before + 2 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
+/// A switch renames Builder's database and the incoming one in one transaction. A server that has found a database by its
+/// name looks at the name once more, and refuses a session if it is another one by then.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_meets_the_switch_gets_the_new_database() -> Result<()> {
+    let site = support::site("renamed").await;
+    site.write_config("");
+    let config = warm_spare::config::load(&site.config_file())?;
+    let admin = site.spare.pg.conn("postgres").await?;
+    admin.batch_execute("CREATE DATABASE builder").await?;
+    admin.batch_execute("CREATE DATABASE incoming").await?;
+    let opened = Opened::default();
+    let switches = async {
+        let switch = "BEGIN; ALTER DATABASE builder RENAME TO aside; ALTER DATABASE incoming RENAME TO builder; \
+                      ALTER DATABASE aside RENAME TO incoming; COMMIT";
+        let mut switched = 0;
+        while switched < 150 {
+            let before = opened.number();
+            match admin.batch_execute(switch).await {
+                Ok(()) => switched += 1,
+                // A session is there.
+                Err(_) => admin.batch_execute("ROLLBACK").await?,
+            }
+            opened.until_two_more(before).await;
+        }
+        Ok(())
+    };
+    opened.beside(&config, switches).await
+}
+
+/// A fence, and a switch, end every session that was there before them. One of them may just be opening.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_is_ended_while_it_opens_is_opened_again() -> Result<()> {
+    let site = support::site("ended_opening").await;
+    site.write_config("");
+    let config = warm_spare::config::load(&site.config_file())?;
+    let admin = site.spare.pg.conn("postgres").await?;
+    admin.batch_execute("CREATE DATABASE builder").await?;
+    let opened = Opened::default();
+    let ends = async {
+        let end =
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'builder'";
+        for _ in 0..150 {
+            while admin.query(end, &[]).await?.is_empty() {}
+            opened.until_two_more(opened.number()).await;
+        }
+        Ok(())
+    };
+    opened.beside(&config, ends).await
 }

@@ -2,16 +2,17 @@
 
 use support::{Result, Site, site};
 use tokio_postgres::Client;
-use warm_spare::cluster::{State, StateError};
+use warm_spare::cluster::{LocalCluster, StateError};
 use warm_spare::config;
 use warm_spare::domain::Role;
 
 /// The tables as the programs of these formats made them, from the history of this repository.
-const FORMATS: [(i32, &str); 4] = [
+const FORMATS: [(i32, &str); 5] = [
     (1, include_str!("state_formats/format_1.sql")),
     (2, include_str!("state_formats/format_2.sql")),
     (3, include_str!("state_formats/format_3.sql")),
     (4, include_str!("state_formats/format_4.sql")),
+    (5, include_str!("state_formats/format_5.sql")),
 ];
 
 /// Rows of every table that format 1 has.
@@ -61,8 +62,8 @@ async fn new_database(site: &Site) -> Result<Client> {
 async fn every_older_format_is_migrated_without_loss() -> Result<()> {
     let site = site("state_formats").await;
     let config = config::load(&site.write_config(""))?;
-    let to = &config.local.datastore;
-    drop(State::open(to).await?);
+    let cluster = LocalCluster::of(&config);
+    drop(cluster.state().await?);
     let client = site.spare.pg.conn("warm_spare").await?;
     let (expected, newest) = (
         text(&client, FORM).await?,
@@ -92,7 +93,7 @@ async fn every_older_format_is_migrated_without_loss() -> Result<()> {
             format.to_string()
         );
         // Several processes meet the older format at once.
-        let opened = tokio::join!(State::open(to), State::open(to), State::open_existing(to));
+        let opened = tokio::join!(cluster.state(), cluster.state(), cluster.existing_state());
         let state = opened.0?;
         drop((opened.1?, opened.2?.expect("the database is there")));
 
@@ -106,7 +107,7 @@ async fn every_older_format_is_migrated_without_loss() -> Result<()> {
             (cluster.id.as_str(), cluster.role, cluster.epoch),
             ("abcd1234", Some(Role::Spare), 3)
         );
-        let point = state.copied_point().await?.expect("a recovery point");
+        let point = state.recovery_point().await?.expect("a recovery point");
         assert_eq!((point.lsn.as_str(), point.timeline), ("0/10", 2));
         assert_eq!(state.events(10).await?[0].text, "copied");
         assert_eq!(state.generations().await?[0].name, "postgres");
@@ -136,7 +137,7 @@ async fn a_migration_that_fails_changes_nothing() -> Result<()> {
         .batch_execute("DROP TABLE transition; CREATE VIEW transition AS SELECT 1 AS one")
         .await?;
     let before = text(&client, FORM).await?;
-    let error = match State::open(&config.local.datastore).await {
+    let error = match LocalCluster::of(&config).state().await {
         Ok(_) => panic!("a view is where a table must be, and the migration passed"),
         Err(error) => error.to_string(),
     };
@@ -153,10 +154,10 @@ async fn a_migration_that_fails_changes_nothing() -> Result<()> {
 async fn a_newer_format_is_refused_by_its_number() -> Result<()> {
     let site = site("state_newer").await;
     let config = config::load(&site.write_config(""))?;
-    drop(State::open(&config.local.datastore).await?);
+    drop(LocalCluster::of(&config).state().await?);
     let client = site.spare.pg.conn("warm_spare").await?;
     client.batch_execute("UPDATE meta SET format = 99").await?;
-    match State::open(&config.local.datastore).await {
+    match LocalCluster::of(&config).state().await {
         Err(StateError::Newer { found: 99, .. }) => Ok(()),
         Err(error) => panic!("{error}"),
         Ok(_) => panic!("format 99 was opened"),

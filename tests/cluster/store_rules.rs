@@ -146,6 +146,10 @@ async fn stores_that_take_one_request_at_once_are_enough() -> Result<()> {
     site.write_config("[replication]\ncopies = 8");
     let report = site.warm_spare(&["sync", "--json"]).await.ok().json();
     assert_eq!(report["artifacts"]["unavailable"], serde_json::json!([]));
+    // This client does not try again.
+    site.spare.minio.stop().await?;
+    site.spare.minio.set("MINIO_API_REQUESTS_MAX", "0");
+    site.spare.minio.start_again().await?;
     for package in &made {
         let here = bytes_of(&site, &package.key).await?;
         assert_eq!(here.as_deref(), Some(package.checksum.as_str()));

@@ -22,6 +22,45 @@ const ROOMS: [&str; 10] = [
 const BESIDE_THE_ROOMS: [&str; 3] = ["lib.rs", "main.rs", "killpoint.rs"];
 /// Crates that only the room `cluster` names.
 const CLIENT_CRATES: [&str; 3] = ["tokio_postgres", "postgres_protocol", "minio"];
+/// Tables in Builder's database that only their owner, `cluster/spare_db.rs`, names; and the look of a client, which does
+/// not use a session of ours.
+const SPARE_TABLES: [&str; 3] = [
+    "warm_spare.recovery_point",
+    "warm_spare.unavailable",
+    "warm_spare.silenced",
+];
+const NAMES_SPARE_TABLES: [&str; 3] = [
+    "cluster/spare_db.rs",
+    "cluster/spare_db/unavailable.rs",
+    "cluster/postgres/as_client.rs",
+];
+/// Files outside of `cluster` that write statements of their own: over Builder's rows, whose form only they know, and over
+/// the working tables in which such rows are compared.
+const WRITES_STATEMENTS: [&str; 5] = [
+    "replication/artifact/inventory.rs",
+    "replication/baseline/continuation.rs",
+    "replication/stream/changes.rs",
+    "replication/stream/target.rs",
+    "role/divergence/approximate.rs",
+];
+/// The beginnings of statements.
+const STATEMENTS: [&str; 15] = [
+    "SELECT ",
+    "INSERT INTO ",
+    "UPDATE ",
+    "DELETE FROM ",
+    "CREATE ",
+    "ALTER DATABASE ",
+    "DROP ",
+    "TRUNCATE ",
+    "WITH ",
+    "COPY ",
+    "SET ",
+    "BEGIN",
+    "COMMIT",
+    "ROLLBACK",
+    "LOCK ",
+];
 const LINES_MAX: usize = 500;
 /// Longer files, each with its reason.
 const LONGER: [(&str, &str); 0] = [];
@@ -94,6 +133,43 @@ fn words_after<'a>(line: &'a str, prefix: &'a str) -> impl Iterator<Item = &'a s
         .map(move |rest| rest.split(of_a_word).next().unwrap_or_default())
 }
 
+/// Returns whether a literal in the line begins as a statement does, or the line goes on with one.
+fn writes_a_statement(line: &str) -> bool {
+    let begins = |text: &str| STATEMENTS.iter().any(|word| text.starts_with(word));
+    begins(line.trim_start()) || line.split('"').skip(1).any(begins)
+}
+
+#[test]
+fn only_the_room_cluster_and_named_files_write_statements() {
+    let mut wrong = Vec::new();
+    let mut writers = BTreeSet::new();
+    for source in sources() {
+        let excepted = WRITES_STATEMENTS.contains(&source.name.as_str());
+        if source.room() == Some("cluster") || source.name.ends_with("tests.rs") {
+            continue;
+        }
+        for (number, line) in &source.lines {
+            if !writes_a_statement(line) {
+                continue;
+            }
+            writers.insert(source.name.clone());
+            if !excepted {
+                wrong.push(format!("src/{}:{number}: {}", source.name, line.trim()));
+            }
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "statements outside of cluster: {wrong:#?}"
+    );
+    for named in WRITES_STATEMENTS {
+        assert!(
+            writers.contains(named),
+            "{named} writes no statement any more"
+        );
+    }
+}
+
 #[test]
 fn a_room_uses_only_rooms_below_it() {
     let place = |room: &str| ROOMS.iter().position(|known| *known == room);
@@ -133,6 +209,24 @@ fn only_the_room_cluster_names_postgresql_and_s3_clients() {
             for client in CLIENT_CRATES {
                 if line.contains(&format!("{client}::")) {
                     wrong.push(format!("src/{}:{number}: {client}", source.name));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn only_the_owner_names_the_tables_in_builders_database() {
+    let mut wrong = Vec::new();
+    for source in sources() {
+        if NAMES_SPARE_TABLES.contains(&source.name.as_str()) {
+            continue;
+        }
+        for (number, line) in &source.lines {
+            for table in SPARE_TABLES {
+                if line.contains(table) {
+                    wrong.push(format!("src/{}:{number}: {table}", source.name));
                 }
             }
         }

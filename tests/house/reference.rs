@@ -12,7 +12,7 @@ use serde_json::Value;
 use strum::VariantArray;
 use tokio::sync::watch;
 use warm_spare::cluster::{
-    Confirmation, CopiedPoint, DrillRecord, Event, Footprint, Generation, Throttle,
+    Confirmation, DrillRecord, Event, Footprint, Generation, RecoveryPoint, Throttle,
     VerificationRecord,
 };
 use warm_spare::command::Arguments;
@@ -23,7 +23,7 @@ use warm_spare::domain::{
 };
 use warm_spare::observe::{
     Artifacts, Baseline, Check, Clock, Counters, Held, Hold, Listener, Meter, Mode, Phase,
-    Preflight, Reach, Sighting, State, Verified, Watched, Work,
+    Preflight, Reachability, ServiceState, ServiceView, SideStatus, Verified, Work,
 };
 
 /// Cells of a row of the keys' tables: key, type, default, meaning.
@@ -221,9 +221,9 @@ fn at(text: &str) -> DateTime<Utc> {
 const START: &str = "2026-11-24T06:40:00Z";
 
 /// Everything that a service may know.
-fn full() -> State {
+fn full() -> ServiceState {
     let now = at(START);
-    let mut state = State::new(now);
+    let mut state = ServiceState::new(now);
     state.settings.site = "dc2".into();
     for addresses in [&mut state.settings.local, &mut state.settings.peer] {
         addresses.datastore = "10.0.0.1:5432".into();
@@ -232,12 +232,12 @@ fn full() -> State {
         addresses.s3_source = "configuration";
     }
     state.config.error = Some("role: unknown".into());
-    state.cluster_id = Some("4f0c91aa".into());
-    state.role = Some(Role::Spare);
-    state.holder = Some("server process 7".into());
-    state.epoch = Some(1);
-    state.role_since = Some(now);
-    state.active = true;
+    state.cluster.id = Some("4f0c91aa".into());
+    state.cluster.role = Some(Role::Spare);
+    state.lock.holder = Some("server process 7".into());
+    state.cluster.epoch = Some(1);
+    state.cluster.since = Some(now);
+    state.lock.active = true;
     state.work = Work::Following;
     state.hold = Some(Hold {
         reason: HoldReason::Fuse,
@@ -246,7 +246,7 @@ fn full() -> State {
         since: now,
         passing: false,
     });
-    state.point = Some(CopiedPoint {
+    state.spare.point = Some(RecoveryPoint {
         lsn: "0/1".into(),
         commit_time: now,
         system_id: "1".into(),
@@ -254,23 +254,25 @@ fn full() -> State {
         transactions: "1:1:".into(),
         server_started: "then".into(),
         sequences: String::new(),
-        schema: "form".into(),
-        slot: "warm_spare_4f0c91aa".into(),
-        peer_cluster: String::new(),
+        stream: Some(warm_spare::cluster::StreamSource {
+            slot: "warm_spare_4f0c91aa".into(),
+            schema: "form".into(),
+        }),
+        peer_cluster: None,
     });
-    state.mode = Some(Mode {
+    state.spare.mode = Some(Mode {
         stream: true,
         reason: "the primary is prepared".into(),
     });
-    state.gate_waiting = Some(1);
-    state.held = Some(Held {
+    state.spare.gate_waiting = Some(1);
+    state.on_primary.held = Some(Held {
         bytes: 3,
         bound: Some(4),
         unconfirmed: 1,
         oldest_writer: Some("a transaction of hab".into()),
     });
-    state.compared = Some(now);
-    state.footprint = Some(Footprint {
+    state.checks.compared = Some(now);
+    state.on_primary.footprint = Some(Footprint {
         sessions: 2,
         walsenders: 1,
         transaction_seconds: Some(0.1),
@@ -278,33 +280,42 @@ fn full() -> State {
         locks: 1,
         temporary_slots: 0,
     });
-    state.ours = Some(vec!["slot warm_spare_4f0c91aa".into()]);
-    state.orphans = Some(vec!["89abcdef: slot warm_spare_89abcdef".into()]);
-    state.confirmation = Some(Confirmation {
+    state.on_primary.ours = Some(vec!["slot warm_spare_4f0c91aa".into()]);
+    state.on_primary.orphans = Some(vec!["89abcdef: slot warm_spare_89abcdef".into()]);
+    state.spare.confirmation = Some(Confirmation {
         time: now,
         clock_offset_seconds: 0.5,
     });
-    state.waiting = Some(true);
-    state.lag_bytes = Some(1);
-    state.baseline = Some(Baseline { started: now });
-    state.artifacts = Some(Artifacts {
+    state.spare.waiting = Some(true);
+    state.spare.lag_bytes = Some(1);
+    state.spare.baseline = Some(Baseline { started: now });
+    state.spare.artifacts = Some(Artifacts {
         missing: 1,
         damaged: 1,
         staged: Some(1),
         retired: Some(1),
-        examples: vec![("core/x.hart".into(), "missing".into())],
+        examples: vec![(
+            "core/x.hart".into(),
+            warm_spare::domain::MissingReason::Missing,
+        )],
     });
-    state.sampled = Some(warm_spare::domain::Sampled {
+    state.spare.not_replicated = Some((1, "a/b.hart".into()));
+    state.spare.arrivals.awaits("c/d.hart");
+    state
+        .spare
+        .arrivals
+        .arrived(std::time::Duration::from_secs(2));
+    state.spare.sampled = Some(warm_spare::domain::Sampled {
         looked_for: 40,
         absent: Vec::new(),
     });
     let down = || {
-        Some(Reach {
+        Some(Reachability {
             error: Some("refused".into()),
             since: now,
         })
     };
-    let seen = Sighting {
+    let seen = SideStatus {
         datastore: down(),
         s3: down(),
         version: Some("15.18".into()),
@@ -313,13 +324,13 @@ fn full() -> State {
     };
     state.peer = seen.clone();
     state.local = seen;
-    state.generations = Some(vec![Generation {
+    state.generations.kept = Some(vec![Generation {
         name: "builder_1".into(),
         created: now,
         pinned: false,
     }]);
-    state.generations_bytes = Some(1);
-    state.verified = Some(Verified {
+    state.generations.bytes = Some(1);
+    state.checks.verified = Some(Verified {
         record: VerificationRecord {
             time: now,
             deep: false,
@@ -328,10 +339,10 @@ fn full() -> State {
         },
         examples: vec!["table public.origins: has 3 rows, 4 were copied".into()],
     });
-    state.verification_error = Some("no answer".into());
-    state.peer_role = Some(Role::Primary);
-    state.peer_epoch = Some(1);
-    state.transition = Some(Transition {
+    state.checks.verification_error = Some("no answer".into());
+    state.peer_record.role = Some(Role::Primary);
+    state.peer_record.epoch = Some(1);
+    state.handover.transition = Some(Transition {
         kind: TransitionKind::Switchover,
         epoch: 2,
         step: Some(Step::Drain),
@@ -339,7 +350,7 @@ fn full() -> State {
         asked: String::new(),
         undone: None,
     });
-    state.preflight = Some(Preflight {
+    state.checks.preflight = Some(Preflight {
         time: now,
         planned: Verdict::Warn,
         unplanned: Verdict::Warn,
@@ -351,7 +362,7 @@ fn full() -> State {
             primary_lives: false,
         }],
     });
-    state.drill = Some(DrillRecord {
+    state.checks.drill = Some(DrillRecord {
         time: now,
         ok: true,
         text: String::new(),
@@ -368,7 +379,7 @@ fn full() -> State {
     state
 }
 
-fn watched(state: State) -> Watched {
+fn watched(state: ServiceState) -> ServiceView {
     let (clock, _) = Clock::simulated(at(START));
     let counters = Counters::default();
     counters.baseline("done");
@@ -378,11 +389,11 @@ fn watched(state: State) -> Watched {
         counters.clone(),
         Throttle::default(),
     ));
-    if state.baseline.is_some() {
+    if state.spare.baseline.is_some() {
         Listener::phase(&*meter, Phase::Tables, 2);
         meter.step(Phase::Tables, 1, 2);
     }
-    Watched::new(watch::channel(state).1, meter, counters, clock)
+    ServiceView::new(watch::channel(state).1, meter, counters, clock)
 }
 
 /// The paths of a document's leaves, as `events[].kind`; true: there is null.
@@ -419,7 +430,7 @@ fn fields(status: &Value) -> BTreeMap<String, bool> {
 fn every_field_of_the_status_is_described() {
     let columns = ["field", "type, unit", "meaning", "`null` means"];
     let described = table("docs/reference.md", "## Status document", &columns);
-    let fresh = fields(&watched(State::new(at(START))).status());
+    let fresh = fields(&watched(ServiceState::new(at(START))).status());
     let full = fields(&watched(full()).status());
     let in_code: BTreeSet<String> = fresh.keys().chain(full.keys()).cloned().collect();
     assert_same("status", &names(&described), &in_code);
@@ -444,7 +455,7 @@ fn every_field_of_the_status_is_described() {
     for name in fields(&example).keys() {
         assert!(in_code.contains(name), "the example has {name}");
     }
-    let whole = watched(State::new(at(START))).status();
+    let whole = watched(ServiceState::new(at(START))).status();
     for name in whole.as_object().expect("an object").keys() {
         assert!(example.get(name).is_some(), "the example lacks {name}");
     }
@@ -488,7 +499,7 @@ fn literals(text: &str, makers: &[&str]) -> BTreeSet<String> {
 fn every_metric_is_described() {
     let page = watched(full()).metrics().expect("a page");
     let in_code = metrics_of(&page);
-    let source = read("src/observe/metrics.rs");
+    let source = read("src/observe/metrics.rs") + &read("src/observe/counters.rs");
     let made = literals(&source, &[".gauge(", ".plain(", "register("]);
     let shown = in_code.keys().map(|name| {
         let name = name.strip_prefix("warm_spare_").unwrap_or(name);

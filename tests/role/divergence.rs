@@ -8,7 +8,7 @@ use support::follow::{followed, prepared, tamper, until_equal};
 use support::packages::{delete_package, promote};
 use support::service::Service;
 use support::{Factory, Package, Result, Site, Spec, slots};
-use warm_spare::cluster::{Promotion, State};
+use warm_spare::cluster::{LocalCluster, Promotion};
 use warm_spare::config::{self, Config};
 use warm_spare::role;
 
@@ -30,8 +30,8 @@ impl Returning {
         })
     }
 
-    async fn record(&self) -> Result<role::Divergence> {
-        let state = State::open(&self.config.local.datastore).await?;
+    async fn record(&self) -> Result<warm_spare::cluster::Divergence> {
+        let state = LocalCluster::of(&self.config).state().await?;
         Ok(role::record(&self.config, &state, &self.promotion, false).await?)
     }
 

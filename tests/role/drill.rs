@@ -6,7 +6,7 @@ use support::follow::{followed, prepared, until_equal};
 use support::ports::free_port;
 use support::process::alive;
 use support::{Factory, Package, Result, Site, Spec, site, wait_until};
-use warm_spare::cluster::State;
+use warm_spare::cluster::LocalCluster;
 use warm_spare::role::remove_drill_leftovers;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -134,7 +134,7 @@ async fn what_a_killed_drill_leaves_the_next_one_removes() -> Result<()> {
     let left = clones(&site).await?;
     assert_eq!(left.len(), 1);
     let config = warm_spare::config::load(&site.config_file())?;
-    let state = State::open(&config.local.datastore).await?;
+    let state = LocalCluster::of(&config).state().await?;
     assert!(
         remove_drill_leftovers(&state).await?.is_empty(),
         "a drill under way is left alone"

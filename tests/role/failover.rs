@@ -176,7 +176,9 @@ async fn a_primary_that_sees_a_newer_one_fences_itself() -> Result<()> {
 
     // Taken back by force: now the other one gives way.
     old.reconfigure(&forced(3));
-    until_primary(&old, 3).await;
+    // It is held as one of two primaries as soon as it has seen the other one.
+    old.until("taken back", |status| status["role"]["epoch"] == 3)
+        .await;
     write(&site.primary, "taken back").await?;
     line.set(support::proxy::Mode::Pass).await;
     new.until_state("fenced").await;

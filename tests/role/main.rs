@@ -7,6 +7,7 @@ mod failover;
 mod failover_losses;
 mod handover_losses;
 mod handover_races;
+mod handover_sessions;
 mod lineage;
 mod living_primary;
 mod preflight;

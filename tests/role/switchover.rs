@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use support::packages::delete_package;
 use support::service::SOON;
-use support::wait_until;
+use support::{Factory, Postgres, Result, Service, Spec, content, wait_until};
 use tokio::task::JoinSet;
 use tokio_postgres::NoTls;
 
@@ -15,7 +15,6 @@ use support::pair::{
     PROMOTE, Pair, Writers, is_writable, lost, sequences, until_primary, until_read_only,
     until_settled, until_writable, write,
 };
-use support::{Factory, Postgres, Result, Service, Spec, content};
 
 #[tokio::test]
 async fn what_the_primary_acknowledged_is_on_the_new_primary() -> Result<()> {

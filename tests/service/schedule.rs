@@ -8,6 +8,7 @@ use support::ports::free_port;
 use support::service::{SOON, get};
 use support::{Factory, Result, Site, Spec, seed, site, wait_until};
 use tokio::sync::mpsc;
+use warm_spare::cluster::LocalCluster;
 use warm_spare::domain::EventKind;
 use warm_spare::observe::{Clock, Simulation};
 use warm_spare::service::{self, Start};
@@ -121,12 +122,12 @@ async fn simulate<'a>(
     let start: DateTime<Utc> = "2026-03-28T10:00:30Z".parse()?;
     let (clock, simulation) = Clock::simulated(start);
     let (_wish, reload) = mpsc::channel(1);
-    let running = service::run(Start {
+    let running = Box::pin(service::run(Start {
         data: site.dir.path().join("data"),
         config,
         clock,
         reload,
-    });
+    }));
     let day = Day {
         site,
         simulation,
@@ -274,7 +275,7 @@ async fn the_history_is_bounded() -> Result<()> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let site = site("history").await;
     let config = warm_spare::config::load(&site.write_config(""))?;
-    let state = warm_spare::cluster::State::open(&config.local.datastore).await?;
+    let state = LocalCluster::of(&config).state().await?;
     for number in 0..1100 {
         state
             .event(EventKind::Artifacts, &format!("event {number}"), "CHG-1")

@@ -2,8 +2,7 @@
 //! other bytes under the same key; the fuse; and artifacts that go after their time.
 
 use std::time::Duration;
-use support::packages::arrived;
-use support::packages::{self, delete_package};
+use support::packages::{self, arrived, delete_package};
 use support::service::SOON;
 use support::{Factory, Postgres, Result, Service, Site, Spec, wait_until};
 

@@ -1,7 +1,6 @@
 //! The primary's transactions arrive one after the other, artifact before row, whatever kind of change they make.
 
-use support::packages::arrived;
-use support::packages::{delete_package, promote};
+use support::packages::{arrived, delete_package, promote};
 use support::{Factory, Postgres, Result, Service, Site, Spec, content};
 
 async fn streaming(name: &str) -> Result<Site> {

@@ -5,6 +5,7 @@ use support::follow::{
 };
 use support::service::SOON;
 use support::{Factory, Result, Service, Site, wait_until};
+use warm_spare::cluster::PeerCluster;
 
 /// What a later Builder's migration may do, in parts of which each must be noticed by itself.
 const MIGRATIONS: [(&str, &str); 4] = [
@@ -185,8 +186,8 @@ async fn forms_that_no_table_shows_are_noticed_too() -> Result<()> {
 
 /// As the service reads it.
 async fn fingerprint(config: &warm_spare::config::Config) -> Result<String> {
-    let peer = warm_spare::cluster::PeerSession::open(&config.peer.datastore).await?;
-    Ok(warm_spare::replication::stream::fingerprint(&peer, "none").await?)
+    let peer = PeerCluster::of(config).builder().await?;
+    Ok(peer.fingerprint("none").await?)
 }
 
 /// The texts of definitions depend on it, and what they mean does not.

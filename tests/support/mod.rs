@@ -1,7 +1,7 @@
 //! Real servers and their content: PostgreSQL and MinIO as a Habitat Builder has them, packages,
 //! and faults.
 //!
-//! Used by the tests, by `examples/` and by the benchmarks.
+//! Used by the tests, by the programs in `programs/` and by the benchmarks.
 
 pub mod between;
 pub mod bucket_rules;

@@ -95,13 +95,20 @@ pub async fn until_primary(service: &Service<'_>, epoch: i64) -> Value {
         .await
 }
 
-/// Waits until a primary is known to be the only one, and its old one fenced.
+/// Waits until a primary is known to be the only one, and its old one fenced for good: the status
+/// shows a fence that another one may have set, and that this primary sets once more.
 pub async fn until_settled(service: &Service<'_>) -> Value {
-    service
-        .until("the old primary is fenced", |status| {
-            status["peer"]["fenced"] == true
-        })
-        .await
+    let fenced = |status: &Value| status["peer"]["fenced"] == true;
+    service.until("the old primary is fenced", fenced).await;
+    wait_until("the fence is final", SOON, || async {
+        let state = service.site.spare.pg.conn("warm_spare").await?;
+        let sql = "SELECT FROM promotion WHERE peer_fenced AND settled";
+        let rows = state.query(sql, &[]).await?;
+        let open = || "it is not on record".into();
+        (!rows.is_empty()).then_some(()).ok_or_else(open)
+    })
+    .await;
+    service.until("the old primary is fenced", fenced).await
 }
 
 /// Starts the old primary's own service, which comes back and follows.

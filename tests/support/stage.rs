@@ -14,13 +14,12 @@ use super::faults::Server::{self, PrimaryDatastore, PrimaryStore, SpareDatastore
 use super::faults::{Blow, FOLLOWING, Fault, Line};
 use super::history::History;
 use super::http_fault::{Fault as HttpFaultKind, HttpFault};
-use super::inventory;
 use super::process::alive;
 use super::proxy::{Mode, Proxy};
 use super::service::approval_id;
 use super::weather::Weather;
 use super::workload::Workload;
-use super::{Cluster, Factory, Postgres, Result, Service, Site, schema_changes, slots};
+use super::{Cluster, Factory, Postgres, Result, Service, Site, inventory, schema_changes, slots};
 
 /// Time after TERM at which the Supervisor kills a process that is still alive.
 const SUPERVISOR_PATIENCE: Duration = Duration::from_secs(8);

@@ -1,15 +1,33 @@
 //! Sets a fence together with the record of its reason, withdraws it, and sets it again. Each of
 //! these is done so that it does not undo a promotion or a withdrawal at the same moment.
 
-use super::local::{FenceError, enforce_fence, fence_statement, fenced, lift_statement};
-use crate::cluster::postgres::session::quote_literal;
-use crate::cluster::state_db::state::{State, StateError};
+use super::setting::{FenceError, enforce_fence, fence_statement, fenced, lift_statement};
+use crate::cluster::postgres::datastore_error::DatastoreError;
+use crate::cluster::postgres::session::{WriteSession, quote_literal};
+use crate::cluster::state_db::state::{StateDb, StateError};
 use crate::config::Datastore;
 use crate::domain::Role;
 use crate::killpoint;
 use tokio_postgres::types::ToSql;
 
-impl State {
+/// Returns the number of the transaction that set a fence, or of a later one if no client can have
+/// written between the two. The record of the fence is as old as its last change, and so is the
+/// setting, which somebody may have removed for a while. The older of the two counts. None: the
+/// database is not fenced. `session` is a session on the state database.
+pub async fn fence_number_of(
+    session: &WriteSession,
+    database: &str,
+) -> Result<Option<String>, DatastoreError> {
+    let sql = "SELECT number::text FROM ( \
+                 SELECT s.xmin AS number FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase \
+                 WHERE d.datname = $1 AND s.setrole = 0 UNION ALL SELECT xmin FROM fence) set_by \
+               ORDER BY age(number) DESC LIMIT 1";
+    let doing = "looking when the fence was set";
+    let rows = session.rows(doing, sql, &[&database]).await?;
+    rows.first().map(|row| row.get(0)).transpose()
+}
+
+impl StateDb {
     /// Writes the setting and the record of its reason, in one transaction.
     pub async fn record_fence(
         &self,

@@ -2,6 +2,8 @@
 //! from writing.
 
 pub(super) mod fence_record;
-pub(super) mod local;
+pub(super) mod first_write;
+pub(super) mod keep;
 pub(super) mod peer_fence;
-pub(super) mod rehearsal;
+pub(super) mod proof;
+pub(super) mod setting;

@@ -1,10 +1,10 @@
 //! The capability to fence the peer, and to withdraw the fence. Apart from preparation, it is the
 //! only way to write on the peer.
 
-use super::local::{clear_out, enforce_fence, fenced, is_fenced};
+use super::setting::{end_sessions_from_before, enforce_fence, fenced, is_fenced};
 use crate::cluster::identity::system_id;
-use crate::cluster::postgres::session::{LocalSession, quote_ident};
-use crate::cluster::state_db::state::State;
+use crate::cluster::postgres::session::{WriteSession, quote_ident};
+use crate::cluster::state_db::state::StateDb;
 use crate::cluster::{DatastoreError, FenceError, StateError};
 use crate::config::Datastore;
 use crate::domain::{Lsn, Side};
@@ -13,18 +13,21 @@ use tokio_postgres::types::PgLsn;
 
 /// A session in the peer's own database `warm_spare`, which is created if it does not exist.
 pub struct PeerFence {
-    state: State,
+    state: StateDb,
     to: Datastore,
 }
 
 impl PeerFence {
     /// Opens the session. None: that address leads to another server than the intended one.
-    pub async fn open(to: &Datastore, system_id: &str) -> Result<Option<PeerFence>, StateError> {
-        let before = LocalSession::open_for_maintenance_on(Side::Peer, to).await?;
+    pub(in crate::cluster) async fn open(
+        to: &Datastore,
+        system_id: &str,
+    ) -> Result<Option<PeerFence>, StateError> {
+        let before = WriteSession::open_for_maintenance_on(Side::Peer, to).await?;
         if self::system_id(&before).await? != system_id {
             return Ok(None);
         }
-        let state = State::open_on(Side::Peer, to).await?;
+        let state = StateDb::open_from(&before, to).await?;
         // Each connection may lead to another server, and this one is used for writing.
         if self::system_id(&state.session).await? != system_id {
             return Ok(None);
@@ -90,14 +93,14 @@ impl PeerFence {
     /// Ends the sessions that began under the fence. They are read-only for as long as they live,
     /// so a connection pool must connect again.
     pub async fn refresh(&self) -> Result<(), FenceError> {
-        clear_out(&self.state.session, &self.to.database).await
+        end_sessions_from_before(&self.state.session, &self.to.database).await
     }
 
     /// Writes a message of ours in the fenced database, and returns its position: everything that
     /// was committed before has a lower position. The end of the log would not do: an idle server
     /// may flush, and so send, the rest much later.
     pub async fn mark(&self, epoch: i64) -> Result<Lsn, DatastoreError> {
-        let session = LocalSession::open_on(Side::Peer, &self.to, &self.to.database).await?;
+        let session = WriteSession::open_on(Side::Peer, &self.to, &self.to.database).await?;
         let text = format!("epoch {epoch}");
         let sql = "SELECT pg_logical_emit_message(true, 'warm_spare', $1)";
         let doing = "writing the last message";
@@ -106,7 +109,7 @@ impl PeerFence {
     }
 
     pub async fn drop_publication(&self, name: &str) -> Result<(), DatastoreError> {
-        let session = LocalSession::open_on(Side::Peer, &self.to, &self.to.database).await?;
+        let session = WriteSession::open_on(Side::Peer, &self.to, &self.to.database).await?;
         let sql = format!("DROP PUBLICATION IF EXISTS {}", quote_ident(name));
         session.batch("dropping our publication", &sql).await
     }

@@ -2,7 +2,7 @@
 //! in which the primary sent them, so that every type works, and many statements are sent without
 //! waiting for each answer.
 
-use super::session::LocalSession;
+use super::session::WriteSession;
 use crate::cluster::postgres::datastore_error::DatastoreError;
 use crate::config::Datastore;
 use bytes::{Bytes, BytesMut};
@@ -67,39 +67,29 @@ impl ToSql for TextValues {
     to_sql_checked!();
 }
 
-/// Ends our sessions that hold the recovery point. Only the holder of the working lock may write
-/// it, so these sessions belong to a process that lost the lock, or to a run that has ended. A hung
-/// session would keep its row locked for ever.
-pub async fn end_former_writers(session: &LocalSession) -> Result<(), DatastoreError> {
-    let sql = "SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_stat_activity a USING (pid)
-               WHERE relation = 'warm_spare.recovery_point'::regclass AND a.datname = current_database()
-                 AND mode IN ('RowShareLock', 'RowExclusiveLock') AND a.usename = current_user
-                 AND pid <> pg_backend_pid()";
-    session
-        .batch("ending a former holder's sessions", sql)
-        .await
-}
-
 /// A session without triggers and foreign keys: they have done their work on the primary, and would
 /// repeat it here. Its statements have no time limit: a statement that was ended for its time would
 /// be sent again, and take as long.
-pub struct Applying(LocalSession);
+pub struct ApplySession(WriteSession);
 
-impl Deref for Applying {
-    type Target = LocalSession;
+impl Deref for ApplySession {
+    type Target = WriteSession;
 
-    fn deref(&self) -> &LocalSession {
+    fn deref(&self) -> &WriteSession {
         &self.0
     }
 }
 
-impl Applying {
-    pub async fn open(to: &Datastore, database: &str) -> Result<Applying, DatastoreError> {
-        let session = LocalSession::open(to, database).await?;
+impl ApplySession {
+    pub(in crate::cluster) async fn open(
+        to: &Datastore,
+        database: &str,
+    ) -> Result<ApplySession, DatastoreError> {
+        let session = WriteSession::open(to, database).await?;
         let sql = "SET session_replication_role = replica; SET synchronous_commit = on";
         session.batch("preparing to apply changes", sql).await?;
         session.carry_bytes().await?;
-        Ok(Applying(session))
+        Ok(ApplySession(session))
     }
 
     pub async fn prepare(&self, doing: &str, sql: &str) -> Result<Statement, DatastoreError> {

@@ -20,7 +20,7 @@ pub async fn as_client(to: &Datastore, database: &str) -> Result<AsClient, Datas
     let (client, _wire) = datastore::connect_plainly(Side::Local, to, database).await?;
     let doing = "looking at our database as a client";
     let failed = |error: tokio_postgres::Error| {
-        DatastoreError::of(Side::Local, &datastore::address(to), doing, &error)
+        DatastoreError::of(Side::Local, &to.address(), doing, &error)
     };
     let sql = "SELECT pg_catalog.current_setting('transaction_read_only') = 'on', \
                  pg_catalog.to_regclass('warm_spare.recovery_point') IS NOT NULL";

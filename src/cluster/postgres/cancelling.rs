@@ -74,8 +74,8 @@ impl Drop for Unanswered {
         let Some(cancelling) = self.0.take() else {
             return;
         };
-        // The request runs on its own thread, because the runtime may be at its end. Nobody waits for
-        // it here, because this thread is the runtime's.
+        // The request runs on its own thread, because the runtime may be at its end. Nobody waits
+        // for it here, because this thread is the runtime's.
         let (number, changed) = &PENDING_REQUESTS;
         *number.lock().expect("no holder panics") += 1;
         std::thread::spawn(move || {

@@ -17,10 +17,6 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-pub(in crate::cluster) fn address(to: &Datastore) -> String {
-    format!("{}:{}", to.host, to.port)
-}
-
 /// The limits that every server knows since version 9.6. They are lifted when a session starts, so
 /// that they do not apply even to its first statement.
 macro_rules! no_limits {
@@ -56,7 +52,7 @@ const PROBE_SETTINGS: [(&str, &str); 3] = [
 /// that does not name it. Our own tables are in `public` of our own database, where only we create.
 pub(in crate::cluster) fn search_path(database: &str) -> &'static str {
     match database {
-        crate::cluster::state_db::state::DATABASE => "public",
+        crate::cluster::state_db::DATABASE => "public",
         _ => "pg_catalog",
     }
 }
@@ -83,7 +79,14 @@ pub(in crate::cluster) async fn connect(
         .await
         .inspect_err(|error| login::mind(error, to))?;
     let doing = "preparing the session";
-    let failed = |e: &tokio_postgres::Error| DatastoreError::of(side, &address(to), doing, e);
+    let failed = |e: &tokio_postgres::Error| {
+        let mut error = DatastoreError::of(side, &to.address(), doing, e);
+        // The server accepted this session, and ended it: the next one may live.
+        if side == Side::Local && e.is_closed() {
+            error.fault = DatastoreFault::Cancelled;
+        }
+        error
+    };
     let first = lift_time_outs(&client).await.map_err(|e| failed(&e))?;
     let own = [
         ("search_path", path),
@@ -183,7 +186,7 @@ async fn open(
     match timeout(2 * CONNECT_TIMEOUT, opening).await {
         Ok(Ok(opened)) => Ok(opened),
         Ok(Err(Opening::Failed(e))) => {
-            let mut error = DatastoreError::of(side, &address(to), &doing, &e);
+            let mut error = DatastoreError::of(side, &to.address(), &doing, &e);
             // A server has its own code for each reason to refuse a session. PgBouncer uses the
             // first code for all of them, and the proxy of RDS the second for start-up options.
             let of_a_pooler = [
@@ -258,6 +261,10 @@ pub(in crate::cluster) struct Wire {
 impl Wire {
     pub(in crate::cluster) fn close(&self) {
         self.task.abort();
+    }
+
+    pub(in crate::cluster) fn is_open(&self) -> bool {
+        self.open.has_changed().is_ok()
     }
 
     /// Waits until the connection has ended. Either side may end it.

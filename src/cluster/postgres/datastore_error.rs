@@ -1,8 +1,7 @@
 //! Errors of a datastore: what failed, on which side, and what an operator can do.
 
 use super::channel::{CLEARTEXT_REFUSED, MALFORMED, NO_PROCESS};
-use super::datastore::address;
-use super::tls;
+use crate::cluster::error_text;
 use crate::config::Datastore;
 use crate::domain::Side;
 use tokio_postgres::error::SqlState;
@@ -53,7 +52,7 @@ impl DatastoreError {
     ) -> Self {
         DatastoreError {
             side,
-            address: address(to),
+            address: to.address(),
             doing: doing.to_string(),
             fault,
             text: printable(&text),
@@ -148,12 +147,12 @@ pub(in crate::cluster) fn printable(text: &str) -> String {
 }
 
 pub(in crate::cluster) fn classify(error: &tokio_postgres::Error) -> (DatastoreFault, String) {
-    let text = crate::cluster::s3::store_error::chain(error);
+    let text = error_text::chain(error);
     let Some(db) = error.as_db_error() else {
         if let Some(fault) = refused_by_us(&text) {
             return (fault, text);
         }
-        if let Some(person) = tls::explain(&text) {
+        if let Some(person) = error_text::explain(&text) {
             return (DatastoreFault::Tls, person);
         }
         if text.contains("server does not support TLS") {

@@ -1,7 +1,7 @@
 //! Reads our sessions, locks and slots on the peer's server at present, and how much they hold back
 //! there. The server is asked; nothing is assumed.
 
-use super::session::PeerSession;
+use super::session::ReadSession;
 use crate::cluster::postgres::datastore_error::DatastoreError;
 use crate::config::Datastore;
 
@@ -37,8 +37,11 @@ SELECT count(*), count(*) FILTER (WHERE backend_type = 'walsender'),
 FROM ours";
 
 /// Asks in its own session, which does not count.
-pub async fn footprint(to: &Datastore, cluster_id: &str) -> Result<Footprint, DatastoreError> {
-    let session = PeerSession::open(to).await?;
+pub(in crate::cluster) async fn footprint(
+    to: &Datastore,
+    cluster_id: &str,
+) -> Result<Footprint, DatastoreError> {
+    let session = ReadSession::open(to).await?;
     let slots = format!("warm_spare_{cluster_id}_");
     let doing = "looking for our sessions on the primary";
     let row = session.row(doing, QUESTION, &[&slots]).await?;

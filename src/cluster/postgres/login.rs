@@ -1,7 +1,7 @@
 //! Handles login event triggers, which PostgreSQL has since version 17. A trigger that writes would
 //! refuse our read-only sessions on the peer, and would add its own rows to the copied ones here.
 
-use super::datastore::{self, address};
+use super::datastore;
 use super::maintenance::is_of_the_database;
 use super::per_server::PerServer;
 use crate::cluster::postgres::datastore_error::DatastoreError;
@@ -28,9 +28,7 @@ pub(in crate::cluster) async fn silence(
     to: &Datastore,
     database: &str,
 ) -> Result<&'static str, DatastoreError> {
-    if VERSION_DATABASES.contains(&database)
-        || database == crate::cluster::state_db::state::DATABASE
-    {
+    if VERSION_DATABASES.contains(&database) || database == crate::cluster::state_db::DATABASE {
         return Ok("");
     }
     if TAKEN.known(to).is_none() {
@@ -71,7 +69,7 @@ pub(in crate::cluster) fn mind(error: &DatastoreError, to: &Datastore) {
 
 async fn ask(side: Side, to: &Datastore, database: &str) -> Result<bool, DatastoreError> {
     let (client, _wire) = datastore::connect_to_ask(side, to, database).await?;
-    let failed = |e| DatastoreError::of(side, &address(to), "asking for the server's version", &e);
+    let failed = |e| DatastoreError::of(side, &to.address(), "asking for the server's version", &e);
     let version = client
         .simple_query("SHOW server_version_num")
         .await

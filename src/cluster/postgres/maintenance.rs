@@ -2,31 +2,33 @@
 //! one.
 
 use super::per_server::PerServer;
-use super::session::LocalSession;
+use super::session::{Session, WriteSession};
 use crate::cluster::postgres::datastore_error::{DatastoreError, DatastoreFault};
-use crate::cluster::state_db::state;
+use crate::cluster::state_db;
 use crate::config::Datastore;
 use crate::domain::Side;
 use tokio_postgres::error::SqlState;
 
-impl LocalSession {
+impl WriteSession {
     /// Opens a session in any database that accepts our user. A provider may have no database
     /// `postgres`, and `pg_hba.conf` may have a line only for Builder's database. `template1` comes
     /// last: while a session is in it, nobody can copy it.
-    pub async fn open_for_maintenance(to: &Datastore) -> Result<Self, DatastoreError> {
-        LocalSession::open_for_maintenance_on(Side::Local, to).await
+    pub(in crate::cluster) async fn open_for_maintenance(
+        to: &Datastore,
+    ) -> Result<Self, DatastoreError> {
+        WriteSession::open_for_maintenance_on(Side::Local, to).await
     }
 
     pub(in crate::cluster) async fn open_for_maintenance_on(
         side: Side,
         to: &Datastore,
     ) -> Result<Self, DatastoreError> {
-        let candidates = ["postgres", &to.database, state::DATABASE, "template1"];
+        let candidates = ["postgres", &to.database, state_db::DATABASE, "template1"];
         let of_last_time = OPEN.known(to);
         let mut first = None;
         // A server writes each refusal into its log.
         for database in of_last_time.iter().map(String::as_str).chain(candidates) {
-            match LocalSession::open_on(side, to, database).await {
+            match WriteSession::open_on(side, to, database).await {
                 Err(error) if is_of_the_database(&error) => {
                     first.get_or_insert(error);
                 }
@@ -40,6 +42,16 @@ impl LocalSession {
         }
         Err(first.expect("there is a first database"))
     }
+}
+
+/// Returns whether the session's server has a database of this name.
+pub async fn has_database(
+    session: &Session,
+    name: &str,
+    doing: &str,
+) -> Result<bool, DatastoreError> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_database WHERE datname = $1)";
+    session.row(doing, sql, &[&name]).await?.get(0)
 }
 
 /// The database that accepted us last.

@@ -1,6 +1,5 @@
 //! Values that this process remembers for each server.
 
-use super::datastore::address;
 use crate::config::Datastore;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -31,5 +30,5 @@ impl<T: Clone> PerServer<T> {
 }
 
 fn key(to: &Datastore) -> (String, String) {
-    (address(to), to.user.clone())
+    (to.address(), to.user.clone())
 }

@@ -11,7 +11,10 @@ const MAX_ENDED: u32 = 8;
 /// Ends the sessions of Builder's database that were idle longest: a fence ends them anyway.
 /// Replication sessions have their own limit, and are not ended. Nothing is ended on another server
 /// than the intended one.
-pub async fn make_room(to: &Datastore, system_id: &str) -> Result<(), DatastoreError> {
+pub(in crate::cluster) async fn make_room(
+    to: &Datastore,
+    system_id: &str,
+) -> Result<(), DatastoreError> {
     let mut session = WalSession::open(to).await?;
     let sql = format!(
         "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity \

@@ -5,6 +5,7 @@
 
 use super::datastore_error;
 use super::session::Session;
+use crate::cluster::error_text;
 use crate::cluster::postgres::datastore_error::{DatastoreError, DatastoreFault};
 use crate::domain::Side;
 use futures_util::TryStreamExt;
@@ -47,7 +48,7 @@ impl Row {
     /// Returns the value of a column, from 0.
     pub fn get<'a, T: FromSql<'a>>(&'a self, column: usize) -> Result<T, DatastoreError> {
         self.row.try_get(column).map_err(|error| {
-            let text = crate::cluster::s3::store_error::chain(&error);
+            let text = error_text::chain(&error);
             self.origin
                 .malformed(format!("the answer has not the requested form: {text}"))
         })
@@ -71,6 +72,7 @@ impl Session {
             while let Some(row) = sent.try_next().await? {
                 bytes += row.raw_size_bytes();
                 if bytes > ANSWER_MAX {
+                    self.mark_altered();
                     return Ok(Err(origin.malformed(format!(
                         "the answer is larger than {ANSWER_MAX} bytes"
                     ))));

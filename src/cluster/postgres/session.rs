@@ -1,6 +1,7 @@
 //! Sessions: all questions to the local datastore, and the few questions to the peer.
 
 use super::datastore;
+use super::kept::WayBack;
 use super::rows::Origin;
 use crate::cluster::Throttle;
 use crate::cluster::postgres::datastore_error::{DatastoreError, DatastoreFault};
@@ -11,6 +12,7 @@ use futures_util::{Stream, StreamExt};
 use std::ops::Deref;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
@@ -23,6 +25,10 @@ const REPLY_TIMEOUT: Duration = Duration::from_secs(120);
 pub(in crate::cluster) const CARRY_BYTES: &str = "SELECT pg_catalog.set_config('client_encoding', 'SQL_ASCII', false) \
      WHERE pg_catalog.current_setting('server_encoding') = 'SQL_ASCII'";
 
+/// Begins a read-only transaction in which every statement sees the same instant.
+pub(super) const BEGIN_SNAPSHOT: &str =
+    "BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY";
+
 type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
 
 /// The part of a session that both sides allow: reading only.
@@ -32,6 +38,11 @@ pub struct Session {
     side: Side,
     address: String,
     to: Datastore,
+    /// The calls whose answers nobody has received. A caller that stopped waiting leaves one.
+    unanswered: AtomicUsize,
+    /// True: a statement may have changed the session's settings, its transaction or its locks, or
+    /// the rest of an answer is still on its way.
+    altered: AtomicBool,
 }
 
 impl Session {
@@ -46,9 +57,25 @@ impl Session {
             client: Arc::new(client),
             wire,
             side,
-            address: datastore::address(to),
+            address: to.address(),
             to: to.clone(),
+            unanswered: AtomicUsize::new(0),
+            altered: AtomicBool::new(false),
         })
+    }
+
+    /// Notes that this session must not be handed to another user: an answer was left unread, or a
+    /// setting or a lock may be left in it.
+    pub(in crate::cluster) fn mark_altered(&self) {
+        self.altered.store(true, Ordering::Release);
+    }
+
+    /// Returns whether another user may go on with this session as with a new one: it is open,
+    /// nothing runs in it, and only questions were asked in it.
+    pub(in crate::cluster) fn is_as_opened(&self) -> bool {
+        self.wire.is_open()
+            && self.unanswered.load(Ordering::Acquire) == 0
+            && !self.altered.load(Ordering::Acquire)
     }
 
     fn error(&self, doing: &str, error: &tokio_postgres::Error) -> DatastoreError {
@@ -120,10 +147,13 @@ impl Session {
         doing: &str,
         call: impl Future<Output = Result<T, tokio_postgres::Error>>,
     ) -> Result<T, DatastoreError> {
-        match self.patiently(call).await {
-            Some(result) => result.map_err(|e| self.error(doing, &e)),
-            None => Err(self.silent(doing)),
-        }
+        self.unanswered.fetch_add(1, Ordering::AcqRel);
+        let result = self
+            .patiently(call)
+            .await
+            .ok_or_else(|| self.silent(doing))?;
+        self.unanswered.fetch_sub(1, Ordering::AcqRel);
+        result.map_err(|e| self.error(doing, &e))
     }
 
     /// Waits for the call while bytes come. None: no byte has come from the server for too long.
@@ -156,6 +186,7 @@ impl Session {
         doing: &str,
         sql: &str,
     ) -> Result<(), DatastoreError> {
+        self.mark_altered();
         self.within(doing, self.client.batch_execute(sql)).await
     }
 
@@ -167,6 +198,7 @@ impl Session {
     }
 
     pub async fn copy_out(&self, doing: &str, sql: &str) -> Result<CopyRows<'_>, DatastoreError> {
+        self.mark_altered();
         let stream = self.within(doing, self.client.copy_out(sql)).await?;
         Ok(CopyRows {
             inner: Box::pin(stream),
@@ -196,54 +228,54 @@ impl CopyRows<'_> {
 }
 
 /// A session on the peer: it only reads, in transactions that are read-only for the server too.
-pub struct PeerSession(Session);
+pub struct ReadSession {
+    /// None: only while it is dropped.
+    session: Option<Session>,
+    way_back: Option<WayBack>,
+}
 
-impl Deref for PeerSession {
+impl Deref for ReadSession {
     type Target = Session;
 
     fn deref(&self) -> &Session {
-        &self.0
+        self.session.as_ref().expect("it is not dropped yet")
     }
 }
 
-impl PeerSession {
-    pub async fn open(to: &Datastore) -> Result<Self, DatastoreError> {
-        PeerSession::open_in(to, &to.database).await
+impl Drop for ReadSession {
+    fn drop(&mut self) {
+        if let (Some(session), Some(way_back)) = (self.session.take(), self.way_back.take()) {
+            way_back.give(session);
+        }
+    }
+}
+
+impl ReadSession {
+    pub(in crate::cluster) async fn open(to: &Datastore) -> Result<Self, DatastoreError> {
+        Ok(ReadSession {
+            session: Some(ReadSession::session(to, &to.database).await?),
+            way_back: None,
+        })
     }
 
-    /// Opens a session in another database of the peer's server.
-    pub(in crate::cluster) async fn open_in(
-        to: &Datastore,
-        database: &str,
-    ) -> Result<Self, DatastoreError> {
-        Ok(PeerSession(
-            Session::open(Side::Peer, to, database, true).await?,
-        ))
+    pub(super) async fn session(to: &Datastore, database: &str) -> Result<Session, DatastoreError> {
+        Session::open(Side::Peer, to, database, true).await
     }
 
-    /// Starts a transaction that sees one instant of the primary, and lets other sessions see the
-    /// same.
-    pub async fn export_snapshot(&self) -> Result<Snapshot, DatastoreError> {
-        let begin = "BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY";
-        self.0.batch("starting the snapshot", begin).await?;
-        let row = self
-            .row(
-                "exporting the snapshot",
-                "SELECT pg_catalog.pg_export_snapshot()",
-                &[],
-            )
-            .await?;
-        Ok(Snapshot(row.get(0)?))
+    pub(super) fn kept_by(session: Session, way_back: WayBack) -> Self {
+        ReadSession {
+            session: Some(session),
+            way_back: Some(way_back),
+        }
     }
 
     /// Starts a transaction that sees the exported snapshot.
     pub async fn adopt(&self, snapshot: &Snapshot) -> Result<(), DatastoreError> {
         let sql = format!(
-            "BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
+            "{BEGIN_SNAPSHOT}; SET TRANSACTION SNAPSHOT {}",
             quote_literal(&snapshot.0)
         );
-        self.0
-            .batch("adopting the snapshot", &sql)
+        self.batch("adopting the snapshot", &sql)
             .await
             .map_err(|mut error| {
                 // The session that exported it has ended: this is not a wrong statement, but a lost
@@ -257,8 +289,7 @@ impl PeerSession {
 
     /// Ends the transaction, and with it every lock that it held.
     pub async fn end(&self) -> Result<(), DatastoreError> {
-        self.0
-            .batch("ending the snapshot's transaction", "COMMIT")
+        self.batch("ending the snapshot's transaction", "COMMIT")
             .await
     }
 }
@@ -278,9 +309,9 @@ impl Snapshot {
 }
 
 /// A session on the local server.
-pub struct LocalSession(Session);
+pub struct WriteSession(Session);
 
-impl Deref for LocalSession {
+impl Deref for WriteSession {
     type Target = Session;
 
     fn deref(&self) -> &Session {
@@ -288,9 +319,25 @@ impl Deref for LocalSession {
     }
 }
 
-impl LocalSession {
-    pub async fn open(to: &Datastore, database: &str) -> Result<Self, DatastoreError> {
-        LocalSession::open_on(Side::Local, to, database).await
+impl WriteSession {
+    pub(in crate::cluster) async fn open(
+        to: &Datastore,
+        database: &str,
+    ) -> Result<Self, DatastoreError> {
+        // A session may meet the switch or a fence while it opens. The switch renames the database
+        // that the server has found by its name, and another one has that name then. A fence ends
+        // the sessions from before it, and a new one is not from before it.
+        match WriteSession::open_on(Side::Local, to, database).await {
+            Err(error)
+                if matches!(
+                    error.fault,
+                    DatastoreFault::NoDatabase | DatastoreFault::Cancelled
+                ) =>
+            {
+                WriteSession::open_on(Side::Local, to, database).await
+            }
+            opened => opened,
+        }
     }
 
     /// Opens a session for one of the two modules that may write on the peer: preparation and
@@ -300,7 +347,7 @@ impl LocalSession {
         to: &Datastore,
         database: &str,
     ) -> Result<Self, DatastoreError> {
-        Ok(LocalSession(
+        Ok(WriteSession(
             Session::open(side, to, database, false).await?,
         ))
     }
@@ -340,6 +387,23 @@ impl LocalSession {
 
     pub async fn batch(&self, doing: &str, sql: &str) -> Result<(), DatastoreError> {
         self.0.batch(doing, sql).await
+    }
+
+    pub async fn begin(&self, doing: &str) -> Result<(), DatastoreError> {
+        self.batch(doing, "BEGIN").await
+    }
+
+    pub async fn commit(&self, doing: &str) -> Result<(), DatastoreError> {
+        self.batch(doing, "COMMIT").await
+    }
+
+    pub async fn roll_back(&self, doing: &str) -> Result<(), DatastoreError> {
+        self.batch(doing, "ROLLBACK").await
+    }
+
+    /// Waits until the server has ended the session's statements, if one was given up.
+    pub async fn wait_until_idle(&self, doing: &str) -> Result<(), DatastoreError> {
+        self.batch(doing, "SELECT 1").await
     }
 
     /// Runs a statement without a time limit, because its time depends on the size of the data.

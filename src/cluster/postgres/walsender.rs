@@ -3,10 +3,9 @@
 //! SQL client is built.
 
 use super::cancelling::{CANCELLED, Unanswered};
-use super::datastore;
 use super::datastore_error;
 use super::session::CARRY_BYTES;
-use super::tls;
+use crate::cluster::error_text;
 use crate::cluster::postgres::datastore_error::{DatastoreError, DatastoreFault};
 use crate::cluster::{Session, Snapshot, quote_ident, quote_literal};
 use crate::config::Datastore;
@@ -29,26 +28,29 @@ const READER_EXIT_TIME: Duration = Duration::from_secs(1);
 /// Rows of a simple query, as text.
 pub type TextRows = Vec<Vec<Option<String>>>;
 
-/// A session in the replication protocol, on the peer or, with [`WalSession::open_local`], on the
+/// A session in the replication protocol, on the peer or, with `WalSession::open_local`, on the
 /// local server. It makes and drops slots; it writes no rows.
 pub struct WalSession {
     wire: Wire,
-    told: Told,
+    origin: ErrorOrigin,
 }
 
 /// The beginning of this session's errors.
 #[derive(Clone)]
-struct Told {
+struct ErrorOrigin {
     side: Side,
     address: String,
 }
 
-impl Told {
+impl ErrorOrigin {
     fn error(&self, doing: &str, trouble: Trouble) -> DatastoreError {
         let (fault, text, sql_state) = match trouble {
             Trouble::Wire(error) => {
                 let text = error.to_string();
-                match (datastore_error::refused_by_us(&text), tls::explain(&text)) {
+                match (
+                    datastore_error::refused_by_us(&text),
+                    error_text::explain(&text),
+                ) {
                     (Some(fault), _) => (fault, text, None),
                     (None, Some(person)) => (DatastoreFault::Tls, person, None),
                     (None, None) => (DatastoreFault::Unreachable, text, None),
@@ -89,20 +91,22 @@ pub struct NewSlot {
 }
 
 impl WalSession {
-    pub async fn open(to: &Datastore) -> Result<WalSession, DatastoreError> {
+    pub(in crate::cluster) async fn open(to: &Datastore) -> Result<WalSession, DatastoreError> {
         WalSession::open_on(Side::Peer, to).await
     }
 
     /// Opens a session on the local server, whose slot holds the changes that its successor does
     /// not have.
-    pub async fn open_local(to: &Datastore) -> Result<WalSession, DatastoreError> {
+    pub(in crate::cluster) async fn open_local(
+        to: &Datastore,
+    ) -> Result<WalSession, DatastoreError> {
         WalSession::open_on(Side::Local, to).await
     }
 
     async fn open_on(side: Side, to: &Datastore) -> Result<WalSession, DatastoreError> {
-        let told = Told {
+        let origin = ErrorOrigin {
             side,
-            address: datastore::address(to),
+            address: to.address(),
         };
         let doing = format!(
             "connecting to database {} as {} for replication",
@@ -110,10 +114,10 @@ impl WalSession {
         );
         let opening = Wire::open(side, to);
         let wire = match tokio::time::timeout(CONNECT_TIMEOUT, opening).await {
-            Ok(opened) => opened.map_err(|trouble| told.error(&doing, trouble))?,
-            Err(_) => return Err(told.silent(&doing, CONNECT_TIMEOUT.as_secs())),
+            Ok(opened) => opened.map_err(|trouble| origin.error(&doing, trouble))?,
+            Err(_) => return Err(origin.silent(&doing, CONNECT_TIMEOUT.as_secs())),
         };
-        let mut session = WalSession { wire, told };
+        let mut session = WalSession { wire, origin };
         // As in every session of ours, limits that an older server does not know cannot be named in
         // the start-up options.
         let sql = "SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings \
@@ -143,13 +147,13 @@ impl WalSession {
                 if matches!(trouble, Trouble::Wire(_)) {
                     cancelling.cancel().await;
                 }
-                Err(self.told.error(doing, trouble))
+                Err(self.origin.error(doing, trouble))
             }
             Err(_) => {
                 cancelling.cancel().await;
                 // A cancelled command has ended when the server reports it.
                 let _ = tokio::time::timeout(CANCELLED, self.wire.rest()).await;
-                Err(self.told.silent(doing, patience.as_secs()))
+                Err(self.origin.silent(doing, patience.as_secs()))
             }
         }
     }
@@ -190,7 +194,7 @@ impl WalSession {
         let text = |column: usize| rows.first()?.get(column)?.clone();
         let (Some(point), Some(snapshot)) = (text(1).and_then(|t| t.parse().ok()), text(2)) else {
             let error = io::Error::new(io::ErrorKind::InvalidData, "an answer without a snapshot");
-            return Err(self.told.error(doing, Trouble::Wire(error)));
+            return Err(self.origin.error(doing, Trouble::Wire(error)));
         };
         Ok(NewSlot {
             consistent_point: point,
@@ -231,7 +235,7 @@ impl WalSession {
                 Ok(Ok(())) => {
                     return Ok(WalStream {
                         wire: self.wire,
-                        told: self.told,
+                        origin: self.origin,
                     });
                 }
                 // The former reader has just ended, and the server will notice it soon.
@@ -240,16 +244,16 @@ impl WalSession {
                 {
                     tokio::time::timeout(CANCELLED, self.wire.rest())
                         .await
-                        .map_err(|_| self.told.silent(&doing, CANCELLED.as_secs()))?
-                        .map_err(|trouble| self.told.error(&doing, trouble))?;
+                        .map_err(|_| self.origin.silent(&doing, CANCELLED.as_secs()))?
+                        .map_err(|trouble| self.origin.error(&doing, trouble))?;
                     if !is_reader_ended && begun.elapsed() > READER_EXIT_TIME {
                         is_reader_ended = true;
                         self.end_reader(slot).await?;
                     }
                     tokio::time::sleep(SLOT_BUSY_PAUSE).await;
                 }
-                Ok(Err(trouble)) => return Err(self.told.error(&doing, trouble)),
-                Err(_) => return Err(self.told.silent(&doing, REPLY_TIMEOUT.as_secs())),
+                Ok(Err(trouble)) => return Err(self.origin.error(&doing, trouble)),
+                Err(_) => return Err(self.origin.silent(&doing, REPLY_TIMEOUT.as_secs())),
             }
         }
     }
@@ -258,7 +262,7 @@ impl WalSession {
 /// A running stream: it receives messages, and sends answers.
 pub struct WalStream {
     wire: Wire,
-    told: Told,
+    origin: ErrorOrigin,
 }
 
 /// One message of the stream.
@@ -275,13 +279,13 @@ impl WalStream {
         let arrived = self.wire.arrived().await;
         // Time that a message has waited here is not silence of the server.
         self.wire.heard.again();
-        arrived.map_err(|trouble| self.told.error("reading the stream", trouble))
+        arrived.map_err(|trouble| self.origin.error("reading the stream", trouble))
     }
 
     /// Returns the next message, if it has arrived already.
     pub fn ready(&mut self) -> Result<Option<Arrived>, DatastoreError> {
         let ready = self.wire.take_arrived();
-        ready.map_err(|trouble| self.told.error("reading the stream", trouble))
+        ready.map_err(|trouble| self.origin.error("reading the stream", trouble))
     }
 
     /// Sends a status update. A `flush` of 0 means none: then a server that shuts down waits only
@@ -301,11 +305,11 @@ impl WalStream {
         body.extend_from_slice(&[u8::from(ask)]);
         match tokio::time::timeout(REPLY_TIMEOUT, self.wire.send(&body)).await {
             Ok(sent) => sent.map_err(|error| {
-                self.told
+                self.origin
                     .error("answering the stream", Trouble::Wire(error))
             }),
             Err(_) => Err(self
-                .told
+                .origin
                 .silent("answering the stream", REPLY_TIMEOUT.as_secs())),
         }
     }
@@ -319,21 +323,21 @@ impl WalStream {
         }
         let process = self.wire.cancelling.process;
         let to = self.wire.cancelling.to.clone();
-        match is_at_work(self.told.side, &to, process).await {
+        match is_at_work(self.origin.side, &to, process).await {
             Ok(true) => {
                 log::info!(
                     "{} datastore {}: no message on the stream for {} s; server process {process} is still decoding for it, so it is waited for",
-                    self.told.side,
-                    self.told.address,
+                    self.origin.side,
+                    self.origin.address,
                     limit.as_secs()
                 );
                 self.wire.heard.again();
                 Ok(())
             }
-            Ok(false) => Err(self.told.silent("reading the stream", limit.as_secs())),
+            Ok(false) => Err(self.origin.silent("reading the stream", limit.as_secs())),
             Err(error) => {
                 log::debug!("{error}");
-                Err(self.told.silent("reading the stream", limit.as_secs()))
+                Err(self.origin.silent("reading the stream", limit.as_secs()))
             }
         }
     }

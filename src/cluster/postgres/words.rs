@@ -1,6 +1,6 @@
 //! Domain words in columns of type `text`.
 
-use crate::domain::{PromotionKind, Role, Step, TransitionKind};
+use crate::domain::{DivergedClass, MissingReason, PromotionKind, Role, Step, TransitionKind};
 use bytes::BytesMut;
 use std::error::Error;
 use strum::VariantArray;
@@ -42,4 +42,11 @@ macro_rules! text_column {
     )+};
 }
 
-text_column!(Role, PromotionKind, TransitionKind, Step);
+text_column!(
+    Role,
+    PromotionKind,
+    TransitionKind,
+    Step,
+    MissingReason,
+    DivergedClass
+);

@@ -38,7 +38,7 @@ pub struct Preparation(PreparingSession);
 struct PreparingSession(Session);
 
 impl Preparation {
-    pub async fn open(to: &Datastore) -> Result<Self, DatastoreError> {
+    pub(in crate::cluster) async fn open(to: &Datastore) -> Result<Self, DatastoreError> {
         let session = Session::open(Side::Peer, to, &to.database, false).await?;
         Ok(Preparation(PreparingSession(session)))
     }

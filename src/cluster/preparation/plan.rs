@@ -162,7 +162,7 @@ fn publication(prepared: &Prepared) -> Option<Step> {
                 replaced()
             } else {
                 let mut sql = vec![format!("ALTER PUBLICATION {name} SET TABLE {tables}")];
-                if !there.lacking.is_empty() || there.via_root {
+                if !there.missing.is_empty() || there.via_root {
                     sql.push(format!(
                         "ALTER PUBLICATION {name} SET (publish = 'insert, update, delete, truncate', publish_via_partition_root = false)"
                     ));
@@ -189,7 +189,7 @@ pub(super) fn only(table: &CopiedTable) -> String {
 
 fn settings(prepared: &Prepared, wanted: Wanted) -> Vec<Step> {
     let mut steps = Vec::new();
-    if lacks_wal_level(prepared) {
+    if needs_wal_level(prepared) {
         steps.push(Step::new(
             How::Alone,
             "wal_level".into(),
@@ -198,7 +198,7 @@ fn settings(prepared: &Prepared, wanted: Wanted) -> Vec<Step> {
             vec!["ALTER SYSTEM SET wal_level = 'logical'".into()],
         ));
     }
-    if lacks_bound(prepared, wanted) {
+    if needs_bound(prepared, wanted) {
         steps.push(Step::new(
             How::Alone,
             "max_slot_wal_keep_size".into(),
@@ -224,7 +224,7 @@ pub(super) fn reload() -> Step {
     )
 }
 
-fn lacks_wal_level(prepared: &Prepared) -> bool {
+fn needs_wal_level(prepared: &Prepared) -> bool {
     let level = &prepared.wal_level;
     match &level.in_auto_conf {
         AutoConf::Holds(value) => value != "logical",
@@ -237,7 +237,7 @@ fn lacks_wal_level(prepared: &Prepared) -> bool {
     }
 }
 
-fn lacks_bound(prepared: &Prepared, wanted: Wanted) -> bool {
+fn needs_bound(prepared: &Prepared, wanted: Wanted) -> bool {
     let written =
         matches!(&prepared.wal_bound.in_auto_conf, AutoConf::Holds(value) if value != "-1");
     prepared.bound_bytes().is_none() && !wanted.wal_unbounded && !written
@@ -251,7 +251,7 @@ fn held_by_others(prepared: &Prepared) -> u64 {
 /// Returns an obstacle if other slots exist, because the limit is the server's and not only our
 /// slot's: a standby that is away for longer would have to be copied again.
 fn other_slots(prepared: &Prepared, wanted: Wanted) -> Option<Obstacle> {
-    if prepared.foreign_slots.is_empty() || !lacks_bound(prepared, wanted) {
+    if prepared.foreign_slots.is_empty() || !needs_bound(prepared, wanted) {
         return None;
     }
     let slots: Vec<String> = prepared
@@ -276,7 +276,7 @@ fn other_slots(prepared: &Prepared, wanted: Wanted) -> Option<Obstacle> {
 fn needs_restart(prepared: &Prepared) -> bool {
     let level = &prepared.wal_level;
     let written = matches!(&level.in_auto_conf, AutoConf::Holds(value) if value == "logical");
-    level.value != "logical" && (lacks_wal_level(prepared) || written || level.pending_restart)
+    level.value != "logical" && (needs_wal_level(prepared) || written || level.pending_restart)
 }
 
 fn obstacles(prepared: &Prepared, wanted: Wanted, steps: &[Step]) -> Vec<Obstacle> {
@@ -307,11 +307,11 @@ fn obstacles(prepared: &Prepared, wanted: Wanted, steps: &[Step]) -> Vec<Obstacl
     found.extend(premade_publication(prepared));
     found.extend(slot(prepared));
     found.extend(other_slots(prepared, wanted));
-    let lacking = lacking_rights(prepared, steps);
-    if !lacking.is_empty() {
+    let missing = missing_rights(prepared, steps);
+    if !missing.is_empty() {
         found.push(Obstacle::new(
             ErrorCode::Privilege,
-            format!("the peer's user {} {}", prepared.user, lacking.join(", and ")),
+            format!("the peer's user {} {}", prepared.user, missing.join(", and ")),
             "use Builder's own user hab as peer.datastore.user, or let a superuser run what `warm-spare prepare --print` prints",
         ));
     }
@@ -380,11 +380,11 @@ pub(super) fn slot(prepared: &Prepared) -> Option<Obstacle> {
 }
 
 /// Returns missing rights: only those that the steps need, and the right to follow.
-fn lacking_rights(prepared: &Prepared, steps: &[Step]) -> Vec<String> {
+fn missing_rights(prepared: &Prepared, steps: &[Step]) -> Vec<String> {
     let rights = &prepared.rights;
-    let mut lacking = Vec::new();
+    let mut missing = Vec::new();
     if !rights.replication {
-        lacking.push("may not replicate (ALTER ROLE … REPLICATION)".to_string());
+        missing.push("may not replicate (ALTER ROLE … REPLICATION)".to_string());
     }
     let altered = |table: &&CopiedTable| steps.iter().any(|step| step.tables.contains(&table.oid));
     let foreign: Vec<String> = prepared
@@ -395,22 +395,22 @@ fn lacking_rights(prepared: &Prepared, steps: &[Step]) -> Vec<String> {
         .map(CopiedTable::full_name)
         .collect();
     if !foreign.is_empty() {
-        lacking.push(format!("does not own {}", listed(&foreign)));
+        missing.push(format!("does not own {}", listed(&foreign)));
     }
     let publication = steps.iter().any(|step| step.how == How::Publication);
     match &prepared.publication {
-        Some(there) if publication && !there.owned => lacking.push(format!(
+        Some(there) if publication && !there.owned => missing.push(format!(
             "does not own publication {}",
             prepared.names.publication
         )),
         None if publication && !rights.create => {
-            lacking.push("may not make publications (CREATE on the database)".into());
+            missing.push("may not make publications (CREATE on the database)".into());
         }
         _ => {}
     }
     let alters = steps.iter().any(|step| step.how == How::Alone);
     if alters && !(rights.alter_system && rights.reload) {
-        lacking.push("may not change the server's settings (ALTER SYSTEM, pg_reload_conf)".into());
+        missing.push("may not change the server's settings (ALTER SYSTEM, pg_reload_conf)".into());
     }
-    lacking
+    missing
 }

@@ -1,8 +1,7 @@
 //! A publication, and its differences from the tables' needs.
 
 use super::facts::CopiedTable;
-use crate::cluster::DatastoreError;
-use crate::cluster::Session;
+use crate::cluster::{DatastoreError, Session};
 use std::collections::BTreeSet;
 
 /// Maximum number of names in a sentence; further ones are counted.
@@ -14,7 +13,7 @@ pub struct Publication {
     pub schemas: Vec<String>,
     pub tables: Vec<PublishedTable>,
     /// The kinds of change (insert, update, delete, truncate) that the publication leaves out.
-    pub lacking: Vec<&'static str>,
+    pub missing: Vec<&'static str>,
     pub via_root: bool,
     pub generated_columns: bool,
     /// True: our user may change it.
@@ -73,8 +72,8 @@ impl Publication {
                 found.push(format!("it has {what} on {}", listed(&names)));
             }
         }
-        if !self.lacking.is_empty() {
-            found.push(format!("it leaves out {}", self.lacking.join(", ")));
+        if !self.missing.is_empty() {
+            found.push(format!("it leaves out {}", self.missing.join(", ")));
         }
         if self.via_root {
             found.push("it publishes partitions by way of their root".into());
@@ -141,10 +140,10 @@ pub(super) async fn read(
         return Ok(None);
     };
     let operations = ["insert", "update", "delete", "truncate"];
-    let mut lacking = Vec::new();
+    let mut missing = Vec::new();
     for (column, operation) in (1..5).zip(operations) {
         if !row.get::<bool>(column)? {
-            lacking.push(operation);
+            missing.push(operation);
         }
     }
     let schemas = if major >= 15 {
@@ -170,7 +169,7 @@ pub(super) async fn read(
                 })
             })
             .collect::<Result<_, _>>()?,
-        lacking,
+        missing,
         via_root: row.get(5)?,
         generated_columns: row.get(6)?,
         owned: row.get(7)?,

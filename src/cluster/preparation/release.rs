@@ -14,11 +14,11 @@ pub fn plan_to_release(prepared: &Prepared, wanted: Wanted) -> Plan {
     slots(prepared, &mut plan);
     publication(prepared, &mut plan);
     settings(prepared, wanted, &mut plan);
-    let lacking = lacking_rights(prepared, &plan.steps);
-    if !lacking.is_empty() {
+    let missing = missing_rights(prepared, &plan.steps);
+    if !missing.is_empty() {
         plan.obstacles.push(Obstacle::new(
             ErrorCode::Privilege,
-            format!("the peer's user {} {}", prepared.user, lacking.join(", and ")),
+            format!("the peer's user {} {}", prepared.user, missing.join(", and ")),
             "use Builder's own user hab as peer.datastore.user, or let a superuser run what `warm-spare release --print` prints",
         ));
     }
@@ -204,28 +204,28 @@ fn needed_by(prepared: &Prepared) -> Vec<String> {
         .collect()
 }
 
-fn lacking_rights(prepared: &Prepared, steps: &[Step]) -> Vec<String> {
+fn missing_rights(prepared: &Prepared, steps: &[Step]) -> Vec<String> {
     let has = |how| steps.iter().any(|step: &Step| step.how == how);
     let rights = &prepared.rights;
-    let mut lacking = Vec::new();
+    let mut missing = Vec::new();
     if has(How::Slot) && !rights.replication {
-        lacking.push("may not drop slots (ALTER ROLE … REPLICATION)".to_string());
+        missing.push("may not drop slots (ALTER ROLE … REPLICATION)".to_string());
     }
     let foreign = |table: &CopiedTable| {
         !table.owned && steps.iter().any(|step| step.tables.contains(&table.oid))
     };
     let publication = prepared.publication.as_ref();
     if has(How::Publication) && publication.is_some_and(|p| !p.owned) {
-        lacking.push(format!(
+        missing.push(format!(
             "does not own publication {}",
             prepared.names.publication
         ));
     }
     if prepared.tables.iter().any(foreign) {
-        lacking.push("does not own Builder's tables".into());
+        missing.push("does not own Builder's tables".into());
     }
     if has(How::Alone) && !(rights.alter_system && rights.reload) {
-        lacking.push("may not change the server's settings (ALTER SYSTEM, pg_reload_conf)".into());
+        missing.push("may not change the server's settings (ALTER SYSTEM, pg_reload_conf)".into());
     }
-    lacking
+    missing
 }

@@ -130,7 +130,7 @@ fn every_way_in_which_a_publication_may_differ_is_named() {
             p.tables[0].column_list = true;
         }),
         ("it leaves out delete, truncate", &|p| {
-            p.lacking = vec!["delete", "truncate"];
+            p.missing = vec!["delete", "truncate"];
         }),
         ("by way of their root", &|p| p.via_root = true),
         ("generated columns", &|p| p.generated_columns = true),

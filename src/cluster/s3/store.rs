@@ -5,7 +5,8 @@
 //! transient.
 
 use super::probe::unpredictable;
-use super::store_error::{StoreError, StoreFault, chain, classify, is_bodiless_no};
+use super::store_error::{StoreError, StoreFault, classify, is_bodiless_no};
+use crate::cluster::error_text;
 use crate::cluster::s3::store::object::Stored;
 use crate::config;
 use crate::domain::Side;
@@ -29,11 +30,13 @@ mod local;
 pub(in crate::cluster) mod object;
 mod pace;
 mod pages;
+mod source;
 mod wire;
 
 pub(in crate::cluster) use local::Written;
 pub use local::{Completion, LocalStore, Upload};
 use pace::Pace;
+pub use source::{ReplicationStatus, Source};
 pub(in crate::cluster) use wire::Answered;
 use wire::{EXPECTED, Wire, listening};
 
@@ -75,7 +78,8 @@ impl Store {
             text,
             wait: None,
         };
-        let unexpected = |e: &dyn std::error::Error| fail(StoreFault::Unexpected, chain(e));
+        let unexpected =
+            |e: &dyn std::error::Error| fail(StoreFault::Unexpected, error_text::chain(e));
         let secret = |source: &config::SecretSource, key: &str| {
             source
                 .read(&format!("{side}.s3.{key}"))
@@ -100,7 +104,7 @@ impl Store {
             .map_err(|e| {
                 fail(
                     StoreFault::Tls,
-                    format!("{}: {}", ca_file_of(to), chain(&e)),
+                    format!("{}: {}", ca_file_of(to), error_text::chain(&e)),
                 )
             })?;
         Ok(Store {
@@ -162,23 +166,12 @@ impl Store {
     pub async fn head(&self, key: &str) -> Result<Option<Stored>, StoreError> {
         let doing = format!("asking for {key}");
         self.persist(&doing, || async {
-            let asked = async {
-                let stat = self
-                    .client
-                    .stat_object(self.bucket.clone(), object(key)?)?
-                    .build();
-                match stat.send().await {
-                    Ok(answer) => Ok(Some(answer)),
-                    Err(error) if is_bodiless_no(&error) => Ok(None),
-                    Err(error) => Err(error),
-                }
-            };
-            let answer = match self.once(&doing, asked).await {
-                Ok(answer) => answer.flatten(),
+            let headers = match self.stat(&doing, key).await {
+                Ok(headers) => headers,
                 Err(error) if error.is_transient() => return Err(error),
                 Err(_) => None,
             };
-            let Some(answer) = answer else {
+            let Some(headers) = headers else {
                 // An answer to HEAD has no body, so a 404 of any server looks like the store's own,
                 // and no other status has a cause: GET has one.
                 return match self.open_body(&doing, key, 0).await {
@@ -187,14 +180,30 @@ impl Store {
                 };
             };
             // A proxy that compresses answers gives no length.
-            let Some(bytes) = length_of(answer.headers()) else {
+            let Some(bytes) = length_of(&headers) else {
                 let opened = self.open_body(&doing, key, 0).await?;
                 return Ok(opened.map(|(_, stored)| stored));
             };
-            let etag = self.etag_of(&doing, answer.headers())?;
+            let etag = self.etag_of(&doing, &headers)?;
             Ok(Some(Stored { bytes, etag }))
         })
         .await
+    }
+
+    /// Asks once for an object's headers. None: an answer without a body says no, for any cause.
+    async fn stat(&self, doing: &str, key: &str) -> Result<Option<http::HeaderMap>, StoreError> {
+        let asked = async {
+            let stat = self
+                .client
+                .stat_object(self.bucket.clone(), object(key)?)?
+                .build();
+            match stat.send().await {
+                Ok(answer) => Ok(Some(answer.headers().clone())),
+                Err(error) if is_bodiless_no(&error) => Ok(None),
+                Err(error) => Err(error),
+            }
+        };
+        Ok(self.once(doing, asked).await?.flatten())
     }
 
     /// Returns whether the store has an object that it did not get from another bucket by its own
@@ -260,7 +269,7 @@ impl Store {
         let (body, length) = answer.into_boxed_stream().map_err(|e| {
             let text = format!(
                 "the answer gives no length ({}): a proxy before the store compresses its answers, and must not",
-                chain(&e)
+                error_text::chain(&e)
             );
             self.fault(doing, StoreFault::Unexpected, text)
         })?;
@@ -409,7 +418,8 @@ impl Store {
 
     fn error(&self, doing: &str, error: &Error, said: Option<Answered>) -> StoreError {
         let classified = classify(error, said);
-        let (fault, text) = classified.unwrap_or((StoreFault::Unexpected, chain(error)));
+        let (fault, text) =
+            classified.unwrap_or((StoreFault::Unexpected, error_text::chain(error)));
         if self.artifactory.load(Ordering::Relaxed) {
             let text = format!("this is an Artifactory server ({text})");
             return self.fault(doing, StoreFault::Unsupported, text);
@@ -436,7 +446,7 @@ impl Store {
     }
 
     fn unexpected(&self, doing: &str, error: &dyn std::error::Error) -> StoreError {
-        self.fault(doing, StoreFault::Unexpected, chain(error))
+        self.fault(doing, StoreFault::Unexpected, error_text::chain(error))
     }
 
     fn silent(&self, doing: &str) -> StoreError {

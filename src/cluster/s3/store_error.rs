@@ -1,6 +1,7 @@
 //! The failures of an artifact store, in the classes that decide the reaction.
 
 use super::store::Answered;
+use crate::cluster::error_text;
 use crate::domain::Side;
 use minio::s3::error::{Error, NetworkError, S3ServerError, ValidationErr};
 use minio::s3::minio_error_response::MinioErrorCode;
@@ -34,7 +35,8 @@ pub enum StoreFault {
     Unexpected,
 }
 
-/// A failed request to an artifact store: which side, what was being done, and the server's own words.
+/// A failed request to an artifact store: which side, what was being done, and the server's own
+/// words.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{side} artifact store {endpoint}: {doing}: {text}")]
 pub struct StoreError {
@@ -176,7 +178,7 @@ pub(in crate::cluster) fn classify(
         Error::Network(NetworkError::ReqwestError(cause)) => network(cause),
         // S3's own limit, which the library checks: no store has an object under a longer key.
         Error::Validation(ValidationErr::InvalidObjectName(_)) => {
-            (StoreFault::ImpossibleKey, chain(error))
+            (StoreFault::ImpossibleKey, error_text::chain(error))
         }
         Error::Validation(ValidationErr::XmlParseError(_) | ValidationErr::XmlError { .. }) => {
             match said {
@@ -185,13 +187,13 @@ pub(in crate::cluster) fn classify(
                     format!(
                         "HTTP status {} with a body that is no S3 answer: {}",
                         said.status,
-                        chain(error)
+                        error_text::chain(error)
                     ),
                 ),
-                None => (StoreFault::Unreachable, chain(error)),
+                None => (StoreFault::Unreachable, error_text::chain(error)),
             }
         }
-        other => (StoreFault::Unexpected, chain(other)),
+        other => (StoreFault::Unexpected, error_text::chain(other)),
     };
     Some((fault, text))
 }
@@ -347,27 +349,11 @@ fn names_a_quota(text: &str) -> bool {
 }
 
 fn network(cause: &reqwest::Error) -> (StoreFault, String) {
-    let text = chain(cause);
-    match crate::cluster::postgres::tls::explain(&text) {
+    let text = error_text::chain(cause);
+    match error_text::explain(&text) {
         Some(person) => (StoreFault::Tls, person),
         None => (StoreFault::Unreachable, text),
     }
-}
-
-/// Returns an error with all its causes. The library's `Display` hides them ("Validation error
-/// occurred"); people need the innermost too.
-pub(in crate::cluster) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        let inner_text = inner.to_string();
-        if !text.contains(&inner_text) {
-            text.push_str(": ");
-            text.push_str(&inner_text);
-        }
-        source = inner.source();
-    }
-    text
 }
 
 #[cfg(test)]

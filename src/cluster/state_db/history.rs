@@ -1,7 +1,7 @@
 //! The history of a cluster: events, confirmations, verifications. It is limited in number, in the
 //! state database.
 
-use super::state::{State, StateError};
+use super::state::{StateDb, StateError};
 use crate::domain::EventKind;
 use chrono::{DateTime, Utc};
 
@@ -46,7 +46,7 @@ pub struct DrillRecord {
     pub answer_seconds: Option<f64>,
 }
 
-impl State {
+impl StateDb {
     pub async fn record_drill(&self, drill: &DrillRecord) -> Result<(), StateError> {
         let sql = "INSERT INTO drill (time, ok, text, write_seconds, answer_seconds) VALUES ($1, $2, $3, $4, $5)";
         let d = drill;

@@ -4,11 +4,11 @@
 //! an epoch. The id of each promotion is random, so two clusters that know the same id have a
 //! common lineage.
 
-use super::state::{State, StateError};
+use super::state::{StateDb, StateError};
 use super::working_lock::Lock;
 use crate::cluster::postgres::datastore_error::DatastoreError;
 use crate::cluster::postgres::rows::Row;
-use crate::cluster::postgres::session::LocalSession;
+use crate::cluster::postgres::session::WriteSession;
 
 /// One promotion.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,7 +90,7 @@ impl Lineage {
     }
 }
 
-impl State {
+impl StateDb {
     pub async fn lineage(&self) -> Result<Lineage, StateError> {
         let rows = self
             .session
@@ -118,7 +118,7 @@ impl State {
 /// Replaces the recorded lineage. `session` is a session on the state database. None: its
 /// transaction has checked the token.
 pub async fn record_lineage(
-    session: &LocalSession,
+    session: &WriteSession,
     lineage: &Lineage,
     lock: Option<Lock>,
 ) -> Result<(), DatastoreError> {

@@ -1,17 +1,19 @@
 //! The formats of database `warm_spare`, and the numbered migrations between them.
 
 use crate::cluster::postgres::datastore_error::DatastoreError;
-use crate::cluster::postgres::session::LocalSession;
+use crate::cluster::postgres::session::WriteSession;
 use crate::domain::Side;
 
-/// The migration at place N makes format N of format N - 1. Each one may run again on tables that it has changed before:
-/// builds between two formats made only a part of them, and such a database is completed.
-const MIGRATIONS: [&str; 5] = [
+/// The migration at place N makes format N of format N - 1. Each one may run again on tables that
+/// it has changed before: builds between two formats made only a part of them, and such a database
+/// is completed.
+const MIGRATIONS: [&str; 6] = [
     include_str!("migrations/1_copies.sql"),
     include_str!("migrations/2_stream.sql"),
     include_str!("migrations/3_promotion.sql"),
     include_str!("migrations/4_lineage.sql"),
     include_str!("migrations/5_names_of_deletions.sql"),
+    include_str!("migrations/6_artifact_place.sql"),
 ];
 /// The newest format that this program knows. It refuses a newer one.
 pub(super) const FORMAT: i32 = MIGRATIONS.len() as i32;
@@ -21,8 +23,8 @@ const FENCE_FORMAT: i32 = 3;
 /// Serialises migrations: several processes may find an older format at once.
 const BEGIN: &str = "BEGIN; SELECT pg_advisory_xact_lock(1635083374)";
 
-/// Returns the oldest format that is used without a migration. The program of the peer may be older than this one, so
-/// its tables are changed only where a fence needs them.
+/// Returns the oldest format that is used without a migration. The program of the peer may be older
+/// than this one, so its tables are changed only where a fence needs them.
 pub(super) fn oldest_format(side: Side) -> i32 {
     match side {
         Side::Local => FORMAT,
@@ -30,9 +32,9 @@ pub(super) fn oldest_format(side: Side) -> i32 {
     }
 }
 
-/// Brings the tables to the newest format in one transaction, if their format is older than `oldest`. Returns the format
-/// that they have then.
-pub(super) async fn migrate(session: &LocalSession, oldest: i32) -> Result<i32, DatastoreError> {
+/// Brings the tables to the newest format in one transaction, if their format is older than
+/// `oldest`. Returns the format that they have then.
+pub(super) async fn migrate(session: &WriteSession, oldest: i32) -> Result<i32, DatastoreError> {
     let found = format_of(session).await?;
     if found >= oldest {
         return Ok(found);
@@ -44,7 +46,7 @@ pub(super) async fn migrate(session: &LocalSession, oldest: i32) -> Result<i32, 
     migrated
 }
 
-async fn migrate_within(session: &LocalSession) -> Result<i32, DatastoreError> {
+async fn migrate_within(session: &WriteSession) -> Result<i32, DatastoreError> {
     session.batch("beginning the migration", BEGIN).await?;
     // Another process may have migrated the tables while this one waited for the lock.
     let found = format_of(session).await?;
@@ -65,7 +67,7 @@ async fn migrate_within(session: &LocalSession) -> Result<i32, DatastoreError> {
 }
 
 /// Returns the format of the tables. 0: they do not exist yet.
-async fn format_of(session: &LocalSession) -> Result<i32, DatastoreError> {
+async fn format_of(session: &WriteSession) -> Result<i32, DatastoreError> {
     let doing = "reading the format";
     let sql = "SELECT to_regclass('public.meta') IS NOT NULL";
     if !session.row(doing, sql, &[]).await?.get::<bool>(0)? {

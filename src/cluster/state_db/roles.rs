@@ -2,12 +2,14 @@
 //! true together are written together: a promotion, its epoch and the lifted fence are one
 //! transaction.
 
+use super::DATABASE;
 use super::lineage::{LINEAGE, Lineage, descent};
-use super::state::{DATABASE, State, StateError};
+use super::state::{StateDb, StateError};
 use super::working_lock::Lock;
-use crate::cluster::fence::local::lift_statement;
+use crate::cluster::fence::setting::lift_statement;
+use crate::cluster::postgres::kept::KeptSessions;
 use crate::cluster::postgres::rows::Row;
-use crate::cluster::postgres::session::{LocalSession, PeerSession, Session};
+use crate::cluster::postgres::session::Session;
 use crate::cluster::{DatastoreError, DatastoreFault};
 use crate::config::Datastore;
 use crate::domain::{EventKind, PromotionKind, Role, Transition};
@@ -175,8 +177,11 @@ fn fence(row: &Row) -> Result<FenceRecord, DatastoreError> {
 
 /// Reads the peer's record about itself; None: it keeps no state of ours, or that of an older
 /// program.
-pub async fn peers_record(to: &Datastore) -> Result<Option<Record>, DatastoreError> {
-    let session = match PeerSession::open_in(to, DATABASE).await {
+pub(in crate::cluster) async fn peers_record(
+    to: &Datastore,
+    kept: &KeptSessions,
+) -> Result<Option<Record>, DatastoreError> {
+    let session = match kept.open(to, DATABASE).await {
         Ok(session) => session,
         Err(error) if error.fault == DatastoreFault::NoDatabase => return Ok(None),
         Err(error) => return Err(error),
@@ -189,7 +194,7 @@ pub async fn peers_record(to: &Datastore) -> Result<Option<Record>, DatastoreErr
     Ok(Some(record(&session, doing).await?))
 }
 
-impl State {
+impl StateDb {
     /// Reads the record of this cluster, in the form in which its peer reads it.
     pub async fn own_record(&self) -> Result<Record, StateError> {
         Ok(record(&self.session, "reading our own record").await?)
@@ -288,7 +293,8 @@ impl State {
         (text, change): (&str, &str),
     ) -> Result<(), StateError> {
         let session = &self.session;
-        begin_as_holder(session, lock).await?;
+        self.begin_as_holder(lock, "beginning the promotion")
+            .await?;
         let sql = "UPDATE cluster SET role = 'primary', epoch = $1, since = now(), coming_back = false \
                    WHERE role IS NOT DISTINCT FROM $2 AND epoch < $1";
         let changed = session
@@ -393,22 +399,12 @@ impl State {
 
     /// Records the epoch of the primary that a spare follows, so that the next one is higher than
     /// both.
-    pub async fn heard_of_epoch(&self, lock: Lock, epoch: i64) -> Result<(), StateError> {
+    pub async fn raise_known_epoch(&self, lock: Lock, epoch: i64) -> Result<(), StateError> {
         let sql = "UPDATE cluster SET epoch = greatest(epoch, $1) WHERE role = 'spare' AND epoch < $1 \
                    AND EXISTS (SELECT 1 FROM meta WHERE token = $2)";
         let doing = "recording the primary's epoch";
         let is: [&(dyn ToSql + Sync); 2] = [&epoch, &lock.token];
         self.session.execute(doing, sql, &is).await?;
         Ok(())
-    }
-}
-
-async fn begin_as_holder(session: &LocalSession, lock: Lock) -> Result<(), StateError> {
-    session.batch("beginning the promotion", "BEGIN").await?;
-    let sql = "SELECT token FROM meta FOR UPDATE";
-    let held = session.row("checking our token", sql, &[]).await?;
-    match held.get::<i64>(0)? == lock.token {
-        true => Ok(()),
-        false => Err(StateError::Superseded),
     }
 }

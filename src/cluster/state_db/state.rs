@@ -4,16 +4,15 @@
 //! together with the rename (the copied point, the replaced generation, the bytes put in place) are
 //! written in the same transaction.
 
+use super::DATABASE;
 use super::migrations::{FORMAT, migrate, oldest_format};
 use super::working_lock::Holder;
-use crate::cluster::postgres::datastore_error::DatastoreError;
-use crate::cluster::postgres::session::{LocalSession, quote_ident};
+use crate::cluster::postgres::datastore_error::{DatastoreError, DatastoreFault};
+use crate::cluster::postgres::maintenance::{has_database, is_of_the_database};
+use crate::cluster::postgres::session::{WriteSession, quote_ident};
 use crate::config::Datastore;
-use crate::domain::Role;
-use crate::domain::Side;
+use crate::domain::{Role, Side};
 use chrono::{DateTime, Utc};
-
-pub const DATABASE: &str = "warm_spare";
 
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
@@ -60,9 +59,10 @@ pub struct Artifact {
     pub etag: String,
 }
 
-/// The position in the primary's history at which the visible database is.
+/// The point of the primary's history at which the spare's rows and artifacts are. The fields
+/// beside the position and the server show whether the primary has changed since then.
 #[derive(Debug, Clone)]
-pub struct CopiedPoint {
+pub struct RecoveryPoint {
     pub lsn: String,
     pub commit_time: DateTime<Utc>,
     pub system_id: String,
@@ -72,12 +72,61 @@ pub struct CopiedPoint {
     pub transactions: String,
     pub server_started: String,
     pub sequences: String,
-    /// The form of the primary's tables when they were copied, as one number; empty: not known.
-    pub schema: String,
-    /// The slot that continues from here; empty: none does.
+    /// None: no stream continues from here, only another copy does.
+    pub stream: Option<StreamSource>,
+    /// The peer's own cluster id. None: it keeps no state of ours.
+    pub peer_cluster: Option<String>,
+}
+
+/// The stream that continues from a recovery point.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamSource {
+    /// The slot on the primary.
     pub slot: String,
-    /// The peer's own cluster id; empty: it keeps no state of ours.
-    pub peer_cluster: String,
+    /// The form of the primary's tables when they were copied, as one number.
+    pub schema: String,
+}
+
+impl RecoveryPoint {
+    /// Returns whether a stream continues from here.
+    pub fn is_followed(&self) -> bool {
+        self.stream.is_some()
+    }
+
+    /// Returns the slot that continues from here; an empty text if none does.
+    pub fn slot(&self) -> &str {
+        self.stream.as_ref().map_or("", |stream| &stream.slot)
+    }
+
+    /// Returns the form of the tables that the stream continues; an empty text if none does.
+    pub fn schema(&self) -> &str {
+        self.stream.as_ref().map_or("", |stream| &stream.schema)
+    }
+
+    /// Returns whether a database that records position `found` is the one that was copied here. A
+    /// followed one moves on from there.
+    pub fn is_of(&self, found: Option<&String>) -> bool {
+        match self.is_followed() {
+            true => found.is_some(),
+            false => found == Some(&self.lsn),
+        }
+    }
+
+    /// Returns a point for tests: a snapshot, which no stream continues.
+    #[cfg(test)]
+    pub(crate) fn sample() -> Self {
+        RecoveryPoint {
+            lsn: "0/10".into(),
+            commit_time: Utc::now(),
+            system_id: "7000000000000000001".into(),
+            timeline: 1,
+            transactions: String::new(),
+            server_started: String::new(),
+            sequences: String::new(),
+            stream: None,
+            peer_cluster: None,
+        }
+    }
 }
 
 /// Rows and content hash of one table, as the primary sent them.
@@ -113,25 +162,54 @@ pub struct ClusterRecord {
     pub approved: String,
 }
 
-pub struct State {
-    pub(in crate::cluster) session: LocalSession,
+pub struct StateDb {
+    pub(in crate::cluster) session: WriteSession,
 }
 
-impl State {
+impl StateDb {
     /// Opens the database, or creates it.
-    pub async fn open(to: &Datastore) -> Result<State, StateError> {
-        State::open_on(Side::Local, to).await
-    }
-
-    /// Does the same on either side: a fenced peer keeps the record of its fence there.
-    pub(in crate::cluster) async fn open_on(
-        side: Side,
-        to: &Datastore,
-    ) -> Result<State, StateError> {
-        if let Some(state) = State::existing_on(side, to).await? {
+    pub(in crate::cluster) async fn open(to: &Datastore) -> Result<StateDb, StateError> {
+        if let Some(state) = StateDb::open_existing(to).await? {
             return Ok(state);
         }
-        let maintenance = LocalSession::open_for_maintenance_on(side, to).await?;
+        StateDb::create(&WriteSession::open_for_maintenance(to).await?, to).await
+    }
+
+    /// Opens the database if it exists and is complete.
+    pub(in crate::cluster) async fn open_existing(
+        to: &Datastore,
+    ) -> Result<Option<StateDb>, StateError> {
+        let refused = match WriteSession::open_on(Side::Local, to, DATABASE).await {
+            Ok(session) => return Ok(Some(StateDb::on(session).await?)),
+            Err(error) => error,
+        };
+        if !is_of_the_database(&refused) && refused.fault != DatastoreFault::Pooler {
+            return Err(refused.into());
+        }
+        // A pooler refuses each database that its own configuration does not name, and
+        // `pg_hba.conf` may have a line only for Builder's database. Neither says whether this one
+        // exists.
+        let maintenance = WriteSession::open_for_maintenance(to).await?;
+        match exists_on(&maintenance).await? {
+            true => Err(refused.into()),
+            false => Ok(None),
+        }
+    }
+
+    /// Opens the database, or creates it, on the server of a maintenance session: a fenced peer
+    /// keeps the record of its fence there. A server writes each session that it refuses into its
+    /// log, so the peer is asked first.
+    pub(in crate::cluster) async fn open_from(
+        maintenance: &WriteSession,
+        to: &Datastore,
+    ) -> Result<StateDb, StateError> {
+        if !exists_on(maintenance).await? {
+            return StateDb::create(maintenance, to).await;
+        }
+        StateDb::on(WriteSession::open_on(maintenance.side(), to, DATABASE).await?).await
+    }
+
+    async fn create(maintenance: &WriteSession, to: &Datastore) -> Result<StateDb, StateError> {
         let sql = format!(
             // Locale C is valid with every encoding. The server's own locale may not be valid with
             // UTF-8.
@@ -146,42 +224,25 @@ impl State {
             Err(e) if e.sql_state == Some(tokio_postgres::error::SqlState::DUPLICATE_DATABASE) => {}
             other => other?,
         }
-        let state = State {
-            session: LocalSession::open_on(side, to, DATABASE).await?,
-        };
-        migrate(&state.session, FORMAT).await?;
-        Ok(state)
+        let session = WriteSession::open_on(maintenance.side(), to, DATABASE).await?;
+        migrate(&session, FORMAT).await?;
+        Ok(StateDb { session })
     }
 
-    /// Opens the database if it exists and is complete.
-    pub async fn open_existing(to: &Datastore) -> Result<Option<State>, StateError> {
-        State::existing_on(Side::Local, to).await
-    }
-
-    pub(in crate::cluster) async fn existing_on(
-        side: Side,
-        to: &Datastore,
-    ) -> Result<Option<State>, StateError> {
-        let maintenance = LocalSession::open_for_maintenance_on(side, to).await?;
-        let sql = "SELECT 1 FROM pg_catalog.pg_database WHERE datname = $1";
-        let there = maintenance
-            .query("looking for database warm_spare", sql, &[&DATABASE])
-            .await?;
-        if there.is_empty() {
-            return Ok(None);
-        }
-        let session = LocalSession::open_on(side, to, DATABASE).await?;
+    /// Uses the database that this session is in.
+    async fn on(session: WriteSession) -> Result<StateDb, StateError> {
+        let side = session.side();
         // An older program made the tables, or a kill came between the database and its tables.
         let found = migrate(&session, oldest_format(side)).await?;
         if found > FORMAT {
             return Err(StateError::Newer { side, found });
         }
-        Ok(Some(State { session }))
+        Ok(StateDb { session })
     }
 
     /// Returns the session, for working tables of a run, and for the transaction in which databases
     /// are renamed.
-    pub fn session(&self) -> &LocalSession {
+    pub fn session(&self) -> &WriteSession {
         &self.session
     }
 
@@ -208,13 +269,14 @@ impl State {
         Ok(())
     }
 
-    pub async fn copied_point(&self) -> Result<Option<CopiedPoint>, StateError> {
-        let sql = "SELECT lsn, commit_time, system_id, timeline, transactions, server_started, sequences, schema, slot, peer_cluster FROM copied";
+    pub async fn recovery_point(&self) -> Result<Option<RecoveryPoint>, StateError> {
+        let sql = "SELECT lsn, commit_time, system_id, timeline, transactions, server_started, sequences, schema, \
+                     nullif(slot, ''), nullif(peer_cluster, '') FROM copied";
         let rows = self
             .session
             .query("reading the recovery point", sql, &[])
             .await?;
-        Ok(rows.first().map(|row| CopiedPoint {
+        Ok(rows.first().map(|row| RecoveryPoint {
             lsn: row.get(0),
             commit_time: row.get(1),
             system_id: row.get(2),
@@ -222,8 +284,10 @@ impl State {
             transactions: row.get(4),
             server_started: row.get(5),
             sequences: row.get(6),
-            schema: row.get(7),
-            slot: row.get(8),
+            stream: row.get::<_, Option<String>>(8).map(|slot| StreamSource {
+                slot,
+                schema: row.get(7),
+            }),
             peer_cluster: row.get(9),
         }))
     }
@@ -288,10 +352,15 @@ impl State {
     }
 }
 
+/// Returns whether the state database exists on the server of a maintenance session.
+async fn exists_on(maintenance: &WriteSession) -> Result<bool, DatastoreError> {
+    has_database(maintenance, DATABASE, "looking for database warm_spare").await
+}
+
 /// Records objects whose bytes were hashed here and found right. `session` is a session on the
 /// state database.
 pub async fn record_artifacts(
-    session: &LocalSession,
+    session: &WriteSession,
     artifacts: &[Artifact],
 ) -> Result<(), DatastoreError> {
     let keys: Vec<&str> = artifacts.iter().map(|a| a.key.as_str()).collect();
@@ -310,4 +379,22 @@ pub async fn record_artifacts(
         )
         .await?;
     Ok(())
+}
+
+/// Returns the record of an object whose bytes were found right. `session` is a session on the
+/// state database.
+pub async fn recorded_artifact(
+    session: &WriteSession,
+    key: &str,
+) -> Result<Option<Artifact>, DatastoreError> {
+    let sql = "SELECT checksum, bytes, etag FROM artifact WHERE key = $1 AND state = 'good'";
+    let rows = session
+        .query("looking for an artifact", sql, &[&key])
+        .await?;
+    Ok(rows.first().map(|row| Artifact {
+        key: key.to_string(),
+        checksum: row.get(0),
+        bytes: row.get::<_, i64>(1).unsigned_abs(),
+        etag: row.get(2),
+    }))
 }

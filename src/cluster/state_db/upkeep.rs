@@ -2,7 +2,7 @@
 //! more, and bytes that are being replaced under a key. It also records when tables were last found
 //! equal.
 
-use super::state::{State, StateError};
+use super::state::{StateDb, StateError};
 use super::working_lock::Lock;
 use chrono::{DateTime, Utc};
 use std::collections::BTreeMap;
@@ -61,7 +61,7 @@ INSERT INTO vanished (packages, artifacts, package_names, artifact_keys, lsn)
 SELECT cardinality($1::text[]), cardinality($2::text[]), $1, $2, $3::text
 WHERE $3 = '' OR NOT EXISTS (SELECT 1 FROM vanished WHERE lsn = $3)";
 
-impl State {
+impl StateDb {
     /// Returns the journal. It waits for a switch whose commit is in progress although its process
     /// is gone: that empties the journal.
     pub async fn replacements(&self) -> Result<Vec<Replacement>, StateError> {

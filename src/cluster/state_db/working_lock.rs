@@ -5,9 +5,10 @@
 //! lost keeps the session, because its server cannot notice it. So the holder gives a sign of life
 //! every few seconds, and the others check for it.
 
-use super::state::{State, StateError};
+use super::DATABASE;
+use super::state::{StateDb, StateError};
 use crate::cluster::postgres::datastore_error::DatastoreError;
-use crate::cluster::postgres::session::LocalSession;
+use crate::cluster::postgres::session::WriteSession;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,7 +45,30 @@ impl std::fmt::Display for Holder {
     }
 }
 
-impl State {
+impl StateDb {
+    /// Returns the server process of another session in our database. `other` is a session on the
+    /// same server, outside of that database.
+    pub async fn other_session(&self, other: &WriteSession) -> Result<Option<i32>, DatastoreError> {
+        let doing = "looking for other sessions";
+        let sql = "SELECT pg_backend_pid()";
+        let own: i32 = self.session.row(doing, sql, &[]).await?.get(0)?;
+        let sql = "SELECT pid FROM pg_stat_activity WHERE datname = $1 AND pid <> $2 LIMIT 1";
+        let others = other.rows(doing, sql, &[&DATABASE, &own]).await?;
+        others.first().map(|row| row.get(0)).transpose()
+    }
+
+    /// Begins a transaction as the holder of the working lock. Nobody can take the lock until it
+    /// ends.
+    pub async fn begin_as_holder(&self, lock: Lock, doing: &str) -> Result<(), StateError> {
+        self.session.batch(doing, "BEGIN").await?;
+        let sql = "SELECT token FROM meta FOR UPDATE";
+        let held = self.session.row("checking our token", sql, &[]).await?;
+        match held.get::<i64>(0)? == lock.token {
+            true => Ok(()),
+            false => Err(StateError::Superseded),
+        }
+    }
+
     /// Takes the working lock, for as long as this session lives.
     pub async fn lock(&self) -> Result<Lock, StateError> {
         let sql = "SELECT pg_try_advisory_lock($1)";
@@ -105,7 +129,7 @@ impl State {
 }
 
 /// Returns the holder. None: it has just released the lock.
-async fn holder(session: &LocalSession) -> Result<Option<Holder>, DatastoreError> {
+async fn holder(session: &WriteSession) -> Result<Option<Holder>, DatastoreError> {
     let sql = "SELECT a.pid, a.backend_start::text, host(a.client_addr), \
                  CASE WHEN a.state LIKE 'idle%' THEN a.query_start::text ELSE clock_timestamp()::text END \
                FROM pg_locks l JOIN pg_stat_activity a USING (pid) \
@@ -124,7 +148,7 @@ async fn holder(session: &LocalSession) -> Result<Option<Holder>, DatastoreError
 }
 
 /// Gives signs of life until the session ends, or is given up.
-fn give_signs_of_life(session: &LocalSession) {
+fn give_signs_of_life(session: &WriteSession) {
     let client = Arc::downgrade(session.shared_client());
     tokio::spawn(async move {
         loop {

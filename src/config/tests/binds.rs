@@ -19,7 +19,8 @@ const BINDS: &str = r#"
     bucket_name = "of-the-peer"
 "#;
 
-/// Everything that has an address comes from binds, and the package's defaults are set as its template sets them.
+/// Everything that has an address comes from binds, and the package's defaults are set as its
+/// template sets them.
 fn bound() -> Site {
     let mut site = Site::new(BINDS);
     for (key, value) in [

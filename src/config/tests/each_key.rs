@@ -103,6 +103,8 @@ const KEYS: &[(&str, &str, &[&str])] = &[
     ),
     ("*.s3.proxy", r#""http://proxy:3128""#, &[r#""proxy""#, "1"]),
     ("artifacts.mode", r#""shared""#, &[r#""none""#, "1"]),
+    ("artifacts.fill", "false", &[r#""yes""#, "1", "true"]),
+    ("artifacts.arrival_limit", r#""2h""#, &[r#""0s""#, "60"]),
     ("replication.mode", r#""stream""#, &[r#""fast""#, "1"]),
     ("replication.direction", r#""push""#, &[r#""both""#, "1"]),
     (
@@ -266,7 +268,9 @@ fn a_key_that_is_not_built_may_hold_its_default_however_written() {
         problem("replication.direction", r#""push""#),
         r#"replication.direction: "push" is not supported yet; remove this key or keep its default ("pull")"#
     );
-    assert!(problem("artifacts.mode", r#""external""#).contains("not supported yet"));
+    assert!(problem("artifacts.mode", r#""shared""#).contains("not supported yet"));
+    let error = problem("artifacts.fill", "true");
+    assert!(error.contains("artifacts.mode = \"external\""), "{error}");
     assert!(problem("peer.s3.proxy", r#""http://proxy:3128""#).contains("not supported yet"));
 }
 

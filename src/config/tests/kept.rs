@@ -169,7 +169,8 @@ fn secrets_that_are_no_longer_named_are_removed() {
     site.set("peer.datastore.password", r#""hunter2""#).keep();
     let password = site.secret_file("peer.datastore.password");
     assert!(password.exists());
-    // A crash has left half a secret under another name: the file is removed although nothing has changed.
+    // A crash has left half a secret under another name: the file is removed although nothing has
+    // changed.
     let torn = site.secret_file(".new-x");
     fs::write(&torn, "hunter2").unwrap();
     let folder = site.secret_file("somebodys-folder");

@@ -1,10 +1,10 @@
 //! Unit tests of `health.rs`.
 
 use super::*;
-use crate::cluster::CopiedPoint;
+use crate::cluster::RecoveryPoint;
 use crate::domain::Role;
 use crate::observe::{
-    Artifacts, Baseline, Clock, ConfigState, Counters, Hold, Listener, Phase, Reach,
+    Artifacts, Baseline, Clock, ConfigState, Counters, Hold, Listener, Phase, Reachability,
 };
 
 fn at(seconds: i64) -> DateTime<Utc> {
@@ -20,27 +20,19 @@ fn meter() -> Meter {
 
 /// Returns a spare that has all changes of its primary at second 0, with the usual limits:
 /// interval 1 min, lag_warn 1 min, rpo 5 min.
-fn following() -> State {
-    let mut state = State::new(at(0));
+fn following() -> ServiceState {
+    let mut state = ServiceState::new(at(0));
     state.work = Work::Following;
-    state.role = Some(Role::Spare);
-    state.point = Some(CopiedPoint {
-        lsn: "0/1".into(),
+    state.cluster.role = Some(Role::Spare);
+    state.spare.point = Some(RecoveryPoint {
         commit_time: at(0),
-        system_id: "1".into(),
-        timeline: 1,
-        transactions: "1:1:".into(),
-        server_started: "then".into(),
-        sequences: String::new(),
-        schema: String::new(),
-        slot: String::new(),
-        peer_cluster: String::new(),
+        ..RecoveryPoint::sample()
     });
     state
 }
 
 #[track_caller]
-fn expect(state: &State, seconds: i64, level: Level, codes: &[&str]) {
+fn expect(state: &ServiceState, seconds: i64, level: Level, codes: &[&str]) {
     let found = health(state, &meter(), at(seconds));
     let named: Vec<&str> = found.reasons.iter().map(|reason| reason.code).collect();
     assert_eq!((found.level, named.as_slice()), (level, codes), "{found:?}");
@@ -78,7 +70,7 @@ fn a_peer_that_is_away_warns_and_is_critical_past_rpo() {
     expect(&state, 400, Level::Warning, &["lag", "peer_unreachable"]);
     // Nothing was ever copied: the time of the hold counts.
     state.settings.quiet_until = None;
-    state.point = None;
+    state.spare.point = None;
     expect(&state, 10, Level::Warning, &["peer_unreachable"]);
     expect(&state, 400, Level::Critical, &["peer_unreachable"]);
 }
@@ -86,24 +78,24 @@ fn a_peer_that_is_away_warns_and_is_critical_past_rpo() {
 #[test]
 fn a_first_copy_warns_while_it_moves() {
     let mut state = following();
-    state.point = None;
-    state.baseline = Some(Baseline { started: at(0) });
+    state.spare.point = None;
+    state.spare.baseline = Some(Baseline { started: at(0) });
     expect(&state, 100, Level::Warning, &["first_baseline"]);
     expect(&state, 1000, Level::Critical, &["baseline_stalled"]);
 }
 
 #[test]
 fn what_is_not_known_is_not_green() {
-    expect(&State::new(at(0)), 1, Level::Unknown, &["starting"]);
+    expect(&ServiceState::new(at(0)), 1, Level::Unknown, &["starting"]);
 }
 
 #[test]
-fn what_the_primary_lacks_warns() {
+fn an_unavailable_artifact_warns() {
     let mut state = following();
-    state.artifacts = Some(Artifacts {
+    state.spare.artifacts = Some(Artifacts {
         missing: 2,
         damaged: 1,
-        examples: vec![("a/b.hart".into(), "missing".into())],
+        examples: vec![("a/b.hart".into(), MissingReason::Missing)],
         ..Artifacts::default()
     });
     let codes = ["missing_on_primary", "damaged_on_primary"];
@@ -118,7 +110,7 @@ fn a_bad_configuration_and_an_open_fence_show() {
         since: at(0),
     };
     state.local.fenced = Some(false);
-    state.peer.s3 = Some(Reach {
+    state.peer.s3 = Some(Reachability {
         error: Some("refused".into()),
         since: at(0),
     });

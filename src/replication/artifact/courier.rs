@@ -2,11 +2,10 @@
 //! and length are right.
 
 use crate::cluster::{
-    ByteBudget, Completion, Download, Expected, LocalStore, Store, StoreError, StoreFault, Stored,
-    Throttle,
+    ByteBudget, Completion, Download, Expected, LocalCluster, LocalStore, PeerCluster, Store,
+    StoreError, StoreFault, Stored, Throttle,
 };
 use crate::config::Config;
-use crate::domain::Side;
 use crate::package::{Checksum, Hasher};
 use bytes::{Bytes, BytesMut};
 
@@ -34,20 +33,46 @@ pub enum Delivery {
 }
 
 impl Courier {
-    /// Opens a courier between the two configured buckets.
-    pub fn open(config: &Config, throttle: &Throttle) -> Result<Courier, StoreError> {
-        Ok(Courier {
-            peer: Store::open(Side::Peer, &config.peer.s3)?,
-            local: LocalStore::open(&config.local.s3)?,
-            budget: ByteBudget::new(config.replication.buffer),
-            throttle: throttle.clone(),
-        })
+    /// Opens a courier between the two configured buckets. None: the objects of the local bucket
+    /// are not ours to write.
+    pub fn open(config: &Config, throttle: &Throttle) -> Result<Option<Courier>, StoreError> {
+        let local = LocalCluster::of(config).own_store()?;
+        Courier::between(config, local, throttle)
     }
 
-    /// Returns how many of `copies` copies at once both stores shall get now.
-    pub fn at_once(&self, copies: usize) -> usize {
-        let peer = self.peer.at_once(copies);
-        peer.min(self.local.reading().at_once(copies))
+    /// Opens a courier for artifacts that nobody else brings. None: they are not to be copied.
+    pub(super) fn to_fill(
+        config: &Config,
+        throttle: &Throttle,
+    ) -> Result<Option<Courier>, StoreError> {
+        let local = LocalCluster::of(config).store_to_fill()?;
+        Courier::between(config, local, throttle)
+    }
+
+    /// Opens a courier within one bucket.
+    pub(super) fn within(config: &Config, local: LocalStore, throttle: &Throttle) -> Courier {
+        Courier {
+            peer: local.reading().clone(),
+            local,
+            budget: ByteBudget::new(config.replication.buffer),
+            throttle: throttle.clone(),
+        }
+    }
+
+    fn between(
+        config: &Config,
+        local: Option<LocalStore>,
+        throttle: &Throttle,
+    ) -> Result<Option<Courier>, StoreError> {
+        let Some(local) = local else {
+            return Ok(None);
+        };
+        Ok(Some(Courier {
+            peer: PeerCluster::of(config).store()?,
+            local,
+            budget: ByteBudget::new(config.replication.buffer),
+            throttle: throttle.clone(),
+        }))
     }
 
     /// Copies `key` from the peer to `to` in the local bucket.
@@ -87,14 +112,7 @@ impl Courier {
 
     /// Reads and hashes an object of the local bucket. None: it does not exist.
     pub async fn hash_local(&self, key: &str) -> Result<Option<(Checksum, Stored)>, StoreError> {
-        let Some(mut body) = self.local.reading().get(key).await? else {
-            return Ok(None);
-        };
-        let mut hasher = Hasher::new();
-        while let Some(bytes) = body.next().await? {
-            hasher.update(&bytes);
-        }
-        Ok(Some((hasher.finalize(), body.stored)))
+        hash(self.local.reading(), key).await
     }
 
     async fn copy(
@@ -267,6 +285,21 @@ impl Courier {
         }
         Ok(buffer)
     }
+}
+
+/// Reads and hashes an object. None: it does not exist.
+pub(super) async fn hash(
+    store: &Store,
+    key: &str,
+) -> Result<Option<(Checksum, Stored)>, StoreError> {
+    let Some(mut body) = store.get(key).await? else {
+        return Ok(None);
+    };
+    let mut hasher = Hasher::new();
+    while let Some(bytes) = body.next().await? {
+        hasher.update(&bytes);
+    }
+    Ok(Some((hasher.finalize(), body.stored)))
 }
 
 enum Sent {

@@ -6,35 +6,18 @@
 
 use super::round::Swap;
 use crate::cluster::{
-    Artifact, DatastoreError, Listed, LocalSession, LocalStore, Session, StoreError, Stored,
+    Artifact, BuilderDb, DatastoreError, Listed, Session, Store, StoreError, Stored, WriteSession,
+    escape,
 };
-use crate::package::{Checksum, Ident, Target, object_key};
+use crate::package::Checksum;
 use bytes::BytesMut;
 use std::collections::HashSet;
 use std::str::FromStr;
 
-/// Query whose rows name artifacts.
-const ROWS: &str = "COPY (SELECT ident, target, checksum FROM public.origin_packages) TO STDOUT";
 const BATCH_BYTES: usize = 64 * 1024;
 
-/// Reason for a row without an artifact: the row names no possible one. It is recorded by its
-/// package instead of a key.
-pub const UNSOUND: &str = "unsound";
-/// The primary's store serves other objects and refuses this one.
-pub const UNREADABLE: &str = "unreadable";
-/// The primary's store, or the local one, can hold no object under such a key.
-pub const UNSTORABLE: &str = "unstorable";
-
-/// Returns the reason why an artifact that a store refused is not here.
-pub(crate) fn reason_of(error: &StoreError) -> &'static str {
-    match error.is_of_the_key() {
-        true => UNSTORABLE,
-        false => UNREADABLE,
-    }
-}
-
 pub struct Inventory<'a> {
-    session: &'a LocalSession,
+    session: &'a WriteSession,
 }
 
 /// An artifact that is not known to be here and right.
@@ -67,7 +50,7 @@ pub enum InventoryError {
 }
 
 impl<'a> Inventory<'a> {
-    pub async fn new(session: &'a LocalSession) -> Result<Self, DatastoreError> {
+    pub async fn new(session: &'a WriteSession) -> Result<Self, DatastoreError> {
         session.batch("making working tables", TABLES).await?;
         Ok(Inventory { session })
     }
@@ -82,7 +65,7 @@ impl<'a> Inventory<'a> {
     }
 
     async fn load(&self, table: &str, database: &Session) -> Result<Loaded, DatastoreError> {
-        let mut rows = database.copy_out("reading the package rows", ROWS).await?;
+        let mut rows = BuilderDb::of(database).all_packages().await?;
         self.session
             .batch("emptying a working table", &format!("TRUNCATE {table}"))
             .await?;
@@ -98,13 +81,13 @@ impl<'a> Inventory<'a> {
         let mut batch = BytesMut::with_capacity(BATCH_BYTES);
         while let Some(row) = rows.next().await? {
             loaded.rows += 1;
-            match key_and_checksum(&row) {
-                Ok((key, checksum, package)) => {
-                    batch.extend_from_slice(
-                        format!("{}\t{checksum}\t{}\n", escape(&key), escape(&package)).as_bytes(),
-                    );
+            match row.artifact() {
+                Some((key, checksum)) => {
+                    let (key, name) = (escape(&key), escape(&row.name()));
+                    let line = format!("{key}\t{checksum}\t{name}\n");
+                    batch.extend_from_slice(line.as_bytes());
                 }
-                Err(name) => loaded.unsound.push(name),
+                None => loaded.unsound.push(row.name()),
             }
             if batch.len() >= BATCH_BYTES {
                 sink.send(batch.split().freeze()).await?;
@@ -119,13 +102,12 @@ impl<'a> Inventory<'a> {
     }
 
     /// Loads the objects of the local bucket from its own listing, completely or with an error.
-    pub async fn load_present(&self, store: &LocalStore) -> Result<(), InventoryError> {
+    pub async fn load_present(&self, store: &Store) -> Result<(), InventoryError> {
         self.session
             .batch("emptying a working table", "TRUNCATE present")
             .await?;
         let mut failed: Option<DatastoreError> = None;
         let listing = store
-            .reading()
             .list("", async |page: Vec<Listed>| {
                 if failed.is_none() {
                     failed = self.add_present(&page).await.err();
@@ -235,6 +217,31 @@ impl<'a> Inventory<'a> {
         Ok(row.get::<_, i64>(0) as u64)
     }
 
+    /// Returns one page of the artifacts that rows name, in the order of keys.
+    pub async fn wanted_page(
+        &self,
+        after: &str,
+        limit: i64,
+    ) -> Result<Vec<(String, Checksum)>, DatastoreError> {
+        let sql = "SELECT key, checksum FROM wanted WHERE key > $1 ORDER BY key LIMIT $2";
+        let doing = "reading the list of artifacts to verify";
+        let rows = self.session.query(doing, sql, &[&after, &limit]).await?;
+        // Every checksum in this table was parsed before it was written.
+        let parsed = rows
+            .iter()
+            .filter_map(|row| Some((row.get(0), Checksum::from_str(row.get(1)).ok()?)));
+        Ok(parsed.collect())
+    }
+
+    /// Returns a few keys that are here and that the primary's rows still name.
+    pub async fn some_known_keys(&self) -> Result<Vec<String>, DatastoreError> {
+        let sql = "SELECT a.key FROM public.artifact a JOIN wanted w ON w.key = a.key AND w.checksum = a.checksum \
+                   ORDER BY random() LIMIT 20";
+        let doing = "choosing known artifacts";
+        let rows = self.session.query(doing, sql, &[]).await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
     /// Returns the keys of those swaps whose new bytes a row names.
     pub async fn named(&self, swaps: &[Swap]) -> Result<HashSet<String>, DatastoreError> {
         let keys: Vec<&str> = swaps.iter().map(|swap| swap.key.as_str()).collect();
@@ -278,55 +285,6 @@ impl<'a> Inventory<'a> {
     }
 }
 
-/// Parses a row of [`ROWS`]: its object key, its checksum, and its package's name for people. Err:
-/// the row's name.
-fn key_and_checksum(row: &[u8]) -> Result<(String, Checksum, String), String> {
-    let line = String::from_utf8_lossy(row);
-    let mut fields = line.trim_end_matches('\n').split('\t').map(unescape);
-    let mut next = || fields.next().unwrap_or_default();
-    let (ident, target, checksum) = (next(), next(), next());
-    let name = format!("{ident} {target}");
-    match (
-        Ident::from_str(&ident),
-        Target::from_str(&target),
-        Checksum::from_str(&checksum),
-    ) {
-        (Ok(ident), Ok(target), Ok(checksum)) => Ok((object_key(&ident, &target), checksum, name)),
-        _ => Err(name),
-    }
-}
-
-/// Decodes COPY's text form. Only escapes that the server writes are known.
-pub(in crate::replication) fn unescape(field: &str) -> String {
-    let mut text = String::with_capacity(field.len());
-    let mut chars = field.chars();
-    while let Some(c) = chars.next() {
-        match c {
-            '\\' => match chars.next() {
-                Some('n') => text.push('\n'),
-                Some('t') => text.push('\t'),
-                Some('r') => text.push('\r'),
-                Some('b') => text.push('\u{8}'),
-                Some('f') => text.push('\u{c}'),
-                Some('v') => text.push('\u{b}'),
-                Some(other) => text.push(other),
-                None => {}
-            },
-            c => text.push(c),
-        }
-    }
-    text
-}
-
-/// Encodes into COPY's text form.
-fn escape(field: &str) -> String {
-    field
-        .replace('\\', "\\\\")
-        .replace('\t', "\\t")
-        .replace('\n', "\\n")
-        .replace('\r', "\\r")
-}
-
 const TABLES: &str = "
 CREATE TEMP TABLE IF NOT EXISTS wanted (key text PRIMARY KEY, checksum text NOT NULL, package text NOT NULL);
 CREATE TEMP TABLE IF NOT EXISTS visible (key text PRIMARY KEY, checksum text NOT NULL, package text NOT NULL);
@@ -345,32 +303,3 @@ LEFT JOIN public.artifact a ON a.key = w.key AND a.state = 'good'
 LEFT JOIN visible v ON v.key = w.key
 WHERE NOT coalesce(a.checksum = w.checksum AND a.etag = p.etag AND a.bytes = p.bytes, false)
 ";
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn odd_characters_survive_the_copy_form() {
-        for odd in ["a\tb", "a\\b", "line\nbreak", "plain"] {
-            assert_eq!(unescape(&escape(odd)), odd);
-        }
-    }
-
-    #[test]
-    fn a_row_names_its_artifact_and_a_broken_one_names_itself() {
-        let sum = "0".repeat(64);
-        let row = format!("core/redis/4.0.14+b~1/20200421191514\tx86_64-linux\t{sum}\n");
-        let (key, checksum, package) = key_and_checksum(row.as_bytes()).expect("a sound row");
-        assert_eq!(
-            key,
-            "core/redis/4.0.14+b~1/20200421191514/x86_64/linux/core-redis-4.0.14+b~1-20200421191514-x86_64-linux.hart"
-        );
-        assert_eq!(checksum.to_string(), sum);
-        assert_eq!(package, "core/redis/4.0.14+b~1/20200421191514 x86_64-linux");
-        assert_eq!(
-            key_and_checksum(b"core/redis\tx86_64-linux\tnone\n"),
-            Err("core/redis x86_64-linux".into())
-        );
-    }
-}

@@ -7,23 +7,23 @@
 
 use super::courier::{Courier, Delivery};
 use super::round::{RETIRED, STAGED, Swap};
-use crate::cluster::{Artifact, Expected, Lock, Replacement, State, Stored};
+use crate::cluster::{Artifact, Expected, Lock, Replacement, StateDb, Stored};
 use crate::domain::{ErrorCode, Lsn};
 use crate::killpoint;
 use crate::observe::Step;
 use crate::package::Checksum;
-use crate::replication::error::PassError;
+use crate::replication::error::ReplicationError;
 use std::str::FromStr;
 
 /// Stores the old bytes under another key and puts the staged ones in their place. `end`: for the
 /// transaction of the stream that ends there.
 pub(crate) async fn carry_out(
     swaps: &[Swap],
-    (state, lock): (&State, Lock),
+    (state, lock): (&StateDb, Lock),
     courier: &Courier,
     end: Option<Lsn>,
     step: Option<&Step>,
-) -> Result<(), PassError> {
+) -> Result<(), ReplicationError> {
     killpoint::reach("swap.staging");
     let planned: Vec<Replacement> = swaps
         .iter()
@@ -68,10 +68,10 @@ pub(crate) async fn carry_out(
 /// Undoes replacements that were begun. A replacement at or before `reached`, the recovery point,
 /// is not undone: its transaction was committed, and only the journal was not emptied.
 pub(crate) async fn undo(
-    (state, lock): (&State, Lock),
+    (state, lock): (&StateDb, Lock),
     courier: &Courier,
     reached: Option<Lsn>,
-) -> Result<usize, PassError> {
+) -> Result<usize, ReplicationError> {
     let mut begun = state.replacements().await?;
     begun.retain(
         |replacement| match (replacement.lsn.parse::<Lsn>(), reached) {
@@ -102,10 +102,10 @@ pub(crate) async fn undo(
 
 /// Deletes staged bytes that are in place.
 pub(crate) async fn clear_staged(
-    (state, lock): (&State, Lock),
+    (state, lock): (&StateDb, Lock),
     courier: &Courier,
     swaps: &[Swap],
-) -> Result<(), PassError> {
+) -> Result<(), ReplicationError> {
     for swap in swaps {
         let staged = format!("{STAGED}{}", swap.new);
         state.still_ours(lock).await?;
@@ -117,9 +117,9 @@ pub(crate) async fn clear_staged(
 /// Deletes all staged bytes after the rename: they are in place, or belong to a plan that was given
 /// up.
 pub(crate) async fn clear_all_staged(
-    (state, lock): (&State, Lock),
+    (state, lock): (&StateDb, Lock),
     courier: &Courier,
-) -> Result<(), PassError> {
+) -> Result<(), ReplicationError> {
     let mut staged = Vec::new();
     courier
         .local
@@ -138,18 +138,18 @@ pub(crate) async fn clear_all_staged(
 
 async fn place(
     courier: &Courier,
-    (state, lock): (&State, Lock),
+    (state, lock): (&StateDb, Lock),
     from: &str,
     to: &str,
     checksum: &Checksum,
     expected: &Expected,
-) -> Result<(), PassError> {
+) -> Result<(), ReplicationError> {
     state.still_ours(lock).await?;
     let moved = courier.move_within(from, to, checksum, expected);
     let stored: Stored = match moved.await? {
         Delivery::Done(stored) => stored,
         other => {
-            return Err(PassError::Unfit {
+            return Err(ReplicationError::Precondition {
                 check: ErrorCode::Replacement,
                 text: format!(
                     "{from} in the local bucket should have checksum {checksum}, found: {other:?}"

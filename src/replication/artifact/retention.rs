@@ -3,13 +3,14 @@
 
 use super::round::RETIRED;
 use crate::cluster::{
-    DatastoreError, DatastoreFault, Expected, LocalSession, LocalStore, Lock, Retirement, State,
+    BuilderDb, DatastoreError, DatastoreFault, Expected, LocalCluster, LocalStore, Lock,
+    Retirement, StateDb, WriteSession,
 };
-use crate::config::{Config, Datastore};
+use crate::config::Config;
 use crate::domain::ErrorCode;
 use crate::killpoint;
 use crate::package::package_of_key;
-use crate::replication::error::PassError;
+use crate::replication::error::ReplicationError;
 
 /// Maximum number of artifacts deleted in one round.
 const MAX_DELETIONS: i64 = 500;
@@ -26,11 +27,11 @@ pub struct Swept {
 /// key in the meantime; None: another task works on the key.
 pub async fn sweep<C>(
     config: &Config,
-    state: &State,
+    state: &StateDb,
     lock: Lock,
     store: &LocalStore,
     claim: impl Fn(&str) -> Option<C>,
-) -> Result<Swept, PassError> {
+) -> Result<Swept, ReplicationError> {
     let age = config.replication.artifact_retention;
     let mut swept = Swept::default();
     let due = state.retirements(age, MAX_DELETIONS).await?;
@@ -81,12 +82,11 @@ pub async fn sweep<C>(
 /// Opens every database that could become the visible one and has packages. A database that a first
 /// copy replaced belongs to somebody else, and may have none. A database that cannot be asked may
 /// name any key: then nothing is deleted.
-async fn databases(config: &Config, state: &State) -> Result<Databases, PassError> {
-    let local = &config.local.datastore;
-    let visible = LocalSession::open(local, &local.database).await?;
-    let mut databases = vec![(local.database.clone(), visible)];
+async fn databases(config: &Config, state: &StateDb) -> Result<Databases, ReplicationError> {
+    let visible = LocalCluster::of(config).builder().await?;
+    let mut databases = vec![(config.local.datastore.database.clone(), visible)];
     for generation in state.generations().await? {
-        let asked = with_packages(local, &generation.name).await;
+        let asked = with_packages(LocalCluster::of(config), &generation.name).await;
         let asked = asked.map_err(|error| unasked(&generation.name, error))?;
         databases.extend(asked.map(|session| (generation.name, session)));
     }
@@ -94,28 +94,27 @@ async fn databases(config: &Config, state: &State) -> Result<Databases, PassErro
 }
 
 /// The databases, with their names.
-type Databases = Vec<(String, LocalSession)>;
+type Databases = Vec<(String, WriteSession)>;
 
 /// Opens a database. None: it has no table of packages, or does not exist any more.
 async fn with_packages(
-    local: &Datastore,
+    local: LocalCluster<'_>,
     name: &str,
-) -> Result<Option<LocalSession>, DatastoreError> {
-    let session = match LocalSession::open(local, name).await {
+) -> Result<Option<WriteSession>, DatastoreError> {
+    let session = match local.database(name).await {
         Ok(session) => session,
         Err(error) if error.fault == DatastoreFault::NoDatabase => return Ok(None),
         Err(error) => return Err(error),
     };
-    let sql = "SELECT to_regclass('public.origin_packages') IS NOT NULL";
-    let row = session.query_one("looking for packages", sql, &[]).await?;
-    Ok(row.get::<_, bool>(0).then_some(session))
+    let packages = BuilderDb::of(&session).has_packages().await?;
+    Ok(packages.then_some(session))
 }
 
-fn unasked(database: &str, error: DatastoreError) -> PassError {
+fn unasked(database: &str, error: DatastoreError) -> ReplicationError {
     if error.is_transient() {
         return error.into();
     }
-    PassError::Unfit {
+    ReplicationError::Precondition {
         check: ErrorCode::UnaskedGeneration,
         text: format!(
             "the kept database {database} cannot be asked which artifacts it names, so all of them are kept: {error}"
@@ -128,28 +127,17 @@ fn unasked(database: &str, error: DatastoreError) -> PassError {
 
 /// Returns the checksums that rows name under the key.
 async fn named(
-    databases: &[(String, LocalSession)],
+    databases: &[(String, WriteSession)],
     gone: &Retirement,
-) -> Result<Vec<String>, PassError> {
+) -> Result<Vec<String>, ReplicationError> {
     let Some((ident, target)) = package_of_key(&gone.key) else {
         return Ok(Vec::new());
     };
     let (ident, target) = (ident.to_string(), target.to_string());
-    let sql = "SELECT checksum FROM public.origin_packages WHERE ident = $1 AND target = $2";
     let mut checksums = Vec::new();
     for (name, session) in databases {
-        let rows = session
-            .query(
-                "looking for rows that name an artifact",
-                sql,
-                &[&ident, &target],
-            )
-            .await
-            .map_err(|error| unasked(name, error))?;
-        checksums.extend(
-            rows.iter()
-                .filter_map(|row| row.get::<_, Option<String>>(0)),
-        );
+        let named = BuilderDb::of(session).checksums_of(&ident, &target).await;
+        checksums.extend(named.map_err(|error| unasked(name, error))?);
     }
     Ok(checksums)
 }

@@ -1,12 +1,14 @@
 //! Tries again to copy artifacts that the primary did not have or had damaged: they may have been
 //! uploaded again.
 
-use super::courier::{Courier, Delivery};
-use super::inventory::{UNREADABLE, UNSOUND, UNSTORABLE};
-use crate::cluster::{Artifact, Expected, LocalSession, Lock, State};
+use super::carrier::Carrier;
+use super::inventory::Todo;
+use super::round::ArtifactOutcome;
+use crate::cluster::{Artifact, LocalCluster, Lock, SpareDb, Unavailable};
 use crate::config::Config;
+use crate::domain::MissingReason;
 use crate::package::Checksum;
-use crate::replication::error::PassError;
+use crate::replication::error::ReplicationError;
 
 /// Returns how many are here now. The visible database names these bytes under these keys, so they
 /// are stored in place. `claim` reserves a key in the meantime; None: another task works on the
@@ -14,32 +16,39 @@ use crate::replication::error::PassError;
 pub async fn retry_unavailable<C>(
     config: &Config,
     lock: Lock,
-    courier: &Courier,
+    carrier: &Carrier,
     claim: impl Fn(&str) -> Option<C>,
-) -> Result<usize, PassError> {
-    let local = &config.local.datastore;
-    let state = State::open(local).await?;
-    let session = LocalSession::open(local, &local.database).await?;
+) -> Result<usize, ReplicationError> {
+    let state = LocalCluster::of(config).state().await?;
+    let session = LocalCluster::of(config).builder().await?;
     let (mut brought, mut failed) = (0, None);
-    for item in recorded(&session, None).await? {
+    let spare = SpareDb::of(&session);
+    for item in spare.unavailable().await?.iter().filter_map(Recorded::of) {
         let Some(_claim) = claim(&item.key) else {
             continue;
         };
         // Before the key was reserved, its row may have been removed, or changed to name other
         // bytes.
-        if !recorded(&session, Some(&item.key)).await?.contains(&item) {
+        let now = spare.unavailable_at(&item.key).await?;
+        if now.as_ref().and_then(Recorded::of).as_ref() != Some(&item) {
             continue;
         }
-        let present = courier.local.reading().head(&item.key).await?;
-        let expected = Expected::as_found(present.as_ref());
+        let todo = Todo {
+            key: item.key.clone(),
+            checksum: item.checksum,
+            present: carrier.local().head(&item.key).await?,
+            known: None,
+            visible: Some(item.checksum),
+        };
         state.still_ours(lock).await?;
-        let fetched = courier.fetch_as_found(&item.key, &item.key, &item.checksum, &expected);
-        let stored = match fetched.await {
-            Ok(Delivery::Done(stored)) => stored,
+        let stored = match carrier.ensure_again(&todo, item.reason).await {
+            Ok(ArtifactOutcome::Copied(stored) | ArtifactOutcome::Verified(stored)) => stored,
             Ok(_) => continue,
             // An object that is recorded as refused is still refused; others may be available
             // again.
-            Err(error) if error.may_be_of_the_object() && item.refused => continue,
+            Err(ReplicationError::Store(error)) if error.may_be_of_the_object() && item.refused => {
+                continue;
+            }
             // An object that always fails does not keep the others waiting.
             Err(error) => {
                 failed.get_or_insert(error);
@@ -55,19 +64,13 @@ pub async fn retry_unavailable<C>(
                 etag: stored.etag,
             }])
             .await?;
-        let sql = "DELETE FROM warm_spare.unavailable WHERE key = $1 AND checksum = $2";
-        let checksum = item.checksum.to_string();
-        session
-            .execute(
-                "forgetting an unavailable artifact",
-                sql,
-                &[&item.key, &checksum],
-            )
+        spare
+            .forget_unavailable_bytes(&item.key, &item.checksum)
             .await?;
         brought += 1;
     }
     match failed {
-        Some(error) if brought == 0 => Err(error.into()),
+        Some(error) if brought == 0 => Err(error),
         Some(error) => {
             log::warn!("copying an unavailable artifact failed, and is tried again later: {error}");
             Ok(brought)
@@ -80,24 +83,22 @@ pub async fn retry_unavailable<C>(
 struct Recorded {
     key: String,
     checksum: Checksum,
+    reason: MissingReason,
     /// True: a store refused to give it out or to take it.
     refused: bool,
 }
 
-/// Returns all recorded artifacts, or the one with that key.
-async fn recorded(session: &LocalSession, key: Option<&str>) -> Result<Vec<Recorded>, PassError> {
-    let sql = "SELECT key, checksum, reason FROM warm_spare.unavailable \
-               WHERE reason <> $1 AND ($2::text IS NULL OR key = $2) ORDER BY key";
-    let rows = session
-        .query("reading the unavailable artifacts", sql, &[&UNSOUND, &key])
-        .await?;
-    // A row without a valid checksum is recorded as unsound.
-    let items = rows.iter().filter_map(|row| {
+impl Recorded {
+    /// None: its row names no possible artifact.
+    fn of(item: &Unavailable) -> Option<Recorded> {
+        if item.reason == MissingReason::Unsound {
+            return None;
+        }
         Some(Recorded {
-            key: row.get(0),
-            checksum: row.get::<_, String>(1).parse::<Checksum>().ok()?,
-            refused: [UNREADABLE, UNSTORABLE].contains(&row.get(2)),
+            key: item.key.clone(),
+            checksum: item.checksum.parse().ok()?,
+            reason: item.reason,
+            refused: [MissingReason::Unreadable, MissingReason::Unstorable].contains(&item.reason),
         })
-    });
-    Ok(items.collect())
+    }
 }

@@ -1,12 +1,15 @@
 //! Runs one round over the artifacts that are not known to be here: many at once, each checked,
 //! each recorded.
 
+use super::carrier::Carrier;
 use super::courier::{Courier, Delivery};
-use super::inventory::{Inventory, Todo, reason_of};
-use crate::cluster::{Artifact, Expected, State, StoreError, Stored};
+use super::inventory::{Inventory, Todo};
+use super::missing::reason_of;
+use crate::cluster::{Artifact, Expected, StateDb, StoreError, Stored};
+use crate::domain::MissingReason;
 use crate::observe::Step;
 use crate::package::Checksum;
-use crate::replication::error::PassError;
+use crate::replication::error::ReplicationError;
 use tokio::task::JoinSet;
 
 const PAGE_ROWS: i64 = 1000;
@@ -32,6 +35,10 @@ pub struct Round {
     pub verified: u64,
     pub missing: Vec<Unavailable>,
     pub damaged: Vec<Unavailable>,
+    /// Objects that the provider never brings.
+    pub not_replicated: Vec<Unavailable>,
+    /// Keys of objects that the provider has not brought yet.
+    pub awaited: Vec<String>,
     /// Objects that the primary's store refused, while it may serve others; or whose key a store
     /// cannot hold.
     pub refused: Vec<(Unavailable, StoreError)>,
@@ -65,6 +72,8 @@ impl Round {
         self.verified += other.verified;
         self.missing.extend(other.missing);
         self.damaged.extend(other.damaged);
+        self.not_replicated.extend(other.not_replicated);
+        self.awaited.extend(other.awaited);
         self.refused.extend(other.refused);
         self.staged.extend(other.staged);
     }
@@ -75,24 +84,38 @@ impl Round {
         errors.filter(|error| !error.is_of_the_key())
     }
 
-    pub fn unavailable(&self) -> impl Iterator<Item = (&Unavailable, &'static str)> {
-        let missing = self.missing.iter().map(|item| (item, "missing"));
-        let damaged = self.damaged.iter().map(|item| (item, "damaged"));
+    pub fn unavailable(&self) -> impl Iterator<Item = (&Unavailable, MissingReason)> {
+        let missing = self
+            .missing
+            .iter()
+            .map(|item| (item, MissingReason::Missing));
+        let damaged = self
+            .damaged
+            .iter()
+            .map(|item| (item, MissingReason::Damaged));
         let refused = self
             .refused
             .iter()
             .map(|(item, error)| (item, reason_of(error)));
-        missing.chain(damaged).chain(refused)
+        let not_replicated = self
+            .not_replicated
+            .iter()
+            .map(|item| (item, MissingReason::NotReplicated));
+        missing.chain(damaged).chain(not_replicated).chain(refused)
     }
 }
 
 /// The result for one artifact.
-pub(crate) enum Settled {
+pub(crate) enum ArtifactOutcome {
     Copied(Stored),
     Verified(Stored),
     Staged(Swap),
     Missing,
     Damaged(Checksum),
+    /// The provider has not brought it yet.
+    Awaited,
+    /// The provider never brings it.
+    NotReplicated,
     /// A refusal; only other objects show whether it is this object's own fault.
     Refused(StoreError),
     /// A fault that should be transient, but lasted through all tries.
@@ -102,35 +125,35 @@ pub(crate) enum Settled {
 /// Works through the inventory's plan with `copies` at once.
 pub(crate) async fn round(
     inventory: &Inventory<'_>,
-    state: &State,
-    courier: &Courier,
+    state: &StateDb,
+    carrier: &Carrier,
     copies: usize,
     step: &Step,
-) -> Result<Round, PassError> {
+) -> Result<Round, ReplicationError> {
     let mut round = Round::default();
     let mut remembered = Vec::with_capacity(RECORD_BATCH);
-    let mut busy: JoinSet<Result<(Todo, Settled), PassError>> = JoinSet::new();
+    let mut busy: JoinSet<Result<(Todo, ArtifactOutcome), ReplicationError>> = JoinSet::new();
     let mut after = String::new();
     loop {
         let page = inventory.page(&after, PAGE_ROWS).await?;
         let Some(last) = page.last() else { break };
         after = last.key.clone();
         for todo in page {
-            while busy.len() >= courier.at_once(copies) {
+            while busy.len() >= carrier.at_once(copies) {
                 take(&mut busy, &mut round, &mut remembered, step).await?;
             }
             if remembered.len() >= RECORD_BATCH {
                 remember(inventory, state, &mut remembered).await?;
             }
-            let courier = courier.clone();
+            let carrier = carrier.clone();
             busy.spawn(async move {
-                match settle(&courier, &todo).await {
+                match carrier.ensure(&todo).await {
                     Ok(settled) => Ok((todo, settled)),
-                    Err(PassError::Store(error)) if error.may_be_of_the_object() => {
-                        Ok((todo, Settled::Refused(error)))
+                    Err(ReplicationError::Store(error)) if error.may_be_of_the_object() => {
+                        Ok((todo, ArtifactOutcome::Refused(error)))
                     }
-                    Err(PassError::Store(error)) if error.is_transient() => {
-                        Ok((todo, Settled::Failed(error)))
+                    Err(ReplicationError::Store(error)) if error.is_transient() => {
+                        Ok((todo, ArtifactOutcome::Failed(error)))
                     }
                     Err(error) => Err(error),
                 }
@@ -149,17 +172,19 @@ pub(crate) async fn round(
 }
 
 async fn take(
-    busy: &mut JoinSet<Result<(Todo, Settled), PassError>>,
+    busy: &mut JoinSet<Result<(Todo, ArtifactOutcome), ReplicationError>>,
     round: &mut Round,
     remembered: &mut Vec<Artifact>,
     step: &Step,
-) -> Result<(), PassError> {
+) -> Result<(), ReplicationError> {
     let Some(joined) = busy.join_next().await else {
         return Ok(());
     };
     // A panic in a copy is a bug; it must not count as a copied artifact.
     let (todo, settled) = joined.expect("a copy neither panics nor is cancelled")?;
-    step.add(1);
+    if !matches!(settled, ArtifactOutcome::Awaited) {
+        step.add(1);
+    }
     let mut good = |stored: Stored| {
         remembered.push(Artifact {
             key: todo.key.clone(),
@@ -172,37 +197,39 @@ async fn take(
         key: todo.key.clone(),
         checksum: todo.checksum,
     };
-    if !matches!(settled, Settled::Failed(_)) {
+    if !matches!(settled, ArtifactOutcome::Failed(_)) {
         round.in_a_row = 0;
     }
     match settled {
-        Settled::Failed(error) => {
+        ArtifactOutcome::Failed(error) => {
             round.in_a_row += 1;
             if round.in_a_row >= MANY_FAILED {
                 return Err(error.into());
             }
             round.failed.get_or_insert(error);
         }
-        Settled::Copied(stored) => {
+        ArtifactOutcome::Copied(stored) => {
             round.copied += 1;
             round.copied_bytes += stored.bytes;
             step.copied(stored.bytes);
             good(stored);
         }
-        Settled::Verified(stored) => {
+        ArtifactOutcome::Verified(stored) => {
             round.verified += 1;
             good(stored);
         }
-        Settled::Staged(swap) => round.staged.push(swap),
-        Settled::Missing => round.missing.push(unavailable()),
-        Settled::Refused(error) => {
+        ArtifactOutcome::Staged(swap) => round.staged.push(swap),
+        ArtifactOutcome::Missing => round.missing.push(unavailable()),
+        ArtifactOutcome::Awaited => round.awaited.push(todo.key.clone()),
+        ArtifactOutcome::NotReplicated => round.not_replicated.push(unavailable()),
+        ArtifactOutcome::Refused(error) => {
             // A store that refuses everything need not be asked for all objects.
             if round.refusals().count() >= MANY_REFUSED && round.copied + round.verified == 0 {
                 return Err(error.into());
             }
             round.refused.push((unavailable(), error));
         }
-        Settled::Damaged(found) => {
+        ArtifactOutcome::Damaged(found) => {
             log::debug!(
                 "{} on the primary hashes to {found}, its row says {}",
                 todo.key,
@@ -216,9 +243,9 @@ async fn take(
 
 async fn remember(
     inventory: &Inventory<'_>,
-    state: &State,
+    state: &StateDb,
     artifacts: &mut Vec<Artifact>,
-) -> Result<(), PassError> {
+) -> Result<(), ReplicationError> {
     if !artifacts.is_empty() {
         state.record_artifacts(artifacts).await?;
         inventory.note_present(artifacts).await?;
@@ -228,7 +255,10 @@ async fn remember(
 }
 
 /// Copies or verifies one artifact. If it must not be overwritten yet, the new bytes are staged.
-pub(crate) async fn settle(courier: &Courier, todo: &Todo) -> Result<Settled, PassError> {
+pub(super) async fn ensure_artifact(
+    courier: &Courier,
+    todo: &Todo,
+) -> Result<ArtifactOutcome, ReplicationError> {
     let lies_there = match (&todo.present, todo.known) {
         (None, _) => None,
         (Some(stored), Some(known)) => Some((known, stored.clone())),
@@ -238,7 +268,7 @@ pub(crate) async fn settle(courier: &Courier, todo: &Todo) -> Result<Settled, Pa
     if let Some((found, stored)) = &lies_there
         && *found == todo.checksum
     {
-        return Ok(Settled::Verified(stored.clone()));
+        return Ok(ArtifactOutcome::Verified(stored.clone()));
     }
     // The artifact is put in place at once if there is no object that a visible row could miss, or
     // if the bytes are wrong and the visible row names the very bytes that are being copied.
@@ -259,26 +289,27 @@ pub(crate) async fn settle(courier: &Courier, todo: &Todo) -> Result<Settled, Pa
     if let Some((staged, _)) = courier.hash_local(&waiting).await?
         && staged == todo.checksum
     {
-        return Ok(Settled::Staged(swap));
+        return Ok(ArtifactOutcome::Staged(swap));
     }
     Ok(
         match deliver(courier, todo, &waiting, &Expected::Anything).await? {
-            Settled::Copied(_) => Settled::Staged(swap),
+            ArtifactOutcome::Copied(_) => ArtifactOutcome::Staged(swap),
             other => other,
         },
     )
 }
 
-async fn deliver(
+/// Copies the artifact to that key.
+pub(super) async fn deliver(
     courier: &Courier,
     todo: &Todo,
     to: &str,
     expected: &Expected,
-) -> Result<Settled, PassError> {
+) -> Result<ArtifactOutcome, ReplicationError> {
     let fetched = courier.fetch_as_found(&todo.key, to, &todo.checksum, expected);
     Ok(match fetched.await? {
-        Delivery::Done(stored) => Settled::Copied(stored),
-        Delivery::Missing => Settled::Missing,
-        Delivery::Damaged(found) => Settled::Damaged(found),
+        Delivery::Done(stored) => ArtifactOutcome::Copied(stored),
+        Delivery::Missing => ArtifactOutcome::Missing,
+        Delivery::Damaged(found) => ArtifactOutcome::Damaged(found),
     })
 }

@@ -5,20 +5,18 @@
 use super::copy::Baseline;
 use crate::cluster::preparation::Names;
 use crate::cluster::{
-    CopiedPoint, DatastoreFault, LocalSession, NewSlot, PeerSession, Snapshot, WalSession,
-    quote_literal,
+    DatastoreFault, NewSlot, PeerCluster, RecoveryPoint, Snapshot, WalSession, WriteSession,
 };
 use crate::config::Mode;
 use crate::domain::Lsn;
 use crate::killpoint;
 use crate::observe::{Clock, Phase};
 use crate::replication::artifact::round::Round;
-use crate::replication::error::PassError;
+use crate::replication::error::ReplicationError;
 use crate::replication::fuse::Shrinkage;
 use crate::replication::mode::select;
-use crate::replication::stream::{self, Follow, Followed, Gap, Unheard};
+use crate::replication::stream::{self, Follow, Followed, Gap};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// Maximum time to make a slot, which waits for every open writing transaction.
@@ -58,34 +56,25 @@ impl BeginningSlot {
 
     /// Releases the snapshot, because the rows are copied and nobody reads by it any more. The
     /// server would keep it, with every row deleted since, until the session's next command.
-    pub(crate) async fn let_snapshot_go(&mut self) -> Result<(), PassError> {
+    pub(crate) async fn let_snapshot_go(&mut self) -> Result<(), ReplicationError> {
         if let Some(session) = &mut self.session {
-            session.query("letting the snapshot go", "SELECT 1").await?;
+            session.release_snapshot().await?;
         }
         Ok(())
     }
 
     /// Makes the slot permanent. Any earlier slot of ours cannot continue this copy. The temporary
     /// slot ends with its session.
-    async fn keep(&mut self) -> Result<(), PassError> {
+    async fn keep(&mut self) -> Result<(), ReplicationError> {
         let Some(mut session) = self.session.take() else {
             return Ok(());
         };
-        let slot = quote_literal(&self.names.slot);
         killpoint::reach("slot.before_copy");
         // A slot that a database administrator made exists already, and we never drop it.
         if self.names.slot_is_premade {
             return Ok(());
         }
-        let drop = format!(
-            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = {slot}"
-        );
-        session.query("dropping our former slot", &drop).await?;
-        let copy = format!(
-            "SELECT pg_copy_logical_replication_slot({}, {slot}, false)",
-            quote_literal(&self.temporary)
-        );
-        session.query("copying the slot", &copy).await?;
+        session.keep_slot(&self.temporary, &self.names.slot).await?;
         killpoint::reach("slot.after_copy");
         Ok(())
     }
@@ -95,15 +84,15 @@ impl Baseline<'_> {
     /// Begins a slot. Some: the copy is made so that the stream can continue it.
     pub(in crate::replication) async fn begin_slot(
         &self,
-    ) -> Result<Option<BeginningSlot>, PassError> {
+    ) -> Result<Option<BeginningSlot>, ReplicationError> {
         let Some(names) = self.facts.chosen.stream.clone() else {
             return Ok(None);
         };
         self.work.progress.begin(Phase::Snapshot, 0);
         let config = self.work.config;
-        let peer = &config.peer.datastore;
-        select::extend(peer, &self.facts.chosen.extension).await?;
-        let mut session = WalSession::open(peer).await?;
+        let peer = PeerCluster::of(config);
+        select::extend(&peer, &self.facts.chosen.extension).await?;
+        let mut session = peer.replication().await?;
         let temporary = self.temporary_name(&mut session).await?;
         let made = session.temporary_slot(&temporary, SLOT_TIMEOUT).await;
         let new = match made {
@@ -127,25 +116,19 @@ impl Baseline<'_> {
 
     /// Returns whether a copy without a slot is allowed: a spare without any copy gets one, and the
     /// next copy is made for the stream.
-    async fn may_do_without_slot(&self) -> Result<bool, PassError> {
+    async fn may_do_without_slot(&self) -> Result<bool, ReplicationError> {
         let auto = self.work.config.replication.mode == Mode::Auto;
-        Ok(auto && self.work.state.copied_point().await?.is_none())
+        Ok(auto && self.work.state.recovery_point().await?.is_none())
     }
 
     /// Returns a name that no other try has used. Sessions that still make or keep a slot of ours
     /// belong to a process that is gone, because we hold the working lock; the server would wait
     /// for their transactions as for any other.
-    async fn temporary_name(&self, session: &mut WalSession) -> Result<String, PassError> {
+    async fn temporary_name(&self, session: &mut WalSession) -> Result<String, ReplicationError> {
         static TRY: AtomicU64 = AtomicU64::new(1);
         let id = self.work.state.cluster().await?.id;
         let ours = format!("{}_", Names::of_cluster(&id).slot);
-        let former = format!(
-            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots \
-             WHERE temporary AND active_pid IS NOT NULL AND starts_with(slot_name, {})",
-            quote_literal(&ours)
-        );
-        let doing = "ending a former copy's session";
-        session.query(doing, &former).await?;
+        session.end_temporary_slots(&ours).await?;
         let number = TRY.fetch_add(1, Ordering::Relaxed);
         Ok(format!("{ours}{}_{number}", self.work.lock.token))
     }
@@ -155,9 +138,9 @@ impl Baseline<'_> {
         let Some(names) = &self.facts.chosen.stream else {
             return;
         };
-        let peer = &self.work.config.peer.datastore;
+        let peer = PeerCluster::of(self.work.config);
         if self.kept.load(Ordering::Relaxed)
-            && let Err(error) = stream::drop_slot(peer, &names.slot).await
+            && let Err(error) = stream::drop_our_slot(&peer, &names.id, &names.slot).await
         {
             log::debug!("{error}");
         }
@@ -165,36 +148,10 @@ impl Baseline<'_> {
 
     /// Returns the transaction that the slot waited for, if that was the reason. A user without the
     /// right to see them sees no transactions of others.
-    async fn busy(&self) -> Option<PassError> {
-        let session = PeerSession::open(&self.work.config.peer.datastore)
-            .await
-            .ok()?;
-        let sql = "SELECT text FROM (SELECT xact_start, format('it waits for a transaction of %s (process %s, application %L, since %s)', \
-                       usename, pid, application_name, \
-                       coalesce(xact_start::text, format('a time that user %s may not see: GRANT pg_read_all_stats TO %s', \
-                         current_user, quote_ident(current_user)))) FROM pg_stat_activity \
-                     WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() \
-                     UNION ALL SELECT prepared, format('it waits for prepared transaction %L of %s in database %s, prepared %s', \
-                       gid, owner, database, prepared) FROM pg_prepared_xacts) waits (since, text) \
-                   ORDER BY since LIMIT 1";
-        let doing = "looking for the transaction that a slot waits for";
-        let rows = session.rows(doing, sql, &[]).await.ok()?;
-        let waits_for: String = match rows.first() {
-            Some(row) => row.get(0).ok()?,
-            None => {
-                let blind = "SELECT format('the transaction that it waits for cannot be seen by user %s: GRANT pg_read_all_stats TO %s on the primary', \
-                               current_user, quote_ident(current_user)) \
-                             WHERE NOT pg_has_role(current_user, 'pg_read_all_stats', 'USAGE')";
-                session
-                    .rows(doing, blind, &[])
-                    .await
-                    .ok()?
-                    .first()?
-                    .get(0)
-                    .ok()?
-            }
-        };
-        Some(PassError::Busy {
+    async fn busy(&self) -> Option<ReplicationError> {
+        let session = PeerCluster::of(self.work.config).builder().await.ok()?;
+        let waits_for = session.oldest_writer().await.ok()??;
+        Some(ReplicationError::Busy {
             what: "a slot could not be made".into(),
             seconds: SLOT_TIMEOUT.as_secs(),
             waits_for,
@@ -206,8 +163,8 @@ impl Baseline<'_> {
         &self,
         slot: &mut BeginningSlot,
         incoming: &str,
-        point: &mut CopiedPoint,
-    ) -> Result<Followed, PassError> {
+        point: &mut RecoveryPoint,
+    ) -> Result<Followed, ReplicationError> {
         self.work.progress.begin(Phase::CatchUp, 0);
         slot.keep().await?;
         self.kept
@@ -219,22 +176,12 @@ impl Baseline<'_> {
             let begun = Instant::now();
             let clock = Clock::real();
             let names = &slot.names;
-            let seen = stream::ask(work.config, &names.slot, &names.publication, &clock).await?;
+            let seen = stream::query(&PeerCluster::of(work.config), names, &clock).await?;
             let follow = Follow {
-                config: work.config,
-                state: work.state,
-                lock: work.lock,
-                courier: work.courier,
-                names: names.clone(),
-                recorded: point.clone(),
                 database: incoming,
                 incoming: true,
                 until: Some(Lsn(seen.wal.0.saturating_sub(CATCH_UP_SLACK_BYTES))),
-                told: Arc::new(Unheard),
-                spool: self.spool.clone(),
-                clock,
-                retried: Arc::new(Mutex::new(Instant::now())),
-                differed: stream::Differed::default(),
+                ..Follow::new(work.to_follow(&self.spool), names.clone(), point.clone())
             };
             let mut followed = stream::follow(&follow).await.map_err(not_met)?;
             if let Some(mut earlier) = all.take() {
@@ -257,10 +204,10 @@ impl Baseline<'_> {
     pub(in crate::replication) async fn absorb(
         &self,
         mut caught: Followed,
-        inside: &LocalSession,
+        inside: &WriteSession,
         round: &mut Round,
         shrinkage: &mut Shrinkage,
-    ) -> Result<(), PassError> {
+    ) -> Result<(), ReplicationError> {
         let inventory = self.work.inventory;
         inventory.load_wanted_from(inside).await?;
         shrinkage.packages = inventory.vanishing().await?;
@@ -290,10 +237,10 @@ impl Followed {
 
 /// Returns the error for a copy that the stream cannot continue: the next copy starts from the
 /// beginning.
-fn not_met(gap: Gap) -> PassError {
+fn not_met(gap: Gap) -> ReplicationError {
     match gap.failure() {
         Ok(error) => error,
-        Err(gap) => PassError::NotMet {
+        Err(gap) => ReplicationError::NotMet {
             text: gap.to_string(),
         },
     }

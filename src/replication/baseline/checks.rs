@@ -1,18 +1,17 @@
 //! Checks the conditions before a run begins. Everything here only reads, except for a probe object
 //! that is put into the local bucket and deleted again; a refusal leaves both sides as they were.
 
-use crate::cluster::timeline;
 use crate::cluster::{
-    ClientPrograms, InstalledClients, LocalSession, PeerSession, Session, differ_in_bucket,
-    differ_in_server, fenced, peers_record, system_id,
+    self, BuilderDb, ClientPrograms, InstalledClients, LocalCluster, PeerCluster, ReadSession,
+    WriteSession, differ_by_reading, differ_in_bucket, differ_in_server, rights, system_id,
 };
 use crate::config::Config;
 use crate::domain::ErrorCode;
-use crate::replication::baseline::disk::{enough_disk, lz4};
+use crate::package::PackageRow;
+use crate::replication::baseline::disk::enough_disk;
 use crate::replication::baseline::ends::Ends;
 use crate::replication::descent::{Here, PrimaryLine, There, doubt, left_at};
-use crate::replication::error::PassError;
-use crate::replication::mode::rights::rights;
+use crate::replication::error::ReplicationError;
 use crate::replication::mode::select::{self, Chosen};
 
 /// Oldest major version whose catalogs have the columns that we read.
@@ -30,13 +29,13 @@ pub struct Facts {
     pub locale: String,
     pub system_id: String,
     pub line: PrimaryLine,
-    /// The peer's own cluster id; empty: it keeps no state of ours.
-    pub peer_cluster: String,
+    /// The peer's own cluster id. None: it keeps no state of ours.
+    pub peer_cluster: Option<String>,
     /// The peer was promoted over this very server.
     pub was_primary: bool,
     pub timeline: i32,
     pub database_bytes: i64,
-    pub packages: i64,
+    pub packages: u64,
     pub chosen: Chosen,
 }
 
@@ -48,14 +47,14 @@ pub async fn check(
     cluster_id: &str,
     fenced_by_us: bool,
     here: &Here,
-) -> Result<Facts, PassError> {
+) -> Result<Facts, ReplicationError> {
     let (local, peer) = (&ends.local, &ends.peer);
     let visible = has_database(local, &config.local.datastore.database).await?;
     two_ends(config, ends).await?;
     is_builder(peer).await?;
     is_primary(peer, fenced_by_us).await?;
-    let record = peers_record(&config.peer.datastore).await?;
-    let (local_major, peer_major) = (major(local).await?, major(peer).await?);
+    let record = PeerCluster::of(config).record().await?;
+    let (local_major, peer_major) = (local.major().await?, peer.major().await?);
     versions_fit(peer_major, local_major)?;
     let clients = InstalledClients::look()
         .await
@@ -65,48 +64,33 @@ pub async fn check(
     local_privileges(config, local).await?;
     peer_privileges(peer).await?;
     nothing_uncopied(peer).await?;
-    let row = peer
-        .row(
-            "reading the primary's facts",
-            concat!(
-                "SELECT pg_database_size(current_database()), (SELECT system_identifier::text FROM pg_control_system()), ",
-                timeline!(),
-                ", (SELECT count(*) FROM public.origin_packages), to_jsonb(d)::text, pg_encoding_to_char(d.encoding), \
-                   CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_lsn()::text END, txid_current_snapshot()::text \
-             FROM pg_database d WHERE d.datname = current_database()"
-            ),
-            &[],
-        )
-        .await?;
-    let Some(timeline) = row.get::<Option<i32>>(2)? else {
-        return Err(PassError::standby());
+    let state = peer.server_state("reading the primary's facts").await?;
+    let Some(timeline) = state.timeline else {
+        return Err(ReplicationError::standby());
     };
-    let database_bytes: i64 = row.get(0)?;
-    let peers_id: String = row.get(1)?;
+    let database = peer.database_facts().await?;
     let there = There {
         record: record.as_ref(),
-        system_id: &peers_id,
+        system_id: &state.system_id,
         timeline,
-        wal: row
-            .get::<Option<String>>(6)?
-            .and_then(|wal| wal.parse().ok()),
-        transactions: row.get(7)?,
+        wal: state.wal,
+        transactions: state.transactions.clone(),
         left_at: left_at(config, here.point.as_ref(), timeline).await?,
     };
     let approved = match doubt(here, &there) {
         Some(doubt) => Some(doubt.ask(config)?),
         None => None,
     };
-    let line = PrimaryLine::of(record.as_ref(), &peers_id, approved);
+    let line = PrimaryLine::of(record.as_ref(), &state.system_id, approved);
     let record = record.unwrap_or_default();
-    enough_disk(config, local, database_bytes).await?;
-    let packages: i64 = row.get(3)?;
+    enough_disk(config, local, database.bytes).await?;
+    let packages = BuilderDb::of(peer).count_packages().await?;
     let here = match (packages, visible) {
         (0, true) => packages_of_ours(config).await?,
         _ => 0,
     };
     if here > 0 {
-        return Err(PassError::Refused {
+        return Err(ReplicationError::Refused {
             rule: ErrorCode::EmptyPrimary,
             text: format!(
                 "the primary's database has no package at all, and the spare's has {here}; a copy of it would be an empty spare"
@@ -114,74 +98,72 @@ pub async fn check(
             next_step: "check that peer.datastore names the primary".into(),
         });
     }
-    let encoding: String = row.get(5)?;
     Ok(Facts {
-        clients: clients.for_encoding(&encoding),
-        lz4: lz4(local).await?,
+        clients: clients.for_encoding(&database.encoding),
+        lz4: local.has_lz4().await?,
         visible,
-        locale: locale_options(&row.get::<String>(4)?, &encoding, local_major),
-        system_id: peers_id,
+        locale: locale_options(&database.properties, &database.encoding, local_major),
+        system_id: state.system_id,
         line,
-        peer_cluster: record.cluster_id,
+        peer_cluster: Some(record.cluster_id).filter(|id| !id.is_empty()),
         was_primary: match record.promotion {
             Some(promotion) => promotion.system_id == system_id(local).await?,
             None => false,
         },
         timeline,
-        database_bytes,
+        database_bytes: database.bytes,
         packages,
         chosen: select::decide(config, cluster_id, local, peer).await?,
     })
 }
 
-pub(in crate::replication) fn unfit(
-    check: ErrorCode,
-    text: String,
-    next_step: String,
-) -> PassError {
-    PassError::Unfit {
-        check,
-        text,
-        next_step,
-    }
-}
-
-pub async fn has_database(local: &LocalSession, name: &str) -> Result<bool, PassError> {
-    let sql = "SELECT EXISTS (SELECT 1 FROM pg_database WHERE datname = $1)";
-    Ok(local
-        .row("looking for our database", sql, &[&name])
-        .await?
-        .get(0)?)
+pub async fn has_database(local: &WriteSession, name: &str) -> Result<bool, ReplicationError> {
+    Ok(cluster::has_database(local, name, "looking for our database").await?)
 }
 
 /// Counts the packages in the database that Builder on the spare sees.
-async fn packages_of_ours(config: &Config) -> Result<i64, PassError> {
-    let local = &config.local.datastore;
-    let inside = LocalSession::open(local, &local.database).await?;
-    let doing = "counting our own packages";
-    let sql = "SELECT to_regclass('public.origin_packages') IS NOT NULL";
-    if !inside.row(doing, sql, &[]).await?.get(0)? {
+async fn packages_of_ours(config: &Config) -> Result<u64, ReplicationError> {
+    let inside = LocalCluster::of(config).builder().await?;
+    let builder = BuilderDb::of(&inside);
+    if !builder.has_packages().await? {
         return Ok(0);
     }
-    let sql = "SELECT count(*) FROM public.origin_packages";
-    Ok(inside.row(doing, sql, &[]).await?.get(0)?)
+    Ok(builder.count_packages().await?)
 }
 
-async fn two_ends(config: &Config, ends: &Ends) -> Result<(), PassError> {
+async fn two_ends(config: &Config, ends: &Ends) -> Result<(), ReplicationError> {
     let (local_store, peer_store) = (&ends.local_store, &ends.peer_store);
     two_servers(config, &ends.local, &ends.peer).await?;
-    local_store.reading().check_bucket().await?;
+    local_store.check_bucket().await?;
     peer_store.check_bucket().await?;
-    differ_in_bucket(local_store, peer_store).await?;
+    match LocalCluster::of(config).own_store()? {
+        Some(own) => differ_in_bucket(&own, peer_store).await?,
+        None => {
+            let keys = Box::pin(some_keys(&ends.peer)).await?;
+            Box::pin(differ_by_reading(local_store, peer_store, &keys)).await?;
+        }
+    }
     Ok(())
+}
+
+/// Returns the keys of a few artifacts of the primary. None: the peer is not Builder's, which is
+/// checked later.
+async fn some_keys(peer: &ReadSession) -> Result<Vec<String>, ReplicationError> {
+    let builder = BuilderDb::of(peer);
+    if !builder.has_package_columns().await? {
+        return Ok(Vec::new());
+    }
+    let rows = builder.some_packages().await?;
+    let keys = rows.iter().filter_map(PackageRow::artifact);
+    Ok(keys.map(|(key, _)| key).take(5).collect())
 }
 
 /// Checks, before the peer is asked anything else, that both ends are two servers.
 pub async fn two_servers(
     config: &Config,
-    local: &LocalSession,
-    peer: &PeerSession,
-) -> Result<(), PassError> {
+    local: &WriteSession,
+    peer: &ReadSession,
+) -> Result<(), ReplicationError> {
     let visible = has_database(local, &config.local.datastore.database).await?;
     let same_name = &config.peer.datastore.database;
     let namesake = has_database(local, same_name).await?;
@@ -191,7 +173,7 @@ pub async fn two_servers(
         } else {
             &config.local.datastore.database
         };
-        let inside = LocalSession::open(&config.local.datastore, name).await?;
+        let inside = LocalCluster::of(config).database(name).await?;
         differ_in_server(&inside, peer).await?;
     } else {
         differ_in_server(local, peer).await?;
@@ -199,17 +181,11 @@ pub async fn two_servers(
     Ok(())
 }
 
-pub(in crate::replication) async fn is_builder(peer: &PeerSession) -> Result<(), PassError> {
-    let sql = "SELECT count(*) FROM pg_attribute WHERE attrelid = to_regclass('public.origin_packages') \
-               AND attname IN ('ident', 'target', 'checksum') AND NOT attisdropped";
-    let columns: i64 = peer
-        .row("looking for Builder's tables", sql, &[])
-        .await?
-        .get(0)?;
-    if columns == 3 {
+pub(in crate::replication) async fn is_builder(peer: &ReadSession) -> Result<(), ReplicationError> {
+    if BuilderDb::of(peer).has_package_columns().await? {
         return Ok(());
     }
-    Err(unfit(
+    Err(ReplicationError::unfit(
         ErrorCode::NotBuilder,
         "the peer's database has no table origin_packages with ident, target and checksum: it is empty or not Builder's".into(),
         "check peer.datastore.host and peer.datastore.database".into(),
@@ -217,10 +193,10 @@ pub(in crate::replication) async fn is_builder(peer: &PeerSession) -> Result<(),
 }
 
 /// Checks the versions: data are copied only from an older server to a newer one.
-fn versions_fit(primary: u32, spare: u32) -> Result<(), PassError> {
+fn versions_fit(primary: u32, spare: u32) -> Result<(), ReplicationError> {
     for (side, found) in [("primary", primary), ("spare", spare)] {
         if found < OLDEST_MAJOR {
-            return Err(unfit(
+            return Err(ReplicationError::unfit(
                 ErrorCode::Version,
                 format!("the {side}'s PostgreSQL is {found}, older than {OLDEST_MAJOR}"),
                 format!("upgrade the {side}'s datastore"),
@@ -228,7 +204,7 @@ fn versions_fit(primary: u32, spare: u32) -> Result<(), PassError> {
         }
     }
     if spare < primary {
-        return Err(unfit(
+        return Err(ReplicationError::unfit(
             ErrorCode::Version,
             format!(
                 "the spare's PostgreSQL is {spare}, the primary's is {primary}: an older one cannot take a newer one's data"
@@ -242,21 +218,16 @@ fn versions_fit(primary: u32, spare: u32) -> Result<(), PassError> {
 /// Checks that the peer is a primary: a spare's database is fenced, and exchanged ends would make a
 /// copy of a copy, or of an old primary.
 pub(in crate::replication) async fn is_primary(
-    peer: &PeerSession,
+    peer: &ReadSession,
     fenced_by_us: bool,
-) -> Result<(), PassError> {
-    let sql = concat!(
-        "SELECT pg_is_in_recovery(), ",
-        fenced!("current_database()")
-    );
-    let row = peer
-        .row("checking that the peer is a primary", sql, &[])
-        .await?;
-    if row.get(0)? {
-        return Err(PassError::standby());
+) -> Result<(), ReplicationError> {
+    let doing = "checking that the peer is a primary";
+    let state = peer.server_state(doing).await?;
+    if state.is_standby() {
+        return Err(ReplicationError::standby());
     }
-    if row.get(1)? && !fenced_by_us {
-        return Err(PassError::Refused {
+    if state.fenced && !fenced_by_us {
+        return Err(ReplicationError::Refused {
             rule: ErrorCode::PeerIsFenced,
             text: "the peer's database is read-only, as a spare's is: local and peer may be exchanged".into(),
             next_step: "check that peer.datastore names the primary and that role = \"spare\" is set only on the spare".into(),
@@ -265,18 +236,12 @@ pub(in crate::replication) async fn is_primary(
     Ok(())
 }
 
-pub async fn major(server: &Session) -> Result<u32, PassError> {
-    let sql = "SELECT current_setting('server_version_num')::int4 / 10000";
-    let row = server.row("reading the version", sql, &[]).await?;
-    Ok(row.get::<i32>(0)? as u32)
-}
-
-async fn extensions(local: &LocalSession, peer: &PeerSession) -> Result<(), PassError> {
-    let names = lacking_extensions(local, peer).await?;
+async fn extensions(local: &WriteSession, peer: &ReadSession) -> Result<(), ReplicationError> {
+    let names = peer.extensions_missing_on(local).await?;
     if names.is_empty() {
         return Ok(());
     }
-    Err(unfit(
+    Err(ReplicationError::unfit(
         ErrorCode::Extension,
         format!(
             "the spare's PostgreSQL has no extension {}, which the primary's database uses",
@@ -286,90 +251,51 @@ async fn extensions(local: &LocalSession, peer: &PeerSession) -> Result<(), Pass
     ))
 }
 
-/// Returns the extensions of the database of `of` for which the server of `on` has no files.
-pub async fn lacking_extensions(on: &Session, of: &Session) -> Result<Vec<String>, PassError> {
-    let used = "SELECT extname::text FROM pg_extension ORDER BY 1";
-    let known = "SELECT name FROM pg_available_extensions";
-    lacking(on, of, "extensions", used, known).await
-}
-
-/// Returns the items that one server uses and the other does not know.
-async fn lacking(
-    on: &Session,
-    of: &Session,
-    what: &str,
-    used: &str,
-    known: &str,
-) -> Result<Vec<String>, PassError> {
-    let used = of.rows(&format!("reading the {what}"), used, &[]).await?;
-    let wanted: Vec<String> = used
-        .iter()
-        .map(|row| row.get(0))
-        .collect::<Result<_, _>>()?;
-    let sql = format!("SELECT w FROM unnest($1::text[]) w WHERE w NOT IN ({known}) ORDER BY 1");
-    let doing = format!("looking for the {what}");
-    let lacking = on.rows(&doing, &sql, &[&wanted]).await?;
-    let names = lacking.iter().map(|row| row.get(0));
-    Ok(names.collect::<Result<_, _>>()?)
-}
-
 /// Checks roles, because they are not copied, and an object that names a missing role cannot be
 /// created.
-async fn roles(local: &LocalSession, peer: &PeerSession) -> Result<(), PassError> {
-    let used = "SELECT pg_get_userbyid(role)::text FROM pg_policy CROSS JOIN unnest(polroles) role WHERE role <> 0 \
-                UNION SELECT usename::text FROM pg_user_mappings WHERE umuser <> 0 ORDER BY 1";
-    let known = "SELECT rolname::text FROM pg_roles";
-    let lacking = lacking(local, peer, "roles", used, known).await?;
-    if lacking.is_empty() {
+async fn roles(local: &WriteSession, peer: &ReadSession) -> Result<(), ReplicationError> {
+    let missing = peer.roles_missing_on(local).await?;
+    if missing.is_empty() {
         return Ok(());
     }
-    Err(unfit(
+    Err(ReplicationError::unfit(
         ErrorCode::Roles,
         format!(
             "row security policies or user mappings of the primary's database name roles that the spare's server does not have: {}",
-            lacking.join(", ")
+            missing.join(", ")
         ),
         "create them on the spare (CREATE ROLE …)".into(),
     ))
 }
 
-async fn local_privileges(config: &Config, local: &LocalSession) -> Result<(), PassError> {
+async fn local_privileges(config: &Config, local: &WriteSession) -> Result<(), ReplicationError> {
     let database = &config.local.datastore.database;
-    let lacking = rights(local, database).await?.lacking(database, true);
-    if lacking.is_empty() {
+    let missing = rights(local, database).await?.missing(database, true);
+    if missing.is_empty() {
         return Ok(());
     }
-    Err(unfit(
+    Err(ReplicationError::unfit(
         ErrorCode::Privilege,
         format!(
             "the local datastore's user {} {}",
             config.local.datastore.user,
-            lacking.join(" and ")
+            missing.join(" and ")
         ),
         "use Builder's own user hab as local.datastore.user, or grant the missing rights".into(),
     ))
 }
 
-async fn peer_privileges(peer: &PeerSession) -> Result<(), PassError> {
-    let sql = "SELECT c.oid::regclass::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-               WHERE c.relkind IN ('r', 'S') AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_' \
-                 AND n.nspname <> 'warm_spare' \
-                 AND NOT (has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')) \
-               ORDER BY 1";
-    let rows = peer.rows("reading the privileges", sql, &[]).await?;
-    if rows.is_empty() {
+async fn peer_privileges(peer: &ReadSession) -> Result<(), ReplicationError> {
+    let unreadable = peer.unreadable_tables().await?;
+    if unreadable.is_empty() {
         return Ok(());
     }
-    let names: Vec<String> = rows
-        .iter()
-        .take(5)
-        .map(|row| row.get(0))
-        .collect::<Result<_, _>>()?;
-    Err(unfit(
+    let names = &unreadable[..unreadable.len().min(5)];
+    Err(ReplicationError::unfit(
         ErrorCode::Privilege,
         format!(
             "the peer's user may not read {} of its tables and sequences ({})",
-            rows.len(),
+            unreadable.len(),
             names.join(", ")
         ),
         "grant it SELECT on them, or use Builder's own user hab as peer.datastore.user".into(),
@@ -378,17 +304,12 @@ async fn peer_privileges(peer: &PeerSession) -> Result<(), PassError> {
 
 /// Checks for objects that are not copied, so that they are not lost silently. Builder has none of
 /// them.
-async fn nothing_uncopied(peer: &PeerSession) -> Result<(), PassError> {
-    let sql = "SELECT (SELECT count(*) FROM pg_largeobject_metadata), \
-                 (SELECT count(*) FROM pg_class WHERE relkind IN ('p', 'f', 'm') AND relnamespace <> 'information_schema'::regnamespace)";
-    let row = peer
-        .row("looking for objects that are not copied", sql, &[])
-        .await?;
-    let (objects, tables): (i64, i64) = (row.get(0)?, row.get(1)?);
+async fn nothing_uncopied(peer: &ReadSession) -> Result<(), ReplicationError> {
+    let (objects, tables) = peer.uncopied_objects().await?;
     if objects == 0 && tables == 0 {
         return Ok(());
     }
-    Err(unfit(
+    Err(ReplicationError::unfit(
         ErrorCode::Unsupported,
         format!(
             "the primary's database has {objects} large objects and {tables} partitioned or foreign tables or materialized views, which warm-spare does not copy"

@@ -9,16 +9,16 @@
 //! ids show nothing of this kind, because they are made of time. A sequence whose value is lower
 //! than here, although its table was not emptied, proves another history too.
 
-use super::lock_watchdog::guarded;
-use super::sequences::{self, Sequence};
-use crate::cluster::SqlState;
+use super::lock_watchdog::with_lock_watchdog;
+use super::sequences::sequences;
 use crate::cluster::preparation::COPIED_TABLES;
 use crate::cluster::{
-    CopiedPoint, DatastoreError, LocalSession, PeerSession, Session, quote_ident,
+    DatastoreError, PeerCluster, ReadSession, RecoveryPoint, Sequence, Session, SqlState,
+    WriteSession, quote_ident,
 };
 use crate::config::Config;
 use crate::replication::descent::Doubt;
-use crate::replication::error::PassError;
+use crate::replication::error::ReplicationError;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -38,9 +38,9 @@ pub(crate) struct Continuation {
 
 impl Continuation {
     /// Checks that the copy's snapshot was taken on the server that was asked.
-    pub(crate) fn still_holds(&self, point: &CopiedPoint) -> Result<(), PassError> {
+    pub(crate) fn still_holds(&self, point: &RecoveryPoint) -> Result<(), ReplicationError> {
         match &self.server_started {
-            Some(started) if *started != point.server_started => Err(PassError::NotMet {
+            Some(started) if *started != point.server_started => Err(ReplicationError::NotMet {
                 text: "the primary's server was restarted after its history was checked".into(),
             }),
             _ => Ok(()),
@@ -52,15 +52,14 @@ impl Continuation {
 /// a doubt, which an operator may overrule.
 pub(crate) async fn look(
     config: &Config,
-    visible: &LocalSession,
-    point: &CopiedPoint,
-) -> Result<Result<Continuation, Doubt>, PassError> {
-    let peer = &config.peer.datastore;
+    visible: &WriteSession,
+    point: &RecoveryPoint,
+) -> Result<Result<Continuation, Doubt>, ReplicationError> {
+    let peer = PeerCluster::of(config);
     let started = {
-        let session = PeerSession::open(peer).await?;
-        let sql = "SELECT pg_catalog.pg_postmaster_start_time()::text";
+        let session = peer.builder().await?;
         let doing = "asking for the server's start";
-        session.row(doing, sql, &[]).await?.get::<String>(0)?
+        session.server_state(doing).await?.started
     };
     if started == point.server_started {
         return Ok(Ok(Continuation {
@@ -69,8 +68,8 @@ pub(crate) async fn look(
         }));
     }
     // Reading holds locks on the primary like any other read, so it gives way like any other.
-    let found = guarded(peer, async {
-        let session = PeerSession::open(peer).await?;
+    let found = with_lock_watchdog(peer.clone(), async {
+        let session = peer.builder().await?;
         let looking = Looking {
             peer: &session,
             here: visible,
@@ -144,7 +143,7 @@ struct Shape {
 }
 
 /// Returns the tables of a database by their quoted names.
-async fn shapes(session: &Session) -> Result<BTreeMap<String, Shape>, PassError> {
+async fn shapes(session: &Session) -> Result<BTreeMap<String, Shape>, ReplicationError> {
     let number = whole_number("x.xmin", "n.next");
     let of_table = whole_number("c.xmin", "n.next");
     let sql = format!(
@@ -219,7 +218,7 @@ impl<'a> Common<'a> {
     }
 
     /// Reads the row versions that `which`, a query for their positions, selects.
-    async fn read(&self, peer: &PeerSession, which: &str) -> Result<Versions, PassError> {
+    async fn read(&self, peer: &ReadSession, which: &str) -> Result<Versions, ReplicationError> {
         let key: Vec<String> = self
             .key
             .iter()
@@ -257,7 +256,11 @@ impl<'a> Common<'a> {
     }
 
     /// Returns how many of them are not here.
-    async fn lacking(&self, here: &LocalSession, versions: &Versions) -> Result<u64, PassError> {
+    async fn missing(
+        &self,
+        here: &WriteSession,
+        versions: &Versions,
+    ) -> Result<u64, ReplicationError> {
         if versions.hashes.is_empty() {
             return Ok(0);
         }
@@ -295,8 +298,8 @@ impl<'a> Common<'a> {
 
 /// Both sides, during the search for a contradiction.
 struct Looking<'a> {
-    peer: &'a PeerSession,
-    here: &'a LocalSession,
+    peer: &'a ReadSession,
+    here: &'a WriteSession,
     theirs: BTreeMap<String, Shape>,
     ours: BTreeMap<String, Shape>,
 }
@@ -310,7 +313,7 @@ impl Looking<'_> {
     async fn rows_that_are_not_here(
         &self,
         transactions: &str,
-    ) -> Result<Option<String>, PassError> {
+    ) -> Result<Option<String>, ReplicationError> {
         let ended = transactions.split(':').next();
         let Some(ended) = ended.and_then(|xmin| xmin.parse::<i64>().ok()) else {
             return Ok(None);
@@ -330,10 +333,10 @@ impl Looking<'_> {
                  ORDER BY {number} DESC LIMIT {MAX_ROW_VERSIONS}"
             );
             let versions = both.read(self.peer, &which).await?;
-            let lacking = both.lacking(self.here, &versions).await?;
-            if lacking > 0 {
+            let missing = both.missing(self.here, &versions).await?;
+            if missing > 0 {
                 return Ok(Some(format!(
-                    "{lacking} rows of {name} are on the primary but not here, although the transactions that wrote them are older than the spare's recovery point"
+                    "{missing} rows of {name} are on the primary but not here, although the transactions that wrote them are older than the spare's recovery point"
                 )));
             }
         }
@@ -341,10 +344,9 @@ impl Looking<'_> {
     }
 
     /// Returns a sequence whose value is lower than here, although its table was not emptied.
-    async fn sequence_that_went_back(&self) -> Result<Option<String>, PassError> {
+    async fn sequence_that_went_back(&self) -> Result<Option<String>, ReplicationError> {
         let (peer, here) = (self.peer, self.here);
-        let now = sequences::read_sequences(peer, sequences::sequence_names(peer).await?).await?;
-        let then = sequences::read_sequences(here, sequences::sequence_names(here).await?).await?;
+        let (now, then) = (sequences(peer).await?, sequences(here).await?);
         let steps = steps(peer).await?;
         for (sequence, before) in gone_back(&then, &now, &steps) {
             // TRUNCATE … RESTART IDENTITY sets it back too, and leaves no rows.
@@ -358,7 +360,7 @@ impl Looking<'_> {
                     both.table
                 );
                 let versions = both.read(peer, &which).await?;
-                if both.lacking(here, &versions).await? < versions.hashes.len() as u64 {
+                if both.missing(here, &versions).await? < versions.hashes.len() as u64 {
                     return Ok(Some(format!(
                         "sequence {} is at {} on the primary, but the spare knows that it was past {before}",
                         sequence.name.quoted(),
@@ -372,7 +374,7 @@ impl Looking<'_> {
 }
 
 /// Returns the steps of those sequences that only rise.
-async fn steps(peer: &PeerSession) -> Result<BTreeMap<String, i64>, PassError> {
+async fn steps(peer: &ReadSession) -> Result<BTreeMap<String, i64>, ReplicationError> {
     let sql = "SELECT n.nspname::text, c.relname::text, s.seqincrement FROM pg_catalog.pg_sequence s \
                JOIN pg_catalog.pg_class c ON c.oid = s.seqrelid \
                JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
@@ -409,7 +411,7 @@ fn gone_back<'a>(
 }
 
 /// Returns the tables whose columns take their values from the sequence.
-async fn tables_of(peer: &PeerSession, sequence: &Sequence) -> Result<Vec<u32>, PassError> {
+async fn tables_of(peer: &ReadSession, sequence: &Sequence) -> Result<Vec<u32>, ReplicationError> {
     let sql = "SELECT DISTINCT a.adrelid FROM pg_catalog.pg_depend d \
                JOIN pg_catalog.pg_attrdef a ON d.classid = 'pg_attrdef'::regclass AND d.objid = a.oid \
                WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = to_regclass($1) \

@@ -8,22 +8,23 @@ use super::catch_up::BeginningSlot;
 use super::checks::Facts;
 use super::content_hash::ContentHash;
 use super::continuation::Continuation;
-use super::gate::{Gated, Work, record_unavailable};
-use super::sequences::{self, Sequence};
+use super::gate::{Gated, SyncContext, record_unavailable};
+use super::sequences;
 use super::switch::{self, Arrival};
 use super::{lock_watchdog, tables};
-use crate::cluster::{CopiedPoint, LocalSession, PeerSession, Snapshot, StateError, set_fence};
-use crate::domain::Side;
+use crate::cluster::{
+    LocalCluster, PeerCluster, ReadSession, RecoveryPoint, Sequence, Snapshot, SpareDb, StateError,
+    StreamSource, WriteSession, set_fence,
+};
+use crate::domain::{MissingReason, Side};
 use crate::killpoint;
 use crate::observe::Phase;
-use crate::replication::artifact::inventory::UNSOUND;
 use crate::replication::artifact::replacements;
 use crate::replication::artifact::round::Round;
 use crate::replication::baseline::incoming::Incoming;
-use crate::replication::error::PassError;
+use crate::replication::error::ReplicationError;
 use crate::replication::fuse::Shrinkage;
 use crate::replication::names::beside;
-use crate::replication::stream;
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
@@ -32,7 +33,7 @@ use tempfile::TempDir;
 
 /// A baseline: its tools, and the facts about the database that it will replace.
 pub(crate) struct Baseline<'a> {
-    pub work: &'a Work<'a>,
+    pub work: &'a SyncContext<'a>,
     pub facts: &'a Facts,
     pub visible_rows: u64,
     /// Bytes (key and checksum) that are recorded as unavailable in the visible database.
@@ -47,7 +48,7 @@ pub(crate) struct Baseline<'a> {
 /// The result of a finished baseline.
 #[derive(Debug)]
 pub struct Copied {
-    pub point: CopiedPoint,
+    pub point: RecoveryPoint,
     pub rows: u64,
     pub tables: u64,
     pub artifacts: Round,
@@ -57,7 +58,7 @@ pub struct Copied {
 }
 
 impl Baseline<'_> {
-    pub(crate) async fn run(&self, incoming: Incoming) -> Result<Copied, PassError> {
+    pub(crate) async fn run(&self, incoming: Incoming) -> Result<Copied, ReplicationError> {
         let copied = Box::pin(self.fill_and_switch(&incoming)).await;
         if copied.is_err() {
             incoming.give_up(self.work).await;
@@ -66,7 +67,7 @@ impl Baseline<'_> {
         copied
     }
 
-    async fn fill_and_switch(&self, incoming: &Incoming) -> Result<Copied, PassError> {
+    async fn fill_and_switch(&self, incoming: &Incoming) -> Result<Copied, ReplicationError> {
         let (name, owner) = (incoming.name.as_str(), incoming.owner.as_deref());
         let scratch = scratch()?;
         let archive = scratch.path().join("schema.dump");
@@ -81,7 +82,11 @@ impl Baseline<'_> {
             mut contents,
             files,
             sequences: values,
-        } = Box::pin(lock_watchdog::guarded(peer, copying)).await?;
+        } = Box::pin(lock_watchdog::with_lock_watchdog(
+            PeerCluster::of(self.work.config),
+            copying,
+        ))
+        .await?;
         if let Some(slot) = &mut slot {
             slot.let_snapshot_go().await?;
         }
@@ -94,7 +99,7 @@ impl Baseline<'_> {
             .clients
             .restore(target, name, "post-data", &archive, jobs, owner)
             .await?;
-        let inside = LocalSession::open(target, name).await?;
+        let inside = LocalCluster::of(self.work.config).database(name).await?;
         sequences::set_in_copy(&inside, &values).await?;
         inside.long("collecting statistics", "ANALYZE").await?;
 
@@ -135,13 +140,10 @@ impl Baseline<'_> {
         owner: Option<&str>,
         archive: &Path,
         slot: Option<&BeginningSlot>,
-    ) -> Result<Rows, PassError> {
-        let (peer, local) = (
-            &self.work.config.peer.datastore,
-            &self.work.config.local.datastore,
-        );
+    ) -> Result<Rows, ReplicationError> {
+        let local = &self.work.config.local.datastore;
         self.work.progress.begin(Phase::Snapshot, 0);
-        let holder = PeerSession::open(peer).await?;
+        let holder = PeerCluster::of(self.work.config).builder().await?;
         // The position is read before the snapshot: the snapshot may see later transactions, and
         // never fewer.
         let before = wal_position(&holder).await?;
@@ -157,11 +159,13 @@ impl Baseline<'_> {
         self.continuation.still_holds(&point)?;
         if let Some(slot) = slot {
             point.lsn = slot.from().to_string();
-            point.slot = slot.name().to_string();
-            point.schema = stream::fingerprint(&holder, slot.publication()).await?;
+            point.stream = Some(StreamSource {
+                slot: slot.name().to_string(),
+                schema: holder.fingerprint(slot.publication()).await?,
+            });
         }
-        let names = sequences::sequence_names(&holder).await?;
-        let tables = tables::tables(&holder).await?;
+        let names = holder.sequence_names().await?;
+        let tables = holder.tables().await?;
 
         self.work.progress.begin(Phase::Schema, 0);
         self.dump_and_restore(&snapshot, incoming, owner, archive)
@@ -169,7 +173,7 @@ impl Baseline<'_> {
 
         let bytes: i64 = tables.iter().map(|t| t.bytes).sum();
         let step = self.work.progress.begin(Phase::Tables, bytes.max(0) as u64);
-        let throttle = &self.work.courier.throttle;
+        let throttle = self.work.carrier.throttle();
         let contents = tables::copy_all(
             self.work.config,
             &snapshot,
@@ -182,16 +186,16 @@ impl Baseline<'_> {
         .await?;
         let rewritten = tables::rewritten(&holder, &tables).await?;
         if !rewritten.is_empty() {
-            return Err(PassError::Rewritten {
+            return Err(ReplicationError::Rewritten {
                 tables: rewritten.join(", "),
             });
         }
         holder.end().await?;
         // The sequences are read after the rows, in a transaction of their own: so they are never
         // behind the rows.
-        let reader = PeerSession::open(peer).await?;
-        let values = sequences::read_sequences(&reader, names).await?;
-        point.sequences = sequences::digest(&values);
+        let reader = PeerCluster::of(self.work.config).builder().await?;
+        let values = sequences::sequence_values(&reader, names).await?;
+        point.sequences = Sequence::digest(&values);
         log::debug!(
             "{} tables copied into {incoming} on {}:{}",
             tables.len(),
@@ -212,14 +216,11 @@ impl Baseline<'_> {
         incoming: &str,
         owner: Option<&str>,
         archive: &Path,
-    ) -> Result<(), PassError> {
-        let (peer, local) = (
-            &self.work.config.peer.datastore,
-            &self.work.config.local.datastore,
-        );
+    ) -> Result<(), ReplicationError> {
+        let local = &self.work.config.local.datastore;
         let clients = &self.facts.clients;
         clients
-            .dump_schema(peer, snapshot.as_str(), archive)
+            .dump_schema(&self.work.config.peer.datastore, snapshot.as_str(), archive)
             .await?;
         Ok(clients
             .restore(local, incoming, "pre-data", archive, 1, owner)
@@ -227,21 +228,22 @@ impl Baseline<'_> {
     }
 
     /// Returns the point of the snapshot, in the primary's own terms and by its clock.
-    async fn point(&self, holder: &PeerSession, lsn: String) -> Result<CopiedPoint, PassError> {
-        let sql = "SELECT now(), txid_current_snapshot()::text, pg_postmaster_start_time()::text";
-        let row = holder
-            .row("reading the snapshot's position", sql, &[])
-            .await?;
-        Ok(CopiedPoint {
+    async fn point(
+        &self,
+        holder: &ReadSession,
+        lsn: String,
+    ) -> Result<RecoveryPoint, ReplicationError> {
+        let doing = "reading the snapshot's position";
+        let state = holder.server_state(doing).await?;
+        Ok(RecoveryPoint {
             lsn,
-            commit_time: row.get(0)?,
+            commit_time: state.time,
             system_id: self.facts.system_id.clone(),
             timeline: self.facts.timeline,
-            transactions: row.get(1)?,
-            server_started: row.get(2)?,
+            transactions: state.transactions,
+            server_started: state.started,
             sequences: String::new(),
-            schema: String::new(),
-            slot: String::new(),
+            stream: None,
             peer_cluster: self.facts.peer_cluster.clone(),
         })
     }
@@ -250,8 +252,8 @@ impl Baseline<'_> {
     /// recorded that the primary does not have it.
     async fn remaining_artifacts(
         &self,
-        inside: &LocalSession,
-    ) -> Result<(Gated, Shrinkage, Vec<String>), PassError> {
+        inside: &WriteSession,
+    ) -> Result<(Gated, Shrinkage, Vec<String>), ReplicationError> {
         let inventory = self.work.inventory;
         let loaded = inventory.load_wanted_from(inside).await?;
         let gated = self
@@ -277,60 +279,52 @@ impl Baseline<'_> {
     /// of its rows.
     async fn record_inside(
         &self,
-        inside: &LocalSession,
-        point: &CopiedPoint,
+        inside: &WriteSession,
+        point: &RecoveryPoint,
         round: &Round,
         unsound: &[String],
-    ) -> Result<(), PassError> {
-        let sql = "INSERT INTO warm_spare.recovery_point (lsn, commit_time, system_id, timeline, token) \
-                   VALUES ($1::text::pg_lsn, $2, $3, $4, $5)";
-        inside
-            .execute(
-                "recording the recovery point",
-                sql,
-                &[
-                    &point.lsn,
-                    &point.commit_time,
-                    &point.system_id,
-                    &point.timeline,
-                    &self.work.lock.token,
-                ],
-            )
-            .await?;
-        let sql = "INSERT INTO warm_spare.unavailable (key, checksum, reason) VALUES ($1, $2, $3)";
+    ) -> Result<(), ReplicationError> {
+        let spare = SpareDb::of(inside);
+        spare.record_point(point, self.work.lock.token).await?;
         for name in unsound {
-            inside
-                .execute(
-                    "recording a row that names no artifact",
-                    sql,
-                    &[name, &"", &UNSOUND],
-                )
+            spare
+                .record_unavailable(name, &"", MissingReason::Unsound)
                 .await?;
         }
         record_unavailable(inside, round).await
     }
 
-    async fn finish(&self, incoming: &Incoming, filled: Filled) -> Result<Copied, PassError> {
-        let Work {
+    async fn finish(
+        &self,
+        incoming: &Incoming,
+        filled: Filled,
+    ) -> Result<Copied, ReplicationError> {
+        let SyncContext {
             config,
             state,
-            courier,
+            carrier,
             ..
         } = self.work;
-        switch::apply(state.session(), &incoming.properties).await?;
+        state
+            .session()
+            .give_properties(&incoming.properties)
+            .await?;
         set_fence(state.session(), &incoming.name).await?;
         let staged = &filled.round.staged;
         let step = self
             .work
             .progress
             .begin(Phase::Replacements, staged.len() as u64);
-        if !staged.is_empty() {
+        let courier = carrier.courier();
+        if let Some(courier) = courier.filter(|_| !staged.is_empty()) {
             let owner = (*state, self.work.lock);
             replacements::carry_out(staged, owner, courier, None, Some(&step)).await?;
         }
         // Recorded although the switch may not be committed: an artifact that a row still names is
         // not deleted.
-        state.retire_vanished().await?;
+        if courier.is_some() {
+            state.retire_vanished().await?;
+        }
         self.work.progress.begin(Phase::Switch, 0);
         let generation = self.facts.visible.then(|| {
             let visible = &config.local.datastore.database;
@@ -356,8 +350,15 @@ impl Baseline<'_> {
             ),
         };
         let switched = switch::switch(config, state, self.work.lock, &arrival).await;
-        let superseded = matches!(switched, Err(PassError::State(StateError::Superseded)));
-        if switched.is_err() && !superseded && !staged.is_empty() {
+        let superseded = matches!(
+            switched,
+            Err(ReplicationError::State(StateError::Superseded))
+        );
+        if let Some(courier) = courier
+            && switched.is_err()
+            && !superseded
+            && !staged.is_empty()
+        {
             // The visible database is still the old one, so its bytes are restored at once rather
             // than at the next start. If the commit had succeeded with its answer lost, this
             // session would be gone too, and the restoring would fail.
@@ -377,30 +378,32 @@ impl Baseline<'_> {
 
     /// Cleans up. The spare is at the new point; leftovers are logged, and removed by the next run.
     async fn tidy(&self) -> Vec<String> {
-        let told = |error: &PassError| log::warn!("{error}; the copy itself is complete");
+        let told = |error: &ReplicationError| log::warn!("{error}; the copy itself is complete");
         let dropped = switch::prune(self.work.config, self.work.state).await;
         if let Err(error) = &dropped {
             told(error);
         }
         let owner = (self.work.state, self.work.lock);
-        if let Err(error) = replacements::clear_all_staged(owner, self.work.courier).await {
+        if let Some(courier) = self.work.carrier.courier()
+            && let Err(error) = replacements::clear_all_staged(owner, courier).await
+        {
             told(&error);
         }
         dropped.unwrap_or_default()
     }
 }
 
-async fn wal_position(session: &PeerSession) -> Result<String, PassError> {
-    let sql = "SELECT pg_current_wal_lsn()::text";
-    let row = session
-        .row("asking for the end of its log", sql, &[])
+async fn wal_position(session: &ReadSession) -> Result<String, ReplicationError> {
+    let state = session
+        .server_state("asking for the end of its log")
         .await?;
-    Ok(row.get(0)?)
+    let wal = state.wal.ok_or_else(ReplicationError::standby)?;
+    Ok(wal.to_string())
 }
 
 /// The result of copying at the snapshot.
 struct Rows {
-    point: CopiedPoint,
+    point: RecoveryPoint,
     contents: BTreeMap<String, ContentHash>,
     /// The primary's file of each table.
     files: BTreeMap<String, i64>,
@@ -412,7 +415,7 @@ struct Filled {
     /// Number of rows copied from the snapshot.
     rows: u64,
     tables: u64,
-    point: CopiedPoint,
+    point: RecoveryPoint,
     contents: BTreeMap<String, ContentHash>,
     files: BTreeMap<String, i64>,
     round: Round,
@@ -420,28 +423,12 @@ struct Filled {
     approved: bool,
 }
 
-pub(in crate::replication) fn scratch() -> Result<TempDir, PassError> {
+pub(in crate::replication) fn scratch() -> Result<TempDir, ReplicationError> {
     tempfile::Builder::new()
         .prefix("warm-spare-")
         .tempdir()
-        .map_err(|source| PassError::Scratch {
+        .map_err(|source| ReplicationError::Scratch {
             what: std::env::temp_dir().display().to_string(),
             source,
         })
 }
-
-pub(in crate::replication) const OUR_SCHEMA: &str = "
-CREATE SCHEMA warm_spare;
-CREATE TABLE warm_spare.recovery_point (
-    lsn pg_lsn NOT NULL,
-    commit_time timestamptz NOT NULL,
-    system_id text NOT NULL,
-    timeline int NOT NULL,
-    token bigint NOT NULL,
-    mark pg_lsn);
-CREATE TABLE warm_spare.unavailable (
-    key text PRIMARY KEY,
-    checksum text NOT NULL,
-    reason text NOT NULL,
-    since timestamptz NOT NULL DEFAULT now());
-";

@@ -1,10 +1,9 @@
 //! Room on the disks of the local server for one more copy.
 
-use crate::cluster::{LocalSession, Session};
+use crate::cluster::{Session, WriteSession};
 use crate::config::Config;
 use crate::domain::ErrorCode;
-use crate::replication::baseline::checks::unfit;
-use crate::replication::error::PassError;
+use crate::replication::error::ReplicationError;
 use std::path::Path;
 
 /// Factor for the room that a copy needs: the copy itself, and its sorting and WAL.
@@ -12,9 +11,9 @@ const DISK_FACTOR: f64 = 1.25;
 
 pub(in crate::replication) async fn enough_disk(
     config: &Config,
-    local: &LocalSession,
+    local: &WriteSession,
     database_bytes: i64,
-) -> Result<(), PassError> {
+) -> Result<(), ReplicationError> {
     let Some(disk) = disk(config, local).await else {
         log::debug!("the local datastore is on another machine: its free disk space is not known");
         return Ok(());
@@ -25,7 +24,7 @@ pub(in crate::replication) async fn enough_disk(
         return Ok(());
     }
     let size = |bytes: u64| bytesize::ByteSize(bytes).to_string();
-    Err(unfit(
+    Err(ReplicationError::unfit(
         ErrorCode::DiskFull,
         format!(
             "the spare's datastore has {} free in {directory}; one more copy of the primary's database ({}) needs {}",
@@ -48,14 +47,9 @@ pub struct Disk {
 /// Returns the free disk space. Only a superuser can see the data directory, and only on the
 /// server's own machine can it be checked. A copy is stored where the database is that it replaces.
 pub async fn disk(config: &Config, local: &Session) -> Option<Disk> {
-    let sql = "SELECT current_setting('data_directory', true), \
-                 (SELECT pg_tablespace_location(dattablespace) FROM pg_database WHERE datname = $1)";
-    let doing = "asking for the data directory";
     let database = &config.local.datastore.database;
-    let asked = local.row(doing, sql, &[database]).await.ok()?;
-    let directory: String = asked.get::<Option<String>>(0).ok()??;
-    // Empty for the server's own tablespaces, and relative for a tablespace within its directory.
-    let tablespace: Option<String> = asked.get(1).ok()?;
+    let (directory, tablespace) = local.directories(database).await.ok()?;
+    let directory = directory?;
     let directory = Path::new(&directory).join(tablespace.unwrap_or_default());
     let directory = directory.to_string_lossy().into_owned();
     let here = matches!(
@@ -69,9 +63,4 @@ pub async fn disk(config: &Config, local: &Session) -> Option<Disk> {
         total: disk.f_blocks.saturating_mul(disk.f_frsize),
         directory,
     })
-}
-
-pub(in crate::replication) async fn lz4(local: &LocalSession) -> Result<bool, PassError> {
-    let sql = "SELECT EXISTS (SELECT 1 FROM pg_settings WHERE name = 'default_toast_compression' AND 'lz4' = ANY (enumvals))";
-    Ok(local.row("asking for lz4", sql, &[]).await?.get(0)?)
 }

@@ -1,25 +1,24 @@
 //! Connections to both clusters, as one pass needs them.
 
-use crate::cluster::{LocalSession, LocalStore, PeerSession, Store};
+use crate::cluster::{LocalCluster, PeerCluster, ReadSession, Store, WriteSession};
 use crate::config::Config;
-use crate::domain::Side;
-use crate::replication::error::PassError;
+use crate::replication::error::ReplicationError;
 
 /// The connections to both ends for one run.
 pub struct Ends {
-    pub local: LocalSession,
-    pub peer: PeerSession,
-    pub local_store: LocalStore,
+    pub local: WriteSession,
+    pub peer: ReadSession,
+    pub local_store: Store,
     pub peer_store: Store,
 }
 
 impl Ends {
-    pub async fn open(config: &Config) -> Result<Ends, PassError> {
+    pub async fn open(config: &Config) -> Result<Ends, ReplicationError> {
         Ok(Ends {
-            local: LocalSession::open_for_maintenance(&config.local.datastore).await?,
-            local_store: LocalStore::open(&config.local.s3)?,
-            peer: PeerSession::open(&config.peer.datastore).await?,
-            peer_store: Store::open(Side::Peer, &config.peer.s3)?,
+            local: LocalCluster::of(config).maintenance().await?,
+            local_store: LocalCluster::of(config).reading_store()?,
+            peer: PeerCluster::of(config).builder().await?,
+            peer_store: PeerCluster::of(config).store()?,
         })
     }
 }

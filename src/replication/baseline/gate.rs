@@ -2,28 +2,46 @@
 //! is certain, after the grace, that the primary does not have it or has it damaged; and never more
 //! of these than the fuse allows.
 
-use crate::cluster::{LocalSession, Lock, State};
+use crate::cluster::{Lock, SpareDb, StateDb, WriteSession};
 use crate::config::Config;
-use crate::domain::ErrorCode;
-use crate::observe::{Phase, Progress};
-use crate::replication::artifact::courier::Courier;
+use crate::observe::{Phase, Progress, Step};
+use crate::replication::artifact::carrier::Carrier;
 use crate::replication::artifact::inventory::Inventory;
+use crate::replication::artifact::missing;
 use crate::replication::artifact::round::{self, Round};
-use crate::replication::error::PassError;
+use crate::replication::error::ReplicationError;
 use crate::replication::fuse::{self, Shrinkage};
+use crate::replication::stream::FollowContext;
 use std::collections::HashSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Interval between two looks for artifacts that the provider has not brought yet.
+const ARRIVAL_PAUSE: Duration = Duration::from_secs(2);
 
 /// The tools and facts that every step of a run needs.
-pub(crate) struct Work<'a> {
+pub(crate) struct SyncContext<'a> {
     pub config: &'a Config,
-    pub state: &'a State,
+    pub state: &'a StateDb,
     pub lock: Lock,
-    pub courier: &'a Courier,
+    pub carrier: &'a Carrier,
     pub inventory: &'a Inventory<'a>,
     pub progress: &'a Progress,
 }
 
-impl Work<'_> {
+impl<'a> SyncContext<'a> {
+    /// Returns the means to follow with. `spool` is the directory of the spool.
+    pub(crate) fn to_follow(&self, spool: &Arc<Path>) -> FollowContext<'a> {
+        FollowContext {
+            config: self.config,
+            state: self.state,
+            lock: self.lock,
+            carrier: self.carrier,
+            spool: spool.clone(),
+        }
+    }
+
     /// Copies the missing artifacts of the inventory's wanted rows. `known` are the bytes (key and
     /// checksum) recorded as unavailable before: only for others is the grace waited, and only
     /// others count for the fuse.
@@ -31,12 +49,10 @@ impl Work<'_> {
         &self,
         known: &HashSet<(String, String)>,
         phase: Phase,
-    ) -> Result<Gated, PassError> {
+    ) -> Result<Gated, ReplicationError> {
         let todo = self.inventory.plan(&[]).await?;
         let step = self.progress.begin(phase, todo);
-        let copies = self.config.replication.copies;
-        let mut round =
-            round::round(self.inventory, self.state, self.courier, copies, &step).await?;
+        let mut round = self.round(&step, &[]).await?;
         self.believe_refusals(&round).await?;
         if !newly_unavailable(&round, known).is_empty() {
             // One grace for all: a running upload becomes complete, a running deletion does not
@@ -45,11 +61,11 @@ impl Work<'_> {
             self.confirm_bucket(&round).await?;
             let settled: Vec<String> = round.staged.iter().map(|swap| swap.key.clone()).collect();
             self.inventory.plan(&settled).await?;
-            let again =
-                round::round(self.inventory, self.state, self.courier, copies, &step).await?;
+            let again = self.round(&step, &settled).await?;
             self.believe_refusals(&again).await?;
             round.missing.clear();
             round.damaged.clear();
+            round.not_replicated.clear();
             round.refused.clear();
             round.absorb(again);
         }
@@ -57,22 +73,49 @@ impl Work<'_> {
         Ok(Gated { round, newly })
     }
 
+    /// Runs rounds over the inventory's plan until the provider has brought every artifact that it
+    /// is to bring. `settled` are the keys that the plan leaves out.
+    pub(crate) async fn round(
+        &self,
+        step: &Step,
+        settled: &[String],
+    ) -> Result<Round, ReplicationError> {
+        let copies = self.config.replication.copies;
+        let (mut all, mut before) = (Round::default(), 0);
+        loop {
+            let mut round =
+                round::round(self.inventory, self.state, self.carrier, copies, step).await?;
+            let awaited = std::mem::take(&mut round.awaited);
+            all.absorb(round);
+            step.awaits(awaited.len(), awaited.first().map_or("", String::as_str));
+            let Some(example) = awaited.first() else {
+                return Ok(all);
+            };
+            if awaited.len() != before {
+                before = awaited.len();
+                log::info!(
+                    "local: {before} artifacts are awaited from the provider of the bucket, for example {example}"
+                );
+            }
+            tokio::time::sleep(ARRIVAL_PAUSE).await;
+            let decided = all.unavailable().map(|(item, _)| item.key.clone());
+            let decided: Vec<String> = decided.chain(settled.iter().cloned()).collect();
+            self.inventory.plan(&decided).await?;
+        }
+    }
+
     /// Checks refusals. A refusal is the object's own fault only if the store serves others;
     /// otherwise the run ends with it.
-    pub(crate) async fn believe_refusals(&self, round: &Round) -> Result<(), PassError> {
+    pub(crate) async fn believe_refusals(&self, round: &Round) -> Result<(), ReplicationError> {
         let Some(error) = round.refusals().next() else {
             return Ok(());
         };
         if round.copied > 0 {
             return Ok(());
         }
-        for key in &self.some_known_keys().await? {
-            match self.courier.peer.get(key).await {
-                Ok(Some(_)) => return Ok(()),
-                Ok(None) => {}
-                Err(error) if error.may_be_of_the_object() => {}
-                Err(error) => return Err(error.into()),
-            }
+        let served = self.inventory.some_known_keys().await?;
+        if missing::serves_others(self.carrier.peer(), &served).await? {
+            return Ok(());
         }
         Err(error.clone().into())
     }
@@ -80,49 +123,18 @@ impl Work<'_> {
     /// Checks, before "no such key" is believed, that the bucket itself still answers, and that a
     /// known object is still in it. A bucket that has none of the artifacts is not the primary's,
     /// however few they are.
-    pub(crate) async fn confirm_bucket(&self, round: &Round) -> Result<(), PassError> {
-        let peer = &self.courier.peer;
+    pub(crate) async fn confirm_bucket(&self, round: &Round) -> Result<(), ReplicationError> {
+        let peer = self.carrier.peer();
         peer.check_bucket().await?;
-        let unfit = |text: String| {
-            PassError::Unfit {
-            check: ErrorCode::MissingArtifacts,
-            text,
-            next_step: "check peer.s3.endpoint and peer.s3.bucket_name; if the primary really lost them, remove their rows there"
-                .into(),
-        }
-        };
         let wanted = self.inventory.wanted().await?;
         if wanted > 0 && round.missing.len() as u64 >= wanted {
-            return Err(unfit(format!(
+            return Err(missing::another_bucket(format!(
                 "the peer's bucket {} has none of the {wanted} artifacts that the rows name (for example {})",
                 peer.bucket(),
                 round.missing[0].key
             )));
         }
-        let known = self.some_known_keys().await?;
-        for key in &known {
-            // One that is still served is enough: any single object may have been deleted since.
-            if peer.head(key).await?.is_some() {
-                return Ok(());
-            }
-        }
-        let Some(key) = known.first() else {
-            return Ok(());
-        };
-        Err(unfit(format!(
-            "the peer's bucket {} does not have some artifacts, nor {} others that it served before (for example {key})",
-            peer.bucket(),
-            known.len()
-        )))
-    }
-
-    /// Returns keys that are here and that the primary's rows still name.
-    async fn some_known_keys(&self) -> Result<Vec<String>, PassError> {
-        let sql = "SELECT a.key FROM public.artifact a JOIN wanted w ON w.key = a.key AND w.checksum = a.checksum \
-                   ORDER BY random() LIMIT 20";
-        let session = self.state.session();
-        let rows = session.query("choosing known artifacts", sql, &[]).await?;
-        Ok(rows.iter().map(|row| row.get(0)).collect())
+        missing::serves_one(peer, &self.inventory.some_known_keys().await?).await
     }
 
     /// Admits the change, or stops and asks. `inside` is a session on the database as the change
@@ -130,8 +142,8 @@ impl Work<'_> {
     pub(crate) async fn judge(
         &self,
         change: Shrinkage,
-        inside: &LocalSession,
-    ) -> Result<bool, PassError> {
+        inside: &WriteSession,
+    ) -> Result<bool, ReplicationError> {
         // Changes that only this cluster has were recorded, and are expected to go.
         let cluster = self.state.cluster().await?;
         let approved = self.config.fuse.approves(&cluster.approved);
@@ -151,19 +163,12 @@ pub(crate) struct Gated {
 
 /// Records, in the same database as the rows, which rows were admitted without their artifact.
 pub(crate) async fn record_unavailable(
-    session: &LocalSession,
+    session: &WriteSession,
     round: &Round,
-) -> Result<(), PassError> {
-    let sql = "INSERT INTO warm_spare.unavailable (key, checksum, reason) VALUES ($1, $2, $3) \
-               ON CONFLICT (key) DO UPDATE SET reason = excluded.reason";
+) -> Result<(), ReplicationError> {
     for (item, reason) in round.unavailable() {
-        let checksum = item.checksum.to_string();
-        session
-            .execute(
-                "recording unavailable artifacts",
-                sql,
-                &[&item.key, &checksum, &reason],
-            )
+        SpareDb::of(session)
+            .record_unavailable(&item.key, &item.checksum, reason)
             .await?;
     }
     Ok(())

@@ -2,10 +2,10 @@
 //! hand.
 
 use super::switch::drop_generation;
-use crate::cluster::{RawRow, State};
+use crate::cluster::{KeptDatabase, StateDb};
 use crate::config::Config;
 use crate::domain::ErrorCode;
-use crate::replication::error::PassError;
+use crate::replication::error::ReplicationError;
 use chrono::{DateTime, Utc};
 
 /// A replaced database.
@@ -19,38 +19,22 @@ pub struct Kept {
     pub bytes: u64,
 }
 
-/// Pinned are the last database from before each promotion, the database of a returning primary,
-/// and for a time unproven ones.
-const KEPT: &str = "
-SELECT g.name, g.created, g.pinned, pg_database_size(d.oid),
-       (SELECT max(v.epoch) FROM divergence v WHERE v.found <= g.created
-          AND NOT EXISTS (SELECT 1 FROM generation o WHERE o.created >= v.found AND o.created < g.created)),
-       (SELECT max(p.epoch) FROM promotion p WHERE p.time >= g.created
-          AND NOT EXISTS (SELECT 1 FROM generation o WHERE o.created <= p.time AND o.created > g.created)),
-       g.unproven
-FROM generation g JOIN pg_database d ON d.datname = g.name
-ORDER BY g.created DESC, g.name DESC";
-
 /// Returns the kept databases, the latest first.
-pub async fn kept_generations(state: &State) -> Result<Vec<Kept>, PassError> {
-    let doing = "reading the generations";
-    let rows = state.session().query(doing, KEPT, &[]).await?;
-    let kept = |row: &RawRow| {
-        let (pinned, bytes): (bool, i64) = (row.get(2), row.get(3));
-        Kept {
-            name: row.get(0),
-            created: row.get(1),
-            pinned,
-            why: match (pinned, row.get(4), row.get(5)) {
-                _ if pinned && row.get(6) => UNPROVEN.into(),
-                (true, Some(epoch), _) => why_diverged(epoch),
-                (true, None, Some(epoch)) => why_promoted(epoch),
-                _ => String::new(),
-            },
-            bytes: bytes.unsigned_abs(),
-        }
+pub async fn kept_generations(state: &StateDb) -> Result<Vec<Kept>, ReplicationError> {
+    let databases = state.kept_databases().await?;
+    let kept = |kept: KeptDatabase| Kept {
+        why: match (kept.pinned, kept.diverged, kept.promoted) {
+            _ if kept.pinned && kept.unproven => UNPROVEN.into(),
+            (true, Some(epoch), _) => why_diverged(epoch),
+            (true, None, Some(epoch)) => why_promoted(epoch),
+            _ => String::new(),
+        },
+        name: kept.name,
+        created: kept.created,
+        pinned: kept.pinned,
+        bytes: kept.bytes,
     };
-    Ok(rows.iter().map(kept).collect())
+    Ok(databases.into_iter().map(kept).collect())
 }
 
 const UNPROVEN: &str = "for a time: nothing proved that the primary's history went on from it";
@@ -66,11 +50,11 @@ fn why_promoted(epoch: i64) -> String {
 /// Drops a recorded database; a pinned one only with `pinned_too`.
 pub async fn drop_kept(
     config: &Config,
-    state: &State,
+    state: &StateDb,
     name: &str,
     pinned_too: bool,
-) -> Result<Kept, PassError> {
-    let refused = |rule, text: String, next_step: &str| PassError::Refused {
+) -> Result<Kept, ReplicationError> {
+    let refused = |rule, text: String, next_step: &str| ReplicationError::Refused {
         rule,
         text,
         next_step: next_step.into(),

@@ -1,15 +1,11 @@
 //! The database that a copy fills, before it becomes the visible one.
 
 use super::checks::Facts;
-use super::gate::Work;
-use super::silenced::SILENCED;
-use super::switch::{self, Properties};
-use crate::cluster::SqlState;
-use crate::cluster::{DatastoreFault, LocalSession, quote_ident};
+use super::gate::SyncContext;
+use crate::cluster::{DatabaseProperties, DatastoreFault, LocalCluster, SpareDb, SqlState};
 use crate::config::Config;
 use crate::domain::ErrorCode;
-use crate::replication::baseline::copy::OUR_SCHEMA;
-use crate::replication::error::PassError;
+use crate::replication::error::ReplicationError;
 use crate::replication::names::beside;
 
 /// The database that is being filled; only we ever see it under this name.
@@ -17,7 +13,7 @@ pub(crate) struct Incoming {
     pub(in crate::replication) name: String,
     /// Owner of the replaced database, if that is not our own user.
     pub(in crate::replication) owner: Option<String>,
-    pub(in crate::replication) properties: Properties,
+    pub(in crate::replication) properties: DatabaseProperties,
 }
 
 pub(crate) fn incoming_name(config: &Config) -> String {
@@ -25,26 +21,26 @@ pub(crate) fn incoming_name(config: &Config) -> String {
 }
 
 impl Incoming {
-    pub(crate) async fn create(work: &Work<'_>, facts: &Facts) -> Result<Incoming, PassError> {
+    pub(crate) async fn create(
+        work: &SyncContext<'_>,
+        facts: &Facts,
+    ) -> Result<Incoming, ReplicationError> {
         let local = &work.config.local.datastore;
         let name = incoming_name(work.config);
         let session = work.state.session();
-        let properties = switch::properties(session, &local.database, &name).await?;
+        let properties = session.database_properties(&local.database, &name).await?;
         let owner = properties
             .owner
             .clone()
             .filter(|owner| *owner != local.user);
-        let mut sql = format!(
-            "CREATE DATABASE {} TEMPLATE template0 {}",
-            quote_ident(&name),
-            facts.locale
-        );
-        if let Some(owner) = &owner {
-            sql.push_str(&format!(" OWNER {}", quote_ident(owner)));
-        }
-        sql.push_str(&properties.tablespace_option());
         session
-            .long("creating the incoming database", &sql)
+            .create_database(
+                "creating the incoming database",
+                &name,
+                &facts.locale,
+                owner.as_deref(),
+                &properties,
+            )
             .await
             .map_err(|error| match error.fault {
                 // The database belongs to an interrupted run whose statement the server had not
@@ -54,7 +50,7 @@ impl Incoming {
                 {
                     error.into()
                 }
-                DatastoreFault::Statement => PassError::Unfit {
+                DatastoreFault::Statement => ReplicationError::Precondition {
                     check: ErrorCode::Locale,
                     text: format!("{error} ({})", facts.locale),
                     next_step: "give the spare's system the locale of the primary's database"
@@ -64,9 +60,8 @@ impl Incoming {
             })?;
         // This comes before the primary's event triggers exist, because they would fire for it.
         let made = async {
-            let inside = LocalSession::open(local, &name).await?;
-            let schema = format!("{OUR_SCHEMA}{SILENCED}");
-            inside.batch("making our schema", &schema).await
+            let inside = LocalCluster::of(work.config).database(&name).await?;
+            SpareDb::of(&inside).create().await
         };
         let made = made.await;
         let incoming = Incoming {
@@ -83,8 +78,8 @@ impl Incoming {
 
     /// Drops the database, as a best effort: the next run drops it anyway, but its disk space is
     /// needed now.
-    pub(crate) async fn give_up(&self, work: &Work<'_>) {
-        if let Err(error) = switch::drop_database(work.state.session(), &self.name).await {
+    pub(crate) async fn give_up(&self, work: &SyncContext<'_>) {
+        if let Err(error) = work.state.session().drop_database(&self.name).await {
             log::debug!("{error}");
         }
     }

@@ -1,9 +1,8 @@
 //! Do no harm: while we copy, no session on the primary waits for us longer than a second, and its
 //! shutdown not much longer.
 
-use crate::cluster::{DatastoreError, PeerSession};
-use crate::config::Datastore;
-use crate::replication::error::PassError;
+use crate::cluster::{DatastoreError, PeerCluster};
+use crate::replication::error::ReplicationError;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
@@ -13,32 +12,20 @@ const MAX_WAIT: Duration = Duration::from_secs(1);
 /// and waits for the existing ones.
 const CHECKS_PER_CONNECT: u32 = 8;
 
-/// Reads from `pg_locks`, which every user can read completely: `pg_stat_activity` hides what other
-/// roles' sessions wait for.
-const WAITING_FOR_US: &str = "
-WITH ours AS (
-    SELECT pid FROM pg_stat_activity WHERE application_name = 'warm-spare' AND usename = current_user)
-SELECT DISTINCT waiting.pid
-FROM pg_locks waiting
-CROSS JOIN LATERAL unnest(pg_blocking_pids(waiting.pid)) AS blocking (pid)
-WHERE NOT waiting.granted
-  AND blocking.pid IN (SELECT pid FROM ours)
-  AND waiting.pid NOT IN (SELECT pid FROM ours)";
-
 /// Runs `work`, and stops it as soon as a session on the primary has waited for one of ours for
 /// over a second. Dropping the work closes its sessions, which releases their locks.
-pub(crate) async fn guarded<T>(
-    peer: &Datastore,
-    work: impl Future<Output = Result<T, PassError>>,
-) -> Result<T, PassError> {
+pub(crate) async fn with_lock_watchdog<T>(
+    peer: PeerCluster<'_>,
+    work: impl Future<Output = Result<T, ReplicationError>>,
+) -> Result<T, ReplicationError> {
     tokio::select! {
         done = work => done,
         harm = watch(peer) => Err(harm),
     }
 }
 
-async fn watch(peer: &Datastore) -> PassError {
-    let session = match PeerSession::open(peer).await {
+async fn watch(peer: PeerCluster<'_>) -> ReplicationError {
+    let session = match peer.connect().await {
         Ok(session) => session,
         Err(error) => return error.into(),
     };
@@ -46,16 +33,11 @@ async fn watch(peer: &Datastore) -> PassError {
     for look in 1_u32.. {
         tokio::time::sleep(CHECK_INTERVAL).await;
         if look.is_multiple_of(CHECKS_PER_CONNECT)
-            && let Err(error) = PeerSession::open(peer).await
+            && let Err(error) = peer.connect().await
         {
             return error.into();
         }
-        let asked = async {
-            let doing = "looking for sessions that wait for us";
-            let rows = session.rows(doing, WAITING_FOR_US, &[]).await?;
-            rows.iter().map(|row| row.get(0)).collect()
-        };
-        let waiting: Vec<i32> = match asked.await {
+        let waiting = match session.waiting_for_us().await {
             Ok(waiting) => waiting,
             // Without this watch, we must not hold locks.
             Err(error) => return DatastoreError::into(error),
@@ -63,7 +45,7 @@ async fn watch(peer: &Datastore) -> PassError {
         since.retain(|pid, _| waiting.contains(pid));
         for pid in waiting {
             if since.entry(pid).or_insert_with(Instant::now).elapsed() > MAX_WAIT {
-                return PassError::InTheWay { pid };
+                return ReplicationError::InTheWay { pid };
             }
         }
     }

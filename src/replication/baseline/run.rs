@@ -3,37 +3,34 @@
 use super::checks::{self, Facts};
 use super::continuation::Continuation;
 use super::copy::{Baseline, Copied};
-use super::gate::{Work, record_unavailable};
-use super::incoming;
-use super::lock_watchdog::guarded;
-use super::{continuation, switch};
+use super::gate::{SyncContext, record_unavailable};
+use super::lock_watchdog::with_lock_watchdog;
+use super::{continuation, incoming};
 use crate::cluster::preparation::Names;
 use crate::cluster::{
-    ByteBudget, CopiedPoint, LocalSession, Lock, PeerSession, State, Throttle, prove_fence,
+    BuilderDb, LocalCluster, Lock, PeerCluster, RecoveryPoint, SpareDb, StateDb, Throttle,
+    prove_fence,
 };
 use crate::config::Config;
-use crate::domain::{ErrorCode, EventKind};
+use crate::domain::{ErrorCode, EventKind, MissingReason};
 use crate::observe::{Clock, Phase, Progress};
-use crate::replication::artifact::courier::Courier;
-use crate::replication::artifact::inventory::{Inventory, InventoryError, UNSOUND};
-use crate::replication::artifact::round::{self, Round};
+use crate::replication::artifact::carrier::Carrier;
+use crate::replication::artifact::inventory::{Inventory, InventoryError};
+use crate::replication::artifact::round::Round;
 use crate::replication::baseline::ends::Ends;
 use crate::replication::baseline::incoming::Incoming;
-use crate::replication::baseline::recovery::{Held, Mended, existing_id, may_work};
-use crate::replication::baseline::visible::{
-    Visible, is_ours, recovery_point, stands_at, unavailable,
-};
+use crate::replication::baseline::interrupted::{Held, Recovery, existing_id, may_work};
+use crate::replication::baseline::visible::Visible;
 use crate::replication::change_probe;
 use crate::replication::descent::{Doubt, Here};
-use crate::replication::error::PassError;
+use crate::replication::error::ReplicationError;
 use crate::replication::fuse::Shrinkage;
 use crate::replication::mode::select;
 use crate::replication::mode::select::Chosen;
-use crate::replication::stream::{self, Follow, Gap, Unheard};
+use crate::replication::stream::{self, Follow, Gap};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
-use std::time::Instant;
 
 /// Number of missing artifacts below which the snapshot is taken; the rest is copied while the
 /// snapshot is open.
@@ -65,7 +62,7 @@ pub struct Report {
     pub artifacts: Round,
     pub packages: u64,
     /// Keys of artifacts that are unavailable, as recorded now.
-    pub unavailable: Vec<(String, String)>,
+    pub unavailable: Vec<(String, MissingReason)>,
     pub undone: usize,
     pub fence_reset: bool,
     pub chosen: Chosen,
@@ -75,9 +72,9 @@ pub struct Report {
 pub enum Outcome {
     Copied(Box<Copied>),
     /// No row was read: the primary has committed nothing since.
-    Unchanged(CopiedPoint),
+    Unchanged(RecoveryPoint),
     /// The stream brought everything that the primary had committed when it was asked.
-    Followed(CopiedPoint),
+    Followed(RecoveryPoint),
 }
 
 /// Brings the spare to the primary's present state, once.
@@ -85,7 +82,7 @@ pub async fn sync(
     config: &Config,
     options: Options,
     progress: &Progress,
-) -> Result<Report, PassError> {
+) -> Result<Report, ReplicationError> {
     match Box::pin(sync_with_a_primary(config, options, progress)).await {
         Err(error) => Err(change_probe::told_of_standby(config, error).await),
         done => done,
@@ -96,7 +93,7 @@ async fn sync_with_a_primary(
     config: &Config,
     options: Options,
     progress: &Progress,
-) -> Result<Report, PassError> {
+) -> Result<Report, ReplicationError> {
     progress.begin(Phase::Checks, 0);
     let recorded = may_work(config).await?;
     let mut held = None;
@@ -117,7 +114,7 @@ async fn sync_with_a_primary(
     };
     let mut facts = checks::check(config, &ends, &cluster_id, options.fenced_by_us, &here).await?;
     if !recorded && facts.was_primary {
-        return Err(PassError::Refused {
+        return Err(ReplicationError::Refused {
             rule: ErrorCode::WasPrimary,
             text: "the peer was promoted over this very cluster: the changes that only this cluster has must be recorded before it is overwritten".into(),
             next_step: "let the service do it: load it here with role = \"spare\"".into(),
@@ -139,22 +136,21 @@ async fn sync_with_a_primary(
         facts.chosen = select::decide(config, &id, &ends.local, &ends.peer).await?;
     }
     let configured = || Throttle::new(config.replication.bandwidth_limit);
-    let courier = Courier {
-        peer: ends.peer_store,
-        local: ends.local_store,
-        budget: ByteBudget::new(config.replication.buffer),
-        throttle: options.throttle.clone().unwrap_or_else(configured),
-    };
+    let throttle = options.throttle.clone().unwrap_or_else(configured);
+    let carrier = Carrier::open(config, &throttle)?;
     // From here on no transaction of ours stays open on the primary longer than its one statement,
     // or its part of the copy.
     drop((ends.local, ends.peer));
-    switch::drop_database(state.session(), &incoming::incoming_name(config)).await?;
+    state
+        .session()
+        .drop_database(&incoming::incoming_name(config))
+        .await?;
     let inventory = Inventory::new(state.session()).await?;
-    let work = Work {
+    let work = SyncContext {
         config,
         state: &state,
         lock,
-        courier: &courier,
+        carrier: &carrier,
         inventory: &inventory,
         progress,
     };
@@ -167,11 +163,13 @@ async fn sync_with_a_primary(
             .clone()
             .unwrap_or_else(|| Arc::from(std::env::temp_dir())),
     };
-    Box::pin(pass.run(options, !recorded)).await
+    let report = Box::pin(pass.run(options, !recorded)).await?;
+    state.artifacts_proved().await?;
+    Ok(report)
 }
 
 /// Records that the next copy may replace the data that an operator has given up.
-pub async fn approve(state: &State, id: &str, config: &Config) -> Result<(), PassError> {
+pub async fn approve(state: &StateDb, id: &str, config: &Config) -> Result<(), ReplicationError> {
     if state.cluster().await?.approved != id {
         state.approve_next_copy(id).await?;
         let text =
@@ -184,14 +182,14 @@ pub async fn approve(state: &State, id: &str, config: &Config) -> Result<(), Pas
 }
 
 struct Pass<'a> {
-    work: &'a Work<'a>,
+    work: &'a SyncContext<'a>,
     facts: &'a Facts,
-    mended: Mended,
+    mended: Recovery,
     spool: Arc<Path>,
 }
 
 impl Pass<'_> {
-    async fn run(&self, options: Options, first: bool) -> Result<Report, PassError> {
+    async fn run(&self, options: Options, first: bool) -> Result<Report, ReplicationError> {
         let (config, inventory) = (self.work.config, self.work.inventory);
         self.leave_no_slot().await;
         let visible = Visible::open(config, self.facts).await?;
@@ -207,14 +205,14 @@ impl Pass<'_> {
         {
             // The stream does not bring these again: artifacts that were lost here, and artifacts
             // that were unavailable.
-            inventory.load_present(&self.work.courier.local).await?;
+            inventory.load_present(self.work.carrier.local()).await?;
             if let Some(session) = visible.session_of_ours() {
                 inventory.load_visible(session).await?;
             }
             let round = self.mend(&visible).await?;
             return self.report(Outcome::Followed(point), round).await;
         }
-        inventory.load_present(&self.work.courier.local).await?;
+        inventory.load_present(self.work.carrier.local()).await?;
         if !options.baseline
             && let Some(point) = self.unchanged(&visible).await?
         {
@@ -265,7 +263,8 @@ impl Pass<'_> {
                 .ours
                 .iter()
                 .any(|ours| ours.contains(&slot) && ours.contains("slot"))
-            && let Err(error) = stream::drop_slot(&self.work.config.peer.datastore, &slot).await
+            && let Err(error) =
+                stream::drop_our_slot(&PeerCluster::of(self.work.config), &cluster.id, &slot).await
         {
             log::warn!("{error}; slot {slot} is left");
         }
@@ -273,10 +272,10 @@ impl Pass<'_> {
 
     /// Loads the rows that the primary has now. Reading holds a lock like any other read, so it
     /// gives way like any other.
-    async fn load_wanted(&self) -> Result<(), PassError> {
-        let peer = &self.work.config.peer.datastore;
-        guarded(peer, async {
-            let session = PeerSession::open(peer).await?;
+    async fn load_wanted(&self) -> Result<(), ReplicationError> {
+        let peer = PeerCluster::of(self.work.config);
+        with_lock_watchdog(peer.clone(), async {
+            let session = peer.builder().await?;
             self.work.inventory.load_wanted_from(&session).await?;
             Ok(())
         })
@@ -285,19 +284,19 @@ impl Pass<'_> {
 
     /// Refuses a first baseline over a cluster that has packages that its peer does not have: then
     /// the ends may be exchanged.
-    async fn ends_not_exchanged(&self) -> Result<(), PassError> {
+    async fn ends_not_exchanged(&self) -> Result<(), ReplicationError> {
         self.load_wanted().await?;
-        let lacking = self.work.inventory.vanishing().await?;
-        let Some(first) = lacking.first() else {
+        let missing = self.work.inventory.vanishing().await?;
+        let Some(first) = missing.first() else {
             return Ok(());
         };
         let exchanged = Doubt {
             rule: ErrorCode::EndsExchanged,
             text: format!(
                 "the local database holds {} packages that the peer does not have (for example {first}); this would be the first copy over it",
-                lacking.len(),
+                missing.len(),
             ),
-            case: format!("{} {} {}", self.facts.system_id, lacking.len(), first),
+            case: format!("{} {} {}", self.facts.system_id, missing.len(), first),
         };
         let id = exchanged.ask(self.work.config)?;
         approve(self.work.state, &id, self.work.config).await
@@ -305,20 +304,21 @@ impl Pass<'_> {
 
     /// Checks, before anything of the primary is written, that nothing there contradicts a common
     /// history.
-    async fn goes_on_from(&self, visible: &Visible) -> Result<Continuation, PassError> {
+    async fn goes_on_from(&self, visible: &Visible) -> Result<Continuation, ReplicationError> {
         let (work, config) = (self.work, self.work.config);
-        let (Some(session), Some(copied)) =
-            (visible.session_of_ours(), work.state.copied_point().await?)
-        else {
+        let (Some(session), Some(copied)) = (
+            visible.session_of_ours(),
+            work.state.recovery_point().await?,
+        ) else {
             return Ok(Continuation::default());
         };
-        let point = stands_at(config, copied).await?;
-        let found = recovery_point(session).await?;
+        let point = LocalCluster::of(config).point(copied).await?;
+        let found = SpareDb::of(session).lsn().await?;
         // The database of a returning old primary, or one that an operator has given up, is pinned.
         let given_up =
             self.facts.line.approved.is_some() || work.state.cluster().await?.coming_back;
         let of_this_server = point.system_id == self.facts.system_id;
-        if given_up || !of_this_server || !is_ours(&point, found.as_ref()) {
+        if given_up || !of_this_server || !point.is_of(found.as_ref()) {
             return Ok(Continuation::default());
         }
         match continuation::look(config, session, &point).await? {
@@ -332,36 +332,24 @@ impl Pass<'_> {
 
     /// Follows the stream. Some: the stream continued from the spare's position, and went up to the
     /// primary's present one.
-    async fn followed(&self, visible: &Visible) -> Result<Option<CopiedPoint>, PassError> {
+    async fn followed(&self, visible: &Visible) -> Result<Option<RecoveryPoint>, ReplicationError> {
         let (work, config) = (self.work, self.work.config);
-        let recorded = work.state.copied_point().await?;
+        let recorded = work.state.recovery_point().await?;
         let (Some(names), Some(recorded), Some(_)) = (
             self.facts.chosen.stream.clone(),
-            recorded.filter(|point| !point.slot.is_empty()),
+            recorded.filter(|point| point.is_followed()),
             visible.session_of_ours(),
         ) else {
             return Ok(None);
         };
         let clock = Clock::real();
-        let seen = stream::ask(config, &names.slot, &names.publication, &clock).await?;
+        let seen = stream::query(&PeerCluster::of(config), &names, &clock).await?;
         let follow = Follow {
-            config,
-            state: work.state,
-            lock: work.lock,
-            courier: work.courier,
-            names,
-            recorded,
-            database: &config.local.datastore.database,
-            incoming: false,
             until: Some(seen.wal),
-            told: Arc::new(Unheard),
-            spool: self.spool.clone(),
-            clock,
-            retried: Arc::new(Mutex::new(Instant::now())),
-            differed: stream::Differed::default(),
+            ..Follow::new(work.to_follow(&self.spool), names, recorded)
         };
         match stream::follow(&follow).await {
-            Ok(end) => Ok(Some(CopiedPoint {
+            Ok(end) => Ok(Some(RecoveryPoint {
                 lsn: end.point.lsn.to_string(),
                 commit_time: end.point.commit_time,
                 ..follow.recorded
@@ -381,22 +369,25 @@ impl Pass<'_> {
 
     /// Returns the point if nothing has changed: the primary has committed nothing since the
     /// recovery point, and the visible database is the recorded one.
-    async fn unchanged(&self, visible: &Visible) -> Result<Option<CopiedPoint>, PassError> {
+    async fn unchanged(
+        &self,
+        visible: &Visible,
+    ) -> Result<Option<RecoveryPoint>, ReplicationError> {
         let (Some(point), Some(session)) = (
-            self.work.state.copied_point().await?,
+            self.work.state.recovery_point().await?,
             visible.session_of_ours(),
         ) else {
             return Ok(None);
         };
         // Its stream has just reported that it cannot continue: only a copy makes one that can.
-        if !point.slot.is_empty() {
+        if point.is_followed() {
             return Ok(None);
         }
-        if recovery_point(session).await?.as_ref() != Some(&point.lsn) {
+        if SpareDb::of(session).lsn().await?.as_ref() != Some(&point.lsn) {
             return Ok(None);
         }
-        let peer = PeerSession::open(&self.work.config.peer.datastore).await?;
-        let changed = change_probe::look_at(&peer, Some(&point), &Clock::real())
+        let peer = PeerCluster::of(self.work.config).builder().await?;
+        let changed = change_probe::probe_at(&peer, Some(&point), &Clock::real())
             .await?
             .changed;
         Ok(changed.is_none().then_some(point))
@@ -404,7 +395,7 @@ impl Pass<'_> {
 
     /// Repairs artifacts where nothing is new: artifacts that vanished here, and artifacts that
     /// were unavailable.
-    async fn mend(&self, visible: &Visible) -> Result<Round, PassError> {
+    async fn mend(&self, visible: &Visible) -> Result<Round, ReplicationError> {
         let Some(session) = visible.session_of_ours() else {
             return Ok(Round::default());
         };
@@ -422,13 +413,8 @@ impl Pass<'_> {
             .unavailable()
             .map(|(item, _)| item.key.as_str())
             .collect();
-        let sql = "DELETE FROM warm_spare.unavailable WHERE reason <> $2 AND key <> ALL ($1)";
-        session
-            .execute(
-                "forgetting artifacts that are available now",
-                sql,
-                &[&still, &UNSOUND],
-            )
+        SpareDb::of(session)
+            .keep_unavailable(&still, MissingReason::Unsound)
             .await?;
         record_unavailable(session, &round).await?;
         Ok(round)
@@ -436,7 +422,7 @@ impl Pass<'_> {
 
     /// Copies artifacts before the snapshot, until few are missing: a first copy of terabytes must
     /// not hold a snapshot for days.
-    async fn artifacts_first(&self) -> Result<Round, PassError> {
+    async fn artifacts_first(&self) -> Result<Round, ReplicationError> {
         let (work, mut all) = (self.work, Round::default());
         for number in 0..MAX_ROUNDS {
             self.load_wanted().await?;
@@ -450,9 +436,7 @@ impl Pass<'_> {
                 break;
             }
             let step = work.progress.begin(Phase::Artifacts, todo);
-            let copies = work.config.replication.copies;
-            let round =
-                round::round(work.inventory, work.state, work.courier, copies, &step).await?;
+            let round = work.round(&step, &settled).await?;
             work.believe_refusals(&round).await?;
             if number == 0 && !round.missing.is_empty() {
                 work.confirm_bucket(&round).await?;
@@ -462,16 +446,13 @@ impl Pass<'_> {
         Ok(all)
     }
 
-    async fn report(&self, outcome: Outcome, artifacts: Round) -> Result<Report, PassError> {
-        let local = &self.work.config.local.datastore;
-        let session = LocalSession::open(local, &local.database).await?;
-        let counted = "SELECT count(*) FROM public.origin_packages";
-        let counted = session.query_one("counting packages", counted, &[]).await?;
+    async fn report(&self, outcome: Outcome, artifacts: Round) -> Result<Report, ReplicationError> {
+        let session = LocalCluster::of(self.work.config).builder().await?;
         Ok(Report {
             outcome,
             artifacts,
-            packages: counted.get::<_, i64>(0).unsigned_abs(),
-            unavailable: unavailable(&session).await?,
+            packages: BuilderDb::of(&session).count_packages().await?,
+            unavailable: SpareDb::of(&session).unavailable_reasons().await?,
             undone: self.mended.undone,
             fence_reset: self.mended.fence_reset,
             chosen: self.facts.chosen.clone(),
@@ -479,7 +460,7 @@ impl Pass<'_> {
     }
 }
 
-impl From<InventoryError> for PassError {
+impl From<InventoryError> for ReplicationError {
     fn from(error: InventoryError) -> Self {
         match error {
             InventoryError::Datastore(e) => e.into(),

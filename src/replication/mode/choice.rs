@@ -34,20 +34,20 @@ const PREPARE: &str = "run `warm-spare prepare`";
 
 /// Chooses the mode. `may_apply`: our user on the spare may set `session_replication_role`.
 pub fn choose(mode: Mode, prepared: &Prepared, wanted: Wanted, may_apply: bool) -> Choice {
-    let lack = lack(prepared, wanted, may_apply);
-    match (mode, lack) {
+    let unmet = unmet(prepared, wanted, may_apply);
+    match (mode, unmet) {
         (Mode::Snapshot, _) => Choice::Snapshot(because(
             "replication.mode is snapshot",
             "set replication.mode = \"auto\"",
         )),
         (_, None) => Choice::Stream,
-        (Mode::Auto, Some(lack)) => Choice::Snapshot(lack),
-        (Mode::Stream, Some(lack)) => Choice::NotPrepared(lack),
+        (Mode::Auto, Some(unmet)) => Choice::Snapshot(unmet),
+        (Mode::Stream, Some(unmet)) => Choice::NotPrepared(unmet),
     }
 }
 
 /// Returns the first reason against the stream. Reasons that take the longest to remove come first.
-fn lack(prepared: &Prepared, wanted: Wanted, may_apply: bool) -> Option<Because> {
+fn unmet(prepared: &Prepared, wanted: Wanted, may_apply: bool) -> Option<Because> {
     if prepared.major < OLDEST_STREAM {
         return Some(because(
             format!(

@@ -2,16 +2,16 @@
 //! the replaced databases and the fence stay.
 
 use crate::cluster::{
-    LocalSession, LocalStore, STATE_DATABASE, State, is_fenced, quote_ident, quote_literal,
+    DROP_SCHEMA, LocalCluster, LocalStore, STATE_DATABASE, SpareDb, StateDb, WriteSession,
+    drop_statement, is_fenced, lift_statement, quote_ident, quote_literal, wake_triggers_as_in,
 };
 use crate::config::Config;
 use crate::domain::{ErrorCode, Role, TransitionKind};
+use crate::replication::artifact::place::has_unproved_place;
 use crate::replication::baseline::checks::has_database;
 use crate::replication::baseline::incoming::incoming_name;
-use crate::replication::baseline::recovery::mend;
-use crate::replication::baseline::silenced::{wake_as_in, waking};
-use crate::replication::baseline::switch::drop_database;
-use crate::replication::error::PassError;
+use crate::replication::baseline::interrupted::mend;
+use crate::replication::error::ReplicationError;
 
 const OBJECT_PREFIX: &str = ".warm-spare/";
 
@@ -41,12 +41,12 @@ pub async fn remove_traces(
     config: &Config,
     only_ask: bool,
     force: bool,
-) -> Result<Traces, PassError> {
-    let local = LocalSession::open_for_maintenance(&config.local.datastore).await?;
-    let store = LocalStore::open(&config.local.s3)?;
-    let state = State::open_existing(&config.local.datastore).await?;
+) -> Result<Traces, ReplicationError> {
+    let local = LocalCluster::of(config).maintenance().await?;
+    let store = LocalCluster::of(config).own_store()?;
+    let state = LocalCluster::of(config).existing_state().await?;
     if only_ask {
-        return find(config, &local, &store, state.as_ref()).await;
+        return find(config, &local, store.as_ref(), state.as_ref()).await;
     }
     if let Some(state) = &state {
         let lock = state.lock().await?;
@@ -59,28 +59,30 @@ pub async fn remove_traces(
             log::warn!("local: lost by release --local --force: {what}");
         }
         // This comes before the old bytes of an unfinished replacement are deleted.
+        has_unproved_place(config, state, lock).await?;
         mend(config, lock).await?;
     }
-    let found = find(config, &local, &store, state.as_ref()).await?;
-    for key in &found.objects {
-        store.delete(key).await?;
+    let found = find(config, &local, store.as_ref(), state.as_ref()).await?;
+    if let Some(store) = &store {
+        for key in &found.objects {
+            store.delete(key).await?;
+        }
     }
     if found.schema {
         let visible = &config.local.datastore.database;
-        let inside = LocalSession::open(&config.local.datastore, visible).await?;
-        wake_as_in(&inside, &inside).await?;
-        let sql = "DROP SCHEMA IF EXISTS warm_spare CASCADE";
-        inside.batch("dropping schema warm_spare", sql).await?;
+        let inside = LocalCluster::of(config).database(visible).await?;
+        wake_triggers_as_in(&inside, &inside).await?;
+        SpareDb::of(&inside).drop_schema().await?;
     }
-    drop_database(&local, &incoming_name(config)).await?;
+    local.drop_database(&incoming_name(config)).await?;
     // The lock is held until the end; a process that comes now finds nothing.
     drop(state);
-    drop_database(&local, STATE_DATABASE).await?;
+    local.drop_database(STATE_DATABASE).await?;
     Ok(found)
 }
 
 /// Returns the facts that are kept only here, and would be missed.
-async fn what_would_be_lost(state: &State) -> Result<Vec<String>, PassError> {
+async fn what_would_be_lost(state: &StateDb) -> Result<Vec<String>, ReplicationError> {
     let mut lost = Vec::new();
     let cluster = state.cluster().await?;
     let promotion = state.promotion().await?;
@@ -101,11 +103,7 @@ async fn what_would_be_lost(state: &State) -> Result<Vec<String>, PassError> {
             ),
         });
     }
-    let sql = "SELECT (SELECT count(*) FROM diverged_row), \
-                 (SELECT count(*) FROM diverged_package WHERE class IN ('only_here', 'other_bytes'))";
-    let doing = "reading the divergence";
-    let row = state.session().query_one(doing, sql, &[]).await?;
-    let (rows, packages): (i64, i64) = (row.get(0), row.get(1));
+    let (rows, packages) = state.diverged_count().await?;
     if rows > 0 {
         lost.push(format!(
             "the list of changes that this cluster had as a primary and its successor does not have ({rows} rows, {packages} packages whose files are only here: `warm-spare divergence --fetch`)"
@@ -114,8 +112,8 @@ async fn what_would_be_lost(state: &State) -> Result<Vec<String>, PassError> {
     Ok(lost)
 }
 
-fn needed_still(lost: &[String]) -> PassError {
-    PassError::Refused {
+fn needed_still(lost: &[String]) -> ReplicationError {
+    ReplicationError::Refused {
         rule: ErrorCode::StateIsNeeded,
         text: format!(
             "the state to be removed is still needed: {}",
@@ -128,22 +126,14 @@ fn needed_still(lost: &[String]) -> PassError {
 }
 
 /// Fails if another session waits for the lock, because it would make everything again.
-async fn nobody_else(local: &LocalSession, state: &State) -> Result<(), PassError> {
-    let doing = "looking for other sessions";
-    let own = state
-        .session()
-        .query_one(doing, "SELECT pg_backend_pid()", &[])
-        .await?;
-    let own: i32 = own.get(0);
-    let sql = "SELECT pid FROM pg_stat_activity WHERE datname = $1 AND pid <> $2 LIMIT 1";
-    let others = local.query(doing, sql, &[&STATE_DATABASE, &own]).await?;
-    match others.first() {
+async fn nobody_else(local: &WriteSession, state: &StateDb) -> Result<(), ReplicationError> {
+    match state.other_session(local).await? {
         None => Ok(()),
-        Some(row) => Err(PassError::Refused {
+        Some(process) => Err(ReplicationError::Refused {
             rule: ErrorCode::StandbyWaits,
             text: format!(
                 "another session is in the local database {STATE_DATABASE} (server process {}): a warm-spare that waits for its turn, or a person",
-                row.get::<_, i32>(0)
+                process
             ),
             next_step:
                 "stop every warm-spare on this cluster, leave that database, and run it again"
@@ -154,10 +144,10 @@ async fn nobody_else(local: &LocalSession, state: &State) -> Result<(), PassErro
 
 async fn find(
     config: &Config,
-    local: &LocalSession,
-    store: &LocalStore,
-    state: Option<&State>,
-) -> Result<Traces, PassError> {
+    local: &WriteSession,
+    store: Option<&LocalStore>,
+    state: Option<&StateDb>,
+) -> Result<Traces, ReplicationError> {
     let visible = &config.local.datastore.database;
     let mut found = Traces::default();
     if let Some(state) = state {
@@ -170,32 +160,27 @@ async fn find(
         }
     }
     if has_database(local, visible).await? {
-        let inside = LocalSession::open(&config.local.datastore, visible).await?;
-        let sql = "SELECT to_regnamespace('warm_spare') IS NOT NULL";
-        let row = inside
-            .query_one("looking for schema warm_spare", sql, &[])
-            .await?;
-        found.schema = row.get(0);
-        found.silenced = waking(&inside).await?;
+        let inside = LocalCluster::of(config).database(visible).await?;
+        found.schema = SpareDb::of(&inside).has_schema().await?;
+        found.silenced = SpareDb::of(&inside).waking().await?;
         found.fenced = is_fenced(local, visible).await?;
     }
-    store
-        .reading()
-        .list(OBJECT_PREFIX, async |page| {
-            found.objects.extend(page.into_iter().map(|o| o.key));
-            Ok(())
-        })
-        .await?;
+    if let Some(store) = store {
+        store
+            .reading()
+            .list(OBJECT_PREFIX, async |page| {
+                found.objects.extend(page.into_iter().map(|o| o.key));
+                Ok(())
+            })
+            .await?;
+    }
     Ok(found)
 }
 
 /// Returns the statement that lifts the fence by hand. The decision is the operator's, because the
 /// fence protects Builder's data.
 pub fn lift_the_fence(config: &Config) -> String {
-    format!(
-        "ALTER DATABASE {} RESET default_transaction_read_only",
-        quote_ident(&config.local.datastore.database)
-    )
+    lift_statement(&config.local.datastore.database)
 }
 
 /// Returns a script for psql on the local server, connected to database `postgres`; objects are
@@ -206,11 +191,11 @@ pub fn script(config: &Config, found: &Traces) -> String {
         let visible = &config.local.datastore.database;
         lines.push(format!("\\connect {}", quote_ident(visible)));
         lines.extend(found.silenced.iter().map(|wake| format!("{wake};")));
-        lines.push("DROP SCHEMA IF EXISTS warm_spare CASCADE;".into());
+        lines.push(format!("{DROP_SCHEMA};"));
         lines.push("\\connect postgres".into());
     }
     for name in &found.databases {
-        lines.push(format!("DROP DATABASE IF EXISTS {};", quote_ident(name)));
+        lines.push(format!("{};", drop_statement(name)));
     }
     if !found.objects.is_empty() {
         lines.push(format!(

@@ -4,5 +4,4 @@
 pub(super) mod choice;
 pub(super) mod local_cleanup;
 pub(super) mod prepare;
-pub(super) mod rights;
 pub(super) mod select;

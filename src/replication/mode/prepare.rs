@@ -3,15 +3,15 @@
 
 use super::choice::{Choice, choose};
 use crate::cluster::preparation::{
-    Names, Plan, Preparation, PreparationError, Prepared, Step, Wanted, inspect, is_cluster_id,
-    plan_to_prepare, plan_to_release,
+    Names, Plan, PreparationError, Prepared, Step, Wanted, inspect, is_cluster_id, plan_to_prepare,
+    plan_to_release,
 };
-use crate::cluster::{LocalSession, PeerSession, State, peers_record};
+use crate::cluster::{LocalCluster, PeerCluster, ReadSession, StateDb, WriteSession, may_apply};
 use crate::config::{Config, WantedRole};
 use crate::domain::{ErrorCode, EventKind, PromotionKind, Role};
 use crate::replication::baseline::checks;
-use crate::replication::baseline::recovery::may_work;
-use crate::replication::error::PassError;
+use crate::replication::baseline::interrupted::may_work;
+use crate::replication::error::ReplicationError;
 use std::time::Duration;
 
 /// Maximum time to wait for locks on Builder's tables.
@@ -45,7 +45,7 @@ pub async fn prepare(
     only_ask: bool,
     bound_others: bool,
     mut done: impl FnMut(&Step),
-) -> Result<Prepare, PassError> {
+) -> Result<Prepare, ReplicationError> {
     // A declared role is enough: an old primary has the new one prepared before it comes back.
     if config.role != WantedRole::Spare {
         may_work(config).await?;
@@ -54,7 +54,7 @@ pub async fn prepare(
     checks::is_builder(&peer).await?;
     checks::is_primary(&peer, false).await?;
     let may_apply = may_apply(&local).await?;
-    let state = State::open(&config.local.datastore).await?;
+    let state = LocalCluster::of(config).state().await?;
     let names = Names::of(&state.cluster().await?.id, &config.replication);
     let wanted = Wanted::of(&config.replication);
     let mut prepared = inspect(&peer, &names).await?;
@@ -65,7 +65,7 @@ pub async fn prepare(
     if !only_ask {
         refuse_obstacles(&plan)?;
         if !plan.steps.is_empty() {
-            let writing = Preparation::open(&config.peer.datastore).await?;
+            let writing = PeerCluster::of(config).preparation().await?;
             writing.carry_out(&plan.steps, PATIENCE, &mut done).await?;
             prepared = writing.inspect(&names).await?;
             plan.notes = plan_to_prepare(&prepared, wanted).notes;
@@ -89,8 +89,8 @@ pub async fn release(
     cluster: Option<&str>,
     only_ask: bool,
     mut done: impl FnMut(&Step),
-) -> Result<Release, PassError> {
-    let state = State::open_existing(&config.local.datastore).await?;
+) -> Result<Release, ReplicationError> {
+    let state = LocalCluster::of(config).existing_state().await?;
     let own = match &state {
         Some(state) => Some(state.cluster().await?.id),
         None => None,
@@ -115,7 +115,7 @@ pub async fn release(
     if let Some(state) = state.as_ref().filter(|_| cluster.is_none()) {
         keep_the_list(config, state).await?;
     }
-    let writing = Preparation::open(&config.peer.datastore).await?;
+    let writing = PeerCluster::of(config).preparation().await?;
     let mut next = plan.steps.clone();
     for _ in 0..MAX_ROUNDS {
         writing.carry_out(&next, PATIENCE, &mut done).await?;
@@ -140,17 +140,17 @@ pub async fn release(
 
 /// Fails after a failover, while the old primary has not come back: our slot there is the list of
 /// lost changes.
-async fn keep_the_list(config: &Config, state: &State) -> Result<(), PassError> {
+async fn keep_the_list(config: &Config, state: &StateDb) -> Result<(), ReplicationError> {
     let primary = state.cluster().await?.role == Some(Role::Primary);
     let promotion = state.promotion().await?;
     if !primary || promotion.is_none_or(|promotion| promotion.kind != PromotionKind::Failover) {
         return Ok(());
     }
-    let record = peers_record(&config.peer.datastore).await?;
+    let record = PeerCluster::of(config).record().await?;
     if record.is_some_and(|record| record.role == Some(Role::Spare)) {
         return Ok(());
     }
-    Err(PassError::Refused {
+    Err(ReplicationError::Refused {
         rule: ErrorCode::ListOfLosses,
         text: "this cluster was promoted by a failover, and our slot on the old primary is the list of lost changes".into(),
         next_step: "let the old primary come back first (docs/failback.md); if nobody wants the list, drop the slot there by hand".into(),
@@ -158,14 +158,18 @@ async fn keep_the_list(config: &Config, state: &State) -> Result<(), PassError> 
 }
 
 /// Returns our names, by the id on record; or another cluster's.
-fn whose(config: &Config, own: Option<&str>, cluster: Option<&str>) -> Result<Names, PassError> {
+fn whose(
+    config: &Config,
+    own: Option<&str>,
+    cluster: Option<&str>,
+) -> Result<Names, ReplicationError> {
     match (own, cluster) {
         (Some(own), Some(cluster)) if own != cluster && is_cluster_id(cluster) => {
             Ok(Names::of_cluster(cluster))
         }
         (None, Some(cluster)) if is_cluster_id(cluster) => Ok(Names::of_cluster(cluster)),
         (Some(own), _) => Ok(Names::of(own, &config.replication)),
-        (None, _) => Err(PassError::Unfit {
+        (None, _) => Err(ReplicationError::Precondition {
             check: ErrorCode::NoClusterId,
             text:
                 "this cluster has no id on record, so nothing on the peer can have it in its name"
@@ -178,31 +182,19 @@ fn whose(config: &Config, own: Option<&str>, cluster: Option<&str>) -> Result<Na
 }
 
 /// Opens sessions on both sides, and checks that they are two servers.
-async fn two_servers(config: &Config) -> Result<(LocalSession, PeerSession), PassError> {
-    let local = LocalSession::open_for_maintenance(&config.local.datastore).await?;
-    let peer = PeerSession::open(&config.peer.datastore).await?;
+async fn two_servers(config: &Config) -> Result<(WriteSession, ReadSession), ReplicationError> {
+    let local = LocalCluster::of(config).maintenance().await?;
+    let peer = PeerCluster::of(config).builder().await?;
     checks::two_servers(config, &local, &peer).await?;
     Ok((local, peer))
 }
 
-/// Returns whether rows can be applied on the spare without its own triggers and cascades.
-async fn may_apply(local: &LocalSession) -> Result<bool, PassError> {
-    let doing = "reading our privileges";
-    let sql = "SELECT rolsuper, current_setting('server_version_num')::int4 >= 150000 FROM pg_roles WHERE rolname = current_user";
-    let row = local.row(doing, sql, &[]).await?;
-    if row.get(0)? || !row.get::<bool>(1)? {
-        return Ok(row.get(0)?);
-    }
-    let sql = "SELECT has_parameter_privilege('session_replication_role', 'SET')";
-    Ok(local.row(doing, sql, &[]).await?.get(0)?)
-}
-
-fn refuse_obstacles(plan: &Plan) -> Result<(), PassError> {
+fn refuse_obstacles(plan: &Plan) -> Result<(), ReplicationError> {
     let Some(first) = plan.obstacles.first() else {
         return Ok(());
     };
     let texts: Vec<&str> = plan.obstacles.iter().map(|o| o.text.as_str()).collect();
-    Err(PassError::Unfit {
+    Err(ReplicationError::Precondition {
         check: first.check,
         text: texts.join("; "),
         next_step: first.next_step.clone(),
@@ -214,17 +206,17 @@ fn in_words(steps: &[Step]) -> String {
     what.join(", ")
 }
 
-impl From<PreparationError> for PassError {
+impl From<PreparationError> for ReplicationError {
     fn from(error: PreparationError) -> Self {
         let text = error.to_string();
         match error {
-            PreparationError::Datastore(error) => PassError::Datastore(error),
-            PreparationError::Busy { .. } => PassError::Unfit {
+            PreparationError::Datastore(error) => ReplicationError::Datastore(error),
+            PreparationError::Busy { .. } => ReplicationError::Precondition {
                 check: ErrorCode::TableBusy,
                 text,
                 next_step: "wait until the blocking session ends, or end it; then run it again: it continues where it stopped".into(),
             },
-            PreparationError::InUse { .. } => PassError::Unfit {
+            PreparationError::InUse { .. } => ReplicationError::Precondition {
                 check: ErrorCode::SlotInUse,
                 text,
                 next_step: "stop the service on the spare, or set replication.mode = \"snapshot\" there, then run it again".into(),

@@ -3,12 +3,12 @@
 
 use super::choice::{Because, Choice, choose};
 use crate::cluster::preparation::{
-    Names, Preparation, PreparationError, Prepared, Step, Wanted, extension, inspect,
+    Names, PreparationError, Prepared, Step, Wanted, extension, inspect,
 };
-use crate::cluster::{LocalSession, PeerSession};
-use crate::config::{Config, Datastore};
+use crate::cluster::{PeerCluster, ReadSession, WriteSession, may_apply};
+use crate::config::Config;
 use crate::domain::ErrorCode;
-use crate::replication::error::PassError;
+use crate::replication::error::ReplicationError;
 use std::time::Duration;
 
 /// Maximum time to wait for locks when tables are added to the publication, because clients work
@@ -33,9 +33,9 @@ pub struct Chosen {
 pub async fn decide(
     config: &Config,
     cluster_id: &str,
-    local: &LocalSession,
-    peer: &PeerSession,
-) -> Result<Chosen, PassError> {
+    local: &WriteSession,
+    peer: &ReadSession,
+) -> Result<Chosen, ReplicationError> {
     let replication = &config.replication;
     let names = Names::of(cluster_id, replication);
     let prepared = inspect(peer, &names).await?;
@@ -50,7 +50,7 @@ pub async fn decide(
         ),
         Choice::Snapshot(because) => (None, snapshot(because)),
         Choice::NotPrepared(because) => {
-            return Err(PassError::Unfit {
+            return Err(ReplicationError::Precondition {
                 check: ErrorCode::NotPrepared,
                 text: format!("replication.mode is stream: {}", because.reason),
                 next_step: because.change,
@@ -72,32 +72,18 @@ fn orphans(prepared: &Prepared) -> Vec<String> {
         .collect()
 }
 
-/// Returns whether our user may switch triggers and cascades off. They have done their work on the
-/// primary, and must not repeat it here.
-pub async fn may_apply(local: &LocalSession) -> Result<bool, PassError> {
-    let sql = "SELECT rolsuper, current_setting('server_version_num')::int4 >= 150000 \
-               FROM pg_roles WHERE rolname = current_user";
-    let doing = "asking whether we may apply changes";
-    let row = local.row(doing, sql, &[]).await?;
-    if row.get(0)? || !row.get::<bool>(1)? {
-        return Ok(row.get(0)?);
-    }
-    let sql = "SELECT has_parameter_privilege('session_replication_role', 'SET')";
-    Ok(local.row(doing, sql, &[]).await?.get(0)?)
-}
-
 /// Adds new tables to the publication: an operator prepared this primary, and a table that is not
 /// published would be lost.
-pub(crate) async fn extend(peer: &Datastore, steps: &[Step]) -> Result<(), PassError> {
+pub(crate) async fn extend(peer: &PeerCluster<'_>, steps: &[Step]) -> Result<(), ReplicationError> {
     if steps.is_empty() {
         return Ok(());
     }
-    let hand = Preparation::open(peer).await?;
+    let hand = peer.preparation().await?;
     let told = |step: &Step| log::info!("peer: {}: {}", step.what, step.reason);
     match hand.carry_out(steps, LOCK_TIMEOUT, told).await {
         Ok(()) => Ok(()),
         Err(PreparationError::Datastore(error)) => Err(error.into()),
-        Err(busy) => Err(PassError::Busy {
+        Err(busy) => Err(ReplicationError::Busy {
             what: "the publication could not be extended".into(),
             seconds: LOCK_TIMEOUT.as_secs(),
             waits_for: busy.to_string(),

@@ -1,21 +1,21 @@
 //! Applies the primary's transactions in the order of their commits. One transaction of the spare
 //! holds one or several of the primary's, and the recovery point.
 
-use super::changes::{Change, Changes, Named};
-use super::effects::{Settling, Verdict};
+use super::changes::{Change, Changes};
+use super::effects::{TransactionEffects, Verdict};
 use super::error::Gap;
-use super::gate::{Gate, Outcome, WantId, key_of};
-use super::lookahead::{Ahead, Info, key, named};
+use super::gate::{Admission, Gate, Ticket, Waiters, key_of};
+use super::lookahead::{Ahead, TxSummary, key, named};
 use super::pgoutput::{Begin, Commit, Message, decode};
 use super::spool::{Frame, Receiver};
-use super::{Applied, Told};
-use crate::cluster::CopiedPoint;
+use super::{Applied, StreamObserver};
+use crate::cluster::{ApplyPosition, RecoveryPoint, SpareDb};
 use crate::domain::Lsn;
 use crate::killpoint;
+use crate::package::PackageRow;
 use crate::replication::artifact::round::Swap;
 use crate::replication::descent::Doubt;
-use chrono::{DateTime, Utc};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::watch;
 
 mod position;
@@ -28,24 +28,18 @@ const MAX_BYTES: usize = 8 << 20;
 /// `LINGER` for more transactions before it commits.
 const CATCH_UP_TRANSACTIONS: u64 = 20;
 const LINGER: Duration = Duration::from_millis(3);
-/// The lock blocks nobody. `end_former_writers` finds our session by it if our process hangs.
-const BEGIN: &str = "BEGIN; LOCK TABLE warm_spare.recovery_point IN ROW SHARE MODE";
-/// Maximum number of outstanding artifact requests for rows that the look-ahead did not scan.
-const MAX_LATE_REQUESTS: usize = 512;
-/// Interval between reports of the number of waiting transactions, while the gate waits.
-const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
 pub(super) struct Applier<'a> {
     pub changes: Changes,
     pub gate: Gate,
     pub ahead: Ahead,
     pub spool: Receiver,
-    pub settling: Settling<'a>,
-    pub told: &'a dyn Told,
+    pub settling: TransactionEffects<'a>,
+    pub observer: &'a dyn StreamObserver,
     /// The copy from which following goes on.
-    pub recorded: &'a CopiedPoint,
+    pub recorded: &'a RecoveryPoint,
     /// The recovery point as it is stored.
-    pub point: Point,
+    pub point: ApplyPosition,
     /// The position before which the primary may discard its log.
     pub durable: watch::Sender<Lsn>,
     /// Every transaction before this position was sent and is applied.
@@ -60,38 +54,25 @@ pub(super) struct Applier<'a> {
     pub proven: watch::Sender<bool>,
 }
 
-/// The position up to which the spare has applied the primary's transactions.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Point {
-    pub lsn: Lsn,
-    pub commit_time: DateTime<Utc>,
-    /// Position at which the commit record of the last applied transaction begins. The stream is
-    /// requested from this position: the same commit at the same position proves that the primary's
-    /// history is the one that the spare has followed. None: nothing was applied since the copy, or
-    /// since the point was moved over log without changes for the spare.
-    pub mark: Option<Lsn>,
-}
-
-impl Point {
-    /// Returns the position from which the stream is requested.
-    pub fn resume(&self) -> Lsn {
-        self.mark.unwrap_or(self.lsn)
-    }
-}
-
 /// The contents of the spare's open transaction.
-#[derive(Default)]
-struct Group {
+struct Group<'a> {
     transactions: u64,
     bytes: usize,
-    wants: Vec<WantId>,
-    /// Requests for rows that the look-ahead did not scan.
-    late: Vec<WantId>,
-    outcomes: Vec<Outcome>,
+    ticket: Ticket<'a>,
     last: Option<Commit>,
 }
 
-impl Applier<'_> {
+impl<'a> Applier<'a> {
+    fn new_group(&self) -> Group<'a> {
+        let (observer, ahead) = (self.observer, self.ahead.clone());
+        Group {
+            transactions: 0,
+            bytes: 0,
+            ticket: self.gate.ticket(Waiters { observer, ahead }),
+            last: None,
+        }
+    }
+
     /// Applies until every transaction before `until` is applied; without end while `until` is
     /// None. `advance` asks to move the recovery point over log without changes for the spare, so
     /// that the primary need not keep it.
@@ -99,8 +80,8 @@ impl Applier<'_> {
         &mut self,
         until: &mut watch::Receiver<Option<Lsn>>,
         advance: &mut watch::Receiver<Lsn>,
-    ) -> Result<Point, Gap> {
-        let mut group = Group::default();
+    ) -> Result<ApplyPosition, Gap> {
+        let mut group = self.new_group();
         loop {
             let open = group.transactions > 0;
             let ends = until
@@ -129,10 +110,10 @@ impl Applier<'_> {
                 },
             };
             match frame {
-                None => self.commit(std::mem::take(&mut group)).await?,
+                None => self.commit(&mut group).await?,
                 Some(Frame::Reached(lsn)) => {
                     if open {
-                        self.commit(std::mem::take(&mut group)).await?;
+                        self.commit(&mut group).await?;
                     }
                     if self.unproven.is_some() && lsn >= self.point.lsn {
                         return Err(self.another_history());
@@ -182,7 +163,7 @@ impl Applier<'_> {
             "the primary has no longer the transaction of {}, the last one that the spare has applied: it was set back to an older copy, and written to since",
             self.point.commit_time.format("%Y-%m-%d %H:%M:%S%.6f UTC")
         );
-        let stood = CopiedPoint {
+        let stood = RecoveryPoint {
             lsn: self.point.lsn.to_string(),
             ..self.recorded.clone()
         };
@@ -215,78 +196,44 @@ impl Applier<'_> {
         Ok(())
     }
 
-    async fn transaction(&mut self, begin: &Begin, group: &mut Group) -> Result<(), Gap> {
+    async fn transaction(&mut self, begin: &Begin, group: &mut Group<'a>) -> Result<(), Gap> {
         let info = self.ahead.known(begin.final_lsn).await;
         let mut looked_at = info.wants.len();
-        let alone = self.careful || info.removes || info.is_large() || info.cut;
-        if group.transactions > 0 && (alone || !self.passes(&info)) {
-            self.commit(std::mem::take(group)).await?;
+        let alone = self.careful || info.deletes_packages || info.is_large() || info.truncated;
+        if group.transactions > 0 && (alone || !self.gate.is_open_for(&info.wants)) {
+            self.commit(group).await?;
         }
         if info.complete {
             // This comes before a row is written: a transaction that waits for days must not be
             // open on the spare for days.
             self.ahead.take(begin.final_lsn);
-            self.wait(&info.wants).await?;
-            group.wants.extend(&info.wants);
+            group.ticket.admit(&info.wants).await?;
         } else {
             looked_at = 0;
         }
         if group.transactions == 0 {
-            self.changes
-                .session()
-                .batch("beginning to apply", BEGIN)
-                .await?;
+            SpareDb::of(self.changes.session()).begin_to_apply().await?;
         }
         let commit = self.rows(&info, looked_at, group).await?;
         if !info.complete
             && let Some(later) = self.ahead.take(begin.final_lsn)
         {
-            group.wants.extend(&later.wants);
+            group.ticket.add(&later.wants);
         }
         group.transactions += 1;
         group.last = Some(commit);
         if alone || group.transactions >= MAX_TRANSACTIONS || group.bytes >= MAX_BYTES {
-            self.commit(std::mem::take(group)).await?;
+            self.commit(group).await?;
         }
         Ok(())
-    }
-
-    /// Returns whether all artifacts of the transaction are here already.
-    fn passes(&self, info: &Info) -> bool {
-        let settled = self.gate.settled(&info.wants);
-        settled.is_some_and(|all| all.iter().all(|outcome| matches!(outcome, Outcome::Here)))
-    }
-
-    async fn wait(&self, wants: &[WantId]) -> Result<Vec<Outcome>, Gap> {
-        if wants.is_empty() {
-            return Ok(Vec::new());
-        }
-        let begun = Instant::now();
-        killpoint::reach("gate.waiting");
-        let told = self.told;
-        let waiting = self.gate.wait(wants, |trouble| told.trouble(trouble));
-        tokio::pin!(waiting);
-        let outcomes = loop {
-            if self.gate.settled(wants).is_none() {
-                // This transaction, which is removed from the list already, and the transactions
-                // behind it.
-                told.waiting(self.ahead.waiting() + 1);
-            }
-            tokio::select! {
-                outcomes = &mut waiting => break outcomes,
-                () = tokio::time::sleep(PROGRESS_INTERVAL) => {}
-            }
-        };
-        self.told.waited(begun.elapsed());
-        none_failed(outcomes)
     }
 
     /// Takes the rows of one transaction, up to its commit.
     async fn rows(
         &mut self,
-        info: &Info,
+        info: &TxSummary,
         looked_at: usize,
-        group: &mut Group,
+        group: &mut Group<'a>,
     ) -> Result<Commit, Gap> {
         let mut packages = 0;
         loop {
@@ -308,7 +255,7 @@ impl Applier<'_> {
                             false => self.ahead.looked_at(info.final_lsn),
                         });
                         if packages >= looked_at {
-                            self.want(insert.relation, &insert.new, group).await?;
+                            self.request(insert.relation, &insert.new, group).await?;
                         }
                         packages += 1;
                     }
@@ -342,51 +289,38 @@ impl Applier<'_> {
     }
 
     /// Requests the artifact of a package row that the look-ahead did not scan.
-    async fn want(
+    async fn request(
         &self,
         relation: u32,
         row: &[super::pgoutput::Value],
-        group: &mut Group,
+        group: &mut Group<'a>,
     ) -> Result<(), Gap> {
         let target = self.changes.target(relation)?;
         let Some(columns) = target.package else {
             return Ok(());
         };
         let named = named(row, columns);
-        let want = self.gate.want(&named, key(row, &target.keys), None);
-        group.late.push(want);
-        if group.late.len() >= MAX_LATE_REQUESTS {
-            let outcomes = self.wait(&group.late).await?;
-            // The gate remembers their keys until the commit.
-            self.gate.shrink(&group.late);
-            group.late.clear();
-            let lacking = outcomes.into_iter().filter(|o| !matches!(o, Outcome::Here));
-            group.outcomes.extend(lacking);
-        }
-        Ok(())
+        let row = key(row, &target.keys);
+        group.ticket.request(&named, row).await
     }
 
-    async fn commit(&mut self, mut group: Group) -> Result<(), Gap> {
+    /// Commits the group, and begins another one.
+    async fn commit(&mut self, group: &mut Group<'a>) -> Result<(), Gap> {
+        let mut group = std::mem::replace(group, self.new_group());
         let Some(last) = group.last.take() else {
             return Ok(());
         };
         killpoint::reach("apply.before_flush");
         self.changes.flush().await?;
         let effects = std::mem::take(&mut self.changes.effects);
-        group.wants.append(&mut group.late);
         for renamed in &effects.renamed {
-            group.wants.push(self.gate.want(renamed, Vec::new(), None));
+            group.ticket.add_row(renamed);
         }
-        let mut outcomes = match self.gate.settled(&group.wants) {
-            Some(outcomes) => none_failed(outcomes)?,
-            None => self.wait(&group.wants).await?,
-        };
-        outcomes.retain(|outcome| !matches!(outcome, Outcome::Here));
-        outcomes.append(&mut group.outcomes);
+        let outcomes = group.ticket.outcomes().await?;
         let swaps: Vec<Swap> = outcomes.iter().filter_map(swap_of).collect();
         let removed = self.gone(&effects).await?;
-        let here = match self.settling.lacks() {
-            true => self.gate.keys_here(&group.wants),
+        let here = match self.settling.has_unavailable() {
+            true => group.ticket.keys_here(),
             false => Vec::new(),
         };
         let verdict = Verdict {
@@ -403,45 +337,30 @@ impl Applier<'_> {
             self.settling.unswap(self.point.lsn).await?;
             return Err(error.into());
         }
-        let point = Point {
+        let point = ApplyPosition {
             lsn: last.end,
             commit_time: last.time,
-            mark: Some(last.lsn),
+            last_commit_lsn: Some(last.lsn),
         };
         self.store(point).await?;
         if !swaps.is_empty() {
             self.settling.swapped(&swaps).await?;
         }
-        self.gate.forget(&group.wants);
-        self.gate.forget_shrunk();
-        if self.ahead.is_empty() {
-            self.gate.forget_deletions();
-        }
+        group.ticket.commit();
         self.reach(last.end);
-        self.told.applied(Applied {
+        self.observer.applied(Applied {
             point,
             transactions: group.transactions,
             waiting: self.ahead.waiting(),
-            lacking: self.settling.take_changed(),
+            unavailable_changed: self.settling.take_changed(),
         });
         Ok(())
     }
 }
 
-/// Returns an error if it could not be found out for a row whether its artifact is here: no such
-/// row is admitted.
-fn none_failed(outcomes: Vec<Outcome>) -> Result<Vec<Outcome>, Gap> {
-    for outcome in &outcomes {
-        if let Outcome::Failed(error) = outcome {
-            return Err(Gap::Waited(error.clone()));
-        }
-    }
-    Ok(outcomes)
-}
-
-fn swap_of(outcome: &Outcome) -> Option<Swap> {
+fn swap_of(outcome: &Admission) -> Option<Swap> {
     match outcome {
-        Outcome::Staged(swap) => Some(swap.clone()),
+        Admission::Staged(swap) => Some(swap.clone()),
         _ => None,
     }
 }
@@ -453,6 +372,6 @@ impl From<super::pgoutput::DecodeError> for Gap {
 }
 
 /// Returns the keys of package rows, as `unavailable` and the stores have them.
-pub(super) fn keys(named: &[Named]) -> Vec<String> {
+pub(super) fn keys(named: &[PackageRow]) -> Vec<String> {
     named.iter().map(key_of).collect()
 }

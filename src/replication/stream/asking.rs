@@ -7,12 +7,12 @@
 
 use super::error::Gap;
 use super::follow::{Channels, Follow};
-use super::primary_status::Seen;
-use crate::cluster::{ComparedTable, Confirmation, LocalSession, Session};
+use crate::cluster::{
+    ComparedTable, Confirmation, LocalCluster, PrimaryStatus, Sequence, Session, WriteSession,
+};
 use crate::domain::Lsn;
-use crate::replication::baseline::sequences::{Sequence, set_as_holder};
-use crate::replication::baseline::tables;
-use crate::replication::error::PassError;
+
+use crate::replication::error::ReplicationError;
 use crate::replication::live_compare::{Compared, Ours, compare};
 use std::collections::{BTreeMap, VecDeque};
 use std::pin::Pin;
@@ -37,7 +37,7 @@ const REPAIR_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 
 /// The spare's rows, which the applier brings forward at the same time.
 struct Applied {
-    session: LocalSession,
+    session: WriteSession,
     reached: watch::Receiver<Lsn>,
 }
 
@@ -46,7 +46,7 @@ impl Ours for Applied {
         &self.session
     }
 
-    async fn come_past(&mut self, place: Lsn, at_most: Duration) -> Result<bool, PassError> {
+    async fn come_past(&mut self, place: Lsn, at_most: Duration) -> Result<bool, ReplicationError> {
         let reached = self.reached.wait_for(|reached| *reached >= place);
         match tokio::time::timeout(at_most, reached).await {
             Ok(Ok(_)) => Ok(true),
@@ -67,13 +67,46 @@ impl Ours for Applied {
     }
 }
 
+/// Tells once that the history is proven, whatever has woken the task that looks.
+struct ProofNews {
+    proven: watch::Receiver<bool>,
+    /// The result of the last look, and of the look before it.
+    looks: (bool, bool),
+}
+
+impl ProofNews {
+    fn of(proven: watch::Receiver<bool>) -> ProofNews {
+        ProofNews {
+            proven,
+            looks: (false, false),
+        }
+    }
+
+    fn look(&mut self) -> bool {
+        self.looks = (*self.proven.borrow_and_update(), self.looks.0);
+        self.looks.0
+    }
+
+    fn is_news(&self) -> bool {
+        self.looks == (true, false)
+    }
+
+    /// Waits for a change since the last look.
+    async fn changed(&mut self) {
+        if self.proven.changed().await.is_err() {
+            // The applier has ended, and ends this task with it.
+            std::future::pending().await
+        }
+    }
+}
+
 /// The reason for a comparison, and its result.
 struct Done {
     rewritten: bool,
     /// The tables, with the files that they had before they were read.
     tables: Vec<(String, i64)>,
     took: Duration,
-    found: Result<Compared, PassError>,
+    found: Result<Compared, ReplicationError>,
 }
 
 /// The comparisons; one runs at a time.
@@ -89,7 +122,7 @@ struct Comparing<'a> {
 
 impl<'a> Follow<'a> {
     /// Asks for as long as the stream goes on. Returns the reason why it must not go on.
-    pub(super) async fn keep_asking(&self, first: Seen, channels: Channels<'_>) -> Gap {
+    pub(super) async fn keep_asking(&self, first: PrimaryStatus, channels: Channels<'_>) -> Gap {
         match self.asking(first, channels).await {
             Ok(never) => match never {},
             Err(gap) => gap,
@@ -98,7 +131,7 @@ impl<'a> Follow<'a> {
 
     async fn asking(
         &self,
-        first: Seen,
+        first: PrimaryStatus,
         mut channels: Channels<'_>,
     ) -> Result<std::convert::Infallible, Gap> {
         let mut pending: VecDeque<(Lsn, Confirmation, String)> = VecDeque::new();
@@ -114,10 +147,15 @@ impl<'a> Follow<'a> {
         };
         let mut latest = first.clone();
         let mut next = Some(first);
+        let mut proof = ProofNews::of(channels.proven);
         let mut timer = tokio::time::interval(QUESTION);
         timer.tick().await;
         loop {
-            let proven = *channels.proven.borrow_and_update();
+            let proven = proof.look();
+            if proof.is_news() && next.is_none() {
+                // The last answer was not used before the proof.
+                next = Some(latest.clone());
+            }
             if let Some(seen) = next.take() {
                 self.is_of_the_stream(&seen, &started)?;
                 self.look(&seen, &mut sequences, proven).await?;
@@ -154,7 +192,7 @@ impl<'a> Follow<'a> {
                 if !self.incoming {
                     self.state.transactions(self.lock, &transactions).await?;
                 }
-                self.told.confirmed(confirmation);
+                self.observer.confirmed(confirmation);
             }
             if proven && !self.incoming {
                 comparing.begin(self, &latest, &channels.applied);
@@ -169,11 +207,7 @@ impl<'a> Follow<'a> {
                 changed = channels.applied.changed() => if changed.is_err() {
                     std::future::pending::<()>().await;
                 },
-                changed = channels.proven.changed(), if !proven => if changed.is_err() {
-                    std::future::pending::<()>().await;
-                } else {
-                    next = Some(latest.clone());
-                },
+                () = proof.changed(), if !proven => {}
                 done = comparing.done(), if comparing.under_way.is_some() => {
                     if self.judge(done, &mut comparing).await? {
                         // Positions that waited for this comparison may be confirmed now.
@@ -187,14 +221,14 @@ impl<'a> Follow<'a> {
 
     /// Checks that the answer is from the server of the stream. The question has its own
     /// connection, and an address may lead to another server in between.
-    pub(super) fn is_of_the_stream(&self, seen: &Seen, started: &str) -> Result<(), Gap> {
+    pub(super) fn is_of_the_stream(&self, seen: &PrimaryStatus, started: &str) -> Result<(), Gap> {
         let same = seen.server_started == started
             && seen.system_id == self.recorded.system_id
             && seen.timeline == self.recorded.timeline;
         if same {
             return Ok(());
         }
-        Err(Gap::Failed(PassError::NotMet {
+        Err(Gap::Failed(ReplicationError::NotMet {
             text: format!(
                 "the peer's address now leads to another server than the stream's, or that server was restarted: it is {} on timeline {}, started {}",
                 seen.system_id, seen.timeline, seen.server_started
@@ -204,19 +238,23 @@ impl<'a> Follow<'a> {
 
     async fn look(
         &self,
-        seen: &Seen,
+        seen: &PrimaryStatus,
         sequences: &mut Vec<Sequence>,
         proven: bool,
     ) -> Result<(), Gap> {
         self.bounded(seen)?;
         if proven && *sequences != seen.sequences {
-            let local = LocalSession::open(&self.config.local.datastore, self.database)
+            let local = LocalCluster::of(self.config)
+                .database(self.database)
                 .await
-                .map_err(PassError::from)?;
+                .map_err(ReplicationError::from)?;
             // A process that was paused and lost the lock in the meantime finds it out here, before
             // it sets a sequence.
             self.state.still_ours(self.lock).await?;
-            set_as_holder(&local, &seen.sequences, self.lock.token).await?;
+            let token = self.lock.token;
+            local
+                .set_sequences_as_holder(&seen.sequences, token)
+                .await?;
             sequences.clone_from(&seen.sequences);
         }
         Ok(())
@@ -246,7 +284,7 @@ impl<'a> Follow<'a> {
         }
         self.state.record_compared(&done.tables).await?;
         comparing.known = self.state.compared().await?;
-        self.told.compared_tables(comparing.oldest());
+        self.observer.compared_tables(comparing.oldest());
         Ok(done.rewritten)
     }
 
@@ -268,15 +306,16 @@ impl<'a> Follow<'a> {
         wanted: Vec<(String, i64)>,
         reached: watch::Receiver<Lsn>,
         time: Option<Duration>,
-    ) -> (Vec<(String, i64)>, Result<Compared, PassError>) {
+    ) -> (Vec<(String, i64)>, Result<Compared, ReplicationError>) {
         let (begun, mut done, mut compared) = (Instant::now(), Vec::new(), Compared::default());
         let comparing = async {
-            let local = &self.config.local.datastore;
             let mut ours = Applied {
-                session: LocalSession::open(local, self.database).await?,
+                session: LocalCluster::of(self.config)
+                    .database(self.database)
+                    .await?,
                 reached,
             };
-            let tables = tables::tables(&ours.session).await?;
+            let tables = ours.session.tables().await?;
             for (name, file) in wanted {
                 let table = tables.iter().find(|table| table.full_name() == name);
                 if let Some(table) = table {
@@ -289,14 +328,14 @@ impl<'a> Follow<'a> {
             }
             Ok(())
         };
-        let ended: Result<(), PassError> = comparing.await;
+        let ended: Result<(), ReplicationError> = comparing.await;
         (done, ended.map(|()| compared))
     }
 }
 
 impl<'a> Comparing<'a> {
     /// Takes unknown tables as they are. They are unknown if an older program made the copy.
-    async fn adopt(&mut self, seen: &Seen, follow: &Follow<'_>) -> Result<(), Gap> {
+    async fn adopt(&mut self, seen: &PrimaryStatus, follow: &Follow<'_>) -> Result<(), Gap> {
         if follow.incoming {
             return Ok(());
         }
@@ -317,7 +356,7 @@ impl<'a> Comparing<'a> {
 
     /// Returns the tables that are stored in another file than when they were last known to be
     /// equal.
-    fn rewritten(&self, seen: &Seen) -> Vec<(String, i64)> {
+    fn rewritten(&self, seen: &PrimaryStatus) -> Vec<(String, i64)> {
         let moved = |(table, file): &(&String, &i64)| {
             let known = self.known.get(*table);
             known.is_some_and(|known| known.file != **file)
@@ -334,7 +373,7 @@ impl<'a> Comparing<'a> {
     fn begin<'b: 'a>(
         &mut self,
         follow: &'a Follow<'b>,
-        seen: &Seen,
+        seen: &PrimaryStatus,
         applied: &watch::Receiver<Lsn>,
     ) {
         let now = Instant::now();
@@ -391,5 +430,28 @@ impl<'a> Comparing<'a> {
                 .max(ROUND_INTERVAL * (100 - percent.min(100)) / 100),
         };
         self.due = Instant::now() + rest.max(MIN_REST);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_proof_is_news_once_whatever_has_woken_the_task() {
+        let (sender, receiver) = watch::channel(false);
+        let mut proof = ProofNews::of(receiver);
+        assert!(!proof.look() && !proof.is_news());
+        // Another branch of the task's wait ends first, and the task looks again.
+        sender.send_replace(true);
+        assert!(proof.look() && proof.is_news());
+        assert!(proof.look() && !proof.is_news());
+    }
+
+    #[test]
+    fn a_proof_from_before_the_first_look_is_news() {
+        let (_sender, receiver) = watch::channel(true);
+        let mut proof = ProofNews::of(receiver);
+        assert!(proof.look() && proof.is_news());
     }
 }

@@ -7,10 +7,9 @@ use super::error::Gap;
 use super::pgoutput::{Identity, Old, Relation, Truncate, Value};
 use super::runs::Run;
 use super::target::{Found, Target, Types};
-use crate::cluster::ToSql;
-use crate::cluster::{Applying, TextValue, TextValues};
-use crate::cluster::{RawRow, Statement};
-use crate::replication::error::PassError;
+use crate::cluster::{ApplySession, RawRow, Statement, TextValue, TextValues, ToSql};
+use crate::package::PackageRow;
+use crate::replication::error::ReplicationError;
 use bytes::Bytes;
 use futures_util::future::try_join_all;
 use std::collections::{BTreeMap, HashMap};
@@ -35,25 +34,17 @@ pub(super) enum Change {
     Delete(Old),
 }
 
-/// The three columns of a package row that identify its artifact.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Named {
-    pub ident: String,
-    pub target: String,
-    pub checksum: String,
-}
-
 /// Changes of package rows in the open transaction.
 #[derive(Debug, Default)]
 pub(super) struct Effects {
-    pub removed: Vec<Named>,
+    pub removed: Vec<PackageRow>,
     /// Rows that name other bytes, or another package, than before.
-    pub renamed: Vec<Named>,
+    pub renamed: Vec<PackageRow>,
     pub inserted: u64,
 }
 
 pub(super) struct Changes {
-    session: Applying,
+    session: ApplySession,
     types: Types,
     targets: HashMap<u32, Arc<Target>>,
     statements: HashMap<String, Statement>,
@@ -64,7 +55,7 @@ pub(super) struct Changes {
 }
 
 impl Changes {
-    pub(super) fn new(session: Applying) -> Self {
+    pub(super) fn new(session: ApplySession) -> Self {
         Changes {
             session,
             types: Types::new(),
@@ -77,7 +68,7 @@ impl Changes {
         }
     }
 
-    pub(super) fn session(&self) -> &Applying {
+    pub(super) fn session(&self) -> &ApplySession {
         &self.session
     }
 
@@ -213,7 +204,7 @@ pub(super) enum Values {
 }
 
 async fn send(
-    session: &Applying,
+    session: &ApplySession,
     target: &Target,
     statement: &Statement,
     call: &Call,
@@ -270,9 +261,9 @@ impl Effects {
 }
 
 /// Returns the package that a row names. NULL is read as an empty text, which no valid package has.
-pub(super) fn named(row: &RawRow, from: usize) -> Named {
+pub(super) fn named(row: &RawRow, from: usize) -> PackageRow {
     let text = |n| row.get::<_, Option<String>>(from + n).unwrap_or_default();
-    Named {
+    PackageRow {
         ident: text(0),
         target: text(1),
         checksum: text(2),
@@ -476,6 +467,6 @@ fn text(target: &Target, value: &Value) -> Result<TextValue, Gap> {
 
 impl From<crate::cluster::DatastoreError> for Gap {
     fn from(error: crate::cluster::DatastoreError) -> Self {
-        Gap::Failed(PassError::from(error))
+        Gap::Failed(ReplicationError::from(error))
     }
 }

@@ -2,27 +2,26 @@
 //! bytes that change under a key, and the fuse.
 
 use super::apply::keys;
-use super::changes::Named;
 use super::error::Gap;
-use super::gate::Outcome;
-use crate::cluster::{LocalSession, Lock, State};
+use super::gate::Admission;
+use crate::cluster::{BuilderDb, Lock, SpareDb, StateDb, Unavailable, WriteSession};
 use crate::config::Config;
 use crate::domain::Lsn;
-use crate::package::package_of_key;
-use crate::replication::artifact::courier::Courier;
+use crate::package::{PackageRow, package_of_key};
+use crate::replication::artifact::carrier::Carrier;
 use crate::replication::artifact::replacements;
 use crate::replication::artifact::round::Swap;
-use crate::replication::error::PassError;
+use crate::replication::error::ReplicationError;
 use crate::replication::fuse::{self, Shrinkage};
 use std::collections::HashSet;
 
-pub(super) struct Settling<'a> {
+pub(super) struct TransactionEffects<'a> {
     config: &'a Config,
-    state: &'a State,
+    state: &'a StateDb,
     lock: Lock,
-    courier: &'a Courier,
+    carrier: &'a Carrier,
     /// Keys recorded as unavailable, with the checksum of each.
-    lacking: HashSet<(String, String)>,
+    unavailable: HashSet<(String, String)>,
     /// Number of package rows; None: not counted yet. Counting takes longer the more rows there
     /// are.
     packages: Option<u64>,
@@ -39,10 +38,10 @@ pub(super) struct Settling<'a> {
 
 /// The parts of a transaction that are judged, and recorded in the same transaction as the rows.
 pub(super) struct Verdict<'a> {
-    pub removed: &'a [Named],
+    pub removed: &'a [PackageRow],
     /// Keys whose artifacts are here.
     pub here: &'a [String],
-    pub outcomes: &'a [Outcome],
+    pub outcomes: &'a [Admission],
     pub inserted: u64,
     /// Number of deleted package rows, even if their package was added again.
     pub deleted: u64,
@@ -51,21 +50,21 @@ pub(super) struct Verdict<'a> {
     pub several: bool,
 }
 
-impl<'a> Settling<'a> {
+impl<'a> TransactionEffects<'a> {
     pub(super) async fn open(
         config: &'a Config,
-        (state, lock): (&'a State, Lock),
-        courier: &'a Courier,
-        session: &LocalSession,
+        (state, lock): (&'a StateDb, Lock),
+        carrier: &'a Carrier,
+        session: &WriteSession,
         incoming: bool,
-    ) -> Result<Settling<'a>, PassError> {
-        let lacking = recorded_as_lacking(session).await?;
-        Ok(Settling {
+    ) -> Result<TransactionEffects<'a>, ReplicationError> {
+        let unavailable = SpareDb::of(session).unavailable_bytes().await?;
+        Ok(TransactionEffects {
             config,
             state,
             lock,
-            courier,
-            lacking,
+            carrier,
+            unavailable,
             packages: None,
             changed: false,
             incoming,
@@ -75,8 +74,8 @@ impl<'a> Settling<'a> {
     }
 
     /// Returns whether any artifact is recorded as unavailable.
-    pub(super) fn lacks(&self) -> bool {
-        !self.lacking.is_empty()
+    pub(super) fn has_unavailable(&self) -> bool {
+        !self.unavailable.is_empty()
     }
 
     pub(super) fn take_changed(&mut self) -> bool {
@@ -86,24 +85,26 @@ impl<'a> Settling<'a> {
     /// Asks the fuse about the open transaction, and records its effects in it.
     pub(super) async fn judge(
         &mut self,
-        session: &LocalSession,
+        session: &WriteSession,
         verdict: Verdict<'_>,
     ) -> Result<(), Gap> {
-        let lacks = |outcome: &Outcome| matches!(outcome, Outcome::Lacking { .. });
-        if self.lacks() && verdict.outcomes.iter().any(lacks) {
+        let is_unavailable = |outcome: &Admission| matches!(outcome, Admission::Unavailable { .. });
+        if self.has_unavailable() && verdict.outcomes.iter().any(is_unavailable) {
             // An artifact that was copied in the meantime may have become unavailable again.
-            self.lacking = recorded_as_lacking(session).await?;
+            self.unavailable = SpareDb::of(session).unavailable_bytes().await?;
         }
         let newly: Vec<String> = verdict
             .outcomes
             .iter()
             .filter_map(|outcome| match outcome {
-                Outcome::Lacking {
+                Admission::Unavailable {
                     key,
                     checksum,
                     quiet: false,
                     ..
-                } if !self.lacking.contains(&(key.clone(), checksum.clone())) => Some(key.clone()),
+                } if !self.unavailable.contains(&(key.clone(), checksum.clone())) => {
+                    Some(key.clone())
+                }
                 _ => None,
             })
             .collect();
@@ -124,7 +125,7 @@ impl<'a> Settling<'a> {
             };
             self.ask_the_fuse(session, change, &verdict).await?;
         }
-        self.note_lacking(session, &verdict).await?;
+        self.note_unavailable(session, &verdict).await?;
         let after = |before: u64| (before + verdict.inserted).saturating_sub(verdict.deleted);
         self.packages = self.packages.map(after);
         Ok(())
@@ -134,21 +135,19 @@ impl<'a> Settling<'a> {
     /// counted within it, because all its rows are written by then.
     async fn packages_before(
         &self,
-        session: &LocalSession,
+        session: &WriteSession,
         verdict: &Verdict<'_>,
-    ) -> Result<u64, PassError> {
+    ) -> Result<u64, ReplicationError> {
         if let Some(known) = self.packages {
             return Ok(known);
         }
-        let sql = "SELECT count(*) FROM public.origin_packages";
-        let row = session.query_one("counting packages", sql, &[]).await?;
-        let now = row.get::<_, i64>(0).unsigned_abs();
+        let now = BuilderDb::of(session).count_packages().await?;
         Ok((now + verdict.deleted).saturating_sub(verdict.inserted))
     }
 
     async fn ask_the_fuse(
         &mut self,
-        session: &LocalSession,
+        session: &WriteSession,
         change: Shrinkage,
         verdict: &Verdict<'_>,
     ) -> Result<(), Gap> {
@@ -159,8 +158,7 @@ impl<'a> Settling<'a> {
         if self.incoming {
             // The switch is judged as a whole, against the database that Builder sees.
             self.shrinkage.artifacts.extend(change.artifacts);
-            self.state.retire(&removed).await?;
-            return Ok(());
+            return self.retire(&removed).await;
         }
         let counted = (change.packages.clone(), change.artifacts.clone());
         let end = verdict.end.to_string();
@@ -168,7 +166,7 @@ impl<'a> Settling<'a> {
         let approved = match asked {
             Ok(approved) => approved,
             // The transactions are applied one by one to find the one that the fuse means.
-            Err(PassError::Refused { .. }) if verdict.several => return Err(Gap::Careful),
+            Err(ReplicationError::Refused { .. }) if verdict.several => return Err(Gap::Careful),
             Err(error) => return Err(error.into()),
         };
         self.state
@@ -180,40 +178,40 @@ impl<'a> Settling<'a> {
                 self.config.fuse.window,
             )
             .await?;
-        // Recorded although the transaction may not be committed: an artifact that a row still
-        // names is not deleted.
-        self.state.retire(&removed).await?;
+        self.retire(&removed).await
+    }
+
+    /// Records the artifacts of removed rows, although the transaction may not be committed: an
+    /// artifact that a row still names is not deleted. Objects of a provider are not ours to
+    /// delete.
+    async fn retire(&self, removed: &[(String, &str)]) -> Result<(), Gap> {
+        if self.carrier.courier().is_some() {
+            self.state.retire(removed).await?;
+        }
         Ok(())
     }
 
-    async fn note_lacking(
+    async fn note_unavailable(
         &mut self,
-        session: &LocalSession,
+        session: &WriteSession,
         verdict: &Verdict<'_>,
-    ) -> Result<(), PassError> {
+    ) -> Result<(), ReplicationError> {
         let gone = keys(verdict.removed);
-        if self.lacks() && (!gone.is_empty() || !verdict.here.is_empty()) {
-            let sql = "DELETE FROM warm_spare.unavailable WHERE key = ANY ($1)";
+        if self.has_unavailable() && (!gone.is_empty() || !verdict.here.is_empty()) {
             let over: Vec<&str> = gone
                 .iter()
                 .chain(verdict.here)
                 .map(String::as_str)
                 .collect();
-            let forgotten = session
-                .execute("forgetting unavailable artifacts", sql, &[&over])
-                .await?;
+            let forgotten = SpareDb::of(session).forget_unavailable(&over).await?;
             self.changed |= forgotten > 0;
-            self.lacking
+            self.unavailable
                 .retain(|(key, _)| !over.contains(&key.as_str()));
         }
         // A row that the same transaction deletes or renames needs no artifact. A row that names no
         // possible artifact has no checksum.
-        let sql = "INSERT INTO warm_spare.unavailable (key, checksum, reason) SELECT $1, $2::text, $3 \
-                   WHERE EXISTS (SELECT FROM public.origin_packages \
-                     WHERE ident = $4 AND target = $5 AND $2::text IN ('', lower(checksum))) \
-                   ON CONFLICT (key) DO UPDATE SET checksum = excluded.checksum, reason = excluded.reason";
         for outcome in verdict.outcomes {
-            let Outcome::Lacking {
+            let Admission::Unavailable {
                 key,
                 checksum,
                 reason,
@@ -223,18 +221,19 @@ impl<'a> Settling<'a> {
                 continue;
             };
             let (ident, target) = package_named(key);
-            let recorded = session
-                .execute(
-                    "recording unavailable artifacts",
-                    sql,
-                    &[key, checksum, reason, &ident, &target],
-                )
-                .await?;
-            if recorded == 0 {
+            let item = Unavailable {
+                key: key.clone(),
+                checksum: checksum.clone(),
+                reason: *reason,
+            };
+            if !SpareDb::of(session)
+                .record_unavailable_if_named(&item, (&ident, &target))
+                .await?
+            {
                 continue;
             }
             self.changed = true;
-            self.lacking.insert((key.clone(), checksum.clone()));
+            self.unavailable.insert((key.clone(), checksum.clone()));
             if !quiet {
                 log::warn!("peer: {key} is {reason}; its row is applied without it");
             }
@@ -244,7 +243,7 @@ impl<'a> Settling<'a> {
 
     /// Exchanges the bytes under keys. This comes just before the commit of the transaction whose
     /// row names the new bytes, and after the commit of the transaction that removed the old row.
-    pub(super) async fn swap(&mut self, swaps: &[Swap], end: Lsn) -> Result<(), PassError> {
+    pub(super) async fn swap(&mut self, swaps: &[Swap], end: Lsn) -> Result<(), ReplicationError> {
         if swaps.is_empty() {
             return Ok(());
         }
@@ -255,36 +254,29 @@ impl<'a> Settling<'a> {
             }
             return Ok(());
         }
+        let Some(courier) = self.carrier.courier() else {
+            return Ok(());
+        };
         let owner = (self.state, self.lock);
-        replacements::carry_out(swaps, owner, self.courier, Some(end), None).await
+        replacements::carry_out(swaps, owner, courier, Some(end), None).await
     }
 
     /// Undoes the exchange, because the transaction was not committed.
-    pub(super) async fn unswap(&self, reached: Lsn) -> Result<(), PassError> {
-        if !self.incoming {
-            replacements::undo((self.state, self.lock), self.courier, Some(reached)).await?;
+    pub(super) async fn unswap(&self, reached: Lsn) -> Result<(), ReplicationError> {
+        if let Some(courier) = self.carrier.courier().filter(|_| !self.incoming) {
+            replacements::undo((self.state, self.lock), courier, Some(reached)).await?;
         }
         Ok(())
     }
 
     /// Finishes the exchange, because the transaction is committed.
-    pub(super) async fn swapped(&self, swaps: &[Swap]) -> Result<(), PassError> {
-        if self.incoming {
+    pub(super) async fn swapped(&self, swaps: &[Swap]) -> Result<(), ReplicationError> {
+        let Some(courier) = self.carrier.courier().filter(|_| !self.incoming) else {
             return Ok(());
-        }
+        };
         self.state.forget_replacements().await?;
-        replacements::clear_staged((self.state, self.lock), self.courier, swaps).await
+        replacements::clear_staged((self.state, self.lock), courier, swaps).await
     }
-}
-
-async fn recorded_as_lacking(
-    session: &LocalSession,
-) -> Result<HashSet<(String, String)>, PassError> {
-    let sql = "SELECT key, checksum FROM warm_spare.unavailable";
-    let rows = session
-        .query("reading the unavailable artifacts", sql, &[])
-        .await?;
-    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
 /// Returns the package of a key. A row that names no possible artifact is known by its own name.

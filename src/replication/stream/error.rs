@@ -2,19 +2,19 @@
 //! closes.
 
 use super::spool::SpoolError;
-use crate::cluster::{DatastoreError, DatastoreFault, StoreError};
+use crate::cluster::{DatastoreError, DatastoreFault, HolderError, StoreError};
 use crate::replication::descent::Doubt;
-use crate::replication::error::PassError;
+use crate::replication::error::ReplicationError;
 use std::sync::Arc;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Gap {
     /// A failure as of a full copy: it is tried again, or waits for an operator.
     #[error(transparent)]
-    Failed(#[from] PassError),
+    Failed(#[from] ReplicationError),
     /// A failure that keeps the gate from deciding about an artifact.
     #[error(transparent)]
-    Waited(#[from] Arc<PassError>),
+    Waited(#[from] Arc<ReplicationError>),
     #[error(transparent)]
     Spool(#[from] SpoolError),
     /// Several transactions together are too much for the fuse: they are read again and applied one
@@ -56,6 +56,12 @@ pub enum Gap {
     Broken(String),
 }
 
+impl From<HolderError> for Gap {
+    fn from(error: HolderError) -> Self {
+        Gap::Failed(error.into())
+    }
+}
+
 impl Gap {
     /// Returns true if the spare is correct and stays so, but single changes can no longer bring it
     /// forward.
@@ -67,14 +73,14 @@ impl Gap {
     }
 
     /// Returns the failure, if it is one; otherwise the gap, which only a baseline closes.
-    pub fn failure(self) -> Result<PassError, Gap> {
+    pub fn failure(self) -> Result<ReplicationError, Gap> {
         match self {
             Gap::Failed(error) => Ok(error),
             Gap::Waited(error) => Ok(match Arc::try_unwrap(error) {
                 Ok(error) => error,
-                Err(shared) => PassError::Waited(shared),
+                Err(shared) => ReplicationError::Waited(shared),
             }),
-            Gap::Spool(error) => Ok(PassError::Spool(error)),
+            Gap::Spool(error) => Ok(ReplicationError::Spool(error)),
             gap => Err(gap),
         }
     }

@@ -1,34 +1,34 @@
 //! Runs following once: the checks before the stream is requested, the task that reads it, the
 //! applier, and the question every ten seconds.
 
-use super::Told;
-use super::apply::{Applier, Point};
+use super::StreamObserver;
+use super::apply::Applier;
 use super::changes::Changes;
-use super::effects::Settling;
+use super::effects::TransactionEffects;
 use super::error::Gap;
 use super::gate::Gate;
+use super::history_proof::Proof;
 use super::lookahead::{Ahead, Lookahead};
-use super::primary_status::{self, Seen};
-use super::proof::Proof;
+use super::primary_status;
 use super::pump::Pump;
 use super::spool::{SpoolError, spool};
 use crate::cluster::preparation::Names;
 use crate::cluster::{
-    Applying, CopiedPoint, DatastoreError, LocalSession, Lock, State, StateError,
-    end_former_writers, peers_record,
+    ApplyPosition, DatastoreError, LocalCluster, Lock, PeerCluster, PrimaryStatus, RecoveryPoint,
+    SpareDb, StateDb, StateError, WriteSession, silence_triggers,
 };
 use crate::config::Config;
 use crate::domain::Lsn;
 use crate::observe::Clock;
-use crate::replication::artifact::courier::Courier;
+use crate::replication::artifact::carrier::Carrier;
 use crate::replication::artifact::retention::{Swept, sweep};
 use crate::replication::artifact::retry::retry_unavailable;
 use crate::replication::artifact::round::Swap;
-use crate::replication::baseline::silenced;
 use crate::replication::change_probe::told_of_standby;
 use crate::replication::descent::{Here, There, doubt, left_at};
-use crate::replication::error::{PassError, Policy};
+use crate::replication::error::{Policy, ReplicationError};
 use crate::replication::fuse::Shrinkage;
+use crate::replication::stream::Unheard;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -43,24 +43,63 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
 
 pub struct Follow<'a> {
     pub config: &'a Config,
-    pub state: &'a State,
+    pub state: &'a StateDb,
     pub lock: Lock,
-    pub courier: &'a Courier,
+    pub carrier: &'a Carrier,
     pub names: Names,
     /// The recovery point of the copy, with the slot that was used for it.
-    pub recorded: CopiedPoint,
+    pub recorded: RecoveryPoint,
     /// The database that the changes are written to, and whether it is not visible to Builder yet.
     pub database: &'a str,
     pub incoming: bool,
     /// Following ends when every transaction before this position is applied.
     pub until: Option<Lsn>,
-    pub told: Arc<dyn Told>,
+    pub observer: Arc<dyn StreamObserver>,
     pub spool: Arc<Path>,
     pub clock: Clock,
     /// Time at which the primary was last asked again for unavailable artifacts.
     pub retried: Arc<Mutex<Instant>>,
     /// Tables in which a comparison found a difference, with the time.
     pub differed: Differed,
+}
+
+/// The means of the process that follows.
+pub struct FollowContext<'a> {
+    pub config: &'a Config,
+    pub state: &'a StateDb,
+    pub lock: Lock,
+    pub carrier: &'a Carrier,
+    /// Directory of the spool.
+    pub spool: Arc<Path>,
+}
+
+impl<'a> Follow<'a> {
+    /// Follows into the visible database, without an end, and reports to nobody.
+    pub fn new(context: FollowContext<'a>, names: Names, recorded: RecoveryPoint) -> Self {
+        let FollowContext {
+            config,
+            state,
+            lock,
+            carrier,
+            spool,
+        } = context;
+        Follow {
+            config,
+            state,
+            lock,
+            carrier,
+            names,
+            recorded,
+            database: &config.local.datastore.database,
+            incoming: false,
+            until: None,
+            observer: Arc::new(Unheard),
+            spool,
+            clock: Clock::real(),
+            retried: Arc::new(Mutex::new(Instant::now())),
+            differed: Differed::default(),
+        }
+    }
 }
 
 pub type Differed = Arc<Mutex<HashMap<String, Instant>>>;
@@ -79,7 +118,7 @@ pub(super) struct Channels<'a> {
 /// The final position, and the changes that wait for the switch.
 #[derive(Debug)]
 pub struct Followed {
-    pub point: Point,
+    pub point: ApplyPosition,
     pub swaps: Vec<Swap>,
     pub shrinkage: Shrinkage,
 }
@@ -103,15 +142,16 @@ pub(super) fn why(ended: Option<Result<Gap, JoinError>>) -> Gap {
 
 impl Follow<'_> {
     async fn run(&self, careful: bool) -> Result<Followed, Gap> {
-        let local = &self.config.local.datastore;
-        let session = Applying::open(local, self.database)
+        let session = LocalCluster::of(self.config)
+            .applying(self.database)
             .await
-            .map_err(PassError::from)?;
-        end_former_writers(&session)
+            .map_err(ReplicationError::from)?;
+        SpareDb::of(&session)
+            .end_former_writers()
             .await
-            .map_err(PassError::from)?;
+            .map_err(ReplicationError::from)?;
         let point = self.take_over(&session).await?;
-        silenced::silence(&session, self.lock.token).await?;
+        silence_triggers(&session, self.lock.token).await?;
         let seen = self.joined(point).await?;
         let proof = Proof::wanted(&seen, &self.recorded, point, self.incoming);
         let proof = proof.map_err(Gap::Broken)?;
@@ -125,19 +165,19 @@ impl Follow<'_> {
             _ => seen,
         };
         let (proven, proven_seen) = watch::channel(proof != Proof::Mark);
-        let settling = Settling::open(
+        let settling = TransactionEffects::open(
             self.config,
             (self.state, self.lock),
-            self.courier,
+            self.carrier,
             &session,
             self.incoming,
         )
         .await?;
         let gate = Gate::open(
             self.config,
-            self.courier.clone(),
+            self.carrier.clone(),
             self.database,
-            self.told.clone(),
+            self.observer.clone(),
             proven_seen.clone(),
         )
         .await?;
@@ -153,9 +193,9 @@ impl Follow<'_> {
             }
         };
         let stream = self.stream(point).await?;
-        self.told.following();
+        self.observer.following();
         let (sender, receiver) = spool(self.memory(), self.disk(), &self.spool);
-        let (durable, durable_seen) = watch::channel(point.resume());
+        let (durable, durable_seen) = watch::channel(point.start_lsn());
         let (reached, reached_seen) = watch::channel(Lsn(0));
         let (advance, mut advance_seen) = watch::channel(Lsn(0));
         let (until, mut until_seen) = watch::channel(None);
@@ -163,9 +203,13 @@ impl Follow<'_> {
         let pump = Pump {
             stream,
             spool: sender,
-            lookahead: Some(Lookahead::new(gate.clone(), ahead.clone(), point.mark)),
+            lookahead: Some(Lookahead::new(
+                gate.clone(),
+                ahead.clone(),
+                point.last_commit_lsn,
+            )),
             durable: durable_seen,
-            received: point.resume(),
+            received: point.start_lsn(),
         };
         let mut applier = Applier {
             changes: Changes::new(session),
@@ -173,14 +217,14 @@ impl Follow<'_> {
             ahead,
             spool: receiver,
             settling,
-            told: self.told.as_ref(),
+            observer: self.observer.as_ref(),
             recorded: &self.recorded,
             point,
             durable,
             careful,
             reached,
             token: self.lock.token,
-            unproven: point.mark,
+            unproven: point.last_commit_lsn,
             proven,
         };
         // The reader runs on another thread, so that the socket is read whatever the applier does.
@@ -246,7 +290,7 @@ impl Follow<'_> {
     /// Runs the tasks beside the stream, each of which may end it.
     async fn beside(
         &self,
-        seen: Seen,
+        seen: PrimaryStatus,
         channels: Channels<'_>,
         keys: &Gate,
         mut proven: watch::Receiver<bool>,
@@ -271,15 +315,15 @@ impl Follow<'_> {
 
     /// Deletes artifacts again and again. Only a spare deletes, and only artifacts that neither
     /// Builder's own database nor a kept generation names.
-    async fn keep_sweeping(&self, gate: &Gate) -> PassError {
-        if self.incoming {
+    async fn keep_sweeping(&self, gate: &Gate) -> ReplicationError {
+        let Some(courier) = self.carrier.courier().filter(|_| !self.incoming) else {
             return std::future::pending().await;
-        }
+        };
         let pause =
             (self.config.replication.artifact_retention / 4).clamp(SWEEP_PAUSE.0, SWEEP_PAUSE.1);
         loop {
             tokio::time::sleep(pause).await;
-            let local = &self.courier.local;
+            let local = &courier.local;
             let claim = |key: &str| gate.claim(key);
             match sweep(self.config, self.state, self.lock, local, claim).await {
                 Ok(Swept { deleted: 0, .. }) => {}
@@ -287,7 +331,7 @@ impl Follow<'_> {
                     "local: {} artifacts deleted whose packages were removed longer ago than replication.artifact_retention",
                     swept.deleted
                 ),
-                Err(error @ PassError::State(StateError::Superseded)) => return error,
+                Err(error @ ReplicationError::State(StateError::Superseded)) => return error,
                 // Deleting is never urgent.
                 Err(error) if error.policy() == Policy::Retry => log::debug!("{error}"),
                 Err(error) => {
@@ -299,7 +343,7 @@ impl Follow<'_> {
 
     /// Tries again to copy unavailable artifacts. Each is copied under a key that no row in the
     /// stream names at that moment.
-    async fn keep_retrying(&self, gate: &Gate) -> PassError {
+    async fn keep_retrying(&self, gate: &Gate) -> ReplicationError {
         if self.incoming {
             return std::future::pending().await;
         }
@@ -310,10 +354,10 @@ impl Follow<'_> {
             tokio::time::sleep_until((since + pause).into()).await;
             *self.retried.lock().expect("no holder panics") = Instant::now();
             let claim = |key: &str| gate.claim(key);
-            match retry_unavailable(self.config, self.lock, self.courier, claim).await {
+            match retry_unavailable(self.config, self.lock, self.carrier, claim).await {
                 Ok(0) => {}
-                Ok(brought) => self.told.brought(brought),
-                Err(error @ PassError::State(StateError::Superseded)) => return error,
+                Ok(brought) => self.observer.brought(brought),
+                Err(error @ ReplicationError::State(StateError::Superseded)) => return error,
                 Err(error) => log::warn!(
                     "copying unavailable artifacts failed, and is tried again later: {error}"
                 ),
@@ -323,11 +367,12 @@ impl Follow<'_> {
 
     /// Checks, before any change of the primary is applied, that the primary is of the spare's
     /// lineage and was not set back to a position before the spare's.
-    async fn same_history(&self, seen: &Seen, point: &Point) -> Result<(), Gap> {
-        let record = peers_record(&self.config.peer.datastore)
+    async fn same_history(&self, seen: &PrimaryStatus, point: &ApplyPosition) -> Result<(), Gap> {
+        let record = PeerCluster::of(self.config)
+            .record()
             .await
-            .map_err(PassError::from)?;
-        let ours = CopiedPoint {
+            .map_err(ReplicationError::from)?;
+        let ours = RecoveryPoint {
             lsn: point.lsn.to_string(),
             commit_time: point.commit_time,
             ..self.recorded.clone()
@@ -359,47 +404,24 @@ impl Follow<'_> {
     }
 
     /// Asks the primary, and fails if its stream would not continue the spare's history.
-    async fn joined(&self, point: Point) -> Result<Seen, Gap> {
+    async fn joined(&self, point: ApplyPosition) -> Result<PrimaryStatus, Gap> {
         let seen = self.ask().await?;
         let database = &self.config.peer.datastore.database;
         self.same_history(&seen, &point).await?;
-        primary_status::joins(&seen, &self.recorded, point.lsn, database).map_err(Gap::Broken)?;
-        self.told.seen(&seen);
+        primary_status::check_resumable(&seen, &self.recorded, point.lsn, database)
+            .map_err(Gap::Broken)?;
+        self.observer.seen(&seen);
         Ok(seen)
     }
 
-    pub(super) async fn ask(&self) -> Result<Seen, PassError> {
-        primary_status::ask(
-            self.config,
-            &self.names.slot,
-            &self.names.publication,
-            &self.clock,
-        )
-        .await
+    pub(super) async fn ask(&self) -> Result<PrimaryStatus, ReplicationError> {
+        primary_status::query(&PeerCluster::of(self.config), &self.names, &self.clock).await
     }
 
     /// Writes our lock token into the recovery point. The next commit of a previous holder then
     /// fails.
-    async fn take_over(&self, session: &LocalSession) -> Result<Point, Gap> {
+    async fn take_over(&self, session: &WriteSession) -> Result<ApplyPosition, Gap> {
         self.state.still_ours(self.lock).await?;
-        let sql = "UPDATE warm_spare.recovery_point SET token = $1 WHERE token <= $1 \
-                   RETURNING lsn::text, commit_time, mark::text";
-        let token = self.lock.token;
-        let rows = session
-            .query("taking the recovery point over", sql, &[&token])
-            .await?;
-        let Some(row) = rows.first() else {
-            return Err(StateError::Superseded.into());
-        };
-        let lsn: String = row.get(0);
-        Ok(Point {
-            lsn: lsn
-                .parse()
-                .map_err(|_| Gap::Broken(format!("the recovery point is {lsn}")))?,
-            commit_time: row.get(1),
-            mark: row
-                .get::<_, Option<String>>(2)
-                .and_then(|mark| mark.parse().ok()),
-        })
+        Ok(SpareDb::of(session).claim(self.lock.token).await?)
     }
 }

@@ -2,27 +2,27 @@
 //! its transaction is admitted when all its requests are decided. One job at a time works on a key,
 //! in the order of the stream.
 
-use super::Told;
-use super::changes::{Named, named};
-use crate::cluster::{DatastoreError, LocalSession, STATE_DATABASE};
+use super::StreamObserver;
+use crate::cluster::{DatastoreError, LocalCluster, WriteSession};
 use crate::config::Config;
-use crate::domain::Lsn;
-use crate::package::{Checksum, Ident, Target, object_key};
-use crate::replication::artifact::courier::Courier;
-use crate::replication::artifact::inventory::UNSOUND;
+use crate::domain::{Lsn, MissingReason};
+use crate::package::{Checksum, PackageRow};
+use crate::replication::artifact::carrier::Carrier;
 use crate::replication::artifact::round::Swap;
-use crate::replication::error::PassError;
+use crate::replication::error::ReplicationError;
+use admission::visible;
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
-use work::visible;
 
-mod doubt;
+mod admission;
+mod missing;
 mod order;
-mod work;
+mod ticket;
+
+pub(super) use ticket::{Ticket, Waiters};
 
 /// Maximum number of requests that are made ahead of time; later rows are scanned when they are
 /// applied.
@@ -32,7 +32,7 @@ const MAX_DELETIONS: usize = 100_000;
 const MIN_PAUSE: Duration = Duration::from_millis(200);
 const MAX_PAUSE: Duration = Duration::from_secs(5);
 
-pub(super) type WantId = u64;
+pub(super) type RequestId = u64;
 
 /// A handle of the gate. The jobs end with the last handle.
 #[derive(Clone)]
@@ -42,16 +42,16 @@ pub(super) struct Gate {
 }
 
 struct Shared {
-    courier: Courier,
+    carrier: Carrier,
     grace: Duration,
     most: usize,
     copies: Semaphore,
     /// Sessions on the database that Builder sees, if there is one; on the database whose rows are
     /// written; and on the state database.
-    visible: Option<LocalSession>,
-    rows: LocalSession,
-    state: LocalSession,
-    told: Arc<dyn Told>,
+    visible: Option<WriteSession>,
+    rows: WriteSession,
+    state: WriteSession,
+    observer: Arc<dyn StreamObserver>,
     /// True: the primary's history is proven to continue the spare's. Before that nothing is
     /// copied.
     proven: watch::Receiver<bool>,
@@ -63,11 +63,11 @@ struct Shared {
 
 #[derive(Default)]
 struct Table {
-    next: WantId,
-    wants: HashMap<WantId, Want>,
+    next: RequestId,
+    wants: HashMap<RequestId, ArtifactRequest>,
     /// The requests for each key; the first one is being worked on.
-    keys: HashMap<String, VecDeque<WantId>>,
-    rows: HashMap<Vec<u8>, Vec<WantId>>,
+    keys: HashMap<String, VecDeque<RequestId>>,
+    rows: HashMap<Vec<u8>, Vec<RequestId>>,
     /// Keys of the open transaction whose requests are decided and removed.
     named: HashSet<String>,
     /// True: a waiting row was not scanned. `deleted` has the rows whose deletion was seen since,
@@ -75,10 +75,10 @@ struct Table {
     overlooked: bool,
     deleted: HashSet<Vec<u8>>,
     /// A fault, with the request that had it first: the success of another request does not end it.
-    trouble: Option<(WantId, Arc<PassError>)>,
+    trouble: Option<(RequestId, Arc<ReplicationError>)>,
 }
 
-struct Want {
+struct ArtifactRequest {
     /// None: the row names no possible artifact.
     item: Option<Item>,
     row: Vec<u8>,
@@ -87,7 +87,7 @@ struct Want {
     begun: bool,
     /// True: the row is deleted later in the stream.
     released: bool,
-    settled: Option<Outcome>,
+    settled: Option<Admission>,
 }
 
 #[derive(Clone)]
@@ -100,47 +100,44 @@ struct Item {
 
 /// The result of a request.
 #[derive(Debug, Clone)]
-pub(super) enum Outcome {
+pub(super) enum Admission {
     Here,
     /// Other bytes are under the key; the new ones are stored beside them.
     Staged(Swap),
     /// The row is admitted without its artifact; `quiet`: because it is deleted again at once.
-    Lacking {
+    Unavailable {
         key: String,
         checksum: String,
-        reason: &'static str,
+        reason: MissingReason,
         quiet: bool,
     },
     /// The fault is not transient: it must be reported.
-    Failed(Arc<PassError>),
+    Failed(Arc<ReplicationError>),
 }
 
 impl Gate {
     pub(super) async fn open(
         config: &Config,
-        courier: Courier,
+        carrier: Carrier,
         database: &str,
-        told: Arc<dyn Told>,
+        observer: Arc<dyn StreamObserver>,
         proven: watch::Receiver<bool>,
-    ) -> Result<Gate, PassError> {
-        let local = &config.local.datastore;
-        let state = LocalSession::open(local, STATE_DATABASE).await?;
+    ) -> Result<Gate, ReplicationError> {
+        let state = LocalCluster::of(config).state_session().await?;
         // A record that is lost when the server is killed only means that an object is read once
         // more.
-        state
-            .batch("preparing the gate", "SET synchronous_commit = off")
-            .await?;
+        state.commit_lazily().await?;
         let visible = visible(config).await?;
-        let rows = LocalSession::open(local, database).await?;
+        let rows = LocalCluster::of(config).database(database).await?;
         let shared = Shared {
-            courier,
+            carrier,
             grace: config.replication.gate_grace,
             most: config.replication.copies,
             copies: Semaphore::new(config.replication.copies),
             visible,
             rows,
             state,
-            told,
+            observer,
             proven,
             table: Mutex::default(),
             changed: Notify::new(),
@@ -184,7 +181,7 @@ impl Gate {
     /// Requests the artifact of a row. `row` identifies the row among all others, as its deletion
     /// does. `tx` is the position of its transaction's commit; None: it belongs to the transaction
     /// that is being applied, and goes before all others.
-    pub(super) fn want(&self, named: &Named, row: Vec<u8>, tx: Option<Lsn>) -> WantId {
+    pub(super) fn want(&self, named: &PackageRow, row: Vec<u8>, tx: Option<Lsn>) -> RequestId {
         let item = item_of(named);
         let late = item.as_ref().map(|item| item.key.clone());
         let mut table = self.table();
@@ -199,17 +196,17 @@ impl Gate {
             (Some(item), None) => table.queue_late(&item.key, id),
             (None, _) => false,
         };
-        let settled = item.is_none().then(|| Outcome::Lacking {
+        let settled = item.is_none().then(|| Admission::Unavailable {
             key: key_of(named),
             checksum: String::new(),
-            reason: UNSOUND,
+            reason: MissingReason::Unsound,
             quiet: false,
         });
         let released = tx.is_none() && table.deleted.remove(&row);
         table.rows.entry(row.clone()).or_default().push(id);
         table.wants.insert(
             id,
-            Want {
+            ArtifactRequest {
                 item,
                 row,
                 tx,
@@ -251,14 +248,14 @@ impl Gate {
     }
 
     /// Forgets the deletions, because no transaction waits any more.
-    pub(super) fn forget_deletions(&self) {
+    fn forget_deletions(&self) {
         let mut table = self.table();
         table.overlooked = false;
         table.deleted.clear();
     }
 
     /// Returns the results of these requests. None: one of them is not decided yet.
-    pub(super) fn settled(&self, ids: &[WantId]) -> Option<Vec<Outcome>> {
+    fn settled(&self, ids: &[RequestId]) -> Option<Vec<Admission>> {
         let table = self.table();
         ids.iter()
             .map(|id| table.wants.get(id)?.settled.clone())
@@ -266,30 +263,30 @@ impl Gate {
     }
 
     /// Returns the keys of those requests whose artifacts are here.
-    pub(super) fn keys_here(&self, ids: &[WantId]) -> Vec<String> {
+    fn keys_here(&self, ids: &[RequestId]) -> Vec<String> {
         let table = self.table();
         let wants = ids.iter().filter_map(|id| table.wants.get(id));
         wants
-            .filter(|want| matches!(want.settled, Some(Outcome::Here)))
+            .filter(|want| matches!(want.settled, Some(Admission::Here)))
             .filter_map(|want| Some(want.item.as_ref()?.key.clone()))
             .collect()
     }
 
-    /// Waits for all of them. `told` is called with a fault that keeps them waiting, and at the end
-    /// of it.
-    pub(super) async fn wait(
+    /// Waits for all of them. `on_trouble` is called with a fault that keeps them waiting, and at
+    /// the end of it.
+    async fn wait(
         &self,
-        ids: &[WantId],
-        mut told: impl FnMut(Option<&Arc<PassError>>),
-    ) -> Vec<Outcome> {
-        let mut told_of: Option<Arc<PassError>> = None;
+        ids: &[RequestId],
+        mut on_trouble: impl FnMut(Option<&Arc<ReplicationError>>),
+    ) -> Vec<Admission> {
+        let mut told_of: Option<Arc<ReplicationError>> = None;
         loop {
             let changed = self.shared.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
             if let Some(outcomes) = self.settled(ids) {
                 if told_of.is_some() {
-                    told(None);
+                    on_trouble(None);
                 }
                 return outcomes;
             }
@@ -297,7 +294,7 @@ impl Gate {
             match (&trouble, &told_of) {
                 (Some(new), Some(old)) if Arc::ptr_eq(new, old) => {}
                 (None, None) => {}
-                _ => told(trouble.as_ref()),
+                _ => on_trouble(trouble.as_ref()),
             }
             told_of = trouble;
             changed.await;
@@ -306,7 +303,7 @@ impl Gate {
 
     /// Removes these requests after their transaction was committed, and starts the next request
     /// queued for each key.
-    pub(super) fn forget(&self, ids: &[WantId]) {
+    fn forget(&self, ids: &[RequestId]) {
         let mut next = Vec::new();
         let mut table = self.table();
         for id in ids {
@@ -339,7 +336,7 @@ impl Gate {
 
     /// Removes these requests before their transaction is committed, because they are decided. Only
     /// their keys stay named.
-    pub(super) fn shrink(&self, ids: &[WantId]) {
+    fn shrink(&self, ids: &[RequestId]) {
         let mut table = self.table();
         for id in ids {
             let item = table.wants.get(id).and_then(|want| want.item.clone());
@@ -350,7 +347,7 @@ impl Gate {
     }
 
     /// Forgets these keys, because their transaction is committed.
-    pub(super) fn forget_shrunk(&self) {
+    fn forget_shrunk(&self) {
         self.table().named.clear();
     }
 
@@ -371,7 +368,7 @@ impl Gate {
         })
     }
 
-    fn begin(&self, id: WantId) {
+    fn begin(&self, id: RequestId) {
         let item = self.table().wants.get_mut(&id).and_then(|want| {
             let first = !std::mem::replace(&mut want.begun, true);
             want.item.clone().filter(|_| first)
@@ -386,7 +383,7 @@ impl Gate {
             // requests.
             while let Some((id, item)) = turn {
                 let outcome = shared.work(id, &item).await;
-                turn = shared.settle(id, outcome);
+                turn = shared.decided(id, outcome);
                 shared.changed.notify_waiters();
             }
         });
@@ -397,7 +394,7 @@ impl Gate {
 pub(super) struct Claim {
     gate: Gate,
     key: String,
-    id: WantId,
+    id: RequestId,
 }
 
 impl Drop for Claim {
@@ -419,21 +416,20 @@ impl Drop for Claim {
     }
 }
 
-fn item_of(named: &Named) -> Option<Item> {
-    let ident = Ident::from_str(&named.ident).ok()?;
-    let target = Target::from_str(&named.target).ok()?;
+fn item_of(named: &PackageRow) -> Option<Item> {
+    let (key, checksum) = named.artifact()?;
     Some(Item {
-        key: object_key(&ident, &target),
-        checksum: Checksum::from_str(&named.checksum).ok()?,
+        key,
+        checksum,
         ident: named.ident.clone(),
         target: named.target.clone(),
     })
 }
 
 /// Returns the key that a row names, or else the row's own name, as in `unavailable`.
-pub(super) fn key_of(named: &Named) -> String {
-    match item_of(named) {
-        Some(item) => item.key,
-        None => format!("{} {}", named.ident, named.target),
+pub(super) fn key_of(named: &PackageRow) -> String {
+    match named.artifact() {
+        Some((key, _)) => key,
+        None => named.name(),
     }
 }

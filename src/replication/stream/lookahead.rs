@@ -2,10 +2,10 @@
 //! copied long before the gate needs them, and the applier knows which transactions it may commit
 //! together.
 
-use super::changes::Named;
-use super::gate::{Gate, WantId};
+use super::gate::{Gate, RequestId};
 use super::pgoutput::{Message, Old, Relation, Value, decode};
 use crate::domain::Lsn;
+use crate::package::PackageRow;
 use bytes::Bytes;
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,21 +21,21 @@ const MAX_LISTED: usize = 50_000;
 
 /// The facts about a transaction that are known before it is applied.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Info {
+pub(super) struct TxSummary {
     pub final_lsn: Lsn,
     /// True: its commit has arrived.
     pub complete: bool,
-    pub wants: Vec<WantId>,
+    pub wants: Vec<RequestId>,
     /// True: it removes package rows, or all rows of a table.
-    pub removes: bool,
+    pub deletes_packages: bool,
     /// True: not all of its package rows were scanned.
-    pub blind: bool,
+    pub partially_scanned: bool,
     /// True: the stream ended within it, so its commit will not arrive.
-    pub cut: bool,
+    pub truncated: bool,
     bytes: usize,
 }
 
-impl Info {
+impl TxSummary {
     /// Returns whether it is applied while it arrives.
     pub(super) fn is_large(&self) -> bool {
         self.bytes > SMALL_TX_BYTES
@@ -47,13 +47,13 @@ pub(super) struct Ahead(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
-    infos: Mutex<VecDeque<Info>>,
+    infos: Mutex<VecDeque<TxSummary>>,
     changed: Notify,
     ended: AtomicBool,
 }
 
 impl Ahead {
-    fn infos(&self) -> MutexGuard<'_, VecDeque<Info>> {
+    fn infos(&self) -> MutexGuard<'_, VecDeque<TxSummary>> {
         self.0.infos.lock().expect("no holder panics")
     }
 
@@ -68,7 +68,7 @@ impl Ahead {
 
     /// Returns the transaction with this commit position, as soon as it has arrived completely, or
     /// is too large to be waited for.
-    pub(super) async fn known(&self, final_lsn: Lsn) -> Info {
+    pub(super) async fn known(&self, final_lsn: Lsn) -> TxSummary {
         loop {
             let changed = self.0.changed.notified();
             tokio::pin!(changed);
@@ -82,18 +82,18 @@ impl Ahead {
                     Some(info) if info.final_lsn == final_lsn => {
                         let cut = !info.complete && self.0.ended.load(Ordering::Acquire);
                         if info.complete || info.bytes > SMALL_TX_BYTES || cut {
-                            return Info {
-                                cut,
+                            return TxSummary {
+                                truncated: cut,
                                 ..info.clone()
                             };
                         }
                     }
                     // A transaction is listed before it is handed on, or never.
                     _ => {
-                        return Info {
+                        return TxSummary {
                             final_lsn,
-                            blind: true,
-                            ..Info::default()
+                            partially_scanned: true,
+                            ..TxSummary::default()
                         };
                     }
                 }
@@ -112,7 +112,7 @@ impl Ahead {
 
     /// Removes an applied transaction from the list, and returns it with any requests added since
     /// `known`.
-    pub(super) fn take(&self, final_lsn: Lsn) -> Option<Info> {
+    pub(super) fn take(&self, final_lsn: Lsn) -> Option<TxSummary> {
         let mut infos = self.infos();
         infos
             .front()
@@ -179,10 +179,10 @@ impl Lookahead {
                 let mut infos = self.ahead.infos();
                 self.listed = infos.len() < MAX_LISTED && self.known != Some(begin.final_lsn);
                 if self.listed {
-                    infos.push_back(Info {
+                    infos.push_back(TxSummary {
                         final_lsn: begin.final_lsn,
                         bytes,
-                        ..Info::default()
+                        ..TxSummary::default()
                     });
                 }
             }
@@ -195,7 +195,7 @@ impl Lookahead {
             Message::Truncate(truncate) => {
                 let packages = |id: &u32| self.packages.contains_key(id);
                 if truncate.relations.iter().any(packages) {
-                    self.change(|info| info.removes = true);
+                    self.change(|info| info.deletes_packages = true);
                 }
             }
             _ => {}
@@ -231,7 +231,9 @@ impl Lookahead {
                 };
                 let last = self.listed.then(|| {
                     let infos = self.ahead.infos();
-                    infos.back().map(|info| (info.final_lsn, info.blind))
+                    infos
+                        .back()
+                        .map(|info| (info.final_lsn, info.partially_scanned))
                 });
                 // Only the first rows of a transaction are scanned, and none after a row that was
                 // not: so their number says which.
@@ -243,7 +245,7 @@ impl Lookahead {
                         self.change(|info| info.wants.push(want));
                     }
                     _ => {
-                        self.change(|info| info.blind = true);
+                        self.change(|info| info.partially_scanned = true);
                         self.gate.overlooked();
                     }
                 }
@@ -253,14 +255,14 @@ impl Lookahead {
                 if let Some(columns) = self.packages.get(&delete.relation) {
                     self.gate.release(&key(old, &columns.keys));
                 }
-                self.change(|info| info.removes = true);
+                self.change(|info| info.deletes_packages = true);
             }
             _ => {}
         }
         self.count(bytes);
     }
 
-    fn change(&self, change: impl FnOnce(&mut Info)) {
+    fn change(&self, change: impl FnOnce(&mut TxSummary)) {
         if self.listed
             && let Some(info) = self.ahead.infos().back_mut()
         {
@@ -288,13 +290,13 @@ impl Drop for Lookahead {
 }
 
 /// Returns the package that a new row names. A value that was not sent is read as empty.
-pub(super) fn named(row: &[Value], columns: [usize; 3]) -> Named {
+pub(super) fn named(row: &[Value], columns: [usize; 3]) -> PackageRow {
     let text = |column: usize| match row.get(column) {
         Some(Value::Text(text)) => String::from_utf8_lossy(text).into_owned(),
         _ => String::new(),
     };
     let [ident, target, checksum] = columns.map(text);
-    Named {
+    PackageRow {
         ident,
         target,
         checksum,

@@ -3,7 +3,7 @@
 
 use super::changes::Kind;
 use super::pgoutput::{Column, Identity, Relation};
-use crate::cluster::{DatastoreError, LocalSession, quote_ident};
+use crate::cluster::{DatastoreError, WriteSession, quote_ident};
 use std::collections::HashMap;
 
 /// The first object id that is a database's own; smaller ones are the same on every server.
@@ -55,7 +55,7 @@ ORDER BY a.attnum";
 impl Target {
     /// Finds the spare's table. Err: the reason why it is not the table that the primary describes.
     pub(super) async fn find(
-        session: &LocalSession,
+        session: &WriteSession,
         relation: &Relation,
         types: &Types,
     ) -> Result<Result<Target, String>, DatastoreError> {

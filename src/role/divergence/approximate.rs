@@ -4,13 +4,12 @@
 //!
 //! Rows are compared by hash, on the local server, so that memory does not grow with them.
 
-use super::book::{Book, Change};
 use crate::cluster::{
-    CopyRows, LocalSession, PeerSession, Throttle, pipe, quote_ident, quote_literal,
+    CopyRows, DivergedRow, DivergenceBook, LocalCluster, PeerCluster, ReadSession, Table, Throttle,
+    WriteSession, pipe, quote_ident, quote_literal,
 };
 use crate::config::Config;
-use crate::replication::tables;
-use crate::replication::{PassError, Table, guarded};
+use crate::replication::{ReplicationError, with_lock_watchdog};
 use std::collections::HashMap;
 
 /// Maximum number of rows read at once; one row may have tens of KB.
@@ -29,20 +28,19 @@ pub(super) struct Bounds {
 
 pub(super) async fn compare(
     config: &Config,
-    book: &mut Book,
+    book: &mut DivergenceBook,
     bounds: &Bounds,
-) -> Result<(), PassError> {
+) -> Result<(), ReplicationError> {
     let database = &config.local.datastore.database;
-    let local = LocalSession::open(&config.local.datastore, database).await?;
+    let local = LocalCluster::of(config).database(database).await?;
     // Rows are identified by their position, which must not change.
-    let begin = "BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY";
-    local.batch("beginning to compare", begin).await?;
+    local.begin_snapshot("beginning to compare").await?;
     let throttle = Throttle::new(config.replication.bandwidth_limit);
-    for table in tables(&local).await? {
+    for table in local.tables().await? {
         let by_id = has_ids(&local, &table).await?;
         let loading = load(config, book, &local, (&table, by_id), (bounds, &throttle));
         // Reading holds a lock on the primary like any other read, so it gives way like any other.
-        let there = Box::pin(guarded(&config.peer.datastore, loading)).await?;
+        let there = Box::pin(with_lock_watchdog(PeerCluster::of(config), loading)).await?;
         record(config, book, &local, &table, there).await?;
         if let (true, true, Some(bound)) = (there, by_id, bounds.made_before) {
             record_gone(config, book, &table, bound).await?;
@@ -54,11 +52,11 @@ pub(super) async fn compare(
 /// Loads the hashes of both sides into the working tables. False: the peer has no such table.
 async fn load(
     config: &Config,
-    book: &Book,
-    local: &LocalSession,
+    book: &DivergenceBook,
+    local: &WriteSession,
     (table, by_id): (&Table, bool),
     (bounds, throttle): (&Bounds, &Throttle),
-) -> Result<bool, PassError> {
+) -> Result<bool, ReplicationError> {
     let id = if by_id { "id" } else { "NULL::int8" };
     let late = match &bounds.written_since {
         Some(number) => format!("age(xmin) <= age({}::xid)", quote_literal(number)),
@@ -74,7 +72,7 @@ async fn load(
     );
     let rows = local.copy_out(&doing, &ours).await?;
     fill(book.session(), "ours", rows, throttle).await?;
-    let peer = PeerSession::open(&config.peer.datastore).await?;
+    let peer = PeerCluster::of(config).builder().await?;
     let sql = "SELECT to_regclass($1) IS NOT NULL";
     let there: bool = peer.row(&doing, sql, &[&quoted]).await?.get(0)?;
     if there {
@@ -88,11 +86,11 @@ async fn load(
 }
 
 async fn fill(
-    into: &LocalSession,
+    into: &WriteSession,
     table: &str,
     rows: CopyRows<'_>,
     throttle: &Throttle,
-) -> Result<(), PassError> {
+) -> Result<(), ReplicationError> {
     let sql = format!("COPY {table} FROM STDIN");
     let sink = into.copy_in("filling a working table", &sql).await?;
     pipe(rows, sink, throttle, |_| {}).await?;
@@ -114,16 +112,16 @@ ORDER BY t.id LIMIT $5";
 
 async fn record(
     config: &Config,
-    book: &mut Book,
-    local: &LocalSession,
+    book: &mut DivergenceBook,
+    local: &WriteSession,
     table: &Table,
     there: bool,
-) -> Result<(), PassError> {
+) -> Result<(), ReplicationError> {
     let keys = match there {
         true => primary_key(local, table).await?,
         false => Vec::new(),
     };
-    let peer = PeerSession::open(&config.peer.datastore).await?;
+    let peer = PeerCluster::of(config).builder().await?;
     let doing = format!("reading the rows of {}", table.full_name());
     book.session().batch(&doing, ONLY_HERE).await?;
     loop {
@@ -148,7 +146,7 @@ async fn record(
         let mut theirs = namesakes(&peer, table, &keys, &rows).await?;
         for row in rows {
             let old = key_of(&keys, &row).and_then(|key| theirs.remove(&key));
-            let change = Change {
+            let change = DivergedRow {
                 table: table.full_name(),
                 kind: if old.is_some() { "update" } else { "insert" },
                 old,
@@ -162,7 +160,7 @@ async fn record(
 }
 
 /// Returns whether the ids of the table's rows are made by Builder's own function.
-async fn has_ids(local: &LocalSession, table: &Table) -> Result<bool, PassError> {
+async fn has_ids(local: &WriteSession, table: &Table) -> Result<bool, ReplicationError> {
     let sql = "SELECT EXISTS (SELECT FROM pg_attribute a \
                  JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum \
                  WHERE a.attrelid = $1 AND a.attname = 'id' AND a.atttypid = 'int8'::regtype AND NOT a.attisdropped \
@@ -173,12 +171,12 @@ async fn has_ids(local: &LocalSession, table: &Table) -> Result<bool, PassError>
 
 async fn record_gone(
     config: &Config,
-    book: &mut Book,
+    book: &mut DivergenceBook,
     table: &Table,
     bound: i64,
-) -> Result<(), PassError> {
+) -> Result<(), ReplicationError> {
     book.flush().await?;
-    let peer = PeerSession::open(&config.peer.datastore).await?;
+    let peer = PeerCluster::of(config).builder().await?;
     let doing = format!("reading the rows of {}", table.full_name());
     let (name, epoch, page) = (table.full_name(), book.epoch, PAGE_ROWS as i64);
     let rows = format!(
@@ -200,7 +198,7 @@ async fn record_gone(
             .map(|row| row.get(0))
             .collect::<Result<_, _>>()?;
         for row in peer.rows(&doing, &rows, &[&ids]).await? {
-            let change = Change {
+            let change = DivergedRow {
                 table: name.clone(),
                 kind: "delete",
                 old: Some(row.get(0)?),
@@ -211,7 +209,7 @@ async fn record_gone(
     }
 }
 
-async fn primary_key(local: &LocalSession, table: &Table) -> Result<Vec<String>, PassError> {
+async fn primary_key(local: &WriteSession, table: &Table) -> Result<Vec<String>, ReplicationError> {
     let sql = "SELECT a.attname::text FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey) \
                WHERE i.indrelid = $1 AND i.indisprimary ORDER BY a.attnum";
     let rows = local
@@ -225,11 +223,11 @@ async fn primary_key(local: &LocalSession, table: &Table) -> Result<Vec<String>,
 
 /// Returns the peer's rows with the same keys, by key.
 async fn namesakes(
-    peer: &PeerSession,
+    peer: &ReadSession,
     table: &Table,
     keys: &[String],
     rows: &[String],
-) -> Result<HashMap<String, String>, PassError> {
+) -> Result<HashMap<String, String>, ReplicationError> {
     if keys.is_empty() {
         return Ok(HashMap::new());
     }

@@ -1,12 +1,12 @@
 //! Reads the slot from the recovery point to its end. It never confirms what it has read, so a
 //! process that is stopped in the middle can read it again.
 
-use super::Found;
-use super::book::{Book, Change};
-use crate::cluster::{Arrived, LocalSession, Promotion, WalSession, WalStream};
+use crate::cluster::{
+    Arrived, DivergedRow, DivergenceBook, FoundDivergence, LocalCluster, Promotion, WalStream,
+};
 use crate::config::Config;
 use crate::domain::{ErrorCode, Lsn};
-use crate::replication::PassError;
+use crate::replication::ReplicationError;
 use crate::replication::stream::pgoutput::{
     DecodeError, Message, Old, Relation, Truncate, Value, decode,
 };
@@ -29,12 +29,13 @@ pub(super) async fn read(
     config: &Config,
     promotion: &Promotion,
     from: Lsn,
-    book: &mut Book,
-) -> Result<Found, PassError> {
+    book: &mut DivergenceBook,
+) -> Result<FoundDivergence, ReplicationError> {
     let mark = mark_the_end(config, promotion.epoch).await?;
     // The stream starts at the slot's position: transactions that the successor has are read too,
     // because the server may have been replaced by an older copy.
-    let mut stream = WalSession::open_local(&config.local.datastore)
+    let mut stream = LocalCluster::of(config)
+        .replication()
         .await?
         .start(&promotion.slot, &promotion.publication, Lsn(0))
         .await?;
@@ -55,7 +56,7 @@ pub(super) async fn read(
     if let (Some(here), Some(there)) = (other, promotion.commit_time)
         && (here > there || reading.at_the_point.is_some_and(|time| time != there))
     {
-        return Err(PassError::Unfit {
+        return Err(ReplicationError::Precondition {
             check: ErrorCode::SetBack,
             text: format!(
                 "this server was set back to an older copy and has grown since: the last transaction before {from} was committed at {here} here, and the new primary has one of {there} at that place"
@@ -64,7 +65,7 @@ pub(super) async fn read(
         });
     }
     reading.book.flush().await?;
-    Ok(Found {
+    Ok(FoundDivergence {
         exact: true,
         reason: format!("every change that slot {} holds", promotion.slot),
         to: end.to_string(),
@@ -76,22 +77,18 @@ pub(super) async fn read(
 /// committed before it has arrived. Positions alone do not show that, because an idle server may
 /// have written a little more than it sends. The message has a transaction of its own, which is
 /// flushed at once.
-async fn mark_the_end(config: &Config, epoch: i64) -> Result<String, PassError> {
-    let local = &config.local.datastore;
-    let session = LocalSession::open(local, &local.database).await?;
+async fn mark_the_end(config: &Config, epoch: i64) -> Result<String, ReplicationError> {
+    let session = LocalCluster::of(config).builder().await?;
     let now = chrono::Utc::now().timestamp_nanos_opt().unwrap_or_default();
     let mark = format!("divergence {epoch} {} {now}", std::process::id());
-    let sql = "SELECT pg_logical_emit_message(true, $1::text, $2::text)::text";
-    session
-        .query_one("marking the end of the log", sql, &[&PREFIX, &mark])
-        .await?;
+    session.emit_message(PREFIX, &mark).await?;
     Ok(mark)
 }
 
 struct Reading<'a> {
     from: Lsn,
     mark: String,
-    book: &'a mut Book,
+    book: &'a mut DivergenceBook,
     relations: HashMap<u32, Relation>,
     /// True: the successor has the open transaction.
     skipped: bool,
@@ -108,7 +105,7 @@ struct Reading<'a> {
 
 impl Reading<'_> {
     /// Reads up to the mark, and returns its position.
-    async fn run(&mut self, stream: &mut WalStream) -> Result<Lsn, PassError> {
+    async fn run(&mut self, stream: &mut WalStream) -> Result<Lsn, ReplicationError> {
         let mut ask = tokio::time::interval(KEEPALIVE_INTERVAL);
         let mut received = self.from;
         loop {
@@ -138,7 +135,7 @@ impl Reading<'_> {
     }
 
     /// Takes a message. Some: the message was the mark.
-    async fn take(&mut self, frame: Bytes) -> Result<Option<Lsn>, PassError> {
+    async fn take(&mut self, frame: Bytes) -> Result<Option<Lsn>, ReplicationError> {
         match decode(frame).map_err(|error: DecodeError| undecoded(error.to_string()))? {
             Message::Begin(begin) => {
                 // The commit record begins before the recovery point, so it ends at the recovery
@@ -167,7 +164,7 @@ impl Reading<'_> {
         Ok(None)
     }
 
-    async fn change(&mut self, message: Message) -> Result<(), PassError> {
+    async fn change(&mut self, message: Message) -> Result<(), ReplicationError> {
         self.changed = true;
         let (id, kind, old, new) = match message {
             Message::Insert(insert) => (insert.relation, "insert", None, Some(insert.new)),
@@ -186,19 +183,20 @@ impl Reading<'_> {
             .map(|values| document(relation, &values, false))
             .transpose()?;
         let table = full_name(relation);
-        self.book
-            .add(Change {
+        Ok(self
+            .book
+            .add(DivergedRow {
                 table,
                 kind,
                 old,
                 new,
             })
-            .await
+            .await?)
     }
 
-    async fn truncate(&mut self, truncate: &Truncate) -> Result<(), PassError> {
+    async fn truncate(&mut self, truncate: &Truncate) -> Result<(), ReplicationError> {
         for id in &truncate.relations {
-            let change = Change {
+            let change = DivergedRow {
                 table: full_name(self.relation(*id)?),
                 kind: "truncate",
                 old: None,
@@ -209,7 +207,7 @@ impl Reading<'_> {
         Ok(())
     }
 
-    fn relation(&self, id: u32) -> Result<&Relation, PassError> {
+    fn relation(&self, id: u32) -> Result<&Relation, ReplicationError> {
         let known = self.relations.get(&id);
         known.ok_or_else(|| undecoded(format!("a row of relation {id}, which was not described")))
     }
@@ -219,8 +217,8 @@ fn full_name(relation: &Relation) -> String {
     format!("{}.{}", relation.schema, relation.name)
 }
 
-fn undecoded(text: String) -> PassError {
-    PassError::Unfit {
+fn undecoded(text: String) -> ReplicationError {
+    ReplicationError::Precondition {
         check: ErrorCode::Undecoded,
         text,
         next_step: "use the newest warm-spare".into(),
@@ -228,7 +226,7 @@ fn undecoded(text: String) -> PassError {
 }
 
 /// Returns the row as JSON, by column; values that were not sent are left out.
-fn document(relation: &Relation, values: &[Value], keys: bool) -> Result<String, PassError> {
+fn document(relation: &Relation, values: &[Value], keys: bool) -> Result<String, ReplicationError> {
     if values.len() != relation.columns.len() {
         let (name, sent) = (full_name(relation), values.len());
         let known = relation.columns.len();

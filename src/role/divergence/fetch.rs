@@ -1,11 +1,10 @@
 //! Copies a diverged artifact from the local bucket into a file, so that it can be uploaded to the
 //! new primary.
 
-use super::DivergedPackage;
-use crate::cluster::LocalStore;
+use crate::cluster::{DivergedPackage, Store};
 use crate::domain::ErrorCode;
 use crate::package::{Checksum, Hasher};
-use crate::replication::{PassError, RETIRED};
+use crate::replication::{RETIRED, ReplicationError};
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
@@ -27,10 +26,10 @@ pub fn file_name(package: &DivergedPackage) -> &str {
 /// Fetches the artifact under its key, or from the place for replaced bytes if the key has other
 /// bytes now. A file with other content is never overwritten.
 pub async fn fetch(
-    store: &LocalStore,
+    store: &Store,
     package: &DivergedPackage,
     directory: &Path,
-) -> Result<Fetched, PassError> {
+) -> Result<Fetched, ReplicationError> {
     let wanted = package.checksum.parse::<Checksum>().ok();
     let Some(wanted) = wanted.filter(|_| !package.key.is_empty()) else {
         return Err(artifact_missing(package, "its row names no artifact"));
@@ -58,12 +57,12 @@ pub async fn fetch(
 
 /// Downloads the object. None: the key has no object, or one with other bytes.
 async fn download(
-    store: &LocalStore,
+    store: &Store,
     key: &str,
     wanted: Checksum,
     directory: &Path,
-) -> Result<Option<NamedTempFile>, PassError> {
-    let Some(mut body) = store.reading().get(key).await? else {
+) -> Result<Option<NamedTempFile>, ReplicationError> {
+    let Some(mut body) = store.get(key).await? else {
         return Ok(None);
     };
     let failed = |source| scratch(directory, source);
@@ -80,7 +79,7 @@ async fn download(
     Ok(Some(file))
 }
 
-fn same(path: &Path, wanted: Checksum) -> Result<Fetched, PassError> {
+fn same(path: &Path, wanted: Checksum) -> Result<Fetched, ReplicationError> {
     let failed = |source| scratch(path, source);
     let mut file = File::open(path).map_err(failed)?;
     let (mut hasher, mut chunk) = (Hasher::new(), vec![0; 64 << 10]);
@@ -93,22 +92,22 @@ fn same(path: &Path, wanted: Checksum) -> Result<Fetched, PassError> {
     if hasher.finalize() == wanted {
         return Ok(Fetched::Kept(path.to_path_buf()));
     }
-    Err(PassError::Unfit {
+    Err(ReplicationError::Precondition {
         check: ErrorCode::FileExists,
         text: format!("{} exists already, with other content", path.display()),
         next_step: "move the file away, or choose another directory".into(),
     })
 }
 
-fn scratch(path: &Path, source: std::io::Error) -> PassError {
-    PassError::Scratch {
+fn scratch(path: &Path, source: std::io::Error) -> ReplicationError {
+    ReplicationError::Scratch {
         what: path.display().to_string(),
         source,
     }
 }
 
-fn artifact_missing(package: &DivergedPackage, why: &str) -> PassError {
-    PassError::Unfit {
+fn artifact_missing(package: &DivergedPackage, why: &str) -> ReplicationError {
+    ReplicationError::Precondition {
         check: ErrorCode::ArtifactLacking,
         text: format!("{} {}: {why}", package.ident, package.target),
         next_step: "look for the file where it was built".into(),

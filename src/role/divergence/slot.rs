@@ -1,12 +1,10 @@
 //! Decides whether the slot by which the successor followed still holds everything since its
 //! promotion.
 
-use crate::cluster::preparation::COPIED_TABLES;
-use crate::cluster::timeline;
-use crate::cluster::{LocalSession, Promotion};
+use crate::cluster::{LocalCluster, LocalSlot, Promotion};
 use crate::config::Config;
 use crate::domain::Lsn;
-use crate::replication::PassError;
+use crate::replication::ReplicationError;
 use std::time::Duration;
 
 /// Maximum number of looks at a slot that is in use. The server notices a moment later that a
@@ -21,21 +19,11 @@ pub(super) struct Server {
     pub timeline: i32,
     /// Last position that the server has written.
     pub wal: String,
-    pub slot: Option<Slot>,
+    pub slot: Option<LocalSlot>,
     /// True: the publication exists.
     pub published: bool,
     /// A table of Builder's that is not in the publication.
     pub unpublished: Option<String>,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Slot {
-    pub plugin: Option<String>,
-    /// True: the slot belongs to Builder's database.
-    pub ours: bool,
-    pub lost: bool,
-    pub confirmed: Option<Lsn>,
-    pub active: bool,
 }
 
 /// The decision: the slot is read from this position, or it is of no use for this reason.
@@ -93,69 +81,41 @@ pub(super) fn usable(server: &Server, promotion: &Promotion) -> Usable {
     Usable::From(from)
 }
 
-const QUESTION: &str = concat!(
-    "
-SELECT (SELECT system_identifier::text FROM pg_control_system()), ",
-    timeline!(),
-    ",
-       pg_current_wal_lsn()::text, EXISTS (SELECT 1 FROM pg_publication WHERE pubname = $2),
-       s.slot_name IS NOT NULL, s.plugin::text, coalesce(s.database = current_database(), false),
-       coalesce(to_jsonb(s) ->> 'wal_status' = 'lost', false), s.confirmed_flush_lsn::text, coalesce(s.active, false)
-FROM (SELECT 1) one LEFT JOIN pg_replication_slots s ON s.slot_name = $1"
-);
-
-const UNPUBLISHED: &str = "
-SELECT min(c.oid::regclass::text) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE NOT EXISTS (SELECT 1 FROM pg_publication_tables t
-    WHERE t.pubname = $1 AND t.schemaname = n.nspname AND t.tablename = c.relname) AND ";
-
-pub(super) async fn ask(config: &Config, promotion: &Promotion) -> Result<Server, PassError> {
-    let local = &config.local.datastore;
-    let session = LocalSession::open(local, &local.database).await?;
+pub(super) async fn ask(
+    config: &Config,
+    promotion: &Promotion,
+) -> Result<Server, ReplicationError> {
+    let session = LocalCluster::of(config).builder().await?;
     let mut tries = 0;
     loop {
-        let doing = "looking at the slot";
-        let names: [&(dyn crate::cluster::ToSql + Sync); 2] =
-            [&promotion.slot, &promotion.publication];
-        let row = session.query_one(doing, QUESTION, &names).await?;
-        let slot = row.get::<_, bool>(4).then(|| Slot {
-            plugin: row.get(5),
-            ours: row.get(6),
-            lost: row.get(7),
-            confirmed: row
-                .get::<_, Option<String>>(8)
-                .and_then(|lsn| lsn.parse().ok()),
-            active: row.get(9),
-        });
+        let found = session
+            .published_slot(&promotion.slot, &promotion.publication)
+            .await?;
         tries += 1;
-        if tries < MAX_ATTEMPTS && slot.as_ref().is_some_and(|slot| slot.active) {
+        if tries < MAX_ATTEMPTS && found.slot.as_ref().is_some_and(|slot| slot.active) {
             // The new primary does not follow any more: the reader is a connection that has not
             // noticed it yet.
-            let sql = "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1";
-            let doing = "ending the slot's reader";
-            session.query(doing, sql, &[&promotion.slot]).await?;
+            session.end_slot_reader(&promotion.slot).await?;
             tokio::time::sleep(RETRY_AFTER).await;
             continue;
         }
+        let (Some(timeline), Some(wal)) = (found.state.timeline, found.state.wal) else {
+            return Err(ReplicationError::NotMet {
+                text: format!(
+                    "local datastore {}: it is a physical standby, which writes no log of its own",
+                    config.local.datastore.address()
+                ),
+            });
+        };
         return Ok(Server {
-            system_id: row.get(0),
-            timeline: row.get(1),
-            wal: row.get(2),
-            published: row.get(3),
-            unpublished: unpublished(&session, &promotion.publication).await?,
-            slot,
+            system_id: found.state.system_id,
+            timeline,
+            wal: wal.to_string(),
+            published: found.published,
+            unpublished: found.unpublished,
+            slot: found.slot,
         });
     }
-}
-
-async fn unpublished(
-    session: &LocalSession,
-    publication: &str,
-) -> Result<Option<String>, PassError> {
-    let sql = format!("{UNPUBLISHED}{COPIED_TABLES}");
-    let doing = "looking for tables that are not published";
-    let row = session.query_one(doing, &sql, &[&publication]).await?;
-    Ok(row.get(0))
 }
 
 #[cfg(test)]
@@ -188,11 +148,11 @@ mod tests {
             wal: "0/300".into(),
             published: true,
             unpublished: None,
-            slot: Some(Slot {
+            slot: Some(LocalSlot {
                 plugin: Some("pgoutput".into()),
                 ours: true,
                 confirmed: Some(Lsn(0x200)),
-                ..Slot::default()
+                ..LocalSlot::default()
             }),
         }
     }
@@ -214,7 +174,7 @@ mod tests {
             (|_, p| p.lsn = String::new(), "no recovery point"),
             (|_, p| p.lsn = "0/1FF".into(), "past the recovery point"),
             (
-                |s, _| s.slot = Some(Slot::default()),
+                |s, _| s.slot = Some(LocalSlot::default()),
                 "another kind or database",
             ),
         ];

@@ -1,17 +1,12 @@
 //! The clone that a drill takes over. It is made in one snapshot, and compared with the content of
 //! that snapshot.
 
-use crate::cluster::{LocalSession, Session};
+use crate::cluster::{LocalCluster, Session, SpareDb, WriteSession};
 use crate::config::Config;
-use crate::replication::tables;
-use crate::replication::{PassError, clone_visible, unavailable};
+use crate::domain::MissingReason;
+use crate::replication::{ReplicationError, clone_visible};
 use bytesize::ByteSize;
 use std::collections::BTreeMap;
-
-/// Builder's constraints, and the number of them that are not validated.
-const CONSTRAINTS: &str = "
-SELECT count(*), count(*) FILTER (WHERE NOT convalidated) FROM pg_constraint k JOIN pg_namespace n ON n.oid = k.connamespace
-WHERE n.nspname NOT IN ('information_schema', 'warm_spare') AND n.nspname !~ '^pg_'";
 
 /// The content of a database: rows by table, constraints, and constraints that are not validated.
 #[derive(Debug, PartialEq, Eq)]
@@ -24,24 +19,19 @@ pub(super) struct Clone {
     bytes: u64,
     content: Content,
     /// Artifacts that are missing or damaged on the primary, with the reason.
-    unavailable: Vec<(String, String)>,
+    unavailable: Vec<(String, MissingReason)>,
 }
 
 impl Clone {
     pub(super) async fn make(
         config: &Config,
-        state: &LocalSession,
+        state: &WriteSession,
         name: &str,
-    ) -> Result<Clone, PassError> {
-        let local = &config.local.datastore;
-        let holder = LocalSession::open(local, &local.database).await?;
-        let begin = "BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY";
-        holder.batch("starting the snapshot", begin).await?;
-        let sql = "SELECT pg_catalog.pg_export_snapshot()";
-        let doing = "exporting the snapshot";
-        let snapshot: String = holder.row(doing, sql, &[]).await?.get(0)?;
-        let unavailable = unavailable(&holder).await?;
-        let bytes = clone_visible(config, state, &snapshot, name).await?;
+    ) -> Result<Clone, ReplicationError> {
+        let holder = LocalCluster::of(config).builder().await?;
+        let snapshot = holder.export_snapshot().await?;
+        let unavailable = SpareDb::of(&holder).unavailable_reasons().await?;
+        let bytes = clone_visible(config, state, snapshot.as_str(), name).await?;
         Ok(Clone {
             bytes,
             content: content(&holder).await?,
@@ -49,7 +39,7 @@ impl Clone {
         })
     }
 
-    pub(super) fn unavailable(&self) -> &[(String, String)] {
+    pub(super) fn unavailable(&self) -> &[(String, MissingReason)] {
         &self.unavailable
     }
 
@@ -57,7 +47,10 @@ impl Clone {
         format!("the database ({}) was cloned", ByteSize(self.bytes))
     }
 
-    pub(super) async fn compare(&self, inside: &LocalSession) -> Result<(bool, String), PassError> {
+    pub(super) async fn compare(
+        &self,
+        inside: &WriteSession,
+    ) -> Result<(bool, String), ReplicationError> {
         let found = content(inside).await?;
         let differing = self.content.differing(&found);
         if !differing.is_empty() {
@@ -73,19 +66,14 @@ impl Clone {
     }
 }
 
-async fn content(session: &Session) -> Result<Content, PassError> {
+async fn content(session: &Session) -> Result<Content, ReplicationError> {
     let mut rows = BTreeMap::new();
-    for table in tables(session).await? {
-        let sql = format!("SELECT count(*) FROM ONLY {}", table.quoted());
-        let counted = session.row("counting rows", &sql, &[]).await?;
-        rows.insert(table.full_name(), counted.get(0)?);
+    for table in session.tables().await? {
+        rows.insert(table.full_name(), session.count_rows(&table).await?);
     }
-    let row = session
-        .row("counting constraints", CONSTRAINTS, &[])
-        .await?;
     Ok(Content {
         rows,
-        constraints: (row.get(0)?, row.get(1)?),
+        constraints: session.count_constraints().await?,
     })
 }
 

@@ -4,7 +4,7 @@
 use crate::cluster::ProgramError;
 use crate::config::Config;
 use crate::observe;
-use crate::replication::PassError;
+use crate::replication::ReplicationError;
 use http::Uri;
 use rustix::process::{Pid, Signal, kill_process_group};
 use std::os::fd::AsFd;
@@ -42,7 +42,7 @@ impl Running {
         config: &Config,
         database: &str,
         command: &str,
-    ) -> Result<Running, PassError> {
+    ) -> Result<Running, ReplicationError> {
         let failed = |source| ProgramError::Start {
             program: "sh".into(),
             source,

@@ -1,13 +1,11 @@
 //! Removes clones left by killed drills. A running drill holds an advisory lock, so its clone is
 //! kept.
 
-use crate::cluster::{LocalSession, State};
+use crate::cluster::{StateDb, WriteSession};
 use crate::domain::ErrorCode;
-use crate::replication::{PassError, drop_database};
+use crate::replication::ReplicationError;
 use std::time::Duration;
 
-/// Key of the advisory lock in database `warm_spare`: "dril" in ASCII.
-const LOCK_KEY: i64 = 0x6472_696c;
 /// Maximum number of tries to take the lock. The server may take a moment to notice that a killed
 /// drill is gone.
 const MAX_ATTEMPTS: u32 = 15;
@@ -21,16 +19,13 @@ pub(super) fn new_name() -> String {
 }
 
 /// Takes the lock of the only drill on this cluster. It is held as long as the session lives.
-pub(super) async fn claim(state: &State) -> Result<(), PassError> {
+pub(super) async fn claim(state: &StateDb) -> Result<(), ReplicationError> {
     for tried in 1.. {
-        let sql = "SELECT pg_try_advisory_lock($1)";
-        let doing = "taking the drill's lock";
-        let row = state.session().query_one(doing, sql, &[&LOCK_KEY]).await?;
-        if row.get(0) {
+        if state.lock_drill().await? {
             break;
         }
         if tried == MAX_ATTEMPTS {
-            return Err(PassError::Refused {
+            return Err(ReplicationError::Refused {
                 rule: ErrorCode::DrillRuns,
                 text: "another drill is running on this cluster".into(),
                 next_step: "wait until it has ended".into(),
@@ -42,42 +37,29 @@ pub(super) async fn claim(state: &State) -> Result<(), PassError> {
 }
 
 /// Drops the clones of earlier drills. Only the holder of the lock may call this.
-pub(super) async fn remove(state: &State) -> Result<(), PassError> {
-    let names = clones(state.session()).await?;
+pub(super) async fn remove(state: &StateDb) -> Result<(), ReplicationError> {
+    let names = state.session().databases_named(PREFIX).await?;
     drop_all(state.session(), &names).await
 }
 
 /// Drops the clones of killed drills, and returns their names. The clone of a running drill is left
 /// alone.
-pub async fn remove_drill_leftovers(state: &State) -> Result<Vec<String>, PassError> {
+pub async fn remove_drill_leftovers(state: &StateDb) -> Result<Vec<String>, ReplicationError> {
     let session = state.session();
     // The order matters: a drill holds the lock before it makes a clone. So if nobody holds the
     // lock after the list was read, the clones belong to dead drills.
-    let names = clones(session).await?;
-    let sql = "SELECT EXISTS (SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1 \
-                 AND classid = 0 AND objid::bigint = $1 \
-                 AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))";
-    let doing = "looking for a drill under way";
-    if names.is_empty() || session.query_one(doing, sql, &[&LOCK_KEY]).await?.get(0) {
+    let names = session.databases_named(PREFIX).await?;
+    if names.is_empty() || state.a_drill_runs().await? {
         return Ok(Vec::new());
     }
     drop_all(session, &names).await?;
     Ok(names)
 }
 
-async fn drop_all(session: &LocalSession, names: &[String]) -> Result<(), PassError> {
+async fn drop_all(session: &WriteSession, names: &[String]) -> Result<(), ReplicationError> {
     for name in names {
-        drop_database(session, name).await?;
+        session.drop_database(name).await?;
         log::info!("local: database {name} of a killed drill was dropped");
     }
     Ok(())
-}
-
-async fn clones(session: &LocalSession) -> Result<Vec<String>, PassError> {
-    let sql =
-        "SELECT datname::text FROM pg_database WHERE starts_with(datname::text, $1) ORDER BY 1";
-    let rows = session
-        .query("looking for clones of drills", sql, &[&PREFIX])
-        .await?;
-    Ok(rows.iter().map(|row| row.get(0)).collect())
 }

@@ -3,19 +3,20 @@
 
 use super::Handover;
 use crate::cluster::preparation::Names;
-use crate::cluster::{CopiedPoint, LocalSession, PeerFence, PeerSession};
+use crate::cluster::{
+    BuilderDb, LocalCluster, PeerFence, PrimaryStatus, RecoveryPoint, Sequence, SpareDb,
+    WriteSession,
+};
 use crate::domain::{ErrorCode, Lsn};
 use crate::observe::{Listener, Phase, Progress};
-use crate::replication::stream::{self, Follow};
-use crate::replication::{
-    Options, PassError, Sequence, newest_id, set_all_as_holder, sync, unavailable_here,
-};
+use crate::replication::stream::{self, Follow, FollowContext};
+use crate::replication::{Options, ReplicationError, set_all_as_holder, sync};
 use crate::role::preflight::{CLOCK_WAIT, ID_SLACK};
 use crate::role::watch::{another_server, look_at_peer};
 use chrono::{DateTime, Utc};
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::watch;
 
 impl Handover<'_> {
@@ -24,10 +25,10 @@ impl Handover<'_> {
     pub(super) async fn drain(
         &self,
         fence: &PeerFence,
-        point: &CopiedPoint,
+        point: &RecoveryPoint,
         limit: Duration,
-    ) -> Result<(), PassError> {
-        if point.slot.is_empty() {
+    ) -> Result<(), ReplicationError> {
+        if !point.is_followed() {
             return match self.forced() {
                 true => self.last_copy(("takeover.drain_timeout", limit)).await,
                 // The preflight estimates its duration.
@@ -41,7 +42,7 @@ impl Handover<'_> {
         let draining = Box::pin(self.follow_to(mark, point));
         match tokio::time::timeout(limit, draining).await {
             Ok(drained) => drained,
-            Err(_) => Err(PassError::Unfit {
+            Err(_) => Err(ReplicationError::Precondition {
                 check: ErrorCode::Drain,
                 text: format!(
                     "the last transactions of the primary were not applied within takeover.drain_timeout = {}",
@@ -53,38 +54,42 @@ impl Handover<'_> {
         }
     }
 
-    pub(super) async fn follow_to(&self, mark: Lsn, point: &CopiedPoint) -> Result<(), PassError> {
+    pub(super) async fn follow_to(
+        &self,
+        mark: Lsn,
+        point: &RecoveryPoint,
+    ) -> Result<(), ReplicationError> {
         let id = self.state.cluster().await?.id;
-        let courier = (self.courier)()?;
-        let follow = Follow {
+        let carrier = (self.carrier)()?;
+        let names = Names::of(&id, &self.config.replication);
+        let context = FollowContext {
             config: self.config,
             state: self.state,
             lock: self.lock,
-            courier: &courier,
-            names: Names::of(&id, &self.config.replication),
-            recorded: point.clone(),
-            database: &self.config.local.datastore.database,
-            incoming: false,
-            until: Some(mark),
-            told: self.heard.clone(),
+            carrier: &carrier,
             spool: self.spool.clone(),
+        };
+        let follow = Follow {
+            until: Some(mark),
+            observer: self.observer.clone(),
             clock: self.clock.clone(),
-            retried: Arc::new(Mutex::new(Instant::now())),
-            differed: stream::Differed::default(),
+            ..Follow::new(context, names, point.clone())
         };
         match stream::follow(&follow).await {
             Ok(_) => Ok(()),
-            Err(gap) => Err(gap.failure().unwrap_or_else(|gap| PassError::NotMet {
-                text: gap.to_string(),
-            })),
+            Err(gap) => Err(gap
+                .failure()
+                .unwrap_or_else(|gap| ReplicationError::NotMet {
+                    text: gap.to_string(),
+                })),
         }
     }
 
     /// Makes one more copy in snapshot mode, of a primary to which nobody writes.
-    async fn last_copy(&self, (key, limit): (&str, Duration)) -> Result<(), PassError> {
+    async fn last_copy(&self, (key, limit): (&str, Duration)) -> Result<(), ReplicationError> {
         let options = Options {
             lock: Some(self.lock),
-            throttle: Some((self.courier)()?.throttle),
+            throttle: Some((self.carrier)()?.throttle().clone()),
             spool: Some(self.spool.clone()),
             fenced_by_us: true,
             ..Options::default()
@@ -94,7 +99,7 @@ impl Handover<'_> {
         let copying = Box::pin(sync(self.config, options, &progress));
         tokio::select! {
             copied = copying => copied.map(drop),
-            () = too_late(limit, seen) => Err(PassError::Unfit {
+            () = too_late(limit, seen) => Err(ReplicationError::Precondition {
                 check: ErrorCode::Drain,
                 text: format!(
                     "the last copy was not made within {key} = {}",
@@ -108,9 +113,12 @@ impl Handover<'_> {
         }
     }
 
-    pub(super) async fn lacking(&self) -> Result<HashSet<String>, PassError> {
-        let lacking = unavailable_here(self.config).await?.unwrap_or_default();
-        Ok(lacking.into_iter().map(|(key, _)| key).collect())
+    pub(super) async fn unavailable(&self) -> Result<HashSet<String>, ReplicationError> {
+        let unavailable = LocalCluster::of(self.config)
+            .unavailable()
+            .await?
+            .unwrap_or_default();
+        Ok(unavailable.into_iter().map(|(key, _)| key).collect())
     }
 
     /// Checks that the primary is still fenced, that its tables have the form that was followed,
@@ -118,89 +126,91 @@ impl Handover<'_> {
     /// sequences: a copy has them from its snapshot, and the stream carries none.
     pub(super) async fn compare(
         &self,
-        point: &CopiedPoint,
-        lacked: &HashSet<String>,
-    ) -> Result<Vec<Sequence>, PassError> {
-        let (fenced, sequences) = if point.slot.is_empty() {
-            let seen = look_at_peer(self.config).await?;
+        inside: &WriteSession,
+        point: &RecoveryPoint,
+        unavailable_before: &HashSet<String>,
+    ) -> Result<Vec<Sequence>, ReplicationError> {
+        let (fenced, sequences) = if !point.is_followed() {
+            let seen = look_at_peer(self.config, &self.peer).await?;
             (seen.theirs.fenced, Vec::new())
         } else {
             let seen = self.ask(point).await?;
             if seen.system_id != point.system_id {
                 return Err(another_server());
             }
-            stream::stands(&seen, point, &self.config.peer.datastore.database).map_err(unequal)?;
+            stream::check_intact(&seen, point, &self.config.peer.datastore.database)
+                .map_err(unequal)?;
             (seen.fenced, seen.sequences)
         };
         if !fenced {
             return Err(unequal("somebody lifted the primary's fence".into()));
         }
-        let now = self.lacking().await?;
-        match now.difference(lacked).next() {
+        let now = SpareDb::of(inside).unavailable_reasons().await?;
+        let now: HashSet<String> = now.into_iter().map(|(key, _)| key).collect();
+        match now.difference(unavailable_before).next() {
             None => Ok(sequences),
             Some(key) => Err(unequal(format!(
                 "{} artifacts could not be copied, for example {key}",
-                now.difference(lacked).count()
+                now.difference(unavailable_before).count()
             ))),
         }
     }
 
-    async fn ask(&self, point: &CopiedPoint) -> Result<stream::Seen, PassError> {
+    async fn ask(&self, point: &RecoveryPoint) -> Result<PrimaryStatus, ReplicationError> {
         let id = self.state.cluster().await?.id;
-        let names = Names::of(&id, &self.config.replication);
-        stream::ask(self.config, &point.slot, &names.publication, &self.clock).await
+        let names = Names {
+            slot: point.slot().to_string(),
+            ..Names::of(&id, &self.config.replication)
+        };
+        stream::query(&self.peer, &names, &self.clock).await
     }
 
-    pub(super) async fn set_sequences(&self, values: &[Sequence]) -> Result<(), PassError> {
-        let local = &self.config.local.datastore;
-        let inside = LocalSession::open(local, &local.database).await?;
+    pub(super) async fn set_sequences(
+        &self,
+        inside: &WriteSession,
+        values: &[Sequence],
+    ) -> Result<(), ReplicationError> {
         // A holder that was paused, and has lost the lock, finds that out before it sets anything.
         self.state.still_ours(self.lock).await?;
-        set_all_as_holder(&inside, values, self.lock.token).await
+        set_all_as_holder(inside, values, self.lock.token).await
     }
 
     /// Reads the primary's clock, behind its fence. It is the last question to the primary.
-    pub(super) async fn peers_clock(&self) -> Result<DateTime<Utc>, PassError> {
-        let peer = PeerSession::open(&self.config.peer.datastore).await?;
-        let sql = "SELECT clock_timestamp()";
-        let row = peer.row("reading the clock", sql, &[]).await?;
-        Ok(row.get(0)?)
-    }
-
-    /// Waits until the local clock is past the newest id. Ids are made of the server's time, and
-    /// none may be given twice. If the primary answered, its clock shows which ids are of a time in
-    /// the future, from which no others continue, and how far it may have given ids.
-    pub(super) async fn wait_for_clock(
-        &self,
-        peer_clock: Option<DateTime<Utc>>,
-    ) -> Result<(), PassError> {
-        let local = &self.config.local.datastore;
-        let inside = LocalSession::open(local, &local.database).await?;
-        let sql = "SELECT clock_timestamp()";
-        let until = peer_clock.map(|clock| clock + ID_SLACK);
-        let Some(newest) = newest_id(&inside, until).await? else {
-            return Ok(());
-        };
-        let clock = inside.query_one("reading the clock", sql, &[]).await?;
-        let clock: DateTime<Utc> = clock.get(0);
-        let wait = (newest - clock).to_std().unwrap_or_default();
-        if wait > CLOCK_WAIT {
-            return Err(PassError::Unfit {
-                check: ErrorCode::Clocks,
-                text: format!(
-                    "the local datastore's clock is {} behind Builder's newest id: ids are made of time, and would be given twice",
-                    humantime::format_duration(Duration::from_secs(wait.as_secs()))
-                ),
-                next_step: "set this node's clock".into(),
-            });
-        }
-        tokio::time::sleep(wait).await;
-        Ok(())
+    pub(super) async fn peers_clock(&self) -> Result<DateTime<Utc>, ReplicationError> {
+        let peer = self.peer.builder().await?;
+        Ok(peer.clock().await?)
     }
 }
 
-fn unequal(text: String) -> PassError {
-    PassError::Unfit {
+/// Waits until the local clock is past the newest id. Ids are made of the server's time, and
+/// none may be given twice. If the primary answered, its clock shows which ids are of a time in
+/// the future, from which no others continue, and how far it may have given ids.
+pub(super) async fn wait_for_clock(
+    inside: &WriteSession,
+    peer_clock: Option<DateTime<Utc>>,
+) -> Result<(), ReplicationError> {
+    let until = peer_clock.map(|clock| clock + ID_SLACK);
+    let Some(newest) = BuilderDb::of(inside).newest_id(until).await? else {
+        return Ok(());
+    };
+    let clock = inside.clock().await?;
+    let wait = (newest - clock).to_std().unwrap_or_default();
+    if wait > CLOCK_WAIT {
+        return Err(ReplicationError::Precondition {
+            check: ErrorCode::Clocks,
+            text: format!(
+                "the local datastore's clock is {} behind Builder's newest id: ids are made of time, and would be given twice",
+                humantime::format_duration(Duration::from_secs(wait.as_secs()))
+            ),
+            next_step: "set this node's clock".into(),
+        });
+    }
+    tokio::time::sleep(wait).await;
+    Ok(())
+}
+
+fn unequal(text: String) -> ReplicationError {
+    ReplicationError::Precondition {
         check: ErrorCode::Compare,
         text,
         next_step: "let the spare follow again, and hand over when it is complete".into(),

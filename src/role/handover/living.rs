@@ -2,9 +2,9 @@
 //! If it cannot be fenced, the operator is asked, because clients could write to both clusters.
 
 use super::Handover;
-use crate::cluster::{CopiedPoint, make_room};
+use crate::cluster::RecoveryPoint;
 use crate::domain::{ErrorCode, Side};
-use crate::replication::{Doubt, PassError};
+use crate::replication::{Doubt, ReplicationError};
 
 /// Maximum number of attempts. Each ends some sessions there, which may come back faster than our
 /// own session begins.
@@ -14,14 +14,14 @@ impl Handover<'_> {
     /// Retries the call after making room, if the peer has no free connections.
     pub(super) async fn with_room<T>(
         &self,
-        point: &CopiedPoint,
-        call: impl AsyncFn() -> Result<T, PassError>,
-    ) -> Result<T, PassError> {
+        point: &RecoveryPoint,
+        call: impl AsyncFn() -> Result<T, ReplicationError>,
+    ) -> Result<T, ReplicationError> {
         for _ in 0..MAX_ATTEMPTS {
             match call().await {
                 Err(error) if wants_room(&error) => {
                     log::warn!("{error}; ending now the sessions there that a fence would end");
-                    make_room(&self.config.peer.datastore, &point.system_id).await?;
+                    self.peer.make_room(&point.system_id).await?;
                 }
                 other => return other,
             }
@@ -32,10 +32,10 @@ impl Handover<'_> {
     /// Asks the operator before a promotion over a primary that answers but is not fenced.
     pub(super) fn ask_about_living(
         &self,
-        point: &CopiedPoint,
-        error: &PassError,
-    ) -> Result<(), PassError> {
-        let answers = error.shows_life_of_peer() || matches!(error, PassError::Fence(_));
+        point: &RecoveryPoint,
+        error: &ReplicationError,
+    ) -> Result<(), ReplicationError> {
+        let answers = error.shows_life_of_peer() || matches!(error, ReplicationError::Fence(_));
         if !answers {
             return Ok(());
         }
@@ -50,7 +50,7 @@ impl Handover<'_> {
     }
 }
 
-fn wants_room(error: &PassError) -> bool {
+fn wants_room(error: &ReplicationError) -> bool {
     error
         .datastore()
         .is_some_and(|error| error.side == Side::Peer && error.is_for_want_of_room())

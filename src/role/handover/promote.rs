@@ -2,36 +2,39 @@
 
 use super::{Handover, Reached};
 use crate::cluster::preparation::Names;
-use crate::cluster::{CopiedPoint, LocalSession, clear_out};
+use crate::cluster::{
+    LocalCluster, RecoveryPoint, SpareDb, end_sessions_from_before, wake_triggers,
+};
 use crate::domain::Role;
-use crate::replication::{PassError, stands_at, wake};
+use crate::replication::ReplicationError;
 
 impl Handover<'_> {
     /// Enables the triggers that a spare keeps disabled because they would act while changes are
-    /// applied. If this handover is undone, following disables them again.
-    pub(super) async fn wake_triggers(&self) -> Result<(), PassError> {
-        let local = &self.config.local.datastore;
-        let inside = LocalSession::open(local, &local.database).await?;
+    /// applied. If this handover is undone, following disables them again. Returns the point of the
+    /// promotion, which includes the last copy or transactions.
+    pub(super) async fn wake_triggers(
+        &self,
+        before: RecoveryPoint,
+    ) -> Result<RecoveryPoint, ReplicationError> {
+        let inside = LocalCluster::of(self.config).builder().await?;
         self.state.still_ours(self.lock).await?;
-        wake(&inside, self.lock.token).await
+        wake_triggers(&inside, self.lock.token).await?;
+        Ok(match self.state.recovery_point().await? {
+            Some(copied) => SpareDb::of(&inside).point(copied).await?,
+            None => before,
+        })
     }
 
     /// Commits the promotion. After this commit only another promotion changes the primary.
     pub(super) async fn promote(
         &self,
-        before: &CopiedPoint,
+        point: &RecoveryPoint,
         reached: Reached,
-    ) -> Result<(), PassError> {
-        // The point of now, which includes the last copy or transactions.
-        let copied = self.state.copied_point().await?;
-        let point = match copied {
-            Some(copied) => stands_at(self.config, copied).await?,
-            None => before.clone(),
-        };
+    ) -> Result<(), ReplicationError> {
         let id = self.state.cluster().await?.id;
-        let mut promotion = self.promotion(&point, reached);
+        let mut promotion = self.promotion(point, reached);
         promotion.id = self.state.new_promotion_id().await?;
-        if !point.slot.is_empty() {
+        if point.is_followed() {
             promotion.publication = Names::of(&id, &self.config.replication).publication;
         }
         let database = &self.config.local.datastore.database;
@@ -46,7 +49,7 @@ impl Handover<'_> {
         log::warn!("local: {text}");
         // Older sessions stay read-only for as long as they live; a pool that held them opens new
         // ones.
-        if let Err(error) = clear_out(self.state.session(), database).await {
+        if let Err(error) = end_sessions_from_before(self.state.session(), database).await {
             log::warn!("{error}");
         }
         Ok(())

@@ -3,14 +3,18 @@
 use super::{Handover, Outcome};
 use crate::domain::{EventKind, Role, Step, Transition, TransitionKind};
 use crate::killpoint;
-use crate::replication::PassError;
-use crate::role::steps::Walk;
+use crate::replication::ReplicationError;
+use crate::role::step_journal::StepJournal;
 use crate::role::watch::{another_server, look_at_peer, open_fence};
 
 impl Handover<'_> {
     /// Undoes the handover: clients may write to the primary again, and the spare follows as
     /// before.
-    pub(super) async fn undo(&self, mut walk: Walk<'_>, why: String) -> Result<Outcome, PassError> {
+    pub(super) async fn undo(
+        &self,
+        mut walk: StepJournal<'_>,
+        why: String,
+    ) -> Result<Outcome, ReplicationError> {
         walk.entry.undone = Some(why.clone());
         if walk.entry.step == Some(Step::Preflight) {
             // Nothing was done on the peer yet, so no session there must be ended.
@@ -19,11 +23,11 @@ impl Handover<'_> {
             return self.told_undone(&walk.entry, why).await;
         }
         walk.step(Step::Undo).await?;
-        self.undo_now(walk.entry).await
+        self.roll_back(walk.entry).await
     }
 
     /// Undoes the handover of the journal's entry, also for an earlier process.
-    pub async fn undo_now(&self, mut entry: Transition) -> Result<Outcome, PassError> {
+    pub async fn roll_back(&self, mut entry: Transition) -> Result<Outcome, ReplicationError> {
         killpoint::reach("undo.begin");
         let cluster = self.state.cluster().await?;
         if cluster.role == Some(Role::Primary) {
@@ -47,7 +51,7 @@ impl Handover<'_> {
             entry.step = Some(Step::Undone);
             self.state.journal(self.lock, &entry).await?;
             log::warn!("{} undone: {why}", entry.kind);
-            return Ok(Outcome::Undone(why));
+            return Ok(Outcome::RolledBack(why));
         }
         let why = entry.undone.clone().unwrap_or_else(|| {
             "the process ended, and the configuration no longer asks for this handover".into()
@@ -61,25 +65,29 @@ impl Handover<'_> {
                 self.state.journal(self.lock, &entry).await?;
                 self.told_undone(&entry, why).await
             }
-            Err(error) => Ok(Outcome::Undoing(why, error)),
+            Err(error) => Ok(Outcome::RollbackPending(why, error)),
         }
     }
 
-    async fn told_undone(&self, entry: &Transition, why: String) -> Result<Outcome, PassError> {
+    async fn told_undone(
+        &self,
+        entry: &Transition,
+        why: String,
+    ) -> Result<Outcome, ReplicationError> {
         let text = format!("{} undone: {why}", entry.kind);
         log::warn!("{text}; the primary is as before");
         self.state
             .event(EventKind::HandoverUndone, &text, &self.config.change)
             .await?;
-        Ok(Outcome::Undone(why))
+        Ok(Outcome::RolledBack(why))
     }
 
     /// Withdraws the fence on that one server, and ends the sessions that began while it was set.
-    async fn withdraw(&self, epoch: i64) -> Result<(), PassError> {
+    async fn withdraw(&self, epoch: i64) -> Result<(), ReplicationError> {
         let id = self.state.cluster().await?.id;
-        let followed = self.state.copied_point().await?;
+        let followed = self.state.recovery_point().await?;
         let system_id = followed.map(|point| point.system_id).unwrap_or_default();
-        let seen = look_at_peer(self.config).await?;
+        let seen = look_at_peer(self.config, &self.peer).await?;
         if seen.theirs.system_id != system_id {
             return Err(another_server());
         }
@@ -87,8 +95,9 @@ impl Handover<'_> {
         if seen.theirs.record.is_none() {
             return Ok(());
         }
-        let fence = open_fence(&self.config.peer.datastore, &system_id).await?;
+        let fence = open_fence(&self.peer, &system_id).await?;
         self.state.still_ours(self.lock).await?;
+        self.peer.close_idle();
         fence.withdraw(epoch, &id).await?;
         if let Err(error) = fence.refresh().await {
             log::warn!("{error}; older sessions stay read-only until they end");

@@ -3,11 +3,11 @@
 use super::facts::Facts;
 use super::here::Remembered;
 use super::{ok, refuse, unknown, warn};
-use crate::cluster::CopiedPoint;
+use crate::cluster::RecoveryPoint;
+use crate::config::ArtifactsMode;
 use crate::config::Mode;
 use crate::domain::{PreflightCheck, Role};
-use crate::observe::{Check, Lag, State, span};
-use crate::replication::is_ours;
+use crate::observe::{Check, Lag, ServiceState, span};
 use bytesize::ByteSize;
 use chrono::{DateTime, TimeDelta, Utc};
 
@@ -42,7 +42,7 @@ pub(super) fn recovery_point(facts: &Facts) -> Check {
         Ok(server) => server.stands.as_ref(),
         Err(error) => return unknown(NAME, error),
     };
-    if !is_ours(point, found) {
+    if !point.is_of(found) {
         let database = &facts.config.local.datastore.database;
         let text = format!("database {database} is not the database that was copied here");
         return refuse(
@@ -58,10 +58,10 @@ pub(super) fn recovery_point(facts: &Facts) -> Check {
 }
 
 /// Returns the lag, as the status shows it.
-fn lag_of(facts: &Facts, state: &Remembered, point: &CopiedPoint) -> Option<Lag> {
-    let mut shown = State::new(facts.now);
-    shown.point = Some(point.clone());
-    shown.confirmation = state.confirmation;
+fn lag_of(facts: &Facts, state: &Remembered, point: &RecoveryPoint) -> Option<Lag> {
+    let mut shown = ServiceState::new(facts.now);
+    shown.spare.point = Some(point.clone());
+    shown.spare.confirmation = state.confirmation;
     shown.lag(facts.now)
 }
 
@@ -124,8 +124,17 @@ pub(super) fn artifacts(facts: &Facts) -> Check {
         let step = "find out what removed them; while the primary exists, they are copied again after a verification (verify.schedule)";
         return consented(facts, remembered, refuse(NAME, text, step));
     }
-    let lacking = remembered.and_then(|state| state.lacking.as_ref());
-    match lacking.map(|lacking| (lacking.len(), lacking.first())) {
+    if remembered.is_some_and(|state| state.unproved) {
+        let text = "the local bucket, or artifacts.mode, is another one than before, and no pass has proved the artifacts there yet";
+        let step = "wait until the service has made that pass: `warm-spare status`";
+        // A lost primary cannot be waited for.
+        return match facts.is_planned() {
+            true => refuse(NAME, text, step),
+            false => warn(NAME, text, step),
+        };
+    }
+    let missing = remembered.and_then(|state| state.missing.as_ref());
+    match missing.map(|missing| (missing.len(), missing.first())) {
         None => warn(
             NAME,
             "not known: the visible database is not a copy that warm-spare made",
@@ -137,6 +146,15 @@ pub(super) fn artifacts(facts: &Facts) -> Check {
                 "none is recorded as missing, and all {looked_for} checked artifacts are in the local bucket"
             ),
         ),
+        Some((number, Some((key, reason))))
+            if facts.config.artifacts.mode != ArtifactsMode::Replicate =>
+        {
+            warn(
+                NAME,
+                format!("{number} are not here, such as {key} ({reason})"),
+                "not_replicated: let the provider replicate them, or set artifacts.fill = true; others: upload these packages again on the primary",
+            )
+        }
         Some((number, Some((key, reason)))) => warn(
             NAME,
             format!("{number} are missing or damaged on the primary, such as {key} ({reason})"),
@@ -232,7 +250,7 @@ pub(super) fn mode(facts: &Facts) -> Check {
         return warn(NAME, "not known: nothing was copied yet", "");
     };
     if facts.streams() {
-        return ok(NAME, format!("stream, by slot {}", point.slot));
+        return ok(NAME, format!("stream, by slot {}", point.slot()));
     }
     let peer_facts = facts.there.as_ref().ok();
     let why = match peer_facts.and_then(|there| there.server.why_snapshots.as_deref()) {

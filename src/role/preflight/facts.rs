@@ -1,18 +1,15 @@
 //! The facts that the checks judge. They are gathered once.
 
-use super::Purpose;
 use super::here::{self, Remembered, Server};
-use super::supervisor;
 use super::there::{self, Asked, ID_SLACK, There};
+use super::{Purpose, supervisor};
 use crate::cluster::{
-    ClientPrograms, CopiedPoint, DatastoreError, DatastoreFault, InstalledClients, Keeps,
-    ProgramError,
+    ClientPrograms, DatastoreError, DatastoreFault, InstalledClients, Keeps, PeerCluster,
+    ProgramError, RecoveryPoint,
 };
 use crate::config::{Config, Datastore};
-use crate::domain::Sampled;
-use crate::domain::Side;
-use crate::replication::sample;
-use crate::replication::{PassError, not_in_time};
+use crate::domain::{Sampled, Side};
+use crate::replication::{ReplicationError, not_in_time, sample};
 use chrono::{DateTime, Utc};
 use std::pin::Pin;
 use std::time::Duration;
@@ -25,29 +22,29 @@ pub(super) struct Facts<'a> {
     pub purpose: Purpose,
     pub now: DateTime<Utc>,
     /// None: the local server has no database warm_spare, so nothing was ever copied.
-    pub remembered: Result<Option<Remembered>, PassError>,
-    pub server: Result<Server, PassError>,
-    pub bucket: Result<Keeps, PassError>,
+    pub remembered: Result<Option<Remembered>, ReplicationError>,
+    pub server: Result<Server, ReplicationError>,
+    pub bucket: Result<Option<Keeps>, ReplicationError>,
     /// Some artifacts that local rows name, searched in the local bucket; None: the visible
     /// database is not a copy that warm-spare made.
-    pub sampled: Result<Option<Sampled>, PassError>,
-    pub there: Result<There, PassError>,
-    pub peer_bucket: Result<(), PassError>,
+    pub sampled: Result<Option<Sampled>, ReplicationError>,
+    pub there: Result<There, ReplicationError>,
+    pub peer_bucket: Result<(), ReplicationError>,
     pub clients: Option<Result<ClientPrograms, ProgramError>>,
     pub supervisor: String,
 }
 
 /// The answers of the two datastores.
 struct Datastores {
-    remembered: Result<Option<Remembered>, PassError>,
-    server: Result<Server, PassError>,
-    there: Result<There, PassError>,
+    remembered: Result<Option<Remembered>, ReplicationError>,
+    server: Result<Server, ReplicationError>,
+    there: Result<There, ReplicationError>,
     clients: Option<Result<ClientPrograms, ProgramError>>,
 }
 
 /// Asks both datastores. The questions to the peer depend on the local record; all others are asked
 /// at once.
-async fn datastores(config: &Config, patience: Duration) -> Datastores {
+async fn datastores(config: &Config, cluster: &PeerCluster<'_>, patience: Duration) -> Datastores {
     let (local, peer) = (&config.local.datastore, &config.peer.datastore);
     let remembering = Box::pin(here::remember(config));
     let remembered = within(LOCAL_TIMEOUT, Side::Local, local, remembering).await;
@@ -63,7 +60,7 @@ async fn datastores(config: &Config, patience: Duration) -> Datastores {
             patience,
             Side::Peer,
             peer,
-            Box::pin(there::look(config, &asked))
+            Box::pin(there::look(config, cluster, &asked))
         ),
         InstalledClients::look(),
     );
@@ -97,7 +94,7 @@ async fn without_ids_to_come(
     config: &Config,
     server: Server,
     there: &There,
-) -> Result<Server, PassError> {
+) -> Result<Server, ReplicationError> {
     let until = there.clock() + ID_SLACK;
     if server.newest_id.is_none_or(|newest| newest < until) {
         return Ok(server);
@@ -111,11 +108,12 @@ async fn without_ids_to_come(
 impl<'a> Facts<'a> {
     pub(super) async fn gather(
         config: &'a Config,
+        peer: &PeerCluster<'_>,
         purpose: Purpose,
         patience: Duration,
     ) -> Facts<'a> {
         let (datastores, bucket, sampled, peer_bucket, supervisor) = tokio::join!(
-            Box::pin(datastores(config, patience)),
+            Box::pin(datastores(config, peer, patience)),
             here::bucket(config, LOCAL_TIMEOUT),
             Box::pin(sampled(config)),
             there::bucket(config, patience),
@@ -136,14 +134,14 @@ impl<'a> Facts<'a> {
         }
     }
 
-    pub(super) fn point(&self) -> Option<&CopiedPoint> {
+    pub(super) fn point(&self) -> Option<&RecoveryPoint> {
         let remembered = self.remembered.as_ref().ok()?.as_ref()?;
         remembered.point.as_ref()
     }
 
     /// Returns whether the stream is followed.
     pub(super) fn streams(&self) -> bool {
-        self.point().is_some_and(|point| !point.slot.is_empty())
+        self.point().is_some_and(|point| point.is_followed())
     }
 
     pub(super) fn is_planned(&self) -> bool {
@@ -151,7 +149,7 @@ impl<'a> Facts<'a> {
     }
 }
 
-async fn sampled(config: &Config) -> Result<Option<Sampled>, PassError> {
+async fn sampled(config: &Config) -> Result<Option<Sampled>, ReplicationError> {
     match tokio::time::timeout(LOCAL_TIMEOUT, sample(config, LOCAL_TIMEOUT)).await {
         Ok(found) => found,
         Err(_) => Err(not_in_time(config, LOCAL_TIMEOUT)),
@@ -163,11 +161,11 @@ async fn within<T>(
     limit: Duration,
     side: Side,
     to: &Datastore,
-    asking: Pin<Box<impl Future<Output = Result<T, PassError>>>>,
-) -> Result<T, PassError> {
+    asking: Pin<Box<impl Future<Output = Result<T, ReplicationError>>>>,
+) -> Result<T, ReplicationError> {
     match tokio::time::timeout(limit, asking).await {
         Ok(answer) => answer,
-        Err(_) => Err(PassError::Datastore(DatastoreError {
+        Err(_) => Err(ReplicationError::Datastore(DatastoreError {
             side,
             address: format!("{}:{}", to.host, to.port),
             doing: "asking whether a promotion would work".into(),

@@ -1,15 +1,13 @@
 //! Facts about the local side.
 
 use crate::cluster::{
-    ClusterRecord, Confirmation, CopiedPoint, Keeps, LocalSession, LocalStore, State,
-    VerificationRecord, is_fenced, prove_fence, prove_writable,
+    BuilderDb, ClusterRecord, Confirmation, Keeps, LocalCluster, RecoveryPoint, Rights, SpareDb,
+    StateDb, VerificationRecord, WriteSession, is_fenced, may_apply, prove_fence, prove_writable,
+    rights,
 };
 use crate::config::Config;
-use crate::replication::rights;
-use crate::replication::{
-    Disk, PassError, Rights, disk, lacking_extensions, major, may_apply, newest_id, recovery_point,
-    stands_at, unavailable_here,
-};
+use crate::domain::MissingReason;
+use crate::replication::{Disk, ReplicationError, disk};
 use chrono::{DateTime, Utc};
 use std::time::Duration;
 
@@ -20,44 +18,62 @@ const MAX_ATTEMPTS: usize = 2;
 pub(super) struct Remembered {
     pub cluster: ClusterRecord,
     /// The point of the visible database.
-    pub point: Option<CopiedPoint>,
+    pub point: Option<RecoveryPoint>,
     pub confirmation: Option<Confirmation>,
     pub verification: Option<VerificationRecord>,
     /// Artifacts that are unavailable on the primary, with the reason; None: the visible database
     /// is not a copy that warm-spare made.
-    pub lacking: Option<Vec<(String, String)>>,
+    pub missing: Option<Vec<(String, MissingReason)>>,
+    /// True: the bucket is another one than before, and no pass has proved its artifacts yet.
+    pub unproved: bool,
     /// The reason why the fence does not hold.
     pub open: Option<String>,
 }
 
-pub(super) async fn remember(config: &Config) -> Result<Option<Remembered>, PassError> {
-    let Some(state) = State::open_existing(&config.local.datastore).await? else {
+pub(super) async fn remember(config: &Config) -> Result<Option<Remembered>, ReplicationError> {
+    let Some(state) = LocalCluster::of(config).existing_state().await? else {
         return Ok(None);
     };
     let cluster = state.cluster().await?;
-    let copied = state.copied_point().await?;
+    let copied = state.recovery_point().await?;
     let confirmation = state.confirmation().await?;
     let verification = state.last_verification().await?;
-    let point = async {
-        match copied {
-            Some(copied) => stands_at(config, copied).await.map(Some),
-            None => Ok(None),
-        }
-    };
-    let (point, lacking, open) =
-        tokio::try_join!(point, unavailable_here(config), open_fence(config, &state))?;
+    let place = state.artifact_place().await?;
+    let (visible, open) = tokio::try_join!(visible(config, copied), open_fence(config, &state))?;
+    let (point, missing) = visible;
     Ok(Some(Remembered {
         cluster,
         point,
         confirmation,
         verification,
-        lacking,
+        missing,
+        unproved: place.is_some_and(|(_, proved)| !proved),
         open,
     }))
 }
 
+/// Reads the point of the visible database, and its artifacts that are not there. None: nothing was
+/// copied yet; the visible database does not exist, or was not copied here.
+async fn visible(
+    config: &Config,
+    copied: Option<RecoveryPoint>,
+) -> Result<(Option<RecoveryPoint>, Option<Vec<(String, MissingReason)>>), ReplicationError> {
+    let Some(session) = LocalCluster::of(config).builder_if_there().await? else {
+        return Ok((copied, None));
+    };
+    let spare = SpareDb::of(&session);
+    if !spare.exists().await? {
+        return Ok((copied, None));
+    }
+    let point = match copied {
+        Some(copied) => Some(spare.point(copied).await?),
+        None => None,
+    };
+    Ok((point, Some(spare.unavailable_reasons().await?)))
+}
+
 /// Returns the reason why the fence does not hold; None: it holds.
-async fn open_fence(config: &Config, state: &State) -> Result<Option<String>, PassError> {
+async fn open_fence(config: &Config, state: &StateDb) -> Result<Option<String>, ReplicationError> {
     let to = &config.local.datastore;
     if !is_fenced(state.session(), &to.database).await? {
         return Ok(Some(format!(
@@ -77,7 +93,7 @@ pub(super) struct Server {
     pub bytes: u64,
     pub disk: Option<Disk>,
     /// Extensions of the visible database whose files are missing.
-    pub lacking_extensions: Vec<String>,
+    pub missing_extensions: Vec<String>,
     /// The recovery point in the visible database; None: it is not a copy that warm-spare made.
     pub stands: Option<String>,
     pub clock: DateTime<Utc>,
@@ -86,26 +102,22 @@ pub(super) struct Server {
     /// Time of the newest id that is not in the future by the primary's clock, if there are ids of
     /// the future.
     pub newest_past_id: Option<DateTime<Utc>>,
-    pub sealed: Result<Vec<Sealed>, PassError>,
+    pub sealed: Result<Vec<Sealed>, ReplicationError>,
 }
 
-pub(super) async fn server(config: &Config) -> Result<Server, PassError> {
+pub(super) async fn server(config: &Config) -> Result<Server, ReplicationError> {
     let to = &config.local.datastore;
-    let session = LocalSession::open(to, &to.database).await?;
-    let sql = "SELECT pg_database_size(current_database()), clock_timestamp()";
-    let row = session
-        .query_one("measuring our database", sql, &[])
-        .await?;
+    let session = LocalCluster::of(config).builder().await?;
     Ok(Server {
-        major: major(&session).await?,
+        major: session.major().await?,
         rights: rights(&session, &to.database).await?,
         may_apply: may_apply(&session).await?,
-        bytes: row.get::<_, i64>(0).unsigned_abs(),
+        bytes: session.database_facts().await?.bytes.unsigned_abs(),
         disk: disk(config, &session).await,
-        lacking_extensions: lacking_extensions(&session, &session).await?,
-        stands: recovery_point(&session).await?,
-        clock: row.get(1),
-        newest_id: newest_id(&session, None).await?,
+        missing_extensions: session.extensions_missing_on(&session).await?,
+        stands: SpareDb::of(&session).lsn().await?,
+        clock: session.clock().await?,
+        newest_id: BuilderDb::of(&session).newest_id(None).await?,
         newest_past_id: None,
         sealed: sealed(&session).await,
     })
@@ -114,10 +126,10 @@ pub(super) async fn server(config: &Config) -> Result<Server, PassError> {
 pub(super) async fn newest_past_id(
     config: &Config,
     until: DateTime<Utc>,
-) -> Result<Option<DateTime<Utc>>, PassError> {
-    let to = &config.local.datastore;
-    let session = LocalSession::open(to, &to.database).await?;
-    newest_id(&session, Some(until)).await
+) -> Result<Option<DateTime<Utc>>, ReplicationError> {
+    let session = LocalCluster::of(config).builder().await?;
+    let builder = BuilderDb::of(&session);
+    Ok(builder.newest_id(Some(until)).await?)
 }
 
 /// The rows of one kind that one revision of the builder keys has sealed.
@@ -149,47 +161,36 @@ const CIPHERTEXTS: [(&str, &str, &str, &str); 4] = [
         "",
     ),
 ];
-/// Number of first characters by which ciphertexts of different revisions differ: in both forms
-/// they include format and sender. One base64 digit more would make groups of one row each.
-const HEAD_CHARS: u32 = 37;
-/// Number of the newest rows that are read, because a spoilt row says nothing about the key.
-const NEWEST_ROWS: u32 = 3;
-
 /// Reads the sealed rows. These tables grow with origins and people, not with packages.
-async fn sealed(session: &LocalSession) -> Result<Vec<Sealed>, PassError> {
-    let doing = "reading what the builder keys have sealed";
+async fn sealed(session: &WriteSession) -> Result<Vec<Sealed>, ReplicationError> {
+    let builder = BuilderDb::of(session);
     let mut found = Vec::new();
     for (what, table, column, revision) in CIPHERTEXTS {
-        let there = "SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('public.' || $1) \
-                       AND attname = $2 AND NOT attisdropped)";
-        let row = session.query_one(doing, there, &[&table, &column]).await?;
-        if !row.get::<_, bool>(0) {
-            continue;
-        }
-        let revision = match revision {
-            "" => "''",
-            named => &format!("coalesce({named}::text, '')"),
-        };
-        let sql = format!(
-            "SELECT revision, count(*), (array_agg(sealed ORDER BY id DESC))[1:{NEWEST_ROWS}] FROM ( \
-               SELECT id, {revision} AS revision, {column}::text AS sealed FROM public.{table} WHERE {column} <> '') t \
-             GROUP BY revision, left(sealed, {HEAD_CHARS})"
-        );
-        let rows = session.query(doing, &sql, &[]).await?;
-        found.extend(rows.iter().map(|row| Sealed {
+        let groups = builder.sealed_rows(table, column, revision).await?;
+        found.extend(groups.into_iter().map(|group| Sealed {
             what,
-            revision: row.get(0),
-            rows: row.get(1),
-            newest: row.get(2),
+            revision: group.revision,
+            rows: group.rows,
+            newest: group.newest,
         }));
     }
     Ok(found)
 }
 
 /// Checks that the local bucket exists and can be written, and returns how it treats deleted
-/// objects.
-pub(super) async fn bucket(config: &Config, patience: Duration) -> Result<Keeps, PassError> {
-    let store = LocalStore::open(&config.local.s3)?.with_limits(patience, MAX_ATTEMPTS);
-    store.reading().check_bucket().await?;
-    Ok(prove_writable(&store).await?)
+/// objects. None: it is the provider's, so nothing is written, and it can be read.
+pub(super) async fn bucket(
+    config: &Config,
+    patience: Duration,
+) -> Result<Option<Keeps>, ReplicationError> {
+    let local = LocalCluster::of(config);
+    let reading = local.reading_store()?.with_limits(patience, MAX_ATTEMPTS);
+    reading.check_bucket().await?;
+    match local.own_store()? {
+        Some(own) => {
+            let own = own.with_limits(patience, MAX_ATTEMPTS);
+            Ok(Some(prove_writable(&own).await?))
+        }
+        None => Ok(None),
+    }
 }

@@ -14,11 +14,11 @@ mod standing;
 mod supervisor;
 mod there;
 
+use crate::cluster::PeerCluster;
 use crate::config::Config;
-use crate::domain::PreflightCheck;
-use crate::domain::Verdict;
+use crate::domain::{PreflightCheck, Verdict};
 use crate::observe::Check;
-use crate::replication::PassError;
+use crate::replication::ReplicationError;
 use facts::Facts;
 pub(super) use standing::CLOCK_WAIT;
 use std::time::Duration;
@@ -52,8 +52,13 @@ const WITHOUT_WHICH_NOTHING: [PreflightCheck; 4] = [
 ];
 
 /// Runs all checks. `patience` is the time limit for the peer.
-pub async fn preflight(config: &Config, purpose: Purpose, patience: Duration) -> Vec<Check> {
-    let facts = Box::pin(Facts::gather(config, purpose, patience)).await;
+pub async fn preflight(
+    config: &Config,
+    peer: &PeerCluster<'_>,
+    purpose: Purpose,
+    patience: Duration,
+) -> Vec<Check> {
+    let facts = Box::pin(Facts::gather(config, peer, purpose, patience)).await;
     let mut checks = vec![
         copied::recovery_point(&facts),
         copied::lag(&facts),
@@ -127,7 +132,7 @@ fn refuse(name: PreflightCheck, reason: impl Into<String>, next_step: impl Into<
 }
 
 /// Makes a refusal for a check that could not run.
-fn unknown(name: PreflightCheck, error: &PassError) -> Check {
+fn unknown(name: PreflightCheck, error: &ReplicationError) -> Check {
     Check {
         primary_lives: error.shows_life_of_peer(),
         ..refuse(name, error.to_string(), error.next_step())
@@ -157,8 +162,8 @@ mod tests {
 
     /// The service runs the checks in a task of its own.
     #[allow(dead_code)]
-    fn it_may_be_a_task(config: &Config) -> impl Send {
-        preflight(config, Purpose::Planned, Duration::ZERO)
+    fn it_may_be_a_task(config: &Config, peer: &PeerCluster<'_>) -> impl Send {
+        preflight(config, peer, Purpose::Planned, Duration::ZERO)
     }
 
     #[test]

@@ -40,17 +40,17 @@ pub(super) fn versions(facts: &Facts) -> Check {
 
 pub(super) fn extensions(facts: &Facts) -> Check {
     const NAME: PreflightCheck = PreflightCheck::Extensions;
-    let (lacking, whose) = match (&facts.there, &facts.server) {
-        (Ok(there), _) => (&there.server.lacking_extensions, "the primary's database"),
-        (Err(_), Ok(server)) => (&server.lacking_extensions, "the local database"),
+    let (missing, whose) = match (&facts.there, &facts.server) {
+        (Ok(there), _) => (&there.server.missing_extensions, "the primary's database"),
+        (Err(_), Ok(server)) => (&server.missing_extensions, "the local database"),
         (Err(_), Err(error)) => return unknown(NAME, error),
     };
-    if lacking.is_empty() {
+    if missing.is_empty() {
         return ok(NAME, format!("this server has all that {whose} uses"));
     }
     let text = format!(
         "this server does not have {}, which {whose} uses",
-        lacking.join(", ")
+        missing.join(", ")
     );
     refuse(
         NAME,
@@ -116,12 +116,12 @@ pub(super) fn privileges(facts: &Facts) -> Check {
         Err(error) => return unknown(NAME, error),
     };
     let (local, peer) = (&facts.config.local.datastore, &facts.config.peer.datastore);
-    let mut lacking = server.rights.lacking(&local.database, false);
-    lacking.extend(server.rights.lacking_to_fence());
+    let mut missing = server.rights.missing(&local.database, false);
+    missing.extend(server.rights.missing_to_fence());
     if facts.streams() && !server.may_apply {
-        lacking.push("may not set session_replication_role".into());
+        missing.push("may not set session_replication_role".into());
     }
-    let mut problems: Vec<String> = lacking
+    let mut problems: Vec<String> = missing
         .iter()
         .map(|what| format!("the local user {} {what}", local.user))
         .collect();
@@ -130,10 +130,10 @@ pub(super) fn privileges(facts: &Facts) -> Check {
             Ok(there) => there.server.rights,
             Err(error) => return unknown(NAME, error),
         };
-        let mut lacking = there.lacking(&peer.database, there.owns_state.is_none());
-        lacking.extend(there.lacking_to_fence());
+        let mut missing = there.missing(&peer.database, there.owns_state.is_none());
+        missing.extend(there.missing_to_fence());
         problems.extend(
-            lacking
+            missing
                 .iter()
                 .map(|what| format!("the peer's user {} {what}", peer.user)),
         );
@@ -157,21 +157,31 @@ pub(super) fn bucket(facts: &Facts) -> Check {
     const NAME: PreflightCheck = PreflightCheck::Bucket;
     let bucket = &facts.config.local.s3.bucket_name;
     match &facts.bucket {
-        Ok(Keeps::Nothing) => ok(NAME, format!("{bucket} accepts objects, and deletes them")),
-        Ok(Keeps::Versions) => warn(
+        Ok(Some(Keeps::Nothing)) => ok(NAME, format!("{bucket} accepts objects, and deletes them")),
+        Ok(Some(Keeps::Versions)) => warn(
             NAME,
             format!(
                 "{bucket} accepts objects, but keeps a version of each object that is deleted or overwritten: objects that retention deletes free no space"
             ),
             "give the bucket a lifecycle rule that expires noncurrent versions: docs/limits.md",
         ),
-        Ok(Keeps::Locked) => warn(
+        Ok(Some(Keeps::Locked)) => warn(
             NAME,
             format!(
                 "{bucket} accepts objects, but its versions cannot be deleted (it has a lock, or the key does not have s3:DeleteObjectVersion): objects that retention deletes free no space, and a probe object stays"
             ),
             "use a bucket without a lock for the spare, or give it a lifecycle rule that expires noncurrent versions: docs/limits.md",
         ),
+        Ok(None) => {
+            let written = match facts.config.artifacts.fill {
+                true => {
+                    "only artifacts that the provider never brings are written, which was not tried"
+                }
+                false => "nothing is written",
+            };
+            let text = format!("{bucket} can be read; artifacts.mode is external: {written}");
+            ok(NAME, text)
+        }
         Err(error) => unknown(NAME, error),
     }
 }

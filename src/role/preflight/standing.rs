@@ -3,7 +3,7 @@
 use super::facts::Facts;
 use super::there::There;
 use super::{ok, refuse, unknown, warn};
-use crate::cluster::CopiedPoint;
+use crate::cluster::RecoveryPoint;
 use crate::domain::{PreflightCheck, Role};
 use crate::observe::{Check, span};
 use bytesize::ByteSize;
@@ -121,7 +121,7 @@ pub(super) fn peer_identity(facts: &Facts) -> Check {
 }
 
 /// Returns the reason why the peer is not the primary of the copy.
-fn stranger(there: &There, point: &CopiedPoint) -> Option<String> {
+fn stranger(there: &There, point: &RecoveryPoint) -> Option<String> {
     if there.seen.system_id != point.system_id {
         let (found, copied) = (&there.seen.system_id, &point.system_id);
         return Some(format!(
@@ -130,8 +130,9 @@ fn stranger(there: &There, point: &CopiedPoint) -> Option<String> {
     }
     let record = there.record.as_ref();
     let id = record.map_or("", |record| record.cluster_id.as_str());
-    if !point.peer_cluster.is_empty() && id != point.peer_cluster {
-        let was = &point.peer_cluster;
+    if let Some(was) = &point.peer_cluster
+        && id != was
+    {
         return Some(format!(
             "the peer's cluster id is {id:?}, but the copied cluster has {was:?}"
         ));
@@ -179,7 +180,7 @@ pub(super) fn wal(facts: &Facts) -> Check {
     let Some(slot) = slot else {
         let text = format!(
             "slot {} does not exist on the primary any more, or the primary has given it up",
-            point.slot
+            point.slot()
         );
         return refuse(
             NAME,
@@ -192,7 +193,7 @@ pub(super) fn wal(facts: &Facts) -> Check {
     let (held, most) = (ByteSize(slot.held_bytes), ByteSize(bound));
     let text = format!(
         "slot {} holds {held} of at most {most} on the primary",
-        point.slot
+        point.slot()
     );
     if slot.held_bytes > bound / 2 {
         return warn(NAME, text, "let the service catch up first");

@@ -2,13 +2,13 @@
 
 use super::here::Remembered;
 use crate::cluster::preparation::Names;
-use crate::cluster::{LocalSession, PeerSession, Record, Store, exempt_role, peers_record};
+use crate::cluster::{
+    LocalCluster, PeerCluster, PrimaryStatus, ReadSession, Record, Rights, exempt_role, rights,
+};
 use crate::config::Config;
-use crate::domain::Side;
 use crate::observe::Clock;
-use crate::replication::rights;
-use crate::replication::stream::{Seen, ask};
-use crate::replication::{PassError, Rights, decide, lacking_extensions, major, two_servers};
+use crate::replication::stream::query;
+use crate::replication::{ReplicationError, decide, two_servers};
 use chrono::{DateTime, TimeDelta, Utc};
 use std::time::Duration;
 
@@ -24,18 +24,18 @@ impl Asked {
         let id = remembered.map_or("", |state| &state.cluster.id);
         let point = remembered.and_then(|state| state.point.as_ref());
         let mut names = Names::of(id, &config.replication);
-        if let Some(point) = point.filter(|point| !point.slot.is_empty()) {
-            names.slot = point.slot.clone();
+        if let Some(stream) = point.and_then(|point| point.stream.as_ref()) {
+            names.slot = stream.slot.clone();
         }
         Asked {
-            snapshots: point.is_some_and(|point| point.slot.is_empty()),
+            snapshots: point.is_some_and(|point| !point.is_followed()),
             names,
         }
     }
 }
 
 pub(super) struct There {
-    pub seen: Seen,
+    pub seen: PrimaryStatus,
     /// The peer's own record; None: it has no database warm_spare.
     pub record: Option<Record>,
     pub server: PeerServer,
@@ -56,23 +56,26 @@ pub(super) struct PeerServer {
     pub major: u32,
     pub rights: Rights,
     /// Error if the peer is the same server as the local one.
-    pub two: Result<(), PassError>,
+    pub two: Result<(), ReplicationError>,
     /// Extensions of the peer's database for which the local server has no files.
-    pub lacking_extensions: Vec<String>,
+    pub missing_extensions: Vec<String>,
     /// The reason why the stream is not used, and the change that would make it possible.
     pub why_snapshots: Option<String>,
     /// The reason why a fence on the peer would not hold.
     pub unfenceable: Option<String>,
 }
 
-pub(super) async fn look(config: &Config, asked: &Asked) -> Result<There, PassError> {
-    let (slot, publication) = (&asked.names.slot, &asked.names.publication);
+pub(super) async fn look(
+    config: &Config,
+    peer: &PeerCluster<'_>,
+    asked: &Asked,
+) -> Result<There, ReplicationError> {
     let clock = Clock::real();
-    let record = async { Ok(peers_record(&config.peer.datastore).await?) };
+    let record = async { Ok(peer.record().await?) };
     let (seen, record, server) = tokio::try_join!(
-        Box::pin(ask(config, slot, publication, &clock)),
+        Box::pin(query(peer, &asked.names, &clock)),
         record,
-        Box::pin(server(config, asked)),
+        Box::pin(server(config, peer, asked)),
     )?;
     Ok(There {
         seen,
@@ -81,11 +84,12 @@ pub(super) async fn look(config: &Config, asked: &Asked) -> Result<There, PassEr
     })
 }
 
-async fn server(config: &Config, asked: &Asked) -> Result<PeerServer, PassError> {
-    let (local, peer) = tokio::try_join!(
-        LocalSession::open_for_maintenance(&config.local.datastore),
-        PeerSession::open(&config.peer.datastore),
-    )?;
+async fn server(
+    config: &Config,
+    peer: &PeerCluster<'_>,
+    asked: &Asked,
+) -> Result<PeerServer, ReplicationError> {
+    let (local, peer) = tokio::try_join!(LocalCluster::of(config).maintenance(), peer.builder())?;
     let why_snapshots = match asked.snapshots {
         true => Some(match decide(config, &asked.names.id, &local, &peer).await {
             Ok(chosen) => chosen.reason,
@@ -96,11 +100,11 @@ async fn server(config: &Config, asked: &Asked) -> Result<PeerServer, PassError>
     let database = &config.peer.datastore.database;
     let rights = rights(&peer, database).await?;
     Ok(PeerServer {
-        major: major(&peer).await?,
+        major: peer.major().await?,
         unfenceable: unfenceable(&peer, &rights, database).await?,
         rights,
         two: two_servers(config, &local, &peer).await,
-        lacking_extensions: lacking_extensions(&local, &peer).await?,
+        missing_extensions: peer.extensions_missing_on(&local).await?,
         why_snapshots,
     })
 }
@@ -108,20 +112,15 @@ async fn server(config: &Config, asked: &Asked) -> Result<PeerServer, PassError>
 /// Returns an obstacle that would make a fence there useless. It is better found now than behind
 /// the fence.
 async fn unfenceable(
-    peer: &PeerSession,
+    peer: &ReadSession,
     rights: &Rights,
     database: &str,
-) -> Result<Option<String>, PassError> {
+) -> Result<Option<String>, ReplicationError> {
     if let Some(role) = exempt_role(peer, database).await? {
         let text = format!("role {role} has a default_transaction_read_only of its own there");
         return Ok(Some(text));
     }
-    let sql = "SELECT (SELECT count(*) FROM pg_prepared_xacts WHERE database = $1), \
-                 (SELECT count(*) FROM pg_stat_activity a JOIN pg_roles r ON r.oid = a.usesysid \
-                   WHERE a.datname = $1 AND r.rolsuper AND a.backend_type = 'client backend')";
-    let doing = "looking for what a fence does not hold";
-    let row = peer.row(doing, sql, &[&database]).await?;
-    let (prepared, superusers): (i64, i64) = (row.get(0)?, row.get(1)?);
+    let (prepared, superusers) = peer.unfenced_in(database).await?;
     if prepared > 0 {
         let text = format!("{prepared} prepared transactions are open there");
         return Ok(Some(text));
@@ -136,7 +135,7 @@ async fn unfenceable(
 }
 
 /// Checks that the peer's bucket can be read, because a drain may have to copy artifacts.
-pub(super) async fn bucket(config: &Config, patience: Duration) -> Result<(), PassError> {
-    let store = Store::open(Side::Peer, &config.peer.s3)?.with_limits(patience, 1);
+pub(super) async fn bucket(config: &Config, patience: Duration) -> Result<(), ReplicationError> {
+    let store = PeerCluster::of(config).store()?.with_limits(patience, 1);
     Ok(store.check_bucket().await?)
 }

@@ -1,16 +1,17 @@
-//! Duties of an old primary that another cluster has replaced: it keeps its own fence, and takes
+//! The work of an old primary that another cluster has replaced: it keeps its own fence, and takes
 //! its role back only by force.
 
 use super::{LOOKS_PER_PROOF, Primary, forces};
 use crate::cluster::{
-    ClusterRecord, FenceError, FenceRecord, Promotion, State, clear_out, enforce_fence, is_fenced,
-    prove_fence,
+    ClusterRecord, FenceCheck, FenceError, FenceReason, FenceRecord, KeepError, KeptFence,
+    LocalCluster, Promotion, end_sessions_from_before,
 };
 use crate::config::{Config, WantedRole};
-use crate::domain::HoldReason;
-use crate::domain::{ErrorCode, EventKind, PromotionKind, Step, Transition, TransitionKind};
-use crate::replication::{PassError, has_database};
-use crate::service::complaint::Pace;
+use crate::domain::{
+    ErrorCode, EventKind, HoldReason, PromotionKind, Step, Transition, TransitionKind,
+};
+use crate::replication::ReplicationError;
+use crate::service::failure_tracker::Pace;
 use std::sync::Arc;
 
 impl Primary<'_> {
@@ -22,7 +23,7 @@ impl Primary<'_> {
         config: &Arc<Config>,
         cluster: &ClusterRecord,
         fence: &FenceRecord,
-    ) -> Result<(), PassError> {
+    ) -> Result<(), ReplicationError> {
         self.see_peer(config).await?;
         if config.role == WantedRole::Primary {
             let epoch = self.next_epoch(cluster);
@@ -31,51 +32,58 @@ impl Primary<'_> {
             }
             self.say_what_takes_it_back(fence, epoch);
         } else {
-            self.desk
+            self.writer
                 .release(|hold| hold.reason == HoldReason::ForceNeeded);
-        }
-        let local = &config.local.datastore;
-        let session = self.tenure.state.session();
-        if !has_database(session, &local.database).await? {
-            return Ok(());
-        }
-        let was_set = is_fenced(session, &local.database).await?;
-        if !was_set {
-            self.tenure.state.fence_if_recorded(&local.database).await?;
-            if !is_fenced(session, &local.database).await? {
-                return Ok(());
-            }
-            let text = format!(
-                "the fence on {} had been lifted; it was set again. Rows written in between will be searched when this cluster comes back",
-                local.database
-            );
-            log::warn!("local: {text}");
-            self.desk.note(EventKind::Fence, &text);
         }
         // We have set this fence ourselves, and it is not known to be complete: older sessions may
         // still write. A fence that the other cluster sets is also enforced by that cluster.
-        let started = self.desk.read(|state| state.started);
-        let begun = self.desk.read(|state| state.fence_begun)
+        let started = self.writer.read(|state| state.started);
+        let begun = self.writer.read(|state| state.cluster.fence_begun)
             || (self.unproven.is_none() && fence.settled && fence.since < started);
-        let proven = match self.unproven {
-            Some(looks) if was_set && !begun && looks < LOOKS_PER_PROOF => {
-                self.unproven = Some(looks + 1);
+        let check = match self.unproven {
+            _ if begun => FenceCheck::Enforcement,
+            Some(looks) if looks < LOOKS_PER_PROOF => FenceCheck::Setting,
+            _ => FenceCheck::Proof,
+        };
+        let local = &config.local.datastore;
+        let state = &self.leadership.state;
+        let kept = state
+            .keep_fence(local, FenceReason::Replaced, check, || ())
+            .await;
+        let set_again = matches!(
+            kept,
+            Ok(KeptFence::SetAgain) | Err(KeepError::Proof { was_set: false, .. })
+        );
+        if set_again {
+            let text = format!(
+                "{}. Rows written in between will be searched when this cluster comes back",
+                KeptFence::set_again(&local.database)
+            );
+            log::warn!("local: {text}");
+            self.writer.note(EventKind::Fence, &text);
+        }
+        let open = match kept {
+            Ok(KeptFence::NoDatabase | KeptFence::NotSet) => return Ok(()),
+            Ok(KeptFence::Holds) if check == FenceCheck::Setting => {
+                self.unproven = self.unproven.map(|looks| looks + 1);
                 return Ok(());
             }
-            _ if begun || !was_set => enforce_fence(session, local, &local.database).await,
-            _ => prove_fence(session, local, &local.database).await,
+            Ok(KeptFence::Holds | KeptFence::SetAgain) => None,
+            Err(KeepError::Proof { error, .. }) => Some(error),
+            Err(error) => return Err(error.into()),
         };
-        self.desk
-            .update(|state| state.local.fenced = Some(proven.is_ok()));
-        match proven {
-            Ok(()) => {
+        self.writer
+            .update(|state| state.local.fenced = Some(open.is_none()));
+        match open {
+            None => {
                 self.unproven = Some(0);
-                self.desk.update(|state| state.fence_begun = false);
-                self.fencing.over(self.desk.now());
+                self.writer
+                    .update(|state| state.cluster.fence_begun = false);
+                self.fencing.over(self.writer.now());
             }
-            Err(FenceError::Datastore(error)) if error.is_transient() => log::debug!("{error}"),
-            Err(error) => {
-                let now = self.desk.now();
+            Some(FenceError::Datastore(error)) if error.is_transient() => log::debug!("{error}"),
+            Some(error) => {
+                let now = self.writer.now();
                 self.fencing
                     .failed(now, ErrorCode::Fence, &error.to_string(), Pace::Operator);
             }
@@ -84,7 +92,7 @@ impl Primary<'_> {
     }
 
     pub(super) fn next_epoch(&self, cluster: &ClusterRecord) -> i64 {
-        let known = self.desk.read(|state| state.next_epoch());
+        let known = self.writer.read(|state| state.next_epoch());
         known.unwrap_or(cluster.epoch.saturating_add(1))
     }
 
@@ -96,7 +104,7 @@ impl Primary<'_> {
         let step = format!(
             "set role = \"spare\" to come back as the spare (docs/failback.md); or set force_epoch = {epoch} to take the role back from that cluster (docs/failover.md)"
         );
-        self.desk
+        self.writer
             .hold(HoldReason::ForceNeeded, &detail, &step, false);
     }
 
@@ -107,14 +115,14 @@ impl Primary<'_> {
         config: &Arc<Config>,
         cluster: &ClusterRecord,
         epoch: i64,
-    ) -> Result<(), PassError> {
+    ) -> Result<(), ReplicationError> {
         let local = &config.local.datastore;
-        let state = State::open(local).await?;
+        let state = LocalCluster::of(config).state().await?;
         let by = Promotion {
             epoch,
             id: state.new_promotion_id().await?,
             kind: PromotionKind::TakenBack,
-            time: self.desk.now(),
+            time: self.writer.now(),
             lsn: String::new(),
             commit_time: None,
             system_id: String::new(),
@@ -131,24 +139,25 @@ impl Primary<'_> {
             kind: TransitionKind::TakenBack,
             epoch,
             step: Some(Step::Promote),
-            started: self.desk.now(),
+            started: self.writer.now(),
             asked: String::new(),
             undone: None,
         };
-        state.journal(self.tenure.lock, &entry).await?;
+        state.journal(self.leadership.lock, &entry).await?;
         let text =
             format!("taken back by force_epoch: this cluster is the primary of epoch {epoch}");
         let note = (text.as_str(), config.change.as_str());
         state
-            .promote(self.tenure.lock, &local.database, &by, from, note)
+            .promote(self.leadership.lock, &local.database, &by, from, note)
             .await?;
-        if let Err(error) = clear_out(state.session(), &local.database).await {
+        if let Err(error) = end_sessions_from_before(state.session(), &local.database).await {
             log::warn!("{error}");
         }
-        state.close_journal(self.tenure.lock).await?;
+        state.close_journal(self.leadership.lock).await?;
         log::warn!("local: {text}");
         self.unproven = None;
-        self.desk.release(|hold| hold.reason != HoldReason::Config);
+        self.writer
+            .release(|hold| hold.reason != HoldReason::Config);
         Ok(())
     }
 }

@@ -3,17 +3,17 @@
 
 use super::{Primary, forces};
 use crate::cluster::{
-    ClusterRecord, EPOCH_STEP_MAX, Promotion, Record, State, StateError, is_fenced, system_id,
+    ClusterRecord, EPOCH_STEP_MAX, LocalCluster, Promotion, Record, StateError, is_fenced,
+    system_id,
 };
 use crate::config::{Config, WantedRole};
-use crate::domain::HoldReason;
-use crate::domain::{EventKind, PromotionKind, Role, Side};
+use crate::domain::{EventKind, HoldReason, PromotionKind, Role, Side};
 use crate::observe::Standing;
-use crate::replication::{PassError, has_database};
-use crate::role::{Ours, PeerSeen, Stand, Theirs, decide, fence_here, settle};
-use crate::service::complaint::Pace;
+use crate::replication::{ReplicationError, has_database};
+use crate::role::{Ours, PeerFacts, PeerSeen, Stand, decide, fence_here, settle};
+use crate::service::failure_tracker::Pace;
 use crate::service::sight;
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::TimeDelta;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,9 +22,9 @@ const CLOCK_SLACK: TimeDelta = TimeDelta::seconds(1);
 
 impl Primary<'_> {
     /// Records the role of a cluster that was the primary all along, and does nothing else.
-    pub(super) async fn declare(&mut self, config: &Arc<Config>) -> Result<(), PassError> {
+    pub(super) async fn declare(&mut self, config: &Arc<Config>) -> Result<(), ReplicationError> {
         let local = &config.local.datastore;
-        let session = self.tenure.state.session();
+        let session = self.leadership.state.session();
         let there = has_database(session, &local.database).await?;
         if !there || is_fenced(session, &local.database).await? {
             let is = match there {
@@ -64,26 +64,26 @@ impl Primary<'_> {
             // The peer may know facts about this cluster that are no longer on record here.
             let local_id = system_id(session).await?;
             if record.copied_from.as_deref() == Some(local_id.as_str()) {
-                let lock = self.tenure.lock;
-                self.tenure
+                let lock = self.leadership.lock;
+                self.leadership
                     .state
                     .adopt_lineage(lock, &record.lineage)
                     .await?;
             }
         }
-        self.tenure
+        self.leadership
             .state
-            .declare_primary(self.tenure.lock, epoch)
+            .declare_primary(self.leadership.lock, epoch)
             .await?;
         let text = format!("declared the primary, of epoch {epoch}");
         log::info!("local: {text}");
-        self.desk.note(EventKind::Role, &text);
+        self.writer.note(EventKind::Role, &text);
         Ok(())
     }
 
     /// Judges a cluster without a role on record against its peer.
-    async fn stand_of_none(&self, theirs: &Theirs) -> Result<Stand, PassError> {
-        let state = &self.tenure.state;
+    async fn stand_of_none(&self, theirs: &PeerFacts) -> Result<Stand, ReplicationError> {
+        let state = &self.leadership.state;
         let ours = Ours {
             record: &state.own_record().await?,
             system_id: &system_id(state.session()).await?,
@@ -97,14 +97,14 @@ impl Primary<'_> {
         &mut self,
         config: &Arc<Config>,
         cluster: &ClusterRecord,
-    ) -> Result<(), PassError> {
-        let state = &self.tenure.state;
+    ) -> Result<(), ReplicationError> {
+        let state = &self.leadership.state;
         let database = &config.local.datastore.database;
         let read_only = is_fenced(state.session(), database).await?;
-        self.desk
+        self.writer
             .update(|state| state.local.fenced = Some(read_only));
-        if !read_only && !self.desk.read(|state| state.serves()) {
-            sight::look_again(self.desk, config).await;
+        if !read_only && !self.writer.read(|state| state.serves()) {
+            sight::look_again(self.writer, config).await;
         }
         // A cluster that was made the primary by hand since has no promotion of its epoch.
         let promotion = state.promotion().await?;
@@ -121,7 +121,7 @@ impl Primary<'_> {
         };
         let stand = decide(&ours, &seen.theirs);
         if !matches!(stand, Stand::TwoPrimaries(_)) {
-            self.desk
+            self.writer
                 .release(|hold| hold.reason == HoldReason::TwoPrimaries);
         }
         match (stand, promotion) {
@@ -182,12 +182,19 @@ impl Primary<'_> {
     }
 
     pub(super) fn set_standing(&self, standing: Standing) {
-        if self.desk.read(|state| state.standing != standing) {
-            self.desk.update(|state| state.standing = standing);
+        if self
+            .writer
+            .read(|state| state.handover.standing != standing)
+        {
+            self.writer
+                .update(|state| state.handover.standing = standing);
         }
     }
 
-    pub(super) fn alone_in_the_dark(&self, promotion: Option<&Promotion>) -> Result<(), PassError> {
+    pub(super) fn alone_in_the_dark(
+        &self,
+        promotion: Option<&Promotion>,
+    ) -> Result<(), ReplicationError> {
         let open = promotion.is_some_and(|promotion| {
             let known =
                 !promotion.system_id.is_empty() || promotion.kind == PromotionKind::TakenBack;
@@ -208,7 +215,7 @@ impl Primary<'_> {
         &mut self,
         config: &Config,
         seen: &PeerSeen,
-    ) -> Result<(), PassError> {
+    ) -> Result<(), ReplicationError> {
         let record = seen.theirs.record.as_ref();
         let Some(confirmed) = record.and_then(|record| record.confirmed) else {
             self.confirmed = None;
@@ -221,10 +228,7 @@ impl Primary<'_> {
             _ => Instant::now(),
         };
         self.confirmed = Some((confirmed, first_seen));
-        let sql = "SELECT clock_timestamp()";
-        let session = self.tenure.state.session();
-        let now = session.query_one("asking for the time", sql, &[]).await?;
-        let now: DateTime<Utc> = now.get(0);
+        let now = self.leadership.state.session().clock().await?;
         self.set_standing(followed_since(
             now - confirmed,
             first_seen.elapsed(),
@@ -239,27 +243,27 @@ impl Primary<'_> {
         config: &Arc<Config>,
         promotion: &Promotion,
         seen: &PeerSeen,
-    ) -> Result<(), PassError> {
-        let state = State::open(&config.local.datastore).await?;
+    ) -> Result<(), ReplicationError> {
+        let state = LocalCluster::of(config).state().await?;
         match settle(config, &state, promotion, seen).await {
             Ok(()) => {
                 let text = format!("the old primary is fenced under epoch {}", promotion.epoch);
                 log::info!("peer: {text}");
-                self.desk.note(EventKind::Fence, &text);
-                self.desk.update(|state| state.peer.fenced = Some(true));
-                self.fencing.over(self.desk.now());
+                self.writer.note(EventKind::Fence, &text);
+                self.writer.update(|state| state.peer.fenced = Some(true));
+                self.fencing.over(self.writer.now());
                 self.set_standing(fenced_and_idle());
             }
             Err(error) if error.side() == Some(Side::Local) => return Err(error),
             // The old primary has the same or a higher epoch of another cluster on record.
-            Err(error @ PassError::State(StateError::Overtaken { .. })) => {
+            Err(error @ ReplicationError::State(StateError::Overtaken { .. })) => {
                 let cluster = state.cluster().await?;
                 self.two_primaries(config, &cluster, &error.to_string())
                     .await?;
             }
             Err(error) => {
                 let text = error.to_string();
-                let now = self.desk.now();
+                let now = self.writer.now();
                 self.fencing.failed(now, error.code(), &text, Pace::Passing);
                 self.set_standing(Standing::PeerOpen(text));
             }
@@ -272,15 +276,16 @@ impl Primary<'_> {
         config: &Config,
         epoch: i64,
         by: &str,
-    ) -> Result<(), PassError> {
+    ) -> Result<(), ReplicationError> {
         let text =
             format!("cluster {by} is the primary of the higher epoch {epoch}; this one gives way");
         log::warn!("local: {text}");
-        self.desk.note(EventKind::Fence, &text);
-        let state = State::open(&config.local.datastore).await?;
-        self.desk.update(|state| state.fence_begun = true);
+        self.writer.note(EventKind::Fence, &text);
+        let state = LocalCluster::of(config).state().await?;
+        self.writer.update(|state| state.cluster.fence_begun = true);
         fence_here(config, &state, epoch, by).await?;
-        self.desk.update(|state| state.fence_begun = false);
+        self.writer
+            .update(|state| state.cluster.fence_begun = false);
         self.unproven = Some(0);
         let cluster = state.cluster().await?;
         self.show(&cluster, state.fence_record().await?.as_ref());
@@ -292,7 +297,7 @@ impl Primary<'_> {
         config: &Arc<Config>,
         cluster: &ClusterRecord,
         what: &str,
-    ) -> Result<(), PassError> {
+    ) -> Result<(), ReplicationError> {
         let epoch = self.next_epoch(cluster);
         if config.role == WantedRole::Primary && forces(config, epoch) {
             return self.take_back(config, cluster, epoch).await;
@@ -301,7 +306,8 @@ impl Primary<'_> {
             "decide which cluster must remain the primary, and set role = \"primary\" with force_epoch = {epoch} there; the other one fences itself"
         );
         self.set_standing(Standing::Alone(what.to_string()));
-        self.desk.hold(HoldReason::TwoPrimaries, what, &step, false);
+        self.writer
+            .hold(HoldReason::TwoPrimaries, what, &step, false);
         Ok(())
     }
 }

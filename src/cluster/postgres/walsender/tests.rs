@@ -23,9 +23,9 @@ fn stream() -> (WalStream, tokio::io::DuplexStream) {
         ssl_key: None,
         source: "configuration",
     };
-    let told = Told {
+    let origin = ErrorOrigin {
         side: Side::Peer,
-        address: datastore::address(&to),
+        address: to.address(),
     };
     let wire = Wire {
         io: Box::new(ours),
@@ -38,7 +38,7 @@ fn stream() -> (WalStream, tokio::io::DuplexStream) {
             secret: 0,
         },
     };
-    (WalStream { wire, told }, theirs)
+    (WalStream { wire, origin }, theirs)
 }
 
 fn message(length: usize) -> Vec<u8> {

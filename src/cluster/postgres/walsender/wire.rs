@@ -3,8 +3,7 @@
 use super::{Arrived, TextRows};
 use crate::cluster::postgres::cancelling::Cancelling;
 use crate::cluster::postgres::channel::{self, Heard, Watched};
-use crate::cluster::postgres::datastore;
-use crate::cluster::postgres::{login, tls};
+use crate::cluster::postgres::{datastore, login, tls};
 use crate::config::{Datastore, SslMode};
 use crate::domain::{Lsn, Side};
 use bytes::{Bytes, BytesMut};

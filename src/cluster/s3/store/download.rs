@@ -1,8 +1,9 @@
 //! A download that goes on where a line was lost.
 
 use super::{PROGRESS_BYTES, Store};
+use crate::cluster::error_text;
 use crate::cluster::s3::store::object::Stored;
-use crate::cluster::s3::store_error::{StoreError, StoreFault, chain};
+use crate::cluster::s3::store_error::{StoreError, StoreFault};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use std::pin::Pin;
@@ -33,7 +34,7 @@ impl Download {
                 }
                 Ok(None) if self.at == self.stored.bytes => return Ok(None),
                 Ok(None) => self.resume("the body ended early").await?,
-                Ok(Some(Err(cause))) => self.resume(&chain(&cause)).await?,
+                Ok(Some(Err(cause))) => self.resume(&error_text::chain(&cause)).await?,
                 Err(_) => self.resume("the body stalled").await?,
             }
         }

@@ -42,7 +42,7 @@ fn a_prepared_primary_is_streamed_unless_snapshots_are_demanded() {
 }
 
 #[test]
-fn each_lack_has_its_reason_and_what_would_change_it() {
+fn each_missing_condition_has_its_reason_and_its_remedy() {
     assert_refused(&stock(), "wal_level is replica", "prepare`, then restart");
 
     let mut old = ready();
@@ -111,7 +111,7 @@ fn each_lack_has_its_reason_and_what_would_change_it() {
 }
 
 #[test]
-fn our_publication_may_lack_tables_if_we_may_add_them() {
+fn our_publication_may_miss_tables_if_we_may_add_them() {
     let mut absent = ready();
     absent.publication = None;
     assert_refused(&absent, "no publication warm_spare_0123abcd", "prepare");

@@ -1,11 +1,11 @@
 //! The recovery point of the applied rows: it moves with them, in one transaction.
 
-use super::BEGIN;
-use crate::cluster::StateError;
+use crate::cluster::{ApplyPosition, BuilderDb, SpareDb};
 use crate::killpoint;
+use crate::package::PackageRow;
 use crate::replication::stream::Applied;
-use crate::replication::stream::apply::{Applier, Point};
-use crate::replication::stream::changes::{Effects, Named};
+use crate::replication::stream::apply::Applier;
+use crate::replication::stream::changes::Effects;
 use crate::replication::stream::error::Gap;
 use std::collections::HashSet;
 
@@ -13,48 +13,34 @@ impl Applier<'_> {
     /// Returns the removed packages that do not exist any more, under any checksum. Where a package
     /// was removed and added again in the same transaction, only the table shows which of the two
     /// came last.
-    pub(super) async fn gone(&self, effects: &Effects) -> Result<Vec<Named>, Gap> {
+    pub(super) async fn gone(&self, effects: &Effects) -> Result<Vec<PackageRow>, Gap> {
         if effects.removed.is_empty() {
             return Ok(Vec::new());
         }
-        let package = |named: &Named| (named.ident.clone(), named.target.clone());
-        let removed: (Vec<String>, Vec<String>) = effects.removed.iter().map(package).unzip();
-        let sql = "SELECT DISTINCT ident, target FROM public.origin_packages \
-                   WHERE (ident, target) IN (SELECT * FROM unnest($1::text[], $2::text[]))";
-        let doing = "looking for packages that exist again";
-        let session = self.changes.session();
-        let rows = session.query(doing, sql, &[&removed.0, &removed.1]).await?;
-        let mut there: HashSet<_> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+        let package = |row: &PackageRow| (row.ident.clone(), row.target.clone());
+        let removed = effects.removed.iter();
+        let removed = removed.map(|row| (row.ident.as_str(), row.target.as_str()));
+        let (idents, targets): (Vec<&str>, Vec<&str>) = removed.unzip();
+        let builder = BuilderDb::of(self.changes.session());
+        let there = builder.packages_named(&idents, &targets).await?;
+        let mut there: HashSet<_> = there.iter().map(package).collect();
         let mut gone = effects.removed.clone();
-        gone.retain(|named| there.insert(package(named)));
+        gone.retain(|row| there.insert(package(row)));
         Ok(gone)
     }
 
     /// Stores the recovery point in the open transaction, and commits it. It fails if another
     /// process moved the point or wrote another token.
-    pub(super) async fn store(&mut self, point: Point) -> Result<(), Gap> {
-        let sql = "UPDATE warm_spare.recovery_point SET lsn = $1::text::pg_lsn, commit_time = $2, \
-                     mark = $5::text::pg_lsn WHERE lsn = $3::text::pg_lsn AND token = $4";
-        let (new, old) = (point.lsn.to_string(), self.point.lsn.to_string());
-        let mark = point.mark.map(|mark| mark.to_string());
+    pub(super) async fn store(&mut self, point: ApplyPosition) -> Result<(), Gap> {
         let session = self.changes.session();
-        let stored = session
-            .execute(
-                "storing the recovery point",
-                sql,
-                &[&new, &point.commit_time, &old, &self.token, &mark],
-            )
+        SpareDb::of(session)
+            .advance(self.point.lsn, &point, self.token)
             .await?;
-        if stored != 1 {
-            return Err(StateError::Superseded.into());
-        }
         killpoint::reach("apply.before_commit");
-        session
-            .batch("committing what was applied", "COMMIT")
-            .await?;
+        session.commit("committing what was applied").await?;
         killpoint::reach("apply.after_commit");
         self.point = point;
-        let _ = self.durable.send(point.resume());
+        let _ = self.durable.send(point.start_lsn());
         Ok(())
     }
 
@@ -64,22 +50,19 @@ impl Applier<'_> {
         if reached <= self.point.lsn || self.unproven.is_some() {
             return Ok(());
         }
-        self.changes
-            .session()
-            .batch("beginning to apply", BEGIN)
-            .await?;
+        SpareDb::of(self.changes.session()).begin_to_apply().await?;
         killpoint::reach("confirm.before_commit");
-        let point = Point {
+        let point = ApplyPosition {
             lsn: reached,
             commit_time: self.point.commit_time,
-            mark: None,
+            last_commit_lsn: None,
         };
         self.store(point).await?;
-        self.told.applied(Applied {
+        self.observer.applied(Applied {
             point,
             transactions: 0,
             waiting: self.ahead.waiting(),
-            lacking: false,
+            unavailable_changed: false,
         });
         Ok(())
     }

@@ -1,14 +1,14 @@
 //! The order of jobs at a key: one job at a time, and requests of the open transaction before all
 //! others.
 
-use super::{Table, WantId};
+use super::{RequestId, Table};
 
 impl Table {
     /// Queues a request of the open transaction before all requests of later transactions. A
     /// running job for the key, or a claim on it, finishes first. True: there is neither.
-    pub(super) fn queue_late(&mut self, key: &str, id: WantId) -> bool {
+    pub(super) fn queue_late(&mut self, key: &str, id: RequestId) -> bool {
         let queue = self.keys.entry(key.to_string()).or_default();
-        let is_busy = |other: &WantId| match self.wants.get(other) {
+        let is_busy = |other: &RequestId| match self.wants.get(other) {
             Some(want) => want.begun && want.settled.is_none(),
             // A claim is not a request.
             None => true,
@@ -26,8 +26,9 @@ impl Table {
             return;
         };
         let wants = &mut self.wants;
-        let is_late = |id: &WantId| wants.get(id).is_some_and(|want| want.tx.is_none());
-        let (late, others): (Vec<WantId>, Vec<WantId>) = queue.iter().partition(|id| is_late(id));
+        let is_late = |id: &RequestId| wants.get(id).is_some_and(|want| want.tx.is_none());
+        let (late, others): (Vec<RequestId>, Vec<RequestId>) =
+            queue.iter().partition(|id| is_late(id));
         if late.is_empty() || queue.iter().take(late.len()).all(is_late) {
             return;
         }
@@ -41,9 +42,9 @@ impl Table {
     }
 
     /// Returns a request that came while a job for the key was running, and that is next.
-    pub(super) fn next_late(&mut self, key: &str) -> Option<WantId> {
+    pub(super) fn next_late(&mut self, key: &str) -> Option<RequestId> {
         self.late_ones_first(key);
-        let waits = |id: &&WantId| {
+        let waits = |id: &&RequestId| {
             let want = self.wants.get(id);
             want.is_some_and(|want| want.tx.is_none() && !want.begun)
         };
@@ -53,7 +54,7 @@ impl Table {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Item, Outcome, Want};
+    use super::super::{Admission, ArtifactRequest, Item};
     use super::*;
     use crate::domain::Lsn;
     use crate::package::Checksum;
@@ -61,9 +62,9 @@ mod tests {
 
     const KEY: &str = "k";
 
-    fn add(table: &mut Table, id: WantId, tx: Option<u64>) {
+    fn add(table: &mut Table, id: RequestId, tx: Option<u64>) {
         let checksum = Checksum::from_str(&"0".repeat(64)).expect("a checksum");
-        let want = Want {
+        let want = ArtifactRequest {
             item: Some(Item {
                 key: KEY.into(),
                 checksum,
@@ -79,12 +80,12 @@ mod tests {
         table.wants.insert(id, want);
     }
 
-    fn early(table: &mut Table, id: WantId, tx: u64) {
+    fn early(table: &mut Table, id: RequestId, tx: u64) {
         add(table, id, Some(tx));
         table.keys.entry(KEY.into()).or_default().push_back(id);
     }
 
-    fn late(table: &mut Table, id: WantId) -> bool {
+    fn late(table: &mut Table, id: RequestId) -> bool {
         let first = table.queue_late(KEY, id);
         add(table, id, None);
         if first {
@@ -93,16 +94,16 @@ mod tests {
         first
     }
 
-    fn order(table: &Table) -> Vec<WantId> {
+    fn order(table: &Table) -> Vec<RequestId> {
         table.keys[KEY].iter().copied().collect()
     }
 
-    fn begin(table: &mut Table, id: WantId) {
+    fn begin(table: &mut Table, id: RequestId) {
         table.wants.get_mut(&id).expect("a want").begun = true;
     }
 
-    fn settle(table: &mut Table, id: WantId) {
-        table.wants.get_mut(&id).expect("a want").settled = Some(Outcome::Here);
+    fn settle(table: &mut Table, id: RequestId) {
+        table.wants.get_mut(&id).expect("a want").settled = Some(Admission::Here);
     }
 
     #[test]

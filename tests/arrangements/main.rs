@@ -1,0 +1,4 @@
+//! The arrangements of docs/topologies.md, each from the first copy to the way back.
+
+mod external;
+mod place;
