@@ -48,6 +48,10 @@ const HANDOVER: &[&str] = &[
     "promote.after_commit",
 ];
 
+/// The points of a takeover by the lease of a shared bucket: `tests/arrangements/shared.rs` reaches
+/// them.
+pub const LEASE: &[&str] = &["lease.asked", "lease.taken"];
+
 /// The point at which a step of a transition begins.
 pub fn step(kind: &str, step: &str) {
     let name = format!("{kind}.{step}");
@@ -65,7 +69,7 @@ pub fn reach(point: &'static str) {
     use std::sync::atomic::{AtomicU64, Ordering};
     static WANTED: OnceLock<Option<(String, u64)>> = OnceLock::new();
     static SEEN: AtomicU64 = AtomicU64::new(0);
-    let mut listed = REPLICATION.iter().chain(HANDOVER);
+    let mut listed = REPLICATION.iter().chain(HANDOVER).chain(LEASE);
     debug_assert!(listed.any(|name| *name == point), "{point} is not listed");
     wait_at(point);
     let wanted = WANTED.get_or_init(|| {

@@ -132,6 +132,12 @@ impl<'a> BuilderDb<'a> {
         self.packages(&latest, &[]).await
     }
 
+    /// Returns the rows with the highest ids, the newest first.
+    pub async fn newest_packages(self, number: i64) -> Result<Vec<PackageRow>, DatastoreError> {
+        let sql = format!("SELECT {COLUMNS} FROM public.origin_packages ORDER BY id DESC LIMIT $1");
+        self.packages(&sql, &[&number]).await
+    }
+
     /// Draws that number of rows by chance, from the whole table.
     pub async fn draw_packages(self, number: i64) -> Result<Vec<PackageRow>, DatastoreError> {
         let sql =

@@ -4,26 +4,27 @@ use super::postgres::applying::ApplySession;
 use super::postgres::datastore_error::{DatastoreError, DatastoreFault};
 use super::postgres::session::WriteSession;
 use super::postgres::walsender::WalSession;
+use super::s3::lease_store::LeaseStore;
 use super::s3::store::{LocalStore, Store};
 use super::s3::store_error::StoreError;
 use super::state_db::DATABASE;
 use super::state_db::state::{StateDb, StateError};
-use crate::config::{self, ArtifactsMode, Config};
-use crate::domain;
+use crate::config::{ArtifactsMode, Config};
+use crate::domain::Side;
 
 /// Opens the sessions on the local datastore, and the local artifact store. The rooms above have
 /// no other way to them.
 #[derive(Clone, Copy)]
-pub struct LocalCluster<'a>(&'a config::Side, &'a config::Artifacts);
+pub struct LocalCluster<'a>(&'a Config);
 
 impl<'a> LocalCluster<'a> {
     pub fn of(config: &'a Config) -> Self {
-        LocalCluster(&config.local, &config.artifacts)
+        LocalCluster(config)
     }
 
     /// Opens a session on Builder's database.
     pub async fn builder(self) -> Result<WriteSession, DatastoreError> {
-        self.database(&self.0.datastore.database).await
+        self.database(&self.0.local.datastore.database).await
     }
 
     /// Opens a session on Builder's database. None: it does not exist.
@@ -37,32 +38,32 @@ impl<'a> LocalCluster<'a> {
 
     /// Opens a session on another database of the same server, for example on an incoming copy.
     pub async fn database(self, name: &str) -> Result<WriteSession, DatastoreError> {
-        WriteSession::open(&self.0.datastore, name).await
+        WriteSession::open(&self.0.local.datastore, name).await
     }
 
     /// Opens a session on any database that accepts our user, for work outside of them.
     pub async fn maintenance(self) -> Result<WriteSession, DatastoreError> {
-        WriteSession::open_for_maintenance(&self.0.datastore).await
+        WriteSession::open_for_maintenance(&self.0.local.datastore).await
     }
 
     /// Opens a session that applies changes to a database, with triggers and foreign keys off.
     pub async fn applying(self, database: &str) -> Result<ApplySession, DatastoreError> {
-        ApplySession::open(&self.0.datastore, database).await
+        ApplySession::open(&self.0.local.datastore, database).await
     }
 
     /// Opens a session in the replication protocol.
     pub async fn replication(self) -> Result<WalSession, DatastoreError> {
-        WalSession::open_local(&self.0.datastore).await
+        WalSession::open_local(&self.0.local.datastore).await
     }
 
     /// Opens our state database, and creates it if it does not exist.
     pub async fn state(self) -> Result<StateDb, StateError> {
-        StateDb::open(&self.0.datastore).await
+        StateDb::open(&self.0.local.datastore).await
     }
 
     /// Opens our state database. None: it does not exist.
     pub async fn existing_state(self) -> Result<Option<StateDb>, StateError> {
-        StateDb::open_existing(&self.0.datastore).await
+        StateDb::open_existing(&self.0.local.datastore).await
     }
 
     /// Opens a session on our state database, which exists.
@@ -73,29 +74,50 @@ impl<'a> LocalCluster<'a> {
     /// Opens the artifact store, for reading and writing. No request is sent. None: its objects
     /// are not ours to write, not even a probe.
     pub fn own_store(self) -> Result<Option<LocalStore>, StoreError> {
-        match self.1.mode {
-            ArtifactsMode::Replicate => LocalStore::open(&self.0.s3).map(Some),
-            ArtifactsMode::External => Ok(None),
+        match self.0.artifacts.mode {
+            ArtifactsMode::Replicate => LocalStore::open(&self.0.local.s3).map(Some),
+            ArtifactsMode::Shared | ArtifactsMode::External => Ok(None),
         }
     }
 
     /// Opens the artifact store to restore bytes that were replaced there, when its objects were
     /// ours.
     pub fn store_to_restore(self) -> Result<LocalStore, StoreError> {
-        LocalStore::open(&self.0.s3)
+        LocalStore::open(&self.0.local.s3)
     }
 
     /// Opens the artifact store to write artifacts that the provider never brings. None: this is
     /// not wanted.
     pub fn store_to_fill(self) -> Result<Option<LocalStore>, StoreError> {
-        match self.1.mode {
-            ArtifactsMode::External if self.1.fill => LocalStore::open(&self.0.s3).map(Some),
-            ArtifactsMode::Replicate | ArtifactsMode::External => Ok(None),
+        match self.0.artifacts.mode {
+            ArtifactsMode::External if self.0.artifacts.fill => {
+                LocalStore::open(&self.0.local.s3).map(Some)
+            }
+            ArtifactsMode::Replicate | ArtifactsMode::Shared | ArtifactsMode::External => Ok(None),
         }
     }
 
-    /// Opens the artifact store, for reading. No request is sent.
+    /// Opens the store that has the artifacts of the local rows, for reading. No request is sent.
+    /// Before a takeover brings a shared file system here, it is the peer's store.
     pub fn reading_store(self) -> Result<Store, StoreError> {
-        Store::open(domain::Side::Local, &self.0.s3)
+        match self.0.artifacts.are_detached() {
+            true => Store::open(Side::Peer, &self.0.peer.s3),
+            false => self.store_at_this_site(),
+        }
+    }
+
+    /// Opens the artifact store of this site, for reading, whether the artifacts are here or not.
+    pub fn store_at_this_site(self) -> Result<Store, StoreError> {
+        Store::open(Side::Local, &self.0.local.s3)
+    }
+
+    /// Opens the store of the lease. None: the bucket is not shared.
+    pub fn lease_store(self) -> Result<Option<LeaseStore>, StoreError> {
+        if self.0.artifacts.mode != ArtifactsMode::Shared {
+            return Ok(None);
+        }
+        let plan = &self.0.artifacts.lease;
+        let to = plan.store.as_ref().unwrap_or(&self.0.local.s3);
+        Ok(Some(LeaseStore::new(LocalStore::open(to)?, plan.ttl)))
     }
 }

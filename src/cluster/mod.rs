@@ -59,6 +59,7 @@ pub use postgres::slots::LocalSlot;
 pub use postgres::tables::Table;
 pub use postgres::walsender::{Arrived, NewSlot, TextRows, WalSession, WalStream};
 pub use primary_status::{PrimaryStatus, SlotStatus, StatusError};
+pub use s3::lease_store::{FoundObject, LeaseStore, SeenLease, WroteLease};
 pub use s3::probe::{Keeps, prove_writable};
 pub use s3::store::download::Download;
 pub use s3::store::object::{Expected, Listed, Stored};
@@ -74,6 +75,7 @@ pub use state_db::divergence::{
 };
 pub use state_db::history::{Confirmation, DrillRecord, Event, VerificationRecord};
 pub use state_db::kept::KeptDatabase;
+pub use state_db::lease::LeaseRecord;
 pub use state_db::lineage::{Descent, Lineage, record_lineage};
 pub use state_db::new_copy::NewCopy;
 pub use state_db::roles::{EPOCH_STEP_MAX, FenceRecord, Promotion, Record};

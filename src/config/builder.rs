@@ -3,6 +3,7 @@
 //! that really work.
 
 use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
@@ -11,6 +12,9 @@ use super::{ConfigError, syntax};
 
 /// The key that names the file. Errors in the file are reported under this key.
 pub(super) const KEY: &str = "local.builder_api_config";
+
+/// The port at which builder-api listens if its file does not say.
+const USUAL_PORT: u16 = 9636;
 
 /// The places where Habitat puts the files of Builder's services.
 #[derive(Debug, Clone)]
@@ -74,6 +78,18 @@ impl BuilderApi {
     /// Returns the text of the key, or None if it is empty.
     pub(super) fn text(&self, key: &str) -> Option<&str> {
         self.value(key)?.as_str().filter(|text| !text.is_empty())
+    }
+
+    /// Returns the address at which builder-api listens on this node.
+    pub(super) fn address(&self) -> SocketAddr {
+        let listen = self.text("http.listen").and_then(|ip| ip.parse().ok());
+        let listen = listen.filter(|ip: &IpAddr| !ip.is_unspecified());
+        let port = self.value("http.port").and_then(Value::as_integer);
+        let port = port.and_then(|port| u16::try_from(port).ok());
+        SocketAddr::new(
+            listen.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+            port.unwrap_or(USUAL_PORT),
+        )
     }
 
     /// Returns whether the feature is on. builder-api takes its features as one text with commas;

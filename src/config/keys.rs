@@ -135,6 +135,25 @@ pub(super) const KEYS: &[Key] = &[
     key("artifacts.fill", Kind::Bool, "false"),
     key("artifacts.arrival_limit", Kind::PositiveDuration, "1h"),
     key(
+        "artifacts.attach",
+        Kind::Choice(&["always", "at_takeover"]),
+        "always",
+    ),
+    key("artifacts.lease_ttl", Kind::PositiveDuration, "15s"),
+    key(
+        "artifacts.isolated",
+        Kind::Choice(&["go_on", "fence"]),
+        "go_on",
+    ),
+    key("artifacts.lease.backend", Kind::Choice(BACKENDS), "minio"),
+    key("artifacts.lease.endpoint", Kind::Text, ""),
+    key("artifacts.lease.bucket_name", Kind::Bucket, ""),
+    key("artifacts.lease.key_id", Kind::Secret, ""),
+    key("artifacts.lease.key_id_file", Kind::Path, ""),
+    key("artifacts.lease.secret_key", Kind::Secret, ""),
+    key("artifacts.lease.secret_key_file", Kind::Path, ""),
+    key("artifacts.lease.ca_file", Kind::Path, ""),
+    key(
         "replication.mode",
         Kind::Choice(&["auto", "stream", "snapshot"]),
         "auto",
@@ -175,6 +194,9 @@ pub(super) const KEYS: &[Key] = &[
     key("takeover.drain_timeout", Kind::PositiveDuration, "30s"),
     key("takeover.read_only_limit", Kind::PositiveDuration, "1h"),
     key("takeover.fence_retry", Kind::PositiveDuration, "5s"),
+    key("takeover.attach_timeout", Kind::PositiveDuration, "10m"),
+    key("takeover.fence_command", Kind::Text, ""),
+    key("takeover.force_lease", Kind::Text, ""),
     key("verify.schedule", Kind::Cron, "0 3 * * *"),
     key("verify.deep", Kind::Bool, "false"),
     key("verify.rolling", Kind::Int(0, 100), "2"),
@@ -225,7 +247,6 @@ pub(super) const LOCAL_SERVERS: &[&str] = &[
 pub(super) const NOT_BUILT: &[(&str, &[&str])] = &[
     ("local.s3.proxy", ALL),
     ("peer.s3.proxy", ALL),
-    ("artifacts.mode", &["shared"]),
     ("replication.direction", &["push"]),
 ];
 

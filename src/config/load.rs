@@ -14,13 +14,16 @@ use super::keys::Key;
 use super::kind::Checked;
 use super::values::Values;
 use super::{
-    Artifacts, ArtifactsMode, Config, ConfigError, Fuse, Http, LogFormat, Mode, Replication,
-    Takeover, VerifyPlan, WantedRole, binds, secret_places, sides, syntax,
+    Artifacts, ArtifactsMode, Config, ConfigError, Fuse, Http, LeasePlan, LogFormat, Mode,
+    Replication, Takeover, VerifyPlan, WantedRole, binds, secret_places, sides, syntax,
 };
 
 /// Bytes of a part of a multipart upload. S3 takes no smaller part except the last one, and a copy
 /// holds one part at a time.
 const PART_BYTES: u64 = 5 * bytesize::MIB;
+
+/// Shortest time for which a lease may hold.
+const SHORTEST_LEASE: Duration = Duration::from_secs(1);
 
 /// Mode bit that lets every user read a file.
 const READ_BY_OTHERS: u32 = 0o004;
@@ -92,6 +95,7 @@ pub(super) fn accept(
     let peer = sides::peer(&values, &local)?;
     let mut config = assemble(&values, local, peer)?;
     config.builder_unread = builder_unread;
+    config.builder_api = builder.as_ref().map(BuilderApi::address);
     Ok((config, accepted))
 }
 
@@ -136,6 +140,7 @@ fn check_together(values: &Values) -> Result<(), ConfigError> {
             "true is only for artifacts.mode = \"external\": otherwise nobody else brings artifacts",
         ));
     }
+    check_shared(values)?;
     check_rpo(values)?;
     let copies: u64 = values.int("replication.copies")?;
     let (buffer, least) = (
@@ -148,6 +153,34 @@ fn check_together(values: &Values) -> Result<(), ConfigError> {
             "replication.buffer",
             format!(
                 "too small for {copies} copies at once (replication.copies), which hold 5MiB each: set at least \"{least}MiB\", or reduce replication.copies"
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// Checks the keys that only a shared bucket has.
+fn check_shared(values: &Values) -> Result<(), ConfigError> {
+    let is_shared = values.required("artifacts.mode")? == "shared";
+    for (key, value) in [
+        ("artifacts.attach", "at_takeover"),
+        ("artifacts.isolated", "fence"),
+    ] {
+        if values.required(key)? == value && !is_shared {
+            return Err(ConfigError::key(
+                key,
+                format!("\"{value}\" is only for artifacts.mode = \"shared\""),
+            ));
+        }
+    }
+    let (ttl, least) = (values.duration("artifacts.lease_ttl")?, SHORTEST_LEASE);
+    if ttl < least {
+        return Err(ConfigError::key(
+            "artifacts.lease_ttl",
+            format!(
+                "must be at least {}, found {}: the lease is renewed three times in this time",
+                format_duration(least),
+                format_duration(ttl)
             ),
         ));
     }
@@ -252,6 +285,7 @@ fn assemble(values: &Values, local: super::Side, peer: super::Side) -> Result<Co
             .filter(|path| !path.is_empty())
             .map(PathBuf::from),
         builder_unread: None,
+        builder_api: None,
         log_level: values
             .required("log_level")?
             .parse()
@@ -274,6 +308,9 @@ fn assemble(values: &Values, local: super::Side, peer: super::Side) -> Result<Co
             drain_timeout: values.duration("takeover.drain_timeout")?,
             read_only_limit: values.duration("takeover.read_only_limit")?,
             fence_retry: values.duration("takeover.fence_retry")?,
+            attach_timeout: values.duration("takeover.attach_timeout")?,
+            fence_command: text("takeover.fence_command"),
+            force_lease: text("takeover.force_lease"),
         },
         verify: VerifyPlan {
             schedule: values.schedule("verify.schedule").cloned(),
@@ -291,10 +328,17 @@ fn artifacts(values: &Values) -> Result<Artifacts, ConfigError> {
     Ok(Artifacts {
         mode: match values.required("artifacts.mode")? {
             "external" => ArtifactsMode::External,
+            "shared" => ArtifactsMode::Shared,
             _ => ArtifactsMode::Replicate,
         },
         fill: values.flag("artifacts.fill")?,
         arrival_limit: values.duration("artifacts.arrival_limit")?,
+        attach_at_takeover: values.required("artifacts.attach")? == "at_takeover",
+        lease: LeasePlan {
+            ttl: values.duration("artifacts.lease_ttl")?,
+            fences_isolated: values.required("artifacts.isolated")? == "fence",
+            store: sides::lease(values)?,
+        },
     })
 }
 

@@ -52,6 +52,8 @@ pub struct Config {
     pub builder_keys_dir: Option<PathBuf>,
     /// The error of builder-api's file, if the file could not be read but is not needed.
     pub builder_unread: Option<String>,
+    /// Address of Builder's API on this node. None: it has no file here.
+    pub builder_api: Option<std::net::SocketAddr>,
     pub log_level: log::LevelFilter,
     pub log_format: LogFormat,
     pub local: Side,
@@ -214,8 +216,21 @@ pub struct Replication {
 pub enum ArtifactsMode {
     /// This program.
     Replicate,
+    /// Nobody: both sites use one bucket, or one file system.
+    Shared,
     /// The provider of the bucket.
     External,
+}
+
+impl ArtifactsMode {
+    /// Returns the word of the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ArtifactsMode::Replicate => "replicate",
+            ArtifactsMode::Shared => "shared",
+            ArtifactsMode::External => "external",
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -225,6 +240,27 @@ pub struct Artifacts {
     pub fill: bool,
     /// Age of an object on the primary from which on the provider is not expected to bring it.
     pub arrival_limit: Duration,
+    /// True: the shared file system comes to this site only at a takeover.
+    pub attach_at_takeover: bool,
+    pub lease: LeasePlan,
+}
+
+impl Artifacts {
+    /// Returns whether the local store has no artifacts before a takeover.
+    pub fn are_detached(&self) -> bool {
+        self.mode == ArtifactsMode::Shared && self.attach_at_takeover
+    }
+}
+
+/// The plan for the lease of a shared bucket.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LeasePlan {
+    /// Time for which the lease holds without a renewal.
+    pub ttl: Duration,
+    /// True: this cluster, as the primary, fences itself when it can renew the lease no more.
+    pub fences_isolated: bool,
+    /// The store of the lease. None: the shared bucket.
+    pub store: Option<S3>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -262,6 +298,12 @@ pub struct Takeover {
     pub read_only_limit: Duration,
     /// Interval between two attempts of a primary to reach its peer.
     pub fence_retry: Duration,
+    /// Time for which a takeover waits for the shared file system.
+    pub attach_timeout: Duration,
+    /// Command that fences the other site. Its success is a proof.
+    pub fence_command: String,
+    /// Nonce of the lease that may be overridden; empty: none.
+    pub force_lease: String,
 }
 
 /// The plan for comparing the spare with the data that the primary sent.

@@ -10,7 +10,9 @@ use super::ConfigError;
 use super::values::Values;
 use std::path::{Component, Path, PathBuf};
 
-const KEYS: [&str; 6] = [
+const KEYS: [&str; 8] = [
+    "artifacts.lease.key_id_file",
+    "artifacts.lease.secret_key_file",
     "local.datastore.password_file",
     "local.s3.key_id_file",
     "local.s3.secret_key_file",
@@ -18,6 +20,9 @@ const KEYS: [&str; 6] = [
     "peer.s3.key_id_file",
     "peer.s3.secret_key_file",
 ];
+
+/// The keys whose value this node executes. A configuration by gossip may not choose it.
+const COMMANDS: [&str; 1] = ["takeover.fence_command"];
 
 /// Returns the folders of Builder's own services whose files hold a secret of this kind. The id of
 /// a key goes to the store in clear, so it may not come from a folder of the datastore.
@@ -44,6 +49,20 @@ pub(super) fn check(config: &Path, values: &Values) -> Result<(), ConfigError> {
                 format!(
                     "names {file}, which is outside of {}; a configuration by gossip may name files in these folders only: move the secret there, or name the file in {}",
                     service.places_text(key),
+                    service.user_toml().display()
+                ),
+            ));
+        }
+    }
+    for key in COMMANDS {
+        let Some(command) = values.text(key).filter(|command| !command.is_empty()) else {
+            continue;
+        };
+        if service.in_user_toml(key).as_deref() != Some(command) {
+            return Err(ConfigError::key(
+                key,
+                format!(
+                    "this node would execute the command, so a configuration by gossip may not set it: set it in {}",
                     service.user_toml().display()
                 ),
             ));
@@ -104,20 +123,18 @@ impl Service {
 
     /// Returns whether the operator of this node has named the file in `user.toml`.
     fn names_itself(&self, key: &str, file: &Path) -> bool {
-        let text = std::fs::read_to_string(self.user_toml()).unwrap_or_default();
-        let Ok(table) = text.parse::<toml::Table>() else {
-            return false;
-        };
-        let mut value = toml::Value::Table(table);
+        self.in_user_toml(key)
+            .is_some_and(|named| real(Path::new(&named)) == file)
+    }
+
+    /// Returns the text of a key in `user.toml`, which only the operator of this node writes.
+    fn in_user_toml(&self, key: &str) -> Option<String> {
+        let text = std::fs::read_to_string(self.user_toml()).ok()?;
+        let mut value = toml::Value::Table(text.parse().ok()?);
         for part in key.split('.') {
-            let Some(inner) = value.get(part) else {
-                return false;
-            };
-            value = inner.clone();
+            value = value.get(part)?.clone();
         }
-        value
-            .as_str()
-            .is_some_and(|named| real(Path::new(named)) == file)
+        value.as_str().map(String::from)
     }
 }
 

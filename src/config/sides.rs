@@ -33,7 +33,7 @@ pub(super) fn local(
             datastore.source = DATASTORE_PASSWORD_SOURCE;
         }
     }
-    let s3 = reader.s3(bucket_name)?;
+    let s3 = reader.s3("s3", bucket_name)?;
     Ok(Side { datastore, s3 })
 }
 
@@ -49,7 +49,7 @@ pub(super) fn peer(values: &Values, local: &Side) -> Result<Side, ConfigError> {
         .unwrap_or(&local.s3.bucket_name);
     Ok(Side {
         datastore: reader.datastore()?,
-        s3: reader.s3(Ok(bucket_name))?,
+        s3: reader.s3("s3", Ok(bucket_name))?,
     })
 }
 
@@ -57,6 +57,35 @@ pub(super) fn peer(values: &Values, local: &Side) -> Result<Side, ConfigError> {
 /// read reports the error.
 fn exists(path: &Path) -> bool {
     !std::fs::metadata(path).is_err_and(|error| error.kind() == ErrorKind::NotFound)
+}
+
+/// Builds the store of the lease. None: the lease is in the shared bucket.
+pub(super) fn lease(values: &Values) -> Result<Option<S3>, ConfigError> {
+    const ENDPOINT: &str = "artifacts.lease.endpoint";
+    let names = [
+        "bucket_name",
+        "key_id",
+        "key_id_file",
+        "secret_key",
+        "secret_key_file",
+    ];
+    let is_set = |name: &&str| values.text(&format!("artifacts.lease.{name}")).is_some();
+    if values.text(ENDPOINT).is_none() {
+        return match names.iter().find(|name| is_set(name)) {
+            None => Ok(None),
+            Some(name) => Err(ConfigError::key(
+                format!("artifacts.lease.{name}"),
+                format!("is set without {ENDPOINT}: set both or neither"),
+            )),
+        };
+    }
+    let reader = Reader {
+        values,
+        builder: None,
+        side: "artifacts",
+    };
+    let bucket_name = values.required("artifacts.lease.bucket_name");
+    reader.s3("lease", bucket_name).map(Some)
 }
 
 struct Reader<'a> {
@@ -87,27 +116,29 @@ impl Reader<'_> {
         })
     }
 
-    fn s3(&self, bucket_name: Result<&str, ConfigError>) -> Result<S3, ConfigError> {
-        let backend = match self.values.text(&self.key("s3.backend")) {
+    /// Reads the keys of a store. `block` is their table within the side.
+    fn s3(&self, block: &str, bucket_name: Result<&str, ConfigError>) -> Result<S3, ConfigError> {
+        let name = |key: &str| format!("{block}.{key}");
+        let backend = match self.values.text(&self.key(&name("backend"))) {
             Some("aws") => Backend::Aws,
             _ => Backend::Minio,
         };
-        let key = self.key("s3.endpoint");
+        let key = self.key(&name("endpoint"));
         let endpoint = parse_endpoint(backend, self.values.required(&key)?)
             .map_err(|problem| ConfigError::key(key, problem))?;
-        let required = |name| {
-            self.secret(name)?
-                .ok_or_else(|| self.values.missing(&self.key(name)))
+        let required = |key: &str| {
+            self.secret(&name(key))?
+                .ok_or_else(|| self.values.missing(&self.key(&name(key))))
         };
         Ok(S3 {
             backend,
             endpoint: endpoint.url,
             region: endpoint.region,
             bucket_name: bucket_name?.to_string(),
-            key_id: required("s3.key_id")?,
-            secret_key: required("s3.secret_key")?,
-            ca_file: self.readable("s3.ca_file")?,
-            source: self.source("s3.endpoint"),
+            key_id: required("key_id")?,
+            secret_key: required("secret_key")?,
+            ca_file: self.readable(&name("ca_file"))?,
+            source: self.source(&name("endpoint")),
         })
     }
 

@@ -36,14 +36,18 @@ pub enum ErrorCode {
     ForceNeeded,
     Fuse,
     Interrupted,
+    LeaseHeld,
+    LeaseUnanswered,
     ListOfLosses,
     Locale,
     MissingArtifacts,
     NewerPrimary,
     NoClusterId,
     NoGeneration,
+    NoLease,
     NoNewerPrimary,
     NoRecoveryPoint,
+    NotAttached,
     NotBuilder,
     NotFollowing,
     NotPrepared,
@@ -76,6 +80,7 @@ pub enum ErrorCode {
     StateWentBack,
     Stranger,
     TableBusy,
+    TwoBuckets,
     UnaskedGeneration,
     Undecoded,
     Unlogged,
@@ -150,6 +155,9 @@ pub enum HealthCode {
     HandoverUndone,
     StateWentBack,
     SilentHolder,
+    LeaseExpired,
+    LeaseInDoubt,
+    BuilderApiRuns,
 }
 
 /// Names a check of `preflight`, in the order in which they are shown.
@@ -184,6 +192,8 @@ pub enum PreflightCheck {
     Tls,
     BuilderKeys,
     Bucket,
+    Lease,
+    BuilderApi,
     Wal,
     Clocks,
     Supervisor,
@@ -266,6 +276,12 @@ pub enum HoldReason {
     ForceNeeded,
     /// Both clusters are the primary.
     TwoPrimaries,
+    /// The lease of the shared bucket is another cluster's, which renews it.
+    LeaseHeld,
+    /// The holder of the lease does not answer, or the lease cannot be read or believed.
+    LeaseUnanswered,
+    /// The takeover waits for the shared file system.
+    NotAttached,
     /// Anything else that a pass may end with; the detail says what.
     Failed,
 }
@@ -273,9 +289,17 @@ pub enum HoldReason {
 impl HoldReason {
     /// Returns whether the hold goes on although replication works again.
     pub fn stays(self) -> bool {
+        self.is_of_a_takeover() || matches!(self, HoldReason::Config | HoldReason::Paused)
+    }
+
+    /// Returns whether a takeover waits for the operator.
+    pub fn is_of_a_takeover(self) -> bool {
         matches!(
             self,
-            HoldReason::Config | HoldReason::Paused | HoldReason::ForceNeeded
+            HoldReason::ForceNeeded
+                | HoldReason::LeaseHeld
+                | HoldReason::LeaseUnanswered
+                | HoldReason::NotAttached
         )
     }
 }

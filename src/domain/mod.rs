@@ -2,6 +2,7 @@
 
 mod code;
 mod diverged;
+mod lease;
 mod lsn;
 mod missing;
 mod role;
@@ -10,6 +11,7 @@ mod side;
 
 pub use code::{ErrorCode, EventKind, HealthCode, HoldReason, PreflightCheck, StateName, Verdict};
 pub use diverged::DivergedClass;
+pub use lease::{Asker, Isolated, Lease, LeaseLine, LeaseState, LeaseTerms};
 pub use lsn::{Lsn, NoLsn};
 pub use missing::MissingReason;
 pub use role::{PromotionKind, Role, Step, Transition, TransitionKind};

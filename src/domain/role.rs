@@ -54,6 +54,10 @@ pub enum Step {
     Drain,
     Compare,
     Sequences,
+    /// The shared file system comes to this site.
+    Attach,
+    /// The lease of the shared bucket is taken.
+    Lease,
     Promote,
     /// The fence on the peer is being withdrawn.
     Undo,
@@ -71,6 +75,8 @@ const HANDOVER: &[Step] = &[
     Step::Drain,
     Step::Compare,
     Step::Sequences,
+    Step::Attach,
+    Step::Lease,
     Step::Promote,
 ];
 const FAILBACK: &[Step] = &[

@@ -8,6 +8,7 @@ use crate::domain::{HealthCode, HoldReason, MissingReason};
 use chrono::{DateTime, TimeDelta, Utc};
 use std::fmt;
 
+mod lease;
 mod provider;
 
 pub(super) use provider::awaited;
@@ -136,6 +137,7 @@ pub fn health(state: &ServiceState, meter: &Meter, now: DateTime<Utc>) -> Health
         }
     }
     of_witness(state, &mut found);
+    lease::of_the_lease(state, &mut found);
     of_stores(state, &mut found);
     found.judge(state.settings.quiet_until.is_some_and(|until| now < until))
 }

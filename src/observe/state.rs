@@ -23,8 +23,8 @@ mod facts;
 pub use arrivals::Arrivals;
 pub use facts::{
     Artifacts, Baseline, Check, Checks, ClusterFacts, ConfigState, Generations, HandoverFacts,
-    Held, Hold, Lag, LockFacts, Mode, OnPrimary, PeerRecord, Preflight, Reachability, Seen,
-    SideStatus, SpareFacts, Standing, Verified, Work,
+    Held, Hold, Lag, LeaseFacts, LockFacts, Mode, OnPrimary, PeerRecord, Preflight, Reachability,
+    Seen, SideStatus, SpareFacts, Standing, Verified, Work,
 };
 
 #[derive(Debug, Clone)]
@@ -34,6 +34,7 @@ pub struct ServiceState {
     pub config: ConfigState,
     pub cluster: ClusterFacts,
     pub lock: LockFacts,
+    pub lease: LeaseFacts,
     pub work: Work,
     pub hold: Option<Hold>,
     pub spare: SpareFacts,
@@ -73,6 +74,7 @@ impl ServiceState {
             },
             cluster: ClusterFacts::default(),
             lock: LockFacts::default(),
+            lease: LeaseFacts::default(),
             work: Work::Starting,
             hold: None,
             spare: SpareFacts::default(),

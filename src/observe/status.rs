@@ -78,6 +78,7 @@ fn document(state: &ServiceState, meter: &Meter, now: DateTime<Utc>) -> Value {
         })),
         "replication": replication(state, meter),
         "artifacts": artifacts(state, meter),
+        "lease": lease(state),
         "local": local(state),
         "peer": peer(state),
         "transition": state.handover.transition.as_ref().map(transition),
@@ -144,6 +145,30 @@ fn artifacts(state: &ServiceState, meter: &Meter) -> Value {
         "missing_here": state.spare.sampled.as_ref().map(|sampled| sampled.absent.len()),
         "examples": found.examples.iter()
             .map(|(key, reason)| json!({ "key": key, "reason": reason.to_string() })).collect::<Vec<_>>(),
+    })
+}
+
+fn lease(state: &ServiceState) -> Value {
+    let facts = &state.lease;
+    let Some(lease) = &facts.lease else {
+        return match &facts.trouble {
+            Some(trouble) => json!({ "trouble": trouble }),
+            None => Value::Null,
+        };
+    };
+    json!({
+        "holder": lease.line.holder,
+        "site": lease.line.site,
+        "epoch": lease.line.epoch,
+        "state": lease.state.into_str(),
+        "asked_by": lease.asked_by.as_ref().map(|asker| asker.cluster.clone()),
+        "isolated": lease.isolated.into_str(),
+        "nonce": lease.nonce,
+        "last_lsn": (!lease.last_lsn.is_empty()).then_some(&lease.last_lsn),
+        "reason": (!lease.reason.is_empty()).then_some(&lease.reason),
+        "written_at": time(lease.written_at),
+        "permitted": facts.permitted,
+        "trouble": facts.trouble,
     })
 }
 

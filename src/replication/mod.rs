@@ -12,6 +12,7 @@ mod mode;
 mod names;
 pub mod stream;
 
+pub use artifact::attached::absent_from;
 pub use artifact::carrier::Carrier;
 pub use artifact::courier::{Courier, Delivery};
 pub use artifact::inventory::{Inventory, InventoryError};
@@ -20,7 +21,7 @@ pub use artifact::retention::{Swept, sweep};
 pub use artifact::retry::retry_unavailable;
 pub use artifact::round::{RETIRED, Round, STAGED, Unavailable};
 pub use artifact::sample::{not_in_time, sample};
-pub use baseline::checks::{Facts, check, has_database, two_servers};
+pub use baseline::checks::{Facts, check, has_database, one_bucket, two_servers};
 pub(crate) use baseline::clone::clone_visible;
 pub use baseline::content_hash::ContentHash;
 pub use baseline::copy::Copied;

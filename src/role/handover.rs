@@ -77,23 +77,32 @@ pub struct Handover<'a> {
     pub epoch: i64,
     /// True: the peer answered recently, so silence may be a single lost packet.
     pub heard_lately: bool,
+    /// Receives the reason why the takeover waits for the operator, and the next step.
+    pub on_wait: OnWait,
 }
 
+/// Receiver of the reason why a takeover waits for the operator, and of the next step.
+pub(super) type OnWait = Box<dyn Fn(&str, &str) + Send + Sync>;
+
 /// The results so far.
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(Debug, Default, Clone)]
 struct Reached {
     fenced: bool,
     /// True: everything that the primary has committed is here, with the values of its sequences.
     complete: bool,
+    /// The lease of a shared bucket, which was taken for this promotion.
+    lease: Option<TakenLease>,
 }
 
 mod complete;
 mod knock;
+mod lease;
 mod living;
 mod promote;
 mod undo;
 
 use complete::wait_for_clock;
+use lease::TakenLease;
 
 pub use undo::may_have_fenced;
 
@@ -153,7 +162,7 @@ impl Handover<'_> {
             }
         };
         walk.step(Step::Promote).await?;
-        self.promote(&point, reached).await?;
+        self.promote(&point, &reached).await?;
         // From here on nothing may fail: the primary completes the remaining steps when it begins.
         if let Err(error) = self.state.close_journal(self.lock).await {
             log::warn!("{error}");
@@ -248,6 +257,7 @@ impl Handover<'_> {
         Ok(Reached {
             fenced: true,
             complete: true,
+            lease: self.take_lease(walk, point, true).await?,
         })
     }
 
@@ -291,6 +301,7 @@ impl Handover<'_> {
         if let Err(error) = wait_for_clock(&inside, clock).await {
             log::warn!("{error}");
         }
+        reached.lease = self.take_lease(walk, point, reached.fenced).await?;
         Ok(reached)
     }
 
@@ -374,7 +385,7 @@ impl Handover<'_> {
         let followed = Promotion {
             system_id: point.system_id.clone(),
             peer_cluster: point.peer_cluster.clone().unwrap_or_default(),
-            ..self.promotion(point, Reached::default())
+            ..self.promotion(point, &Reached::default())
         };
         if record.role == Some(Role::Spare) || !is_recorded(&followed, &seen.theirs) {
             return Err(another_server());
@@ -419,7 +430,7 @@ impl Handover<'_> {
         Ok(fence)
     }
 
-    fn promotion(&self, point: &RecoveryPoint, reached: Reached) -> Promotion {
+    fn promotion(&self, point: &RecoveryPoint, reached: &Reached) -> Promotion {
         let complete = reached.fenced && reached.complete;
         Promotion {
             epoch: self.epoch,

@@ -232,7 +232,11 @@ async fn look_once(
 /// notice for a while that one is gone. Between passes they are checked by the look for changes.
 pub(super) async fn keep_seeing(writer: &StatusWriter, config: &Config) -> Infallible {
     for look in 0_u32.. {
-        writer.see_store(Side::Local, ask_store(Side::Local, config).await);
+        // Before a takeover the store of this site may be away.
+        let is_spare = writer.read(|state| state.cluster.role != Some(Role::Primary));
+        if !(is_spare && config.artifacts.are_detached()) {
+            writer.see_store(Side::Local, ask_store(Side::Local, config).await);
+        }
         if look % LOOKS_PER_SAMPLE == 0 {
             look_for_artifacts(writer, config).await;
         }
@@ -304,7 +308,7 @@ pub(super) async fn ask_store(side: Side, config: &Config) -> Option<String> {
 
 async fn check_store(side: Side, config: &Config) -> Result<(), StoreError> {
     let store = match side {
-        Side::Local => LocalCluster::of(config).reading_store()?,
+        Side::Local => LocalCluster::of(config).store_at_this_site()?,
         Side::Peer => PeerCluster::of(config).store()?,
     };
     store.with_limits(STORE_TIMEOUT, 1).check_bucket().await

@@ -8,6 +8,7 @@ mod configuration;
 mod failure_tracker;
 mod guard;
 mod leadership;
+mod lease_keeper;
 mod load_state;
 mod plan;
 mod primary;

@@ -8,8 +8,8 @@ use super::{Configs, StatusWriter, next};
 use crate::cluster::{
     ClusterRecord, FenceRecord, LocalCluster, PeerCluster, end_sessions_from_before,
 };
-use crate::config::{Config, WantedRole};
-use crate::domain::{ErrorCode, HoldReason, Role, Side, TransitionKind};
+use crate::config::{ArtifactsMode, Config, WantedRole};
+use crate::domain::{ErrorCode, HoldReason, Role, Side, Step, Transition, TransitionKind};
 use crate::observe::Work;
 use crate::replication::ReplicationError;
 use crate::role::{PeerSeen, come_back, look_at_peer};
@@ -99,8 +99,11 @@ impl<'a> Primary<'a> {
     async fn take_up(&mut self) -> Result<(), ReplicationError> {
         let state = &self.leadership.state;
         let open = state.transition().await?;
-        if open.is_some_and(|entry| entry.kind != TransitionKind::Failback)
-            && state.cluster().await?.role == Some(Role::Primary)
+        let is_over = |entry: &Transition| {
+            entry.kind != TransitionKind::Failback
+                && (entry.kind, entry.step) != (TransitionKind::TakenBack, Some(Step::Lease))
+        };
+        if open.as_ref().is_some_and(is_over) && state.cluster().await?.role == Some(Role::Primary)
         {
             let database = &self.leadership.config.local.datastore.database;
             // Sessions from before the promotion are read-only for as long as they live.
@@ -130,6 +133,11 @@ impl<'a> Primary<'a> {
             }
         } else {
             self.returning.over(self.writer.now());
+        }
+        if config.artifacts.mode == ArtifactsMode::Shared
+            && let Err(error) = self.forget_taking_back(config, &cluster).await
+        {
+            log::warn!("{error}; the lease is given back as soon as its store answers");
         }
         if fence.is_none() {
             self.unproven = None;

@@ -126,7 +126,7 @@ impl StatusWriter {
                 state
                     .hold
                     .as_ref()
-                    .is_some_and(|hold| hold.reason == HoldReason::ForceNeeded)
+                    .is_some_and(|hold| hold.reason.is_of_a_takeover())
             })
         {
             return;
@@ -277,6 +277,10 @@ fn named(code: ErrorCode) -> Option<HoldReason> {
         ErrorCode::SameServer => HoldReason::SameServer,
         ErrorCode::SameBucket => HoldReason::SameBucket,
         ErrorCode::UnsupportedStore => HoldReason::UnsupportedStore,
+        ErrorCode::LeaseHeld => HoldReason::LeaseHeld,
+        ErrorCode::LeaseUnanswered => HoldReason::LeaseUnanswered,
+        ErrorCode::NotAttached => HoldReason::NotAttached,
+        ErrorCode::NoLease => HoldReason::NotPrepared,
         ErrorCode::ForceNeeded | ErrorCode::PrimaryLives => HoldReason::ForceNeeded,
         _ => return None,
     })

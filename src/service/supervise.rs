@@ -3,6 +3,7 @@
 use super::failure_tracker::FailureTracker;
 use super::guard;
 use super::leadership::{End, Leadership};
+use super::lease_keeper::keep_lease;
 use super::load_state::recall;
 use super::primary::Primary;
 use super::spare_worker::SpareWorker;
@@ -10,7 +11,7 @@ use super::{Configs, StatusWriter, next, sight, witness};
 use crate::cluster::{self, Holder, LocalCluster, Lock, StateError, Watch};
 use crate::config::{Config, WantedRole};
 use crate::domain::{HoldReason, Role, Side};
-use crate::observe::{HandoverFacts, PeerRecord, ServiceState, SideStatus, Work};
+use crate::observe::{HandoverFacts, LeaseFacts, PeerRecord, ServiceState, SideStatus, Work};
 use crate::replication::ReplicationError;
 use crate::role::wants_promotion;
 use std::convert::Infallible;
@@ -87,6 +88,7 @@ fn forget_work(state: &mut ServiceState) {
         ..PeerRecord::default()
     };
     state.spare.sampled = None;
+    state.lease = LeaseFacts::default();
 }
 
 /// Forgets facts about a primary that only a spare needs.
@@ -115,6 +117,8 @@ async fn other_ends(writer: &StatusWriter, configs: &mut Configs, config: &Confi
                 && new.local == config.local
                 && new.peer == config.peer
                 && new.artifacts.mode == config.artifacts.mode
+                && new.artifacts.attach_at_takeover == config.artifacts.attach_at_takeover
+                && new.artifacts.lease.store == config.artifacts.lease.store
         });
         if !same {
             return;
@@ -218,10 +222,12 @@ async fn serve(
     writer.release(|hold| hold.passing || hold.reason == HoldReason::RoleUnset);
     match kind {
         Kind::Primary => tokio::select! {
+            never = keep_lease(writer, leadership, configs.clone()) => match never {},
             end = Primary::new(writer, leadership, configs.clone()).perform() => end,
             never = keep_witness(writer, leadership) => match never {},
         },
         Kind::Spare => tokio::select! {
+            never = keep_lease(writer, leadership, configs.clone()) => match never {},
             end = guard::keep(writer, leadership) => end,
             never = keep_witness(writer, leadership) => match never {},
             end = SpareWorker::new(writer, leadership, configs.clone()).perform() => end,

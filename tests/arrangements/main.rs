@@ -2,3 +2,4 @@
 
 mod external;
 mod place;
+mod shared;

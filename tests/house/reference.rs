@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use clap::CommandFactory;
@@ -18,12 +19,12 @@ use warm_spare::cluster::{
 use warm_spare::command::Arguments;
 use warm_spare::config::Config;
 use warm_spare::domain::{
-    ErrorCode, EventKind, HealthCode, HoldReason, PreflightCheck, Role, StateName, Step,
-    Transition, TransitionKind, Verdict,
+    Asker, ErrorCode, EventKind, HealthCode, HoldReason, Isolated, Lease, LeaseLine, LeaseState,
+    LeaseTerms, PreflightCheck, Role, StateName, Step, Transition, TransitionKind, Verdict,
 };
 use warm_spare::observe::{
-    Artifacts, Baseline, Check, Clock, Counters, Held, Hold, Listener, Meter, Mode, Phase,
-    Preflight, Reachability, ServiceState, ServiceView, SideStatus, Verified, Work,
+    Artifacts, Baseline, Check, Clock, Counters, Held, Hold, LeaseFacts, Listener, Meter, Mode,
+    Phase, Preflight, Reachability, ServiceState, ServiceView, SideStatus, Verified, Work,
 };
 
 /// Cells of a row of the keys' tables: key, type, default, meaning.
@@ -221,6 +222,31 @@ fn at(text: &str) -> DateTime<Utc> {
 const START: &str = "2026-11-24T06:40:00Z";
 
 /// Everything that a service may know.
+/// Returns the lease of another cluster.
+fn a_lease(now: DateTime<Utc>) -> Lease {
+    let line = LeaseLine {
+        holder: "91b2c3d4".into(),
+        site: "dc1".into(),
+        epoch: 1,
+        promotion: "root-7".into(),
+        parent: String::new(),
+    };
+    let terms = LeaseTerms {
+        ttl: Duration::from_secs(15),
+        fence_bound: Duration::from_secs(15),
+        isolated: Isolated::GoOn,
+    };
+    let mut lease = Lease::first(line, terms, "8f3c0a77".into(), now);
+    lease.state = LeaseState::Asked;
+    lease.asked_by = Some(Asker {
+        cluster: "4f0c91aa".into(),
+        epoch: 2,
+    });
+    lease.last_lsn = "0/16B3748".into();
+    lease.reason = "cannot fence".into();
+    lease
+}
+
 fn full() -> ServiceState {
     let now = at(START);
     let mut state = ServiceState::new(now);
@@ -265,6 +291,12 @@ fn full() -> ServiceState {
         reason: "the primary is prepared".into(),
     });
     state.spare.gate_waiting = Some(1);
+    state.lease = LeaseFacts {
+        lease: Some(a_lease(now)),
+        trouble: Some("the store does not answer".into()),
+        permitted: Some(true),
+        builder_api: Some("127.0.0.1:9636".into()),
+    };
     state.on_primary.held = Some(Held {
         bytes: 3,
         bound: Some(4),

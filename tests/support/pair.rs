@@ -51,6 +51,15 @@ impl Pair {
         Pair::of(there)
     }
 
+    /// Does the same with one bucket for both, on a store of its own.
+    pub async fn of_one_bucket(name: &str) -> Result<Pair> {
+        let site = Site::builder(name).primary(logical()).spare(logical());
+        let there = site.own_stores().one_bucket().start().await?;
+        Factory::seeded().fill(&there.primary, 3).await?;
+        prepare(&there).await;
+        Pair::of(there)
+    }
+
     pub fn of(there: Site) -> Result<Pair> {
         let back = there.turned()?;
         Ok(Pair { there, back })

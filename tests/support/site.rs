@@ -128,6 +128,7 @@ pub struct Builder {
     primary: postgres::Builder,
     spare: postgres::Builder,
     own_stores: bool,
+    one_bucket: bool,
     spare_database: bool,
 }
 
@@ -145,6 +146,12 @@ impl Builder {
     /// Uses its own MinIO servers, for a test that stops, kills or freezes them.
     pub fn own_stores(mut self) -> Self {
         self.own_stores = true;
+        self
+    }
+
+    /// Uses one bucket for both sides.
+    pub fn one_bucket(mut self) -> Self {
+        self.one_bucket = true;
         self
     }
 
@@ -170,7 +177,13 @@ impl Builder {
             primary_s3,
             spare_s3,
         };
-        Site::on(&servers, &self.name, self.spare_database).await
+        let mut site = Site::on(&servers, &self.name, self.spare_database).await?;
+        if self.one_bucket {
+            let (spare, primary) = (&mut site.spare, &site.primary);
+            (spare.minio, spare.s3) = (primary.minio.clone(), primary.s3.clone());
+            spare.bucket.clone_from(&primary.bucket);
+        }
+        Ok(site)
     }
 }
 
@@ -187,6 +200,7 @@ impl Site {
             primary: Postgres::builder(),
             spare: Postgres::builder(),
             own_stores: false,
+            one_bucket: false,
             spare_database: false,
         }
     }

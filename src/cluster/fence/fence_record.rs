@@ -124,6 +124,27 @@ impl StateDb {
         self.or_roll_back(withdrawn.await).await
     }
 
+    /// Fences a primary that can renew its lease no more, by its own epoch, which is
+    /// returned. None: another fence is set already, or this cluster is no primary.
+    pub async fn record_own_fence(&self, database: &str) -> Result<Option<i64>, StateError> {
+        let recorded = async {
+            let session = &self.session;
+            session.batch("beginning the fence", "BEGIN").await?;
+            let sql = "INSERT INTO fence (epoch, by_cluster, since, settled, lifted) \
+                       SELECT epoch, id, now(), false, false FROM cluster \
+                       WHERE role = 'primary' AND NOT EXISTS (SELECT FROM fence) FOR UPDATE RETURNING epoch";
+            let made = session.query("recording the fence", sql, &[]).await?;
+            let epoch = made.first().map(|row| row.get(0));
+            if epoch.is_some() {
+                let set = fence_statement(database);
+                session.batch("setting the fence", &set).await?;
+            }
+            session.batch("committing the fence", "COMMIT").await?;
+            Ok::<Option<i64>, StateError>(epoch)
+        };
+        self.or_roll_back(recorded.await).await
+    }
+
     async fn or_roll_back<T>(&self, done: Result<T, StateError>) -> Result<T, StateError> {
         if done.is_err() {
             let _ = self.session.batch("giving it up", "ROLLBACK").await;

@@ -98,6 +98,14 @@ impl ServerState {
 }
 
 impl Session {
+    /// Returns the position of the server's log. Empty: the server is a standby.
+    pub async fn wal_position(&self) -> Result<String, DatastoreError> {
+        let sql = "SELECT CASE WHEN NOT pg_catalog.pg_is_in_recovery() \
+                   THEN pg_catalog.pg_current_wal_lsn()::text ELSE '' END";
+        let doing = "reading the position of the log";
+        self.row(doing, sql, &[]).await?.get(0)
+    }
+
     /// Asks the server for its state. Within a transaction `time` is the start of that.
     pub async fn server_state(&self, doing: &str) -> Result<ServerState, DatastoreError> {
         let sql = concat!("SELECT ", server_state!());

@@ -1,5 +1,6 @@
 //! The artifact store: requests, transfers, errors, and the limits that transfers share.
 
+pub(super) mod lease_store;
 pub(super) mod probe;
 pub(super) mod store;
 pub(super) mod store_error;

@@ -130,6 +130,11 @@ impl StoreError {
         }
     }
 
+    /// Returns whether another client writes the same key at the same time (409).
+    pub(in crate::cluster) fn is_write_conflict(&self) -> bool {
+        self.names("conditionalrequestconflict")
+    }
+
     /// Returns whether the server's own words contain this word, in upper or lower case.
     fn names(&self, word: &str) -> bool {
         self.text.to_ascii_lowercase().contains(word)

@@ -5,6 +5,7 @@ pub(super) mod divergence;
 mod drill_lock;
 pub(super) mod history;
 pub(super) mod kept;
+pub(super) mod lease;
 pub(super) mod lineage;
 mod migrations;
 pub(super) mod new_copy;

@@ -73,6 +73,8 @@ pub struct Record {
     pub followed: Vec<String>,
     /// Its own server.
     pub system_id: String,
+    /// The epoch of a takeover that it has begun and not undone. None: there is none.
+    pub handover: Option<i64>,
 }
 
 impl Record {
@@ -103,6 +105,7 @@ impl Record {
 
 const PROMOTION: &str = "SELECT epoch, kind, time, lsn, commit_time, system_id, timeline, peer_cluster, slot, publication, \
      peer_fenced, settled FROM public.promotion ORDER BY epoch DESC LIMIT 1";
+const HANDOVER: &str = "SELECT epoch FROM public.transition WHERE kind <> 'failback' AND step NOT IN ('', 'preflight', 'undone')";
 const FENCE: &str = "SELECT epoch, by_cluster, since, settled, lifted FROM public.fence ORDER BY epoch DESC LIMIT 1";
 const OWN: &str = "SELECT id, role, epoch, (SELECT system_id FROM public.copied), (SELECT time FROM public.confirmation), \
      ARRAY(SELECT DISTINCT system_id FROM public.promotion WHERE system_id <> '' LIMIT 10000), \
@@ -137,6 +140,7 @@ async fn record(session: &Session, doing: &str) -> Result<Record, DatastoreError
         lineage,
         followed: row.get(5)?,
         system_id: row.get(7)?,
+        handover: first(&session.rows(doing, HANDOVER, &[]).await?, |row| row.get(0))?,
     })
 }
 

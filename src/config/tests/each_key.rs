@@ -105,6 +105,18 @@ const KEYS: &[(&str, &str, &[&str])] = &[
     ("artifacts.mode", r#""shared""#, &[r#""none""#, "1"]),
     ("artifacts.fill", "false", &[r#""yes""#, "1", "true"]),
     ("artifacts.arrival_limit", r#""2h""#, &[r#""0s""#, "60"]),
+    // Good for a shared bucket only, or together with other keys: `shared.rs` tests them.
+    ("artifacts.attach", r#""always""#, &[r#""at_takeover""#, r#""never""#, "1"]),
+    ("artifacts.lease_ttl", r#""30s""#, &[r#""900ms""#, r#""0s""#, "15"]),
+    ("artifacts.isolated", r#""go_on""#, &[r#""fence""#, r#""stop""#, "true"]),
+    ("artifacts.lease.backend", r#""aws""#, &[r#""gcs""#, "1"]),
+    ("artifacts.lease.endpoint", "", &[r#""minio:9000""#, "1"]),
+    ("artifacts.lease.bucket_name", "", &[r#""Bucket""#, "1"]),
+    ("artifacts.lease.key_id", "", &["4711"]),
+    ("artifacts.lease.key_id_file", "", &[r#""DIR/secret""#, "1"]),
+    ("artifacts.lease.secret_key", "", &["4711"]),
+    ("artifacts.lease.secret_key_file", "", &[r#""DIR/secret""#, "1"]),
+    ("artifacts.lease.ca_file", r#""DIR/certificate""#, &["1"]),
     ("replication.mode", r#""stream""#, &[r#""fast""#, "1"]),
     ("replication.direction", r#""push""#, &[r#""both""#, "1"]),
     (
@@ -162,6 +174,9 @@ const KEYS: &[(&str, &str, &[&str])] = &[
     ("takeover.drain_timeout", r#""1m""#, &[r#""0s""#, "30"]),
     ("takeover.read_only_limit", r#""2h""#, &[r#""0s""#, "30"]),
     ("takeover.fence_retry", r#""1s""#, &[r#""0s""#, "5"]),
+    ("takeover.attach_timeout", r#""5m""#, &[r#""0s""#, "5"]),
+    ("takeover.fence_command", r#""revoke dc1""#, &["1", "true"]),
+    ("takeover.force_lease", r#""8f3c""#, &["1", "true"]),
     (
         "verify.schedule",
         r#""0 4 * * *""#,
@@ -268,7 +283,6 @@ fn a_key_that_is_not_built_may_hold_its_default_however_written() {
         problem("replication.direction", r#""push""#),
         r#"replication.direction: "push" is not supported yet; remove this key or keep its default ("pull")"#
     );
-    assert!(problem("artifacts.mode", r#""shared""#).contains("not supported yet"));
     let error = problem("artifacts.fill", "true");
     assert!(error.contains("artifacts.mode = \"external\""), "{error}");
     assert!(problem("peer.s3.proxy", r#""http://proxy:3128""#).contains("not supported yet"));

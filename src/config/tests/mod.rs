@@ -5,6 +5,7 @@ mod builder_files;
 mod each_key;
 mod kept;
 mod secrets;
+mod shared;
 mod sides;
 
 use std::fs;

@@ -5,7 +5,7 @@ use crate::cluster::{
     Confirmation, DrillRecord, Footprint, Generation, RecoveryPoint, VerificationRecord,
 };
 use crate::domain::{
-    HoldReason, MissingReason, PreflightCheck, Role, Sampled, Transition, Verdict,
+    HoldReason, Lease, MissingReason, PreflightCheck, Role, Sampled, Transition, Verdict,
 };
 use chrono::{DateTime, Utc};
 use std::time::Instant;
@@ -67,6 +67,18 @@ pub struct SpareFacts {
     pub sampled: Option<Sampled>,
     /// True: the visible database is not the database that was copied here, or it does not exist.
     pub unknown_database: bool,
+}
+
+/// The lease of a shared bucket, as it was seen last.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LeaseFacts {
+    pub lease: Option<Lease>,
+    /// Why it cannot be read, written or believed.
+    pub trouble: Option<String>,
+    /// True: it grants this primary live traffic now. None: this cluster is no primary.
+    pub permitted: Option<bool>,
+    /// The address at which Builder's API answers on this spare.
+    pub builder_api: Option<String>,
 }
 
 /// The checks that were made, and their results.

@@ -1,12 +1,13 @@
-//! The ways in which artifacts come into the local bucket: this program copies them, or the
-//! provider of the bucket does.
+//! The ways in which artifacts come into the local bucket: this program copies them, the provider of
+//! the bucket does, or both sites use one bucket.
 
 use super::courier::Courier;
 use super::inventory::Todo;
 use super::provider::Provider;
 use super::round::{ArtifactOutcome, ensure_artifact};
+use super::shared::SharedBucket;
 use crate::cluster::{Store, StoreError, Throttle};
-use crate::config::Config;
+use crate::config::{ArtifactsMode, Config};
 use crate::domain::MissingReason;
 use crate::replication::error::ReplicationError;
 
@@ -17,23 +18,32 @@ pub enum Carrier {
     Courier(Box<Courier>),
     /// `external`: the provider copies, and this program waits.
     Provider(Box<Provider>),
+    /// `shared`: the artifacts of the primary are in the same bucket, and this program looks.
+    Shared(Box<SharedBucket>),
 }
 
 impl Carrier {
     /// Opens both stores. No request is sent.
     pub fn open(config: &Config, throttle: &Throttle) -> Result<Carrier, StoreError> {
-        Ok(match Courier::open(config, throttle)? {
-            Some(courier) => Carrier::Courier(Box::new(courier)),
-            None => Carrier::Provider(Box::new(Provider::open(config, throttle)?)),
+        if let Some(courier) = Courier::open(config, throttle)? {
+            return Ok(Carrier::Courier(Box::new(courier)));
+        }
+        Ok(match config.artifacts.mode {
+            ArtifactsMode::Shared => {
+                Carrier::Shared(Box::new(SharedBucket::open(config, throttle)?))
+            }
+            ArtifactsMode::External | ArtifactsMode::Replicate => {
+                Carrier::Provider(Box::new(Provider::open(config, throttle)?))
+            }
         })
     }
 
-    /// Returns the courier, which alone may replace and delete. None: the objects are the
-    /// provider's.
+    /// Returns the courier, which alone may replace and delete. None: the objects are not
+    /// ours to write.
     pub fn courier(&self) -> Option<&Courier> {
         match self {
             Carrier::Courier(courier) => Some(courier),
-            Carrier::Provider(_) => None,
+            Carrier::Provider(_) | Carrier::Shared(_) => None,
         }
     }
 
@@ -41,6 +51,7 @@ impl Carrier {
         match self {
             Carrier::Courier(courier) => courier.local.reading(),
             Carrier::Provider(provider) => &provider.local,
+            Carrier::Shared(shared) => &shared.store,
         }
     }
 
@@ -48,6 +59,7 @@ impl Carrier {
         match self {
             Carrier::Courier(courier) => &courier.peer,
             Carrier::Provider(provider) => &provider.peer,
+            Carrier::Shared(shared) => &shared.store,
         }
     }
 
@@ -55,6 +67,7 @@ impl Carrier {
         match self {
             Carrier::Courier(courier) => &courier.throttle,
             Carrier::Provider(provider) => &provider.throttle,
+            Carrier::Shared(shared) => &shared.throttle,
         }
     }
 
@@ -69,6 +82,7 @@ impl Carrier {
         match self {
             Carrier::Courier(courier) => ensure_artifact(courier, todo).await,
             Carrier::Provider(provider) => provider.ensure(todo, false).await,
+            Carrier::Shared(shared) => shared.ensure(todo).await,
         }
     }
 
@@ -84,6 +98,7 @@ impl Carrier {
                 let is_given_up = recorded == MissingReason::NotReplicated;
                 provider.ensure(todo, is_given_up).await
             }
+            Carrier::Shared(shared) => shared.ensure(todo).await,
         }
     }
 }

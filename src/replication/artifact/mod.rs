@@ -1,7 +1,9 @@
 //! Artifacts: which ones are wanted, how one is copied and verified, and for how long one is kept.
 
+pub(super) mod attached;
 pub(super) mod carrier;
 pub(super) mod courier;
+mod hashed;
 pub(super) mod inventory;
 pub(super) mod missing;
 pub(super) mod place;
@@ -11,3 +13,4 @@ pub(super) mod retention;
 pub(super) mod retry;
 pub(super) mod round;
 pub(super) mod sample;
+mod shared;

@@ -4,7 +4,7 @@
 use super::courier::Courier;
 use super::replacements;
 use crate::cluster::{ArtifactPlace, FormerRecords, LocalCluster, Lock, StateDb, Store, Throttle};
-use crate::config::{ArtifactsMode, Config};
+use crate::config::Config;
 use crate::domain::EventKind;
 use crate::replication::error::ReplicationError;
 use std::time::Duration;
@@ -67,10 +67,7 @@ pub async fn has_unproved_place(
 }
 
 fn configured(config: &Config) -> ArtifactPlace {
-    let mode = match config.artifacts.mode {
-        ArtifactsMode::Replicate => "replicate",
-        ArtifactsMode::External => "external",
-    };
+    let mode = config.artifacts.mode.as_str();
     let s3 = &config.local.s3;
     ArtifactPlace {
         mode: mode.into(),

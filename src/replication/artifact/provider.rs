@@ -3,6 +3,7 @@
 //! that the provider never brings.
 
 use super::courier::{Courier, hash};
+use super::hashed::Hashed;
 use super::inventory::Todo;
 use super::round::{ArtifactOutcome, deliver};
 use crate::cluster::{
@@ -12,13 +13,9 @@ use crate::cluster::{
 use crate::config::Config;
 use crate::package::Checksum;
 use crate::replication::error::ReplicationError;
-use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
-
-/// Maximum number of objects whose hashes are remembered.
-const MAX_HASHED: usize = 10_000;
 
 #[derive(Clone)]
 pub struct Provider {
@@ -31,7 +28,7 @@ pub struct Provider {
     /// True: the primary's bucket has a rule, because some object had a status of it.
     has_rule: Arc<AtomicBool>,
     /// Objects that were hashed, so that an older version is not read at every look.
-    hashed: Arc<Mutex<HashMap<String, (Checksum, Stored)>>>,
+    hashed: Hashed,
     opened: Instant,
 }
 
@@ -44,7 +41,7 @@ impl Provider {
             filler: Courier::to_fill(config, throttle)?,
             arrival_limit: config.artifacts.arrival_limit,
             has_rule: Arc::default(),
-            hashed: Arc::default(),
+            hashed: Hashed::default(),
             opened: Instant::now(),
         })
     }
@@ -111,29 +108,7 @@ impl Provider {
                 None => return Ok(None),
             },
         };
-        if let Some(known) = todo.known
-            && todo.present.as_ref() == Some(&stored)
-        {
-            return Ok(Some((known, stored)));
-        }
-        if let Some(found) = self.hashed().get(&todo.key)
-            && found.1 == stored
-        {
-            return Ok(Some(found.clone()));
-        }
-        let found = hash(&self.local, &todo.key).await?;
-        if let Some(found) = &found {
-            let mut hashed = self.hashed();
-            if hashed.len() >= MAX_HASHED {
-                hashed.clear();
-            }
-            hashed.insert(todo.key.clone(), found.clone());
-        }
-        Ok(found)
-    }
-
-    fn hashed(&self) -> MutexGuard<'_, HashMap<String, (Checksum, Stored)>> {
-        self.hashed.lock().expect("no holder panics")
+        self.hashed.checksum(&self.local, todo, stored).await
     }
 
     /// Returns whether the provider will not bring the object: its rule failed, or is not for this

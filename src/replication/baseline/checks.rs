@@ -3,9 +3,10 @@
 
 use crate::cluster::{
     self, BuilderDb, ClientPrograms, InstalledClients, LocalCluster, PeerCluster, ReadSession,
-    WriteSession, differ_by_reading, differ_in_bucket, differ_in_server, rights, system_id,
+    SeenLease, WriteSession, differ_by_reading, differ_in_bucket, differ_in_server, rights,
+    system_id,
 };
-use crate::config::Config;
+use crate::config::{ArtifactsMode, Config};
 use crate::domain::ErrorCode;
 use crate::package::PackageRow;
 use crate::replication::baseline::disk::enough_disk;
@@ -14,6 +15,8 @@ use crate::replication::descent::{Here, PrimaryLine, There, doubt, left_at};
 use crate::replication::error::ReplicationError;
 use crate::replication::mode::select::{self, Chosen};
 
+/// Number of times the lease is read through both addresses, because its holder renews it.
+const LEASE_LOOKS: usize = 5;
 /// Oldest major version whose catalogs have the columns that we read.
 const OLDEST_MAJOR: u32 = 12;
 
@@ -136,14 +139,69 @@ async fn two_ends(config: &Config, ends: &Ends) -> Result<(), ReplicationError> 
     two_servers(config, &ends.local, &ends.peer).await?;
     local_store.check_bucket().await?;
     peer_store.check_bucket().await?;
-    match LocalCluster::of(config).own_store()? {
-        Some(own) => differ_in_bucket(&own, peer_store).await?,
-        None => {
+    match (LocalCluster::of(config).own_store()?, config.artifacts.mode) {
+        (Some(own), _) => differ_in_bucket(&own, peer_store).await?,
+        // Before a takeover the artifacts are read from the peer's store itself.
+        (None, ArtifactsMode::Shared) if config.artifacts.are_detached() => {}
+        (None, ArtifactsMode::Shared) => one_bucket(config).await?,
+        (None, _) => {
             let keys = Box::pin(some_keys(&ends.peer)).await?;
             Box::pin(differ_by_reading(local_store, peer_store, &keys)).await?;
         }
     }
     Ok(())
+}
+
+/// Checks that both addresses lead to one bucket: the lease, which the primary writes, is the same
+/// object there. With a lease elsewhere, the addresses and the names must be equal.
+pub async fn one_bucket(config: &Config) -> Result<(), ReplicationError> {
+    let (local, peer) = (&config.local.s3, &config.peer.s3);
+    let two = |text: String| {
+        Err(ReplicationError::unfit(
+            ErrorCode::TwoBuckets,
+            format!("artifacts.mode is shared, but local.s3 and peer.s3 are two buckets: {text}"),
+            "let both name the one bucket; or set artifacts.mode = \"replicate\" for a bucket at each site".into(),
+        ))
+    };
+    if config.artifacts.lease.store.is_some() {
+        let same = local.endpoint == peer.endpoint && local.bucket_name == peer.bucket_name;
+        return match same {
+            true => Ok(()),
+            false => two(format!(
+                "{} at {}, and {} at {}",
+                local.bucket_name, local.endpoint, peer.bucket_name, peer.endpoint
+            )),
+        };
+    }
+    let Some(lease) = LocalCluster::of(config).lease_store()? else {
+        return Ok(());
+    };
+    let there = PeerCluster::of(config).store()?;
+    for _ in 0..LEASE_LOOKS {
+        let before = lease.read().await?;
+        let theirs = lease.read_at(&there).await?;
+        match (&before, &theirs) {
+            (SeenLease::Absent, SeenLease::Absent) => {
+                return Err(ReplicationError::unfit(
+                    ErrorCode::NoLease,
+                    format!("there is no lease yet ({})", lease.address()),
+                    "load warm-spare at the primary too, with artifacts.mode = \"shared\" and role = \"primary\": it makes the lease".into(),
+                ));
+            }
+            (SeenLease::Garbage(why, _), _) | (_, SeenLease::Garbage(why, _)) => {
+                return Err(ReplicationError::unfit(
+                    ErrorCode::NoLease,
+                    format!("{} is no lease: {why}", lease.address()),
+                    "find out who writes that object, and delete it; the acting primary then needs takeover.force_lease, as docs/topologies.md says".into(),
+                ));
+            }
+            _ if before == theirs => return Ok(()),
+            // It may have been renewed between the two looks.
+            _ if lease.read().await? != before => {}
+            _ => return two("the lease is another object in each".into()),
+        }
+    }
+    two("the lease was never the same object in both".into())
 }
 
 /// Returns the keys of a few artifacts of the primary. None: the peer is not Builder's, which is

@@ -1,5 +1,6 @@
 //! The commit of a promotion.
 
+use super::lease::TakenLease;
 use super::{Handover, Reached};
 use crate::cluster::preparation::Names;
 use crate::cluster::{
@@ -29,18 +30,26 @@ impl Handover<'_> {
     pub(super) async fn promote(
         &self,
         point: &RecoveryPoint,
-        reached: Reached,
+        reached: &Reached,
     ) -> Result<(), ReplicationError> {
         let id = self.state.cluster().await?.id;
         let mut promotion = self.promotion(point, reached);
-        promotion.id = self.state.new_promotion_id().await?;
+        promotion.id = match &reached.lease {
+            Some(lease) => lease.promotion.clone(),
+            None => self.state.new_promotion_id().await?,
+        };
         if point.is_followed() {
             promotion.publication = Names::of(&id, &self.config.replication).publication;
         }
         let database = &self.config.local.datastore.database;
+        let by_lease = reached.lease.as_ref().map(TakenLease::text);
         let text = format!(
-            "promoted by {} to epoch {} at {}, commit time {}",
-            promotion.kind, self.epoch, point.lsn, point.commit_time
+            "promoted by {} to epoch {} at {}, commit time {}{}",
+            promotion.kind,
+            self.epoch,
+            point.lsn,
+            point.commit_time,
+            by_lease.unwrap_or_default()
         );
         let note = (text.as_str(), self.config.change.as_str());
         self.state

@@ -84,6 +84,7 @@ impl Handover<'_> {
 
     /// Withdraws the fence on that one server, and ends the sessions that began while it was set.
     async fn withdraw(&self, epoch: i64) -> Result<(), ReplicationError> {
+        self.give_lease_back(epoch).await?;
         let id = self.state.cluster().await?.id;
         let followed = self.state.recovery_point().await?;
         let system_id = followed.map(|point| point.system_id).unwrap_or_default();

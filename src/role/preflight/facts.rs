@@ -2,15 +2,16 @@
 
 use super::here::{self, Remembered, Server};
 use super::there::{self, Asked, ID_SLACK, There};
-use super::{Purpose, supervisor};
+use super::{Purpose, shared, supervisor};
 use crate::cluster::{
     ClientPrograms, DatastoreError, DatastoreFault, InstalledClients, Keeps, PeerCluster,
     ProgramError, RecoveryPoint,
 };
 use crate::config::{Config, Datastore};
-use crate::domain::{Sampled, Side};
+use crate::domain::{ErrorCode, Sampled, Side};
 use crate::replication::{ReplicationError, not_in_time, sample};
 use chrono::{DateTime, Utc};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -30,6 +31,10 @@ pub(super) struct Facts<'a> {
     pub sampled: Result<Option<Sampled>, ReplicationError>,
     pub there: Result<There, ReplicationError>,
     pub peer_bucket: Result<(), ReplicationError>,
+    /// The lease of a shared bucket. None: there is none.
+    pub lease: Option<Result<(), ReplicationError>>,
+    /// The address at which Builder's API answers beside a shared bucket.
+    pub builder_api: Option<SocketAddr>,
     pub clients: Option<Result<ClientPrograms, ProgramError>>,
     pub supervisor: String,
 }
@@ -112,11 +117,13 @@ impl<'a> Facts<'a> {
         purpose: Purpose,
         patience: Duration,
     ) -> Facts<'a> {
-        let (datastores, bucket, sampled, peer_bucket, supervisor) = tokio::join!(
+        let (datastores, bucket, sampled, peer_bucket, lease, builder_api, supervisor) = tokio::join!(
             Box::pin(datastores(config, peer, patience)),
             here::bucket(config, LOCAL_TIMEOUT),
             Box::pin(sampled(config)),
             there::bucket(config, patience),
+            lease(config),
+            shared::answering_api(config),
             supervisor::look(),
         );
         Facts {
@@ -130,6 +137,8 @@ impl<'a> Facts<'a> {
             bucket,
             sampled,
             peer_bucket,
+            lease,
+            builder_api,
             supervisor,
         }
     }
@@ -146,6 +155,20 @@ impl<'a> Facts<'a> {
 
     pub(super) fn is_planned(&self) -> bool {
         self.purpose == Purpose::Planned
+    }
+}
+
+async fn lease(config: &Config) -> Option<Result<(), ReplicationError>> {
+    match tokio::time::timeout(LOCAL_TIMEOUT, Box::pin(shared::look_at_lease(config))).await {
+        Ok(found) => found,
+        Err(_) => Some(Err(ReplicationError::Precondition {
+            check: ErrorCode::LeaseUnanswered,
+            text: format!(
+                "the lease was not read within {}",
+                humantime::format_duration(LOCAL_TIMEOUT)
+            ),
+            next_step: "check that the shared bucket answers at both addresses".into(),
+        })),
     }
 }
 

@@ -10,6 +10,7 @@ mod facts;
 mod here;
 mod keys;
 mod servers;
+mod shared;
 mod standing;
 mod supervisor;
 mod there;
@@ -75,6 +76,8 @@ pub async fn preflight(
         servers::tls(&config.peer),
         keys::builder_keys(&facts),
         servers::bucket(&facts),
+        shared::lease(&facts),
+        shared::builder_api(&facts),
         standing::wal(&facts),
         standing::clocks(&facts),
         ok(PreflightCheck::Supervisor, facts.supervisor.clone()),

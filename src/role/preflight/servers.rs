@@ -172,6 +172,18 @@ pub(super) fn bucket(facts: &Facts) -> Check {
             ),
             "use a bucket without a lock for the spare, or give it a lifecycle rule that expires noncurrent versions: docs/limits.md",
         ),
+        Ok(None) if facts.config.artifacts.are_detached() => ok(
+            NAME,
+            format!(
+                "{bucket} can be read at the peer's store; the file system comes here at the takeover"
+            ),
+        ),
+        Ok(None) if facts.config.artifacts.mode == config::ArtifactsMode::Shared => ok(
+            NAME,
+            format!(
+                "{bucket} can be read; artifacts.mode is shared: nothing but the lease is written"
+            ),
+        ),
         Ok(None) => {
             let written = match facts.config.artifacts.fill {
                 true => {
@@ -182,6 +194,12 @@ pub(super) fn bucket(facts: &Facts) -> Check {
             let text = format!("{bucket} can be read; artifacts.mode is external: {written}");
             ok(NAME, text)
         }
+        // The takeover waits for the file system, and needs the peer's store to be stopped.
+        Err(error) if facts.config.artifacts.are_detached() && !facts.is_planned() => warn(
+            NAME,
+            format!("{error}; the artifacts are looked for when the file system is here"),
+            "mount the file system here, and start MinIO on it",
+        ),
         Err(error) => unknown(NAME, error),
     }
 }

@@ -3,7 +3,7 @@
 use super::facts::Facts;
 use super::there::There;
 use super::{ok, refuse, unknown, warn};
-use crate::cluster::RecoveryPoint;
+use crate::cluster::{FenceRecord, RecoveryPoint};
 use crate::domain::{PreflightCheck, Role};
 use crate::observe::{Check, span};
 use bytesize::ByteSize;
@@ -62,6 +62,11 @@ fn fenced_by_other(facts: &Facts, there: &There) -> Option<Check> {
     let local = facts.remembered.as_ref().ok()?.as_ref()?;
     let record = there.record.as_ref().and_then(|there| there.fence.as_ref());
     match record {
+        Some(fence) if is_own_fence(there, fence) => Some(warn(
+            NAME,
+            "the peer has fenced itself, because it could not renew the lease of the shared bucket",
+            "make the store of the lease answer at the other site",
+        )),
         Some(fence) if fence.by_cluster != local.cluster.id => Some(refuse(
             NAME,
             format!(
@@ -77,6 +82,12 @@ fn fenced_by_other(facts: &Facts, there: &There) -> Option<Check> {
         )),
         _ => None,
     }
+}
+
+/// Returns whether a primary has fenced itself, because its lease had run out.
+fn is_own_fence(there: &There, fence: &FenceRecord) -> bool {
+    let record = there.record.as_ref();
+    record.is_some_and(|record| record.cluster_id == fence.by_cluster) && !fence.settled
 }
 
 fn peers_fence(there: &There) -> String {

@@ -4,13 +4,14 @@
 use super::{LOOKS_PER_PROOF, Primary, forces};
 use crate::cluster::{
     ClusterRecord, FenceCheck, FenceError, FenceReason, FenceRecord, KeepError, KeptFence,
-    LocalCluster, Promotion, end_sessions_from_before,
+    LocalCluster, Promotion, StateDb, end_sessions_from_before,
 };
-use crate::config::{Config, WantedRole};
+use crate::config::{ArtifactsMode, Config, WantedRole};
 use crate::domain::{
     ErrorCode, EventKind, HoldReason, PromotionKind, Step, Transition, TransitionKind,
 };
 use crate::replication::ReplicationError;
+use crate::role::{LeaseTaker, Proof, run_fence_command};
 use crate::service::failure_tracker::Pace;
 use std::sync::Arc;
 
@@ -97,6 +98,11 @@ impl Primary<'_> {
     }
 
     pub(super) fn say_what_takes_it_back(&self, fence: &FenceRecord, epoch: i64) {
+        let own = self.writer.read(|state| state.cluster.id.clone());
+        if own.as_deref() == Some(fence.by_cluster.as_str()) && !fence.settled {
+            // It is lifted as soon as the lease is granted again; health says what is the matter.
+            return;
+        }
         let detail = format!(
             "role is primary, but cluster {} replaced this cluster under epoch {}",
             fence.by_cluster, fence.epoch
@@ -118,9 +124,26 @@ impl Primary<'_> {
     ) -> Result<(), ReplicationError> {
         let local = &config.local.datastore;
         let state = LocalCluster::of(config).state().await?;
+        // A process that is killed between the two steps leaves the rest to the next process.
+        let mut entry = Transition {
+            kind: TransitionKind::TakenBack,
+            epoch,
+            step: Some(Step::Lease),
+            started: self.writer.now(),
+            asked: String::new(),
+            undone: None,
+        };
+        let id = state.new_promotion_id().await?;
+        if config.artifacts.mode == ArtifactsMode::Shared {
+            state.journal(self.leadership.lock, &entry).await?;
+            if let Err(error) = self.take_lease_back(config, &state, epoch, &id).await {
+                self.writer.hold_for(&error);
+                return Ok(());
+            }
+        }
         let by = Promotion {
             epoch,
-            id: state.new_promotion_id().await?,
+            id,
             kind: PromotionKind::TakenBack,
             time: self.writer.now(),
             lsn: String::new(),
@@ -134,15 +157,7 @@ impl Primary<'_> {
             settled: true,
         };
         let from = cluster.role;
-        // A process that is killed between the two steps leaves the rest to the next process.
-        let entry = Transition {
-            kind: TransitionKind::TakenBack,
-            epoch,
-            step: Some(Step::Promote),
-            started: self.writer.now(),
-            asked: String::new(),
-            undone: None,
-        };
+        entry.step = Some(Step::Promote);
         state.journal(self.leadership.lock, &entry).await?;
         let text =
             format!("taken back by force_epoch: this cluster is the primary of epoch {epoch}");
@@ -158,6 +173,55 @@ impl Primary<'_> {
         self.unproven = None;
         self.writer
             .release(|hold| hold.reason != HoldReason::Config);
+        Ok(())
+    }
+
+    /// Takes the lease of the shared bucket from the cluster that has replaced this one.
+    async fn take_lease_back(
+        &self,
+        config: &Arc<Config>,
+        state: &StateDb,
+        epoch: i64,
+        promotion: &str,
+    ) -> Result<(), ReplicationError> {
+        let taker = LeaseTaker {
+            config,
+            state,
+            epoch,
+            promotion,
+            peer_cluster: "",
+        };
+        let fenced = run_fence_command(config, epoch).await?;
+        let taken = taker.take(Proof::of(fenced)).await?;
+        log::warn!("local: the lease was taken: {}", taken.text());
+        Ok(())
+    }
+
+    /// Gives the lease back that was asked for to take the role back, if nobody wants that any more.
+    pub(super) async fn forget_taking_back(
+        &self,
+        config: &Arc<Config>,
+        cluster: &ClusterRecord,
+    ) -> Result<(), ReplicationError> {
+        let state = LocalCluster::of(config).state().await?;
+        let Some(entry) = state.transition().await? else {
+            return Ok(());
+        };
+        let is_wanted =
+            config.role == WantedRole::Primary && forces(config, self.next_epoch(cluster));
+        if entry.kind != TransitionKind::TakenBack || entry.step != Some(Step::Lease) || is_wanted {
+            return Ok(());
+        }
+        let taker = LeaseTaker {
+            config,
+            state: &state,
+            epoch: entry.epoch,
+            promotion: "",
+            peer_cluster: "",
+        };
+        taker.give_back().await?;
+        state.close_journal(self.leadership.lock).await?;
+        self.writer.release(|hold| hold.reason.is_of_a_takeover());
         Ok(())
     }
 }

@@ -95,8 +95,7 @@ impl SpareWorker<'_> {
         if self.writer.read(|state| state.handover.undone.is_some()) {
             self.writer.update(|state| state.handover.undone = None);
         }
-        self.writer
-            .release(|hold| hold.reason == HoldReason::ForceNeeded);
+        self.writer.release(|hold| hold.reason.is_of_a_takeover());
     }
 
     async fn hand_over(&mut self, config: &Arc<Config>) -> Result<bool, ReplicationError> {
@@ -157,7 +156,7 @@ impl SpareWorker<'_> {
             }
             epoch = self.epoch_to_take(state).await?;
         }
-        let writer = self.writer.clone();
+        let (writer, waits) = (self.writer.clone(), self.writer.clone());
         let (stores, throttle) = (config.clone(), writer.throttle.clone());
         Ok(Handover {
             config,
@@ -175,6 +174,9 @@ impl SpareWorker<'_> {
             heard_lately: self
                 .writer
                 .read(|state| state.peer_answered_within(RECENT_ANSWER)),
+            on_wait: Box::new(move |why, next_step| {
+                waits.hold(HoldReason::NotAttached, why, next_step, false);
+            }),
         })
     }
 
@@ -227,8 +229,7 @@ impl SpareWorker<'_> {
                     state.peer.fenced = None;
                     state.peer_record.fenced_by = None;
                 });
-                self.writer
-                    .release(|hold| hold.reason == HoldReason::ForceNeeded);
+                self.writer.release(|hold| hold.reason.is_of_a_takeover());
             }
             Outcome::RollbackPending(why, error) => {
                 let retry = TimeDelta::from_std(config.takeover.fence_retry);

@@ -92,6 +92,31 @@ impl LocalStore {
         })
     }
 
+    /// Sends one request to store a small object, and does not repeat it: whoever writes on a
+    /// condition must look first. None: the server says that there is no such key.
+    pub(in crate::cluster) async fn put_once(
+        &self,
+        key: &str,
+        body: Bytes,
+        expected: &Expected,
+    ) -> Result<Option<Stored>, StoreError> {
+        let store = &self.0;
+        let doing = format!("writing {key}");
+        let bytes = body.len() as u64;
+        let request = EXPECTED.scope(expected.clone(), async {
+            let data = SegmentedBytes::from(body);
+            let put = store
+                .client
+                .put_object(store.bucket.clone(), object(key)?, data)?;
+            put.build().send().await
+        });
+        let Some(answer) = Box::pin(store.once(&doing, request)).await? else {
+            return Ok(None);
+        };
+        let etag = store.etag_of(&doing, answer.headers())?;
+        Ok(Some(Stored { bytes, etag }))
+    }
+
     pub async fn start_upload(&self, key: &str) -> Result<Upload, StoreError> {
         let store = &self.0;
         let doing = format!("starting the upload of {key}");

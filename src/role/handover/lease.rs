@@ -1,0 +1,87 @@
+//! The steps of a shared bucket: the file system is attached, and the lease is taken.
+
+use super::Handover;
+use crate::cluster::RecoveryPoint;
+use crate::config::ArtifactsMode;
+use crate::domain::Step;
+use crate::replication::ReplicationError;
+use crate::role::lease::{LeaseTaker, Proof, Taken, attach, run_fence_command};
+use crate::role::step_journal::StepJournal;
+
+/// The lease that names this promotion.
+#[derive(Debug, Clone)]
+pub(super) struct TakenLease {
+    /// Id of the promotion.
+    pub promotion: String,
+    taken: Taken,
+}
+
+impl TakenLease {
+    /// Returns the way in which it was taken, as the end of a sentence.
+    pub(super) fn text(&self) -> String {
+        let last = match &self.taken {
+            Taken::Proved(lsn) if !lsn.is_empty() => format!(" at {lsn}"),
+            _ => String::new(),
+        };
+        format!("; the lease was taken: {}{last}", self.taken.text())
+    }
+}
+
+impl Handover<'_> {
+    /// Runs the operator's command that fences the other site, waits for the shared file system,
+    /// and takes the lease. `fenced`: the peer was fenced through its datastore. None: the bucket is
+    /// not shared.
+    pub(super) async fn take_lease(
+        &self,
+        walk: &mut StepJournal<'_>,
+        point: &RecoveryPoint,
+        fenced: bool,
+    ) -> Result<Option<TakenLease>, ReplicationError> {
+        let mut proved = run_fence_command(self.config, self.epoch).await? || fenced;
+        if self.config.artifacts.mode != ArtifactsMode::Shared {
+            return Ok(None);
+        }
+        if self.config.artifacts.are_detached() {
+            walk.step(Step::Attach).await?;
+            attach(self.config, self.state, &*self.on_wait).await?;
+            // The file system is here alone.
+            proved = true;
+        }
+        walk.step(Step::Lease).await?;
+        self.state.still_ours(self.lock).await?;
+        let promotion = self.state.new_promotion_id().await?;
+        let taker = self.taker(&promotion, point.peer_cluster.as_deref());
+        let taken = taker.take(Proof::of(proved)).await?;
+        Ok(Some(TakenLease { promotion, taken }))
+    }
+
+    /// Gives the lease back, because this handover is undone.
+    pub(super) async fn give_lease_back(&self, epoch: i64) -> Result<(), ReplicationError> {
+        if self.config.artifacts.mode != ArtifactsMode::Shared {
+            return Ok(());
+        }
+        let taker = LeaseTaker {
+            epoch,
+            ..self.taker("", None)
+        };
+        let given = taker.give_back().await;
+        match given {
+            // The file system may never have come here.
+            Err(error) if self.config.artifacts.are_detached() => {
+                log::warn!("{error}; if this site has taken the lease, it is not given back");
+                Ok(())
+            }
+            given => given,
+        }
+    }
+
+    fn taker<'t>(&'t self, promotion: &'t str, peer_cluster: Option<&'t str>) -> LeaseTaker<'t> {
+        LeaseTaker {
+            config: self.config,
+            state: self.state,
+            epoch: self.epoch,
+            promotion,
+            peer_cluster: peer_cluster.unwrap_or_default(),
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! Keeps the lease of a shared bucket: renews it on a primary, looks at it on a spare.
+
+use super::leadership::Leadership;
+use super::{Configs, StatusWriter};
+use crate::cluster::{LocalCluster, StateDb};
+use crate::config::{ArtifactsMode, Config};
+use crate::domain::{EventKind, Role};
+use crate::observe::LeaseFacts;
+use crate::replication::ReplicationError;
+use crate::role::{Holder, Tended};
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::time::Duration;
+use tokio::net::TcpStream;
+
+/// Time limit for Builder's API on this node to accept a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+pub(super) async fn keep_lease(
+    writer: &StatusWriter,
+    leadership: &Leadership,
+    configs: Configs,
+) -> Infallible {
+    let mut holder = Holder::default();
+    let mut session = None;
+    loop {
+        let config = configs.borrow().clone();
+        let config = config.unwrap_or_else(|| leadership.config.clone());
+        if config.artifacts.mode != ArtifactsMode::Shared {
+            // Another mode begins a new leadership.
+            std::future::pending::<()>().await;
+        }
+        let tended = Box::pin(tend(&mut holder, &config, &mut session)).await;
+        match tended {
+            Ok(tended) => show(writer, &config, tended).await,
+            Err(error) => {
+                session = None;
+                let text = error.to_string();
+                if writer.read(|state| state.lease.trouble.as_ref() != Some(&text)) {
+                    log::warn!("the lease: {text}");
+                }
+                writer.update(|state| state.lease.trouble = Some(text));
+            }
+        }
+        tokio::time::sleep(holder.pause(&config)).await;
+    }
+}
+
+/// Looks at the lease with a session of its own, which a fence needs for its transactions.
+async fn tend(
+    holder: &mut Holder,
+    config: &Config,
+    session: &mut Option<StateDb>,
+) -> Result<Tended, ReplicationError> {
+    let state = match session.take() {
+        Some(state) => state,
+        None => LocalCluster::of(config).state().await?,
+    };
+    let tended = holder.tend(config, &state).await?;
+    *session = Some(state);
+    Ok(tended)
+}
+
+async fn show(writer: &StatusWriter, config: &Config, tended: Tended) {
+    for text in &tended.acts {
+        writer.note(EventKind::Fence, text);
+    }
+    let before = writer.read(|state| state.lease.trouble.clone());
+    match (&before, &tended.trouble) {
+        (before, Some(now)) if before.as_ref() != Some(now) => log::warn!("the lease: {now}"),
+        (Some(_), None) => log::info!("the lease: read and believed again"),
+        _ => {}
+    }
+    let is_spare = writer.read(|state| state.cluster.role == Some(Role::Spare));
+    let builder_api = match config.builder_api.filter(|_| is_spare) {
+        Some(address) if answers(address).await => Some(address.to_string()),
+        _ => None,
+    };
+    writer.update(|state| {
+        state.lease = LeaseFacts {
+            lease: tended.lease,
+            trouble: tended.trouble,
+            permitted: tended.permitted,
+            builder_api,
+        };
+    });
+}
+
+async fn answers(address: SocketAddr) -> bool {
+    let connecting = TcpStream::connect(address);
+    matches!(
+        tokio::time::timeout(CONNECT_TIMEOUT, connecting).await,
+        Ok(Ok(_))
+    )
+}

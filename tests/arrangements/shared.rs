@@ -1,0 +1,340 @@
+//! One bucket for both sites: a lease in it says which cluster takes live traffic.
+
+use serde_json::Value;
+use support::bucket_rules::keep_versions;
+use support::follow::{events, until_equal, until_following};
+use support::http_fault::{Fault, HttpFault};
+use support::pair::{
+    PROMOTE, Pair, Writers, forced, is_writable, lost, returning, until_primary, until_read_only,
+    until_settled, until_writable, write,
+};
+use support::proxy::{Mode, Proxy};
+use support::service::until_conflict;
+use support::{Cluster, Factory, Result, Service, Site, seed};
+
+const SHARED: &str = "[artifacts]\nmode = \"shared\"\nlease_ttl = \"2s\"";
+const LEASE: &str = ".warm-spare/lease.json";
+
+/// Returns the configuration of an acting primary in this mode.
+fn holder(more: &str) -> String {
+    format!("role = \"primary\"\n{SHARED}\n{more}")
+}
+
+fn another(number: u64) -> Factory {
+    Factory::new(seed() + number).with_keys_of(seed())
+}
+
+async fn lease(cluster: &Cluster) -> Result<Value> {
+    let body = cluster.get(LEASE).await?.ok_or("there is no lease")?;
+    Ok(serde_json::from_slice(&body)?)
+}
+
+/// Returns the keys of ours beside the lease, and keys that were written twice.
+async fn written_by_us(cluster: &Cluster) -> Result<Vec<String>> {
+    let versions = cluster.s3().list_versions(&cluster.bucket, "").await?;
+    let ours = versions
+        .iter()
+        .filter(|key| key.contains(".warm-spare/") && !key.contains(LEASE));
+    let mut found: Vec<String> = ours.cloned().collect();
+    for key in cluster.keys().await? {
+        let twice = versions.iter().filter(|other| other.contains(&key)).count() > 1;
+        if twice && !key.starts_with(LEASE) {
+            found.push(format!("twice: {key}"));
+        }
+    }
+    Ok(found)
+}
+
+async fn until_held<'a>(service: &Service<'a>) -> Value {
+    service
+        .until("the lease is ours", |status| {
+            status["lease"]["permitted"] == true
+        })
+        .await
+}
+
+async fn until_consent(service: &Service<'_>) -> String {
+    let status = service.until_hold("lease_unanswered").await;
+    let step = status["hold"]["next_step"].as_str().unwrap_or_default();
+    let (_, rest) = step
+        .split_once("takeover.force_lease = \"")
+        .unwrap_or_else(|| panic!("no consent in {status:#}"));
+    rest.split('"').next().unwrap_or_default().to_string()
+}
+
+async fn verified_deep(site: &Site) -> Result<()> {
+    let output = site.warm_spare(&["verify", "--deep", "--json"]).await.ok();
+    let differences = output.json()["differences"].clone();
+    assert_eq!(differences.as_array().map(Vec::len), Some(0), "{output}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn from_the_first_copy_to_the_way_back() -> Result<()> {
+    let pair = Pair::of_one_bucket("shared_life").await?;
+    keep_versions(&pair.there.primary).await?;
+    let (site, mut factory) = (&pair.there, another(7));
+    let service = Service::start(site, SHARED);
+    service.until_hold("not_prepared").await;
+    let old = Service::start(&pair.back, &holder(""));
+    until_held(&old).await;
+    until_following(&service).await;
+    factory.fill(&site.primary, 5).await?;
+    until_equal(site).await?;
+
+    // Killed at work.
+    service.running.kill9()?;
+    factory.fill(&site.primary, 4).await?;
+    let service = Service::start(site, SHARED);
+    until_following(&service).await;
+    until_equal(site).await?;
+    verified_deep(site).await?;
+    let status = service.status().await?;
+    assert_eq!(status["lease"]["epoch"], 1, "{status:#}");
+    assert_eq!(status["health"]["level"], 0, "{status:#}");
+
+    // A planned handover under load.
+    let writers = Writers::start([&site.primary, &site.spare], 2);
+    writers.until_written(0, 50).await;
+    service.reconfigure(&format!("{PROMOTE}\n{SHARED}"));
+    until_primary(&service, 2).await;
+    writers.until_written(1, 50).await;
+    until_settled(&service).await;
+    let acknowledged = writers.stop().await;
+    assert_eq!(lost(&site.spare, &acknowledged).await?, [""; 0]);
+    until_held(&service).await;
+    assert_eq!(lease(&site.primary).await?["epoch"], 2);
+    old.stop().await.ok();
+
+    // The way back, and a forced takeover by the old primary: the new one is killed.
+    let back = returning(&pair.back, SHARED).await;
+    until_following(&back).await;
+    factory.fill(&pair.back.primary, 4).await?;
+    until_equal(&pair.back).await?;
+    service.running.kill9()?;
+    pair.back.primary.pg.kill9();
+    back.reconfigure(&format!("{}\n{SHARED}", forced(3)));
+    // Nobody answers, and nothing was promised: an operator must say that the site is lost.
+    let nonce = until_consent(&back).await;
+    assert!(!is_writable(&pair.back.spare).await);
+    back.reconfigure(&format!(
+        "{}\n{SHARED}\n[takeover]\nforce_lease = \"{nonce}\"",
+        forced(3)
+    ));
+    let status = until_primary(&back, 3).await;
+    let told = events(&status, "promotion").join("; ");
+    assert!(
+        told.contains("overridden by takeover.force_lease"),
+        "{told}"
+    );
+    until_held(&back).await;
+    assert_eq!(written_by_us(&site.primary).await?, [""; 0]);
+    back.stop().await.ok();
+    Ok(())
+}
+
+/// The two sites do not see each other, and both see the bucket.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_sites_that_are_cut_off_hand_over_by_the_lease() -> Result<()> {
+    let pair = Pair::of_one_bucket("shared_cut").await?;
+    let (site, link) = (
+        &pair.there,
+        Proxy::start(pair.there.primary.pg.port()).await?,
+    );
+    let old = Service::start(&pair.back, &holder(""));
+    until_held(&old).await;
+    let service = Service::start(site, &link.to_peer(SHARED));
+    until_following(&service).await;
+    write(&site.primary, "before the cut").await?;
+    until_equal(site).await?;
+    link.lose().await;
+    // The old primary does not see the new one either.
+    old.reconfigure(&holder("[peer.datastore]\nport = 1"));
+    service.reconfigure(&link.to_peer(&format!("{}\n{SHARED}", forced(2))));
+    let status = until_primary(&service, 2).await;
+    let told = events(&status, "promotion").join("; ");
+    assert!(told.contains("its holder is fenced"), "{told}");
+    assert!(!is_writable(&site.primary).await);
+    assert!(is_writable(&site.spare).await);
+    let status = old
+        .until("the old primary is fenced", |status| {
+            status["state"] == "fenced"
+        })
+        .await;
+    assert_eq!(status["local"]["fenced"], true, "{status:#}");
+    // A new process of the old primary finds the fence, and keeps it.
+    old.running.kill9()?;
+    let old = Service::start(&pair.back, &holder("[peer.datastore]\nport = 1"));
+    old.until("still fenced", |status| status["state"] == "fenced")
+        .await;
+    assert!(!is_writable(&site.primary).await);
+    old.stop().await.ok();
+    service.stop().await.ok();
+    Ok(())
+}
+
+/// A takeover that is called off while it waits gives the lease back, and the holder lifts the fence
+/// that it had set for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_takeover_that_is_called_off_gives_the_lease_back() -> Result<()> {
+    let pair = Pair::of_one_bucket("shared_off").await?;
+    let (site, link) = (
+        &pair.there,
+        Proxy::start(pair.there.primary.pg.port()).await?,
+    );
+    let old = Service::start(&pair.back, &holder(""));
+    until_held(&old).await;
+    for point in ["lease.asked", "lease.taken"] {
+        let service = Service::start(site, &link.to_peer(SHARED));
+        until_following(&service).await;
+        service.stop().await.ok();
+        link.lose().await;
+        let asked = link.to_peer(&format!("{}\n{SHARED}", forced(2)));
+        Service::doomed(site, &asked, point).dead().await?;
+        until_read_only(&site.primary).await;
+        link.set(Mode::Pass).await;
+        let service = Service::start(site, &link.to_peer(SHARED));
+        until_writable(&site.primary).await;
+        until_following(&service).await;
+        let found = lease(&site.primary).await?;
+        assert_eq!(found["epoch"], 1, "{point}: {found:#}");
+        assert_eq!(found["state"], "held", "{point}: {found:#}");
+        assert!(!is_writable(&site.spare).await, "{point}");
+        service.stop().await.ok();
+    }
+    old.stop().await.ok();
+    Ok(())
+}
+
+/// A holder that can renew the lease no more keeps its promise.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_isolated_holder_does_what_it_promised() -> Result<()> {
+    let pair = Pair::of_one_bucket("shared_alone").await?;
+    let site = &pair.there;
+    let (link, to_store) = (
+        Proxy::start(site.primary.pg.port()).await?,
+        Proxy::start(site.primary.minio.port()).await?,
+    );
+    let through = |promise: &str| {
+        format!(
+            "{}\n{promise}\n[local.s3]\nendpoint = \"http://127.0.0.1:{}\"\n[peer.datastore]\nport = {}",
+            holder(""),
+            to_store.port(),
+            1
+        )
+    };
+    // It goes on, and is critical.
+    let old = Service::start(&pair.back, &through(""));
+    until_held(&old).await;
+    let service = Service::start(site, &link.to_peer(SHARED));
+    until_following(&service).await;
+    to_store.lose().await;
+    let status = old
+        .until("the lease has run out", |status| {
+            status["lease"]["permitted"] == false || status["health"]["level"] == 2
+        })
+        .await;
+    let codes = status["health"]["reasons"].to_string();
+    assert!(codes.contains("lease_expired"), "{status:#}");
+    assert!(is_writable(&site.primary).await);
+    to_store.set(Mode::Pass).await;
+    until_held(&old).await;
+
+    // It promised to fence itself.
+    old.reconfigure(&through("isolated = \"fence\""));
+    old.until("the promise is written", |status| {
+        status["lease"]["isolated"] == "fence"
+    })
+    .await;
+    to_store.lose().await;
+    until_read_only(&site.primary).await;
+    to_store.set(Mode::Pass).await;
+    until_writable(&site.primary).await;
+    until_following(&service).await;
+
+    // Then a takeover needs no consent to the lease, but waits.
+    to_store.lose().await;
+    link.lose().await;
+    service.reconfigure(&link.to_peer(&format!("{}\n{SHARED}", forced(2))));
+    let status = until_primary(&service, 2).await;
+    let told = events(&status, "promotion").join("; ");
+    assert!(told.contains("by the promise of its holder"), "{told}");
+    assert!(!is_writable(&site.primary).await);
+    // The old primary learns by the lease that it was replaced.
+    to_store.set(Mode::Pass).await;
+    old.until("replaced", |status| {
+        status["state"] == "fenced" && status["lease"]["epoch"] == 2
+    })
+    .await;
+    assert!(!is_writable(&site.primary).await);
+    old.stop().await.ok();
+    service.stop().await.ok();
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_lease_is_refused_and_left_alone() -> Result<()> {
+    // Two buckets.
+    let two = Pair::of_own_stores("shared_two").await?;
+    let old = Service::start(&two.back, &holder(""));
+    until_held(&old).await;
+    let service = Service::start(&two.there, SHARED);
+    until_conflict(&service, &["two buckets"]).await;
+    assert_eq!(two.there.spare.keys().await?, [""; 0]);
+    service.stop().await.ok();
+    old.stop().await.ok();
+
+    // A store that does not honour conditions.
+    let pair = Pair::of_one_bucket("shared_bad").await?;
+    let site = &pair.there;
+    let lying = HttpFault::start(site.primary.minio.port()).await?;
+    lying.set(|request| match request.uri.path().contains(".proof-") {
+        true if request.method == "PUT" => {
+            Fault::RespondWith(200, vec![("etag", "\"1\"")], "".into())
+        }
+        _ => Fault::Forward,
+    });
+    let liar = format!("[local.s3]\nendpoint = \"{}\"", lying.endpoint());
+    let old = Service::start(&pair.back, &holder(&liar));
+    old.until("the store is not trusted", |status| {
+        let trouble = status["lease"]["trouble"].as_str().unwrap_or_default();
+        trouble.contains("does not honour conditional writes")
+    })
+    .await;
+    assert!(lease(&site.primary).await.is_err(), "nothing was written");
+    old.stop().await.ok();
+
+    // A file of garbage, and an old copy of the lease.
+    let old = Service::start(&pair.back, &holder(""));
+    until_held(&old).await;
+    let service = Service::start(site, SHARED);
+    until_following(&service).await;
+    let good = site.primary.get(LEASE).await?.ok_or("there is a lease")?;
+    let first: Value = serde_json::from_slice(&good)?;
+    service
+        .until("a later lease", |status| {
+            status["lease"]["nonce"] != first["nonce"]
+        })
+        .await;
+    for (bad, words) in [
+        (b"not a lease".to_vec(), "is no lease"),
+        (good.to_vec(), "set back"),
+    ] {
+        site.primary.put(LEASE, bad.clone()).await?;
+        for one in [&old, &service] {
+            let status = one
+                .until(words, |status| {
+                    let trouble = status["lease"]["trouble"].as_str().unwrap_or_default();
+                    trouble.contains(words)
+                })
+                .await;
+            assert!(status["health"]["level"].as_u64() > Some(0), "{status:#}");
+        }
+        let found = site.primary.get(LEASE).await?.unwrap_or_default();
+        assert_eq!(found, bad, "nobody writes over it");
+    }
+    assert!(is_writable(&site.primary).await);
+    service.stop().await.ok();
+    old.stop().await.ok();
+    Ok(())
+}
