@@ -232,11 +232,7 @@ async fn look_once(
 /// notice for a while that one is gone. Between passes they are checked by the look for changes.
 pub(super) async fn keep_seeing(writer: &StatusWriter, config: &Config) -> Infallible {
     for look in 0_u32.. {
-        // Before a takeover the store of this site may be away.
-        let is_spare = writer.read(|state| state.cluster.role != Some(Role::Primary));
-        if !(is_spare && config.artifacts.are_detached()) {
-            writer.see_store(Side::Local, ask_store(Side::Local, config).await);
-        }
+        see_local_store(writer, config).await;
         if look % LOOKS_PER_SAMPLE == 0 {
             look_for_artifacts(writer, config).await;
         }
@@ -295,6 +291,16 @@ async fn look_for_artifacts(writer: &StatusWriter, config: &Config) {
         writer.note(EventKind::Artifacts, &text);
     }
     writer.update(|state| state.spare.sampled = sampled);
+}
+
+/// Looks at the store of this site. On a spare whose file system comes only with the takeover there
+/// is none to be seen.
+pub(super) async fn see_local_store(writer: &StatusWriter, config: &Config) {
+    let is_primary = writer.read(|state| state.cluster.role == Some(Role::Primary));
+    if config.artifacts.are_detached() && !is_primary {
+        return writer.update(|state| state.local.s3 = None);
+    }
+    writer.see_store(Side::Local, ask_store(Side::Local, config).await);
 }
 
 /// Returns the fault of a store, if there is one. Each call makes a client, because keys and

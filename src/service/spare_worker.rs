@@ -10,7 +10,7 @@ mod verification;
 mod waiting;
 
 use super::failure_tracker::FailureTracker;
-use super::guard::ask_store;
+use super::guard::{ask_store, see_local_store};
 use super::leadership::{End, Leadership};
 use super::plan::{LONGEST_WAIT, Next, Plan, Rules};
 use super::{Configs, StatusWriter, next};
@@ -274,14 +274,13 @@ impl<'a> SpareWorker<'a> {
     async fn probe(&mut self, config: &Config) -> Result<(), ReplicationError> {
         let point = self.point();
         let clock = self.writer.clock.clone();
-        let (found, peers_store, our_store) = tokio::join!(
+        let (found, peers_store, ()) = tokio::join!(
             probe(config, point.as_ref(), &clock),
             ask_store(Side::Peer, config),
             // A spare whose bucket does not answer is not complete, whatever its rows are.
-            ask_store(Side::Local, config),
+            see_local_store(self.writer, config),
         );
         self.writer.see_store(Side::Peer, peers_store);
-        self.writer.see_store(Side::Local, our_store);
         let found = found?;
         self.plan.looked = Some(self.writer.now());
         self.wait_no_more();

@@ -30,6 +30,7 @@ pub struct Minio {
 #[derive(Default)]
 pub struct Builder {
     tls: Option<(String, String)>,
+    credentials: Option<(String, String)>,
 }
 
 impl Builder {
@@ -39,7 +40,15 @@ impl Builder {
         self
     }
 
+    /// Uses the root credentials of another server, whose files it may get.
+    pub fn credentials_of(mut self, other: &Minio) -> Self {
+        self.credentials = Some((other.access_key.clone(), other.secret_key.clone()));
+        self
+    }
+
     pub async fn start(self) -> Result<Minio> {
+        let new = || (random_word(20), random_word(40));
+        let (access_key, secret_key) = self.credentials.unwrap_or_else(new);
         let dir = server_dir("minio-")?;
         let certificates = dir.path().join("certs");
         fs::create_dir(&certificates)?;
@@ -52,8 +61,8 @@ impl Builder {
             program: program()?,
             port: 0,
             console_port: 0,
-            access_key: random_word(20),
-            secret_key: random_word(40),
+            access_key,
+            secret_key,
             tls: self.tls.is_some(),
             environment: Mutex::default(),
             dir,
@@ -100,6 +109,30 @@ impl Minio {
     /// Returns the directory of its objects, with a directory for each bucket.
     pub fn data_dir(&self) -> PathBuf {
         self.dir.path().join("data")
+    }
+
+    /// Gives its files to another server. Neither of both runs.
+    pub fn move_files_to(&self, other: &Minio) -> Result<()> {
+        if other.data_dir().exists() {
+            fs::remove_dir_all(other.data_dir())?;
+        }
+        Ok(fs::rename(self.data_dir(), other.data_dir())?)
+    }
+
+    /// Copies its files to another server, which does not run.
+    pub fn copy_files_to(&self, other: &Minio) -> Result<()> {
+        if other.data_dir().exists() {
+            fs::remove_dir_all(other.data_dir())?;
+        }
+        let mut copying = std::process::Command::new("cp");
+        let copied = copying
+            .arg("-a")
+            .args([self.data_dir(), other.data_dir()])
+            .status()?;
+        match copied.success() {
+            true => Ok(()),
+            false => Err("the files were not copied".into()),
+        }
     }
 
     /// A client for the caller's runtime: its pool of connections must not be shared between runtimes.

@@ -129,6 +129,7 @@ pub struct Builder {
     spare: postgres::Builder,
     own_stores: bool,
     one_bucket: bool,
+    one_file_system: bool,
     spare_database: bool,
 }
 
@@ -152,6 +153,13 @@ impl Builder {
     /// Uses one bucket for both sides.
     pub fn one_bucket(mut self) -> Self {
         self.one_bucket = true;
+        self
+    }
+
+    /// Uses one file system for both sides, which the primary has: the store of the spare does not
+    /// run.
+    pub fn one_file_system(mut self) -> Self {
+        self.one_file_system = true;
         self
     }
 
@@ -183,6 +191,14 @@ impl Builder {
             (spare.minio, spare.s3) = (primary.minio.clone(), primary.s3.clone());
             spare.bucket.clone_from(&primary.bucket);
         }
+        if self.one_file_system {
+            let store = Minio::builder().credentials_of(&site.primary.minio);
+            let store = store.start().await?;
+            store.stop().await?;
+            site.spare.s3 = store.s3()?;
+            site.spare.minio = Arc::new(store);
+            site.spare.bucket.clone_from(&site.primary.bucket);
+        }
         Ok(site)
     }
 }
@@ -201,6 +217,7 @@ impl Site {
             spare: Postgres::builder(),
             own_stores: false,
             one_bucket: false,
+            one_file_system: false,
             spare_database: false,
         }
     }
