@@ -138,6 +138,18 @@ impl<'a> BuilderDb<'a> {
         self.packages(&sql, &[&number]).await
     }
 
+    /// Returns rows that were changed since that time, by the primary's clock, the newest first.
+    pub async fn packages_changed_since(
+        self,
+        time: DateTime<Utc>,
+        number: i64,
+    ) -> Result<Vec<PackageRow>, DatastoreError> {
+        let sql = format!(
+            "SELECT {COLUMNS} FROM public.origin_packages WHERE updated_at >= $1 ORDER BY id DESC LIMIT $2"
+        );
+        self.packages(&sql, &[&time, &number]).await
+    }
+
     /// Draws that number of rows by chance, from the whole table.
     pub async fn draw_packages(self, number: i64) -> Result<Vec<PackageRow>, DatastoreError> {
         let sql =

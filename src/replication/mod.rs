@@ -17,6 +17,7 @@ pub use artifact::carrier::Carrier;
 pub use artifact::courier::{Courier, Delivery};
 pub use artifact::inventory::{Inventory, InventoryError};
 pub use artifact::place::has_unproved_place;
+pub use artifact::proof::prove_once_more;
 pub use artifact::retention::{Swept, sweep};
 pub use artifact::retry::retry_unavailable;
 pub use artifact::round::{RETIRED, Round, STAGED, Unavailable};

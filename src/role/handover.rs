@@ -161,6 +161,7 @@ impl Handover<'_> {
                 return self.undo(walk, why).await;
             }
         };
+        self.prove_artifacts(&point).await;
         walk.step(Step::Promote).await?;
         self.promote(&point, &reached).await?;
         // From here on nothing may fail: the primary completes the remaining steps when it begins.

@@ -2,8 +2,9 @@
 
 use serde_json::Value;
 use support::bucket_rules::keep_versions;
-use support::follow::{events, until_equal, until_following};
+use support::follow::{events, unavailable, until_equal, until_following};
 use support::http_fault::{Fault, HttpFault};
+use support::packages::delete_package;
 use support::pair::{
     PROMOTE, Pair, Writers, forced, is_writable, lost, returning, until_primary, until_read_only,
     until_settled, until_writable, write,
@@ -336,5 +337,45 @@ async fn what_is_no_lease_is_refused_and_left_alone() -> Result<()> {
     assert!(is_writable(&site.primary).await);
     service.stop().await.ok();
     old.stop().await.ok();
+    Ok(())
+}
+
+/// A few random cuts; `scripts/campaign 50 1 shared` makes more.
+#[tokio::test(flavor = "multi_thread")]
+async fn at_no_moment_do_two_sites_accept_writes() -> Result<()> {
+    let kinds = support::cuts::trial(seed(), 3, true).await?;
+    println!("{kinds:#?}");
+    Ok(())
+}
+
+/// The primary deletes an object of the shared bucket, and is lost before its deletion of the row
+/// comes here: the takeover lists the package.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_takeover_lists_what_the_primary_took_away() -> Result<()> {
+    let pair = Pair::of_one_bucket("shared_gone").await?;
+    let (site, mut factory) = (&pair.there, another(11));
+    let old = Service::start(&pair.back, &holder(""));
+    until_held(&old).await;
+    let service = Service::start(site, SHARED);
+    until_following(&service).await;
+    let made = factory.fill(&site.primary, 3).await?;
+    until_equal(site).await?;
+    service.reconfigure(&format!("paused = true\n{SHARED}"));
+    service.until_hold("paused").await;
+    delete_package(&site.primary, &made[0]).await?;
+    old.running.kill9()?;
+    site.primary.pg.kill9();
+    // The check of a sample asks for a consent of its own.
+    let approved = format!("{}\n{SHARED}\n[fuse]\napprove = \"artifacts-2\"", forced(2));
+    service.reconfigure(&approved);
+    let nonce = until_consent(&service).await;
+    service.reconfigure(&format!(
+        "{approved}\n[takeover]\nforce_lease = \"{nonce}\""
+    ));
+    let status = until_primary(&service, 2).await;
+    assert_eq!(unavailable(site).await?, [made[0].key.clone()]);
+    let told = events(&status, "artifacts").join("; ");
+    assert!(told.contains(&made[0].key), "{told}");
+    service.stop().await.ok();
     Ok(())
 }

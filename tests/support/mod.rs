@@ -8,6 +8,7 @@ pub mod bucket_rules;
 pub mod builder_keys;
 pub mod campaign;
 pub mod crowd;
+pub mod cuts;
 pub mod faults;
 pub mod follow;
 pub mod habitat;

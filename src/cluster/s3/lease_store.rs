@@ -24,8 +24,8 @@ const RACERS: usize = 16;
 /// The address of the last store that was seen to honour conditions.
 static PROVED: Mutex<Option<String>> = Mutex::const_new(None);
 
-/// The store of the lease, with a time limit that leaves room for three tries in the life of a
-/// lease.
+/// The store of the lease. A holder begins to renew after a third of the lease's life. With a sixth
+/// for each answer, a read, a write and one more read end before that life does.
 #[derive(Clone)]
 pub struct LeaseStore(LocalStore);
 
@@ -53,7 +53,7 @@ pub enum WroteLease {
 
 impl LeaseStore {
     pub(in crate::cluster) fn new(store: LocalStore, ttl: Duration) -> LeaseStore {
-        LeaseStore(store.with_limits(ttl / 3, 1))
+        LeaseStore(store.with_limits(ttl / 6, 1))
     }
 
     /// Returns a random word for one write.

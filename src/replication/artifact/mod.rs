@@ -7,6 +7,7 @@ mod hashed;
 pub(super) mod inventory;
 pub(super) mod missing;
 pub(super) mod place;
+pub(super) mod proof;
 mod provider;
 pub(super) mod replacements;
 pub(super) mod retention;

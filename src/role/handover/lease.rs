@@ -3,10 +3,14 @@
 use super::Handover;
 use crate::cluster::RecoveryPoint;
 use crate::config::ArtifactsMode;
-use crate::domain::Step;
-use crate::replication::ReplicationError;
+use crate::domain::{EventKind, Step};
+use crate::replication::{ReplicationError, prove_once_more};
 use crate::role::lease::{LeaseTaker, Proof, Taken, attach, run_fence_command};
 use crate::role::step_journal::StepJournal;
+use std::time::Duration;
+
+/// Time limit for the last look at the artifacts of the newest rows: clients wait.
+const PROOF_LIMIT: Duration = Duration::from_secs(20);
 
 /// The lease that names this promotion.
 #[derive(Debug, Clone)]
@@ -53,6 +57,38 @@ impl Handover<'_> {
         let taker = self.taker(&promotion, point.peer_cluster.as_deref());
         let taken = taker.take(Proof::of(proved)).await?;
         Ok(Some(TakenLease { promotion, taken }))
+    }
+
+    /// Looks once more at the artifacts of the newest rows, and lists those that are gone: the
+    /// primary or the provider may have changed them since their rows came here.
+    pub(super) async fn prove_artifacts(&self, point: &RecoveryPoint) {
+        if self.config.artifacts.mode == ArtifactsMode::Replicate {
+            return;
+        }
+        let proving = Box::pin(prove_once_more(self.config, self.state, point));
+        let text = match tokio::time::timeout(PROOF_LIMIT, proving).await {
+            Ok(Ok(gone)) => match gone.first() {
+                None => return,
+                Some((key, reason)) => format!(
+                    "{} artifacts of the newest rows are not in the bucket any more as their rows say, for example {key} ({reason}); they are listed as unavailable",
+                    gone.len()
+                ),
+            },
+            // Nothing is as bad as no Builder at all.
+            Ok(Err(error)) => {
+                format!("the artifacts of the newest rows were not looked at once more: {error}")
+            }
+            Err(_) => format!(
+                "not all artifacts of the newest rows were looked at once more within {} s",
+                PROOF_LIMIT.as_secs()
+            ),
+        };
+        log::warn!("local: {text}");
+        let change = &self.config.change;
+        let told = self.state.event(EventKind::Artifacts, &text, change).await;
+        if let Err(error) = told {
+            log::warn!("{error}");
+        }
     }
 
     /// Gives the lease back, because this handover is undone.

@@ -21,6 +21,9 @@ pub struct Holder {
     /// Time since the start of the machine until which the lease is ours. None: this process was
     /// never granted it.
     permit: Option<Duration>,
+    /// Number of looks since the start of this process that were granted nothing, until the first
+    /// one that was.
+    refused: u32,
     /// Epoch of the fence that this process has set or enforced. A killed process may have recorded
     /// one and ended no session.
     enforced: Option<i64>,
@@ -68,9 +71,10 @@ impl Holder {
         let ttl = config.artifacts.lease.ttl;
         match self.act(config, &store, state, &record, &mut tended).await {
             Ok(true) => self.permit = Some(began + ttl),
-            Ok(false) => {}
+            Ok(false) => self.refused += 1,
             Err(ReplicationError::Store(error)) => {
                 tended.trouble = Some(error.to_string());
+                self.refused += 1;
                 // A spare that has begun no takeover takes none within this time.
                 if config.artifacts.lease.fences_isolated && spare_waits(config, &record).await {
                     self.permit = Some(began + ttl);
@@ -111,7 +115,11 @@ impl Holder {
             }
             self.store_is_proved = true;
         }
-        for _ in 0..TRIES {
+        let began = boot_time();
+        let mut tries = 0;
+        // The promise is looked at in time, whatever the store does.
+        while tries < TRIES && boot_time().saturating_sub(began) < config.artifacts.lease.ttl / 3 {
+            tries += 1;
             let (lease, at) = match store.read().await? {
                 SeenLease::Absent => (None, None),
                 SeenLease::Found(lease, at) => (Some(*lease), Some(at)),
@@ -167,7 +175,10 @@ impl Holder {
                 raise_fence(state.session(), local, &local.database).await?;
                 self.enforced = Some(fence.epoch);
             }
-            None if !permitted && promised => self.fence_alone(config, state, tended).await?,
+            // One lost answer at the start of this process is no reason.
+            None if !permitted && promised && (self.permit.is_some() || self.refused > 1) => {
+                self.fence_alone(config, state, tended).await?;
+            }
             _ => {}
         }
         Ok(())
@@ -229,7 +240,7 @@ async fn look(
 
 /// Returns whether the spare of this cluster answers, and has begun no takeover.
 async fn spare_waits(config: &Config, own: &Record) -> bool {
-    let limit = config.artifacts.lease.ttl / 3;
+    let limit = config.artifacts.lease.ttl / 6;
     let asked = tokio::time::timeout(limit, async {
         PeerCluster::of(config).record().await.ok().flatten()
     });

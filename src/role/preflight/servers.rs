@@ -194,12 +194,17 @@ pub(super) fn bucket(facts: &Facts) -> Check {
             let text = format!("{bucket} can be read; artifacts.mode is external: {written}");
             ok(NAME, text)
         }
-        // The takeover waits for the file system, and needs the peer's store to be stopped.
-        Err(error) if facts.config.artifacts.are_detached() && !facts.is_planned() => warn(
-            NAME,
-            format!("{error}; the artifacts are looked for when the file system is here"),
-            "mount the file system here, and start MinIO on it",
-        ),
+        // The takeover asks for an operator's consent to the lease, or waits for the file system.
+        Err(error)
+            if facts.config.artifacts.mode == config::ArtifactsMode::Shared
+                && !facts.is_planned() =>
+        {
+            warn(
+                NAME,
+                format!("{error}; the takeover looks at it in its step lease or attach"),
+                error.next_step(),
+            )
+        }
         Err(error) => unknown(NAME, error),
     }
 }

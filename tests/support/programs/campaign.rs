@@ -1,6 +1,7 @@
 //! A thousand faults and more: `scripts/campaign` builds the program and runs this.
 //!
-//! Arguments: how many faults, the first seed, the mode (`auto`, `snapshot`, or `roles`: so many handovers), and, to look
+//! Arguments: how many faults, the first seed, the mode (`auto`, `snapshot`, `roles`: so many handovers, or `shared`: so
+//! many cuts between two sites with one bucket), and, to look
 //! into one kind of fault, how its name begins. One pair of clusters per `FAULTS_PER_SITE`, each with the next
 //! seed; it ends at the first violation, with everything that is needed to see it again.
 
@@ -9,7 +10,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use support::campaign::{Plan, Summary, trial};
-use support::handovers;
+use support::{cuts, handovers};
 
 /// Few enough that a violation is seen again in minutes.
 const FAULTS_PER_SITE: usize = 40;
@@ -26,6 +27,9 @@ async fn main() -> ExitCode {
     let only = arguments.next().unwrap_or_default();
     if mode == "roles" {
         return change_roles(first, faults).await;
+    }
+    if mode == "shared" {
+        return cut_sites(first, faults).await;
     }
     let began = Instant::now();
     let (mut all, mut seeds) = (Summary::default(), Vec::new());
@@ -67,6 +71,38 @@ async fn main() -> ExitCode {
     );
     ExitCode::SUCCESS
 }
+
+/// Runs rounds of cuts on sites that share one bucket.
+async fn cut_sites(first: u64, wanted: usize) -> ExitCode {
+    let began = Instant::now();
+    let (mut all, mut done, mut seed) = (BTreeMap::new(), 0, first);
+    while done < wanted {
+        let rounds = CUTS_PER_SITE.min(wanted - done);
+        match cuts::trial(seed, rounds, true).await {
+            Ok(kinds) => {
+                for (kind, count) in kinds {
+                    *all.entry(kind).or_insert(0) += count;
+                }
+            }
+            Err(error) => {
+                println!("\nVIOLATED after {done} cuts more, seed {seed}: {error}");
+                println!("again: scripts/campaign {rounds} {seed} shared");
+                return ExitCode::FAILURE;
+            }
+        }
+        done += rounds;
+        seed += 1;
+    }
+    println!(
+        "\n{all:#?}\n{done} cuts, seeds {first} to {}, {:.0?}: no moment with two writers",
+        seed - 1,
+        began.elapsed()
+    );
+    ExitCode::SUCCESS
+}
+
+/// Few enough that a violation is seen again in minutes.
+const CUTS_PER_SITE: usize = 10;
 
 /// Few enough that what a trial left behind does not slow the next one down.
 const HANDOVERS_PER_SITE: usize = 12;
