@@ -206,9 +206,9 @@ impl Store {
         Ok(self.once(doing, asked).await?.flatten())
     }
 
-    /// Returns whether the store has an object that it did not get from another bucket by its own
-    /// replication.
-    pub async fn has_of_its_own(&self, key: &str) -> Result<bool, StoreError> {
+    /// Returns the ETag of an object that the store did not get from another bucket by its own
+    /// replication. None: there is no such object.
+    pub async fn etag_of_its_own(&self, key: &str) -> Result<Option<String>, StoreError> {
         let doing = format!("asking for {key}");
         self.persist(&doing, || async {
             let request = async {
@@ -219,11 +219,11 @@ impl Store {
                     .await
             };
             let Some(answer) = self.once(&doing, request).await? else {
-                return Ok(false);
+                return Ok(None);
             };
-            self.etag_of(&doing, answer.headers())?;
-            let status = answer.headers().get("x-amz-replication-status");
-            Ok(!status.is_some_and(|status| status.as_bytes().eq_ignore_ascii_case(b"replica")))
+            let etag = self.etag_of(&doing, answer.headers())?;
+            let is_copy = ReplicationStatus::of(answer.headers()) == ReplicationStatus::Replica;
+            Ok((!is_copy).then_some(etag))
         })
         .await
     }
