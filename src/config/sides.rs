@@ -7,7 +7,7 @@ use super::builder::BuilderApi;
 use super::endpoint::parse_endpoint;
 use super::secret::{open, open_private};
 use super::values::{Source, Values, builder_key};
-use super::{Backend, ConfigError, Datastore, S3, Secret, SecretSource, Side, SslMode};
+use super::{Backend, ConfigError, Datastore, Proxy, S3, Secret, SecretSource, Side, SslMode};
 
 const DATASTORE_PASSWORD_SOURCE: &str = "builder-datastore pwfile";
 
@@ -59,6 +59,19 @@ fn exists(path: &Path) -> bool {
     !std::fs::metadata(path).is_err_and(|error| error.kind() == ErrorKind::NotFound)
 }
 
+/// Reads the proxy of the key. An error names the key or its counterpart for a file.
+pub(super) fn read_proxy(source: &SecretSource, key: &str) -> Result<Proxy, ConfigError> {
+    let key = match source {
+        SecretSource::File(_) => format!("{key}_file"),
+        _ => key.to_string(),
+    };
+    let url = source.read(&key)?;
+    Proxy::parse(url.expose()).map_err(|problem| match source {
+        SecretSource::File(path) => ConfigError::key(key, format!("{}: {problem}", path.display())),
+        _ => ConfigError::key(key, problem),
+    })
+}
+
 struct Reader<'a> {
     values: &'a Values,
     builder: Option<&'a BuilderApi>,
@@ -107,6 +120,7 @@ impl Reader<'_> {
             key_id: required("s3.key_id")?,
             secret_key: required("s3.secret_key")?,
             ca_file: self.readable("s3.ca_file")?,
+            proxy: self.proxy()?,
             source: self.source("s3.endpoint"),
         })
     }
@@ -185,6 +199,16 @@ impl Reader<'_> {
             }
             (None, None) => Ok(None),
         }
+    }
+
+    /// Returns the source of the proxy's URL. The URL is read and checked once.
+    fn proxy(&self) -> Result<Option<SecretSource>, ConfigError> {
+        const NAME: &str = "s3.proxy";
+        let source = self.secret(NAME)?;
+        if let Some(source) = &source {
+            read_proxy(source, &self.key(NAME))?;
+        }
+        Ok(source)
     }
 
     /// Returns the source of a secret that comes from builder-api's file.

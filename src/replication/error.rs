@@ -278,8 +278,11 @@ impl ReplicationError {
             )
         });
         let store = self.store().is_some_and(|error| {
-            use StoreFault::{Busy, Denied, NoBucket, Tls, Unreachable};
-            matches!(error.fault, Unreachable | Busy | Denied | NoBucket | Tls)
+            use StoreFault::{Busy, Denied, NoBucket, ProxyRefused, Tls, Unreachable};
+            matches!(
+                error.fault,
+                Unreachable | Busy | Denied | NoBucket | Tls | ProxyRefused
+            )
         });
         let program = matches!(self, ReplicationError::Program(ProgramError::Failed { text, .. }) if is_connection_trouble(text));
         datastore || store || program

@@ -10,6 +10,7 @@ pub mod campaign;
 pub mod crowd;
 pub mod faults;
 pub mod follow;
+pub mod forward_proxy;
 pub mod habitat;
 pub mod handovers;
 pub mod history;

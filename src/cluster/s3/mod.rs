@@ -1,6 +1,7 @@
 //! The artifact store: requests, transfers, errors, and the limits that transfers share.
 
 pub(super) mod probe;
+mod relay;
 pub(super) mod store;
 pub(super) mod store_error;
 pub(super) mod throttle;
