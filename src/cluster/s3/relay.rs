@@ -369,7 +369,9 @@ mod tests {
         for client in ["curl/8", "x relay/", "x relay/0000000000000000"] {
             let mut answer = vec![0; 12];
             let mut line = ask(&relay, client).await;
-            line.read_exact(&mut answer).await.expect("an answer");
+            let read = line.read_exact(&mut answer);
+            let read = tokio::time::timeout(Duration::from_secs(10), read).await;
+            read.expect("it was carried").expect("an answer");
             assert_eq!(answer, b"HTTP/1.1 403");
         }
         let (name, pass) = relay.app_info();
