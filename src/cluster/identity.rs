@@ -18,8 +18,11 @@ pub enum IdentityError {
         "same_server: peer.datastore and local.datastore are one and the same PostgreSQL server"
     )]
     SameServer,
-    #[error("same_bucket: peer.s3 and local.s3 are one and the same bucket ({bucket})")]
-    SameBucket { bucket: String },
+    /// `seen`: what the two buckets have in common.
+    #[error(
+        "same_bucket: peer.s3 and local.s3 are one and the same bucket ({bucket}), or a replication between two buckets makes them look so: {seen}"
+    )]
+    SameBucket { bucket: String, seen: &'static str },
 }
 
 /// Returns the number that distinguishes one PostgreSQL server's data from another's.
@@ -85,12 +88,14 @@ pub async fn differ_in_server(
     Ok(())
 }
 
-/// Puts an object into the local bucket. A peer that has it too reads the same bucket.
+/// Puts an object into the local bucket, and changes it. A peer that shows both reads the same
+/// bucket.
 pub async fn differ_in_bucket(local: &LocalStore, peer: &Store) -> Result<(), IdentityError> {
     match is_same_bucket(local, peer).await? {
         false => Ok(()),
         true => Err(IdentityError::SameBucket {
             bucket: peer.bucket().to_string(),
+            seen: "an object that was written through local.s3 was there through peer.s3 at once, and so was its change",
         }),
     }
 }
@@ -103,11 +108,12 @@ pub async fn differ_by_reading(
     peer: &Store,
     keys: &[String],
 ) -> Result<(), IdentityError> {
-    let same = || IdentityError::SameBucket {
+    let same = |seen| IdentityError::SameBucket {
         bucket: peer.bucket().to_string(),
+        seen,
     };
     if local.endpoint() == peer.endpoint() && local.bucket() == peer.bucket() {
-        return Err(same());
+        return Err(same("both have one endpoint and one name"));
     }
     let mut compared = 0;
     for key in keys {
@@ -127,6 +133,8 @@ pub async fn differ_by_reading(
     }
     match compared {
         0 => Ok(()),
-        _ => Err(same()),
+        _ => Err(same(
+            "objects have the same bytes, times and replication status in both",
+        )),
     }
 }

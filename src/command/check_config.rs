@@ -59,8 +59,10 @@ fn print(config: &Config, path: &Path, facts: Option<&Facts>) {
             side.datastore.source
         );
         say!(
-            "{name} artifact store: {} (from {})",
+            "{name} artifact store: {}{} (from {})",
             bucket(side),
+            proxy(name, side)
+                .map_or_else(String::new, |proxy| format!(" through the proxy {proxy}")),
             side.s3.source
         );
     }
@@ -95,19 +97,25 @@ fn bucket(side: &Side) -> String {
     format!("{} bucket {}", side.s3.endpoint, side.s3.bucket_name)
 }
 
+/// Returns the proxy's URL without user and password. The proxy was read and found good before.
+fn proxy(name: &str, side: &Side) -> Option<String> {
+    let proxy = side.s3.read_proxy(&format!("{name}.s3.proxy"));
+    Some(proxy.ok()??.address())
+}
+
 fn document(config: &Config, facts: Option<&Facts>) -> serde_json::Value {
-    let side = |side: &Side| {
+    let side = |name: &str, side: &Side| {
         json!({
             "datastore": { "address": datastore(side), "source": side.datastore.source },
-            "s3": { "address": bucket(side), "source": side.s3.source },
+            "s3": { "address": bucket(side), "source": side.s3.source, "proxy": proxy(name, side) },
         })
     };
     json!({
         "format": 1,
         "valid": true,
         "builder_unread": config.builder_unread,
-        "local": side(&config.local),
-        "peer": side(&config.peer),
+        "local": side("local", &config.local),
+        "peer": side("peer", &config.peer),
         "connected": facts.map(|facts| json!({
             "packages": facts.packages,
             "database_bytes": facts.database_bytes,

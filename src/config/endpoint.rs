@@ -48,38 +48,64 @@ pub(super) fn parse_endpoint(backend: Backend, text: &str) -> Result<Endpoint, S
 /// Reads a URL: `http` or `https`, host, optional port. One closing slash is allowed and is
 /// dropped.
 pub(super) fn parse_url(text: &str) -> Result<String, String> {
-    let wrong = |why: &str| {
+    let Url {
+        scheme, authority, ..
+    } = split_url(text).map_err(|why| {
         format!(
             "expected a URL such as \"https://10.0.0.5:9000\", found {}: {why}",
             shown(text)
         )
-    };
+    })?;
+    Ok(format!("{scheme}://{authority}"))
+}
+
+/// The parts of a URL without user information and without a path.
+pub(super) struct Url<'a> {
+    /// `http` or `https`.
+    pub scheme: String,
+    /// Host and port as they were written.
+    authority: &'a str,
+    /// The host; an IPv6 address without its brackets.
+    pub host: &'a str,
+    pub port: Option<u16>,
+}
+
+/// Splits a URL into its parts. An error says what is wrong, and does not hold the text.
+pub(super) fn split_url(text: &str) -> Result<Url<'_>, &'static str> {
     let (scheme, rest) = text
         .split_once("://")
-        .ok_or_else(|| wrong("it does not begin with http:// or https://"))?;
+        .ok_or("it does not begin with http:// or https://")?;
     let scheme = scheme.to_ascii_lowercase();
     if scheme != "http" && scheme != "https" {
-        return Err(wrong("the scheme is neither http nor https"));
+        return Err("the scheme is neither http nor https");
     }
     if rest.contains('@') {
-        return Err(wrong("remove user and password"));
+        return Err("remove user and password");
     }
     let authority = rest.strip_suffix('/').unwrap_or(rest);
     if authority.contains(['/', '?', '#']) {
-        return Err(wrong("remove the path"));
+        return Err("remove the path");
     }
-    let (host, port) =
-        split_port(authority).ok_or_else(|| wrong("the closing ] of the address is missing"))?;
+    let (host, port) = split_port(authority).ok_or("the closing ] of the address is missing")?;
     if !is_host(host) || host.contains(':') != authority.starts_with('[') {
-        return Err(wrong("the host is neither a host name nor an IP address"));
+        return Err("the host is neither a host name nor an IP address");
     }
-    if let Some(port) = port {
-        let digits = port.bytes().all(|b| b.is_ascii_digit());
-        if !digits || !matches!(port.parse::<u16>(), Ok(1..)) {
-            return Err(wrong("the port is not 1-65535"));
+    let port = match port {
+        None => None,
+        Some(port) => {
+            let digits = port.bytes().all(|b| b.is_ascii_digit());
+            match port.parse::<u16>() {
+                Ok(port @ 1..) if digits => Some(port),
+                _ => return Err("the port is not 1-65535"),
+            }
         }
-    }
-    Ok(format!("{scheme}://{authority}"))
+    };
+    Ok(Url {
+        scheme,
+        authority,
+        host,
+        port,
+    })
 }
 
 /// Splits an authority into host and port. An IPv6 address is in brackets, so that its colons are

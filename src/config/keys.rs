@@ -107,7 +107,8 @@ pub(super) const KEYS: &[Key] = &[
     key("local.s3.secret_key", Kind::Secret, ""),
     key("local.s3.secret_key_file", Kind::Path, ""),
     key("local.s3.ca_file", Kind::Path, ""),
-    key("local.s3.proxy", Kind::Url, ""),
+    key("local.s3.proxy", Kind::Proxy, ""),
+    key("local.s3.proxy_file", Kind::Path, ""),
     key("peer.datastore.host", Kind::Host, ""),
     key("peer.datastore.port", PORT, "5432"),
     key("peer.datastore.user", Kind::Text, "hab"),
@@ -126,7 +127,8 @@ pub(super) const KEYS: &[Key] = &[
     key("peer.s3.secret_key", Kind::Secret, ""),
     key("peer.s3.secret_key_file", Kind::Path, ""),
     key("peer.s3.ca_file", Kind::Path, ""),
-    key("peer.s3.proxy", Kind::Url, ""),
+    key("peer.s3.proxy", Kind::Proxy, ""),
+    key("peer.s3.proxy_file", Kind::Path, ""),
     key(
         "artifacts.mode",
         Kind::Choice(&["replicate", "shared", "external"]),
@@ -153,6 +155,8 @@ pub(super) const KEYS: &[Key] = &[
     key("artifacts.lease.secret_key", Kind::Secret, ""),
     key("artifacts.lease.secret_key_file", Kind::Path, ""),
     key("artifacts.lease.ca_file", Kind::Path, ""),
+    key("artifacts.lease.proxy", Kind::Proxy, ""),
+    key("artifacts.lease.proxy_file", Kind::Path, ""),
     key(
         "replication.mode",
         Kind::Choice(&["auto", "stream", "snapshot"]),
@@ -238,19 +242,12 @@ pub(super) const LOCAL_SERVERS: &[&str] = &[
     "local.s3.secret_key",
 ];
 
-/// Settings that are not supported yet: the listed values of a key, or every value except its
-/// default.
+/// Settings that are not supported yet: the listed values of a key.
 ///
 /// Delete the lines of a feature here, and its mark in the reference, when the feature is built.
 /// Until then the setting is refused: a setting that is accepted and does nothing would break a
 /// promise in silence.
-pub(super) const NOT_BUILT: &[(&str, &[&str])] = &[
-    ("local.s3.proxy", ALL),
-    ("peer.s3.proxy", ALL),
-    ("replication.direction", &["push"]),
-];
-
-const ALL: &[&str] = &[];
+pub(super) const NOT_BUILT: &[(&str, &[&str])] = &[("replication.direction", &["push"])];
 
 #[cfg(test)]
 mod tests {

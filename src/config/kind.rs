@@ -7,6 +7,7 @@ use chrono::{DateTime, Utc};
 use toml::Value;
 
 use super::endpoint;
+use super::proxy::{self, Proxy};
 use super::schedule::Schedule;
 use super::units::{expected, parse_duration, parse_rate, parse_size, parse_time, quoted};
 
@@ -31,7 +32,8 @@ pub(super) enum Kind {
     Path,
     Host,
     Ip,
-    Url,
+    /// The URL of an HTTP proxy. With a password in it the whole URL is a secret.
+    Proxy,
     Bucket,
     /// A name that needs no quotes in a database, also as the name of a replication slot.
     Identifier,
@@ -73,7 +75,7 @@ impl Kind {
     }
 
     fn check_text(self, text: &str) -> Result<Checked, String> {
-        if text.contains(char::is_control) && !matches!(self, Self::Secret) {
+        if text.contains(char::is_control) && !matches!(self, Self::Secret | Self::Proxy) {
             return Err(expected("one line without control characters", text));
         }
         let good = match self {
@@ -100,7 +102,7 @@ impl Kind {
                 Ok(address) => return Ok(Checked::Ip(address)),
                 Err(_) => false,
             },
-            Self::Url => endpoint::parse_url(text).map(|_| true)?,
+            Self::Proxy => Proxy::parse(text).map(|_| true)?,
             Self::Bucket => endpoint::is_bucket_name(text),
             Self::Identifier => is_identifier(text),
         };
@@ -108,6 +110,15 @@ impl Kind {
             Ok(Checked::Text(text.to_string()))
         } else {
             Err(self.mismatch(&quoted(text)))
+        }
+    }
+
+    /// Returns whether this value is one that may not be shown.
+    pub(super) fn is_secret(self, checked: &Checked) -> bool {
+        match (self, checked) {
+            (Self::Secret, _) => true,
+            (Self::Proxy, Checked::Text(text)) => proxy::holds_credentials(text),
+            _ => false,
         }
     }
 
@@ -151,7 +162,7 @@ impl Kind {
             Self::Path => "an absolute path",
             Self::Host => "a host name or an IP address",
             Self::Ip => "an IP address",
-            Self::Url => "a URL such as \"https://10.0.0.5:9000\"",
+            Self::Proxy => proxy::EXPECTED,
             Self::Bucket => endpoint::BUCKET_NAME,
             Self::Identifier => {
                 "up to 63 lower-case letters, digits and underscores, not starting with a digit"

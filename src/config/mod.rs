@@ -11,6 +11,7 @@ mod kept;
 mod keys;
 mod kind;
 mod load;
+mod proxy;
 mod schedule;
 mod secret;
 mod secret_places;
@@ -25,6 +26,7 @@ pub(crate) use kept::write_whole;
 pub use kept::{Accepted, data_dir, load_kept};
 pub use keys::Key;
 pub use load::{http_of, load, load_text};
+pub use proxy::Proxy;
 pub use schedule::Schedule;
 pub use secret::{Secret, SecretSource};
 pub use units::{parse_duration, parse_rate, parse_size};
@@ -153,8 +155,21 @@ pub struct S3 {
     pub key_id: SecretSource,
     pub secret_key: SecretSource,
     pub ca_file: Option<PathBuf>,
+    /// URL of the HTTP proxy for all requests, which may hold a password. None: no proxy.
+    pub proxy: Option<SecretSource>,
     /// Source of the endpoint: `configuration` or `builder-api`.
     pub source: &'static str,
+}
+
+impl S3 {
+    /// Reads the current proxy. None: requests go to the server itself. Errors name `key`, such as
+    /// `peer.s3.proxy`, or its counterpart for a file.
+    pub fn read_proxy(&self, key: &str) -> Result<Option<Proxy>, ConfigError> {
+        let source = self.proxy.as_ref();
+        source
+            .map(|source| sides::read_proxy(source, key))
+            .transpose()
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

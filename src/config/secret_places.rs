@@ -10,15 +10,18 @@ use super::ConfigError;
 use super::values::Values;
 use std::path::{Component, Path, PathBuf};
 
-const KEYS: [&str; 8] = [
+const KEYS: [&str; 11] = [
     "artifacts.lease.key_id_file",
     "artifacts.lease.secret_key_file",
+    "artifacts.lease.proxy_file",
     "local.datastore.password_file",
     "local.s3.key_id_file",
     "local.s3.secret_key_file",
+    "local.s3.proxy_file",
     "peer.datastore.password_file",
     "peer.s3.key_id_file",
     "peer.s3.secret_key_file",
+    "peer.s3.proxy_file",
 ];
 
 /// The keys whose value this node executes. A configuration by gossip may not choose it.
@@ -27,9 +30,13 @@ const COMMANDS: [&str; 1] = ["takeover.fence_command"];
 /// Returns the folders of Builder's own services whose files hold a secret of this kind. The id of
 /// a key goes to the store in clear, so it may not come from a folder of the datastore.
 fn builders(key: &str) -> &'static [&'static str] {
-    match key.ends_with("datastore.password_file") {
-        true => &["builder-api/config", "builder-datastore/config"],
-        false => &["builder-minio/config"],
+    match key {
+        _ if key.ends_with("datastore.password_file") => {
+            &["builder-api/config", "builder-datastore/config"]
+        }
+        // No service of Builder has one.
+        _ if key.ends_with(".proxy_file") => &[],
+        _ => &["builder-minio/config"],
     }
 }
 
@@ -180,6 +187,9 @@ mod tests {
         }
         let datastores = root.join("svc/builder-datastore/config/pwfile");
         assert!(!found.may_name("peer.s3.key_id_file", &datastores));
+        let stores = root.join("svc/builder-minio/config/x");
+        assert!(found.may_name("peer.s3.key_id_file", &stores));
+        assert!(!found.may_name("peer.s3.proxy_file", &stores));
         for file in [
             "svc/builder-api/files/bldr-1.box.key",
             "svc/warm-spare/../builder-api/files/bldr-1.box.key",

@@ -7,7 +7,7 @@ use super::builder::BuilderApi;
 use super::endpoint::parse_endpoint;
 use super::secret::{open, open_private};
 use super::values::{Source, Values, builder_key};
-use super::{Backend, ConfigError, Datastore, S3, Secret, SecretSource, Side, SslMode};
+use super::{Backend, ConfigError, Datastore, Proxy, S3, Secret, SecretSource, Side, SslMode};
 
 const DATASTORE_PASSWORD_SOURCE: &str = "builder-datastore pwfile";
 
@@ -88,6 +88,19 @@ pub(super) fn lease(values: &Values) -> Result<Option<S3>, ConfigError> {
     reader.s3("lease", bucket_name).map(Some)
 }
 
+/// Reads the proxy of the key. An error names the key or its counterpart for a file.
+pub(super) fn read_proxy(source: &SecretSource, key: &str) -> Result<Proxy, ConfigError> {
+    let key = match source {
+        SecretSource::File(_) => format!("{key}_file"),
+        _ => key.to_string(),
+    };
+    let url = source.read(&key)?;
+    Proxy::parse(url.expose()).map_err(|problem| match source {
+        SecretSource::File(path) => ConfigError::key(key, format!("{}: {problem}", path.display())),
+        _ => ConfigError::key(key, problem),
+    })
+}
+
 struct Reader<'a> {
     values: &'a Values,
     builder: Option<&'a BuilderApi>,
@@ -138,6 +151,7 @@ impl Reader<'_> {
             key_id: required("key_id")?,
             secret_key: required("secret_key")?,
             ca_file: self.readable(&name("ca_file"))?,
+            proxy: self.proxy(&name("proxy"))?,
             source: self.source(&name("endpoint")),
         })
     }
@@ -216,6 +230,15 @@ impl Reader<'_> {
             }
             (None, None) => Ok(None),
         }
+    }
+
+    /// Returns the source of the proxy's URL. The URL is read and checked once.
+    fn proxy(&self, name: &str) -> Result<Option<SecretSource>, ConfigError> {
+        let source = self.secret(name)?;
+        if let Some(source) = &source {
+            read_proxy(source, &self.key(name))?;
+        }
+        Ok(source)
     }
 
     /// Returns the source of a secret that comes from builder-api's file.

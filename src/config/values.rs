@@ -9,7 +9,7 @@ use toml::{Table, Value};
 
 use super::builder::{self, BuilderApi};
 use super::keys::{KEYS, Key, LOCAL_DEFAULTS, LOCAL_SERVERS, NOT_BUILT};
-use super::kind::{Checked, Kind};
+use super::kind::Checked;
 use super::schedule::Schedule;
 use super::suggest::nearest;
 use super::{ConfigError, binds};
@@ -97,15 +97,7 @@ impl Values {
             let Some(key) = Key::find(name) else { continue };
             let found = self.0.get(name).map(|(checked, _)| checked);
             let default = key.default_text();
-            if values.is_empty() {
-                // The values are compared, not the texts: 60s equals the default 1m.
-                if found != key.default_value().ok().flatten().as_ref() {
-                    let problem = format!(
-                        "not supported yet; remove this key or keep its default ({default})"
-                    );
-                    return Err(ConfigError::key(*name, problem));
-                }
-            } else if let Some(Checked::Text(text)) = found
+            if let Some(Checked::Text(text)) = found
                 && values.contains(&text.as_str())
             {
                 let problem = format!(
@@ -212,9 +204,9 @@ impl Values {
     /// Returns the keys of our own file that hold a secret.
     pub(super) fn inline_secrets(&self) -> impl Iterator<Item = &'static str> {
         KEYS.iter()
-            .filter(|key| {
-                matches!(key.kind, Kind::Secret)
-                    && self.source(key.name) == Some(Source::Configuration)
+            .filter(|key| match self.0.get(key.name) {
+                Some((checked, Source::Configuration)) => key.kind.is_secret(checked),
+                _ => false,
             })
             .map(|key| key.name)
     }

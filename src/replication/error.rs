@@ -194,7 +194,7 @@ impl ReplicationError {
                     .into()
             }
             ReplicationError::Identity(IdentityError::SameBucket { .. }) => {
-                "let peer.s3 name the primary's bucket and local.s3 the spare's; if they do, and MinIO itself replicates one to the other, exclude .warm-spare/ from that rule".into()
+                "let peer.s3 name the primary's bucket and local.s3 the spare's; if they do, and a rule or a tool replicates one to the other, exclude .warm-spare/ from it".into()
             }
             ReplicationError::Fence(_) => "end the sessions that keep it open, then run it again".into(),
             ReplicationError::Scratch { .. } => "make room, or set TMPDIR to a directory with room".into(),
@@ -278,8 +278,11 @@ impl ReplicationError {
             )
         });
         let store = self.store().is_some_and(|error| {
-            use StoreFault::{Busy, Denied, NoBucket, Tls, Unreachable};
-            matches!(error.fault, Unreachable | Busy | Denied | NoBucket | Tls)
+            use StoreFault::{Busy, Denied, NoBucket, ProxyRefused, Tls, Unreachable};
+            matches!(
+                error.fault,
+                Unreachable | Busy | Denied | NoBucket | Tls | ProxyRefused
+            )
         });
         let program = matches!(self, ReplicationError::Program(ProgramError::Failed { text, .. }) if is_connection_trouble(text));
         datastore || store || program

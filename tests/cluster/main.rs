@@ -12,6 +12,7 @@ mod slow_lines;
 mod state_formats;
 mod store;
 mod store_faults;
+mod store_proxy;
 mod store_rules;
 mod tls;
 mod versions;

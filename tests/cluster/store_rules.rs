@@ -4,8 +4,13 @@ use serde_json::Value;
 use support::between::config;
 use support::bucket_rules::{keep_versions, locked_bucket, lose, replicate, set_quota};
 use support::follow::bytes_of;
+use support::http_fault::{Fault, HttpFault};
 use support::packages::{insert, put};
+use support::proxy::Proxy;
 use support::{Cluster, Factory, Result, Site, Spec, site};
+use tokio::sync::watch;
+use warm_spare::cluster::{Keeps, LocalStore, Store, differ_in_bucket, prove_writable};
+use warm_spare::domain::Side;
 
 /// MinIO of the one side answers for what only the other has.
 async fn answers_for_the_other(one: &Cluster, other: &Cluster) -> Result<bool> {
@@ -59,6 +64,136 @@ async fn buckets_that_minio_joins_are_two() -> Result<()> {
     Ok(())
 }
 
+/// The stores of a site, with the spare's as the local one.
+fn stores(site: &Site) -> Result<(LocalStore, Store)> {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let local = config(&site.spare, site.spare.minio.endpoint());
+    let peer = config(&site.primary, site.primary.minio.endpoint());
+    Ok((LocalStore::open(&local)?, Store::open(Side::Peer, &peer)?))
+}
+
+/// A first copy between two buckets that MinIO joins by these rules, each from the primary or from the spare, with its prefix.
+async fn first_copy_between_joined(name: &str, rules: &[(Side, &str)]) -> Result<()> {
+    let site = site(name).await;
+    let made = Factory::seeded().fill(&site.primary, 3).await?;
+    let (primary, spare) = (&site.primary, &site.spare);
+    for side in [primary, spare] {
+        keep_versions(side).await?;
+    }
+    for (from, prefix) in rules {
+        match from {
+            Side::Peer => replicate(primary, spare, prefix).await?,
+            Side::Local => replicate(spare, primary, prefix).await?,
+        }
+    }
+    let (local, peer) = stores(&site)?;
+    for _ in 0..3 {
+        differ_in_bucket(&local, &peer).await?;
+    }
+    site.write_config("");
+    site.warm_spare(&["sync"]).await.ok();
+    for package in &made {
+        let here = spare.minio.data_dir().join(&spare.bucket);
+        assert!(here.join(&package.key).exists(), "{}", package.key);
+        let bytes = bytes_of(&site, &package.key).await?;
+        assert_eq!(bytes.as_deref(), Some(package.checksum.as_str()));
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rule_one_way_does_not_make_one_bucket_of_two() -> Result<()> {
+    // Each MinIO with a rule answers for objects that only the other has.
+    first_copy_between_joined("rule_there", &[(Side::Peer, "")]).await?;
+    first_copy_between_joined("rule_back", &[(Side::Local, "")]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rules_both_ways_do_not_make_one_bucket_of_two() -> Result<()> {
+    first_copy_between_joined("rules", &[(Side::Peer, ""), (Side::Local, "")]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rules_with_a_prefix_do_not_make_one_bucket_of_two() -> Result<()> {
+    // Of what is here only the probes are copied there; then everything but the probes.
+    let probes = [(Side::Peer, "core/"), (Side::Local, ".warm-spare/")];
+    first_copy_between_joined("prefix_probes", &probes).await?;
+    let others = [(Side::Peer, ".warm-spare/"), (Side::Local, "core/")];
+    first_copy_between_joined("prefix_others", &others).await
+}
+
+/// A tool that copies between the buckets and marks nothing as a copy: one sight of the probe is no proof.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copied_probe_does_not_make_one_bucket_of_two() -> Result<()> {
+    let site = site("copied_probe").await;
+    let (local, _) = stores(&site)?;
+    let line = HttpFault::start(site.primary.minio.port()).await?;
+    let (go, gone) = watch::channel(false);
+    line.times(1, |r| r.uri.path().contains("probe"), Fault::Until(gone));
+    let peer = Store::open(Side::Peer, &config(&site.primary, line.endpoint()))?;
+    let tool = async {
+        let asked = async || match line.count("GET", "probe") {
+            0 => Err("not asked for".into()),
+            _ => Ok(()),
+        };
+        support::wait_until("the probe", support::SERVER_DEADLINE, asked).await;
+        for key in site.spare.keys().await? {
+            let bytes = site.spare.get(&key).await?.expect("it is there");
+            site.primary.put(&key, bytes).await?;
+        }
+        go.send(true)?;
+        Ok::<(), support::Error>(())
+    };
+    let (judged, copied) = tokio::join!(differ_in_bucket(&local, &peer), tool);
+    copied?;
+    judged?;
+    assert_eq!(site.primary.keys().await?.len(), 1, "the tool's copy");
+    assert_eq!(
+        line.count("GET", "probe"),
+        2,
+        "the copy, and not its change"
+    );
+    assert_eq!(site.spare.keys().await?, [""; 0]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_bucket_under_two_addresses_is_recognised() -> Result<()> {
+    let mut site = site("two_addresses").await;
+    Factory::seeded().fill(&site.primary, 2).await?;
+    let line = Proxy::start(site.primary.minio.port()).await?;
+    site.spare.minio = site.primary.minio.clone();
+    site.spare.bucket = site.primary.bucket.clone();
+    let keys = site.primary.keys().await?;
+    for versions in [false, true] {
+        if versions {
+            keep_versions(&site.primary).await?;
+        }
+        site.write_config(&format!(
+            "peer.s3.endpoint = \"http://127.0.0.1:{}\"",
+            line.port()
+        ));
+        let output = site.warm_spare(&["sync"]).await;
+        assert_eq!(output.code, Some(4), "{output}");
+        for words in [
+            "same_bucket",
+            "a replication between two buckets makes them look so",
+            "so was its change",
+            "exclude .warm-spare/",
+        ] {
+            assert!(output.stderr.contains(words), "{words}: {output}");
+        }
+        let s3 = site.primary.s3();
+        assert_eq!(
+            s3.list_versions(&site.primary.bucket, ".warm-spare/")
+                .await?,
+            [""; 0]
+        );
+        assert_eq!(site.primary.keys().await?, keys);
+    }
+    Ok(())
+}
+
 async fn preflight(site: &Site) -> Result<Value> {
     let checks = site.warm_spare(&["preflight", "--json"]).await.json();
     let all = checks["checks"].as_array().cloned().unwrap_or_default();
@@ -92,21 +227,17 @@ async fn a_bucket_that_keeps_versions_does_not_fill_with_probes() -> Result<()> 
     site.spare.bucket = format!("{}-locked", site.spare.bucket);
     locked_bucket(&site.spare.minio, &site.spare.bucket).await?;
     site.write_config("");
-    let local =
-        warm_spare::cluster::LocalStore::open(&config(&site.spare, site.spare.minio.endpoint()))?;
-    let peer = warm_spare::cluster::Store::open(
-        warm_spare::domain::Side::Peer,
-        &config(&site.primary, site.primary.minio.endpoint()),
-    )?;
+    let (local, peer) = stores(&site)?;
     for _ in 0..3 {
-        let keeps = warm_spare::cluster::prove_writable(&local).await?;
-        assert_eq!(keeps, warm_spare::cluster::Keeps::Locked);
-        warm_spare::cluster::differ_in_bucket(&local, &peer).await?;
-        warm_spare::cluster::differ_in_bucket(&local, local.reading())
+        let keeps = prove_writable(&local).await?;
+        assert_eq!(keeps, Keeps::Locked);
+        differ_in_bucket(&local, &peer).await?;
+        differ_in_bucket(&local, local.reading())
             .await
             .expect_err("it is the same");
     }
-    assert_eq!(of_ours(&site).await?.len(), 1);
+    // The probe, and its one change.
+    assert_eq!(of_ours(&site).await?.len(), 2);
     site.warm_spare(&["sync"]).await.ok();
     let check = preflight(&site).await?;
     assert_eq!(check["result"], "warn", "{check:#}");

@@ -18,6 +18,7 @@ pub fn config(cluster: &Cluster, endpoint: String) -> S3 {
         key_id: SecretSource::Inline(Secret::new(cluster.minio.access_key())),
         secret_key: SecretSource::Inline(Secret::new(cluster.minio.secret_key())),
         ca_file: None,
+        proxy: None,
         source: "test",
     }
 }

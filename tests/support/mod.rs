@@ -11,6 +11,7 @@ pub mod crowd;
 pub mod cuts;
 pub mod faults;
 pub mod follow;
+pub mod forward_proxy;
 pub mod habitat;
 pub mod handovers;
 pub mod history;

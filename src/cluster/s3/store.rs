@@ -5,21 +5,19 @@
 //! transient.
 
 use super::probe::unpredictable;
+use super::relay::Relay;
 use super::store_error::{StoreError, StoreFault, classify, is_bodiless_no};
 use crate::cluster::error_text;
 use crate::cluster::s3::store::object::Stored;
-use crate::config;
 use crate::domain::Side;
 use backon::{BackoffBuilder, ExponentialBuilder};
 use bytes::Bytes;
 use download::Download;
 use futures_util::Stream;
-use minio::s3::client::{MinioClient, MinioClientBuilder};
-use minio::s3::creds::StaticProvider;
+use minio::s3::client::MinioClient;
 use minio::s3::error::Error;
-use minio::s3::http::BaseUrl;
 use minio::s3::response_traits::HasS3Fields;
-use minio::s3::types::{BucketName, ObjectKey, Region, S3Api};
+use minio::s3::types::{BucketName, ObjectKey, S3Api};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,6 +26,7 @@ use std::time::{Duration, Instant};
 pub(in crate::cluster) mod download;
 mod local;
 pub(in crate::cluster) mod object;
+mod open;
 mod pace;
 mod pages;
 mod source;
@@ -38,7 +37,7 @@ pub use local::{Completion, LocalStore, Upload};
 use pace::Pace;
 pub use source::{ReplicationStatus, Source};
 pub(in crate::cluster) use wire::Answered;
-use wire::{EXPECTED, Wire, listening};
+use wire::{EXPECTED, listening};
 
 /// Maximum time to wait for an answer, or for the next bytes of one.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -64,61 +63,11 @@ pub struct Store {
     tries: usize,
     artifactory: Arc<AtomicBool>,
     pace: Pace,
+    /// The way through an HTTP proxy. None: requests go to the server itself.
+    relay: Option<Arc<Relay>>,
 }
 
 impl Store {
-    /// Prepares a client; nothing is sent. Keys and certificates are read now, so that a rotation
-    /// needs only a new client.
-    pub fn open(side: Side, to: &config::S3) -> Result<Store, StoreError> {
-        let fail = |fault: StoreFault, text: String| StoreError {
-            side,
-            endpoint: to.endpoint.clone(),
-            doing: "preparing the client".into(),
-            fault,
-            text,
-            wait: None,
-        };
-        let unexpected =
-            |e: &dyn std::error::Error| fail(StoreFault::Unexpected, error_text::chain(e));
-        let secret = |source: &config::SecretSource, key: &str| {
-            source
-                .read(&format!("{side}.s3.{key}"))
-                .map_err(|e| fail(StoreFault::Denied, e.to_string()))
-        };
-        let (key_id, secret_key) = (
-            secret(&to.key_id, "key_id")?,
-            secret(&to.secret_key, "secret_key")?,
-        );
-        let mut url: BaseUrl = to.endpoint.parse().map_err(|e| unexpected(&e))?;
-        url.region = Region::new(&to.region).map_err(|e| unexpected(&e))?;
-        let artifactory = Arc::new(AtomicBool::new(false));
-        let client = MinioClientBuilder::new(url)
-            .provider(Some(StaticProvider::new(
-                key_id.expose(),
-                secret_key.expose(),
-                None,
-            )))
-            .ssl_cert_file(to.ca_file.as_deref())
-            .hook(Arc::new(Wire(artifactory.clone())))
-            .build()
-            .map_err(|e| {
-                fail(
-                    StoreFault::Tls,
-                    format!("{}: {}", ca_file_of(to), error_text::chain(&e)),
-                )
-            })?;
-        Ok(Store {
-            side,
-            endpoint: to.endpoint.clone(),
-            client,
-            bucket: BucketName::new(&to.bucket_name).map_err(|e| unexpected(&e))?,
-            patience: REPLY_TIMEOUT,
-            tries: MAX_TRIES,
-            artifactory,
-            pace: Pace::default(),
-        })
-    }
-
     /// Sets other limits: the time to wait for one answer, and the number of tries.
     pub fn with_limits(mut self, patience: Duration, tries: usize) -> Store {
         self.patience = patience;
@@ -136,6 +85,11 @@ impl Store {
 
     pub fn endpoint(&self) -> &str {
         &self.endpoint
+    }
+
+    /// Returns the URL of the proxy on the way, without user and password. None: there is none.
+    pub fn proxy(&self) -> Option<Box<str>> {
+        self.relay.as_ref().map(|relay| relay.proxy().into())
     }
 
     /// Returns how many of `most` transfers at once the store shall get now: fewer while it asks
@@ -206,9 +160,9 @@ impl Store {
         Ok(self.once(doing, asked).await?.flatten())
     }
 
-    /// Returns whether the store has an object that it did not get from another bucket by its own
-    /// replication.
-    pub async fn has_of_its_own(&self, key: &str) -> Result<bool, StoreError> {
+    /// Returns the ETag of an object that the store did not get from another bucket by its own
+    /// replication. None: there is no such object.
+    pub async fn etag_of_its_own(&self, key: &str) -> Result<Option<String>, StoreError> {
         let doing = format!("asking for {key}");
         self.persist(&doing, || async {
             let request = async {
@@ -219,11 +173,11 @@ impl Store {
                     .await
             };
             let Some(answer) = self.once(&doing, request).await? else {
-                return Ok(false);
+                return Ok(None);
             };
-            self.etag_of(&doing, answer.headers())?;
-            let status = answer.headers().get("x-amz-replication-status");
-            Ok(!status.is_some_and(|status| status.as_bytes().eq_ignore_ascii_case(b"replica")))
+            let etag = self.etag_of(&doing, answer.headers())?;
+            let is_copy = ReplicationStatus::of(answer.headers()) == ReplicationStatus::Replica;
+            Ok((!is_copy).then_some(etag))
         })
         .await
     }
@@ -298,7 +252,7 @@ impl Store {
     ) -> Result<Option<T>, StoreError> {
         match answer {
             Ok(answer) => Ok(Some(answer)),
-            Err(error) if classify(&error, said).is_none() => Ok(None),
+            Err(error) if classify(&error, said.as_ref()).is_none() => Ok(None),
             Err(error) => Err(self.error(doing, &error, said)),
         }
     }
@@ -417,7 +371,7 @@ impl Store {
     }
 
     fn error(&self, doing: &str, error: &Error, said: Option<Answered>) -> StoreError {
-        let classified = classify(error, said);
+        let classified = classify(error, said.as_ref());
         let (fault, text) =
             classified.unwrap_or((StoreFault::Unexpected, error_text::chain(error)));
         if self.artifactory.load(Ordering::Relaxed) {
@@ -458,6 +412,7 @@ impl Store {
         StoreError {
             side: self.side,
             endpoint: self.endpoint.clone(),
+            proxy: self.proxy(),
             doing: doing.to_string(),
             fault,
             text,
@@ -467,13 +422,6 @@ impl Store {
 }
 
 type Body = Pin<Box<dyn Stream<Item = std::io::Result<Bytes>> + Send>>;
-
-fn ca_file_of(to: &config::S3) -> String {
-    match &to.ca_file {
-        Some(path) => path.display().to_string(),
-        None => "the system's certificate authorities".into(),
-    }
-}
 
 fn object(key: &str) -> Result<ObjectKey, Error> {
     ObjectKey::new(key).map_err(Error::Validation)

@@ -22,6 +22,8 @@ pub enum StoreFault {
     Full,
     /// The certificate was not accepted.
     Tls,
+    /// The HTTP proxy on the way refuses to carry the request, or its configuration is wrong.
+    ProxyRefused,
     /// Not an S3 server that Builder can use (Artifactory).
     Unsupported,
     /// The object under the key is not the one that the request was to change or to continue:
@@ -38,15 +40,24 @@ pub enum StoreFault {
 /// A failed request to an artifact store: which side, what was being done, and the server's own
 /// words.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("{side} artifact store {endpoint}: {doing}: {text}")]
+#[error("{side} artifact store {endpoint}{}: {doing}: {text}", through(.proxy))]
 pub struct StoreError {
     pub side: Side,
     pub endpoint: String,
+    /// URL of the proxy on the way, without user and password.
+    pub proxy: Option<Box<str>>,
     pub doing: String,
     pub fault: StoreFault,
     pub text: String,
     /// Time for which the server asks us to wait.
     pub wait: Option<Duration>,
+}
+
+fn through(proxy: &Option<Box<str>>) -> String {
+    match proxy {
+        Some(proxy) => format!(" through the proxy {proxy}"),
+        None => String::new(),
+    }
 }
 
 impl StoreError {
@@ -62,9 +73,10 @@ impl StoreError {
     /// refusing it (an archived object, a disabled key, a policy of its own), or a store can hold
     /// no such key. Only other objects show whether the store serves at all.
     pub fn may_be_of_the_object(&self) -> bool {
-        use StoreFault::{Archived, Denied, Unexpected};
-        self.is_of_the_key()
-            || self.side == Side::Peer && matches!(self.fault, Archived | Denied | Unexpected)
+        // A proxy may refuse a single object too, as one that looks for malware does.
+        use StoreFault::{Archived, Denied, ProxyRefused, Unexpected};
+        let is_refusal = matches!(self.fault, Archived | Denied | ProxyRefused | Unexpected);
+        self.is_of_the_key() || self.side == Side::Peer && is_refusal
     }
 
     /// Returns whether the fault is of the key: the store cannot hold it, whatever else it holds.
@@ -75,6 +87,9 @@ impl StoreError {
     pub fn next_step(&self) -> String {
         let side = self.side;
         match self.fault {
+            StoreFault::Unreachable if self.proxy.is_some() => format!(
+                "check that the proxy runs and reaches the server, that the server runs, and that {side}.s3.proxy and {side}.s3.endpoint are right"
+            ),
             StoreFault::Unreachable => {
                 format!("check that the server runs and that {side}.s3.endpoint is right")
             }
@@ -98,6 +113,23 @@ impl StoreError {
                 format!("raise the quota of the bucket in {side}.s3.bucket_name, or of its owner")
             }
             StoreFault::Full => format!("make room on the {side} artifact store's disks"),
+            // Some proxies answer 401 to a wrong password, and 407 only where there is none.
+            StoreFault::ProxyRefused
+                if ["HTTP status 401", "HTTP status 407"]
+                    .iter()
+                    .any(|status| self.text.contains(status)) =>
+            {
+                format!(
+                    "give the user and the password that the proxy accepts in {side}.s3.proxy or {side}.s3.proxy_file: http://user:password@host:port"
+                )
+            }
+            StoreFault::ProxyRefused => format!(
+                "let the proxy carry the requests of this machine to {}, or correct {side}.s3.proxy",
+                self.endpoint
+            ),
+            StoreFault::Tls if self.proxy.is_some() => format!(
+                "give the certificate authority in {side}.s3.ca_file; if the proxy opens TLS connections, that is the proxy's authority"
+            ),
             StoreFault::Tls => format!(
                 "give the certificate authority in {side}.s3.ca_file, or use a server certificate signed by one that the system trusts"
             ),
@@ -145,8 +177,11 @@ impl StoreError {
 /// `said`: the answer's status, which the library does not return if the answer has a code.
 pub(in crate::cluster) fn classify(
     error: &Error,
-    said: Option<Answered>,
+    said: Option<&Answered>,
 ) -> Option<(StoreFault, String)> {
+    if let Some(fault) = said.and_then(|said| said.proxy_fault.clone()) {
+        return Some((fault.fault, fault.text));
+    }
     let (fault, text) = match error {
         Error::S3Server(S3ServerError::S3Error(answer)) => {
             let message = answer.message().clone().unwrap_or_default();

@@ -101,7 +101,24 @@ const KEYS: &[(&str, &str, &[&str])] = &[
         r#""DIR/certificate""#,
         &[r#""DIR/none""#, "1"],
     ),
-    ("*.s3.proxy", r#""http://proxy:3128""#, &[r#""proxy""#, "1"]),
+    (
+        "*.s3.proxy",
+        r#""http://user:hunter2@proxy:3128""#,
+        &[
+            r#""proxy""#,
+            r#""http://proxy""#,
+            r#""http://user:hunter2@proxy""#,
+            r#""http://user:hunter2@proxy:1/x""#,
+            r#""http://user:hunter2\n@proxy:1""#,
+            r#""socks5://user:hunter2@proxy:1080""#,
+            "1",
+        ],
+    ),
+    (
+        "*.s3.proxy_file",
+        r#""DIR/proxy""#,
+        &[r#""DIR/none""#, r#""DIR/secret""#, r#""proxy""#, "1"],
+    ),
     ("artifacts.mode", r#""shared""#, &[r#""none""#, "1"]),
     ("artifacts.fill", "false", &[r#""yes""#, "1", "true"]),
     ("artifacts.arrival_limit", r#""2h""#, &[r#""0s""#, "60"]),
@@ -117,6 +134,8 @@ const KEYS: &[(&str, &str, &[&str])] = &[
     ("artifacts.lease.secret_key", "", &["4711"]),
     ("artifacts.lease.secret_key_file", "", &[r#""DIR/secret""#, "1"]),
     ("artifacts.lease.ca_file", r#""DIR/certificate""#, &["1"]),
+    ("artifacts.lease.proxy", "", &[r#""proxy""#, "1"]),
+    ("artifacts.lease.proxy_file", "", &[r#""proxy""#, "1"]),
     ("replication.mode", r#""stream""#, &[r#""fast""#, "1"]),
     ("replication.direction", r#""push""#, &[r#""both""#, "1"]),
     (
@@ -285,7 +304,6 @@ fn a_key_that_is_not_built_may_hold_its_default_however_written() {
     );
     let error = problem("artifacts.fill", "true");
     assert!(error.contains("artifacts.mode = \"external\""), "{error}");
-    assert!(problem("peer.s3.proxy", r#""http://proxy:3128""#).contains("not supported yet"));
 }
 
 #[test]

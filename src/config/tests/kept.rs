@@ -51,6 +51,7 @@ fn with_secrets_read(mut config: Config) -> Config {
         side.datastore.password = side.datastore.password.as_ref().map(read);
         side.s3.key_id = read(&side.s3.key_id);
         side.s3.secret_key = read(&side.s3.secret_key);
+        side.s3.proxy = side.s3.proxy.as_ref().map(read);
     }
     config
 }
@@ -71,6 +72,9 @@ fn what_is_kept_is_what_was_loaded() {
         ("local.datastore.password_file", r#""DIR/secret""#),
         ("peer.datastore.password", r#""hunter2 \"quoted\"""#),
         ("peer.datastore.password_file", r#""""#),
+        ("local.s3.proxy", r#""http://proxy:3128""#),
+        ("peer.s3.proxy", r#""http://user:hunter2@proxy:3128""#),
+        ("peer.s3.proxy_file", r#""""#),
         ("replication.schedule", r#""*/2 * * * *""#),
         ("verify.schedule", r#""""#),
         ("verify.deep", "true"),
@@ -93,6 +97,14 @@ fn what_is_kept_is_what_was_loaded() {
         config.local.datastore.password
     );
     assert_eq!(kept.local.s3.key_id, config.local.s3.key_id);
+    // The URL of a proxy is a secret only with a password in it.
+    assert_eq!(
+        kept.peer.s3.proxy,
+        Some(SecretSource::File(site.secret_file("peer.s3.proxy")))
+    );
+    assert_eq!(kept.local.s3.proxy, config.local.s3.proxy);
+    let text = fs::read_to_string(site.kept_file()).unwrap();
+    assert!(!text.contains("hunter2"), "{text}");
     assert_ne!(kept, config);
     assert_eq!(with_secrets_read(kept), with_secrets_read(config));
 }

@@ -71,6 +71,7 @@ impl Site {
         site.file("secret", "hunter2-file\n", 0o640);
         site.file("open-secret", "hunter2-open\n", 0o644);
         site.file("certificate", "", 0o644);
+        site.file("proxy", "http://user:hunter2@proxy:3128\n", 0o640);
         site
     }
 

@@ -11,9 +11,10 @@ fn a_secret_and_its_file_exclude_each_other() {
         "local.datastore.password",
         "peer.s3.key_id",
         "local.s3.secret_key",
+        "peer.s3.proxy",
     ] {
         let mut site = Site::new(MINIMAL);
-        site.set(key, r#""hunter2""#)
+        site.set(key, r#""http://u:hunter2@proxy:3128""#)
             .set(&format!("{key}_file"), r#""DIR/secret""#);
         assert_eq!(
             site.load().unwrap_err(),
@@ -42,7 +43,13 @@ fn a_configuration_with_secrets_is_not_for_everybody() {
         site.set(key, r#""""#)
             .set(&format!("{key}_file"), r#""DIR/secret""#);
     }
+    site.set("local.s3.proxy", r#""http://proxy:3128""#)
+        .set("peer.s3.proxy_file", r#""DIR/proxy""#);
     site.load_with_mode(0o644).unwrap();
+    site.set("local.s3.proxy", r#""http://u:hunter2@proxy:3128""#);
+    let error = site.load_with_mode(0o644).unwrap_err();
+    assert!(error.starts_with("local.s3.proxy: /"), "{error}");
+    assert!(error.contains("local.s3.proxy_file"), "{error}");
 }
 
 #[test]
@@ -51,6 +58,7 @@ fn no_secret_is_printed() {
     site.file("builder-api.toml", BUILDER_API, 0o640);
     let config = site
         .set("peer.datastore.password", r#""hunter2""#)
+        .set("peer.s3.proxy", r#""http://user:hunter2@proxy:3128""#)
         .load()
         .unwrap();
     let shown = format!("{config:?} {config:#?}");

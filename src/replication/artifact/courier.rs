@@ -163,6 +163,7 @@ impl Courier {
             None => Err(StoreError {
                 side: self.local.reading().side(),
                 endpoint: self.local.reading().endpoint().to_string(),
+                proxy: self.local.reading().proxy(),
                 doing: format!("writing {to}"),
                 fault: StoreFault::Unreachable,
                 text: "the store acknowledged two uploads, but neither could be confirmed, or other bytes were written there in the meantime".into(),

@@ -93,6 +93,7 @@ pub fn not_in_time(config: &Config, limit: Duration) -> ReplicationError {
     ReplicationError::Store(StoreError {
         side: Side::Local,
         endpoint: config.local.s3.endpoint.clone(),
+        proxy: None,
         doing: "looking for a sample of the artifacts".into(),
         fault: StoreFault::Unreachable,
         text: format!("not done within {}", humantime::format_duration(limit)),

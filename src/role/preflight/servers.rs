@@ -271,6 +271,7 @@ mod tests {
                     key_id: secret(),
                     secret_key: secret(),
                     ca_file: None,
+                    proxy: None,
                     source: "configuration",
                 },
             };

@@ -30,7 +30,7 @@ pub enum ReplicationStatus {
 }
 
 impl ReplicationStatus {
-    fn of(headers: &HeaderMap) -> ReplicationStatus {
+    pub(super) fn of(headers: &HeaderMap) -> ReplicationStatus {
         let status = headers.get("x-amz-replication-status");
         let status = status.and_then(|status| status.to_str().ok());
         // MinIO says COMPLETED, and AWS says COMPLETE in some of its documents.

@@ -1,6 +1,7 @@
 //! Adds headers to each request, and reads an answer's status and headers: the library's own calls
 //! support neither.
 
+use crate::cluster::s3::relay::ProxyFault;
 use crate::cluster::s3::store::object::Expected;
 use minio::s3::client::hooks::Extensions;
 use minio::s3::client::{Method, RequestHooks, Response};
@@ -27,10 +28,12 @@ tokio::task_local! {
 }
 
 /// The facts of an answer outside its body.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::cluster) struct Answered {
     pub status: u16,
     pub retry_after: Option<Duration>,
+    /// The fault of the way through a proxy. None: the store itself answered.
+    pub proxy_fault: Option<ProxyFault>,
 }
 
 /// Sends a request. Returns also the facts of the last answer to it.
@@ -38,14 +41,18 @@ pub(super) async fn listening<T>(request: impl Future<Output = T>) -> (T, Option
     ANSWERED
         .scope(Cell::new(None), async {
             let answer = request.await;
-            (answer, ANSWERED.with(Cell::get))
+            (answer, ANSWERED.with(Cell::take))
         })
         .await
 }
 
-/// Recognises Artifactory by the headers of all its answers.
 #[derive(Debug)]
-pub(super) struct Wire(pub Arc<AtomicBool>);
+pub(super) struct Wire {
+    /// Set if the headers of an answer are those of Artifactory.
+    pub artifactory: Arc<AtomicBool>,
+    /// Host for which requests are signed. None: that of the URL to which they are sent.
+    pub host: Option<String>,
+}
 
 #[async_trait::async_trait]
 impl RequestHooks for Wire {
@@ -65,6 +72,10 @@ impl RequestHooks for Wire {
         body: Option<&SegmentedBytes>,
         _: &mut Extensions,
     ) -> Result<(), Error> {
+        if let Some(host) = &self.host {
+            headers.retain(|name, _| !name.eq_ignore_ascii_case("host"));
+            headers.insert("Host".to_string(), host.clone());
+        }
         if let Some((name, value)) = EXPECTED.try_with(Expected::header).ok().flatten() {
             headers.insert(name.to_string(), value);
         }
@@ -97,6 +108,10 @@ impl RequestHooks for Wire {
             cell.set(Some(Answered {
                 status: answer.status().as_u16(),
                 retry_after: headers.get("retry-after").and_then(wait_of),
+                proxy_fault: match self.host {
+                    Some(_) => ProxyFault::read(headers),
+                    None => None,
+                },
             }));
         });
         let jfrog = [
@@ -105,7 +120,7 @@ impl RequestHooks for Wire {
             "x-jfrog-version",
         ];
         if jfrog.iter().any(|name| headers.contains_key(*name)) {
-            self.0.store(true, Ordering::Relaxed);
+            self.artifactory.store(true, Ordering::Relaxed);
         }
     }
 }

@@ -10,11 +10,13 @@ fn sorted(status: u16, code: &str, message: &str) -> StoreError {
     let said = Answered {
         status,
         retry_after: None,
+        proxy_fault: None,
     };
-    let (fault, text) = classify(&error, Some(said)).expect("it is a fault");
+    let (fault, text) = classify(&error, Some(&said)).expect("it is a fault");
     StoreError {
         side: Side::Local,
         endpoint: "http://store".into(),
+        proxy: None,
         doing: "writing a key".into(),
         fault,
         text,
