@@ -48,7 +48,7 @@ pub use postgres::datastore_error::{DatastoreError, DatastoreFault};
 pub use postgres::footprint::Footprint;
 pub use postgres::maintenance::has_database;
 pub use postgres::provider::Provider;
-pub use postgres::rights::{Rights, may_apply, rights};
+pub use postgres::rights::{MayApply, Rights, may_apply, rights};
 pub use postgres::rows::Row;
 pub use postgres::sequences::{Sequence, SequenceName};
 pub use postgres::server_state::{Server, ServerState};
@@ -58,6 +58,7 @@ pub use postgres::session::{
 };
 pub use postgres::slots::LocalSlot;
 pub use postgres::tables::Table;
+pub use postgres::tried::{Replicates, Tried};
 pub use postgres::walsender::{Arrived, NewSlot, TextRows, WalSession, WalStream};
 pub use primary_status::{PrimaryStatus, SlotStatus, StatusError};
 pub use s3::probe::{Keeps, prove_writable};

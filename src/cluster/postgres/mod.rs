@@ -30,5 +30,6 @@ pub(super) mod tables;
 pub(super) mod timeline;
 pub(super) mod tls;
 pub(super) mod toc;
+pub(super) mod tried;
 pub(super) mod walsender;
 pub(super) mod words;
