@@ -54,24 +54,33 @@ async fn handover(pair: &Pair, service: &Service<'_>, settings: &str) -> Result<
     Ok(())
 }
 
-/// From the first copy to the way back, by the stream, with a kill in between.
-async fn life(pair: &Pair, there: &str, back: &str, visitors: &[&Visitor]) -> Result<()> {
-    let (site, mut factory) = (&pair.there, another(5));
+/// From the first copy over a kill to the stream that goes on.
+async fn follows_over_a_kill(site: &Site, settings: &str) -> Result<()> {
+    let mut factory = another(5);
+    site.write_config(settings);
+    prepare(site).await;
+    let service = Service::start(site, settings);
+    until_following(&service).await;
+    service.running.kill9()?;
+    factory.fill(&site.primary, 2).await?;
+    let service = Service::start(site, settings);
+    until_following(&service).await;
+    until_equal(site).await?;
+    assert_eq!(copies(&service).await?, 0, "it goes on");
+    service.running.kill9()?;
+    Ok(())
+}
+
+/// By the stream to the handover, and the way back.
+async fn there_and_back(pair: &Pair, there: &str, back: &str, visitors: &[&Visitor]) -> Result<()> {
+    let (site, mut factory) = (&pair.there, another(6));
     site.write_config(there);
     prepare(site).await;
     let service = Service::start(site, there);
     until_following(&service).await;
     factory.fill(&site.primary, 2).await?;
     until_equal(site).await?;
-
-    service.running.kill9()?;
-    factory.fill(&site.primary, 2).await?;
-    let service = Service::start(site, there);
-    until_following(&service).await;
-    until_equal(site).await?;
-    assert_eq!(copies(&service).await?, 0, "it goes on");
     verified_deep(site).await?;
-
     for visitor in visitors {
         visitor.until_inside().await;
     }
@@ -90,7 +99,8 @@ async fn a_primary_of_a_provider() -> Result<()> {
     let site = site("managed_primary", managed(Provider::Azure), logical()).await?;
     let pair = Pair::of(site)?;
     let visitor = Visitor::start(&pair.there.primary.pg).await?;
-    life(&pair, TO_MANAGED, ON_MANAGED, &[&visitor]).await
+    follows_over_a_kill(&pair.there, TO_MANAGED).await?;
+    there_and_back(&pair, TO_MANAGED, ON_MANAGED, &[&visitor]).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -98,7 +108,8 @@ async fn a_spare_of_a_provider() -> Result<()> {
     let site = site("managed_spare", logical(), managed(Provider::Rds)).await?;
     let pair = Pair::of(site)?;
     let visitor = Visitor::start(&pair.there.spare.pg).await?;
-    life(&pair, ON_MANAGED, TO_MANAGED, &[&visitor]).await
+    follows_over_a_kill(&pair.there, ON_MANAGED).await?;
+    there_and_back(&pair, ON_MANAGED, TO_MANAGED, &[&visitor]).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -109,7 +120,7 @@ async fn both_of_providers() -> Result<()> {
         Visitor::start(&pair.there.primary.pg).await?,
         Visitor::start(&pair.there.spare.pg).await?,
     );
-    life(&pair, BOTH, BOTH, &[&visitors.0, &visitors.1]).await
+    there_and_back(&pair, BOTH, BOTH, &[&visitors.0, &visitors.1]).await
 }
 
 /// Cloud SQL lets nobody switch triggers off, and has no bound of the log.
@@ -218,6 +229,29 @@ async fn what_the_console_and_a_limited_role_need_is_printed_and_the_rest_is_mad
             "are parameters of Amazon RDS or Aurora",
         ],
     );
+    Ok(())
+}
+
+/// A restart for a minor version, and a failover to another machine with the same disk.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_and_a_failover_of_the_primary_cost_no_copy() -> Result<()> {
+    let site = site("managed_failover", managed(Provider::Rds), logical()).await?;
+    site.write_config(TO_MANAGED);
+    prepare(&site).await;
+    let service = Service::start(&site, TO_MANAGED);
+    until_following(&service).await;
+    let (pg, mut factory) = (&site.primary.pg, another(4));
+    pg.stop_fast().await?;
+    pg.start_again().await?;
+    factory.fill(&site.primary, 1).await?;
+    until_equal(&site).await?;
+    pg.kill9();
+    pg.start_again().await?;
+    factory.fill(&site.primary, 1).await?;
+    until_equal(&site).await?;
+    until_following(&service).await;
+    assert_eq!(copies(&service).await?, 1);
+    service.stop().await.ok();
     Ok(())
 }
 

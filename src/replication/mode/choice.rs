@@ -76,7 +76,7 @@ fn may_not_apply(provider: Option<Provider>) -> Because {
                 "GRANT rds_superuser TO local.datastore.user on the spare, whose provider gives this right to that role alone"
             }
             Some(Provider::Google) => {
-                "nothing: Google Cloud SQL gives this right to nobody. For the stream, let the spare's server be another one"
+                "let the spare have another server: Google Cloud SQL gives this right to nobody"
             }
             Some(Provider::Azure) | None => {
                 "use Builder's own user hab as local.datastore.user, or grant it (PostgreSQL 15: GRANT SET ON PARAMETER session_replication_role)"
