@@ -29,8 +29,8 @@ pub use fence::keep::{FenceCheck, FenceReason, KeepError, KeptFence};
 pub use fence::peer_fence::{PeerFence, RaiseError};
 pub use fence::proof::{exempt_role, prove_fence};
 pub use fence::setting::{
-    FenceError, end_sessions, end_sessions_from_before, enforce_fence, is_fenced, lift_statement,
-    raise_fence, set_fence,
+    FenceError, Waived, end_sessions, end_sessions_from_before, enforce_fence, is_fenced,
+    lift_statement, raise_fence, set_fence,
 };
 pub use identity::{
     IdentityError, differ_by_reading, differ_in_bucket, differ_in_server, system_id,
@@ -47,7 +47,8 @@ pub use postgres::databases::{DatabaseProperties, drop_statement};
 pub use postgres::datastore_error::{DatastoreError, DatastoreFault};
 pub use postgres::footprint::Footprint;
 pub use postgres::maintenance::has_database;
-pub use postgres::rights::{Rights, may_apply, rights};
+pub use postgres::provider::Provider;
+pub use postgres::rights::{MayApply, Rights, may_apply, rights};
 pub use postgres::rows::Row;
 pub use postgres::sequences::{Sequence, SequenceName};
 pub use postgres::server_state::{Server, ServerState};
@@ -57,6 +58,7 @@ pub use postgres::session::{
 };
 pub use postgres::slots::LocalSlot;
 pub use postgres::tables::Table;
+pub use postgres::tried::{Replicates, Tried};
 pub use postgres::walsender::{Arrived, NewSlot, TextRows, WalSession, WalStream};
 pub use primary_status::{PrimaryStatus, SlotStatus, StatusError};
 pub use s3::lease_store::{FoundObject, LeaseStore, SeenLease, WroteLease};

@@ -78,7 +78,7 @@ pub(super) fn script(verb: &str, peer: &Datastore, database: &str, plan: &Plan) 
     for note in &plan.notes {
         lines.push(format!("-- note: {note}"));
     }
-    if plan.steps.is_empty() {
+    if plan.steps.is_empty() && plan.grants.is_empty() {
         lines.push("-- nothing to do".into());
         return lines.join("\n");
     }
@@ -86,16 +86,13 @@ pub(super) fn script(verb: &str, peer: &Datastore, database: &str, plan: &Plan) 
         "-- each statement waits at most 200 ms for a lock: after a timeout, run the script again from that statement".into(),
     );
     lines.push("\\set ON_ERROR_STOP on".into());
-    lines.extend(
-        plan.steps
-            .iter()
-            .map(|step| format!("\n{}", step.script().trim_end())),
-    );
+    let steps = plan.steps.iter().chain(&plan.grants);
+    lines.extend(steps.map(|step| format!("\n{}", step.script().trim_end())));
     lines.join("\n")
 }
 
-pub(super) fn steps(plan: &Plan) -> Value {
-    let steps = plan.steps.iter().map(|step| {
+pub(super) fn steps(steps: &[Step]) -> Value {
+    let steps = steps.iter().map(|step| {
         json!({
             "what": step.what,
             "reason": step.reason,
@@ -125,7 +122,8 @@ fn document(found: &Prepare, print: bool) -> Value {
     json!({
         "format": 1,
         "carried_out": !print,
-        "steps": steps(&found.plan),
+        "steps": steps(&found.plan.steps),
+        "grants": steps(&found.plan.grants),
         "in_the_way": obstacles(&found.plan),
         "notes": found.plan.notes,
         "stream": {

@@ -49,7 +49,7 @@ fn document(found: &Release, print: bool) -> Value {
         "format": 1,
         "carried_out": !print,
         "cluster_id": found.names.id,
-        "steps": steps(&found.plan),
+        "steps": steps(&found.plan.steps),
         "in_the_way": obstacles(&found.plan),
         "notes": found.plan.notes,
     })

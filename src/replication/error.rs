@@ -89,6 +89,11 @@ pub enum ReplicationError {
         seconds: u64,
         waits_for: String,
     },
+    /// A database with sessions that we may not end cannot be renamed. Nothing was changed.
+    #[error(
+        "local: the incoming database could not be made the visible one within {seconds} s: sessions that our user may not end were there: {who}"
+    )]
+    Unswitched { seconds: u64, who: String },
     /// As a rule, a migration took place while the stream was applied into the incoming database.
     #[error("the stream did not join the copy: {text}")]
     NotMet { text: String },
@@ -132,6 +137,7 @@ impl ReplicationError {
                 | ReplicationError::InTheWay { .. }
                 | ReplicationError::Spool(_)
                 | ReplicationError::Busy { .. }
+                | ReplicationError::Unswitched { .. }
                 | ReplicationError::NotMet { .. } => true,
                 // The standby may be promoted soon.
                 ReplicationError::Precondition { check, .. } => *check == ErrorCode::Standby,
@@ -204,6 +210,9 @@ impl ReplicationError {
             ReplicationError::Busy { .. } => {
                 "wait until that transaction on the primary ends, or end it".into()
             }
+            ReplicationError::Unswitched { .. } => {
+                "end these sessions on the spare, or have their owner end them; the next copy tries again".into()
+            }
             ReplicationError::Waited(error) => error.next_step(),
             ReplicationError::Spool(_) => {
                 "make room in the service's data directory, or raise replication.wal_hold_limit".into()
@@ -255,6 +264,7 @@ impl ReplicationError {
             ReplicationError::State(error) => Some(error.side()),
             ReplicationError::Program(_)
             | ReplicationError::Scratch { .. }
+            | ReplicationError::Unswitched { .. }
             | ReplicationError::Spool(_) => Some(Side::Local),
             ReplicationError::Fence(error) => Some(error.side()),
             ReplicationError::Rewritten { .. }
@@ -326,7 +336,7 @@ impl ReplicationError {
             ReplicationError::Scratch { .. } => ErrorCode::Scratch,
             ReplicationError::Rewritten { .. } => ErrorCode::Rewritten,
             ReplicationError::InTheWay { .. } => ErrorCode::InTheWay,
-            ReplicationError::Busy { .. } => ErrorCode::Busy,
+            ReplicationError::Busy { .. } | ReplicationError::Unswitched { .. } => ErrorCode::Busy,
             ReplicationError::NotMet { .. } => ErrorCode::NotMet,
             ReplicationError::Waited(error) => error.code(),
             ReplicationError::Spool(_) => ErrorCode::Spool,

@@ -11,7 +11,9 @@ use crate::cluster::{
     system_id,
 };
 use crate::config::Config;
-use crate::domain::{ErrorCode, EventKind, PromotionKind, Role, Step, Transition, TransitionKind};
+use crate::domain::{
+    ErrorCode, EventKind, PromotionKind, Role, Side, Step, Transition, TransitionKind,
+};
 use crate::replication::{Doubt, ReplicationError, has_database};
 use chrono::Utc;
 
@@ -251,7 +253,10 @@ pub async fn fence_here(
     state.record_fence(&local.database, epoch, by, true).await?;
     // This runs even if the fence is set: the process that set it may have been killed before it
     // ended older sessions.
-    Ok(raise_fence(session, local, &local.database).await?)
+    let waived = raise_fence(session, local, &local.database).await?;
+    Ok(state
+        .note_waived(Side::Local, &waived, &local.database)
+        .await?)
 }
 
 /// Removes the objects that the new primary made here while it followed. Objects with another name

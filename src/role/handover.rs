@@ -427,7 +427,11 @@ impl Handover<'_> {
         self.state.still_ours(self.lock).await?;
         // The fence ends every session from before it.
         self.peer.close_idle();
-        fence.raise(self.epoch, &id, false).await?;
+        let waived = fence.raise(self.epoch, &id, false).await?;
+        let database = &self.config.peer.datastore.database;
+        self.state
+            .note_waived(Side::Peer, &waived, database)
+            .await?;
         Ok(fence)
     }
 

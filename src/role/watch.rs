@@ -4,7 +4,7 @@ use super::epoch::{PeerFacts, is_recorded};
 use crate::cluster::preparation::Names;
 use crate::cluster::{LocalCluster, PeerCluster, PeerFence, Promotion, StateDb};
 use crate::config::Config;
-use crate::domain::{ErrorCode, PromotionKind};
+use crate::domain::{ErrorCode, PromotionKind, Side};
 use crate::replication::{ReplicationError, stream, two_servers};
 
 /// The peer, and the report of its server.
@@ -57,7 +57,9 @@ pub async fn settle(
         fence.settle(promotion.epoch, &id).await?;
     } else {
         state.peer_was_open(promotion.epoch).await?;
-        fence.raise(promotion.epoch, &id, true).await?;
+        let waived = fence.raise(promotion.epoch, &id, true).await?;
+        let database = &config.peer.datastore.database;
+        state.note_waived(Side::Peer, &waived, database).await?;
     }
     state.peer_was_fenced(promotion.epoch, false).await?;
     if promotion.kind == PromotionKind::Switchover && was_complete {

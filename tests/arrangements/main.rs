@@ -2,5 +2,6 @@
 
 mod attached;
 mod external;
+mod managed;
 mod place;
 mod shared;

@@ -509,9 +509,17 @@ async fn nothing_is_done_where_it_may_not_be() -> Result<()> {
         script.contains("-- IN THE WAY: the peer's user looker"),
         "{script}"
     );
+    assert!(
+        script.contains("GRANT pg_monitor TO \"looker\";"),
+        "{script}"
+    );
     psql(&site, &script).await?;
     restart(&site).await?;
     // It cannot see where wal_level comes from until it may.
+    let client = site.primary.conn().await?;
+    client
+        .batch_execute("REVOKE pg_monitor FROM looker")
+        .await?;
     let document = site.warm_spare(&["prepare", "--json"]).await.ok().json();
     let reason = document["stream"]["change"].as_str().unwrap_or_default();
     assert!(
@@ -718,6 +726,9 @@ async fn a_providers_server_is_followed_with_its_own_parameters() -> Result<()> 
     site.write_config("peer.datastore.user = \"copier\"\npeer.datastore.password = \"copies\"");
     let script = site.warm_spare(&["prepare", "--print"]).await.ok().stdout;
     assert!(!script.contains("ALTER SYSTEM"), "{script}");
+    // Membership in a role of that name is no right here: the right is tried.
+    let grant = "ALTER ROLE \"copier\" REPLICATION;";
+    assert!(script.contains(grant), "{script}");
     // An administrator makes the publication, whose tables are not the user's own.
     psql(&site, &script).await?;
     let document = site.warm_spare(&["prepare", "--json"]).await.ok().json();

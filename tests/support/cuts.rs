@@ -17,7 +17,7 @@ use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio_postgres::Client;
 
-use super::follow::{prepare, until_following};
+use super::follow::until_following;
 use super::http_fault::{Fault, HttpFault};
 use super::pair::{Pair, is_writable};
 use super::proxy::{Mode, Proxy};
@@ -467,7 +467,16 @@ async fn one_round(
         service
             .until("it came back", |status| status["role"]["actual"] == "spare")
             .await;
-        prepare(world.site(old)).await;
+        // The new primary may fence it once more, which ends the session of the verb.
+        let site = world.site(old);
+        wait_until("it is prepared", SOON, || async {
+            let output = site.warm_spare(&["prepare"]).await;
+            match output.code {
+                Some(0) => Ok(()),
+                _ => Err(output.to_string().into()),
+            }
+        })
+        .await;
         until_following(world.service(old)).await;
     } else {
         world.set(old, "role = \"primary\"");

@@ -18,6 +18,7 @@ pub mod history;
 pub mod hostile;
 pub mod http_fault;
 pub mod inventory;
+pub mod managed;
 pub mod minio;
 pub mod oracle;
 pub mod origins;

@@ -13,6 +13,7 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 use tokio_postgres::{Client, NoTls};
 
+use super::managed::Managed;
 use super::ports::free_port;
 use super::process::{Guard, bound, find_program, on_path, server_dir, tail};
 use super::{Result, SERVER_DEADLINE, random_word};
@@ -27,6 +28,8 @@ pub struct Postgres {
     dir: TempDir,
     settings: Vec<(String, String)>,
     own_clock: bool,
+    /// The provider whose server this one imitates.
+    pub(super) managed: Option<Managed>,
 }
 
 /// The settings that may differ from builder-datastore's own.
@@ -40,6 +43,7 @@ pub struct Builder {
     own_clock: bool,
     /// None: the programs of this machine's own version.
     programs: Option<PathBuf>,
+    managed: Option<Managed>,
 }
 
 impl Builder {
@@ -81,6 +85,13 @@ impl Builder {
         self
     }
 
+    /// Imitates the server of a provider, whose user `hab` is no superuser. It has the settings of
+    /// [`Builder::logical`] as the provider's parameters, and accepts TLS alone from other machines.
+    pub fn managed(mut self, managed: Managed) -> Self {
+        self.managed = Some(managed);
+        self.scram()
+    }
+
     pub async fn start(self) -> Result<Postgres> {
         // It blocks, because it copies a data directory and waits for a server.
         let server = tokio::task::spawn_blocking(|| self.prepare()).await??;
@@ -105,7 +116,14 @@ impl Builder {
 
         let method = if self.scram { "scram-sha-256" } else { "md5" };
         let mut settings = stock_settings(method, dir.path());
-        if let Some((certificate, key)) = &self.tls {
+        let tls = match (self.tls, &self.managed) {
+            (None, Some(_)) => {
+                let made = super::tls::certificates(&["127.0.0.1", "localhost"])?;
+                Some((made.certificate, made.key))
+            }
+            (tls, _) => tls,
+        };
+        if let Some((certificate, key)) = &tls {
             write_private(&data.join("server.crt"), certificate)?;
             write_private(&data.join("server.key"), key)?;
             settings.push(("ssl".into(), "on".into()));
@@ -114,16 +132,28 @@ impl Builder {
         // The setting is not on the command line, where it would have precedence over
         // `ALTER SYSTEM`.
         append(&data.join("postgresql.conf"), "wal_level = replica\n")?;
+        if let Some(managed) = &self.managed {
+            append(&data.join("postgresql.conf"), &managed.parameters())?;
+        }
         for (name, value) in self.altered {
             let line = format!("{name} = '{value}'\n");
             append(&data.join("postgresql.auto.conf"), &line)?;
         }
+        let (socket, host) = match &self.managed {
+            // The tests' own sessions come by the socket, which no provider gives.
+            Some(_) => ("all", "hostssl"),
+            None => ("hab", "host"),
+        };
         write_private(
             &data.join("pg_hba.conf"),
-            &format!("local all hab {method}\nhost all all 0.0.0.0/0 {method}\n"),
+            &format!("local all {socket} {method}\n{host} all all 0.0.0.0/0 {method}\n"),
         )?;
         own(dir.path())?;
-        set_password(&programs, &data, method, &password)?;
+        let statements = match &self.managed {
+            Some(managed) => managed.roles(&password),
+            None => format!("ALTER ROLE hab PASSWORD '{password}'\n"),
+        };
+        run_alone(&programs, &data, method, &statements)?;
         Ok(Postgres {
             server: Mutex::new(None),
             port: 0,
@@ -133,6 +163,7 @@ impl Builder {
             dir,
             settings,
             own_clock: self.own_clock,
+            managed: self.managed,
         })
     }
 }
@@ -193,6 +224,7 @@ impl Postgres {
             dir,
             settings,
             own_clock: false,
+            managed: self.managed,
         };
         standby.start_on_a_free_port().await
     }
@@ -262,13 +294,23 @@ impl Postgres {
 
     /// Opens a session that is driven on the caller's runtime.
     pub async fn conn(&self, database: &str) -> Result<Client> {
-        let (client, connection) = tokio_postgres::Config::new()
-            .host(self.host())
+        self.conn_as(self.user(), database, "warm-spare-tests")
+            .await
+    }
+
+    /// Does the same as another user with the same password.
+    pub async fn conn_as(&self, user: &str, database: &str, application: &str) -> Result<Client> {
+        let mut config = tokio_postgres::Config::new();
+        match self.managed {
+            Some(_) => config.host_path(self.dir.path()),
+            None => config.host(self.host()),
+        };
+        let (client, connection) = config
             .port(self.port)
-            .user(self.user())
+            .user(user)
             .password(&self.password)
             .dbname(database)
-            .application_name("warm-spare-tests")
+            .application_name(application)
             .connect_timeout(Duration::from_secs(5))
             .connect(NoTls)
             .await?;
@@ -650,7 +692,8 @@ fn give_own_system_id(programs: &Path, data: &Path) -> Result<()> {
     run(&mut reset, "")
 }
 
-fn set_password(programs: &Path, data: &Path, method: &str, password: &str) -> Result<()> {
+/// Runs statements, one a line, as the superuser of a server that does not run yet.
+fn run_alone(programs: &Path, data: &Path, method: &str, statements: &str) -> Result<()> {
     let mut single = Command::new(programs.join("postgres"));
     single
         .args(["--single", "-D"])
@@ -663,10 +706,7 @@ fn set_password(programs: &Path, data: &Path, method: &str, password: &str) -> R
         ])
         .arg("postgres");
     unprivileged(&mut single);
-    run(
-        &mut single,
-        &format!("ALTER ROLE hab PASSWORD '{password}'\n"),
-    )
+    run(&mut single, statements)
 }
 
 fn run(command: &mut Command, input: &str) -> Result<()> {

@@ -1,12 +1,12 @@
 //! Sets a fence together with the record of its reason, withdraws it, and sets it again. Each of
 //! these is done so that it does not undo a promotion or a withdrawal at the same moment.
 
-use super::setting::{FenceError, enforce_fence, fence_statement, fenced, lift_statement};
+use super::setting::{FenceError, Waived, enforce_fence, fence_statement, fenced, lift_statement};
 use crate::cluster::postgres::datastore_error::DatastoreError;
 use crate::cluster::postgres::session::{WriteSession, quote_literal};
 use crate::cluster::state_db::state::{StateDb, StateError};
 use crate::config::Datastore;
-use crate::domain::Role;
+use crate::domain::{EventKind, Role, Side};
 use crate::killpoint;
 use tokio_postgres::types::ToSql;
 
@@ -171,9 +171,37 @@ impl StateDb {
     /// Enforces a spare's fence that was set again. Until then, sessions that began before it may
     /// write.
     pub async fn finish_fence(&self, local: &Datastore, database: &str) -> Result<(), FenceError> {
-        enforce_fence(&self.session, local, database).await?;
+        self.enforce(local, database).await?;
         let sql = "UPDATE cluster SET fence_begun = false WHERE fence_begun";
         Ok(self.session.batch("finishing the fence", sql).await?)
+    }
+
+    /// Enforces the local fence, and keeps an event of the roles that it waives.
+    pub(super) async fn enforce(
+        &self,
+        local: &Datastore,
+        database: &str,
+    ) -> Result<(), FenceError> {
+        let waived = enforce_fence(&self.session, local, database).await?;
+        self.note_waived(Side::Local, &waived, database).await?;
+        Ok(())
+    }
+
+    /// Keeps an event of the roles that a fence waives, on either side.
+    pub async fn note_waived(
+        &self,
+        side: Side,
+        waived: &Waived,
+        database: &str,
+    ) -> Result<(), DatastoreError> {
+        let Some(text) = waived.describe(side, database) else {
+            return Ok(());
+        };
+        log::warn!("{text}");
+        match self.event(EventKind::Fence, &text, "").await {
+            Err(StateError::Datastore(error)) => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// Sets the fence's setting again after somebody has lifted it, unless its record was withdrawn

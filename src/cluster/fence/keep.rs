@@ -1,7 +1,7 @@
 //! Keeps a fence: it is a condition, not an event. Each look sets it again if somebody lifted it.
 
 use super::proof::prove_fence;
-use super::setting::{FenceError, enforce_fence, is_fenced};
+use super::setting::{FenceError, is_fenced};
 use crate::cluster::postgres::datastore_error::DatastoreError;
 use crate::cluster::postgres::maintenance::has_database;
 use crate::cluster::state_db::state::{StateDb, StateError};
@@ -91,12 +91,10 @@ impl StateDb {
         let set_again = !was_set || reason == FenceReason::Spare { begun: true };
         let proved = match (reason, check) {
             (FenceReason::Spare { .. }, _) if set_again => self.finish_fence(local, database).await,
-            (FenceReason::Replaced, _) if set_again => {
-                enforce_fence(session, local, database).await
-            }
+            (FenceReason::Replaced, _) if set_again => self.enforce(local, database).await,
             (_, FenceCheck::Setting) => Ok(()),
             (_, FenceCheck::Proof) => prove_fence(session, local, database).await,
-            (_, FenceCheck::Enforcement) => enforce_fence(session, local, database).await,
+            (_, FenceCheck::Enforcement) => self.enforce(local, database).await,
         };
         match proved {
             Ok(()) if set_again => Ok(KeptFence::SetAgain),

@@ -1,7 +1,7 @@
 //! The capability to fence the peer, and to withdraw the fence. Apart from preparation, it is the
 //! only way to write on the peer.
 
-use super::setting::{end_sessions_from_before, enforce_fence, fenced, is_fenced};
+use super::setting::{Waived, end_sessions_from_before, enforce_fence, fenced, is_fenced};
 use crate::cluster::identity::system_id;
 use crate::cluster::postgres::session::{WriteSession, quote_ident};
 use crate::cluster::state_db::state::StateDb;
@@ -40,7 +40,7 @@ impl PeerFence {
 
     /// Sets fence and record in one transaction. Then every older session is ended, and a plain one
     /// must fail to write.
-    pub async fn raise(&self, epoch: i64, by: &str, settled: bool) -> Result<(), RaiseError> {
+    pub async fn raise(&self, epoch: i64, by: &str, settled: bool) -> Result<Waived, RaiseError> {
         let database = &self.to.database;
         self.state
             .record_fence(database, epoch, by, settled)
@@ -91,9 +91,11 @@ impl PeerFence {
     }
 
     /// Ends the sessions that began under the fence. They are read-only for as long as they live,
-    /// so a connection pool must connect again.
+    /// so a connection pool must connect again. A provider's session may stay: it writes nothing of
+    /// Builder's.
     pub async fn refresh(&self) -> Result<(), FenceError> {
-        end_sessions_from_before(&self.state.session, &self.to.database).await
+        let ended = end_sessions_from_before(&self.state.session, &self.to.database).await;
+        ended.map(drop)
     }
 
     /// Writes a message of ours in the fenced database, and returns its position: everything that

@@ -5,7 +5,8 @@
 //! Builder's clients do not.
 
 use super::proof::prove_fence;
-use crate::cluster::postgres::datastore_error::DatastoreError;
+use crate::cluster::postgres::datastore_error::{DatastoreError, printable};
+use crate::cluster::postgres::provider::{SUPERUSERS, is_providers_own};
 use crate::cluster::postgres::session::{WriteSession, quote_ident};
 use crate::config::Datastore;
 use crate::domain::Side;
@@ -33,14 +34,33 @@ pub enum FenceError {
         user: String,
     },
     #[error(
-        "{left} sessions on the {side} database {database} can still write, {} s after the server was asked to end them",
+        "{left} sessions on the {side} database {database} can still write, {} s after the server was asked to end them{who}",
         SESSION_EXIT_TIMEOUT.as_secs()
     )]
     Staying {
         side: Side,
         database: String,
         left: i64,
+        /// The sessions, in words; empty if none of them is visible.
+        who: String,
     },
+}
+
+/// The roles of a provider whose sessions from before the fence were not ended.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[must_use]
+pub struct Waived(Vec<String>);
+
+impl Waived {
+    /// Describes the roles for the log and the events. None: there are none.
+    pub fn describe(&self, side: Side, database: &str) -> Option<String> {
+        (!self.0.is_empty()).then(|| {
+            format!(
+                "the fence on the {side} database {database} waives the sessions of {}: the role belongs to the server's provider, and our user may not end its sessions. A session from before the fence may write until it ends",
+                self.0.join(", ")
+            )
+        })
+    }
 }
 
 impl FenceError {
@@ -105,7 +125,7 @@ pub async fn raise_fence(
     session: &WriteSession,
     local: &Datastore,
     database: &str,
-) -> Result<(), FenceError> {
+) -> Result<Waived, FenceError> {
     set_fence(session, database).await?;
     enforce_fence(session, local, database).await
 }
@@ -116,13 +136,15 @@ pub async fn enforce_fence(
     session: &WriteSession,
     local: &Datastore,
     database: &str,
-) -> Result<(), FenceError> {
-    end_sessions_from_before(session, database).await?;
-    prove_fence(session, local, database).await
+) -> Result<Waived, FenceError> {
+    let waived = end_sessions_from_before(session, database).await?;
+    prove_fence(session, local, database).await?;
+    Ok(waived)
 }
 
 /// Ends every session from before the fence, and waits until none is left: only newer sessions are
-/// read-only by it.
+/// read-only by it. A provider's own sessions, which we may not end, are not waited for: they do
+/// not write Builder's rows, and one that stays would make every fence impossible.
 ///
 /// The fence's setting is committed. A session that is seen after that may be older, and is ended.
 /// A session that begins later reads the setting, so it need not end. No clock is used, because a
@@ -130,20 +152,21 @@ pub async fn enforce_fence(
 pub async fn end_sessions_from_before(
     session: &WriteSession,
     database: &str,
-) -> Result<(), FenceError> {
+) -> Result<Waived, FenceError> {
     let former = OldSessions::look(session, database).await?;
     let deadline = Instant::now() + SESSION_EXIT_TIMEOUT;
     loop {
         former.end().await?;
         let left = former.left().await?;
-        if left == 0 {
-            return Ok(());
+        if left.number == 0 {
+            return Ok(left.waived);
         }
         if Instant::now() > deadline {
             return Err(FenceError::Staying {
                 side: session.side(),
                 database: database.to_string(),
-                left,
+                left: left.number,
+                who: left.who,
             });
         }
         tokio::time::sleep(POLL_INTERVAL).await;
@@ -168,11 +191,22 @@ const ENDABLE: &str = "a.datname = $1 AND a.pid <> pg_backend_pid() \
 /// end by themselves.
 const WRITES: &str = "coalesce(a.backend_type, '') NOT IN ('walsender', 'autovacuum worker')";
 
+const IS_PROVIDERS_OWN: &str = concat!(is_providers_own!("$6"), " AS own");
+
 /// Identifies one of the sessions that were seen first, by process id and start together. If we may
 /// not see the start of a session, the process id must do. A process that was still starting is
 /// known only by its id.
 const SEEN_FIRST: &str = "(a.pid = ANY ($2::int4[]) OR EXISTS (SELECT 1 FROM unnest($3::int4[], $4::timestamptz[]) f(pid, start) \
      WHERE f.pid = a.pid AND (f.start IS NULL OR a.backend_start IS NULL OR f.start = a.backend_start)))";
+
+/// The sessions from before the fence that exist still.
+struct Left {
+    number: i64,
+    /// Some of the sessions in words, after a colon.
+    who: String,
+    /// Not among the number.
+    waived: Waived,
+}
 
 /// The sessions that exist when the fence's setting has just been committed.
 struct OldSessions<'a> {
@@ -229,13 +263,18 @@ impl<'a> OldSessions<'a> {
 
     /// Counts visible sessions, sessions that are about to become visible, and prepared
     /// transactions: committing one later is a write.
-    async fn left(&self) -> Result<i64, DatastoreError> {
+    async fn left(&self) -> Result<Left, DatastoreError> {
         let mut starting = starting(self.session, self.database).await?;
         starting.retain(|pid| self.starting.contains(pid));
         let sql = format!(
-            "SELECT cardinality($5::int4[]) + (SELECT count(*) FROM pg_prepared_xacts WHERE database = $1) + count(*) \
-             FROM pg_stat_activity a WHERE a.datname = $1 AND a.pid <> pg_backend_pid() AND a.pid <> ALL ($5) \
-               AND {WRITES} AND {SEEN_FIRST}"
+            "SELECT cardinality($5::int4[]) + (SELECT count(*) FROM pg_prepared_xacts WHERE database = $1) \
+               + count(*) FILTER (WHERE NOT own), \
+               coalesce(': ' || array_to_string((array_agg(format('process %s of %s (%s)', pid, usename, application_name)) \
+                 FILTER (WHERE NOT own))[1:3], ', '), ''), \
+               coalesce(array_agg(DISTINCT usename::text) FILTER (WHERE own), '{{}}') \
+             FROM (SELECT a.*, {IS_PROVIDERS_OWN} FROM pg_stat_activity a \
+               WHERE a.datname = $1 AND a.pid <> pg_backend_pid() AND a.pid <> ALL ($5) \
+                 AND {WRITES} AND {SEEN_FIRST}) a"
         );
         let doing = "counting sessions";
         let row = self
@@ -249,10 +288,15 @@ impl<'a> OldSessions<'a> {
                     &self.pids,
                     &self.starts,
                     &starting,
+                    &SUPERUSERS.as_slice(),
                 ],
             )
             .await?;
-        row.get(0)
+        Ok(Left {
+            number: row.get(0)?,
+            who: printable(&row.get::<String>(1)?),
+            waived: Waived(row.get(2)?),
+        })
     }
 }
 

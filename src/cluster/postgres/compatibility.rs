@@ -1,5 +1,6 @@
 //! Facts by which one server may be unable to hold another one's database.
 
+use super::provider::{SUPERUSERS, is_providers_own};
 use super::session::Session;
 use crate::cluster::postgres::datastore_error::DatastoreError;
 
@@ -12,6 +13,14 @@ impl Session {
         let used = "SELECT extname::text FROM pg_extension ORDER BY 1";
         let known = "SELECT name FROM pg_available_extensions";
         self.missing_on(other, "extensions", used, known).await
+    }
+
+    /// Returns the extensions of the session's database, but for the language that every database
+    /// has.
+    pub async fn extensions(&self) -> Result<Vec<String>, DatastoreError> {
+        let sql = "SELECT extname::text FROM pg_extension WHERE extname <> 'plpgsql' ORDER BY 1";
+        let rows = self.rows("reading the extensions", sql, &[]).await?;
+        rows.iter().map(|row| row.get(0)).collect()
     }
 
     /// Returns the roles that objects of the session's database name, and that the other server
@@ -81,13 +90,19 @@ impl Session {
     }
 
     /// Counts the prepared transactions and the sessions of superusers in a database: a fence ends
-    /// neither.
+    /// neither. A provider's own sessions are not counted: the fence waives them.
     pub async fn unfenced_in(&self, database: &str) -> Result<(i64, i64), DatastoreError> {
-        let sql = "SELECT (SELECT count(*) FROM pg_prepared_xacts WHERE database = $1), \
-                     (SELECT count(*) FROM pg_stat_activity a JOIN pg_roles r ON r.oid = a.usesysid \
-                       WHERE a.datname = $1 AND r.rolsuper AND a.backend_type = 'client backend')";
+        let sql = concat!(
+            "SELECT (SELECT count(*) FROM pg_prepared_xacts WHERE database = $1), \
+               (SELECT count(*) FROM pg_stat_activity a JOIN pg_roles s ON s.oid = a.usesysid \
+                 WHERE a.datname = $1 AND s.rolsuper AND a.backend_type = 'client backend' AND NOT ",
+            is_providers_own!("$2"),
+            ")"
+        );
         let doing = "looking for what a fence does not hold";
-        let row = self.row(doing, sql, &[&database]).await?;
+        let row = self
+            .row(doing, sql, &[&database, &SUPERUSERS.as_slice()])
+            .await?;
         Ok((row.get(0)?, row.get(1)?))
     }
 }

@@ -2,7 +2,7 @@
 
 use super::session::{WriteSession, quote_ident, quote_literal};
 use crate::cluster::fence::setting::end_sessions;
-use crate::cluster::postgres::datastore_error::DatastoreError;
+use crate::cluster::postgres::datastore_error::{DatastoreError, printable};
 use tokio_postgres::error::SqlState;
 
 /// Maximum number of tries. The server itself waits 5 s for sessions to end, each time.
@@ -184,7 +184,29 @@ impl WriteSession {
                 other => return other,
             }
         }
-        self.long("dropping a database", &sql).await
+        match self.long("dropping a database", &sql).await {
+            Err(mut error) if error.is_in_use() => {
+                let who = self.sessions_in(&[name]).await?;
+                error.text = format!("{}: {who}", error.text);
+                Err(error)
+            }
+            other => other,
+        }
+    }
+
+    /// Describes the sessions in these databases: at most three of them, the oldest first. Ours
+    /// that asks is not among them.
+    pub async fn sessions_in(&self, databases: &[&str]) -> Result<String, DatastoreError> {
+        let sql = "SELECT format('process %s of %s (%s) in database %s', pid, coalesce(usename, backend_type), application_name, datname) \
+                   FROM pg_stat_activity WHERE datname = ANY ($1) AND pid <> pg_backend_pid() ORDER BY backend_start LIMIT 3";
+        let doing = "asking who is in the way";
+        let rows = self.rows(doing, sql, &[&databases]).await?;
+        let who = rows.iter().map(|row| row.get(0));
+        let who: Vec<String> = who.collect::<Result<_, _>>()?;
+        Ok(match who.is_empty() {
+            true => "nobody at this moment".into(),
+            false => printable(&who.join(", ")),
+        })
     }
 
     /// Returns the databases whose name begins like this.

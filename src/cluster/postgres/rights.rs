@@ -1,7 +1,8 @@
 //! The rights of our user on a server that copying and promoting need.
 
+use super::provider::Provider;
 use super::session::{Session, WriteSession};
-use crate::cluster::postgres::datastore_error::DatastoreError;
+use crate::cluster::postgres::datastore_error::{DatastoreError, DatastoreFault};
 use crate::cluster::state_db::DATABASE as STATE_DATABASE;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,8 +22,8 @@ pub struct Rights {
 }
 
 pub async fn rights(session: &Session, database: &str) -> Result<Rights, DatastoreError> {
-    let sql = "SELECT rolsuper, rolcreatedb, pg_has_role(current_user, 'pg_signal_backend', 'MEMBER'), \
-                 pg_has_role(current_user, 'pg_read_all_stats', 'MEMBER'), \
+    let sql = "SELECT rolsuper, rolcreatedb, pg_has_role(current_user, 'pg_signal_backend', 'USAGE'), \
+                 pg_has_role(current_user, 'pg_read_all_stats', 'USAGE'), \
                  (SELECT pg_has_role(current_user, datdba, 'MEMBER') FROM pg_database WHERE datname = $1), \
                  (SELECT pg_has_role(current_user, datdba, 'MEMBER') FROM pg_database WHERE datname = $2), \
                  (SELECT has_tablespace_privilege(t.oid, 'CREATE') FROM pg_database d JOIN pg_tablespace t ON t.oid = d.dattablespace \
@@ -42,18 +43,28 @@ pub async fn rights(session: &Session, database: &str) -> Result<Rights, Datasto
     })
 }
 
-/// Returns whether our user may switch triggers and cascades off. They have done their work on the
-/// primary, and must not repeat it here.
-pub async fn may_apply(local: &WriteSession) -> Result<bool, DatastoreError> {
-    let sql = "SELECT rolsuper, current_setting('server_version_num')::int4 >= 150000 \
-               FROM pg_roles WHERE rolname = current_user";
-    let doing = "asking whether we may apply changes";
-    let row = local.row(doing, sql, &[]).await?;
-    if row.get(0)? || !row.get::<bool>(1)? {
-        return row.get(0);
+/// Whether our user may switch triggers and cascades off, which `session_replication_role` does.
+/// They have done their work on the primary, and must not repeat it here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MayApply {
+    Yes,
+    /// With the provider of the server, if it is a known one's.
+    No(Option<Provider>),
+}
+
+/// Tries whether our user may set `session_replication_role`. The catalog does not show it for a
+/// provider's role, to which the provider's own code gives the right.
+pub async fn may_apply(local: &WriteSession) -> Result<MayApply, DatastoreError> {
+    let doing = "trying whether we may apply changes";
+    let sql = "BEGIN; SET LOCAL session_replication_role = replica; ROLLBACK";
+    match local.batch(doing, sql).await {
+        Ok(()) => Ok(MayApply::Yes),
+        Err(error) if error.fault == DatastoreFault::Privilege => {
+            local.roll_back(doing).await?;
+            Ok(MayApply::No(local.provider().await?))
+        }
+        Err(error) => Err(error),
     }
-    let sql = "SELECT has_parameter_privilege('session_replication_role', 'SET')";
-    local.row(doing, sql, &[]).await?.get(0)
 }
 
 impl Rights {

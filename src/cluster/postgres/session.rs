@@ -98,6 +98,11 @@ impl Session {
         self.side
     }
 
+    /// Returns the server to which the session leads.
+    pub(in crate::cluster) fn leads_to(&self) -> &Datastore {
+        &self.to
+    }
+
     /// Returns the origin of an answer, for errors.
     pub(in crate::cluster) fn origin(&self, doing: &str) -> Origin {
         Origin {

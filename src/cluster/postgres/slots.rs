@@ -179,13 +179,19 @@ impl WalSession {
 
     /// Makes a permanent slot of a temporary one, in the place of an earlier one of that name.
     pub async fn keep_slot(&mut self, temporary: &str, slot: &str) -> Result<(), DatastoreError> {
+        self.drop_former_slot(slot).await?;
         let (temporary, slot) = (quote_literal(temporary), quote_literal(slot));
-        let sql = format!(
-            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = {slot}"
-        );
-        self.query("dropping our former slot", &sql).await?;
         let sql = format!("SELECT pg_copy_logical_replication_slot({temporary}, {slot}, false)");
         self.query("copying the slot", &sql).await?;
+        Ok(())
+    }
+
+    pub(super) async fn drop_former_slot(&mut self, slot: &str) -> Result<(), DatastoreError> {
+        let sql = format!(
+            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = {}",
+            quote_literal(slot)
+        );
+        self.query("dropping our former slot", &sql).await?;
         Ok(())
     }
 

@@ -5,12 +5,14 @@
 use super::cancelling::{CANCELLED, Unanswered};
 use super::datastore_error;
 use super::session::CARRY_BYTES;
+use super::tried;
 use crate::cluster::error_text;
 use crate::cluster::postgres::datastore_error::{DatastoreError, DatastoreFault};
 use crate::cluster::{Session, Snapshot, quote_ident, quote_literal};
 use crate::config::Datastore;
 use crate::domain::{Lsn, Side};
 use bytes::{Bytes, BytesMut};
+use postgres_protocol::message::frontend;
 use std::io;
 use std::time::{Duration, Instant};
 use tokio_postgres::error::SqlState;
@@ -114,7 +116,11 @@ impl WalSession {
         );
         let opening = Wire::open(side, to);
         let wire = match tokio::time::timeout(CONNECT_TIMEOUT, opening).await {
-            Ok(opened) => opened.map_err(|trouble| origin.error(&doing, trouble))?,
+            Ok(opened) => opened.map_err(|trouble| {
+                let error = origin.error(&doing, trouble);
+                tried::mind(&error, to);
+                error
+            })?,
             Err(_) => return Err(origin.silent(&doing, CONNECT_TIMEOUT.as_secs())),
         };
         let mut session = WalSession { wire, origin };
@@ -125,6 +131,13 @@ impl WalSession {
         session.query("preparing the session", sql).await?;
         session.query("preparing the session", CARRY_BYTES).await?;
         Ok(session)
+    }
+
+    /// Ends the session in the way that leaves no line in the server's log.
+    pub(super) async fn close(mut self) {
+        let mut out = BytesMut::new();
+        frontend::terminate(&mut out);
+        let _ = tokio::time::timeout(CANCELLED, self.wire.send(&out)).await;
     }
 
     /// Sends a simple query, or a command of the replication protocol.
@@ -185,9 +198,29 @@ impl WalSession {
         name: &str,
         patience: Duration,
     ) -> Result<NewSlot, DatastoreError> {
-        let doing = "making a temporary slot";
+        self.new_slot(name, "TEMPORARY", patience).await
+    }
+
+    /// Makes a slot that stays, in the place of an earlier one of that name; its snapshot is as
+    /// short-lived.
+    pub async fn lasting_slot(
+        &mut self,
+        name: &str,
+        patience: Duration,
+    ) -> Result<NewSlot, DatastoreError> {
+        self.drop_former_slot(name).await?;
+        self.new_slot(name, "", patience).await
+    }
+
+    async fn new_slot(
+        &mut self,
+        name: &str,
+        kind: &str,
+        patience: Duration,
+    ) -> Result<NewSlot, DatastoreError> {
+        let doing = "making a slot";
         let sql = format!(
-            "CREATE_REPLICATION_SLOT {} TEMPORARY LOGICAL pgoutput EXPORT_SNAPSHOT",
+            "CREATE_REPLICATION_SLOT {} {kind} LOGICAL pgoutput EXPORT_SNAPSHOT",
             quote_ident(name)
         );
         let rows = self.query_within(doing, &sql, patience).await?;

@@ -2,8 +2,9 @@
 //! only reads.
 
 use super::publication::{self, Publication, PublicationState};
+use super::setting::{AutoConf, Setting, settings};
 use super::{Names, id_of};
-use crate::cluster::{DatastoreError, Row, Session, quote_ident};
+use crate::cluster::{DatastoreError, Provider, Replicates, Row, Session, quote_ident};
 use crate::domain::Lsn;
 use std::collections::BTreeMap;
 
@@ -20,6 +21,12 @@ pub struct Prepared {
     pub database: String,
     /// Such as 15.
     pub major: i32,
+    /// The provider that manages the server.
+    pub provider: Option<Provider>,
+    /// The extensions that the provider allows, in lower case; None: all.
+    pub allowed_extensions: Option<Vec<String>>,
+    /// The server's own configuration file, if we may see it.
+    pub config_file: Option<String>,
     pub wal_level: Setting,
     /// `max_slot_wal_keep_size`.
     pub wal_bound: Setting,
@@ -39,31 +46,17 @@ pub struct Prepared {
     pub free_senders: i64,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Setting {
-    /// The value in force.
-    pub value: String,
-    /// The source in `pg_settings`: `default`, `configuration file`, `command line` …
-    pub source: String,
-    /// The file, if we may see it.
-    pub file: Option<String>,
-    pub pending_restart: bool,
-    pub in_auto_conf: AutoConf,
-}
-
-/// The setting in `postgresql.auto.conf`, the one file that every start of the server reads.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum AutoConf {
-    /// We may not read the file.
-    Unknown,
-    Absent,
-    Holds(String),
-}
-
 /// The rights of our user on the peer.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Rights {
-    pub replication: bool,
+    pub superuser: bool,
+    pub replicates: Replicates,
+    /// True: a slot may be copied by `pg_copy_logical_replication_slot`.
+    pub copies_slots: bool,
+    /// True: it may see all settings, and when other users' sessions began.
+    pub monitor: bool,
+    /// True: it may end other users' sessions.
+    pub signal: bool,
     /// True: it may make a publication in the database.
     pub create: bool,
     pub alter_system: bool,
@@ -113,6 +106,22 @@ impl Prepared {
             none if none.is_empty() => PublicationState::Exact,
             some => PublicationState::Differs(some),
         }
+    }
+
+    /// Returns whether the server counts as a builder-datastore, whose upgrade starts it without
+    /// Builder's own configuration file. A server whose file we may not see counts as one, unless
+    /// a provider manages it, or an administrator has made our slot.
+    pub fn counts_as_builder_datastore(&self) -> bool {
+        match &self.config_file {
+            Some(file) => file.starts_with("/hab/"),
+            None => self.provider.is_none() && !self.names.slot_is_premade,
+        }
+    }
+
+    /// Returns the provider in whose console the server's settings are set; None: `ALTER SYSTEM`
+    /// sets them.
+    pub fn console(&self) -> Option<Provider> {
+        self.provider.filter(|_| !self.rights.alter_system)
     }
 
     /// Returns the maximum bytes of log that the server keeps for any slot; None: without limit.
@@ -229,15 +238,16 @@ pub fn why_lost(reason: Option<&str>) -> String {
 const SERVER: &str = "
 SELECT current_user::text, current_database()::text, current_setting('server_version_num')::int4 / 10000,
        r.rolsuper,
-       -- Amazon gives the right by a role of its own.
-       r.rolsuper OR r.rolreplication
-         OR EXISTS (SELECT FROM pg_roles g WHERE g.rolname = 'rds_replication' AND pg_has_role(g.oid, 'USAGE')),
+       (SELECT setting FROM pg_settings WHERE name = 'config_file'),
        has_database_privilege(current_database(), 'CREATE'),
        has_function_privilege('pg_catalog.pg_reload_conf()', 'EXECUTE'),
        has_table_privilege('pg_catalog.pg_file_settings', 'SELECT')
          AND has_function_privilege('pg_catalog.pg_show_all_file_settings()', 'EXECUTE'),
        current_setting('max_replication_slots')::int8 - (SELECT count(*) FROM pg_replication_slots),
-       current_setting('max_wal_senders')::int8 - (SELECT count(*) FROM pg_stat_replication)
+       current_setting('max_wal_senders')::int8 - (SELECT count(*) FROM pg_stat_replication),
+       pg_has_role('pg_read_all_settings', 'USAGE') AND pg_has_role('pg_read_all_stats', 'USAGE'),
+       pg_has_role('pg_signal_backend', 'USAGE'),
+       r.rolreplication OR EXISTS (SELECT FROM pg_roles g WHERE g.rolname = 'rds_replication' AND pg_has_role(g.oid, 'USAGE'))
 FROM pg_roles r WHERE r.rolname = current_user";
 
 const TABLES: &str = "
@@ -277,6 +287,8 @@ pub async fn inspect(session: &Session, names: &Names) -> Result<Prepared, Datas
         .filter(|slot| !slot.temporary && id_of(&slot.name).is_none());
     let foreign_slots = foreign.cloned().collect();
     all.retain(|slot| slot.logical);
+    // It comes after the free walsenders were counted: the try takes one.
+    let tried = session.tried(server.get(12)?).await?;
     let others = session
         .rows(doing, PUBLICATIONS, &[&names.publication])
         .await?;
@@ -285,10 +297,17 @@ pub async fn inspect(session: &Session, names: &Names) -> Result<Prepared, Datas
         user: server.get(0)?,
         database: server.get(1)?,
         major,
+        provider: session.provider().await?,
+        allowed_extensions: session.allowed_extensions().await?,
+        config_file: server.get(4)?,
         wal_level,
         wal_bound,
         rights: Rights {
-            replication: server.get(4)?,
+            superuser,
+            replicates: tried.replicates,
+            copies_slots: tried.copies_slots,
+            monitor: server.get(10)?,
+            signal: server.get(11)?,
             create: server.get(5)?,
             reload: server.get(6)?,
             alter_system: superuser || may_alter_system(session, major).await?,
@@ -316,84 +335,6 @@ async fn may_alter_system(session: &Session, major: i32) -> Result<bool, Datasto
                   AND has_parameter_privilege('max_slot_wal_keep_size', 'ALTER SYSTEM')";
     let row = session.row("reading our privileges", sql, &[]);
     row.await?.get(0)
-}
-
-async fn settings(session: &Session, files: bool) -> Result<(Setting, Setting), DatastoreError> {
-    let doing = "reading the settings";
-    // An entry that waits for a restart has an error there: that it was not applied.
-    let written = if files {
-        let sql = "SELECT DISTINCT ON (name) name, setting FROM pg_file_settings \
-                   WHERE sourcefile ~ '[/\\\\]postgresql\\.auto\\.conf$' ORDER BY name, seqno DESC";
-        let rows = session.rows(doing, sql, &[]).await?;
-        let pairs = rows
-            .iter()
-            .map(|row| Ok::<_, DatastoreError>((row.get(0)?, row.get(1)?)));
-        Some(pairs.collect::<Result<BTreeMap<String, Option<String>>, _>>()?)
-    } else {
-        None
-    };
-    let sql =
-        "SELECT setting, source, sourcefile, pending_restart FROM pg_settings WHERE name = $1";
-    let mut found = Vec::new();
-    for name in ["wal_level", "max_slot_wal_keep_size"] {
-        let rows = session.rows(doing, sql, &[&name]).await?;
-        // A server before 13 has no such limit at all.
-        found.push(match rows.first() {
-            None => Setting::unknown("-1"),
-            Some(row) => Setting {
-                value: row.get(0)?,
-                source: row.get(1)?,
-                file: row.get(2)?,
-                pending_restart: row.get(3)?,
-                in_auto_conf: AutoConf::Unknown,
-            },
-        });
-        if let (Some(setting), Some(written)) = (found.last_mut(), &written) {
-            let held = written.get(name).cloned().flatten();
-            setting.in_auto_conf = held.map_or(AutoConf::Absent, AutoConf::Holds);
-        } else if let Some(setting) = found.last_mut() {
-            setting.in_auto_conf = setting.guess();
-        }
-    }
-    let bound = found.pop().unwrap_or_else(|| Setting::unknown("-1"));
-    Ok((found.pop().unwrap_or_else(|| Setting::unknown("")), bound))
-}
-
-impl Setting {
-    fn unknown(value: &str) -> Self {
-        Setting {
-            value: value.to_string(),
-            source: "default".into(),
-            file: None,
-            pending_restart: false,
-            in_auto_conf: AutoConf::Absent,
-        }
-    }
-
-    /// Returns whether the setting is from a file that no service of Habitat writes.
-    /// builder-datastore starts its server without its own file when it is upgraded.
-    pub fn is_from_a_file_elsewhere(&self) -> bool {
-        let file = self
-            .file
-            .as_deref()
-            .filter(|file| !file.starts_with("/hab/"));
-        self.source == "configuration file" && file.is_some()
-    }
-
-    fn is_from_auto_conf(&self) -> bool {
-        let file = self.file.as_deref();
-        file.is_some_and(|file| file.ends_with("postgresql.auto.conf"))
-    }
-
-    /// Guesses the file's content from the value in force, for a user who may not read the files.
-    pub(super) fn guess(&self) -> AutoConf {
-        match &self.file {
-            Some(_) if self.is_from_auto_conf() => AutoConf::Holds(self.value.clone()),
-            Some(_) if !self.pending_restart => AutoConf::Absent,
-            None if self.source == "default" && !self.pending_restart => AutoConf::Absent,
-            _ => AutoConf::Unknown,
-        }
-    }
 }
 
 async fn tables(session: &Session, publication: &str) -> Result<Vec<CopiedTable>, DatastoreError> {

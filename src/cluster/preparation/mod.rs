@@ -5,23 +5,25 @@
 //! and the same SQL is either carried out or printed for a database administrator.
 
 mod carry_out;
+mod console;
 mod facts;
 mod plan;
 mod publication;
 mod release;
 #[cfg(test)]
 pub mod samples;
+mod setting;
 mod step;
 #[cfg(test)]
 mod tests;
 
 pub use carry_out::{Preparation, PreparationError};
-pub use facts::{
-    AutoConf, COPIED_TABLES, CopiedTable, Prepared, Rights, Setting, Slot, inspect, why_lost,
-};
+pub use console::{set_bound, set_wal_level};
+pub use facts::{COPIED_TABLES, CopiedTable, Prepared, Rights, Slot, inspect, why_lost};
 pub use plan::{Obstacle, Plan, Wanted, extension, plan_to_prepare};
 pub use publication::{Publication, PublicationState, PublishedTable};
 pub use release::plan_to_release;
+pub use setting::{AutoConf, Setting};
 pub use step::{How, Step};
 
 use crate::config::Replication;

@@ -1,10 +1,12 @@
 //! Plans the steps of `prepare`, with a reason for each: it is pure, and plans only missing things.
 
 use super::OLDEST_STREAM;
-use super::facts::{AutoConf, CopiedTable, Prepared, why_lost};
+use super::console;
+use super::facts::{CopiedTable, Prepared, why_lost};
 use super::publication::{PublicationState, listed};
+use super::setting::AutoConf;
 use super::step::{How, Step};
-use crate::cluster::quote_ident;
+use crate::cluster::{Replicates, quote_ident};
 use crate::domain::ErrorCode;
 
 /// The part of the configuration that it needs.
@@ -24,7 +26,7 @@ impl Wanted {
 
     /// Returns `max_slot_wal_keep_size` as we set it. The server's limit is above ours, so that our
     /// own limit drops the slot first, in an orderly way.
-    pub(super) fn bound(self) -> String {
+    pub fn bound(self) -> String {
         self.bound_above(0)
     }
 
@@ -39,6 +41,9 @@ impl Wanted {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
     pub steps: Vec<Step>,
+    /// Rights of our user that are missing. They are printed for an administrator, and never
+    /// carried out.
+    pub grants: Vec<Step>,
     /// While there is an obstacle, nothing is done.
     pub obstacles: Vec<Obstacle>,
     /// Further facts that an operator should know, or actions to take.
@@ -86,7 +91,8 @@ pub fn plan_to_prepare(prepared: &Prepared, wanted: Wanted) -> Plan {
     let mut plan = Plan {
         obstacles: obstacles(prepared, wanted, &steps),
         steps,
-        notes: Vec::new(),
+        grants: console::grants(prepared),
+        notes: in_the_console(prepared, wanted),
     };
     if restart {
         plan.notes.push(
@@ -110,6 +116,32 @@ pub fn plan_to_prepare(prepared: &Prepared, wanted: Wanted) -> Plan {
         ));
     }
     plan
+}
+
+/// Returns the settings that are a provider's parameters, with the words of its console.
+fn in_the_console(prepared: &Prepared, wanted: Wanted) -> Vec<String> {
+    let Some(provider) = prepared.console() else {
+        return Vec::new();
+    };
+    let mut notes = Vec::new();
+    let level = &prepared.wal_level;
+    if level.value != "logical" && !level.pending_restart {
+        notes.push(format!(
+            "wal_level is {}, and is a parameter of {}: {}",
+            level.value,
+            provider.name(),
+            console::set_wal_level(provider)
+        ));
+    }
+    if needs_bound(prepared, wanted) {
+        notes.push(format!(
+            "max_slot_wal_keep_size is unlimited, and is a parameter of {}: {}",
+            provider.name(),
+            console::set_bound(provider, &wanted.bound_above(held_by_others(prepared)))
+        ));
+    }
+    notes.extend(console::extension(prepared));
+    notes
 }
 
 /// Plans the part that tables need: identities first, then the publication. Empty when it is exact.
@@ -189,12 +221,20 @@ pub(super) fn only(table: &CopiedTable) -> String {
 
 fn settings(prepared: &Prepared, wanted: Wanted) -> Vec<Step> {
     let mut steps = Vec::new();
+    if prepared.console().is_some() {
+        return steps;
+    }
     if needs_wal_level(prepared) {
         steps.push(Step::new(
             How::Alone,
             "wal_level".into(),
-            "logical decoding needs it, in postgresql.auto.conf: builder-datastore's upgrade starts the server without \
-             Builder's own file, and with a slot it refuses to start on less",
+            match prepared.counts_as_builder_datastore() {
+                true => {
+                    "logical decoding needs it, in postgresql.auto.conf: builder-datastore's upgrade starts the server without \
+                     Builder's own file, and with a slot it refuses to start on less"
+                }
+                false => "logical decoding needs it",
+            },
             vec!["ALTER SYSTEM SET wal_level = 'logical'".into()],
         ));
     }
@@ -231,7 +271,7 @@ fn needs_wal_level(prepared: &Prepared) -> bool {
         // An administrator who made a slot has also ensured that the server starts with this
         // setting.
         _ if prepared.names.slot_is_premade && level.value == "logical" => false,
-        _ if level.is_from_a_file_elsewhere() && level.value == "logical" => false,
+        _ if !prepared.counts_as_builder_datastore() && level.value == "logical" => false,
         AutoConf::Absent => true,
         AutoConf::Unknown => level.value != "logical",
     }
@@ -251,7 +291,8 @@ fn held_by_others(prepared: &Prepared) -> u64 {
 /// Returns an obstacle if other slots exist, because the limit is the server's and not only our
 /// slot's: a standby that is away for longer would have to be copied again.
 fn other_slots(prepared: &Prepared, wanted: Wanted) -> Option<Obstacle> {
-    if prepared.foreign_slots.is_empty() || !needs_bound(prepared, wanted) {
+    let is_ours_to_set = needs_bound(prepared, wanted) && prepared.console().is_none();
+    if prepared.foreign_slots.is_empty() || !is_ours_to_set {
         return None;
     }
     let slots: Vec<String> = prepared
@@ -276,7 +317,8 @@ fn other_slots(prepared: &Prepared, wanted: Wanted) -> Option<Obstacle> {
 fn needs_restart(prepared: &Prepared) -> bool {
     let level = &prepared.wal_level;
     let written = matches!(&level.in_auto_conf, AutoConf::Holds(value) if value == "logical");
-    level.value != "logical" && (needs_wal_level(prepared) || written || level.pending_restart)
+    let is_set = prepared.console().is_none() && needs_wal_level(prepared);
+    level.value != "logical" && (is_set || written || level.pending_restart)
 }
 
 fn obstacles(prepared: &Prepared, wanted: Wanted, steps: &[Step]) -> Vec<Obstacle> {
@@ -383,8 +425,15 @@ pub(super) fn slot(prepared: &Prepared) -> Option<Obstacle> {
 fn missing_rights(prepared: &Prepared, steps: &[Step]) -> Vec<String> {
     let rights = &prepared.rights;
     let mut missing = Vec::new();
-    if !rights.replication {
-        missing.push("may not replicate (ALTER ROLE … REPLICATION)".to_string());
+    match &rights.replicates {
+        Replicates::Yes => {}
+        Replicates::Denied => missing.push(
+            "may not replicate (ALTER ROLE … REPLICATION; on Amazon RDS: GRANT rds_replication TO …)"
+                .to_string(),
+        ),
+        Replicates::Refused(text) => missing.push(format!(
+            "was refused a connection of the replication protocol ({text}): a proxy is in between, if the server's own address is another one"
+        )),
     }
     let altered = |table: &&CopiedTable| steps.iter().any(|step| step.tables.contains(&table.oid));
     let foreign: Vec<String> = prepared

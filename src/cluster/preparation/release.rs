@@ -1,11 +1,12 @@
 //! Plans the steps of `release`. The slot comes first, because with a slot the server cannot start
 //! on a lesser `wal_level`.
 
-use super::facts::{AutoConf, CopiedTable, Prepared, Setting, Slot};
+use super::facts::{CopiedTable, Prepared, Slot};
 use super::plan::{Obstacle, Plan, Wanted, only, reload};
 use super::publication::{Publication, listed};
+use super::setting::{AutoConf, Setting};
 use super::step::{How, Step};
-use crate::cluster::{quote_ident, quote_literal};
+use crate::cluster::{Replicates, quote_ident, quote_literal};
 use crate::domain::ErrorCode;
 
 /// Plans to remove all of our objects there, and nothing that anybody else needs.
@@ -136,6 +137,13 @@ fn identity(table: &CopiedTable, publication: &str, listed: bool) -> Step {
 }
 
 fn settings(prepared: &Prepared, wanted: Wanted, plan: &mut Plan) {
+    if let Some(provider) = prepared.console() {
+        plan.notes.push(format!(
+            "wal_level and max_slot_wal_keep_size are parameters of {}: set them back in its console, if nobody else needs them",
+            provider.name()
+        ));
+        return;
+    }
     let ours = [
         ("wal_level", &prepared.wal_level, "logical".to_string()),
         (
@@ -208,7 +216,7 @@ fn missing_rights(prepared: &Prepared, steps: &[Step]) -> Vec<String> {
     let has = |how| steps.iter().any(|step: &Step| step.how == how);
     let rights = &prepared.rights;
     let mut missing = Vec::new();
-    if has(How::Slot) && !rights.replication {
+    if has(How::Slot) && rights.replicates == Replicates::Denied {
         missing.push("may not drop slots (ALTER ROLE … REPLICATION)".to_string());
     }
     let foreign = |table: &CopiedTable| {

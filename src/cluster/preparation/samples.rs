@@ -1,6 +1,7 @@
 //! A primary for tests of pure functions: unprepared, or prepared for cluster 0123abcd.
 
 use super::*;
+use crate::cluster::Provider;
 
 pub fn table(name: &str, keyed: bool, identity: char) -> CopiedTable {
     CopiedTable {
@@ -62,10 +63,17 @@ pub fn stock() -> Prepared {
         user: "hab".into(),
         database: "builder".into(),
         major: 15,
+        provider: None,
+        allowed_extensions: None,
+        config_file: Some("/hab/svc/builder-datastore/config/postgresql.conf".into()),
         wal_level: setting("replica", "configuration file", AutoConf::Absent),
         wal_bound: setting("-1", "default", AutoConf::Absent),
         rights: Rights {
-            replication: true,
+            superuser: true,
+            replicates: crate::cluster::Replicates::Yes,
+            copies_slots: true,
+            monitor: true,
+            signal: true,
             create: true,
             alter_system: true,
             reload: true,
@@ -82,6 +90,22 @@ pub fn stock() -> Prepared {
         free_slots: 20,
         free_senders: 20,
     }
+}
+
+/// A server of a provider, as its administrator sees it: prepared, but for the settings.
+pub fn managed(provider: Provider) -> Prepared {
+    let mut managed = ready();
+    managed.provider = Some(provider);
+    managed.config_file = Some("/provider/postgresql.conf".into());
+    managed.rights = Rights {
+        superuser: false,
+        alter_system: false,
+        reload: false,
+        ..managed.rights
+    };
+    managed.wal_level = setting("replica", "configuration file", AutoConf::Absent);
+    managed.wal_bound = setting("-1", "default", AutoConf::Absent);
+    managed
 }
 
 pub fn ready() -> Prepared {

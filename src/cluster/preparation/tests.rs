@@ -1,5 +1,6 @@
-use super::samples::{WANTED, publication, ready, setting, slot, stock, table};
+use super::samples::{WANTED, managed, publication, ready, setting, slot, stock, table};
 use super::*;
+use crate::cluster::{Provider, Replicates};
 
 fn sql(plan: &Plan) -> Vec<&str> {
     let steps = plan.steps.iter();
@@ -144,7 +145,7 @@ fn every_way_in_which_a_publication_may_differ_is_named() {
 fn rights_are_asked_for_only_where_a_step_needs_them() {
     let mut powerless = ready();
     powerless.rights = Rights {
-        replication: true,
+        replicates: Replicates::Yes,
         ..Rights::default()
     };
     powerless.tables[0].owned = false;
@@ -301,4 +302,122 @@ fn where_a_setting_stands_is_not_guessed_beyond_what_is_seen() {
         seen("logical", "configuration file", None, false),
         AutoConf::Unknown
     );
+}
+
+fn printed(plan: &Plan) -> Vec<&str> {
+    let grants = plan.grants.iter();
+    grants
+        .flat_map(|step| step.sql.iter().map(String::as_str))
+        .collect()
+}
+
+/// The settings are the console's, and the rest is made as on any other server.
+#[test]
+fn a_providers_settings_are_named_in_the_words_of_its_console() {
+    for (provider, level, bound) in [
+        (
+            Provider::Amazon,
+            "rds.logical_replication = 1",
+            "max_slot_wal_keep_size = 7630 (MB)",
+        ),
+        (
+            Provider::Google,
+            "cloudsql.logical_decoding = on",
+            "Cloud SQL has no such flag: accept it with replication.wal_unbounded = true",
+        ),
+        (
+            Provider::Azure,
+            "server parameter wal_level = logical",
+            "max_slot_wal_keep_size = 7630 (MB)",
+        ),
+    ] {
+        let plan = plan_to_prepare(&managed(provider), WANTED);
+        assert_eq!(sql(&plan), [""; 0], "{plan:?}");
+        assert_eq!(texts(&plan), [""; 0], "{plan:?}");
+        let [first, second] = &plan.notes[..] else {
+            panic!("{plan:?}");
+        };
+        assert!(first.contains(level), "{first}");
+        assert!(second.contains(bound), "{second}");
+    }
+    let mut begun = managed(Provider::Amazon);
+    begun.publication = None;
+    begun.foreign_slots = vec![slot("of_a_report")];
+    let plan = plan_to_prepare(&begun, WANTED);
+    assert_eq!(texts(&plan), [""; 0], "the bound is not ours to set");
+    assert!(sql(&plan)[0].starts_with("CREATE PUBLICATION"), "{plan:?}");
+
+    let mut set = managed(Provider::Azure);
+    set.wal_level = setting("logical", "configuration file", AutoConf::Unknown);
+    set.wal_bound.value = "2048".into();
+    set.config_file = None;
+    assert_eq!(plan_to_prepare(&set, WANTED), Plan::default());
+    set.allowed_extensions = Some(vec!["pgcrypto".into()]);
+    let notes = plan_to_prepare(&set, WANTED).notes;
+    assert!(
+        notes[0].contains("azure.extensions does not list intarray"),
+        "{notes:?}"
+    );
+    set.allowed_extensions = Some(vec!["intarray".into()]);
+    assert_eq!(plan_to_prepare(&set, WANTED), Plan::default());
+    let notes = plan_to_release(&set, WANTED).notes;
+    assert!(notes[0].contains("parameters of Azure"), "{notes:?}");
+}
+
+#[test]
+fn a_limited_role_is_told_its_grants_and_gets_none_by_us() {
+    assert!(plan_to_prepare(&ready(), WANTED).grants.is_empty());
+    let mut limited = managed(Provider::Amazon);
+    limited.rights.replicates = Replicates::Denied;
+    limited.rights.monitor = false;
+    limited.rights.signal = false;
+    let plan = plan_to_prepare(&limited, WANTED);
+    assert_eq!(
+        printed(&plan),
+        [
+            r#"GRANT rds_replication TO "hab""#,
+            r#"GRANT pg_monitor TO "hab""#,
+            r#"GRANT pg_signal_backend TO "hab""#,
+        ]
+    );
+    assert!(sql(&plan).is_empty(), "{plan:?}");
+    assert!(texts(&plan)[0].contains("rds_replication"), "{plan:?}");
+    limited.provider = Some(Provider::Google);
+    let plan = plan_to_prepare(&limited, WANTED);
+    assert_eq!(printed(&plan)[0], r#"ALTER ROLE "hab" REPLICATION"#);
+    // A proxy is no matter of a grant.
+    limited.rights.replicates = Replicates::Refused("not supported".into());
+    let plan = plan_to_prepare(&limited, WANTED);
+    assert_eq!(printed(&plan)[0], r#"GRANT pg_monitor TO "hab""#);
+    assert!(
+        texts(&plan)[0].contains("a proxy is in between"),
+        "{plan:?}"
+    );
+}
+
+#[test]
+fn only_a_builder_datastore_must_have_the_level_in_its_auto_conf() {
+    let mut server = ready();
+    server.wal_level = setting("logical", "configuration file", AutoConf::Absent);
+    let needs = |server: &Prepared| {
+        let plan = plan_to_prepare(server, WANTED);
+        sql(&plan).concat().contains("wal_level")
+    };
+    assert!(needs(&server));
+    server.config_file = Some("/etc/postgresql/15/main/postgresql.conf".into());
+    assert!(!needs(&server));
+    server.wal_level.source = "command line".into();
+    assert!(!needs(&server));
+    // What we may not see counts as one, unless there is a reason against it.
+    server.config_file = None;
+    assert!(server.counts_as_builder_datastore() && needs(&server));
+    server.provider = Some(Provider::Amazon);
+    assert!(!server.counts_as_builder_datastore() && !needs(&server));
+    server.provider = None;
+    server.names.slot_is_premade = true;
+    assert!(!server.counts_as_builder_datastore());
+    // What is seen goes before a setting that anybody may set.
+    server.provider = Some(Provider::Amazon);
+    server.config_file = Some("/hab/svc/builder-datastore/config/postgresql.conf".into());
+    assert!(server.counts_as_builder_datastore());
 }

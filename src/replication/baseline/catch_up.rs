@@ -1,6 +1,7 @@
 //! Joins the copy and the stream without a gap and without overlap. The copy is made at the
 //! snapshot with which a temporary slot begins, a permanent slot is copied from that slot, and its
-//! changes are applied into the incoming database until few are left.
+//! changes are applied into the incoming database until few are left. A server on which no slot may
+//! be copied gets the permanent slot at the beginning.
 
 use super::copy::Baseline;
 use crate::cluster::preparation::Names;
@@ -32,7 +33,8 @@ const CATCH_UP_SLACK_BYTES: u64 = 64 * 1024;
 pub(crate) struct BeginningSlot {
     /// None: the permanent slot has replaced it.
     session: Option<WalSession>,
-    temporary: String,
+    /// None: it is the permanent slot itself.
+    temporary: Option<String>,
     new: NewSlot,
     names: Names,
 }
@@ -74,7 +76,9 @@ impl BeginningSlot {
         if self.names.slot_is_premade {
             return Ok(());
         }
-        session.keep_slot(&self.temporary, &self.names.slot).await?;
+        if let Some(temporary) = &self.temporary {
+            session.keep_slot(temporary, &self.names.slot).await?;
+        }
         killpoint::reach("slot.after_copy");
         Ok(())
     }
@@ -93,8 +97,18 @@ impl Baseline<'_> {
         let peer = PeerCluster::of(config);
         select::extend(&peer, &self.facts.chosen.extension).await?;
         let mut session = peer.replication().await?;
+        // The working lock is ours: whoever makes or keeps a slot of ours is gone.
         let temporary = self.temporary_name(&mut session).await?;
-        let made = session.temporary_slot(&temporary, SLOT_TIMEOUT).await;
+        let is_temporary = self.facts.chosen.copies_slots || names.slot_is_premade;
+        let temporary = is_temporary.then_some(temporary);
+        let made = match &temporary {
+            Some(temporary) => session.temporary_slot(temporary, SLOT_TIMEOUT).await,
+            None => {
+                // A copy that fails from here on drops it again.
+                self.kept.store(true, Ordering::Relaxed);
+                session.lasting_slot(&names.slot, SLOT_TIMEOUT).await
+            }
+        };
         let new = match made {
             Err(error) if error.fault == DatastoreFault::Unreachable => {
                 let busy = self.busy().await.unwrap_or(error.into());

@@ -297,7 +297,7 @@ pub(in crate::replication) async fn is_primary(
 async fn extensions(local: &WriteSession, peer: &ReadSession) -> Result<(), ReplicationError> {
     let names = peer.extensions_missing_on(local).await?;
     if names.is_empty() {
-        return Ok(());
+        return allowed_extensions(local, peer).await;
     }
     Err(ReplicationError::unfit(
         ErrorCode::Extension,
@@ -306,6 +306,29 @@ async fn extensions(local: &WriteSession, peer: &ReadSession) -> Result<(), Repl
             names.join(", ")
         ),
         "install PostgreSQL's contrib modules on the spare".into(),
+    ))
+}
+
+/// Checks the list of a provider, which offers more extensions than it lets its users create.
+async fn allowed_extensions(
+    local: &WriteSession,
+    peer: &ReadSession,
+) -> Result<(), ReplicationError> {
+    let Some(allowed) = local.allowed_extensions().await? else {
+        return Ok(());
+    };
+    let mut refused = peer.extensions().await?;
+    refused.retain(|name| !allowed.contains(&name.to_lowercase()));
+    if refused.is_empty() {
+        return Ok(());
+    }
+    Err(ReplicationError::unfit(
+        ErrorCode::Extension,
+        format!(
+            "the provider of the spare's server does not allow extension {}, which the primary's database uses",
+            refused.join(", ")
+        ),
+        "add it to azure.extensions (Azure) or rds.allowed_extensions (Amazon RDS) in the provider's console".into(),
     ))
 }
 

@@ -10,7 +10,7 @@ use crate::killpoint;
 use crate::replication::descent::PrimaryLine;
 use crate::replication::error::ReplicationError;
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Maximum number of tries to rename. The server itself waits 5 s for sessions to end, each time.
 const MAX_TRIES: usize = 12;
@@ -46,7 +46,7 @@ pub(crate) async fn switch(
 ) -> Result<(), ReplicationError> {
     let visible = &config.local.datastore.database;
     let terminator = LocalCluster::of(config).state_session().await?;
-    let mut tries = 0;
+    let (mut tries, begun) = (0, Instant::now());
     loop {
         tries += 1;
         let terminating = async {
@@ -73,6 +73,13 @@ pub(crate) async fn switch(
         match &error {
             // A session could not be ended in time; the next try ends it earlier.
             ReplicationError::Datastore(e) if e.is_in_use() && tries < MAX_TRIES => {}
+            ReplicationError::Datastore(e) if e.is_in_use() => {
+                let databases = [visible.as_str(), arrival.incoming];
+                return Err(ReplicationError::Unswitched {
+                    seconds: begun.elapsed().as_secs(),
+                    who: terminator.sessions_in(&databases).await?,
+                });
+            }
             _ => return Err(error),
         }
     }

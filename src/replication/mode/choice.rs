@@ -3,8 +3,9 @@
 
 use crate::cluster::preparation::{
     AutoConf, CopiedTable, How, OLDEST_STREAM, Prepared, PublicationState, Setting, Wanted,
-    extension, plan_to_prepare,
+    extension, plan_to_prepare, set_bound, set_wal_level,
 };
+use crate::cluster::{MayApply, Provider, Replicates, quote_ident};
 use crate::config::Mode;
 use crate::domain::ErrorCode;
 
@@ -33,7 +34,7 @@ fn because(reason: impl Into<String>, change: impl Into<String>) -> Because {
 const PREPARE: &str = "run `warm-spare prepare`";
 
 /// Chooses the mode. `may_apply`: our user on the spare may set `session_replication_role`.
-pub fn choose(mode: Mode, prepared: &Prepared, wanted: Wanted, may_apply: bool) -> Choice {
+pub fn choose(mode: Mode, prepared: &Prepared, wanted: Wanted, may_apply: MayApply) -> Choice {
     let unmet = unmet(prepared, wanted, may_apply);
     match (mode, unmet) {
         (Mode::Snapshot, _) => Choice::Snapshot(because(
@@ -47,7 +48,7 @@ pub fn choose(mode: Mode, prepared: &Prepared, wanted: Wanted, may_apply: bool) 
 }
 
 /// Returns the first reason against the stream. Reasons that take the longest to remove come first.
-fn unmet(prepared: &Prepared, wanted: Wanted, may_apply: bool) -> Option<Because> {
+fn unmet(prepared: &Prepared, wanted: Wanted, may_apply: MayApply) -> Option<Because> {
     if prepared.major < OLDEST_STREAM {
         return Some(because(
             format!(
@@ -57,17 +58,31 @@ fn unmet(prepared: &Prepared, wanted: Wanted, may_apply: bool) -> Option<Because
             "upgrade the primary's datastore",
         ));
     }
-    if !may_apply {
-        return Some(because(
-            "our user on the spare may not set session_replication_role, and triggers and cascades would change rows on their own",
-            "use Builder's own user hab as local.datastore.user, or grant it (PostgreSQL 15: GRANT SET ON PARAMETER session_replication_role)",
-        ));
+    if let MayApply::No(provider) = may_apply {
+        return Some(may_not_apply(provider));
     }
     wal_level(prepared)
         .or_else(|| bound(prepared, wanted))
         .or_else(|| replication_right(prepared))
         .or_else(|| obstacle(prepared, wanted))
         .or_else(|| tables(prepared))
+}
+
+fn may_not_apply(provider: Option<Provider>) -> Because {
+    because(
+        "our user on the spare may not set session_replication_role, and triggers and cascades would change rows on their own",
+        match provider {
+            Some(Provider::Amazon) => {
+                "GRANT rds_superuser TO local.datastore.user on the spare, whose provider gives this right to that role alone"
+            }
+            Some(Provider::Google) => {
+                "let the spare have another server: Google Cloud SQL gives this right to nobody"
+            }
+            Some(Provider::Azure) | None => {
+                "use Builder's own user hab as local.datastore.user, or grant it (PostgreSQL 15: GRANT SET ON PARAMETER session_replication_role)"
+            }
+        },
+    )
 }
 
 fn wal_level(prepared: &Prepared) -> Option<Because> {
@@ -87,7 +102,10 @@ fn wal_level(prepared: &Prepared) -> Option<Because> {
         } else {
             because(
                 format!("wal_level is {} on the primary, not logical", level.value),
-                format!("{PREPARE}, then restart the primary's datastore"),
+                match prepared.console() {
+                    Some(provider) => set_wal_level(provider).to_string(),
+                    None => format!("{PREPARE}, then restart the primary's datastore"),
+                },
             )
         });
     }
@@ -99,9 +117,8 @@ fn wal_level(prepared: &Prepared) -> Option<Because> {
         // With a slot, a server that starts with another value refuses to start.
         AutoConf::Holds(_) => Some(next_start(level)),
         _ if level.pending_restart => Some(next_start(level)),
-        // An administrator, usually a provider's, keeps the settings in a file that every start of
-        // the server reads.
-        _ if level.is_from_a_file_elsewhere() => None,
+        // Every start of such a server reads all its files, and has the same command line.
+        _ if !prepared.counts_as_builder_datastore() => None,
         AutoConf::Unknown => Some(because(
             format!(
                 "the primary's user {} cannot see whether every start of the server has wal_level = logical",
@@ -141,17 +158,29 @@ fn bound(prepared: &Prepared, wanted: Wanted) -> Option<Because> {
     }
     Some(because(
         "max_slot_wal_keep_size is unlimited on the primary: WAL held for a spare that is gone would fill its disk",
-        format!("{PREPARE}, or accept it with replication.wal_unbounded = true"),
+        match prepared.console() {
+            Some(provider) => set_bound(provider, &wanted.bound()),
+            None => format!("{PREPARE}, or accept it with replication.wal_unbounded = true"),
+        },
     ))
 }
 
 fn replication_right(prepared: &Prepared) -> Option<Because> {
-    (!prepared.rights.replication).then(|| {
-        because(
+    let user = quote_ident(&prepared.user);
+    match &prepared.rights.replicates {
+        Replicates::Yes => None,
+        Replicates::Denied => Some(because(
             format!("the peer's user {} may not replicate", prepared.user),
-            format!("ALTER ROLE {} REPLICATION on the primary", prepared.user),
-        )
-    })
+            match prepared.provider {
+                Some(Provider::Amazon) => format!("GRANT rds_replication TO {user} on the primary"),
+                _ => format!("ALTER ROLE {user} REPLICATION on the primary"),
+            },
+        )),
+        Replicates::Refused(text) => Some(because(
+            format!("the peer refuses a connection of the replication protocol: {text}"),
+            "name the PostgreSQL server itself in peer.datastore, and no proxy or pooler before it",
+        )),
+    }
 }
 
 /// Returns an obstacle that no preparation removes: existing objects that do not fit, unlogged

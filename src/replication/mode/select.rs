@@ -25,6 +25,8 @@ pub struct Chosen {
     /// Our objects on the primary, and objects of other clusters.
     pub ours: Vec<String>,
     pub orphans: Vec<String>,
+    /// True: a slot may be copied there, so a copy begins with a temporary one.
+    pub copies_slots: bool,
     /// The steps that new or removed tables need, before a slot is made.
     pub extension: Vec<Step>,
 }
@@ -62,6 +64,7 @@ pub async fn decide(
         reason,
         ours: prepared.ours(),
         orphans: orphans(&prepared),
+        copies_slots: prepared.rights.copies_slots,
         extension: extension(&prepared),
     })
 }

@@ -7,7 +7,7 @@ use crate::cluster::{
     WroteLease, end_sessions_from_before, raise_fence,
 };
 use crate::config::Config;
-use crate::domain::{Isolated, Lease, LeaseLine, LeaseState, LeaseTerms, Role};
+use crate::domain::{Isolated, Lease, LeaseLine, LeaseState, LeaseTerms, Role, Side};
 use crate::replication::ReplicationError;
 use chrono::Utc;
 use std::time::Duration;
@@ -168,11 +168,14 @@ impl Holder {
                 state
                     .withdraw_fence(&local.database, fence.epoch, &id)
                     .await?;
-                end_sessions_from_before(state.session(), &local.database).await?;
+                let waived = end_sessions_from_before(state.session(), &local.database).await?;
+                state
+                    .note_waived(Side::Local, &waived, &local.database)
+                    .await?;
                 tended.told("the lease is granted again; the own fence was lifted".into());
             }
             Some(fence) if self.enforced != Some(fence.epoch) => {
-                raise_fence(state.session(), local, &local.database).await?;
+                enforce(config, state).await?;
                 self.enforced = Some(fence.epoch);
             }
             // One lost answer at the start of this process is no reason.
@@ -196,11 +199,20 @@ impl Holder {
             tended.told(
                 "the lease could not be renewed in its time, and artifacts.isolated is fence: this cluster fences itself".into(),
             );
-            raise_fence(state.session(), local, &local.database).await?;
+            enforce(config, state).await?;
             self.enforced = Some(epoch);
         }
         Ok(())
     }
+}
+
+/// Enforces and proves the fence that is recorded. It names the sessions of a provider that stay.
+async fn enforce(config: &Config, state: &StateDb) -> Result<(), ReplicationError> {
+    let local = &config.local.datastore;
+    let waived = raise_fence(state.session(), local, &local.database).await?;
+    Ok(state
+        .note_waived(Side::Local, &waived, &local.database)
+        .await?)
 }
 
 /// Reads the lease on a cluster that is no primary, and records it.
@@ -411,7 +423,7 @@ impl Hand<'_> {
         self.state
             .record_fence(&local.database, epoch, by, false)
             .await?;
-        raise_fence(self.state.session(), local, &local.database).await?;
+        enforce(self.config, self.state).await?;
         *self.enforced = Some(epoch);
         Ok(())
     }
@@ -428,7 +440,10 @@ impl Hand<'_> {
                 .withdraw_fence(database, fence.epoch, &fence.by_cluster)
                 .await?
         {
-            end_sessions_from_before(self.state.session(), database).await?;
+            let waived = end_sessions_from_before(self.state.session(), database).await?;
+            self.state
+                .note_waived(Side::Local, &waived, database)
+                .await?;
             tended.told(format!(
                 "the takeover of epoch {} was undone; its fence was lifted",
                 fence.epoch

@@ -1,9 +1,9 @@
 //! Facts about the local side.
 
 use crate::cluster::{
-    BuilderDb, ClusterRecord, Confirmation, Keeps, LocalCluster, RecoveryPoint, Rights, SpareDb,
-    StateDb, VerificationRecord, WriteSession, is_fenced, may_apply, prove_fence, prove_writable,
-    rights,
+    BuilderDb, ClusterRecord, Confirmation, Keeps, LocalCluster, MayApply, RecoveryPoint, Rights,
+    SpareDb, StateDb, VerificationRecord, WriteSession, is_fenced, may_apply, prove_fence,
+    prove_writable, rights,
 };
 use crate::config::Config;
 use crate::domain::MissingReason;
@@ -89,7 +89,7 @@ async fn open_fence(config: &Config, state: &StateDb) -> Result<Option<String>, 
 pub(super) struct Server {
     pub major: u32,
     pub rights: Rights,
-    pub may_apply: bool,
+    pub may_apply: MayApply,
     pub bytes: u64,
     pub disk: Option<Disk>,
     /// Extensions of the visible database whose files are missing.

@@ -2,7 +2,7 @@
 
 use super::facts::Facts;
 use super::{ok, refuse, unknown, warn};
-use crate::cluster::{Keeps, is_loopback, is_verified};
+use crate::cluster::{Keeps, MayApply, is_loopback, is_verified};
 use crate::config;
 use crate::domain::PreflightCheck;
 use crate::observe::Check;
@@ -118,7 +118,7 @@ pub(super) fn privileges(facts: &Facts) -> Check {
     let (local, peer) = (&facts.config.local.datastore, &facts.config.peer.datastore);
     let mut missing = server.rights.missing(&local.database, false);
     missing.extend(server.rights.missing_to_fence());
-    if facts.streams() && !server.may_apply {
+    if facts.streams() && server.may_apply != MayApply::Yes {
         missing.push("may not set session_replication_role".into());
     }
     let mut problems: Vec<String> = missing
