@@ -90,6 +90,15 @@ async fn verified_deep(site: &Site) -> Result<()> {
     Ok(())
 }
 
+/// Returns the reason of preflight's check `bucket`.
+async fn bucket_check(site: &Site) -> String {
+    let output = site.warm_spare(&["preflight", "--json"]).await;
+    let document = output.json();
+    let checks = document["checks"].as_array().cloned().unwrap_or_default();
+    let bucket = checks.iter().find(|check| check["name"] == "bucket");
+    bucket.map_or_else(String::new, |check| check["reason"].to_string())
+}
+
 fn codes(status: &Value) -> Vec<&str> {
     let reasons = status["health"]["reasons"].as_array();
     let codes = reasons.into_iter().flatten();
@@ -135,6 +144,7 @@ async fn from_the_first_copy_to_the_way_back() -> Result<()> {
     verified_deep(site).await?;
     service.reconfigure(EXTERNAL);
     until_following(&service).await;
+    assert!(bucket_check(site).await.contains("has no rule"));
 
     // A planned handover under load.
     let writers = Writers::start([&site.primary, &site.spare], 2);
@@ -154,6 +164,7 @@ async fn from_the_first_copy_to_the_way_back() -> Result<()> {
 
     // The way back, with a rule of the other direction.
     replicate(&site.spare, &site.primary, "").await?;
+    assert!(bucket_check(site).await.contains("A rule copies"));
     let back = returning(&pair.back, EXTERNAL).await;
     until_following(&back).await;
     let newer = factory.fill(&pair.back.primary, 4).await?;

@@ -2,7 +2,7 @@
 
 use super::here::{self, Remembered, Server};
 use super::there::{self, Asked, ID_SLACK, There};
-use super::{Purpose, shared, supervisor};
+use super::{Purpose, external, shared, supervisor};
 use crate::cluster::{
     ClientPrograms, DatastoreError, DatastoreFault, InstalledClients, Keeps, PeerCluster,
     ProgramError, RecoveryPoint,
@@ -33,6 +33,8 @@ pub(super) struct Facts<'a> {
     pub peer_bucket: Result<(), ReplicationError>,
     /// The lease of a shared bucket. None: there is none.
     pub lease: Option<Result<(), ReplicationError>>,
+    /// Whether a rule of the provider copies the local bucket. None: it is not asked for.
+    pub rule: Option<Result<bool, ReplicationError>>,
     /// The address at which Builder's API answers beside a shared bucket.
     pub builder_api: Option<SocketAddr>,
     pub clients: Option<Result<ClientPrograms, ProgramError>>,
@@ -117,12 +119,13 @@ impl<'a> Facts<'a> {
         purpose: Purpose,
         patience: Duration,
     ) -> Facts<'a> {
-        let (datastores, bucket, sampled, peer_bucket, lease, builder_api, supervisor) = tokio::join!(
+        let (datastores, bucket, sampled, peer_bucket, lease, rule, builder_api, supervisor) = tokio::join!(
             Box::pin(datastores(config, peer, patience)),
             here::bucket(config, LOCAL_TIMEOUT),
             Box::pin(sampled(config)),
             there::bucket(config, patience),
             lease(config),
+            external::look_at_rule(config, LOCAL_TIMEOUT),
             shared::answering_api(config),
             supervisor::look(),
         );
@@ -138,6 +141,7 @@ impl<'a> Facts<'a> {
             sampled,
             peer_bucket,
             lease,
+            rule,
             builder_api,
             supervisor,
         }

@@ -6,6 +6,7 @@
 //! nothing more.
 
 mod copied;
+mod external;
 mod facts;
 mod here;
 mod keys;

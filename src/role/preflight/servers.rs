@@ -1,7 +1,7 @@
 //! Checks of the servers: versions, extensions, programs, disk, privileges, bucket, TLS.
 
 use super::facts::Facts;
-use super::{ok, refuse, unknown, warn};
+use super::{external, ok, refuse, unknown, warn};
 use crate::cluster::{Keeps, MayApply, is_loopback, is_verified};
 use crate::config;
 use crate::domain::PreflightCheck;
@@ -184,16 +184,7 @@ pub(super) fn bucket(facts: &Facts) -> Check {
                 "{bucket} can be read; artifacts.mode is shared: nothing but the lease is written"
             ),
         ),
-        Ok(None) => {
-            let written = match facts.config.artifacts.fill {
-                true => {
-                    "only artifacts that the provider never brings are written, which was not tried"
-                }
-                false => "nothing is written",
-            };
-            let text = format!("{bucket} can be read; artifacts.mode is external: {written}");
-            ok(NAME, text)
-        }
+        Ok(None) => external::bucket(facts),
         // The takeover asks for an operator's consent to the lease, or waits for the file system.
         Err(error)
             if facts.config.artifacts.mode == config::ArtifactsMode::Shared

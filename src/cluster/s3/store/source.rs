@@ -4,6 +4,9 @@ use super::{Store, StoreError, length_of};
 use crate::cluster::s3::store::object::Stored;
 use chrono::{DateTime, Utc};
 use http::HeaderMap;
+use minio::s3::error::{Error, S3ServerError};
+use minio::s3::minio_error_response::MinioErrorCode;
+use minio::s3::types::S3Api;
 use std::time::Duration;
 
 /// An object of the primary's store that its provider replicates.
@@ -76,6 +79,29 @@ impl Store {
             written: time_of(&headers, "last-modified"),
             age: age_of(&headers),
         }))
+    }
+}
+
+impl Store {
+    /// Returns whether the provider has a rule that copies objects of this bucket to another one.
+    pub async fn is_replicated(&self) -> Result<bool, StoreError> {
+        let doing = format!("asking for the replication rules of bucket {}", self.bucket);
+        let asked = self.persist(&doing, || {
+            self.once(&doing, async {
+                let asking = self.client.get_bucket_replication(self.bucket.clone())?;
+                match asking.build().send().await {
+                    Ok(_) => Ok(true),
+                    Err(Error::S3Server(S3ServerError::S3Error(answer)))
+                        if answer.code()
+                            == MinioErrorCode::ReplicationConfigurationNotFoundError =>
+                    {
+                        Ok(false)
+                    }
+                    Err(error) => Err(error),
+                }
+            })
+        });
+        Ok(asked.await?.unwrap_or_default())
     }
 }
 
