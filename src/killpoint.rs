@@ -50,7 +50,7 @@ const HANDOVER: &[&str] = &[
 
 /// The points of a takeover by the lease of a shared bucket: `tests/arrangements/shared.rs` reaches
 /// them.
-pub const LEASE: &[&str] = &["lease.asked", "lease.taken"];
+pub const LEASE: &[&str] = &["lease.asked", "lease.taken", "lease.fence_recorded"];
 
 /// The point at which a step of a transition begins.
 pub fn step(kind: &str, step: &str) {

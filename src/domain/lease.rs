@@ -95,6 +95,16 @@ pub struct LeaseTerms {
     pub isolated: Isolated,
 }
 
+impl LeaseTerms {
+    /// Returns these terms without the promise: only the holder itself may give one.
+    pub fn promising_nothing(self) -> LeaseTerms {
+        LeaseTerms {
+            isolated: Isolated::GoOn,
+            ..self
+        }
+    }
+}
+
 impl Lease {
     /// Returns the first lease of a series.
     pub fn first(line: LeaseLine, terms: LeaseTerms, nonce: String, now: DateTime<Utc>) -> Lease {

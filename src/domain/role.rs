@@ -74,9 +74,9 @@ const HANDOVER: &[Step] = &[
     Step::Fence,
     Step::Drain,
     Step::Compare,
-    Step::Sequences,
     Step::Attach,
     Step::Lease,
+    Step::Sequences,
     Step::Promote,
 ];
 const FAILBACK: &[Step] = &[

@@ -160,9 +160,12 @@ impl ServiceState {
         let local = self.cluster.epoch.unwrap_or_default().max(1);
         let believed = local.saturating_add(EPOCH_STEP_MAX);
         let peer = self.peer_record.epoch.filter(|epoch| *epoch <= believed);
+        let lease = self.lease.lease.as_ref().map(|lease| lease.line.epoch);
+        let lease = lease.filter(|epoch| self.lease.trouble.is_none() && *epoch <= believed);
         let known = [
             self.cluster.epoch,
             peer,
+            lease,
             fenced,
             self.cluster.witnessed_epoch,
         ];

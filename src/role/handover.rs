@@ -251,6 +251,7 @@ impl Handover<'_> {
         let inside = LocalCluster::of(self.config).builder().await?;
         let sequences = self.compare(&inside, point, &unavailable_before).await?;
         let clock = self.peers_clock().await?;
+        let lease = self.take_lease(walk, point, Some(&fence)).await?;
         walk.step(Step::Sequences).await?;
         self.set_sequences(&inside, &sequences).await?;
         wait_for_clock(&inside, Some(clock)).await?;
@@ -258,7 +259,7 @@ impl Handover<'_> {
         Ok(Reached {
             fenced: true,
             complete: true,
-            lease: self.take_lease(walk, point, true).await?,
+            lease,
         })
     }
 
@@ -272,12 +273,13 @@ impl Handover<'_> {
         let mut clock = None;
         let unavailable_before = self.unavailable().await?;
         walk.step(Step::Fence).await?;
-        if let Some(fence) = self.fence_if_it_answers(point).await? {
+        let fence = self.fence_if_it_answers(point).await?;
+        if let Some(fence) = &fence {
             reached.fenced = true;
             walk.step(Step::Drain).await?;
             let limit = self.config.takeover.drain_timeout;
             let drained = async {
-                self.drain(&fence, point, limit).await?;
+                self.drain(fence, point, limit).await?;
                 let inside = LocalCluster::of(self.config).builder().await?;
                 let sequences = self.compare(&inside, point, &unavailable_before).await?;
                 clock = Some(self.peers_clock().await?);
@@ -294,6 +296,8 @@ impl Handover<'_> {
                 }
             }
         }
+        // A hold here is tried again, and each try of the next step moves the sequences.
+        reached.lease = self.take_lease(walk, point, fence.as_ref()).await?;
         walk.step(Step::Sequences).await?;
         if !reached.complete {
             next_sequences(self.config).await?;
@@ -302,7 +306,6 @@ impl Handover<'_> {
         if let Err(error) = wait_for_clock(&inside, clock).await {
             log::warn!("{error}");
         }
-        reached.lease = self.take_lease(walk, point, reached.fenced).await?;
         Ok(reached)
     }
 

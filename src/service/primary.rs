@@ -9,7 +9,7 @@ use crate::cluster::{
     ClusterRecord, FenceRecord, LocalCluster, PeerCluster, end_sessions_from_before,
 };
 use crate::config::{ArtifactsMode, Config, WantedRole};
-use crate::domain::{ErrorCode, HoldReason, Role, Side, Step, Transition, TransitionKind};
+use crate::domain::{ErrorCode, HoldReason, Role, Side, Transition, TransitionKind};
 use crate::observe::Work;
 use crate::replication::ReplicationError;
 use crate::role::{PeerSeen, come_back, look_at_peer};
@@ -99,9 +99,12 @@ impl<'a> Primary<'a> {
     async fn take_up(&mut self) -> Result<(), ReplicationError> {
         let state = &self.leadership.state;
         let open = state.transition().await?;
-        let is_over = |entry: &Transition| {
-            entry.kind != TransitionKind::Failback
-                && (entry.kind, entry.step) != (TransitionKind::TakenBack, Some(Step::Lease))
+        let epoch = state.cluster().await?.epoch;
+        // A role that was not taken back gives its lease back first.
+        let is_over = |entry: &Transition| match entry.kind {
+            TransitionKind::Failback => false,
+            TransitionKind::TakenBack => epoch >= entry.epoch,
+            TransitionKind::Switchover | TransitionKind::Failover => true,
         };
         if open.as_ref().is_some_and(is_over) && state.cluster().await?.role == Some(Role::Primary)
         {

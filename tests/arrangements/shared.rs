@@ -157,12 +157,10 @@ async fn two_sites_that_are_cut_off_hand_over_by_the_lease() -> Result<()> {
     assert!(told.contains("its holder is fenced"), "{told}");
     assert!(!is_writable(&site.primary).await);
     assert!(is_writable(&site.spare).await);
-    let status = old
-        .until("the old primary is fenced", |status| {
-            status["state"] == "fenced"
-        })
-        .await;
-    assert_eq!(status["local"]["fenced"], true, "{status:#}");
+    old.until("the old primary is fenced", |status| {
+        status["state"] == "fenced" && status["local"]["fenced"] == true
+    })
+    .await;
     // A new process of the old primary finds the fence, and keeps it.
     old.running.kill9()?;
     let old = Service::start(&pair.back, &holder("[peer.datastore]\nport = 1"));
@@ -378,4 +376,75 @@ async fn a_takeover_lists_what_the_primary_took_away() -> Result<()> {
     assert!(told.contains(&made[0].key), "{told}");
     service.stop().await.ok();
     Ok(())
+}
+
+/// A lease that is lost is made again by consent; one that a dead takeover left is given back.
+#[tokio::test(flavor = "multi_thread")]
+async fn there_is_a_way_out_of_each_lease() -> Result<()> {
+    let pair = Pair::of_one_bucket("shared_out").await?;
+    let site = &pair.there;
+    // The primary does not see its spare, which would tell it that nobody takes over.
+    let alone = |more: &str| {
+        format!(
+            "{}\n[peer.datastore]\nport = 1\n[takeover]\n{more}",
+            holder("isolated = \"fence\"")
+        )
+    };
+    let old = Service::start(&pair.back, &alone(""));
+    until_held(&old).await;
+    let service = Service::start(site, SHARED);
+    until_following(&service).await;
+    // A question that nobody has any more, as a late write leaves it.
+    let mut asks = lease(&site.primary).await?;
+    let asker = service.status().await?["cluster_id"].clone();
+    asks["number"] = (asks["number"].as_u64().unwrap_or_default() + 1000).into();
+    asks["state"] = "asked".into();
+    asks["asked_by"] = serde_json::json!({ "cluster": asker, "epoch": 2 });
+    site.primary.put(LEASE, asks.to_string()).await?;
+    service
+        .until("it was given back", |status| {
+            let told = events(status, "fence").join("; ");
+            told.contains("it was given back")
+        })
+        .await;
+    until_writable(&site.primary).await;
+    until_held(&old).await;
+
+    // The lease is gone: the primary keeps its promise, until an operator consents to a new one.
+    site.primary.delete(LEASE).await?;
+    until_read_only(&site.primary).await;
+    let nonce = nonce_of(&old).await;
+    old.reconfigure(&alone(&format!("force_lease = \"{nonce}\"")));
+    until_held(&old).await;
+    until_writable(&site.primary).await;
+
+    // Another mode: the own fence goes with it.
+    site.primary.delete(LEASE).await?;
+    until_read_only(&site.primary).await;
+    let other = "role = \"primary\"\n[peer.datastore]\nport = 1\n[takeover]";
+    old.reconfigure(other);
+    let nonce = nonce_of(&old).await;
+    assert!(
+        !is_writable(&site.primary).await,
+        "others rely on its promise"
+    );
+    old.reconfigure(&format!("{other}\nforce_lease = \"{nonce}\""));
+    until_writable(&site.primary).await;
+    service.stop().await.ok();
+    old.stop().await.ok();
+    Ok(())
+}
+
+/// Returns the nonce for a consent, which the trouble with the lease names.
+async fn nonce_of(service: &Service<'_>) -> String {
+    let words = "takeover.force_lease = \"";
+    let status = service
+        .until("a nonce", |status| {
+            let trouble = status["lease"]["trouble"].as_str().unwrap_or_default();
+            trouble.contains(words)
+        })
+        .await;
+    let trouble = status["lease"]["trouble"].as_str().unwrap_or_default();
+    let (_, rest) = trouble.split_once(words).unwrap_or_default();
+    rest.split('"').next().unwrap_or_default().to_string()
 }

@@ -451,7 +451,7 @@ async fn one_lost_packet_does_not_make_a_failover_lossy() -> Result<()> {
     tokio::time::sleep(std::time::Duration::from_millis(400)).await;
     service.running.forget();
     service.reconfigure(&format!("{}\n{through}", forced(2)));
-    let begins = |line: &str| line.contains("failover: step 2 of 6: fence");
+    let begins = |line: &str| line.contains("failover: step 2 of 8: fence");
     service.running.wait_for_line(begins, SOON).await?;
     tokio::time::sleep(std::time::Duration::from_millis(700)).await;
     waiting.abort();

@@ -49,7 +49,7 @@ async fn preflight(site: &Site, purpose: &str) -> Value {
     let refused = json["result"] == "refuse";
     assert_eq!(output.code, Some(i32::from(refused)), "{output}");
     assert_eq!(json["for"], purpose);
-    assert_eq!(json["checks"].as_array().expect("checks").len(), 20);
+    assert_eq!(json["checks"].as_array().expect("checks").len(), 22);
     json
 }
 

@@ -438,7 +438,7 @@ async fn one_round(
         // The wish is withdrawn. A holder that has woken up may have answered before that.
         world.set(new, "role = \"spare\"");
         world.heal().await;
-        let status = world
+        world
             .service(new)
             .until("the wish is withdrawn", |status| {
                 // A takeover that is being undone holds, and a new primary is one.
@@ -447,7 +447,8 @@ async fn one_round(
                 status["role"]["wanted"] == "spare" && (is_over || was_faster)
             })
             .await;
-        taken = status["role"]["actual"] == "primary";
+        // The status is older than the commit of a promotion.
+        taken = is_on_record_as_primary(clusters[new]).await?;
     }
     let writes = clients.since(began);
     if !taken && let Some(write) = writes.iter().find(|write| write.site == new) {
@@ -503,6 +504,17 @@ async fn one_round(
             ended
         },
     ))
+}
+
+async fn is_on_record_as_primary(cluster: &Cluster) -> Result<bool> {
+    let state = cluster.pg.conn("warm_spare").await?;
+    let row = state
+        .query_one(
+            "SELECT role IS NOT DISTINCT FROM 'primary' FROM cluster",
+            &[],
+        )
+        .await?;
+    Ok(row.get(0))
 }
 
 /// Waits until the takeover has succeeded, or holds for an operator.

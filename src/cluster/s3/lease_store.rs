@@ -5,7 +5,7 @@
 
 use super::probe::unpredictable;
 use super::store::object::{Expected, Stored};
-use super::store::{LocalStore, Store};
+use super::store::{LocalStore, ReplicationStatus, Store};
 use super::store_error::{StoreError, StoreFault};
 use crate::domain::Lease;
 use bytes::Bytes;
@@ -74,6 +74,17 @@ impl LeaseStore {
     /// Reads the object of the same key through the peer's address.
     pub async fn read_at(&self, peer: &Store) -> Result<SeenLease, StoreError> {
         read(peer).await
+    }
+
+    /// Returns whether the object came from another bucket by the provider's replication.
+    pub async fn is_copy(&self) -> Result<bool, StoreError> {
+        self.is_copy_at(self.0.reading()).await
+    }
+
+    /// Returns the same of the object at the peer's address.
+    pub async fn is_copy_at(&self, peer: &Store) -> Result<bool, StoreError> {
+        let source = peer.source(KEY).await?;
+        Ok(source.is_some_and(|source| source.status == ReplicationStatus::Replica))
     }
 
     /// Writes the lease in place of that object; None: where no object is. An answer that was lost

@@ -336,7 +336,8 @@ impl StateDb {
             .await?;
         self.event(EventKind::Promotion, text, change).await?;
         let keep = "UPDATE generation SET pinned = true, unproven = false WHERE name = \
-                    (SELECT name FROM generation ORDER BY created DESC, name DESC LIMIT 1); DELETE FROM fence";
+                    (SELECT name FROM generation ORDER BY created DESC, name DESC LIMIT 1); DELETE FROM fence; \
+                    UPDATE lease SET fenced_for = NULL, touched = false";
         session.batch("recording the promotion", keep).await?;
         let lift = lift_statement(database);
         session.batch("lifting the fence", &lift).await?;

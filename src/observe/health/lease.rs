@@ -7,7 +7,12 @@ use crate::observe::state::ServiceState;
 pub(super) fn of_the_lease(state: &ServiceState, found: &mut Findings) {
     let lease = &state.lease;
     let trouble = lease.trouble.as_deref();
+    let id = state.cluster.id.as_deref();
+    let fenced_by = state.cluster.fenced_by.as_ref();
+    let is_replaced = fenced_by.is_some_and(|(_, by)| Some(by.as_str()) != id);
     match (lease.permitted, trouble) {
+        // A primary that another cluster has replaced has no lease, and needs none.
+        (Some(false), _) if is_replaced => {}
         (Some(false), _) => {
             let why = trouble.unwrap_or("another cluster asks for it, or holds it");
             let text =

@@ -41,7 +41,17 @@ pub async fn has_unproved_place(
         // A bucket of this name, under another address.
         _ => has_known_objects(state, &local.reading_store()?.with_limits(PATIENCE, TRIES)).await?,
     };
-    if is_same_bucket && mode == "replicate" && !state.replacements().await?.is_empty() {
+    // Under another address only a sample says that the bucket is the same one. That is not enough
+    // to write over objects that are not ours.
+    let is_certain = now.mode != "shared"
+        || before
+            .as_ref()
+            .is_some_and(|(b, _)| b.endpoint == now.endpoint);
+    if is_same_bucket
+        && is_certain
+        && mode == "replicate"
+        && !state.replacements().await?.is_empty()
+    {
         undo_what_was_begun(config, state, lock).await?;
     }
     let records = match (&before, is_same_bucket && mode == now.mode) {

@@ -195,7 +195,14 @@ pub async fn one_bucket(config: &Config) -> Result<(), ReplicationError> {
                     "find out who writes that object, and delete it; the acting primary then needs takeover.force_lease, as docs/topologies.md says".into(),
                 ));
             }
-            _ if before == theirs => return Ok(()),
+            _ if before == theirs => {
+                return match lease.is_copy_at(&there).await? || lease.is_copy().await? {
+                    false => Ok(()),
+                    true => two(
+                        "the lease in one of them is a copy by the provider's replication".into(),
+                    ),
+                };
+            }
             // It may have been renewed between the two looks.
             _ if lease.read().await? != before => {}
             _ => return two("the lease is another object in each".into()),

@@ -1,9 +1,9 @@
 //! The steps of a shared bucket: the file system is attached, and the lease is taken.
 
 use super::Handover;
-use crate::cluster::RecoveryPoint;
+use crate::cluster::{PeerFence, RecoveryPoint};
 use crate::config::ArtifactsMode;
-use crate::domain::{EventKind, Step};
+use crate::domain::{ErrorCode, EventKind, Step};
 use crate::replication::{ReplicationError, prove_once_more};
 use crate::role::lease::{LeaseTaker, Proof, Taken, attach, run_fence_command};
 use crate::role::step_journal::StepJournal;
@@ -33,30 +33,55 @@ impl TakenLease {
 
 impl Handover<'_> {
     /// Runs the operator's command that fences the other site, waits for the shared file system,
-    /// and takes the lease. `fenced`: the peer was fenced through its datastore. None: the bucket is
-    /// not shared.
+    /// and takes the lease. `fence`: the fence that was set through the peer's datastore. None: the
+    /// bucket is not shared.
     pub(super) async fn take_lease(
         &self,
         walk: &mut StepJournal<'_>,
         point: &RecoveryPoint,
-        fenced: bool,
+        fence: Option<&PeerFence>,
     ) -> Result<Option<TakenLease>, ReplicationError> {
-        let mut proved = run_fence_command(self.config, self.epoch).await? || fenced;
         if self.config.artifacts.mode != ArtifactsMode::Shared {
+            run_fence_command(self.config, self.epoch).await?;
             return Ok(None);
         }
+        let mut proved = fence.is_some();
         if self.config.artifacts.are_detached() {
             walk.step(Step::Attach).await?;
             attach(self.config, self.state, &*self.on_wait).await?;
             // The file system is here alone.
             proved = true;
         }
+        proved |= run_fence_command(self.config, self.epoch).await?;
         walk.step(Step::Lease).await?;
         self.state.still_ours(self.lock).await?;
         let promotion = self.state.new_promotion_id().await?;
         let taker = self.taker(&promotion, point.peer_cluster.as_deref());
         let taken = taker.take(Proof::of(proved)).await?;
+        if let Some(fence) = fence {
+            self.still_fenced(fence).await?;
+        }
         Ok(Some(TakenLease { promotion, taken }))
+    }
+
+    /// Checks that the fence which was the proof still stands. The holder may have lifted it for an
+    /// earlier takeover, and does so no more now that the lease is ours.
+    async fn still_fenced(&self, fence: &PeerFence) -> Result<(), ReplicationError> {
+        let id = self.state.cluster().await?.id;
+        match fence.stands(self.epoch, &id).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(ReplicationError::Precondition {
+                check: ErrorCode::Compare,
+                text: "somebody lifted the primary's fence while the lease was taken".into(),
+                next_step: "find out who lifted it; the takeover begins again".into(),
+            }),
+            // It has vanished since its last answer, and the lease is ours.
+            Err(error) if self.forced() => {
+                log::warn!("{error}; the old primary's fence was not looked at once more");
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Looks once more at the artifacts of the newest rows, and lists those that are gone: the

@@ -73,9 +73,11 @@ impl std::fmt::Display for Stranger {
 pub(super) fn belongs(own: &Own<'_>, lease: &Lease) -> Result<(), Stranger> {
     let line = &lease.line;
     let knows = |id: &str| !id.is_empty() && own.lineage.entries().iter().any(|one| one.id == id);
+    // A lease of the known series goes on from the last one, whatever promotions were missed here.
     // A cluster that has followed nobody yet knows no promotion.
-    let is_new = own.lineage.is_empty();
-    if line.holder != own.cluster && !is_new && !knows(&line.promotion) && !knows(&line.parent) {
+    let is_known = own.seen.is_some_and(|seen| seen.series == lease.series);
+    let is_kin = line.holder == own.cluster || knows(&line.promotion) || knows(&line.parent);
+    if !is_known && !is_kin && !own.lineage.is_empty() {
         return Err(Stranger::OtherLine);
     }
     match own.seen {
@@ -134,6 +136,7 @@ pub(super) fn holder_act(own: &Own<'_>, lease: Option<&Lease>) -> HolderAct {
         }
         // Somebody asks for an epoch that is over.
         (LeaseState::Held | LeaseState::Asked, _) => HolderAct::Renew,
+        (LeaseState::Fenced, Some(asker)) if asker.epoch <= own.epoch => HolderAct::Renew,
         (LeaseState::Fenced | LeaseState::Free, _) if fenced_for.is_some() => HolderAct::Wait,
         // The answer was written by a process that did not record it: the fence comes first.
         (LeaseState::Fenced | LeaseState::Free, Some(asker)) => HolderAct::Answer {
@@ -159,6 +162,8 @@ mod tests {
             holder: "us".into(),
             nonce: "n".into(),
             fenced_for: None,
+            promised: None,
+            touched: false,
         }
     }
 
@@ -237,6 +242,12 @@ mod tests {
         let said = asked(ours.clone(), LeaseState::Fenced, 2);
         assert_eq!(holder_act(&fenced, Some(&said)), HolderAct::Wait);
         assert_eq!(holder_act(&known, Some(&said)), answer);
+        // This cluster has taken its role back since.
+        let later = Own {
+            epoch: 3,
+            ..fenced.clone()
+        };
+        assert_eq!(holder_act(&later, Some(&said)), HolderAct::Renew);
         // The takeover was undone: the lease names the holder again, and nobody asks.
         assert_eq!(holder_act(&fenced, Some(&ours)), HolderAct::Lift);
     }
@@ -254,7 +265,14 @@ mod tests {
         assert_eq!(holder_act(&known, Some(&theirs)), way);
         let equal = holder_act(&known, Some(&lease("them", 1, "root", "")));
         assert!(is_doubt(&equal, "epoch of this cluster too"), "{equal:?}");
-        let of_others = holder_act(&known, Some(&lease("them", 2, "x", "another")));
+        // Two promotions were missed here, and the series goes on.
+        let later = holder_act(&known, Some(&lease("third", 3, "y", "x")));
+        assert!(
+            matches!(later, HolderAct::GiveWay { epoch: 3, .. }),
+            "{later:?}"
+        );
+        let never_seen = own(&lineage, None);
+        let of_others = holder_act(&never_seen, Some(&lease("them", 2, "x", "another")));
         assert!(is_doubt(&of_others, "another pair"), "{of_others:?}");
     }
 

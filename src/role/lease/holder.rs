@@ -1,15 +1,16 @@
 //! The acting primary's part: renews the lease, answers a question by its fence, and gives way.
 
 use super::decide::{HolderAct, Own, holder_act};
+use super::hand::{Done, Hand};
+use super::spare;
 use super::{FENCE_BOUND, boot_time};
 use crate::cluster::{
-    FoundObject, LeaseRecord, LeaseStore, LocalCluster, PeerCluster, Record, SeenLease, StateDb,
-    WroteLease, end_sessions_from_before, raise_fence,
+    LeaseRecord, LeaseStore, LocalCluster, PeerCluster, Record, SeenLease, StateDb,
+    end_sessions_from_before, raise_fence,
 };
 use crate::config::Config;
-use crate::domain::{Isolated, Lease, LeaseLine, LeaseState, LeaseTerms, Role, Side};
+use crate::domain::{Isolated, Lease, LeaseTerms, Role, Side};
 use crate::replication::ReplicationError;
-use chrono::Utc;
 use std::time::Duration;
 
 /// Number of looks at a lease that another cluster writes at the same moment.
@@ -21,14 +22,21 @@ pub struct Holder {
     /// Time since the start of the machine until which the lease is ours. None: this process was
     /// never granted it.
     permit: Option<Duration>,
-    /// Number of looks since the start of this process that were granted nothing, until the first
-    /// one that was.
+    /// Number of looks of this process that were granted nothing.
     refused: u32,
-    /// Epoch of the fence that this process has set or enforced. A killed process may have recorded
-    /// one and ended no session.
-    enforced: Option<i64>,
+    fences: Fences,
     /// True: the store was seen to honour the conditions of writes.
     store_is_proved: bool,
+}
+
+/// The fences that this process has set.
+#[derive(Debug, Default)]
+pub(super) struct Fences {
+    /// Epoch of the fence that this process has enforced. A killed process may have recorded one
+    /// and ended no session.
+    pub enforced: Option<i64>,
+    /// Time since the start of the machine before which no failed fence is tried again.
+    pub not_before: Option<Duration>,
 }
 
 /// The lease after a look at it.
@@ -41,13 +49,24 @@ pub struct Tended {
     pub permitted: Option<bool>,
     /// Acts for the history.
     pub acts: Vec<String>,
+    /// True: a statement was given up, so the session must not be used again.
+    pub is_cut: bool,
 }
 
 impl Tended {
-    fn told(&mut self, text: String) {
+    pub(super) fn told(&mut self, text: String) {
         log::warn!("local: {text}");
         self.acts.push(text);
     }
+}
+
+/// The result of a look of the acting primary.
+enum Looked {
+    Granted,
+    /// Another cluster asks for the lease, or has it.
+    Refused,
+    /// The lease is not believed, or its store does not answer.
+    Doubted,
 }
 
 impl Holder {
@@ -64,37 +83,92 @@ impl Holder {
         };
         let record = state.own_record().await?;
         if record.role != Some(Role::Primary) {
-            look(config, &store, state, &mut tended).await?;
+            spare::look(config, &store, state, &mut tended).await?;
             return Ok(tended);
         }
+        let promised = promise(state).await?;
+        if promised.is_some() && self.permit.is_some() && !self.is_permitted() {
+            // The fence comes first, whatever the store does.
+            self.keep_promise(config, state, &mut tended).await?;
+        }
         let began = boot_time();
-        let ttl = config.artifacts.lease.ttl;
-        match self.act(config, &store, state, &record, &mut tended).await {
-            Ok(true) => self.permit = Some(began + ttl),
-            Ok(false) => self.refused += 1,
+        let left = self.permit.map(|until| until.saturating_sub(began));
+        let left = left.filter(|left| promised.is_some() && !left.is_zero());
+        let acting = Box::pin(self.act(config, &store, state, &record, &mut tended));
+        let looked = match left {
+            None => acting.await,
+            Some(left) => match tokio::time::timeout(left, acting).await {
+                Ok(looked) => looked,
+                Err(_) => return self.end_of_permit(config, tended).await,
+            },
+        };
+        let looked = match looked {
             Err(ReplicationError::Store(error)) => {
                 tended.trouble = Some(error.to_string());
-                self.refused += 1;
-                // A spare that has begun no takeover takes none within this time.
-                if config.artifacts.lease.fences_isolated && spare_waits(config, &record).await {
-                    self.permit = Some(began + ttl);
-                }
+                Looked::Doubted
             }
-            Err(error) => return Err(error),
+            looked => looked?,
+        };
+        match (looked, promised) {
+            (Looked::Granted, _) => self.permit = Some(began + config.artifacts.lease.ttl),
+            // A spare that has begun no takeover takes none within this time.
+            (Looked::Doubted, Some(ttl)) if spare_waits(config, &record, ttl).await => {
+                self.permit = Some(began + ttl);
+            }
+            _ => self.refused = self.refused.saturating_add(1),
         }
-        let permitted = self.permit.is_some_and(|until| boot_time() < until);
-        tended.permitted = Some(permitted);
-        self.keep_promise(config, state, permitted, &mut tended)
-            .await?;
+        tended.permitted = Some(self.is_permitted());
+        self.keep_promise(config, state, &mut tended).await?;
         Ok(tended)
+    }
+
+    /// Keeps the promise although the look is not over: its session may be within a transaction.
+    async fn end_of_permit(
+        &mut self,
+        config: &Config,
+        mut tended: Tended,
+    ) -> Result<Tended, ReplicationError> {
+        tended.is_cut = true;
+        tended.permitted = Some(false);
+        tended.trouble = Some("the lease was not renewed in its time".into());
+        let state = LocalCluster::of(config).state().await?;
+        self.keep_promise(config, &state, &mut tended).await?;
+        Ok(tended)
+    }
+
+    fn is_permitted(&self) -> bool {
+        self.permit.is_some_and(|until| boot_time() < until)
+    }
+
+    /// Lifts the fence that this cluster has set by its own promise, because `artifacts.mode` is
+    /// another one now. Others may rely on the promise, so an operator must consent. Returns the
+    /// reason why the fence stays; None: there is none any more.
+    pub async fn lift_own_fence(
+        config: &Config,
+        state: &StateDb,
+    ) -> Result<Option<String>, ReplicationError> {
+        let id = state.cluster().await?.id;
+        let fence = state.fence_record().await?;
+        let Some(fence) = fence.filter(|fence| fence.by_cluster == id && !fence.settled) else {
+            return Ok(None);
+        };
+        let seen = state.lease_record().await?;
+        let nonce = seen.map(|seen| seen.nonce).unwrap_or_default();
+        if config.takeover.force_lease != nonce {
+            return Ok(Some(format!(
+                "this cluster has fenced itself because it could not renew the lease, and artifacts.mode is not shared any more. If no other cluster takes uploads, takeover.force_lease = \"{nonce}\" lifts the fence"
+            )));
+        }
+        lift(config, state, fence.epoch, &id).await?;
+        Ok(None)
     }
 
     /// Returns the time until the next look.
     pub fn pause(&self, config: &Config) -> Duration {
         let third = config.artifacts.lease.ttl / 3;
         let left = self.permit.map(|until| until.saturating_sub(boot_time()));
-        left.map_or(third, |left| third.min(left))
-            .max(Duration::from_millis(100))
+        left.filter(|left| !left.is_zero())
+            .map_or(third, |left| third.min(left))
     }
 
     /// Returns whether the lease was granted by this look.
@@ -105,109 +179,123 @@ impl Holder {
         state: &StateDb,
         record: &Record,
         tended: &mut Tended,
-    ) -> Result<bool, ReplicationError> {
+    ) -> Result<Looked, ReplicationError> {
         if !self.store_is_proved {
             if let Some(broken) = store.broken_conditions().await? {
                 tended.trouble = Some(format!(
                     "the store of the lease does not honour conditional writes: {broken}; set artifacts.lease to a store that does"
                 ));
-                return Ok(false);
+                return Ok(Looked::Doubted);
             }
             self.store_is_proved = true;
         }
         let began = boot_time();
         let mut tries = 0;
-        // The promise is looked at in time, whatever the store does.
         while tries < TRIES && boot_time().saturating_sub(began) < config.artifacts.lease.ttl / 3 {
             tries += 1;
-            let (lease, at) = match store.read().await? {
-                SeenLease::Absent => (None, None),
-                SeenLease::Found(lease, at) => (Some(*lease), Some(at)),
-                SeenLease::Garbage(why, _) => {
-                    tended.trouble = Some(format!("{} is no lease: {why}", store.address()));
-                    return Ok(false);
+            let (lease, at, garbage) = match store.read().await? {
+                SeenLease::Absent => (None, None, None),
+                SeenLease::Found(lease, at) => (Some(*lease), Some(at), None),
+                SeenLease::Garbage(why, at) => {
+                    let why = format!("{} is no lease: {why}", store.address());
+                    (None, Some(at), Some(why))
                 }
             };
             tended.lease.clone_from(&lease);
             let seen = state.lease_record().await?;
             let own = own(record, seen.as_ref());
-            let act = holder_act(&own, lease.as_ref());
+            let act = match garbage {
+                Some(why) => HolderAct::Doubt(why),
+                None => holder_act(&own, lease.as_ref()),
+            };
             let mut hand = Hand {
-                enforced: &mut self.enforced,
+                fences: &mut self.fences,
                 config,
                 store,
                 state,
                 record,
             };
             match hand.carry_out(&act, lease, at.as_ref(), tended).await? {
-                Done::Granted => return Ok(true),
-                Done::Not => return Ok(false),
+                Done::Granted => return Ok(Looked::Granted),
+                Done::Not if matches!(act, HolderAct::Doubt(_)) => return Ok(Looked::Doubted),
+                Done::Not => return Ok(Looked::Refused),
                 Done::Overtaken => {}
             }
         }
         tended.trouble = Some("the lease is written by others all the time".into());
-        Ok(false)
+        Ok(Looked::Refused)
     }
 
     /// Fences this cluster if it promised so and is granted the lease no more, and lifts that fence
-    /// when it is granted again.
+    /// when it is granted again. A fence for another cluster is enforced if a killed process had
+    /// only recorded it.
     async fn keep_promise(
         &mut self,
         config: &Config,
         state: &StateDb,
-        permitted: bool,
         tended: &mut Tended,
     ) -> Result<(), ReplicationError> {
-        let local = &config.local.datastore;
-        let promised = config.artifacts.lease.fences_isolated;
-        let fence = state.fence_record().await?;
+        let permitted = self.is_permitted();
+        let known = state.lease_record().await?;
+        let promised = known.as_ref().and_then(|known| known.promised).is_some();
+        let fenced_for = known.and_then(|known| known.fenced_for);
         let id = state.cluster().await?.id;
-        match &fence {
-            Some(fence) if fence.by_cluster != id || fence.settled => {}
-            Some(fence) if permitted || !promised => {
-                state
-                    .withdraw_fence(&local.database, fence.epoch, &id)
-                    .await?;
-                let waived = end_sessions_from_before(state.session(), &local.database).await?;
-                state
-                    .note_waived(Side::Local, &waived, &local.database)
-                    .await?;
+        match state.fence_record().await? {
+            Some(fence) if fence.by_cluster == id && !fence.settled && permitted => {
+                lift(config, state, fence.epoch, &id).await?;
                 tended.told("the lease is granted again; the own fence was lifted".into());
             }
-            Some(fence) if self.enforced != Some(fence.epoch) => {
-                enforce(config, state).await?;
-                self.enforced = Some(fence.epoch);
+            Some(fence) => {
+                let is_ours = fence.by_cluster == id || fenced_for == Some(fence.epoch);
+                let is_new = self.fences.enforced != Some(fence.epoch);
+                if is_ours && is_new && !fence.settled {
+                    enforce(config, state).await?;
+                    self.fences.enforced = Some(fence.epoch);
+                }
             }
             // One lost answer at the start of this process is no reason.
-            None if !permitted && promised && (self.permit.is_some() || self.refused > 1) => {
-                self.fence_alone(config, state, tended).await?;
+            None if promised && !permitted && (self.permit.is_some() || self.refused > 1) => {
+                self.fences.enforced = None;
+                let database = &config.local.datastore.database;
+                if let Some(epoch) = state.record_own_fence(database).await? {
+                    tended.told(
+                        "the lease could not be renewed in its time, and the lease says artifacts.isolated = \"fence\": this cluster fences itself".into(),
+                    );
+                    enforce(config, state).await?;
+                    self.fences.enforced = Some(epoch);
+                }
             }
-            _ => {}
-        }
-        Ok(())
-    }
-
-    async fn fence_alone(
-        &mut self,
-        config: &Config,
-        state: &StateDb,
-        tended: &mut Tended,
-    ) -> Result<(), ReplicationError> {
-        let local = &config.local.datastore;
-        self.enforced = None;
-        if let Some(epoch) = state.record_own_fence(&local.database).await? {
-            tended.told(
-                "the lease could not be renewed in its time, and artifacts.isolated is fence: this cluster fences itself".into(),
-            );
-            enforce(config, state).await?;
-            self.enforced = Some(epoch);
+            None => {}
         }
         Ok(())
     }
 }
 
+/// Returns the life of the last lease that promises, in this cluster's name, that it fences itself.
+async fn promise(state: &StateDb) -> Result<Option<Duration>, ReplicationError> {
+    let known = state.lease_record().await?;
+    Ok(known.and_then(|known| known.promised))
+}
+
+/// Withdraws a fence, and ends the sessions that began under it. False: there is no such fence, or
+/// it is final.
+pub(super) async fn lift(
+    config: &Config,
+    state: &StateDb,
+    epoch: i64,
+    by: &str,
+) -> Result<bool, ReplicationError> {
+    let database = &config.local.datastore.database;
+    let lifted = state.withdraw_fence(database, epoch, by).await?;
+    if lifted {
+        let waived = end_sessions_from_before(state.session(), database).await?;
+        state.note_waived(Side::Local, &waived, database).await?;
+    }
+    Ok(lifted)
+}
+
 /// Enforces and proves the fence that is recorded. It names the sessions of a provider that stay.
-async fn enforce(config: &Config, state: &StateDb) -> Result<(), ReplicationError> {
+pub(super) async fn enforce(config: &Config, state: &StateDb) -> Result<(), ReplicationError> {
     let local = &config.local.datastore;
     let waived = raise_fence(state.session(), local, &local.database).await?;
     Ok(state
@@ -215,44 +303,9 @@ async fn enforce(config: &Config, state: &StateDb) -> Result<(), ReplicationErro
         .await?)
 }
 
-/// Reads the lease on a cluster that is no primary, and records it.
-async fn look(
-    config: &Config,
-    store: &LeaseStore,
-    state: &StateDb,
-    tended: &mut Tended,
-) -> Result<(), ReplicationError> {
-    let read = match config.artifacts.are_detached() {
-        true => store.read_at(&PeerCluster::of(config).store()?).await,
-        false => store.read().await,
-    };
-    match read {
-        Ok(SeenLease::Found(lease, _)) => {
-            let record = state.own_record().await?;
-            let seen = state.lease_record().await?;
-            match super::decide::belongs(&own(&record, seen.as_ref()), &lease) {
-                Ok(()) => state.saw_lease(&lease).await?,
-                Err(stranger) => tended.trouble = Some(stranger.to_string()),
-            }
-            if seen.is_some_and(|seen| seen.fenced_for.is_some()) {
-                state.fences_for(None).await?;
-            }
-            tended.lease = Some(*lease);
-        }
-        Ok(SeenLease::Absent) => {
-            tended.trouble = Some(format!("there is no lease ({})", store.address()));
-        }
-        Ok(SeenLease::Garbage(why, _)) => {
-            tended.trouble = Some(format!("{} is no lease: {why}", store.address()));
-        }
-        Err(error) => tended.trouble = Some(error.to_string()),
-    }
-    Ok(())
-}
-
 /// Returns whether the spare of this cluster answers, and has begun no takeover.
-async fn spare_waits(config: &Config, own: &Record) -> bool {
-    let limit = config.artifacts.lease.ttl / 6;
+async fn spare_waits(config: &Config, own: &Record, ttl: Duration) -> bool {
+    let limit = ttl / 6;
     let asked = tokio::time::timeout(limit, async {
         PeerCluster::of(config).record().await.ok().flatten()
     });
@@ -273,18 +326,6 @@ pub(super) fn own<'a>(record: &'a Record, seen: Option<&'a LeaseRecord>) -> Own<
     }
 }
 
-/// Returns the place of this cluster in its line of promotions.
-fn line(config: &Config, record: &Record) -> LeaseLine {
-    let head = record.lineage.head();
-    LeaseLine {
-        holder: record.cluster_id.clone(),
-        site: config.site.clone(),
-        epoch: record.epoch.max(1),
-        promotion: head.map(|head| head.id.clone()).unwrap_or_default(),
-        parent: head.map(|head| head.parent.clone()).unwrap_or_default(),
-    }
-}
-
 /// Returns the terms of this cluster as a holder.
 pub(super) fn terms(config: &Config) -> LeaseTerms {
     let plan = &config.artifacts.lease;
@@ -295,160 +336,5 @@ pub(super) fn terms(config: &Config) -> LeaseTerms {
             true => Isolated::Fence,
             false => Isolated::GoOn,
         },
-    }
-}
-
-/// The end of one act.
-enum Done {
-    /// The lease is ours for its time.
-    Granted,
-    Not,
-    /// Another cluster has written in the meantime.
-    Overtaken,
-}
-
-struct Hand<'a> {
-    enforced: &'a mut Option<i64>,
-    config: &'a Config,
-    store: &'a LeaseStore,
-    state: &'a StateDb,
-    record: &'a Record,
-}
-
-impl Hand<'_> {
-    async fn carry_out(
-        &mut self,
-        act: &HolderAct,
-        lease: Option<Lease>,
-        at: Option<&FoundObject>,
-        tended: &mut Tended,
-    ) -> Result<Done, ReplicationError> {
-        let database = &self.config.local.datastore.database;
-        let line = line(self.config, self.record);
-        let terms = terms(self.config);
-        let (nonce, now) = (LeaseStore::nonce(), Utc::now());
-        match (act, lease) {
-            (HolderAct::Doubt(why), _) => {
-                tended.trouble = Some(why.clone());
-                Ok(Done::Not)
-            }
-            (HolderAct::Create, _) | (_, None) => {
-                let first = Lease::first(line, terms, nonce, now);
-                self.write(first, at, tended).await
-            }
-            (HolderAct::Lift, Some(lease)) => {
-                self.lift(tended).await?;
-                let own = lease.next(nonce, now).held_by(line, terms);
-                self.write(own, at, tended).await
-            }
-            (HolderAct::Renew | HolderAct::Claim, Some(lease)) => {
-                let mut own = lease.next(nonce, now).held_by(line, terms);
-                own.last_lsn = self.state.session().wal_position().await?;
-                self.write(own, at, tended).await
-            }
-            (HolderAct::Answer { epoch, by }, Some(lease)) => {
-                self.state.saw_lease(&lease).await?;
-                let fenced = self.fence(*epoch, by, tended).await;
-                let mut answer = lease.next(nonce, now);
-                match fenced {
-                    Ok(()) => {
-                        answer.state = LeaseState::Fenced;
-                        answer.reason = String::new();
-                        answer.last_lsn = self.state.session().wal_position().await?;
-                    }
-                    Err(error) => {
-                        let why = format!("cannot fence: {error}");
-                        log::warn!("local: {why}");
-                        answer.state = LeaseState::Held;
-                        answer.reason = why.chars().take(500).collect();
-                    }
-                }
-                Ok(match self.write(answer, at, tended).await? {
-                    // The time of a lease that another cluster asks for is not extended.
-                    Done::Granted => Done::Not,
-                    other => other,
-                })
-            }
-            (HolderAct::GiveWay { epoch, by }, Some(lease)) => {
-                self.state.saw_lease(&lease).await?;
-                let fence = self.state.fence_record().await?;
-                // Its fence may be set by the other cluster through the datastore.
-                let is_fenced =
-                    fence.is_some_and(|fence| fence.epoch == *epoch && fence.by_cluster == *by);
-                if !is_fenced {
-                    self.fence(*epoch, by, tended).await?;
-                }
-                Ok(Done::Not)
-            }
-            (HolderAct::Wait, Some(lease)) => {
-                self.state.saw_lease(&lease).await?;
-                log::debug!("local: {database} is fenced, and the lease waits for its next holder");
-                Ok(Done::Not)
-            }
-        }
-    }
-
-    async fn write(
-        &self,
-        lease: Lease,
-        at: Option<&FoundObject>,
-        tended: &mut Tended,
-    ) -> Result<Done, ReplicationError> {
-        match self.store.write(&lease, at).await? {
-            WroteLease::Written(_) => {
-                self.state.saw_lease(&lease).await?;
-                tended.lease = Some(lease);
-                Ok(Done::Granted)
-            }
-            WroteLease::Lost => Ok(Done::Overtaken),
-        }
-    }
-
-    /// Fences this cluster for the one that takes the epoch, and proves the fence. It stays
-    /// withdrawable: the takeover may be undone.
-    async fn fence(
-        &mut self,
-        epoch: i64,
-        by: &str,
-        tended: &mut Tended,
-    ) -> Result<(), ReplicationError> {
-        let local = &self.config.local.datastore;
-        self.state.fences_for(Some(epoch)).await?;
-        let before = self.state.fence_record().await?;
-        if before.is_none_or(|fence| fence.epoch != epoch || fence.by_cluster != by) {
-            tended.told(format!(
-                "cluster {by} takes epoch {epoch} by the lease; this cluster fences itself"
-            ));
-        }
-        self.state
-            .record_fence(&local.database, epoch, by, false)
-            .await?;
-        enforce(self.config, self.state).await?;
-        *self.enforced = Some(epoch);
-        Ok(())
-    }
-
-    /// Lifts the fence that was set for a takeover, which was undone.
-    async fn lift(&self, tended: &mut Tended) -> Result<(), ReplicationError> {
-        let database = &self.config.local.datastore.database;
-        let asked = self.state.lease_record().await?;
-        let asked = asked.and_then(|seen| seen.fenced_for);
-        if let Some(fence) = self.state.fence_record().await?
-            && asked == Some(fence.epoch)
-            && self
-                .state
-                .withdraw_fence(database, fence.epoch, &fence.by_cluster)
-                .await?
-        {
-            let waived = end_sessions_from_before(self.state.session(), database).await?;
-            self.state
-                .note_waived(Side::Local, &waived, database)
-                .await?;
-            tended.told(format!(
-                "the takeover of epoch {} was undone; its fence was lifted",
-                fence.epoch
-            ));
-        }
-        Ok(self.state.fences_for(None).await?)
     }
 }

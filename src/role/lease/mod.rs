@@ -7,7 +7,9 @@
 mod attach;
 mod decide;
 mod fence_command;
+mod hand;
 mod holder;
+mod spare;
 mod taker;
 
 pub(super) use attach::attach;

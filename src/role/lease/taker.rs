@@ -5,10 +5,10 @@ use super::boot_time;
 use super::decide::{Stranger, belongs};
 use super::holder::{own, terms};
 use crate::cluster::{
-    FoundObject, LeaseRecord, LeaseStore, LocalCluster, Record, SeenLease, StateDb, WroteLease,
+    FoundObject, LeaseStore, LocalCluster, Record, SeenLease, StateDb, WroteLease,
 };
 use crate::config::Config;
-use crate::domain::{Asker, ErrorCode, Isolated, Lease, LeaseLine, LeaseState};
+use crate::domain::{Asker, ErrorCode, Isolated, Lease, LeaseLine, LeaseState, Role};
 use crate::killpoint;
 use crate::replication::ReplicationError;
 use chrono::Utc;
@@ -18,6 +18,9 @@ use std::time::Duration;
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// Number of writes that others may overtake before the takeover is given up.
 const TRIES: usize = 20;
+
+/// Value of `takeover.force_lease` where no lease was ever seen.
+const NEVER_SEEN: &str = "none";
 
 /// Takes the lease for one epoch.
 pub struct LeaseTaker<'a> {
@@ -86,6 +89,10 @@ impl LeaseTaker<'_> {
         let record = self.state.own_record().await?;
         // Start of the wait, and the nonce that was seen then.
         let mut waits: Option<(Duration, String)> = None;
+        // An acting primary that nobody has fenced needs no proof about itself.
+        let is_acting =
+            record.role == Some(Role::Primary) && self.state.fence_record().await?.is_none();
+        self.state.touches_lease(true).await?;
         for _ in 0..TRIES {
             let (lease, at) = match store.read().await {
                 Ok(SeenLease::Found(lease, at)) => (*lease, at),
@@ -108,7 +115,7 @@ impl LeaseTaker<'_> {
             }
             self.state.saw_lease(&lease).await?;
             let next = loop {
-                match self.next(&record, &lease, proof, waits.as_ref())? {
+                match self.next(&record, &lease, (proof, is_acting), waits.as_ref())? {
                     Next::Wait
                         if waits
                             .as_ref()
@@ -142,7 +149,7 @@ impl LeaseTaker<'_> {
                 Next::Take(taken) => {
                     let held = self.held(&lease, &record);
                     if let WroteLease::Written(_) = store.write(&held, Some(&at)).await? {
-                        self.state.saw_lease(&held).await?;
+                        self.state.wrote_lease(&held).await?;
                         killpoint::reach("lease.taken");
                         return Ok(taken);
                     }
@@ -160,13 +167,16 @@ impl LeaseTaker<'_> {
         &self,
         record: &Record,
         lease: &Lease,
-        proof: Proof,
+        (proof, is_acting): (Proof, bool),
         waits: Option<&(Duration, String)>,
     ) -> Result<Next, ReplicationError> {
         let (us, line) = (record.cluster_id.as_str(), &lease.line);
         if line.holder == us && line.epoch == self.epoch {
             // It was taken before, by a process that was killed.
             return Ok(Next::Take(Taken::Proved(lease.last_lsn.clone())));
+        }
+        if self.config.takeover.force_lease == lease.nonce {
+            return Ok(Next::Take(Taken::Forced));
         }
         if line.epoch >= self.epoch {
             return Err(ReplicationError::Refused {
@@ -180,21 +190,22 @@ impl LeaseTaker<'_> {
                         .into(),
             });
         }
-        if self.config.takeover.force_lease == lease.nonce {
-            return Ok(Next::Take(Taken::Forced));
-        }
         if proof == Proof::Fenced || lease.state == LeaseState::Free {
             return Ok(Next::Take(Taken::Proved(lease.last_lsn.clone())));
         }
+        if line.holder == us && is_acting {
+            return Ok(Next::Take(Taken::Proved(String::new())));
+        }
         if line.holder == us {
-            // Another cluster was promoted since without the lease, and has not claimed it yet.
+            // Another cluster was promoted without the lease, and has not claimed it yet; or it
+            // asked this one to fence itself, and is gone.
             return Err(unanswered(
                 format!(
-                    "the lease still names this cluster under the former epoch {}",
+                    "the lease still names this cluster under its epoch {}, and another cluster has fenced it since",
                     line.epoch
                 ),
                 format!(
-                    "let the other cluster claim the lease; or, if nobody writes there, set takeover.force_lease = \"{}\"",
+                    "let the other cluster take the lease, or call its takeover off there; or, if nobody writes there, set takeover.force_lease = \"{}\"",
                     lease.nonce
                 ),
             ));
@@ -262,6 +273,15 @@ impl LeaseTaker<'_> {
     /// Gives the lease back to the old holder, or withdraws the question, because the takeover was
     /// undone.
     pub async fn give_back(&self) -> Result<(), ReplicationError> {
+        let seen = self.state.lease_record().await?;
+        if !seen.is_some_and(|seen| seen.touched) {
+            return Ok(());
+        }
+        self.give_back_what_is_ours().await?;
+        Ok(self.state.touches_lease(false).await?)
+    }
+
+    async fn give_back_what_is_ours(&self) -> Result<(), ReplicationError> {
         let store = self.store()?;
         let record = self.state.own_record().await?;
         let us = record.cluster_id.as_str();
@@ -280,7 +300,7 @@ impl LeaseTaker<'_> {
             } else {
                 return Ok(());
             };
-            let terms = lease.terms();
+            let terms = lease.terms().promising_nothing();
             let mut held = lease
                 .next(LeaseStore::nonce(), Utc::now())
                 .held_by(back, terms);
@@ -386,15 +406,15 @@ impl LeaseTaker<'_> {
         at: Option<FoundObject>,
         why: &str,
     ) -> Result<Taken, ReplicationError> {
-        let seen = self.consented(why).await?;
+        let (series, number) = self.consented(why).await?;
         let mut first = Lease::first(
             self.line(record),
             terms(self.config),
             LeaseStore::nonce(),
             Utc::now(),
         );
-        first.series = seen.series;
-        first.number = seen.number.saturating_add(1);
+        first.series = series;
+        first.number = number.saturating_add(1);
         self.write_forced(store, &first, at.as_ref()).await
     }
 
@@ -406,7 +426,7 @@ impl LeaseTaker<'_> {
     ) -> Result<Taken, ReplicationError> {
         match store.write(held, at).await? {
             WroteLease::Written(_) => {
-                self.state.saw_lease(held).await?;
+                self.state.wrote_lease(held).await?;
                 Ok(Taken::Forced)
             }
             WroteLease::Lost => Err(unanswered(
@@ -422,17 +442,23 @@ impl LeaseTaker<'_> {
         Ok(Taken::Forced)
     }
 
-    /// Returns the last lease that was seen, if an operator consented to override it.
-    async fn consented(&self, why: &str) -> Result<LeaseRecord, ReplicationError> {
+    /// Returns series and number of the last lease that was seen, if an operator consented to
+    /// override it.
+    async fn consented(&self, why: &str) -> Result<(String, u64), ReplicationError> {
         let Some(seen) = self.state.lease_record().await? else {
+            if self.config.takeover.force_lease == NEVER_SEEN {
+                return Ok((LeaseStore::nonce(), 0));
+            }
             return Err(ReplicationError::Refused {
                 rule: ErrorCode::NoLease,
                 text: format!("not promoted: {why}, and this cluster has never seen a lease"),
-                next_step: "load warm-spare at the primary with artifacts.mode = \"shared\" and role = \"primary\"".into(),
+                next_step: format!(
+                    "load warm-spare at the primary with artifacts.mode = \"shared\" and role = \"primary\"; or, if nobody writes there, set takeover.force_lease = \"{NEVER_SEEN}\""
+                ),
             });
         };
         match self.config.takeover.force_lease == seen.nonce {
-            true => Ok(seen),
+            true => Ok((seen.series, seen.number)),
             false => Err(unanswered(
                 why.to_string(),
                 format!(

@@ -209,7 +209,7 @@ impl Primary<'_> {
         };
         let is_wanted =
             config.role == WantedRole::Primary && forces(config, self.next_epoch(cluster));
-        if entry.kind != TransitionKind::TakenBack || entry.step != Some(Step::Lease) || is_wanted {
+        if entry.kind != TransitionKind::TakenBack || is_wanted {
             return Ok(());
         }
         let taker = LeaseTaker {

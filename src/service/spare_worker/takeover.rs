@@ -237,8 +237,12 @@ impl SpareWorker<'_> {
                 let text = format!(
                     "the handover was given up ({why}), and it is not known whether the primary is still fenced: {error}. The fence is withdrawn as soon as the primary answers"
                 );
+                let first = match error.is_of_a_store() {
+                    true => error.next_step(),
+                    false => "make the primary's datastore reachable".into(),
+                };
                 let next_step = format!(
-                    "make the primary's datastore reachable: it may be read-only until then; or, if the primary is lost, set force_epoch = {}",
+                    "{first}: the primary may be read-only until then; or, if the primary is lost, set force_epoch = {}",
                     self.writer.read(|state| state.next_epoch()).unwrap_or(2)
                 );
                 self.writer
@@ -301,6 +305,12 @@ impl SpareWorker<'_> {
         let Some(point) = state.recovery_point().await? else {
             return Ok(());
         };
+        if let Some(lease) = &state.lease_record().await?
+            && lease.touched
+        {
+            // The lease may still say that the primary is fenced.
+            return Ok(());
+        }
         let hand = PeerCluster::of(config).fence(&point.system_id).await?;
         state.still_ours(self.leadership.lock).await?;
         if let Some(hand) = hand
