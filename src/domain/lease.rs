@@ -95,16 +95,6 @@ pub struct LeaseTerms {
     pub isolated: Isolated,
 }
 
-impl LeaseTerms {
-    /// Returns these terms without the promise: only the holder itself may give one.
-    pub fn promising_nothing(self) -> LeaseTerms {
-        LeaseTerms {
-            isolated: Isolated::GoOn,
-            ..self
-        }
-    }
-}
-
 impl Lease {
     /// Returns the first lease of a series.
     pub fn first(line: LeaseLine, terms: LeaseTerms, nonce: String, now: DateTime<Utc>) -> Lease {
@@ -150,6 +140,19 @@ impl Lease {
             isolated: terms.isolated,
             reason: String::new(),
             ..self
+        }
+    }
+
+    /// Returns the next lease, given back to that holder by the cluster that had asked for it or
+    /// taken it. Nothing is promised in the holder's name.
+    pub fn given_back(&self, to: LeaseLine, nonce: String, now: DateTime<Utc>) -> Lease {
+        let terms = LeaseTerms {
+            isolated: Isolated::GoOn,
+            ..self.terms()
+        };
+        Lease {
+            former: None,
+            ..self.next(nonce, now).held_by(to, terms)
         }
     }
 
@@ -241,6 +244,23 @@ mod tests {
         let lease = lease();
         assert_eq!(Lease::parse(lease.to_json().as_bytes()), Ok(lease.clone()));
         assert_eq!(lease.promise_kept_after(), Duration::from_millis(32_500));
+    }
+
+    #[test]
+    fn a_lease_that_is_given_back_promises_nothing() {
+        let (first, now) = (lease(), DateTime::UNIX_EPOCH);
+        let other = LeaseLine {
+            holder: "bbbbbbbb".into(),
+            epoch: 2,
+            ..first.line.clone()
+        };
+        let taken = first.next("m".into(), now).held_by(other, first.terms());
+        let former = taken.former.clone().expect("the first holder");
+        let back = taken.given_back(former, "o".into(), now);
+        assert_eq!((back.number, &back.line), (3, &first.line));
+        assert_eq!(back.isolated, Isolated::GoOn);
+        assert_eq!((back.former, back.asked_by), (None, None));
+        assert_eq!(back.series, first.series);
     }
 
     #[test]

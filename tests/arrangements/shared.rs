@@ -54,6 +54,13 @@ async fn until_held<'a>(service: &Service<'a>) -> Value {
         .await
 }
 
+/// Starts the service of the first primary, and waits until it holds the lease.
+async fn acting<'a>(pair: &'a Pair, more: &str) -> Service<'a> {
+    let service = Service::start(&pair.back, &holder(more));
+    until_held(&service).await;
+    service
+}
+
 async fn until_consent(service: &Service<'_>) -> String {
     let status = service.until_hold("lease_unanswered").await;
     let step = status["hold"]["next_step"].as_str().unwrap_or_default();
@@ -77,8 +84,7 @@ async fn from_the_first_copy_to_the_way_back() -> Result<()> {
     let (site, mut factory) = (&pair.there, another(7));
     let service = Service::start(site, SHARED);
     service.until_hold("not_prepared").await;
-    let old = Service::start(&pair.back, &holder(""));
-    until_held(&old).await;
+    let old = acting(&pair, "").await;
     until_following(&service).await;
     factory.fill(&site.primary, 5).await?;
     until_equal(site).await?;
@@ -142,8 +148,7 @@ async fn two_sites_that_are_cut_off_hand_over_by_the_lease() -> Result<()> {
         &pair.there,
         Proxy::start(pair.there.primary.pg.port()).await?,
     );
-    let old = Service::start(&pair.back, &holder(""));
-    until_held(&old).await;
+    let old = acting(&pair, "").await;
     let service = Service::start(site, &link.to_peer(SHARED));
     until_following(&service).await;
     write(&site.primary, "before the cut").await?;
@@ -181,8 +186,7 @@ async fn a_takeover_that_is_called_off_gives_the_lease_back() -> Result<()> {
         &pair.there,
         Proxy::start(pair.there.primary.pg.port()).await?,
     );
-    let old = Service::start(&pair.back, &holder(""));
-    until_held(&old).await;
+    let old = acting(&pair, "").await;
     for point in ["lease.asked", "lease.taken"] {
         let service = Service::start(site, &link.to_peer(SHARED));
         until_following(&service).await;
@@ -275,8 +279,7 @@ async fn an_isolated_holder_does_what_it_promised() -> Result<()> {
 async fn what_is_no_lease_is_refused_and_left_alone() -> Result<()> {
     // Two buckets.
     let two = Pair::of_own_stores("shared_two").await?;
-    let old = Service::start(&two.back, &holder(""));
-    until_held(&old).await;
+    let old = acting(&two, "").await;
     let service = Service::start(&two.there, SHARED);
     until_conflict(&service, &["two buckets"]).await;
     assert_eq!(two.there.spare.keys().await?, [""; 0]);
@@ -304,8 +307,7 @@ async fn what_is_no_lease_is_refused_and_left_alone() -> Result<()> {
     old.stop().await.ok();
 
     // A file of garbage, and an old copy of the lease.
-    let old = Service::start(&pair.back, &holder(""));
-    until_held(&old).await;
+    let old = acting(&pair, "").await;
     let service = Service::start(site, SHARED);
     until_following(&service).await;
     let good = site.primary.get(LEASE).await?.ok_or("there is a lease")?;
@@ -352,8 +354,7 @@ async fn at_no_moment_do_two_sites_accept_writes() -> Result<()> {
 async fn a_takeover_lists_what_the_primary_took_away() -> Result<()> {
     let pair = Pair::of_one_bucket("shared_gone").await?;
     let (site, mut factory) = (&pair.there, another(11));
-    let old = Service::start(&pair.back, &holder(""));
-    until_held(&old).await;
+    let old = acting(&pair, "").await;
     let service = Service::start(site, SHARED);
     until_following(&service).await;
     let made = factory.fill(&site.primary, 3).await?;
@@ -447,4 +448,33 @@ async fn nonce_of(service: &Service<'_>) -> String {
     let trouble = status["lease"]["trouble"].as_str().unwrap_or_default();
     let (_, rest) = trouble.split_once(words).unwrap_or_default();
     rest.split('"').next().unwrap_or_default().to_string()
+}
+
+/// The holder is killed between the record of its fence and the end of the older sessions.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fence_that_was_only_recorded_is_enforced() -> Result<()> {
+    let pair = Pair::of_one_bucket("shared_half").await?;
+    let (site, link) = (
+        &pair.there,
+        Proxy::start(pair.there.primary.pg.port()).await?,
+    );
+    let alone = holder("[peer.datastore]\nport = 1");
+    let old = Service::doomed(&pair.back, &alone, "lease.fence_recorded");
+    until_held(&old).await;
+    let service = Service::start(site, &link.to_peer(SHARED));
+    until_following(&service).await;
+    let pool = site.primary.conn().await?;
+    let insert = "INSERT INTO accounts (name, email) VALUES ('pool', 'pool')";
+    link.lose().await;
+    service.reconfigure(&link.to_peer(&format!("{}\n{SHARED}", forced(2))));
+    old.dead().await?;
+    let old = Service::start(&pair.back, &alone);
+    until_primary(&service, 2).await;
+    assert!(
+        pool.execute(insert, &[]).await.is_err(),
+        "an old session writes"
+    );
+    old.stop().await.ok();
+    service.stop().await.ok();
+    Ok(())
 }

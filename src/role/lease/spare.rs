@@ -85,11 +85,7 @@ async fn give_back_leftover(
             return Ok(());
         }
     };
-    let terms = lease.terms().promising_nothing();
-    let mut back = lease
-        .next(LeaseStore::nonce(), Utc::now())
-        .held_by(line, terms);
-    back.former = None;
+    let back = lease.given_back(line, LeaseStore::nonce(), Utc::now());
     if let WroteLease::Written(_) = store.write(&back, Some(at)).await? {
         state.saw_lease(&back).await?;
         state.touches_lease(false).await?;

@@ -300,11 +300,7 @@ impl LeaseTaker<'_> {
             } else {
                 return Ok(());
             };
-            let terms = lease.terms().promising_nothing();
-            let mut held = lease
-                .next(LeaseStore::nonce(), Utc::now())
-                .held_by(back, terms);
-            held.former = None;
+            let held = lease.given_back(back, LeaseStore::nonce(), Utc::now());
             if let WroteLease::Written(_) = store.write(&held, Some(&at)).await? {
                 self.state.saw_lease(&held).await?;
                 return Ok(());
