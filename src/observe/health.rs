@@ -350,6 +350,10 @@ fn of_log(state: &ServiceState, found: &mut Findings) {
 fn of_role(state: &ServiceState, found: &mut Findings) {
     if state.work == Work::Fenced {
         let by = state.cluster.fenced_by.as_ref();
+        if by.is_some_and(|(_, by)| state.cluster.id.as_ref() == Some(by)) {
+            // The lease says the reason. Nothing is to be done about a role.
+            return lease::of_the_own_fence(state, found);
+        }
         let by = by.map_or(String::new(), |(epoch, cluster)| {
             format!(" by cluster {cluster} under epoch {epoch}")
         });

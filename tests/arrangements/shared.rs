@@ -251,6 +251,14 @@ async fn an_isolated_holder_does_what_it_promised() -> Result<()> {
     .await;
     to_store.lose().await;
     until_read_only(&site.primary).await;
+    let status = old
+        .until("it says so", |status| {
+            let reasons = status["health"]["reasons"].to_string();
+            reasons.contains("has fenced itself")
+        })
+        .await;
+    let reasons = status["health"]["reasons"].to_string();
+    assert!(!reasons.contains("set role ="), "{status:#}");
     to_store.set(Mode::Pass).await;
     until_writable(&site.primary).await;
     until_following(&service).await;

@@ -4,15 +4,24 @@ use super::{Findings, Level};
 use crate::domain::{HealthCode, Role};
 use crate::observe::state::ServiceState;
 
+/// Reports that this primary has fenced itself.
+pub(super) fn of_the_own_fence(state: &ServiceState, found: &mut Findings) {
+    let why = state.lease.trouble.as_deref();
+    let text = format!(
+        "this primary has fenced itself, because it could not renew the lease of the shared bucket: {}",
+        why.unwrap_or("it is not granted yet")
+    );
+    found.add(Level::Critical, HealthCode::LeaseExpired, text);
+}
+
 pub(super) fn of_the_lease(state: &ServiceState, found: &mut Findings) {
     let lease = &state.lease;
     let trouble = lease.trouble.as_deref();
-    let id = state.cluster.id.as_deref();
     let fenced_by = state.cluster.fenced_by.as_ref();
-    let is_replaced = fenced_by.is_some_and(|(_, by)| Some(by.as_str()) != id);
     match (lease.permitted, trouble) {
-        // A primary that another cluster has replaced has no lease, and needs none.
-        (Some(false), _) if is_replaced => {}
+        // A primary that another cluster has replaced needs no lease. One that has fenced itself
+        // says so.
+        (Some(false), _) if fenced_by.is_some() => {}
         (Some(false), _) => {
             let why = trouble.unwrap_or("another cluster asks for it, or holds it");
             let text =
