@@ -7,11 +7,9 @@ use crate::config::{ArtifactsMode, Config};
 use crate::domain::{EventKind, LeaseState, Role};
 use crate::observe::{LeaseFacts, span};
 use crate::replication::ReplicationError;
-use crate::role::{Holder, Tended};
+use crate::role::{Holder, Tended, accepts_connections};
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
-use tokio::net::TcpStream;
 
 /// Interval between two looks at a fence of a former mode.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
@@ -116,7 +114,9 @@ async fn show(writer: &StatusWriter, config: &Config, tended: Tended) {
     }
     let is_spare = writer.read(|state| state.cluster.role == Some(Role::Spare));
     let builder_api = match config.builder_api.filter(|_| is_spare) {
-        Some(address) if answers(address).await => Some(address.to_string()),
+        Some(address) if accepts_connections(address, CONNECT_TIMEOUT).await => {
+            Some(address.to_string())
+        }
         _ => None,
     };
     writer.update(|state| {
@@ -127,12 +127,4 @@ async fn show(writer: &StatusWriter, config: &Config, tended: Tended) {
             builder_api,
         };
     });
-}
-
-async fn answers(address: SocketAddr) -> bool {
-    let connecting = TcpStream::connect(address);
-    matches!(
-        tokio::time::timeout(CONNECT_TIMEOUT, connecting).await,
-        Ok(Ok(_))
-    )
 }

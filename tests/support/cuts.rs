@@ -75,7 +75,7 @@ const CUTS: [Cut; 10] = [
     Cut::OldFrozen,
 ];
 
-/// What a takeover must come to.
+/// The required end of a takeover.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Must {
     Succeed,

@@ -8,9 +8,9 @@ use crate::cluster::{LocalCluster, SeenLease, StateDb, StoreError};
 use crate::config::Config;
 use crate::domain::ErrorCode;
 use crate::replication::{ReplicationError, absent_from};
+use crate::role::port::accepts_connections;
 use http::Uri;
 use std::time::Duration;
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 /// Interval between two looks.
@@ -117,11 +117,7 @@ async fn answers(endpoint: &str) -> bool {
     let Some((host, port)) = address(endpoint) else {
         return false;
     };
-    let connecting = TcpStream::connect((host.as_str(), port));
-    matches!(
-        tokio::time::timeout(CONNECT_TIMEOUT, connecting).await,
-        Ok(Ok(_))
-    )
+    accepts_connections((host.as_str(), port), CONNECT_TIMEOUT).await
 }
 
 fn address(endpoint: &str) -> Option<(String, u16)> {

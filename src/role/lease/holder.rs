@@ -16,7 +16,7 @@ use std::time::Duration;
 /// Number of looks at a lease that another cluster writes at the same moment.
 const TRIES: usize = 4;
 
-/// What an acting primary remembers between two looks at the lease.
+/// The facts that an acting primary remembers between two looks at the lease.
 #[derive(Debug, Default)]
 pub struct Holder {
     /// Time since the start of the machine until which the lease is ours. None: this process was

@@ -7,9 +7,9 @@ use crate::config::{ArtifactsMode, Config};
 use crate::domain::{ErrorCode, PreflightCheck};
 use crate::observe::Check;
 use crate::replication::{ReplicationError, one_bucket};
+use crate::role::port::accepts_connections;
 use std::net::SocketAddr;
 use std::time::Duration;
-use tokio::net::TcpStream;
 
 /// Time limit for Builder's API to accept a connection.
 const API_TIMEOUT: Duration = Duration::from_secs(1);
@@ -82,6 +82,6 @@ async fn lease_serves(config: &Config) -> Result<(), ReplicationError> {
 pub(super) async fn answering_api(config: &Config) -> Option<SocketAddr> {
     let shared = config.artifacts.mode == ArtifactsMode::Shared;
     let address = config.builder_api.filter(|_| shared)?;
-    let connecting = tokio::time::timeout(API_TIMEOUT, TcpStream::connect(address));
-    matches!(connecting.await, Ok(Ok(_))).then_some(address)
+    let answers = accepts_connections(address, API_TIMEOUT).await;
+    answers.then_some(address)
 }

@@ -92,8 +92,8 @@ impl LocalStore {
         })
     }
 
-    /// Sends one request to store a small object, and does not repeat it: whoever writes on a
-    /// condition must look first. None: the server says that there is no such key.
+    /// Sends one request to store a small object, and does not repeat it: the writer must read the
+    /// object before each conditional write. None: the server says that there is no such key.
     pub(in crate::cluster) async fn put_once(
         &self,
         key: &str,
