@@ -252,7 +252,7 @@ async fn a_proxy_that_does_not_carry_is_named_with_what_it_did() -> Result<()> {
     Ok(())
 }
 
-/// What the store says is the store's: no header makes it a fault of the proxy, and no redirection leads past the proxy.
+/// A header of the store does not make its answer a fault of the proxy, and a redirection does not lead past the proxy.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_cannot_lead_past_the_proxy() -> Result<()> {
     let site = site("leading_past").await;
@@ -271,7 +271,7 @@ async fn a_store_cannot_lead_past_the_proxy() -> Result<()> {
     });
     let error = peer.check_bucket().await.expect_err("a denial");
     assert_eq!(error.fault, StoreFault::Denied, "{error}");
-    // What the S3 library would follow by itself.
+    // The S3 library would follow this redirection by itself.
     let location: &'static str = Box::leak(format!("{}/x", elsewhere.endpoint()).into_boxed_str());
     store.set(move |_| Fault::RespondWith(307, vec![("location", location)], Bytes::new()));
     peer.check_bucket().await.expect_err("a redirection");

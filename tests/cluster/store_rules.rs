@@ -115,7 +115,7 @@ async fn rules_both_ways_do_not_make_one_bucket_of_two() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rules_with_a_prefix_do_not_make_one_bucket_of_two() -> Result<()> {
-    // Of what is here only the probes are copied there; then everything but the probes.
+    // First only the probes are copied to the peer, and then all objects except the probes.
     let probes = [(Side::Peer, "core/"), (Side::Local, ".warm-spare/")];
     first_copy_between_joined("prefix_probes", &probes).await?;
     let others = [(Side::Peer, ".warm-spare/"), (Side::Local, "core/")];

@@ -43,7 +43,7 @@ pub async fn rights(session: &Session, database: &str) -> Result<Rights, Datasto
     })
 }
 
-/// Whether our user may switch triggers and cascades off, which `session_replication_role` does.
+/// Tells whether our user may disable triggers and cascades by `session_replication_role`.
 /// They have done their work on the primary, and must not repeat it here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MayApply {

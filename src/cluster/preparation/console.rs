@@ -52,8 +52,8 @@ pub(super) fn extension(prepared: &Prepared) -> Option<String> {
     })
 }
 
-/// Returns the grants that our user lacks. They are an administrator's to make: they are printed,
-/// and never carried out.
+/// Returns the grants that our user does not have. Only an administrator can make them, so they are
+/// printed and never carried out.
 pub(super) fn grants(prepared: &Prepared) -> Vec<Step> {
     let rights = &prepared.rights;
     if rights.superuser {

@@ -408,7 +408,7 @@ fn only_a_builder_datastore_must_have_the_level_in_its_auto_conf() {
     assert!(!needs(&server));
     server.wal_level.source = "command line".into();
     assert!(!needs(&server));
-    // What we may not see counts as one, unless there is a reason against it.
+    // A server whose file we may not see counts as a builder-datastore, unless a fact speaks against it.
     server.config_file = None;
     assert!(server.counts_as_builder_datastore() && needs(&server));
     server.provider = Some(Provider::Amazon);
@@ -416,7 +416,7 @@ fn only_a_builder_datastore_must_have_the_level_in_its_auto_conf() {
     server.provider = None;
     server.names.slot_is_premade = true;
     assert!(!server.counts_as_builder_datastore());
-    // What is seen goes before a setting that anybody may set.
+    // The file that is seen counts more than a setting that anybody may set.
     server.provider = Some(Provider::Amazon);
     server.config_file = Some("/hab/svc/builder-datastore/config/postgresql.conf".into());
     assert!(server.counts_as_builder_datastore());

@@ -53,7 +53,7 @@ impl ProxyFault {
     /// Returns the fault of an answer with this status. `who`: who gave it, in words. `asked`: the
     /// request in words.
     fn of_status(who: &str, asked: &str, status: StatusCode) -> ProxyFault {
-        // Of a store that the proxy does not reach, proxies say 404 or a 5xx.
+        // A proxy that does not reach the store answers 404 or a 5xx.
         let passes = status.is_server_error()
             || matches!(
                 status,
@@ -118,7 +118,7 @@ pub(super) struct Relay {
 struct Way {
     proxy: Proxy,
     authorization: Option<HeaderValue>,
-    /// Whether the store speaks TLS, through a tunnel of the proxy.
+    /// True: the store speaks TLS, and the proxy makes a tunnel to it.
     is_tunnel: bool,
     /// Host of the store, without brackets.
     host: String,

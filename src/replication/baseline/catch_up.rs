@@ -97,7 +97,7 @@ impl Baseline<'_> {
         let peer = PeerCluster::of(config);
         select::extend(&peer, &self.facts.chosen.extension).await?;
         let mut session = peer.replication().await?;
-        // The working lock is ours: whoever makes or keeps a slot of ours is gone.
+        // The working lock is ours, so no other process makes or keeps a slot of ours.
         let temporary = self.temporary_name(&mut session).await?;
         let is_temporary = self.facts.chosen.copies_slots || names.slot_is_premade;
         let temporary = is_temporary.then_some(temporary);

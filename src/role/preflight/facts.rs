@@ -33,7 +33,7 @@ pub(super) struct Facts<'a> {
     pub peer_bucket: Result<(), ReplicationError>,
     /// The lease of a shared bucket. None: there is none.
     pub lease: Option<Result<(), ReplicationError>>,
-    /// Whether a rule of the provider copies the local bucket. None: it is not asked for.
+    /// True: a rule of the provider copies the local bucket. None: the provider is not asked.
     pub rule: Option<Result<bool, ReplicationError>>,
     /// The address at which Builder's API answers beside a shared bucket.
     pub builder_api: Option<SocketAddr>,
