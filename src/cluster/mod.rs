@@ -80,6 +80,7 @@ pub use state_db::kept::KeptDatabase;
 pub use state_db::lease::LeaseRecord;
 pub use state_db::lineage::{Descent, Lineage, record_lineage};
 pub use state_db::new_copy::NewCopy;
+pub use state_db::nodes::{Node, NodeDisk, NodeTold};
 pub use state_db::roles::{EPOCH_STEP_MAX, FenceRecord, Promotion, Record};
 pub use state_db::state::{
     Artifact, ClusterRecord, Generation, RecoveryPoint, StateDb, StateError, StreamSource,
@@ -88,7 +89,7 @@ pub use state_db::state::{
 pub use state_db::upkeep::{
     AbsentArtifact, ComparedTable, NOTE_VANISHED, Replacement, Retirement, Vanished,
 };
-pub use state_db::working_lock::{Holder, Lock, Watch};
+pub use state_db::working_lock::{Holder, Lock, Turn, Watch};
 
 pub use triggers::{silence_triggers, wake_triggers, wake_triggers_as_in};
 

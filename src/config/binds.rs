@@ -14,18 +14,7 @@ use super::values::{Source, Values};
 
 const TABLE: &str = "bind";
 
-/// The two sides, each with the names of the binds of its datastore and of its artifact store.
-pub(super) const LOCAL: Binds = Binds {
-    side: "local",
-    datastore: "datastore",
-    minio: "minio",
-};
-pub(super) const PEER: Binds = Binds {
-    side: "peer",
-    datastore: "peer-datastore",
-    minio: "peer-minio",
-};
-
+/// The binds of one site, and the side of the configuration that they fill.
 pub(super) struct Binds {
     side: &'static str,
     datastore: &'static str,
@@ -33,6 +22,24 @@ pub(super) struct Binds {
 }
 
 impl Binds {
+    /// Returns the binds of this site.
+    pub(super) fn near(side: &'static str) -> Binds {
+        Binds {
+            side,
+            datastore: "datastore",
+            minio: "minio",
+        }
+    }
+
+    /// Returns the binds of the other site.
+    pub(super) fn far(side: &'static str) -> Binds {
+        Binds {
+            side,
+            datastore: "peer-datastore",
+            minio: "peer-minio",
+        }
+    }
+
     /// Fills the values of the side that neither the configuration nor builder-api gives.
     pub(super) fn complete(&self, values: &mut Values) {
         if let Some((host, port)) = address(values, self.datastore)
@@ -69,13 +76,8 @@ impl Binds {
         matches!(values.source(&self.key(name)), None | Some(Source::Default))
     }
 
-    /// Returns whether the operator has set the key. The package writes every default into the
-    /// file, so a default value counts as not set.
     fn is_configured(&self, values: &Values, name: &str) -> bool {
-        let key = self.key(name);
-        let default = Key::find(&key).and_then(|key| key.default_value().ok().flatten());
-        values.source(&key) == Some(Source::Configuration)
-            && values.checked(&key) != default.as_ref()
+        Key::find(&self.key(name)).is_some_and(|key| values.is_set(key))
     }
 
     fn put(&self, values: &mut Values, name: &str, checked: Checked) {

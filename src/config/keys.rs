@@ -1,4 +1,4 @@
-//! All keys of the configuration, and the keys that are not supported yet.
+//! All keys of the configuration.
 //!
 //! `docs/reference.md` describes every key; a test compares the two.
 
@@ -51,11 +51,6 @@ impl Key {
     pub(super) fn empty_means_none(&self) -> bool {
         matches!(self.name, "verify.schedule" | "local.builder_keys_dir")
     }
-
-    /// Returns whether the key, or one of its values, is not supported yet.
-    pub fn is_not_built(&self) -> bool {
-        NOT_BUILT.iter().any(|(name, _)| *name == self.name)
-    }
 }
 
 const fn key(name: &'static str, kind: Kind, default: &'static str) -> Key {
@@ -81,8 +76,8 @@ pub(super) const KEYS: &[Key] = &[
         "info",
     ),
     key("log_format", Kind::Choice(&["text", "json"]), "text"),
-    // Keys of the local side that are not set here are taken from Builder's own files, then from
-    // `LOCAL_DEFAULTS`.
+    // Keys of the near side that are not set here are taken from Builder's own files, then from
+    // `NEAR_DEFAULTS`. The local side is near, unless this process pushes.
     key("local.builder_api_config", Kind::Path, BUILDER_API_CONFIG),
     key(
         "local.builder_keys_dir",
@@ -219,35 +214,28 @@ pub(super) const KEYS: &[Key] = &[
     key("bind.peer-minio.bucket_name", Kind::Bucket, ""),
 ];
 
-/// Defaults of the local side, the same as Builder's own. They count where neither the
-/// configuration nor Builder's files have a value.
-pub(super) const LOCAL_DEFAULTS: &[(&str, &str)] = &[
-    ("local.datastore.host", "127.0.0.1"),
-    ("local.datastore.port", "5432"),
-    ("local.datastore.user", "hab"),
-    ("local.datastore.database", "builder"),
-    ("local.datastore.ssl_mode", "prefer"),
-    ("local.s3.backend", "minio"),
+/// Defaults of the near side, the same as Builder's own. They count where neither the configuration
+/// nor Builder's files have a value.
+pub(super) const NEAR_DEFAULTS: &[(&str, &str)] = &[
+    ("datastore.host", "127.0.0.1"),
+    ("datastore.port", "5432"),
+    ("datastore.user", "hab"),
+    ("datastore.database", "builder"),
+    ("datastore.ssl_mode", "prefer"),
+    ("s3.backend", "minio"),
 ];
 
-/// The keys that name the local servers. A configuration that sets all of them needs no file of
-/// Builder's.
-pub(super) const LOCAL_SERVERS: &[&str] = &[
-    "local.datastore.host",
-    "local.datastore.user",
-    "local.datastore.password",
-    "local.s3.endpoint",
-    "local.s3.bucket_name",
-    "local.s3.key_id",
-    "local.s3.secret_key",
+/// The keys that name the servers of one side. A configuration that sets all of them for the near
+/// side needs no file of Builder's.
+pub(super) const SERVERS: &[&str] = &[
+    "datastore.host",
+    "datastore.user",
+    "datastore.password",
+    "s3.endpoint",
+    "s3.bucket_name",
+    "s3.key_id",
+    "s3.secret_key",
 ];
-
-/// Settings that are not supported yet: the listed values of a key.
-///
-/// Delete the lines of a feature here, and its mark in the reference, when the feature is built.
-/// Until then the setting is refused: a setting that is accepted and does nothing would break a
-/// promise in silence.
-pub(super) const NOT_BUILT: &[(&str, &[&str])] = &[("replication.direction", &["push"])];
 
 #[cfg(test)]
 mod tests {
@@ -272,22 +260,18 @@ mod tests {
 
     #[test]
     fn the_other_tables_speak_of_keys_that_exist() {
-        for name in LOCAL_SERVERS {
-            assert!(Key::find(name).is_some(), "{name}");
-        }
-        for (name, default) in LOCAL_DEFAULTS {
-            let key = Key::find(name).unwrap_or_else(|| panic!("{name}"));
-            assert!(
-                Key { default, ..*key }.default_value().unwrap().is_some(),
-                "{name}"
-            );
-        }
-        for (name, values) in NOT_BUILT {
-            let key = Key::find(name).unwrap_or_else(|| panic!("{name}"));
-            for value in *values {
-                let checked = key.kind.check(&Value::String(value.to_string()));
-                assert!(checked.is_ok(), "{name} = {value}");
-                assert_ne!(*value, key.default, "{name}");
+        for side in ["local", "peer"] {
+            for name in SERVERS {
+                let name = format!("{side}.{name}");
+                assert!(Key::find(&name).is_some(), "{name}");
+            }
+            for (name, default) in NEAR_DEFAULTS {
+                let name = format!("{side}.{name}");
+                let key = Key::find(&name).unwrap_or_else(|| panic!("{name}"));
+                assert!(
+                    Key { default, ..*key }.default_value().unwrap().is_some(),
+                    "{name}"
+                );
             }
         }
     }

@@ -14,8 +14,8 @@ use super::keys::Key;
 use super::kind::Checked;
 use super::values::Values;
 use super::{
-    Artifacts, ArtifactsMode, Config, ConfigError, Fuse, Http, LeasePlan, LogFormat, Mode,
-    Replication, Takeover, VerifyPlan, WantedRole, binds, secret_places, sides, syntax,
+    Artifacts, ArtifactsMode, Config, ConfigError, Direction, Fuse, Http, LeasePlan, LogFormat,
+    Mode, Replication, Takeover, VerifyPlan, WantedRole, binds, secret_places, sides, syntax,
 };
 
 /// Bytes of a part of a multipart upload. S3 takes no smaller part except the last one, and a copy
@@ -70,32 +70,42 @@ pub(super) fn accept(
     let remembered = kept.map_or_else(Vec::new, |kept| binds::remember(&mut table, kept));
     let mut values = Values::read(&table)?;
     check_together(&values)?;
-    values.refuse_not_built()?;
     check_mode(path, mode, &values)?;
     secret_places::check(path, &values)?;
     let accepted = Accepted::new(table, &values, remembered, moved);
 
     let (builder, mut builder_unread) = match builder_api(&values, places) {
         Ok(found) => (found, None),
-        Err(error) if values.local_needs_no_builder() => (None, Some(error.to_string())),
-        Err(error) => return Err(with_a_way_round(error)),
+        Err(error) if values.needs_no_builder() => (None, Some(error.to_string())),
+        Err(error) => return Err(with_a_way_round(error, values.near())),
     };
     if let Some(api) = &builder {
         refuse_artifactory(api)?;
     }
-    match values.complete_local(builder.as_ref()) {
-        Err(error) if values.local_needs_no_builder() => {
+    match values.complete_near(builder.as_ref()) {
+        Err(error) if values.needs_no_builder() => {
             builder_unread = Some(error.to_string());
-            values.complete_local(None)?;
+            values.complete_near(None)?;
         }
         completed => completed?,
     }
-    binds::PEER.complete(&mut values);
-    let local = sides::local(&values, builder.as_ref(), &places.datastore_password)?;
-    let peer = sides::peer(&values, &local)?;
+    let pushes = values.near() == "peer";
+    let far = if pushes { "local" } else { "peer" };
+    binds::Binds::far(far).complete(&mut values);
+    let near_side = sides::near(&values, builder.as_ref(), &places.datastore_password)?;
+    let far_side = sides::far(&values, far, &near_side)?;
+    let (local, peer) = match pushes {
+        false => (near_side, far_side),
+        true => (far_side, near_side),
+    };
     let mut config = assemble(&values, local, peer)?;
     config.builder_unread = builder_unread;
-    config.builder_api = builder.as_ref().map(BuilderApi::address);
+    if pushes {
+        // The files of this node belong to the primary.
+        config.builder_keys_dir = None;
+    } else {
+        config.builder_api = builder.as_ref().map(BuilderApi::address);
+    }
     Ok((config, accepted))
 }
 
@@ -241,8 +251,11 @@ fn builder_api(values: &Values, places: &Places) -> Result<Option<BuilderApi>, C
     BuilderApi::find(path, &places.api_config)
 }
 
-fn with_a_way_round(error: ConfigError) -> ConfigError {
-    let keys = super::keys::LOCAL_SERVERS.join(", ");
+fn with_a_way_round(error: ConfigError, near: &str) -> ConfigError {
+    let keys = super::keys::SERVERS
+        .iter()
+        .map(|name| format!("{near}.{name}"));
+    let keys = keys.collect::<Vec<_>>().join(", ");
     match error {
         ConfigError::Key { key, problem } => ConfigError::key(
             key,
@@ -269,11 +282,7 @@ fn refuse_artifactory(api: &BuilderApi) -> Result<(), ConfigError> {
 fn assemble(values: &Values, local: super::Side, peer: super::Side) -> Result<Config, ConfigError> {
     let text = |key| values.text(key).unwrap_or_default().to_string();
     Ok(Config {
-        role: match values.required("role")? {
-            "spare" => WantedRole::Spare,
-            "primary" => WantedRole::Primary,
-            _ => WantedRole::Keep,
-        },
+        role: WantedRole::parse(values.required("role")?).unwrap_or(WantedRole::Keep),
         force_epoch: values.int("force_epoch")?,
         paused: values.flag("paused")?,
         paused_until: values.time("paused_until"),
@@ -350,6 +359,10 @@ fn replication(values: &Values) -> Result<Replication, ConfigError> {
             "stream" => Mode::Stream,
             "snapshot" => Mode::Snapshot,
             _ => Mode::Auto,
+        },
+        direction: match values.required("replication.direction")? {
+            "push" => Direction::Push,
+            _ => Direction::Pull,
         },
         interval: values.duration("replication.interval")?,
         schedule: values.schedule("replication.schedule").cloned(),

@@ -83,6 +83,26 @@ pub enum WantedRole {
     Primary,
 }
 
+impl WantedRole {
+    const ALL: [WantedRole; 3] = [WantedRole::Keep, WantedRole::Spare, WantedRole::Primary];
+
+    /// Returns the word of the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            WantedRole::Keep => "keep",
+            WantedRole::Spare => "spare",
+            WantedRole::Primary => "primary",
+        }
+    }
+
+    /// Returns the role of that word. None: it is none.
+    pub fn parse(word: &str) -> Option<WantedRole> {
+        WantedRole::ALL
+            .into_iter()
+            .find(|role| role.as_str() == word)
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
     Text,
@@ -189,9 +209,29 @@ pub enum Mode {
     Snapshot,
 }
 
+/// The site at which the process at work runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// The spare's site: it fetches.
+    Pull,
+    /// The primary's site: it sends. The local side is the spare all the same.
+    Push,
+}
+
+impl Direction {
+    /// Returns the word of the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Direction::Pull => "pull",
+            Direction::Push => "push",
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq)]
 pub struct Replication {
     pub mode: Mode,
+    pub direction: Direction,
     /// Interval between two questions to the primary whether anything was committed.
     pub interval: Duration,
     /// Times of the passes; None: a pass after every commit.

@@ -11,23 +11,24 @@ use super::{Backend, ConfigError, Datastore, Proxy, S3, Secret, SecretSource, Si
 
 const DATASTORE_PASSWORD_SOURCE: &str = "builder-datastore pwfile";
 
-/// Builds the local side, after [`Values::complete_local`]. `pwfile` is the password file of
+/// Builds the near side, after [`Values::complete_near`]. `pwfile` is the password file of
 /// builder-datastore, which may be absent.
-pub(super) fn local(
+pub(super) fn near(
     values: &Values,
     builder: Option<&BuilderApi>,
     pwfile: &Path,
 ) -> Result<Side, ConfigError> {
+    let side = values.near();
     let reader = Reader {
         values,
         builder,
-        side: "local",
+        side,
     };
-    let bucket_name = reader.values.required("local.s3.bucket_name");
+    let bucket_name = values.required(&reader.key("s3.bucket_name"));
     let mut datastore = reader.datastore()?;
     if datastore.password.is_none() && exists(pwfile) {
         let password = SecretSource::File(pwfile.to_path_buf());
-        password.read("local.datastore.password")?;
+        password.read(&reader.key("datastore.password"))?;
         datastore.password = Some(password);
         if datastore.source == Source::Default.name() {
             datastore.source = DATASTORE_PASSWORD_SOURCE;
@@ -37,16 +38,15 @@ pub(super) fn local(
     Ok(Side { datastore, s3 })
 }
 
-/// Builds the peer. Without a bucket name of its own it uses the name of the local bucket.
-pub(super) fn peer(values: &Values, local: &Side) -> Result<Side, ConfigError> {
+/// Builds the other side. Without a bucket name of its own it uses the name of the near bucket.
+pub(super) fn far(values: &Values, side: &'static str, near: &Side) -> Result<Side, ConfigError> {
     let reader = Reader {
         values,
         builder: None,
-        side: "peer",
+        side,
     };
-    let bucket_name = values
-        .text("peer.s3.bucket_name")
-        .unwrap_or(&local.s3.bucket_name);
+    let bucket_name = values.text(&reader.key("s3.bucket_name"));
+    let bucket_name = bucket_name.unwrap_or(&near.s3.bucket_name);
     Ok(Side {
         datastore: reader.datastore()?,
         s3: reader.s3("s3", Ok(bucket_name))?,
@@ -248,7 +248,7 @@ impl Reader<'_> {
             .filter(|_| self.values.source(key) == Some(Source::BuilderApi))?;
         Some(SecretSource::BuilderApi {
             file: builder.path().to_path_buf(),
-            key: builder_key(key)?.to_string(),
+            key: builder_key(key, self.values.near())?.to_string(),
         })
     }
 }

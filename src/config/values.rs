@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 use toml::{Table, Value};
 
 use super::builder::{self, BuilderApi};
-use super::keys::{KEYS, Key, LOCAL_DEFAULTS, LOCAL_SERVERS, NOT_BUILT};
+use super::keys::{KEYS, Key, NEAR_DEFAULTS, SERVERS};
 use super::kind::Checked;
 use super::schedule::Schedule;
 use super::suggest::nearest;
@@ -91,74 +91,81 @@ impl Values {
         Ok(())
     }
 
-    /// Refuses settings that are well-formed but not supported yet.
-    pub(super) fn refuse_not_built(&self) -> Result<(), ConfigError> {
-        for (name, values) in NOT_BUILT {
-            let Some(key) = Key::find(name) else { continue };
-            let found = self.0.get(name).map(|(checked, _)| checked);
-            let default = key.default_text();
-            if let Some(Checked::Text(text)) = found
-                && values.contains(&text.as_str())
-            {
-                let problem = format!(
-                    "{text:?} is not supported yet; remove this key or keep its default ({default})"
-                );
-                return Err(ConfigError::key(*name, problem));
-            }
+    /// Returns the side whose Builder is at this node: `local`, or `peer` if this process pushes.
+    pub(super) fn near(&self) -> &'static str {
+        match self.text("replication.direction") {
+            Some("push") => "peer",
+            _ => "local",
         }
-        Ok(())
     }
 
-    /// Completes the local side: first from builder-api's file, then from the binds, then from the
+    /// Completes the near side: first from builder-api's file, then from the binds, then from the
     /// defaults. A value of our own configuration always stays.
-    pub(super) fn complete_local(
+    pub(super) fn complete_near(
         &mut self,
         builder: Option<&BuilderApi>,
     ) -> Result<(), ConfigError> {
+        let near = self.near();
         if let Some(builder) = builder {
             for key in KEYS {
-                if let Some(api_key) = builder_key(key.name)
-                    && !self.is_configured(key.name)
+                if let Some(api_key) = builder_key(key.name, near)
+                    && !self.is_configured(key)
                 {
                     self.take_builders(key, api_key, builder)?;
                 }
             }
         }
-        binds::LOCAL.complete(self);
-        for (name, default) in LOCAL_DEFAULTS {
-            if let Some(key) = Key::find(name) {
-                self.0
-                    .entry(key.name)
-                    .or_insert(match (Key { default, ..*key }).default_value() {
-                        Ok(Some(checked)) => (checked, Source::Default),
-                        _ => continue,
-                    });
+        binds::Binds::near(near).complete(self);
+        // The peer's keys have defaults of their own, except for the host.
+        for side in [near, "local"] {
+            for (name, default) in NEAR_DEFAULTS {
+                let Some(key) = Key::find(&format!("{side}.{name}")) else {
+                    continue;
+                };
+                if *name == "datastore.host" && side != near {
+                    continue;
+                }
+                if let Ok(Some(checked)) = (Key { default, ..*key }).default_value() {
+                    self.0.entry(key.name).or_insert((checked, Source::Default));
+                }
             }
         }
         Ok(())
     }
 
-    /// Returns whether the configuration itself names the local servers completely.
-    pub(super) fn local_needs_no_builder(&self) -> bool {
-        LOCAL_SERVERS.iter().all(|key| self.is_configured(key))
+    /// Returns whether the configuration itself names the servers of the near side completely.
+    pub(super) fn needs_no_builder(&self) -> bool {
+        let near = self.near();
+        let mut keys = SERVERS
+            .iter()
+            .map(|name| Key::find(&format!("{near}.{name}")));
+        keys.all(|key| key.is_some_and(|key| self.is_configured(key)))
     }
 
-    /// Returns whether the configuration sets this key or its counterpart.
-    fn is_configured(&self, name: &str) -> bool {
-        let counterparts: &[&str] = match name {
-            "local.datastore.ssl_cert" | "local.datastore.ssl_key" => {
-                &["local.datastore.ssl_cert", "local.datastore.ssl_key"]
+    /// Returns whether the operator has set this key or its counterpart. The package writes every
+    /// default into the file, so a default value counts as not set.
+    fn is_configured(&self, key: &Key) -> bool {
+        let counterparts: &[&str] = match key.name.split_once('.') {
+            Some((_, "datastore.ssl_cert" | "datastore.ssl_key")) => {
+                &["datastore.ssl_cert", "datastore.ssl_key"]
             }
-            "local.datastore.password" => {
-                &["local.datastore.password", "local.datastore.password_file"]
-            }
-            "local.s3.key_id" => &["local.s3.key_id", "local.s3.key_id_file"],
-            "local.s3.secret_key" => &["local.s3.secret_key", "local.s3.secret_key_file"],
-            other => return self.source(other) == Some(Source::Configuration),
+            Some((_, "datastore.password")) => &["datastore.password", "datastore.password_file"],
+            Some((_, "s3.key_id")) => &["s3.key_id", "s3.key_id_file"],
+            Some((_, "s3.secret_key")) => &["s3.secret_key", "s3.secret_key_file"],
+            _ => return self.is_set(key),
         };
-        counterparts
-            .iter()
-            .any(|key| self.source(key) == Some(Source::Configuration))
+        let side = key.name.split('.').next().unwrap_or_default();
+        counterparts.iter().any(|name| {
+            let counterpart = Key::find(&format!("{side}.{name}"));
+            counterpart.is_some_and(|key| self.is_set(key))
+        })
+    }
+
+    /// Returns whether the configuration gives the key a value other than the default.
+    pub(super) fn is_set(&self, key: &Key) -> bool {
+        let default = key.default_value().ok().flatten();
+        self.source(key.name) == Some(Source::Configuration)
+            && self.checked(key.name) != default.as_ref()
     }
 
     fn take_builders(
@@ -172,7 +179,7 @@ impl Values {
         };
         // libpq has one mode more, `allow`: it encrypts if the server insists. For us that is the
         // same as `prefer`.
-        let allowed = key.name == "local.datastore.ssl_mode" && value.as_str() == Some("allow");
+        let allowed = key.name.ends_with(".datastore.ssl_mode") && value.as_str() == Some("allow");
         let prefer = Value::String("prefer".to_string());
         let checked = key
             .kind
@@ -274,7 +281,7 @@ impl Values {
     }
 
     pub(super) fn missing(&self, key: &str) -> ConfigError {
-        let elsewhere = match (builder_key(key), self.text(builder::KEY)) {
+        let elsewhere = match (builder_key(key, self.near()), self.text(builder::KEY)) {
             (Some(api_key), Some(path)) => {
                 format!("builder-api's configuration ({path}) does not set {api_key} either")
             }
@@ -290,9 +297,9 @@ impl Values {
     }
 }
 
-/// Returns the name in builder-api's file of a key of the local side, if that file has it too.
-pub(super) fn builder_key(name: &str) -> Option<&str> {
-    let api_key = name.strip_prefix("local.")?;
+/// Returns the name in builder-api's file of a key of the near side, if that file has it too.
+pub(super) fn builder_key<'a>(name: &'a str, near: &str) -> Option<&'a str> {
+    let api_key = name.strip_prefix(near)?.strip_prefix('.')?;
     let has_no_counterpart = ["_file", ".proxy"].iter().any(|end| api_key.ends_with(end));
     (api_key.contains('.') && !has_no_counterpart).then_some(api_key)
 }

@@ -158,6 +158,10 @@ pub enum HealthCode {
     LeaseExpired,
     LeaseInDoubt,
     BuilderApiRuns,
+    /// No process waits at the spare's site while another one pushes.
+    NoStandby,
+    /// The process that pushed is gone.
+    NoPusher,
 }
 
 /// Names a check of `preflight`, in the order in which they are shown.
@@ -197,6 +201,7 @@ pub enum PreflightCheck {
     Wal,
     Clocks,
     Supervisor,
+    Standby,
     ReadOnlyTime,
     Mode,
 }
@@ -282,6 +287,8 @@ pub enum HoldReason {
     LeaseUnanswered,
     /// The takeover waits for the shared file system.
     NotAttached,
+    /// The process that pushes and the one at the spare's site are configured for two roles.
+    WishesDiffer,
     /// Anything else that a pass may end with; the detail says what.
     Failed,
 }
@@ -300,6 +307,7 @@ impl HoldReason {
                 | HoldReason::LeaseHeld
                 | HoldReason::LeaseUnanswered
                 | HoldReason::NotAttached
+                | HoldReason::WishesDiffer
         )
     }
 }

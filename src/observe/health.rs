@@ -4,11 +4,12 @@ use super::health_step::next_step;
 use super::meter::Meter;
 use super::state::{ServiceState, Standing, Work};
 use super::view::ServiceView;
-use crate::domain::{HealthCode, HoldReason, MissingReason};
+use crate::domain::{HealthCode, HoldReason, MissingReason, Role};
 use chrono::{DateTime, TimeDelta, Utc};
 use std::fmt;
 
 mod lease;
+mod pair;
 mod provider;
 
 pub(super) use provider::awaited;
@@ -101,6 +102,9 @@ pub fn health(state: &ServiceState, meter: &Meter, now: DateTime<Utc>) -> Health
     match state.work {
         // A standby reads the records of the process at work. If that process only holds the lock,
         // the spare grows old here too.
+        Work::Standby if state.cluster.role == Some(Role::Primary) => {
+            pair::of_silence(state, &mut found)
+        }
         Work::Standby => {
             match state.lag(now) {
                 Some(lag) => of_lag(state, lag.seconds, &mut found),
@@ -111,11 +115,7 @@ pub fn health(state: &ServiceState, meter: &Meter, now: DateTime<Utc>) -> Health
                 ),
             }
             of_verification(state, &mut found);
-            if state.lock.holder_is_silent {
-                let who = state.lock.holder.as_deref().unwrap_or("not known");
-                let text = format!("the warm-spare at work ({who}) gives no sign of life");
-                found.add(Level::Warning, HealthCode::SilentHolder, text);
-            }
+            pair::of_silence(state, &mut found);
         }
         // This applies even before the first question to the primary has an answer.
         Work::Fenced | Work::Primary => of_role(state, &mut found),
@@ -138,6 +138,7 @@ pub fn health(state: &ServiceState, meter: &Meter, now: DateTime<Utc>) -> Health
     }
     of_witness(state, &mut found);
     lease::of_the_lease(state, &mut found);
+    pair::of_the_pair(state, &mut found);
     of_stores(state, &mut found);
     found.judge(state.settings.quiet_until.is_some_and(|until| now < until))
 }

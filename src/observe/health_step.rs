@@ -9,6 +9,12 @@ pub(super) fn next_step(code: HealthCode) -> &'static str {
         HealthCode::SilentHolder => {
             "no step is needed: this process takes over within half a minute; if it does not, stop the other process, or end its session in the local datastore with pg_terminate_backend"
         }
+        HealthCode::NoStandby => {
+            "start warm-spare at the spare's site too, with the same servers and replication.direction = \"pull\""
+        }
+        HealthCode::NoPusher => {
+            "start warm-spare at the primary's site; if that site is lost, promote this cluster with force_epoch"
+        }
         HealthCode::BaselineStalled => {
             "check the log and the stores of both sides; a restart of the service loses no artifact"
         }

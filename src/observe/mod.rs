@@ -25,8 +25,8 @@ pub use progress::{Listener, Phase, Progress, Silent, Step};
 pub use settings::Settings;
 pub use state::{
     Arrivals, Artifacts, Baseline, Check, Checks, ClusterFacts, ConfigState, Generations,
-    HandoverFacts, Held, Hold, Lag, LeaseFacts, LockFacts, Mode, OnPrimary, PeerRecord, Preflight,
-    Reachability, Seen, ServiceState, SideStatus, SpareFacts, Standing, Verified, Work,
+    HandoverFacts, Held, Hold, Lag, LeaseFacts, LockFacts, Mode, OnPrimary, PairFacts, PeerRecord,
+    Preflight, Reachability, Seen, ServiceState, SideStatus, SpareFacts, Standing, Verified, Work,
 };
 pub use text::{describe, span};
 pub use view::ServiceView;

@@ -1,6 +1,6 @@
 //! The part of the configuration that the observer needs.
 
-use crate::config::{Config, WantedRole};
+use crate::config::{Config, Direction, WantedRole};
 use chrono::{DateTime, TimeDelta, Utc};
 
 /// The part of the configuration that the observer needs.
@@ -10,6 +10,7 @@ pub struct Settings {
     /// Number of the change request under which the operator works. It is kept with every event.
     pub change: String,
     pub wanted: WantedRole,
+    pub direction: Direction,
     pub interval: TimeDelta,
     pub lag_warn: TimeDelta,
     pub rpo: TimeDelta,
@@ -40,6 +41,7 @@ impl Settings {
             site: config.site.clone(),
             change: config.change.clone(),
             wanted: config.role,
+            direction: config.replication.direction,
             interval: delta(config.replication.interval),
             lag_warn: delta(config.replication.lag_warn),
             rpo: delta(config.replication.rpo),

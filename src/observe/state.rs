@@ -3,8 +3,8 @@
 
 use super::settings::{Addresses, Settings};
 use crate::cluster::{EPOCH_STEP_MAX, Event, Footprint};
-use crate::config::WantedRole;
-use crate::domain::{HoldReason, StateName, TransitionKind};
+use crate::config::{Direction, WantedRole};
+use crate::domain::{HoldReason, Role, StateName, TransitionKind};
 use chrono::{DateTime, TimeDelta, Utc};
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -16,6 +16,8 @@ const EVENTS_SHOWN: usize = 50;
 const LONG_TRANSACTION_SECONDS: f64 = 600.0;
 /// Time for which an observation of our own server counts.
 const SEEN_LATELY: Duration = Duration::from_secs(8);
+/// Age up to which the judgement of the process at work counts when it is read.
+const TOLD_LATELY: Duration = Duration::from_secs(10);
 
 mod arrivals;
 mod facts;
@@ -23,8 +25,8 @@ mod facts;
 pub use arrivals::Arrivals;
 pub use facts::{
     Artifacts, Baseline, Check, Checks, ClusterFacts, ConfigState, Generations, HandoverFacts,
-    Held, Hold, Lag, LeaseFacts, LockFacts, Mode, OnPrimary, PeerRecord, Preflight, Reachability,
-    Seen, SideStatus, SpareFacts, Standing, Verified, Work,
+    Held, Hold, Lag, LeaseFacts, LockFacts, Mode, OnPrimary, PairFacts, PeerRecord, Preflight,
+    Reachability, Seen, SideStatus, SpareFacts, Standing, Verified, Work,
 };
 
 #[derive(Debug, Clone)]
@@ -35,6 +37,7 @@ pub struct ServiceState {
     pub cluster: ClusterFacts,
     pub lock: LockFacts,
     pub lease: LeaseFacts,
+    pub pair: PairFacts,
     pub work: Work,
     pub hold: Option<Hold>,
     pub spare: SpareFacts,
@@ -60,6 +63,7 @@ impl ServiceState {
                 site: String::new(),
                 change: String::new(),
                 wanted: WantedRole::Keep,
+                direction: Direction::Pull,
                 interval: TimeDelta::minutes(1),
                 lag_warn: TimeDelta::minutes(1),
                 rpo: TimeDelta::minutes(5),
@@ -75,6 +79,7 @@ impl ServiceState {
             cluster: ClusterFacts::default(),
             lock: LockFacts::default(),
             lease: LeaseFacts::default(),
+            pair: PairFacts::default(),
             work: Work::Starting,
             hold: None,
             spare: SpareFacts::default(),
@@ -127,9 +132,22 @@ impl ServiceState {
     /// Returns whether clients may be sent to this cluster as the primary. Only an observation of
     /// the last seconds counts.
     pub fn serves(&self) -> bool {
+        if self.work == Work::Standby {
+            return self.serves_as_told();
+        }
         self.name() == StateName::Primary
             && self.lock.active
             && self.local.fenced != Some(true)
+            && self.seen_lately().is_some_and(|seen| seen.writable)
+    }
+
+    /// Returns whether a process that waits may send clients here: the one that pushes has told so
+    /// a moment ago, and the local server is seen to be writable.
+    fn serves_as_told(&self) -> bool {
+        let other = self.pair.other.as_ref();
+        self.cluster.role == Some(Role::Primary)
+            && self.cluster.fenced_by.is_none()
+            && other.is_some_and(|node| node.told.serves && node.age <= TOLD_LATELY)
             && self.seen_lately().is_some_and(|seen| seen.writable)
     }
 

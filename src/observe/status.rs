@@ -6,7 +6,6 @@ use super::meter::Meter;
 use super::settings::Addresses;
 use super::state::{Reachability, ServiceState, SideStatus};
 use super::view::ServiceView;
-use crate::config::WantedRole;
 use crate::domain::Transition;
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Value, json};
@@ -24,11 +23,6 @@ fn time(time: DateTime<Utc>) -> String {
 fn document(state: &ServiceState, meter: &Meter, now: DateTime<Utc>) -> Value {
     let health = health(state, meter, now);
     let lag = state.lag(now);
-    let wanted = match state.settings.wanted {
-        WantedRole::Keep => "keep",
-        WantedRole::Spare => "spare",
-        WantedRole::Primary => "primary",
-    };
     json!({
         "format": 1,
         "version": env!("CARGO_PKG_VERSION"),
@@ -38,7 +32,7 @@ fn document(state: &ServiceState, meter: &Meter, now: DateTime<Utc>) -> Value {
         "active": state.lock.active,
         "holder": state.lock.holder,
         "role": {
-            "wanted": wanted,
+            "wanted": state.settings.wanted.as_str(),
             "actual": state.cluster.role.map(|role| role.into_str()),
             "epoch": state.cluster.epoch,
             // Value that force_epoch needs for a promotion that a check refuses.
@@ -79,6 +73,7 @@ fn document(state: &ServiceState, meter: &Meter, now: DateTime<Utc>) -> Value {
         "replication": replication(state, meter),
         "artifacts": artifacts(state, meter),
         "lease": lease(state),
+        "counterpart": counterpart(state),
         "local": local(state),
         "peer": peer(state),
         "transition": state.handover.transition.as_ref().map(transition),
@@ -110,6 +105,7 @@ fn replication(state: &ServiceState, meter: &Meter) -> Value {
     json!({
         "mode": state.spare.mode.as_ref().map(|mode| if mode.stream { "stream" } else { "snapshot" }),
         "reason": state.spare.mode.as_ref().map(|mode| mode.reason.clone()),
+        "direction": state.settings.direction.as_str(),
         "gate_waiting": state.spare.gate_waiting,
         "compared": state.checks.compared.map(time),
         "baseline": state.spare.baseline.map(|baseline| json!({
@@ -169,6 +165,23 @@ fn lease(state: &ServiceState) -> Value {
         "written_at": time(lease.written_at),
         "permitted": facts.permitted,
         "trouble": facts.trouble,
+    })
+}
+
+/// Returns the other process of a cluster that is fed from its primary's site.
+fn counterpart(state: &ServiceState) -> Value {
+    let Some(node) = &state.pair.other else {
+        return Value::Null;
+    };
+    let told = &node.told;
+    json!({
+        "direction": told.direction.as_str(),
+        "name": told.name,
+        "site": told.site,
+        "age_seconds": node.age.as_secs_f64(),
+        "wanted": told.role.as_str(),
+        "force_epoch": told.force_epoch,
+        "hold": (!told.hold.is_empty()).then_some(&told.hold),
     })
 }
 

@@ -13,6 +13,7 @@ mod port;
 mod preflight;
 mod step_journal;
 mod watch;
+mod wishes;
 
 pub use divergence::{Fetched, fetch, file_name, record};
 pub use drill::{Drill, DrillStep, Rehearsal, drill, remove_drill_leftovers};
@@ -21,6 +22,7 @@ pub use failback::{come_back, fence_here};
 pub use handover::{Handover, Outcome, may_have_fenced, request_id, wants_promotion};
 pub use lease::{Holder, LeaseTaker, Proof, Taken, Tended, run_fence_command};
 pub use port::accepts_connections;
-pub use preflight::{Purpose, preflight, unplanned, worst};
+pub use preflight::{Purpose, checks_of_this_node, checks_to_text, preflight, unplanned, worst};
 pub use step_journal::OnStep;
 pub use watch::{PeerSeen, look_at_peer, settle};
+pub use wishes::wishes_differ;

@@ -19,6 +19,8 @@ pub(super) struct Leadership {
 /// The reason why a leadership ended.
 pub(super) enum End {
     RoleChanged,
+    /// A process that pushes waits for the lock, and gets it.
+    Yielded,
     /// The cluster was about to be copied over for the first time, but it had been the primary
     /// before its peer: it comes back.
     WasPrimary,

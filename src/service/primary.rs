@@ -4,6 +4,7 @@
 use super::failure_tracker::{FailureTracker, Pace};
 use super::guard::{keep_seeing, keep_tidy};
 use super::leadership::{End, Leadership};
+use super::pair::is_contradicted;
 use super::{Configs, StatusWriter, next};
 use crate::cluster::{
     ClusterRecord, FenceRecord, LocalCluster, PeerCluster, end_sessions_from_before,
@@ -130,7 +131,7 @@ impl<'a> Primary<'a> {
             return Ok(Some(End::RoleChanged));
         }
         self.conflicting = false;
-        if config.role == WantedRole::Spare {
+        if config.role == WantedRole::Spare && !is_contradicted(config, state).await? {
             if self.come_back(config).await? {
                 return Ok(Some(End::RoleChanged));
             }

@@ -12,6 +12,7 @@ mod waiting;
 use super::failure_tracker::FailureTracker;
 use super::guard::{ask_store, see_local_store};
 use super::leadership::{End, Leadership};
+use super::pair::until_agreed;
 use super::plan::{LONGEST_WAIT, Next, Plan, Rules};
 use super::{Configs, StatusWriter, next};
 use crate::cluster::{Confirmation, RecoveryPoint, StateError};
@@ -64,6 +65,8 @@ pub(super) struct SpareWorker<'a> {
     wait_until: Option<chrono::DateTime<chrono::Utc>>,
     /// Time of the next try of a failed verification.
     verify_again: Option<chrono::DateTime<chrono::Utc>>,
+    /// True: a takeover is asked for here, and the process at the spare's site asks for another role.
+    contradicted: bool,
     /// Time of the next try of a handover that was held, or that could not be undone.
     handover_at: Option<chrono::DateTime<chrono::Utc>>,
 }
@@ -94,6 +97,7 @@ impl<'a> SpareWorker<'a> {
             missing_since: None,
             verify_again: None,
             handover_at: None,
+            contradicted: false,
             gaps: Vec::new(),
             retried: Arc::new(Mutex::new(Instant::now())),
             differed: Differed::default(),
@@ -225,9 +229,12 @@ impl<'a> SpareWorker<'a> {
     async fn rest(&mut self, until: chrono::DateTime<chrono::Utc>) {
         let until = self.soonest(until);
         let clock = self.writer.clock.clone();
+        let config = self.in_force.clone();
+        let config = config.unwrap_or_else(|| self.leadership.config.clone());
         tokio::select! {
             () = clock.sleep_until(until) => {}
             () = next(&mut self.configs) => {}
+            () = until_agreed(self.writer, &config), if self.contradicted => {}
             ended = finished(&mut self.verification) => self.verified(ended).await,
         }
         self.verify_if_due();

@@ -7,11 +7,14 @@ use super::lease_keeper::keep_lease;
 use super::load_state::recall;
 use super::primary::Primary;
 use super::spare_worker::SpareWorker;
-use super::{Configs, StatusWriter, next, sight, witness};
-use crate::cluster::{self, Holder, LocalCluster, Lock, StateError, Watch};
+use super::standby::Waiting;
+use super::{Configs, StatusWriter, next, pair, sight, witness};
+use crate::cluster::LocalCluster;
 use crate::config::{Config, WantedRole};
 use crate::domain::{HoldReason, Role, Side};
-use crate::observe::{HandoverFacts, LeaseFacts, PeerRecord, ServiceState, SideStatus, Work};
+use crate::observe::{
+    HandoverFacts, LeaseFacts, PairFacts, PeerRecord, ServiceState, SideStatus, Work,
+};
 use crate::replication::ReplicationError;
 use crate::role::wants_promotion;
 use std::convert::Infallible;
@@ -21,11 +24,6 @@ use std::time::Duration;
 
 /// Interval between two tries to take the lock, and between two looks at a role that was never set.
 const STANDBY_INTERVAL: Duration = Duration::from_secs(3);
-/// Number of looks without an act of the lock's holder before the holder is reported, and before
-/// its session is ended. A holder acts every 3 s; a look takes 3 s, and so does the wait for the
-/// next one.
-const LOOKS_UNTIL_REPORTED: u32 = 2;
-const LOOKS_UNTIL_ENDED: u32 = 4;
 /// Interval between two looks at the epoch that the bucket has on record.
 const WITNESS_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -89,6 +87,7 @@ fn forget_work(state: &mut ServiceState) {
     };
     state.spare.sampled = None;
     state.lease = LeaseFacts::default();
+    state.pair = PairFacts::default();
 }
 
 /// Forgets facts about a primary that only a spare needs.
@@ -116,6 +115,7 @@ async fn other_ends(writer: &StatusWriter, configs: &mut Configs, config: &Confi
             (recorded.is_some() || new.role == config.role)
                 && new.local == config.local
                 && new.peer == config.peer
+                && new.replication.direction == config.replication.direction
                 && new.artifacts.mode == config.artifacts.mode
                 && new.artifacts.attach_at_takeover == config.artifacts.attach_at_takeover
                 && new.artifacts.lease.store == config.artifacts.lease.store
@@ -134,11 +134,11 @@ async fn tenures(
 ) -> Infallible {
     let mut failures = FailureTracker::new("local: works");
     let mut was_primary = false;
-    let mut watch = Watch::default();
+    let mut waiting = Waiting::default();
     loop {
         // A recorded role outlasts changes of the configuration that do not end this loop.
         let config = configs.borrow().clone().unwrap_or_else(|| config.clone());
-        let error = match begin(writer, &config, data, was_primary, &mut watch).await {
+        let error = match begin(writer, &config, data, was_primary, &mut waiting).await {
             Ok(Begun::Idle) => {
                 failures.over(writer.now());
                 tokio::time::sleep(STANDBY_INTERVAL).await;
@@ -156,6 +156,12 @@ async fn tenures(
                     }
                     End::RoleChanged => {
                         log::info!("local: the role on record was changed");
+                        continue;
+                    }
+                    End::Yielded => {
+                        log::info!(
+                            "local: a warm-spare at the primary's site waits for the working lock; this one leaves it to that one, and stands by"
+                        );
                         continue;
                     }
                     End::Failed(error) => error,
@@ -225,11 +231,15 @@ async fn serve(
             never = keep_lease(writer, leadership, configs.clone()) => match never {},
             end = Primary::new(writer, leadership, configs.clone()).perform() => end,
             never = keep_witness(writer, leadership) => match never {},
+            never = pair::keep_telling(writer, leadership, configs.clone()) => match never {},
+            end = pair::until_the_pusher_comes(writer, leadership, configs.clone()) => end,
         },
         Kind::Spare => tokio::select! {
             never = keep_lease(writer, leadership, configs.clone()) => match never {},
             end = guard::keep(writer, leadership) => end,
             never = keep_witness(writer, leadership) => match never {},
+            never = pair::keep_telling(writer, leadership, configs.clone()) => match never {},
+            end = pair::until_the_pusher_comes(writer, leadership, configs.clone()) => end,
             end = SpareWorker::new(writer, leadership, configs.clone()).perform() => end,
         },
     }
@@ -253,7 +263,7 @@ async fn begin(
     config: &Arc<Config>,
     data: &Arc<Path>,
     was_primary: bool,
-    watch: &mut Watch,
+    waiting: &mut Waiting,
 ) -> Result<Begun, ReplicationError> {
     let found = LocalCluster::of(config).existing_state().await?;
     let (role, fenced) = match &found {
@@ -278,15 +288,8 @@ async fn begin(
         Some(state) => state,
         None => LocalCluster::of(config).state().await?,
     };
-    let lock = match state.lock().await {
-        Ok(lock) => lock,
-        Err(StateError::Locked { holder }) => {
-            match stand_by(writer, &state, holder, watch).await? {
-                Some(lock) => lock,
-                None => return Ok(Begun::Idle),
-            }
-        }
-        Err(error) => return Err(error.into()),
+    let Some((state, lock)) = waiting.take(writer, config, state).await? else {
+        return Ok(Begun::Idle);
     };
     writer.update(|state| {
         state.lock.holder = None;
@@ -319,37 +322,4 @@ async fn begin(
         lock,
     };
     Ok(Begun::Working(Box::new(leadership), kind))
-}
-
-/// Waits for the lock, and takes it from a holder that gives no sign of life.
-async fn stand_by(
-    writer: &StatusWriter,
-    state: &cluster::StateDb,
-    holder: Option<Box<Holder>>,
-    watch: &mut Watch,
-) -> Result<Option<Lock>, ReplicationError> {
-    let who = holder.as_ref().map(ToString::to_string).unwrap_or_default();
-    if writer.read(|state| state.work != Work::Standby) {
-        log::info!("local: another warm-spare is at work on this cluster ({who}); standing by");
-    }
-    writer.release(|hold| hold.reason != HoldReason::Config);
-    let silent = watch.see(holder.as_deref().cloned());
-    writer.update(|state| {
-        state.work = Work::Standby;
-        state.lock.holder = holder.as_ref().map(ToString::to_string);
-        state.lock.holder_is_silent = silent >= LOOKS_UNTIL_REPORTED;
-    });
-    let Some(holder) = holder.filter(|_| silent >= LOOKS_UNTIL_ENDED) else {
-        return Ok(None);
-    };
-    log::warn!(
-        "local: the warm-spare at work ({who}) gives no sign of life; its session is ended, and this process takes over"
-    );
-    state.end_holder(&holder).await?;
-    match state.lock().await {
-        Ok(lock) => Ok(Some(lock)),
-        // Another waiting process was faster, or the session has not ended yet.
-        Err(StateError::Locked { .. }) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
 }

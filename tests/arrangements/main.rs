@@ -4,4 +4,5 @@ mod attached;
 mod external;
 mod managed;
 mod place;
+mod push;
 mod shared;

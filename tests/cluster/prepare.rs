@@ -552,7 +552,7 @@ async fn local_traces_go_and_what_is_builders_stays() -> Result<()> {
     let artifacts = site.spare.keys().await?.len() - 1;
 
     // Another one works, or waits for its turn.
-    state.lock().await?;
+    state.lock(config.replication.direction).await?;
     refused(
         &site.warm_spare(&["release", "--local"]).await,
         4,

@@ -27,8 +27,8 @@ async fn a_bad_configuration_names_its_key_and_touches_nothing() -> Result<()> {
             vec!["replication.buffer"],
         ),
         (
-            "replication.direction = \"push\"",
-            vec!["replication.direction", "not supported yet"],
+            "replication.direction = \"both\"",
+            vec!["replication.direction", "push"],
         ),
         ("peer.datastore.port = 99999", vec!["peer.datastore.port"]),
         ("role = \"king\"", vec!["role", "spare"]),

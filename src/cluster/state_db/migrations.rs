@@ -7,7 +7,7 @@ use crate::domain::Side;
 /// The migration at place N makes format N of format N - 1. Each one may run again on tables that
 /// it has changed before: builds between two formats made only a part of them, and such a database
 /// is completed.
-const MIGRATIONS: [&str; 7] = [
+const MIGRATIONS: [&str; 8] = [
     include_str!("migrations/1_copies.sql"),
     include_str!("migrations/2_stream.sql"),
     include_str!("migrations/3_promotion.sql"),
@@ -15,6 +15,7 @@ const MIGRATIONS: [&str; 7] = [
     include_str!("migrations/5_names_of_deletions.sql"),
     include_str!("migrations/6_artifact_place.sql"),
     include_str!("migrations/7_lease.sql"),
+    include_str!("migrations/8_nodes.sql"),
 ];
 /// The newest format that this program knows. It refuses a newer one.
 pub(super) const FORMAT: i32 = MIGRATIONS.len() as i32;

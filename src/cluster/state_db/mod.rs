@@ -9,6 +9,7 @@ pub(super) mod lease;
 pub(super) mod lineage;
 mod migrations;
 pub(super) mod new_copy;
+pub(super) mod nodes;
 pub(super) mod roles;
 pub(super) mod state;
 pub(super) mod upkeep;

@@ -9,14 +9,30 @@ use super::DATABASE;
 use super::state::{StateDb, StateError};
 use crate::cluster::postgres::datastore_error::DatastoreError;
 use crate::cluster::postgres::session::WriteSession;
+use crate::config::Direction;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::task::JoinSet;
 
 /// Key of the advisory lock: "warm" in ASCII.
 const LOCK_KEY: i64 = 0x7761_726d;
 const LOCK_TRIES: u32 = 15;
 const LOCK_STEP: Duration = Duration::from_millis(200);
 const SIGN_OF_LIFE_INTERVAL: Duration = Duration::from_secs(3);
+/// Time until a session counts as waiting in the queue of the lock, and interval between two looks.
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
+const QUEUE_STEP: Duration = Duration::from_millis(20);
+
+/// Sessions in the queue of the lock.
+const QUEUED: &str = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND objsubid = 1 \
+     AND classid = 0 AND objid::bigint = $1 \
+     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+
+/// Settings of the session that has the lock or waits for it: the server notices within 25 s that
+/// the machine at the other end is gone. A waiting session reads nothing from its client, so only
+/// the second setting, which is new in version 14, shows that the client has closed it.
+const NOTICE_A_LOST_CLIENT: &str = "SET tcp_user_timeout = '25s'; \
+     SELECT set_config(name, '5s', false) FROM pg_settings WHERE name = 'client_connection_check_interval'";
 
 /// Proof that this process holds the working lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,8 +85,9 @@ impl StateDb {
         }
     }
 
-    /// Takes the working lock, for as long as this session lives.
-    pub async fn lock(&self) -> Result<Lock, StateError> {
+    /// Takes the working lock, for as long as this session lives. `direction` is of the process
+    /// that takes it.
+    pub async fn lock(&self, direction: Direction) -> Result<Lock, StateError> {
         let sql = "SELECT pg_try_advisory_lock($1)";
         let mut tries = 0;
         let got = loop {
@@ -89,13 +106,80 @@ impl StateDb {
             let holder = holder(&self.session).await?.map(Box::new);
             return Err(StateError::Locked { holder });
         }
+        self.notice_a_lost_client().await?;
+        self.became_holder(direction).await
+    }
+
+    async fn notice_a_lost_client(&self) -> Result<(), StateError> {
+        let doing = "preparing the session of the working lock";
+        Ok(self.session.batch(doing, NOTICE_A_LOST_CLIENT).await?)
+    }
+
+    async fn became_holder(&self, direction: Direction) -> Result<Lock, StateError> {
         give_signs_of_life(&self.session);
-        let sql = "UPDATE meta SET token = token + 1 RETURNING token";
+        let sql = "UPDATE meta SET token = token + 1, held_for = $1 RETURNING token";
+        let direction = direction.as_str();
         let row = self
             .session
-            .query_one("taking a new token", sql, &[])
+            .query_one("taking a new token", sql, &[&direction])
             .await?;
         Ok(Lock { token: row.get(0) })
+    }
+
+    /// Returns the holder of the lock. None: nobody holds it.
+    pub async fn holder(&self) -> Result<Option<Holder>, DatastoreError> {
+        holder(&self.session).await
+    }
+
+    /// Returns whether the holder of the lock pushes.
+    pub async fn holder_pushes(&self) -> Result<bool, StateError> {
+        let sql = "SELECT held_for FROM meta";
+        let doing = "reading the direction of the lock's holder";
+        let row = self.session.query_one(doing, sql, &[]).await?;
+        Ok(row.get::<_, &str>(0) == Direction::Push.as_str())
+    }
+
+    /// Returns whether a process waits in the queue of the lock.
+    pub async fn is_awaited(&self) -> Result<bool, StateError> {
+        let doing = "looking for processes that wait for the working lock";
+        let waiting = self.session.query(doing, QUEUED, &[&LOCK_KEY]).await?;
+        Ok(!waiting.is_empty())
+    }
+
+    /// Takes a place in the queue of the lock, with this session. `looking` is another session of
+    /// the same database. When this returns, the session is in the queue, or has the lock.
+    pub async fn queue(self, direction: Direction, looking: &StateDb) -> Result<Turn, StateError> {
+        self.notice_a_lost_client().await?;
+        let doing = "waiting for the working lock";
+        let sql = "SELECT pg_backend_pid()";
+        let pid: i32 = self.session.query_one(doing, sql, &[]).await?.get(0);
+        let mut waiting = JoinSet::new();
+        waiting.spawn(async move {
+            let sql = format!("SELECT pg_advisory_lock({LOCK_KEY})");
+            let taking = self.session.client().batch_execute(&sql);
+            self.session.unlimited(doing, taking).await?;
+            let lock = self.became_holder(direction).await?;
+            Ok((self, lock))
+        });
+        let in_queue = async {
+            loop {
+                let queued = looking.session.query(doing, QUEUED, &[&LOCK_KEY]).await?;
+                if queued.iter().any(|row| row.get::<_, i32>(0) == pid) {
+                    return Ok::<_, StateError>(None);
+                }
+                match waiting.try_join_next() {
+                    Some(ended) => return Ok(Some(ended)),
+                    None => tokio::time::sleep(QUEUE_STEP).await,
+                }
+            }
+        };
+        let ended = match tokio::time::timeout(QUEUE_TIMEOUT, in_queue).await {
+            Ok(ended) => ended?,
+            // It is tried all the same.
+            Err(_) => None,
+        };
+        let ended = ended.map(|ended| ended.unwrap_or(Err(StateError::Superseded)));
+        Ok(Turn { waiting, ended })
     }
 
     /// Checks that the lock is still the newest. Its holder may have been paused, or lost its
@@ -125,6 +209,28 @@ impl StateDb {
             )
             .await?;
         Ok(())
+    }
+}
+
+type TurnEnd = Result<(StateDb, Lock), StateError>;
+
+/// A place in the queue of the lock. It is given up when this is dropped.
+pub struct Turn {
+    waiting: JoinSet<TurnEnd>,
+    ended: Option<TurnEnd>,
+}
+
+impl Turn {
+    /// Waits for the lock, at most that long. None: another process has it still.
+    pub async fn wait(&mut self, at_most: Duration) -> Option<TurnEnd> {
+        if self.ended.is_some() {
+            return self.ended.take();
+        }
+        match tokio::time::timeout(at_most, self.waiting.join_next()).await {
+            Err(_) => None,
+            Ok(Some(Ok(ended))) => Some(ended),
+            Ok(_) => Some(Err(StateError::Superseded)),
+        }
     }
 }
 

@@ -4,6 +4,7 @@ mod binds;
 mod builder_files;
 mod each_key;
 mod kept;
+mod push;
 mod secrets;
 mod shared;
 mod sides;

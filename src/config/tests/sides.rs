@@ -127,6 +127,7 @@ fn a_whole_configuration_arrives_whole() {
         gate_grace,
         keep_generations,
         mode,
+        direction,
         artifact_retention,
         wal_hold_limit,
         wal_unbounded,
@@ -134,8 +135,8 @@ fn a_whole_configuration_arrives_whole() {
         publication,
     } = config.replication;
     assert_eq!(
-        (mode, wal_hold_limit, wal_unbounded),
-        (Mode::Stream, 3_000_000_000, true)
+        (mode, direction, wal_hold_limit, wal_unbounded),
+        (Mode::Stream, Direction::Pull, 3_000_000_000, true)
     );
     assert_eq!(
         (slot.as_deref(), publication.as_deref()),

@@ -2,7 +2,7 @@
 
 use super::Arrivals;
 use crate::cluster::{
-    Confirmation, DrillRecord, Footprint, Generation, RecoveryPoint, VerificationRecord,
+    Confirmation, DrillRecord, Footprint, Generation, Node, RecoveryPoint, VerificationRecord,
 };
 use crate::domain::{
     HoldReason, Lease, MissingReason, PreflightCheck, Role, Sampled, Transition, Verdict,
@@ -79,6 +79,16 @@ pub struct LeaseFacts {
     pub permitted: Option<bool>,
     /// The address at which Builder's API answers on this spare.
     pub builder_api: Option<String>,
+}
+
+/// The other process of a cluster that is fed from its primary's site.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PairFacts {
+    /// True: this process has looked for the other one.
+    pub looked: bool,
+    /// The process that waits at the spare's site, for one that pushes; and the one that pushes, for
+    /// the others. None: none has told anything for a day.
+    pub other: Option<Node>,
 }
 
 /// The checks that were made, and their results.

@@ -1,7 +1,7 @@
 //! Room on the disks of the local server for one more copy.
 
-use crate::cluster::{Session, WriteSession};
-use crate::config::Config;
+use crate::cluster::{LocalCluster, Session, WriteSession};
+use crate::config::{Config, Direction};
 use crate::domain::ErrorCode;
 use crate::replication::error::ReplicationError;
 use std::path::Path;
@@ -15,7 +15,9 @@ pub(in crate::replication) async fn enough_disk(
     database_bytes: i64,
 ) -> Result<(), ReplicationError> {
     let Some(disk) = disk(config, local).await else {
-        log::debug!("the local datastore is on another machine: its free disk space is not known");
+        log::debug!(
+            "the local datastore is on another machine: its free disk space is not known here"
+        );
         return Ok(());
     };
     let (directory, free) = (disk.directory, disk.free);
@@ -44,9 +46,25 @@ pub struct Disk {
     pub total: u64,
 }
 
+/// Returns the disk as a node of the spare's site has recorded it.
+async fn told(config: &Config) -> Option<Disk> {
+    let state = LocalCluster::of(config).existing_state().await.ok()??;
+    let nodes = state.nodes(Direction::Pull).await.ok()?;
+    let mut alive = nodes.into_iter().filter(|node| node.is_alive());
+    let disk = alive.find_map(|node| node.told.disk)?;
+    Some(Disk {
+        directory: disk.directory,
+        free: disk.free,
+        total: disk.total,
+    })
+}
+
 /// Returns the free disk space. Only a superuser can see the data directory, and only on the
 /// server's own machine can it be checked. A copy is stored where the database is that it replaces.
 pub async fn disk(config: &Config, local: &Session) -> Option<Disk> {
+    if config.replication.direction == Direction::Push {
+        return told(config).await;
+    }
     let database = &config.local.datastore.database;
     let (directory, tablespace) = local.directories(database).await.ok()?;
     let directory = directory?;

@@ -34,7 +34,7 @@ impl Held {
         let state = LocalCluster::of(config).state().await?;
         let lock = match lock {
             Some(held) => held,
-            None => state.lock().await?,
+            None => state.lock(config.replication.direction).await?,
         };
         // This cluster may have been promoted while we waited for the lock.
         let recorded = recorded || state.cluster().await?.role.is_some();

@@ -49,7 +49,7 @@ pub async fn remove_traces(
         return find(config, &local, store.as_ref(), state.as_ref()).await;
     }
     if let Some(state) = &state {
-        let lock = state.lock().await?;
+        let lock = state.lock(config.replication.direction).await?;
         nobody_else(&local, state).await?;
         let lost = what_would_be_lost(state).await?;
         if !lost.is_empty() && !force {

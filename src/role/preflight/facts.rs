@@ -1,10 +1,10 @@
 //! The facts that the checks judge. They are gathered once.
 
-use super::here::{self, Remembered, Server};
+use super::here::{self, Remembered, Sealed, Server};
 use super::there::{self, Asked, ID_SLACK, There};
-use super::{Purpose, external, shared, supervisor};
+use super::{Purpose, external, node, shared, supervisor};
 use crate::cluster::{
-    ClientPrograms, DatastoreError, DatastoreFault, InstalledClients, Keeps, PeerCluster,
+    ClientPrograms, DatastoreError, DatastoreFault, InstalledClients, Keeps, Node, PeerCluster,
     ProgramError, RecoveryPoint,
 };
 use crate::config::{Config, Datastore};
@@ -39,6 +39,8 @@ pub(super) struct Facts<'a> {
     pub builder_api: Option<SocketAddr>,
     pub clients: Option<Result<ClientPrograms, ProgramError>>,
     pub supervisor: String,
+    /// The node that waits at the spare's site. None: none does, or this process is at that site.
+    pub standby: Option<Node>,
 }
 
 /// The answers of the two datastores.
@@ -119,7 +121,17 @@ impl<'a> Facts<'a> {
         purpose: Purpose,
         patience: Duration,
     ) -> Facts<'a> {
-        let (datastores, bucket, sampled, peer_bucket, lease, rule, builder_api, supervisor) = tokio::join!(
+        let (
+            datastores,
+            bucket,
+            sampled,
+            peer_bucket,
+            lease,
+            rule,
+            builder_api,
+            supervisor,
+            standby,
+        ) = tokio::join!(
             Box::pin(datastores(config, peer, patience)),
             here::bucket(config, LOCAL_TIMEOUT),
             Box::pin(sampled(config)),
@@ -128,6 +140,7 @@ impl<'a> Facts<'a> {
             external::look_at_rule(config, LOCAL_TIMEOUT),
             shared::answering_api(config),
             supervisor::look(),
+            within_or_none(LOCAL_TIMEOUT, node::standby(config)),
         );
         Facts {
             config,
@@ -144,7 +157,14 @@ impl<'a> Facts<'a> {
             rule,
             builder_api,
             supervisor,
+            standby,
         }
+    }
+
+    /// Returns the rows of this cluster that Builder's keys have sealed.
+    pub(super) fn sealed(&self) -> Result<&[Sealed], &ReplicationError> {
+        let server = self.server.as_ref()?;
+        server.sealed.as_deref()
     }
 
     pub(super) fn point(&self) -> Option<&RecoveryPoint> {
@@ -181,6 +201,10 @@ async fn sampled(config: &Config) -> Result<Option<Sampled>, ReplicationError> {
         Ok(found) => found,
         Err(_) => Err(not_in_time(config, LOCAL_TIMEOUT)),
     }
+}
+
+async fn within_or_none<T>(limit: Duration, asking: impl Future<Output = Option<T>>) -> Option<T> {
+    tokio::time::timeout(limit, asking).await.ok().flatten()
 }
 
 /// Applies a time limit. A side that does not answer in time counts as one that does not answer.

@@ -162,7 +162,7 @@ const CIPHERTEXTS: [(&str, &str, &str, &str); 4] = [
     ),
 ];
 /// Reads the sealed rows. These tables grow with origins and people, not with packages.
-async fn sealed(session: &WriteSession) -> Result<Vec<Sealed>, ReplicationError> {
+pub(super) async fn sealed(session: &WriteSession) -> Result<Vec<Sealed>, ReplicationError> {
     let builder = BuilderDb::of(session);
     let mut found = Vec::new();
     for (what, table, column, revision) in CIPHERTEXTS {

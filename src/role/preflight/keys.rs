@@ -1,17 +1,19 @@
 //! The check of the builder keys: do the keys of this node open the ciphertexts in the database?
 
-use super::facts::Facts;
 use super::here::Sealed;
 use super::{ok, refuse, unknown, warn};
 use crate::cluster::{BuilderKeys, sealed_by};
+use crate::config::Config;
 use crate::domain::PreflightCheck;
 use crate::observe::Check;
+use crate::replication::ReplicationError;
 use std::collections::BTreeMap;
 
 const NAME: PreflightCheck = PreflightCheck::BuilderKeys;
 
-pub(super) fn builder_keys(facts: &Facts) -> Check {
-    let Some(directory) = &facts.config.builder_keys_dir else {
+/// Checks the keys of this node with the rows that they have sealed.
+pub(super) fn builder_keys(config: &Config, sealed: Result<&[Sealed], &ReplicationError>) -> Check {
+    let Some(directory) = &config.builder_keys_dir else {
         return warn(
             NAME,
             "not on this node (local.builder_keys_dir is empty), so not compared",
@@ -33,9 +35,9 @@ pub(super) fn builder_keys(facts: &Facts) -> Check {
         return refuse(NAME, text.join("; "), copy);
     }
     // Without a database another check refuses, and names this error.
-    let sealed = match facts.server.as_ref().map(|server| &server.sealed) {
-        Ok(Ok(sealed)) => sealed,
-        Ok(Err(error)) | Err(error) => {
+    let sealed = match sealed {
+        Ok(sealed) => sealed,
+        Err(error) => {
             let check = unknown(NAME, error);
             return warn(
                 NAME,

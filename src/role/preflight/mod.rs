@@ -10,6 +10,7 @@ mod external;
 mod facts;
 mod here;
 mod keys;
+mod node;
 mod servers;
 mod shared;
 mod standing;
@@ -22,6 +23,7 @@ use crate::domain::{PreflightCheck, Verdict};
 use crate::observe::Check;
 use crate::replication::ReplicationError;
 use facts::Facts;
+pub use node::{checks_of_this_node, checks_to_text};
 pub(super) use standing::CLOCK_WAIT;
 use std::time::Duration;
 pub(super) use there::ID_SLACK;
@@ -75,13 +77,14 @@ pub async fn preflight(
         standing::peer_identity(&facts),
         standing::peer_reachable(&facts),
         servers::tls(&config.peer),
-        keys::builder_keys(&facts),
+        node::builder_keys(&facts),
         servers::bucket(&facts),
         shared::lease(&facts),
-        shared::builder_api(&facts),
+        node::builder_api(&facts),
         standing::wal(&facts),
         standing::clocks(&facts),
-        ok(PreflightCheck::Supervisor, facts.supervisor.clone()),
+        node::supervisor(&facts),
+        node::standby_lives(&facts),
         copied::read_only_time(&facts),
         copied::mode(&facts),
     ];

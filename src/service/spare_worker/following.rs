@@ -12,6 +12,7 @@ use crate::observe::Mode as Shown;
 use crate::replication::stream::{self, Follow, FollowContext, Followed, Gap};
 use crate::replication::{Carrier, Chosen, ReplicationError, approve, decide};
 use crate::service::next;
+use crate::service::pair::until_agreed;
 use crate::service::plan::{Next, Rules};
 use chrono::TimeDelta;
 use std::sync::Arc;
@@ -277,6 +278,9 @@ impl SpareWorker<'_> {
                     if self.rows_differ || self.plan.repair {
                         return Ok("a verification found differences");
                     }
+                }
+                () = until_agreed(self.writer, config), if self.contradicted => {
+                    return Ok("both sites ask for the takeover");
                 }
                 () = ear.gets_on.notified() => self.gets_on(),
                 () = ear.unavailable_changed.notified() => self.recount(config).await?,

@@ -9,6 +9,7 @@ use crate::config::Config;
 use crate::domain::{EventKind, HoldReason, Role, Transition};
 use crate::replication::{Carrier, ReplicationError};
 use crate::role::{Handover, Outcome, may_have_fenced, request_id, wants_promotion};
+use crate::service::pair::is_contradicted;
 use chrono::TimeDelta;
 use std::sync::Arc;
 use std::time::Duration;
@@ -61,6 +62,12 @@ impl SpareWorker<'_> {
         if !due {
             return Ok(false);
         }
+        // A handover that may have fenced the primary goes on.
+        let begun = entry.as_ref().is_some_and(may_have_fenced);
+        self.contradicted = !begun && is_contradicted(config, &self.leadership.state).await?;
+        if self.contradicted {
+            return Ok(false);
+        }
         self.hand_over(config).await
     }
 
@@ -92,10 +99,14 @@ impl SpareWorker<'_> {
 
     fn nothing_asked(&mut self) {
         self.handover_at = None;
+        self.contradicted = false;
         if self.writer.read(|state| state.handover.undone.is_some()) {
             self.writer.update(|state| state.handover.undone = None);
         }
-        self.writer.release(|hold| hold.reason.is_of_a_takeover());
+        // The other process may still ask for it.
+        self.writer.release(|hold| {
+            hold.reason.is_of_a_takeover() && hold.reason != HoldReason::WishesDiffer
+        });
     }
 
     async fn hand_over(&mut self, config: &Arc<Config>) -> Result<bool, ReplicationError> {
