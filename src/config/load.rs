@@ -183,6 +183,12 @@ fn check_shared(values: &Values) -> Result<(), ConfigError> {
             ));
         }
     }
+    if is_shared && values.near() == "peer" {
+        return Err(ConfigError::key(
+            "replication.direction",
+            "\"push\" does not go with artifacts.mode = \"shared\": the warm-spare at the primary's site must renew the lease for the primary, so it cannot work for the spare",
+        ));
+    }
     let (ttl, least) = (values.duration("artifacts.lease_ttl")?, SHORTEST_LEASE);
     if ttl < least {
         return Err(ConfigError::key(

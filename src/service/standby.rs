@@ -60,8 +60,53 @@ impl Waiting {
         }
     }
 
-    /// Shows who works, tells the other process what it needs, and takes the lock where this
-    /// process may.
+    /// Shows who works, and tells the other process what it needs, if one of the two pushes. Returns
+    /// whether the holder pushes, and the number of looks since its last sign of life.
+    async fn show(
+        &mut self,
+        writer: &StatusWriter,
+        config: &Config,
+        state: &StateDb,
+        holder: Option<&Holder>,
+    ) -> Result<(bool, u32), ReplicationError> {
+        let who = holder.map(ToString::to_string).unwrap_or_default();
+        if writer.read(|state| state.work != Work::Standby) {
+            log::info!("local: another warm-spare is at work on this cluster ({who}); standing by");
+        }
+        writer
+            .release(|hold| !matches!(hold.reason, HoldReason::Config | HoldReason::WishesDiffer));
+        let silent = self.watch.see(holder.cloned());
+        writer.update(|state| {
+            state.work = Work::Standby;
+            state.lock.holder = holder.map(ToString::to_string);
+            state.lock.holder_is_silent = silent >= LOOKS_UNTIL_REPORTED;
+        });
+        let pushes = config.replication.direction == Direction::Push;
+        let pushed = !pushes && state.holder_pushes().await?;
+        if pushes || pushed {
+            pair::tell(writer, config, state).await?;
+            pair::look(writer, config, state).await?;
+        }
+        Ok((pushed, silent))
+    }
+
+    /// Stands by beside a process that pushes, on a cluster whose role is not set yet. True: there
+    /// is such a process.
+    pub(super) async fn accompany(
+        &mut self,
+        writer: &StatusWriter,
+        config: &Config,
+        state: &StateDb,
+    ) -> Result<bool, ReplicationError> {
+        let holder = state.holder().await.map_err(StateError::from)?;
+        if holder.is_none() || !state.holder_pushes().await? {
+            return Ok(false);
+        }
+        self.show(writer, config, state, holder.as_ref()).await?;
+        Ok(true)
+    }
+
+    /// Shows who works, and takes the lock where this process may.
     async fn stand_by(
         &mut self,
         writer: &StatusWriter,
@@ -70,23 +115,9 @@ impl Waiting {
         holder: Option<Holder>,
     ) -> Result<Taken, ReplicationError> {
         let who = holder.as_ref().map(ToString::to_string).unwrap_or_default();
-        if writer.read(|state| state.work != Work::Standby) {
-            log::info!("local: another warm-spare is at work on this cluster ({who}); standing by");
-        }
-        writer
-            .release(|hold| !matches!(hold.reason, HoldReason::Config | HoldReason::WishesDiffer));
-        let silent = self.watch.see(holder.clone());
-        writer.update(|state| {
-            state.work = Work::Standby;
-            state.lock.holder = holder.as_ref().map(ToString::to_string);
-            state.lock.holder_is_silent = silent >= LOOKS_UNTIL_REPORTED;
-        });
         let pushes = config.replication.direction == Direction::Push;
-        let pushed = !pushes && state.holder_pushes().await?;
-        if pushes || pushed {
-            pair::tell(writer, config, &state).await?;
-            pair::look(writer, config, &state).await?;
-        }
+        let shown = self.show(writer, config, &state, holder.as_ref()).await?;
+        let (pushed, silent) = shown;
         let forces = pushed && pair::forces_promotion(writer, config);
         if (pushes || forces) && self.turn.is_none() {
             let waiting = LocalCluster::of(config).state().await?;

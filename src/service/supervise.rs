@@ -141,7 +141,12 @@ async fn tenures(
         let error = match begin(writer, &config, data, was_primary, &mut waiting).await {
             Ok(Begun::Idle) => {
                 failures.over(writer.now());
-                tokio::time::sleep(STANDBY_INTERVAL).await;
+                let mut changes = configs.clone();
+                changes.mark_unchanged();
+                tokio::select! {
+                    () = tokio::time::sleep(STANDBY_INTERVAL) => {}
+                    () = next(&mut changes) => {}
+                }
                 continue;
             }
             Ok(Begun::Working(leadership, kind)) => {
@@ -276,6 +281,11 @@ async fn begin(
     };
     writer.see_datastore(Side::Local, None);
     let Some(kind) = kind(config.role, role, fenced || was_primary) else {
+        if let Some(state) = &found
+            && waiting.accompany(writer, config, state).await?
+        {
+            return Ok(Begun::Idle);
+        }
         writer.hold(
             HoldReason::RoleUnset,
             "the role of this cluster was never set, so nothing is done",

@@ -2,15 +2,15 @@
 //! primary's site, and another one waits at the spare's.
 
 use serde_json::Value;
-use support::follow::{until_equal, until_following};
+use support::builder_keys::BuilderKey;
+use support::follow::{prepare, until_equal, until_following};
 use support::pair::{
     PROMOTE, Pair, Writers, forced, is_writable, lost, returning, until_primary, until_read_only,
     until_settled, until_writable, write,
 };
 use support::ports::free_port;
+use support::proxy::{Mode, Proxy};
 use support::{Factory, Result, Service, Site, seed};
-
-const PUSH: &str = "site = \"dc1\"\n[replication]\ndirection = \"push\"";
 
 /// A pair of sites with a process of ours at each, both for the same spare.
 struct Sites {
@@ -37,7 +37,7 @@ impl Sites {
 
 /// Returns the configuration of a process that pushes.
 fn pushing(more: &str) -> String {
-    format!("{more}\n{PUSH}")
+    format!("site = \"dc1\"\n{more}\n[replication]\ndirection = \"push\"")
 }
 
 /// Returns the configuration of the process at the spare's site, to which the primary's servers do
@@ -45,7 +45,7 @@ fn pushing(more: &str) -> String {
 fn waiting(more: &str) -> Result<String> {
     let closed = free_port()?;
     Ok(format!(
-        "{more}\nsite = \"dc2\"\n[peer.datastore]\nport = {closed}\n[peer.s3]\nendpoint = \"http://127.0.0.1:{closed}\""
+        "site = \"dc2\"\n{more}\n[peer.datastore]\nport = {closed}\n[peer.s3]\nendpoint = \"http://127.0.0.1:{closed}\""
     ))
 }
 
@@ -83,10 +83,11 @@ async fn from_the_first_copy_to_the_way_back() -> Result<()> {
         &sites.pair.there,
         Factory::new(seed() + 7).with_keys_of(seed()),
     );
+    let standby = sites.standby("role = \"keep\"")?;
+    standby.until_hold("role_unset").await;
     let pusher = sites.pusher("");
-    until_following(&pusher).await;
-    let standby = sites.standby("")?;
     until_standby(&standby).await;
+    until_following(&pusher).await;
     until_told(&pusher).await;
     factory.fill(&site.primary, 4).await?;
     until_equal(site).await?;
@@ -113,6 +114,9 @@ async fn from_the_first_copy_to_the_way_back() -> Result<()> {
     // A planned handover under load, once both ask for it.
     let writers = Writers::start([&site.primary, &site.spare], 2);
     writers.until_written(0, 50).await;
+    standby.reconfigure(&waiting("role = \"spare\"")?);
+    let told = |status: &Value| status["counterpart"]["wanted"] == "spare";
+    pusher.until("the other role is told", told).await;
     pusher.reconfigure(&pushing(PROMOTE));
     pusher.until_hold("wishes_differ").await;
     assert!(is_writable(&site.primary).await);
@@ -155,6 +159,9 @@ async fn from_the_first_copy_to_the_way_back() -> Result<()> {
 
     // And again: the process at the primary's site feeds the spare, which returns.
     let pusher = sites.pusher("");
+    let is_spare = |status: &Value| status["role"]["actual"] == "spare";
+    pusher.until("it is the spare again", is_spare).await;
+    prepare(site).await;
     until_following(&pusher).await;
     factory.fill(&site.primary, 2).await?;
     until_equal(site).await?;
@@ -185,4 +192,99 @@ async fn a_forced_takeover_goes_before_a_living_pusher() -> Result<()> {
     write(&site.spare, "after").await?;
     assert!(is_writable(&site.spare).await);
     Ok(())
+}
+
+/// The spare's node has Builder's keys, the disk and the Supervisor. Its results are in the pusher's
+/// preflight; the same files at the pusher's node are the primary's.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_spare_s_node_tells_what_only_it_can_see() -> Result<()> {
+    let sites = Sites::start("push_told").await?;
+    let pusher = sites.pusher("");
+    until_following(&pusher).await;
+    let status = pusher
+        .until("nobody waits at the spare's site", |status| {
+            codes(status).contains("no_standby")
+        })
+        .await;
+    assert_eq!(status["counterpart"], Value::Null, "{status:#}");
+    let check = |status: &Value, name: &str| {
+        let checks = status["checks"].as_array().cloned();
+        let found = checks.unwrap_or_default();
+        let found = found.into_iter().find(|check| check["name"] == name);
+        found.unwrap_or_default()
+    };
+    let checks = preflight(&sites.pair.there).await?;
+    for name in ["builder_keys", "supervisor", "standby"] {
+        assert_eq!(check(&checks, name)["result"], "warn", "{checks:#}");
+    }
+    assert!(
+        check(&checks, "disk")["reason"]
+            .to_string()
+            .contains("not known"),
+        "{checks:#}"
+    );
+
+    let keys = tempfile::tempdir()?;
+    let standby = sites.standby(&format!("[local]\nbuilder_keys_dir = {:?}", keys.path()))?;
+    until_told(&pusher).await;
+    let checks = preflight(&sites.pair.there).await?;
+    // The directory is empty.
+    let found = check(&checks, "builder_keys");
+    assert_eq!(found["result"], "refuse", "{checks:#}");
+    for word in [keys.path().to_str().unwrap_or_default(), "at dc2"] {
+        assert!(found["reason"].to_string().contains(word), "{checks:#}");
+    }
+    assert_eq!(check(&checks, "standby")["result"], "ok", "{checks:#}");
+    let disk = check(&checks, "disk");
+    assert!(disk["reason"].to_string().contains(" free of "), "{disk:#}");
+
+    let key = BuilderKey::new("20300101000000");
+    key.seal_all(&sites.pair.there.primary).await?;
+    key.write(keys.path())?;
+    support::wait_until("the key is told", support::service::SOON, || async {
+        let found = check(&preflight(&sites.pair.there).await?, "builder_keys");
+        let good = found["result"] == "ok" && found["reason"].to_string().contains("bldr-2030");
+        good.then_some(()).ok_or_else(|| found.to_string().into())
+    })
+    .await;
+    standby.stop().await.ok();
+    Ok(())
+}
+
+/// The line is cut in silence. The server at the spare's site keeps the pusher's session; the process
+/// there ends it and works. When the line is back, the pusher gets the lock again, and nothing of its
+/// old session is committed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cut_line_frees_the_lock() -> Result<()> {
+    let sites = Sites::start("push_cut").await?;
+    let (site, mut factory) = (
+        &sites.pair.there,
+        Factory::new(seed() + 9).with_keys_of(seed()),
+    );
+    let line = Proxy::start(site.spare.pg.port()).await?;
+    let far = format!("[local.datastore]\nport = {}", line.port());
+    let pusher = Service::start(site, &pushing(&far));
+    until_following(&pusher).await;
+    let standby = sites.standby("")?;
+    until_standby(&standby).await;
+
+    line.set(Mode::Hold).await;
+    line.freeze();
+    factory.fill(&site.primary, 5).await?;
+    standby
+        .until("it works", |status| status["active"] == true)
+        .await;
+    line.set(Mode::Pass).await;
+    until_following(&pusher).await;
+    until_standby(&standby).await;
+    until_equal(site).await?;
+    verified_deep(site).await?;
+    Ok(())
+}
+
+async fn preflight(site: &Site) -> Result<Value> {
+    let output = site
+        .warm_spare(&["--json", "preflight", "--for", "planned"])
+        .await;
+    Ok(serde_json::from_str(&output.stdout).map_err(|_| output.to_string())?)
 }

@@ -7,13 +7,14 @@ use warm_spare::config;
 use warm_spare::domain::Role;
 
 /// The tables as the programs of these formats made them, from the history of this repository.
-const FORMATS: [(i32, &str); 6] = [
+const FORMATS: [(i32, &str); 7] = [
     (1, include_str!("state_formats/format_1.sql")),
     (2, include_str!("state_formats/format_2.sql")),
     (3, include_str!("state_formats/format_3.sql")),
     (4, include_str!("state_formats/format_4.sql")),
     (5, include_str!("state_formats/format_5.sql")),
     (6, include_str!("state_formats/format_6.sql")),
+    (7, include_str!("state_formats/format_7.sql")),
 ];
 
 /// Rows of every table that format 1 has.

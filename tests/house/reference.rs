@@ -13,18 +13,19 @@ use serde_json::Value;
 use strum::VariantArray;
 use tokio::sync::watch;
 use warm_spare::cluster::{
-    Confirmation, DrillRecord, Event, Footprint, Generation, RecoveryPoint, Throttle,
-    VerificationRecord,
+    Confirmation, DrillRecord, Event, Footprint, Generation, Node, NodeTold, RecoveryPoint,
+    Throttle, VerificationRecord,
 };
 use warm_spare::command::Arguments;
-use warm_spare::config::Config;
+use warm_spare::config::{Config, Direction, WantedRole};
 use warm_spare::domain::{
     Asker, ErrorCode, EventKind, HealthCode, HoldReason, Isolated, Lease, LeaseLine, LeaseState,
     LeaseTerms, PreflightCheck, Role, StateName, Step, Transition, TransitionKind, Verdict,
 };
 use warm_spare::observe::{
     Artifacts, Baseline, Check, Clock, Counters, Held, Hold, LeaseFacts, Listener, Meter, Mode,
-    Phase, Preflight, Reachability, ServiceState, ServiceView, SideStatus, Verified, Work,
+    PairFacts, Phase, Preflight, Reachability, ServiceState, ServiceView, SideStatus, Verified,
+    Work,
 };
 
 /// Cells of a row of the keys' tables: key, type, default, meaning.
@@ -240,6 +241,23 @@ fn a_lease(now: DateTime<Utc>) -> Lease {
     lease
 }
 
+fn a_node() -> Node {
+    Node {
+        age: std::time::Duration::from_secs(2),
+        told: NodeTold {
+            direction: Direction::Push,
+            name: "node:9640".into(),
+            site: "dc1".into(),
+            role: WantedRole::Spare,
+            force_epoch: 0,
+            serves: false,
+            hold: "paused: by configuration".into(),
+            checks: String::new(),
+            disk: None,
+        },
+    }
+}
+
 fn full() -> ServiceState {
     let now = at(START);
     let mut state = ServiceState::new(now);
@@ -289,6 +307,10 @@ fn full() -> ServiceState {
         trouble: Some("the store does not answer".into()),
         permitted: Some(true),
         builder_api: Some("127.0.0.1:9636".into()),
+    };
+    state.pair = PairFacts {
+        looked: true,
+        other: Some(a_node()),
     };
     state.on_primary.held = Some(Held {
         bytes: 3,

@@ -28,10 +28,10 @@ const QUEUED: &str = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND N
      AND classid = 0 AND objid::bigint = $1 \
      AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
 
-/// Settings of the session that has the lock or waits for it: the server notices within 25 s that
+/// Settings of the session that has the lock or waits for it: the server notices within 20 s that
 /// the machine at the other end is gone. A waiting session reads nothing from its client, so only
 /// the second setting, which is new in version 14, shows that the client has closed it.
-const NOTICE_A_LOST_CLIENT: &str = "SET tcp_user_timeout = '25s'; \
+const NOTICE_A_LOST_CLIENT: &str = "SET tcp_user_timeout = '20s'; \
      SELECT set_config(name, '5s', false) FROM pg_settings WHERE name = 'client_connection_check_interval'";
 
 /// Proof that this process holds the working lock.

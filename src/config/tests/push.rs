@@ -78,6 +78,18 @@ fn binds_of_a_pusher_are_of_its_own_site() {
     assert_eq!(config.local.s3.bucket_name, "of-the-bind");
 }
 
+#[test]
+fn a_shared_bucket_needs_a_process_of_the_primary() {
+    let mut site = Site::new(FAR);
+    site.file("builder-api.toml", BUILDER_API, 0o640);
+    let error = site
+        .set("artifacts.mode", r#""shared""#)
+        .load()
+        .unwrap_err();
+    assert!(error.starts_with("replication.direction: "), "{error}");
+    assert!(error.contains("must renew the lease"), "{error}");
+}
+
 /// The default 127.0.0.1 would be the primary.
 #[test]
 fn a_pusher_must_name_the_spare() {

@@ -80,7 +80,7 @@ pub async fn preflight(
         node::builder_keys(&facts),
         servers::bucket(&facts),
         shared::lease(&facts),
-        node::builder_api(&facts),
+        shared::builder_api(&facts),
         standing::wal(&facts),
         standing::clocks(&facts),
         node::supervisor(&facts),

@@ -1,9 +1,8 @@
-//! Checks that only a node of the spare's site can make: it has Builder's keys, Builder's API and
-//! the Supervisor there. A process that pushes runs at the primary's site, so it reads the results
+//! Checks that only a node of the spare's site can make: it has Builder's keys and the Supervisor. A process that pushes runs at the primary's site, so it reads the results
 //! that a node of the spare's site has recorded.
 
 use super::facts::Facts;
-use super::{here, keys, ok, shared, supervisor, warn};
+use super::{here, keys, ok, supervisor, warn};
 use crate::cluster::{LocalCluster, Node};
 use crate::config::{Config, Direction};
 use crate::domain::{PreflightCheck, Verdict};
@@ -22,14 +21,9 @@ struct Told {
 
 /// Makes these checks on this node.
 pub async fn checks_of_this_node(config: &Config) -> Vec<Check> {
-    let (sealed, answers_at, seen) = tokio::join!(
-        Box::pin(sealed(config)),
-        shared::answering_api(config),
-        supervisor::look()
-    );
+    let (sealed, seen) = tokio::join!(Box::pin(sealed(config)), supervisor::look());
     vec![
         keys::builder_keys(config, sealed.as_deref()),
-        shared::builder_api(config, answers_at),
         ok(PreflightCheck::Supervisor, seen),
     ]
 }
@@ -76,12 +70,6 @@ pub(super) async fn standby(config: &Config) -> Option<Node> {
 pub(super) fn builder_keys(facts: &Facts) -> Check {
     of(facts, PreflightCheck::BuilderKeys, || {
         keys::builder_keys(facts.config, facts.sealed())
-    })
-}
-
-pub(super) fn builder_api(facts: &Facts) -> Check {
-    of(facts, PreflightCheck::BuilderApi, || {
-        shared::builder_api(facts.config, facts.builder_api)
     })
 }
 

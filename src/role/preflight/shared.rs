@@ -31,10 +31,10 @@ pub(super) fn lease(facts: &Facts) -> Check {
     }
 }
 
-pub(super) fn builder_api(config: &Config, answers_at: Option<SocketAddr>) -> Check {
+pub(super) fn builder_api(facts: &Facts) -> Check {
     const NAME: PreflightCheck = PreflightCheck::BuilderApi;
-    match answers_at {
-        None if config.artifacts.mode == ArtifactsMode::Shared => ok(
+    match facts.builder_api {
+        None if facts.config.artifacts.mode == ArtifactsMode::Shared => ok(
             NAME,
             "builder-api does not answer on this node, so nothing is uploaded here",
         ),
