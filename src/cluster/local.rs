@@ -71,13 +71,23 @@ impl<'a> LocalCluster<'a> {
         self.database(DATABASE).await
     }
 
-    /// Opens the artifact store, for reading and writing. No request is sent. None: its objects
-    /// are not ours to write, not even a probe.
+    /// Opens the artifact store, for reading and writing. No request is sent. None: its artifacts
+    /// are not ours to write.
     pub fn own_store(self) -> Result<Option<LocalStore>, StoreError> {
         match self.0.artifacts.mode {
             ArtifactsMode::Replicate => LocalStore::open(&self.0.local.s3).map(Some),
             ArtifactsMode::Shared | ArtifactsMode::External => Ok(None),
         }
+    }
+
+    /// Opens the artifact store to write marks of our own, such as a probe and the epoch. None: no
+    /// object of ours may be there.
+    pub fn mark_store(self) -> Result<Option<LocalStore>, StoreError> {
+        let Some(prefix) = self.0.artifacts.marks() else {
+            return Ok(None);
+        };
+        let store = LocalStore::open(&self.0.local.s3)?;
+        Ok(Some(store.with_marks(prefix)))
     }
 
     /// Opens the artifact store to restore bytes that were replaced there, when its objects were

@@ -104,7 +104,8 @@ fn print_local(config: &Config, found: &Traces, lift: &str) {
     if !found.objects.is_empty() {
         let objects = show::count(found.objects.len() as u64, "object");
         say!(
-            "Removed: {objects} under .warm-spare/ in bucket {}.",
+            "Removed: {objects} under {} in bucket {}.",
+            config.artifacts.marks().unwrap_or_default(),
             config.local.s3.bucket_name
         );
     }

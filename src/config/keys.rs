@@ -130,6 +130,7 @@ pub(super) const KEYS: &[Key] = &[
         "replicate",
     ),
     key("artifacts.fill", Kind::Bool, "false"),
+    key("artifacts.own_prefix", Kind::Prefix, ""),
     key("artifacts.arrival_limit", Kind::PositiveDuration, "1h"),
     key(
         "artifacts.attach",

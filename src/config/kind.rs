@@ -35,6 +35,8 @@ pub(super) enum Kind {
     /// The URL of an HTTP proxy. With a password in it the whole URL is a secret.
     Proxy,
     Bucket,
+    /// A prefix of object keys under which no package of Builder can be.
+    Prefix,
     /// A name that needs no quotes in a database, also as the name of a replication slot.
     Identifier,
     Secret,
@@ -104,6 +106,7 @@ impl Kind {
             },
             Self::Proxy => Proxy::parse(text).map(|_| true)?,
             Self::Bucket => endpoint::is_bucket_name(text),
+            Self::Prefix => is_own_prefix(text),
             Self::Identifier => is_identifier(text),
         };
         if good {
@@ -164,6 +167,9 @@ impl Kind {
             Self::Ip => "an IP address",
             Self::Proxy => proxy::EXPECTED,
             Self::Bucket => endpoint::BUCKET_NAME,
+            Self::Prefix => {
+                "a prefix that begins with a dot and ends with a slash, such as \".warm-spare/\", of letters, digits, dots, hyphens, underscores and slashes"
+            }
             Self::Identifier => {
                 "up to 63 lower-case letters, digits and underscores, not starting with a digit"
             }
@@ -178,9 +184,33 @@ fn is_identifier(text: &str) -> bool {
     text.len() < 64 && text.bytes().all(plain) && !text.starts_with(|c: char| c.is_ascii_digit())
 }
 
+/// Returns whether the text is a prefix for objects of our own. A key of Builder begins with the name
+/// of an origin, which has no dot in front.
+fn is_own_prefix(text: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
+    let part = |part: &str| !matches!(part, "" | "." | "..") && part.bytes().all(plain);
+    let Some(parts) = text.strip_suffix('/') else {
+        return false;
+    };
+    text.starts_with('.') && text.len() <= 200 && parts.split('/').all(part)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_prefix_of_our_own_cannot_be_a_package_s() {
+        let long = format!(".{}/", "a".repeat(199));
+        for good in [".warm-spare/", ".ours/dc2/", ".a/b.c_d-e/"] {
+            assert!(is_own_prefix(good), "{good}");
+        }
+        for bad in [
+            "", "/", ".", "./", "../", "core/", ".a", ".a//", ".a/../", "/.a/", ".a b/", &long,
+        ] {
+            assert!(!is_own_prefix(bad), "{bad}");
+        }
+    }
 
     #[test]
     fn an_empty_text_is_not_set() {

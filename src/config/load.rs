@@ -150,6 +150,14 @@ fn check_together(values: &Values) -> Result<(), ConfigError> {
             "true is only for artifacts.mode = \"external\": otherwise nobody else brings artifacts",
         ));
     }
+    if values.text("artifacts.own_prefix").is_some()
+        && values.required("artifacts.mode")? != "external"
+    {
+        return Err(ConfigError::key(
+            "artifacts.own_prefix",
+            "is only for artifacts.mode = \"external\": otherwise our own objects have a fixed place",
+        ));
+    }
     check_shared(values)?;
     check_rpo(values)?;
     let copies: u64 = values.int("replication.copies")?;
@@ -347,6 +355,7 @@ fn artifacts(values: &Values) -> Result<Artifacts, ConfigError> {
             _ => ArtifactsMode::Replicate,
         },
         fill: values.flag("artifacts.fill")?,
+        own_prefix: values.text("artifacts.own_prefix").map(String::from),
         arrival_limit: values.duration("artifacts.arrival_limit")?,
         attach_at_takeover: values.required("artifacts.attach")? == "at_takeover",
         lease: LeasePlan {

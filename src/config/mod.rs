@@ -293,6 +293,8 @@ pub struct Artifacts {
     pub mode: ArtifactsMode,
     /// True: artifacts that the provider never brings are copied by this program.
     pub fill: bool,
+    /// Prefix in the provider's bucket under which we may write marks of our own; None: nowhere.
+    pub own_prefix: Option<String>,
     /// Age of an object on the primary from which on the provider is not expected to bring it.
     pub arrival_limit: Duration,
     /// True: the shared file system comes to this site only at a takeover.
@@ -301,6 +303,16 @@ pub struct Artifacts {
 }
 
 impl Artifacts {
+    /// Returns the prefix of our own objects in the local bucket, such as probes and the epoch.
+    /// None: we write none.
+    pub fn marks(&self) -> Option<&str> {
+        match self.mode {
+            ArtifactsMode::Replicate => Some(".warm-spare/"),
+            ArtifactsMode::External => self.own_prefix.as_deref(),
+            ArtifactsMode::Shared => None,
+        }
+    }
+
     /// Returns whether the local store has no artifacts before a takeover.
     pub fn are_detached(&self) -> bool {
         self.mode == ArtifactsMode::Shared && self.attach_at_takeover

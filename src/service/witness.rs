@@ -16,7 +16,6 @@ use std::path::Path;
 use std::time::Duration;
 
 const FILE: &str = "epoch.json";
-const KEY: &str = ".warm-spare/epoch.json";
 /// Time limit for the answer of the bucket.
 const BUCKET_TIMEOUT: Duration = Duration::from_secs(3);
 /// Maximum number of bytes of the object; a longer one is not a witness.
@@ -67,17 +66,18 @@ pub(super) async fn bring_up_to_date_in_bucket(
 ) -> Result<Option<i64>, ReplicationError> {
     let own = own(state).await?;
     let answered = tokio::time::timeout(BUCKET_TIMEOUT, async {
-        // A bucket of a provider takes no object of ours, so it remembers no epoch.
-        let Some(store) = LocalCluster::of(config).own_store()? else {
+        // A bucket that takes no object of ours remembers no epoch.
+        let Some(store) = LocalCluster::of(config).mark_store()? else {
             return Ok(None);
         };
         // If another process writes at the same time, its object stays, and is read next time.
-        let found = store.reading().head(KEY).await?;
+        let key = store.mark(FILE);
+        let found = store.reading().head(&key).await?;
         let known = read_object(&store).await?;
         let known = known.filter(|known| known.is_of(&own));
         if own.epoch > known.as_ref().map_or(0, |known| known.epoch) {
             let expected = Expected::as_found(found.as_ref());
-            store.put(KEY, Bytes::from(own.text()), &expected).await?;
+            store.put(&key, Bytes::from(own.text()), &expected).await?;
         }
         Ok(known.map(|known| known.epoch))
     });
@@ -137,7 +137,8 @@ fn write_file(data: &Path, witness: &Witness) -> io::Result<()> {
 }
 
 async fn read_object(store: &LocalStore) -> Result<Option<Witness>, ReplicationError> {
-    let Some(mut body) = store.reading().get(KEY).await? else {
+    let key = store.mark(FILE);
+    let Some(mut body) = store.reading().get(&key).await? else {
         return Ok(None);
     };
     let mut text = Vec::new();
@@ -149,7 +150,7 @@ async fn read_object(store: &LocalStore) -> Result<Option<Witness>, ReplicationE
     }
     let witness = Witness::parse(&text);
     if witness.is_none() {
-        log::warn!("local: object {KEY} has no epoch in it; the next promotion overwrites it");
+        log::warn!("local: object {key} has no epoch in it; the next promotion overwrites it");
     }
     Ok(witness)
 }

@@ -7,6 +7,7 @@ use support::packages::{self, delete_package, insert};
 use support::pair::{
     PROMOTE, Pair, Writers, forced, lost, returning, until_primary, until_settled,
 };
+use support::proxy::Proxy;
 use support::service::SOON;
 use support::{Cluster, Factory, Package, Result, Service, Site, Spec, seed, wait_until};
 
@@ -309,5 +310,52 @@ async fn wrong_buckets_are_named() -> Result<()> {
     until_equal(site).await?;
     assert_eq!(site.spare.keys().await?, [""; 0]);
     service.stop().await.ok();
+    Ok(())
+}
+
+/// With a prefix of our own in the provider's bucket, the epoch is remembered there, and one bucket
+/// under two addresses is found by a probe. No other object is ours.
+#[tokio::test(flavor = "multi_thread")]
+async fn marks_of_ours_are_under_our_own_prefix_alone() -> Result<()> {
+    let pair = joined("external_marks").await?;
+    let site = &pair.there;
+    let with_marks = external("own_prefix = \".ours/dc2/\"\n");
+    let service = Service::start(site, &with_marks);
+    until_following(&service).await;
+    let bucket = bucket_check(site).await;
+    assert!(bucket.contains("under .ours/dc2/"), "{bucket}");
+
+    // The peer's address is another one of the spare's own bucket.
+    let line = Proxy::start(site.spare.minio.port()).await?;
+    let beside = pair.back.turned()?;
+    beside.write_config(&format!(
+        "{with_marks}\n[peer.s3]\nendpoint = \"http://127.0.0.1:{}\"\nbucket_name = \"{}\"",
+        line.port(),
+        site.spare.bucket
+    ));
+    let output = beside.warm_spare(&["check-config", "--connect"]).await;
+    assert!(output.stderr.contains("same_bucket"), "{output}");
+
+    service.reconfigure(&format!("{PROMOTE}\n{with_marks}"));
+    until_primary(&service, 2).await;
+    wait_until("the epoch is remembered", SOON, || async {
+        let found = site.spare.get(".ours/dc2/epoch.json").await?;
+        found.map(drop).ok_or_else(|| "not yet".into())
+    })
+    .await;
+    service.stop().await.ok();
+    let versions = site
+        .spare
+        .s3()
+        .list_versions(&site.spare.bucket, "")
+        .await?;
+    let ours: Vec<_> = versions.iter().filter(|key| key.contains("/.")).collect();
+    let ours = ours
+        .into_iter()
+        .chain(versions.iter().filter(|key| key.starts_with('.')));
+    for key in ours {
+        assert!(key.contains(".ours/dc2/"), "{key}");
+    }
+    assert_eq!(written_by_us(&site.spare).await?, [""; 0]);
     Ok(())
 }

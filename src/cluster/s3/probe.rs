@@ -54,7 +54,7 @@ pub(crate) async fn is_same_bucket(local: &LocalStore, peer: &Store) -> Result<b
     let key = match &kept {
         Some(probe) => probe.key.clone(),
         None => {
-            let key = name();
+            let key = name(local);
             written.push(put(local, &key, Bytes::from_static(BODY)).await?);
             key
         }
@@ -99,12 +99,12 @@ pub async fn prove_writable(local: &LocalStore) -> Result<Keeps, StoreError> {
     let here = place(local.reading());
     if lasting.as_ref().is_some_and(|probe| probe.bucket == here) {
         // Another probe would stay too. A part of an aborted upload does not.
-        let mut upload = local.start_upload(&name()).await?;
+        let mut upload = local.start_upload(&name(local)).await?;
         let part = upload.part(Bytes::from_static(BODY)).await;
         upload.abort().await;
         return part.map(|()| Keeps::Locked);
     }
-    let key = name();
+    let key = name(local);
     let written = put(local, &key, Bytes::from_static(BODY)).await?;
     let keeps = take_away(local, &key, &[written]).await?;
     if keeps == Keeps::Locked {
@@ -150,8 +150,8 @@ fn place(store: &Store) -> String {
     format!("{}/{}", store.endpoint(), store.bucket())
 }
 
-fn name() -> String {
-    format!(".warm-spare/probe-{:016x}", unpredictable())
+fn name(local: &LocalStore) -> String {
+    local.mark(&format!("probe-{:016x}", unpredictable()))
 }
 
 /// Returns a number that is random enough for a name that nobody else uses: the standard library

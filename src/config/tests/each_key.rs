@@ -121,6 +121,8 @@ const KEYS: &[(&str, &str, &[&str])] = &[
     ),
     ("artifacts.mode", r#""shared""#, &[r#""none""#, "1"]),
     ("artifacts.fill", "false", &[r#""yes""#, "1", "true"]),
+    // Good with `external` only: a test below sets it.
+    ("artifacts.own_prefix", "", &[r#"".ours/""#, r#""core/""#, "1"]),
     ("artifacts.arrival_limit", r#""2h""#, &[r#""0s""#, "60"]),
     // Good for a shared bucket only, or together with other keys: `shared.rs` tests them.
     ("artifacts.attach", r#""always""#, &[r#""at_takeover""#, r#""never""#, "1"]),
@@ -270,6 +272,16 @@ fn every_key_refuses_bad_values_by_its_name() {
             );
         }
     }
+}
+
+#[test]
+fn marks_are_in_a_prefix_of_our_own_or_nowhere() {
+    let mut site = Site::new(MINIMAL);
+    assert_eq!(site.load().unwrap().artifacts.marks(), Some(".warm-spare/"));
+    site.set("artifacts.mode", r#""external""#);
+    assert_eq!(site.load().unwrap().artifacts.marks(), None);
+    site.set("artifacts.own_prefix", r#"".ours/""#);
+    assert_eq!(site.load().unwrap().artifacts.marks(), Some(".ours/"));
 }
 
 #[test]

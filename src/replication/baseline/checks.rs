@@ -139,7 +139,10 @@ async fn two_ends(config: &Config, ends: &Ends) -> Result<(), ReplicationError> 
     two_servers(config, &ends.local, &ends.peer).await?;
     local_store.check_bucket().await?;
     peer_store.check_bucket().await?;
-    match (LocalCluster::of(config).own_store()?, config.artifacts.mode) {
+    match (
+        LocalCluster::of(config).mark_store()?,
+        config.artifacts.mode,
+    ) {
         (Some(own), _) => differ_in_bucket(&own, peer_store).await?,
         // Before a takeover the artifacts are read from the peer's store itself.
         (None, ArtifactsMode::Shared) if config.artifacts.are_detached() => {}

@@ -13,8 +13,6 @@ use crate::replication::baseline::incoming::incoming_name;
 use crate::replication::baseline::interrupted::mend;
 use crate::replication::error::ReplicationError;
 
-const OBJECT_PREFIX: &str = ".warm-spare/";
-
 /// Our objects that were found, and objects that are not ours to remove.
 #[derive(Debug, Default)]
 pub struct Traces {
@@ -43,7 +41,7 @@ pub async fn remove_traces(
     force: bool,
 ) -> Result<Traces, ReplicationError> {
     let local = LocalCluster::of(config).maintenance().await?;
-    let store = LocalCluster::of(config).own_store()?;
+    let store = LocalCluster::of(config).mark_store()?;
     let state = LocalCluster::of(config).existing_state().await?;
     if only_ask {
         return find(config, &local, store.as_ref(), state.as_ref()).await;
@@ -168,7 +166,7 @@ async fn find(
     if let Some(store) = store {
         store
             .reading()
-            .list(OBJECT_PREFIX, async |page| {
+            .list(&store.mark(""), async |page| {
                 found.objects.extend(page.into_iter().map(|o| o.key));
                 Ok(())
             })
@@ -199,9 +197,10 @@ pub fn script(config: &Config, found: &Traces) -> String {
     }
     if !found.objects.is_empty() {
         lines.push(format!(
-            "-- and {} objects: mc rm --recursive --force ALIAS/{}/{OBJECT_PREFIX}",
+            "-- and {} objects: mc rm --recursive --force ALIAS/{}/{}",
             found.objects.len(),
-            config.local.s3.bucket_name
+            config.local.s3.bucket_name,
+            config.artifacts.marks().unwrap_or_default()
         ));
     }
     for name in &found.generations {

@@ -35,7 +35,11 @@ pub(super) fn bucket(facts: &Facts) -> Check {
     let bucket = &facts.config.local.s3.bucket_name;
     let written = match facts.config.artifacts.fill {
         true => "only artifacts that the provider never brings are written, which was not tried",
-        false => "nothing is written",
+        false => "no artifact is written",
+    };
+    let written = match &facts.config.artifacts.own_prefix {
+        Some(prefix) => format!("{written}; a probe was, under {prefix}"),
+        None => written.into(),
     };
     let text = format!("{bucket} can be read; artifacts.mode is external: {written}");
     match &facts.rule {

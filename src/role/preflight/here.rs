@@ -186,7 +186,7 @@ pub(super) async fn bucket(
     let local = LocalCluster::of(config);
     let reading = local.reading_store()?.with_limits(patience, MAX_ATTEMPTS);
     reading.check_bucket().await?;
-    match local.own_store()? {
+    match local.mark_store()? {
         Some(own) => {
             let own = own.with_limits(patience, MAX_ATTEMPTS);
             Ok(Some(prove_writable(&own).await?))

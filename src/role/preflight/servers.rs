@@ -157,6 +157,10 @@ pub(super) fn bucket(facts: &Facts) -> Check {
     const NAME: PreflightCheck = PreflightCheck::Bucket;
     let bucket = &facts.config.local.s3.bucket_name;
     match &facts.bucket {
+        // Its provider demands versions, and retention deletes nothing there.
+        Ok(Some(_)) if facts.config.artifacts.mode == config::ArtifactsMode::External => {
+            external::bucket(facts)
+        }
         Ok(Some(Keeps::Nothing)) => ok(NAME, format!("{bucket} accepts objects, and deletes them")),
         Ok(Some(Keeps::Versions)) => warn(
             NAME,

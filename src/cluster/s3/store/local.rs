@@ -16,19 +16,42 @@ use std::time::Duration;
 
 /// The local bucket: reading as [`Store`] does, and writing.
 #[derive(Clone)]
-pub struct LocalStore(Store);
+pub struct LocalStore {
+    store: Store,
+    /// Prefix of our own objects.
+    marks: String,
+}
 
 impl LocalStore {
     pub fn open(to: &config::S3) -> Result<LocalStore, StoreError> {
-        Ok(LocalStore(Store::open(Side::Local, to)?))
+        Ok(LocalStore {
+            store: Store::open(Side::Local, to)?,
+            marks: ".warm-spare/".into(),
+        })
+    }
+
+    /// Puts our own objects, which are no artifacts, under another prefix.
+    pub(in crate::cluster) fn with_marks(self, prefix: &str) -> LocalStore {
+        LocalStore {
+            marks: prefix.into(),
+            ..self
+        }
+    }
+
+    /// Returns the key of an object of our own.
+    pub fn mark(&self, name: &str) -> String {
+        format!("{}{name}", self.marks)
     }
 
     pub fn with_limits(self, patience: Duration, tries: usize) -> LocalStore {
-        LocalStore(self.0.with_limits(patience, tries))
+        LocalStore {
+            store: self.store.with_limits(patience, tries),
+            ..self
+        }
     }
 
     pub fn reading(&self) -> &Store {
-        &self.0
+        &self.store
     }
 
     /// Sends a request that changes the bucket; "no such key" is not a valid answer to it.
@@ -41,7 +64,7 @@ impl LocalStore {
     where
         F: Future<Output = Result<T, Error>>,
     {
-        let store = &self.0;
+        let store = &self.store;
         store
             .persist(doing, || async {
                 let answer = store.once_sending(doing, bytes, request()).await?;
@@ -69,7 +92,7 @@ impl LocalStore {
         body: Bytes,
         expected: &Expected,
     ) -> Result<Written, StoreError> {
-        let store = &self.0;
+        let store = &self.store;
         let request = || {
             EXPECTED.scope(expected.clone(), async {
                 let data = SegmentedBytes::from(body.clone());
@@ -100,7 +123,7 @@ impl LocalStore {
         body: Bytes,
         expected: &Expected,
     ) -> Result<Option<Stored>, StoreError> {
-        let store = &self.0;
+        let store = &self.store;
         let doing = format!("writing {key}");
         let bytes = body.len() as u64;
         let request = EXPECTED.scope(expected.clone(), async {
@@ -118,7 +141,7 @@ impl LocalStore {
     }
 
     pub async fn start_upload(&self, key: &str) -> Result<Upload, StoreError> {
-        let store = &self.0;
+        let store = &self.store;
         let doing = format!("starting the upload of {key}");
         let request = || async {
             let create = store
@@ -151,7 +174,7 @@ impl LocalStore {
     /// Deletes only that version, for good. In a bucket that keeps versions a plain deletion only
     /// adds a marker on top of them.
     pub async fn delete_version(&self, key: &str, version: &str) -> Result<(), StoreError> {
-        let store = &self.0;
+        let store = &self.store;
         let doing = format!("deleting version {version} of {key}");
         let request = || async {
             let mut query = Multimap::new();
@@ -177,7 +200,7 @@ impl LocalStore {
         key: &str,
         expected: &Expected,
     ) -> Result<bool, StoreError> {
-        let store = &self.0;
+        let store = &self.store;
         let doing = format!("deleting {key}");
         let request = || {
             EXPECTED.scope(expected.clone(), async {
@@ -200,7 +223,7 @@ impl LocalStore {
     }
 
     fn strange(&self, doing: &str) -> StoreError {
-        self.0.fault(
+        self.store.fault(
             doing,
             StoreFault::Unexpected,
             "the server answered that there is no such key".into(),
@@ -236,7 +259,7 @@ impl Drop for Upload {
         }
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(give_up(
-                self.store.0.clone(),
+                self.store.store.clone(),
                 self.key.clone(),
                 self.id.clone(),
             ));
@@ -247,7 +270,7 @@ impl Drop for Upload {
 impl Upload {
     /// Stores the next part.
     pub async fn part(&mut self, body: Bytes) -> Result<(), StoreError> {
-        let store = &self.store.0;
+        let store = &self.store.store;
         let number = self.parts.len() as u16 + 1;
         let doing = format!("writing part {number} of {}", self.key);
         let size = body.len() as u64;
@@ -276,7 +299,7 @@ impl Upload {
     /// Makes the object visible, and reports success only if the server's answer and its HEAD
     /// agree.
     pub async fn complete(&self, expected: &Expected) -> Result<Completion, StoreError> {
-        let store = &self.store.0;
+        let store = &self.store.store;
         let doing = format!("completing the upload of {}", self.key);
         // A request that was sent may be carried out, whatever its answer.
         self.ended.store(true, Ordering::Relaxed);
@@ -309,7 +332,7 @@ impl Upload {
     }
 
     async fn ask_to_complete(&self, doing: &str) -> Result<String, StoreError> {
-        let store = &self.store.0;
+        let store = &self.store.store;
         let answer = store
             .once(doing, async {
                 store
@@ -345,7 +368,7 @@ impl Upload {
     /// Aborts the upload, as a best effort: parts that stay are removed by the store's own cleanup.
     pub async fn abort(self) {
         self.ended.store(true, Ordering::Relaxed);
-        give_up(self.store.0.clone(), self.key.clone(), self.id.clone()).await;
+        give_up(self.store.store.clone(), self.key.clone(), self.id.clone()).await;
     }
 }
 
