@@ -7,12 +7,12 @@ use super::error::Gap;
 use super::pgoutput::{Identity, Old, Relation, Truncate, Value};
 use super::runs::Run;
 use super::target::{Found, Target, Types};
-use crate::cluster::{ApplySession, RawRow, Statement, TextValue, TextValues, ToSql};
+use crate::cluster::{ApplySession, RawRow, SpareDb, Statement, TextValue, TextValues, ToSql};
 use crate::package::PackageRow;
 use crate::replication::error::ReplicationError;
 use bytes::Bytes;
-use futures_util::future::try_join_all;
-use std::collections::{BTreeMap, HashMap};
+use futures_util::future::{try_join_all, try_join3};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -45,6 +45,8 @@ pub(super) struct Effects {
 
 pub(super) struct Changes {
     session: ApplySession,
+    /// True: the session's transaction is begun.
+    open: bool,
     types: Types,
     targets: HashMap<u32, Arc<Target>>,
     statements: HashMap<String, Statement>,
@@ -58,6 +60,7 @@ impl Changes {
     pub(super) fn new(session: ApplySession) -> Self {
         Changes {
             session,
+            open: false,
             types: Types::new(),
             targets: HashMap::new(),
             statements: HashMap::new(),
@@ -83,7 +86,8 @@ impl Changes {
         let target = found.map_err(Gap::Schema)?;
         // Queued rows were sent under the old description.
         let same = |old: &Arc<Target>| old.identity == target.identity && old.keys == target.keys;
-        if self.targets.get(&relation.id).is_some_and(|old| !same(old)) {
+        let differs = self.targets.get(&relation.id).is_some_and(|old| !same(old));
+        if differs && self.queued.contains_key(&relation.id) {
             self.flush().await?;
         }
         self.targets.insert(relation.id, Arc::new(target));
@@ -145,38 +149,85 @@ impl Changes {
         Ok(())
     }
 
-    /// Sends the collected changes.
+    /// Returns whether the open transaction may remove a package row, or rename one.
+    pub(super) fn may_remove_packages(&self) -> bool {
+        let may = |(relation, changes): (&u32, &Vec<Change>)| {
+            let target = self.targets.get(relation);
+            target.is_none_or(|target| target.package.is_some())
+                && !changes.iter().all(|c| matches!(c, Change::Insert(_)))
+        };
+        !self.effects.removed.is_empty()
+            || !self.effects.renamed.is_empty()
+            || self.queued.iter().any(may)
+    }
+
+    /// Sends the collected changes, and BEGIN before them if no transaction is open.
     pub(super) async fn flush(&mut self) -> Result<(), Gap> {
-        let queued = std::mem::take(&mut self.queued);
-        (self.number, self.bytes) = (0, 0);
-        let mut calls = Vec::new();
-        for (relation, changes) in queued {
-            let target = self.target(relation)?;
-            for call in calls_for(&target, changes)? {
-                let statement = self.statement(&call.sql).await?;
-                calls.push((target.clone(), statement, call));
+        self.flush_with(async |_| Ok(())).await
+    }
+
+    /// Sends the collected changes and then `last`. Nothing waits for the answer to BEGIN or to
+    /// another statement: all of them together take one round trip.
+    pub(super) async fn flush_with(
+        &mut self,
+        last: impl AsyncFnOnce(&ApplySession) -> Result<(), Gap>,
+    ) -> Result<(), Gap> {
+        let calls = self.calls().await?;
+        let session = &self.session;
+        let begin = async {
+            match self.open {
+                true => Ok(()),
+                false => Ok(SpareDb::of(session).begin_to_apply().await?),
             }
-        }
+        };
         let sent = calls.iter().map(|(target, statement, call)| -> Sent<'_> {
-            Box::pin(send(&self.session, target, statement, call))
+            Box::pin(send(session, target, statement, call))
         });
-        let done = try_join_all(sent).await?;
+        // Each is sent when it is polled first, which is in this order.
+        let ((), done, ()) = try_join3(begin, try_join_all(sent), last(session)).await?;
+        self.open = true;
         for ((target, _, call), rows) in calls.iter().zip(done) {
             self.effects.note(target, call, &rows);
         }
         Ok(())
     }
 
-    async fn statement(&mut self, sql: &str) -> Result<Statement, Gap> {
-        if let Some(known) = self.statements.get(sql) {
-            return Ok(known.clone());
+    /// Commits the open transaction.
+    pub(super) async fn commit(&mut self) -> Result<(), Gap> {
+        self.session.commit("committing what was applied").await?;
+        self.open = false;
+        Ok(())
+    }
+
+    /// Takes the collected changes as statements. Those that are new to the server are prepared
+    /// together.
+    async fn calls(&mut self) -> Result<Vec<(Arc<Target>, Statement, Call)>, Gap> {
+        let queued = std::mem::take(&mut self.queued);
+        (self.number, self.bytes) = (0, 0);
+        let mut calls = Vec::new();
+        for (relation, changes) in queued {
+            let target = self.target(relation)?;
+            let of_table = calls_for(&target, changes)?.into_iter();
+            calls.extend(of_table.map(|call| (target.clone(), call)));
         }
         if self.statements.len() >= MAX_STATEMENTS {
             self.statements.clear();
         }
-        let made = self.session.prepare("preparing a change", sql).await?;
-        self.statements.insert(sql.to_string(), made.clone());
-        Ok(made)
+        let unknown = |sql: &&str| !self.statements.contains_key(*sql);
+        let new = calls.iter().map(|(_, call)| call.sql.as_str());
+        let new: BTreeSet<&str> = new.filter(unknown).collect();
+        let session = &self.session;
+        let made = new.iter().map(async |sql| {
+            let made = session.prepare("preparing a change", sql).await?;
+            Ok::<_, Gap>((sql.to_string(), made))
+        });
+        let made = try_join_all(made).await?;
+        self.statements.extend(made);
+        let statement = |sql: &str| self.statements[sql].clone();
+        let calls = calls.into_iter();
+        Ok(calls
+            .map(|(target, call)| (target, statement(&call.sql), call))
+            .collect())
     }
 }
 
