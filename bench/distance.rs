@@ -102,7 +102,8 @@ async fn main() -> Result<()> {
 
 impl Lines {
     fn turns(&self) -> (Vec<u64>, Vec<u64>) {
-        (self.pg.turns(), self.s3.turns())
+        let of = |line: &Proxy| line.turns().iter().map(|(_, turns)| *turns).collect();
+        (of(&self.pg), of(&self.s3))
     }
 
     /// Returns the turns since then of each connection that had any, most first.
@@ -114,7 +115,8 @@ impl Lines {
             more.sort_unstable_by(|one, other| other.cmp(one));
             more
         };
-        (more(self.pg.turns(), pg), more(self.s3.turns(), s3))
+        let (pg_now, s3_now) = self.turns();
+        (more(pg_now, pg), more(s3_now, s3))
     }
 }
 

@@ -517,7 +517,7 @@ async fn a_far_line_counts_the_turns_of_its_clients() -> Result<()> {
         .dbname("postgres");
     let (client, connection) = config.connect(tokio_postgres::NoTls).await?;
     tokio::spawn(connection);
-    let turns = || proxy.turns().iter().sum::<u64>();
+    let turns = || proxy.turns().iter().map(|(_, turns)| turns).sum::<u64>();
     let before = turns();
     for number in 0..10 {
         client.batch_execute(&format!("SELECT {number}")).await?;

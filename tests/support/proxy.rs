@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::future::pending;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -68,6 +68,8 @@ struct Counts {
 
 /// The turns of one connection, as its client sees them.
 struct Turns {
+    /// 0: the server has not accepted it yet.
+    port: AtomicU16,
     number: AtomicU64,
     /// True: the next bytes of the client begin another turn.
     answered: AtomicBool,
@@ -148,13 +150,16 @@ impl Proxy {
         (to_server, self.counts.to_client.load(Ordering::Relaxed))
     }
 
-    /// Returns the turns of each connection until now, in the order in which they were accepted.
-    /// The client begins a turn when it sends for the first time, and when it sends after bytes of
+    /// Returns the turns of each connection until now, in the order in which they were accepted,
+    /// each with the port from which the server sees it. The client begins a turn when it sends for the first time, and when it sends after bytes of
     /// the server have come to it: a client that waits for each answer needs as many round trips.
-    pub fn turns(&self) -> Vec<u64> {
+    pub fn turns(&self) -> Vec<(u16, u64)> {
         let all = self.counts.turns.lock().expect("no holder panics");
-        let number = |turns: &Arc<Turns>| turns.number.load(Ordering::Relaxed);
-        all.iter().map(number).collect()
+        let turns = all.iter().map(|turns| {
+            let port = turns.port.load(Ordering::Relaxed);
+            (port, turns.number.load(Ordering::Relaxed))
+        });
+        turns.collect()
     }
 }
 
@@ -253,6 +258,9 @@ async fn serve(
         let Ok(server) = TcpStream::connect(("127.0.0.1", server)).await else {
             return;
         };
+        if let Ok(address) = server.local_addr() {
+            turns.port.store(address.port(), Ordering::Relaxed);
+        }
         let _ = client.set_nodelay(true);
         let _ = server.set_nodelay(true);
         let (from_client, to_client) = client.into_split();
@@ -281,6 +289,7 @@ async fn serve(
 impl Counts {
     fn new_line(&self) -> Arc<Turns> {
         let turns = Arc::new(Turns {
+            port: AtomicU16::new(0),
             number: AtomicU64::new(0),
             answered: AtomicBool::new(true),
         });
