@@ -14,6 +14,7 @@ use super::postgres::session::WriteSession;
 use super::state_db::state::{RecoveryPoint, StateError};
 use crate::domain::{Lsn, MissingReason};
 use chrono::{DateTime, Utc};
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 
 /// The tables of a new copy.
@@ -246,10 +247,20 @@ impl<'a> SpareDb<'a> {
     }
 
     /// Begins a transaction in which changes are applied. Its lock blocks nobody; by it
-    /// [`SpareDb::end_former_writers`] finds the session of a process that hangs.
-    pub async fn begin_to_apply(self) -> Result<(), DatastoreError> {
-        let sql = "BEGIN READ WRITE; LOCK TABLE warm_spare.recovery_point IN ROW SHARE MODE";
-        self.0.batch("beginning to apply", sql).await
+    /// [`SpareDb::end_former_writers`] finds the session of a process that hangs. Changes are sent
+    /// behind it before its answer. So it fails, and they with it, if another process has written
+    /// its token: they could arrive late, and lock rows that the other one writes.
+    pub async fn begin_to_apply(self, token: i64) -> Result<(), StateError> {
+        let sql = format!(
+            "BEGIN READ WRITE; LOCK TABLE warm_spare.recovery_point IN ROW SHARE MODE; \
+             SELECT 1 / count(*) FROM warm_spare.recovery_point WHERE token = {token}"
+        );
+        match self.0.batch("beginning to apply", &sql).await {
+            Err(error) if error.sql_state == Some(SqlState::DIVISION_BY_ZERO) => {
+                Err(StateError::Superseded)
+            }
+            begun => Ok(begun?),
+        }
     }
 
     /// Moves the recovery point in the open transaction. It fails if another process moved the

@@ -45,6 +45,8 @@ pub(super) struct Effects {
 
 pub(super) struct Changes {
     session: ApplySession,
+    /// The token of the working lock.
+    token: i64,
     /// True: the session's transaction is begun.
     open: bool,
     types: Types,
@@ -57,9 +59,11 @@ pub(super) struct Changes {
 }
 
 impl Changes {
-    pub(super) fn new(session: ApplySession) -> Self {
+    /// Collects for transactions that it begins itself, as the holder of this token.
+    pub(super) fn new(session: ApplySession, token: i64) -> Self {
         Changes {
             session,
+            token,
             open: false,
             types: Types::new(),
             targets: HashMap::new(),
@@ -68,6 +72,14 @@ impl Changes {
             number: 0,
             bytes: 0,
             effects: Effects::default(),
+        }
+    }
+
+    /// Collects for a transaction that the session has begun, and that is not committed.
+    pub(super) fn within_transaction(session: ApplySession) -> Self {
+        Changes {
+            open: true,
+            ..Changes::new(session, 0)
         }
     }
 

@@ -216,7 +216,7 @@ impl Follow<'_> {
             received: point.start_lsn(),
         };
         let mut applier = Applier {
-            changes: Changes::new(session),
+            changes: Changes::new(session, self.lock.token),
             gate,
             ahead,
             spool: receiver,

@@ -28,7 +28,7 @@ impl Changes {
         let begin = async {
             match self.open {
                 true => Ok(()),
-                false => Ok(SpareDb::of(session).begin_to_apply().await?),
+                false => Ok(SpareDb::of(session).begin_to_apply(self.token).await?),
             }
         };
         let sent = calls.iter().map(|(target, statement, call)| -> Sent<'_> {
