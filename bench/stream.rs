@@ -4,18 +4,12 @@
 //! `scripts/bench stream [--smoke]`.
 
 mod common;
-use common::{Plan, median, memory, ticks};
-use futures_util::{StreamExt, TryStreamExt};
-use std::collections::HashMap;
+use common::uploads::{durable, follow, latency};
+use common::{Plan, memory, ticks};
 use std::time::{Duration, Instant};
 
-use support::{Factory, Postgres, Result, Service, Site, Spec, packages, wait_until};
+use support::{Factory, Result, Service, Site, wait_until};
 use tokio_postgres::Client;
-
-/// Uploads a second, and the bytes of each.
-const RATE: u64 = 50;
-const HANDS: usize = 8;
-const ARTIFACT: u64 = 100 * 1024;
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -50,8 +44,12 @@ async fn main() -> Result<()> {
             "  first copy                         {:8.1} s",
             first.took.as_secs_f64()
         );
-        let service = follow(&site).await;
-        latency(&site, &mut factory, uploads).await?;
+        let service = follow(&site, "").await;
+        let lag = latency(&site, &mut factory, uploads).await?;
+        println!(
+            "  upload of 100 KiB, {:4.1} a second: COMMIT there to row here, p50 {:.1} ms (wanted: under 100), p99 {:.1} ms (under 500), worst {:.1} ms of {}",
+            lag.rate, lag.p50, lag.p99, lag.worst, uploads
+        );
         println!(
             "  resident memory, most so far       {:8} KiB (wanted: under 153600)",
             memory(service.running.pid(), "VmHWM")
@@ -59,86 +57,6 @@ async fn main() -> Result<()> {
         at_rest(&site, &service, idle).await?;
         service.stop().await.ok();
         catching_up(&site, transactions).await?;
-    }
-    Ok(())
-}
-
-/// The tests' servers do not wait for their disks; an operator's do.
-fn durable() -> support::postgres::Builder {
-    Postgres::builder().setting("fsync", "on")
-}
-
-async fn follow(site: &Site) -> Service<'_> {
-    let service = Service::start(site, "log_level = \"warn\"");
-    service
-        .until("following", |status| {
-            status["replication"]["mode"] == "stream" && status["lag"]["bytes"] == 0
-        })
-        .await;
-    service
-}
-
-/// From the return of COMMIT on the primary to the row's being seen on the spare.
-async fn latency(site: &Site, factory: &mut Factory, uploads: u64) -> Result<()> {
-    let mut made = Vec::new();
-    for number in 0..uploads {
-        let spec = Spec::new("bench", "upload", &format!("1.0.{number}")).size(ARTIFACT);
-        made.push(factory.make(spec));
-    }
-    factory.origin(&site.primary, "bench").await?;
-    let (seen_to, mut seen) = tokio::sync::mpsc::unbounded_channel();
-    let watching = tokio::spawn(watch(site.spare.conn().await?, uploads, seen_to));
-    let pace = tokio::time::interval(Duration::from_micros(1_000_000 / RATE));
-    let began = Instant::now();
-    // One after the other would wait for the stores, and be slower than the rate.
-    let begun = futures_util::stream::unfold((made.iter(), pace), async |(mut rest, mut pace)| {
-        pace.tick().await;
-        Some((rest.next()?, (rest, pace)))
-    });
-    let uploads_done = begun.map(|package| async move {
-        packages::put(&site.primary, package).await?;
-        packages::insert(&site.primary, package).await?;
-        Ok::<_, support::Error>((package.ident.clone(), Instant::now()))
-    });
-    let committed: HashMap<String, Instant> =
-        uploads_done.buffer_unordered(HANDS).try_collect().await?;
-    let rate = uploads as f64 / began.elapsed().as_secs_f64();
-    let mut took = Vec::new();
-    while let Some((ident, at)) = seen.recv().await {
-        let Some(committed) = committed.get(&ident) else {
-            return Err(format!("{ident} came from nowhere").into());
-        };
-        took.push(Instant::saturating_duration_since(&at, *committed).as_secs_f64() * 1e3);
-    }
-    watching.await??;
-    let middle = median(&mut took);
-    println!(
-        "  upload of 100 KiB, {rate:4.1} a second: COMMIT there to row here, p50 {middle:.1} ms (wanted: under 100), p99 {:.1} ms (under 500), worst {:.1} ms of {}",
-        took[took.len() * 99 / 100],
-        took[took.len() - 1],
-        took.len()
-    );
-    Ok(())
-}
-
-async fn watch(
-    spare: Client,
-    uploads: u64,
-    seen: tokio::sync::mpsc::UnboundedSender<(String, Instant)>,
-) -> Result<()> {
-    let sql = "SELECT ident FROM origin_packages WHERE origin = 'bench' AND name = 'upload'";
-    let statement = spare.prepare(sql).await?;
-    let mut known = std::collections::HashSet::new();
-    while (known.len() as u64) < uploads {
-        let rows = spare.query(&statement, &[]).await?;
-        let at = Instant::now();
-        for row in &rows {
-            let ident: String = row.get(0);
-            if known.insert(ident.clone()) {
-                seen.send((ident, at))?;
-            }
-        }
-        tokio::time::sleep(Duration::from_millis(2)).await;
     }
     Ok(())
 }
@@ -190,7 +108,7 @@ async fn catching_up(site: &Site, transactions: usize) -> Result<()> {
     );
     subscriber.batch_execute(&subscribe).await?;
     let spare = site.spare.conn().await?;
-    let mut service = follow(site).await;
+    let mut service = follow(site, "").await;
     service.until_level().await;
     // It stands still where the other one does: with everything open, and nothing read.
     service.running.sigstop();

@@ -1,6 +1,8 @@
 //! What the benchmarks share: their arguments, medians, and the kernel's figures for a process.
 #![allow(dead_code)] // Each uses a part.
 
+pub(crate) mod uploads;
+
 pub(crate) struct Plan {
     pub smoke: bool,
     pub runs: usize,

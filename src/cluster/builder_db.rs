@@ -90,7 +90,7 @@ impl<'a> BuilderDb<'a> {
         let sql = "SELECT checksum::text FROM public.origin_packages \
                    WHERE ident = $1 AND target = $2 AND checksum IS NOT NULL";
         let doing = "looking for rows that name an artifact";
-        let rows = self.0.rows(doing, sql, &[&ident, &target]).await?;
+        let rows = self.0.rows_for(doing, sql, &[ident, target]).await?;
         rows.iter().map(|row| row.get(0)).collect()
     }
 

@@ -14,6 +14,8 @@ use super::postgres::session::WriteSession;
 use super::state_db::state::{RecoveryPoint, StateError};
 use crate::domain::{Lsn, MissingReason};
 use chrono::{DateTime, Utc};
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::{ToSql, Type};
 
 /// The tables of a new copy.
 const SCHEMA: &str = "
@@ -192,7 +194,7 @@ impl<'a> SpareDb<'a> {
     ) -> Result<(), DatastoreError> {
         let sql = "INSERT INTO warm_spare.recovery_point (lsn, commit_time, system_id, timeline, token) \
                    VALUES ($1::text::pg_lsn, $2, $3, $4, $5)";
-        let values: &[&(dyn tokio_postgres::types::ToSql + Sync)] = &[
+        let values: &[&(dyn ToSql + Sync)] = &[
             &point.lsn,
             &point.commit_time,
             &point.system_id,
@@ -245,14 +247,25 @@ impl<'a> SpareDb<'a> {
     }
 
     /// Begins a transaction in which changes are applied. Its lock blocks nobody; by it
-    /// [`SpareDb::end_former_writers`] finds the session of a process that hangs.
-    pub async fn begin_to_apply(self) -> Result<(), DatastoreError> {
-        let sql = "BEGIN; LOCK TABLE warm_spare.recovery_point IN ROW SHARE MODE";
-        self.0.batch("beginning to apply", sql).await
+    /// [`SpareDb::end_former_writers`] finds the session of a process that hangs. Changes are sent
+    /// behind it before its answer. So it fails, and they with it, if another process has written
+    /// its token: they could arrive late, and lock rows that the other one writes.
+    pub async fn begin_to_apply(self, token: i64) -> Result<(), StateError> {
+        let sql = format!(
+            "BEGIN READ WRITE; LOCK TABLE warm_spare.recovery_point IN ROW SHARE MODE; \
+             SELECT 1 / count(*) FROM warm_spare.recovery_point WHERE token = {token}"
+        );
+        match self.0.batch("beginning to apply", &sql).await {
+            Err(error) if error.sql_state == Some(SqlState::DIVISION_BY_ZERO) => {
+                Err(StateError::Superseded)
+            }
+            begun => Ok(begun?),
+        }
     }
 
     /// Moves the recovery point in the open transaction. It fails if another process moved the
-    /// point or wrote another token.
+    /// point or wrote another token. It has no time limit, because it may be sent behind changes
+    /// that have none, before their answers.
     pub async fn advance(
         self,
         from: Lsn,
@@ -263,10 +276,16 @@ impl<'a> SpareDb<'a> {
                      mark = $5::text::pg_lsn WHERE lsn = $3::text::pg_lsn AND token = $4";
         let (lsn, from) = (to.lsn.to_string(), from.to_string());
         let mark = to.last_commit_lsn.map(|lsn| lsn.to_string());
-        let values: &[&(dyn tokio_postgres::types::ToSql + Sync)] =
-            &[&lsn, &to.commit_time, &from, &token, &mark];
+        let values: [(&(dyn ToSql + Sync), Type); 5] = [
+            (&lsn, Type::TEXT),
+            (&to.commit_time, Type::TIMESTAMPTZ),
+            (&from, Type::TEXT),
+            (&token, Type::INT8),
+            (&mark, Type::TEXT),
+        ];
+        let stored = self.0.client().execute_typed(sql, &values);
         let doing = "storing the recovery point";
-        match self.0.execute(doing, sql, values).await? {
+        match self.0.unlimited(doing, stored).await? {
             1 => Ok(()),
             _ => Err(StateError::Superseded),
         }
@@ -281,8 +300,7 @@ impl<'a> SpareDb<'a> {
     pub async fn record_silenced(self, trigger: &Silenced<'_>) -> Result<(), DatastoreError> {
         let sql = "INSERT INTO warm_spare.silenced (named, place, wake) VALUES ($1, $2, $3) \
                    ON CONFLICT (named) DO UPDATE SET wake = excluded.wake";
-        let values: &[&(dyn tokio_postgres::types::ToSql + Sync)] =
-            &[&trigger.named, &trigger.place, &trigger.wake];
+        let values: &[&(dyn ToSql + Sync)] = &[&trigger.named, &trigger.place, &trigger.wake];
         self.0.execute("disabling a trigger", sql, values).await?;
         Ok(())
     }

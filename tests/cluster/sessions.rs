@@ -9,7 +9,7 @@ use support::inventory::{self, Inventory, Session, lasting_sessions, until_nothi
 use support::packages::{insert, put};
 use support::service::SOON;
 use support::{Factory, Postgres, Result, Service, Site, Spec, wait_until};
-use warm_spare::cluster::LocalCluster;
+use warm_spare::cluster::{LocalCluster, SpareDb, StateError};
 
 /// After so long an upload must be here, whatever was ended.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -279,6 +279,37 @@ async fn what_nobody_uses_any_more_on_the_primary_is_told() -> Result<()> {
         "it was ended"
     );
     until_nothing_is_held(&site.primary.pg, LIMIT).await;
+    Ok(())
+}
+
+/// Statements are sent behind BEGIN without waiting for its answer. If it failed, they fail.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_applying_session_writes_only_in_transactions() -> Result<()> {
+    let site = prepared("applying").await?;
+    Factory::seeded().fill(&site.primary, 1).await?;
+    site.warm_spare(&["sync"]).await.ok();
+    let config = warm_spare::config::load(&site.config_file())?;
+    let session = LocalCluster::of(&config).applying("builder").await?;
+    session.write_only_in_transactions().await?;
+    let delete = "DELETE FROM public.origin_packages";
+    let error = session.batch("a test", delete).await.expect_err("refused");
+    assert!(error.to_string().contains("read-only"), "{error}");
+    let spare = site.spare.conn().await?;
+    let sql = "SELECT token FROM warm_spare.recovery_point";
+    let token: i64 = spare.query_one(sql, &[]).await?.get(0);
+    let another = SpareDb::of(&session).begin_to_apply(token + 1).await;
+    assert!(
+        matches!(another, Err(StateError::Superseded)),
+        "{another:?}"
+    );
+    assert!(session.batch("a test", delete).await.is_err());
+    session.roll_back("a test").await?;
+    SpareDb::of(&session).begin_to_apply(token).await?;
+    session.batch("a test", delete).await?;
+    session.commit("a test").await?;
+    let sql = "SELECT count(*) FROM origin_packages";
+    let left: i64 = spare.query_one(sql, &[]).await?.get(0);
+    assert_eq!(left, 0);
     Ok(())
 }
 

@@ -504,6 +504,38 @@ async fn the_tcp_proxy_does_what_it_says() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_far_line_counts_the_turns_of_its_clients() -> Result<()> {
+    let server = servers().await.spare_pg.clone();
+    let proxy = Proxy::start(server.port()).await?;
+    proxy.set(Mode::Far(Duration::from_millis(20))).await;
+    let mut config = tokio_postgres::Config::new();
+    config
+        .host("127.0.0.1")
+        .port(proxy.port())
+        .user(server.user())
+        .password(server.password())
+        .dbname("postgres");
+    let (client, connection) = config.connect(tokio_postgres::NoTls).await?;
+    tokio::spawn(connection);
+    let turns = || proxy.turns().iter().map(|(_, turns)| turns).sum::<u64>();
+    let before = turns();
+    for number in 0..10 {
+        client.batch_execute(&format!("SELECT {number}")).await?;
+    }
+    assert_eq!(turns() - before, 10, "each waits for the one before it");
+    let before = turns();
+    let all = (0..10).map(|number| client.simple_query(["SELECT 1", "SELECT 2"][number % 2]));
+    futures_util::future::try_join_all(all).await?;
+    assert_eq!(turns() - before, 1, "none waits");
+    // More than one piece, in both directions and in order.
+    let long = (0..300_000).map(|n| n.to_string()).collect::<String>();
+    let row = client.query_one("SELECT $1::text", &[&long]).await?;
+    assert_eq!(row.get::<_, String>(0), long);
+    assert_eq!(proxy.turns().len(), 1);
+    Ok(())
+}
+
+#[tokio::test]
 async fn the_http_proxy_does_what_it_says() -> Result<()> {
     let server = servers().await.spare_s3.clone();
     let direct = server.s3()?;

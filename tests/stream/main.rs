@@ -12,4 +12,5 @@ mod refusals;
 mod resume;
 mod schema;
 mod slots;
+mod turns;
 mod whole;

@@ -203,7 +203,8 @@ async fn a_holder_that_wakes_up_writes_nothing() -> Result<()> {
     asleep.until_state("standby").await;
     audit(&site, "after").await?;
     until_equal(&site).await?;
-    assert_eq!(copies(&waking).await?, 0, "no new baseline");
+    let said = waking.running.last_said(30);
+    assert_eq!(copies(&waking).await?, 0, "no new baseline: {said:#?}");
     Ok(())
 }
 

@@ -1,20 +1,26 @@
 //! A TCP proxy on loopback whose connections can be held, refused and cut at run time.
 
+use std::collections::VecDeque;
 use std::future::pending;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::Result;
 
 /// Delay of every piece of up to 64 KiB on a slow line.
-const SLOW_PIECE: std::time::Duration = std::time::Duration::from_millis(25);
+const SLOW_PIECE: Duration = Duration::from_millis(25);
+
+/// Maximum number of bytes that are on their way on a far line, in one direction of a connection.
+const FAR_BYTES: usize = 64 << 20;
 
 /// Time of a byte at 1 Mbit/s.
-const NARROW_BYTE: std::time::Duration = std::time::Duration::from_micros(8);
+const NARROW_BYTE: Duration = Duration::from_micros(8);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
@@ -28,6 +34,9 @@ pub enum Mode {
     Slow,
     /// A line of 1 Mbit/s.
     Narrow,
+    /// Everything takes this time in each direction, and nothing waits for the bytes before it. The
+    /// opening of a connection takes it twice.
+    Far(Duration),
 }
 
 /// The proxy ends when this is dropped.
@@ -53,6 +62,17 @@ struct Counts {
     connections: AtomicU64,
     to_server: AtomicU64,
     to_client: AtomicU64,
+    /// One for each connection, in the order in which they were accepted.
+    turns: Mutex<Vec<Arc<Turns>>>,
+}
+
+/// The turns of one connection, as its client sees them.
+struct Turns {
+    /// 0: the server has not accepted it yet.
+    port: AtomicU16,
+    number: AtomicU64,
+    /// True: the next bytes of the client begin another turn.
+    answered: AtomicBool,
 }
 
 impl Proxy {
@@ -129,6 +149,18 @@ impl Proxy {
         let to_server = self.counts.to_server.load(Ordering::Relaxed);
         (to_server, self.counts.to_client.load(Ordering::Relaxed))
     }
+
+    /// Returns the turns of each connection until now, in the order in which they were accepted,
+    /// each with the port from which the server sees it. The client begins a turn when it sends for the first time, and when it sends after bytes of
+    /// the server have come to it: a client that waits for each answer needs as many round trips.
+    pub fn turns(&self) -> Vec<(u16, u64)> {
+        let all = self.counts.turns.lock().expect("no holder panics");
+        let turns = all.iter().map(|turns| {
+            let port = turns.port.load(Ordering::Relaxed);
+            (port, turns.number.load(Ordering::Relaxed))
+        });
+        turns.collect()
+    }
 }
 
 impl Drop for Proxy {
@@ -185,7 +217,7 @@ async fn listen(
                 Some(listener) => listener.accept().await,
                 None if lost => {
                     // Another program has the port; try again.
-                    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+                    tokio::time::sleep(Duration::from_millis(20)).await;
                     Err(std::io::ErrorKind::AddrInUse.into())
                 }
                 None => pending().await,
@@ -209,6 +241,7 @@ async fn serve(
 ) {
     let (born, warm) = (control.borrow().cuts, control.borrow().freezes);
     let (pump, mut cut, mut frozen) = (control.clone(), control.clone(), control.clone());
+    let turns = counts.new_line();
     let forward = async {
         if control
             .wait_for(|control| control.mode != Mode::Hold)
@@ -217,16 +250,31 @@ async fn serve(
         {
             return;
         }
+        let mode = control.borrow().mode;
+        if let Mode::Far(time) = mode {
+            // The kernel has accepted it already.
+            tokio::time::sleep(2 * time).await;
+        }
         let Ok(server) = TcpStream::connect(("127.0.0.1", server)).await else {
             return;
         };
+        if let Ok(address) = server.local_addr() {
+            turns.port.store(address.port(), Ordering::Relaxed);
+        }
         let _ = client.set_nodelay(true);
         let _ = server.set_nodelay(true);
         let (from_client, to_client) = client.into_split();
         let (from_server, to_server) = server.into_split();
+        let (of_client, of_server) = (Way::ToServer(&turns), Way::ToClient(&turns));
         tokio::join!(
-            copy(from_client, to_server, pump.clone(), &counts.to_server),
-            copy(from_server, to_client, pump, &counts.to_client)
+            copy(
+                from_client,
+                to_server,
+                pump.clone(),
+                of_client,
+                &counts.to_server
+            ),
+            copy(from_server, to_client, pump, of_server, &counts.to_client)
         );
     };
     tokio::pin!(forward);
@@ -238,35 +286,101 @@ async fn serve(
     let _ = cut.wait_for(|control| control.cuts > born).await;
 }
 
+impl Counts {
+    fn new_line(&self) -> Arc<Turns> {
+        let turns = Arc::new(Turns {
+            port: AtomicU16::new(0),
+            number: AtomicU64::new(0),
+            answered: AtomicBool::new(true),
+        });
+        let mut all = self.turns.lock().expect("no holder panics");
+        all.push(turns.clone());
+        turns
+    }
+}
+
+/// A direction, with the turns that its bytes begin or end.
+enum Way<'a> {
+    ToServer(&'a Turns),
+    ToClient(&'a Turns),
+}
+
+impl Way<'_> {
+    fn came(&self) {
+        if let Way::ToServer(turns) = self
+            && turns.answered.swap(false, Ordering::Relaxed)
+        {
+            turns.number.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Notes that bytes are about to arrive.
+    fn arrive(&self) {
+        if let Way::ToClient(turns) = self {
+            turns.answered.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
 async fn copy(
     mut from: impl AsyncReadExt + Unpin,
     mut to: impl AsyncWriteExt + Unpin,
     mut control: watch::Receiver<Control>,
+    way: Way<'_>,
     count: &AtomicU64,
 ) {
     let mut buffer = vec![0; 64 << 10];
-    while let Ok(read @ 1..) = from.read(&mut buffer).await {
-        if control
-            .wait_for(|control| control.mode != Mode::Hold)
-            .await
-            .is_err()
-        {
-            return;
-        }
-        let takes = match control.borrow().mode {
-            Mode::Slow => SLOW_PIECE,
-            Mode::Narrow => NARROW_BYTE * read as u32,
-            _ => std::time::Duration::ZERO,
+    // The pieces on a far line, with the time at which each arrives. An empty one is the end.
+    let mut under_way: VecDeque<(Instant, Vec<u8>)> = VecDeque::new();
+    let (mut bytes_under_way, mut ended) = (0, false);
+    loop {
+        let is_far = matches!(control.borrow().mode, Mode::Far(_));
+        let reads = !ended && bytes_under_way < FAR_BYTES && (is_far || under_way.is_empty());
+        let due = under_way.front().map(|(due, _)| *due);
+        let arrival = async {
+            match due {
+                Some(due) => tokio::time::sleep_until(due).await,
+                None => pending().await,
+            }
         };
-        tokio::time::sleep(takes).await;
-        if to.write_all(&buffer[..read]).await.is_err() {
+        let piece = tokio::select! {
+            read = from.read(&mut buffer), if reads => {
+                let read = read.unwrap_or_default();
+                ended = read == 0;
+                if !ended {
+                    way.came();
+                }
+                if let Mode::Far(time) = control.borrow().mode {
+                    bytes_under_way += read;
+                    under_way.push_back((Instant::now() + time, buffer[..read].to_vec()));
+                    continue;
+                }
+                let takes = match control.borrow().mode {
+                    Mode::Slow => SLOW_PIECE,
+                    Mode::Narrow => NARROW_BYTE * read as u32,
+                    _ => Duration::ZERO,
+                };
+                tokio::time::sleep(takes).await;
+                buffer[..read].to_vec()
+            },
+            () = arrival => {
+                let (_, piece) = under_way.pop_front().expect("it has arrived");
+                bytes_under_way -= piece.len();
+                piece
+            },
+        };
+        let held = control.wait_for(|control| control.mode != Mode::Hold);
+        if held.await.is_err() {
             return;
         }
-        count.fetch_add(read as u64, Ordering::Relaxed);
-    }
-    // The end of a connection is held back like all other data.
-    let held = control.wait_for(|control| control.mode != Mode::Hold);
-    if held.await.is_ok() {
-        let _ = to.shutdown().await;
+        if piece.is_empty() {
+            let _ = to.shutdown().await;
+            return;
+        }
+        way.arrive();
+        if to.write_all(&piece).await.is_err() {
+            return;
+        }
+        count.fetch_add(piece.len() as u64, Ordering::Relaxed);
     }
 }

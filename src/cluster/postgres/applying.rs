@@ -92,6 +92,14 @@ impl ApplySession {
         Ok(ApplySession(session))
     }
 
+    /// From now on the session writes only between `BEGIN READ WRITE` and COMMIT. Statements are
+    /// sent behind a BEGIN without waiting for its answer; if it failed, they must fail as well, and
+    /// not commit each by itself.
+    pub async fn write_only_in_transactions(&self) -> Result<(), DatastoreError> {
+        let sql = "SET default_transaction_read_only = on";
+        self.0.batch("preparing to apply changes", sql).await
+    }
+
     pub async fn prepare(&self, doing: &str, sql: &str) -> Result<Statement, DatastoreError> {
         self.0.within(doing, self.0.client().prepare(sql)).await
     }

@@ -11,7 +11,8 @@ use crate::domain::Side;
 use futures_util::TryStreamExt;
 use std::pin::pin;
 use std::sync::Arc;
-use tokio_postgres::types::{FromSql, ToSql};
+use tokio_postgres::RowStream;
+use tokio_postgres::types::{FromSql, ToSql, Type};
 
 /// Maximum bytes of all rows that answer one statement; larger data is copied, row by row.
 const ANSWER_MAX: usize = 256 << 20;
@@ -63,11 +64,45 @@ impl Session {
         sql: &str,
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, DatastoreError> {
+        let params = params.iter().map(|param| *param as &dyn ToSql);
+        let asked = Box::pin(self.client().query_raw(sql, params));
+        self.collected(doing, asked).await
+    }
+
+    /// Does the same in one round trip, for a statement whose parameters all are texts: otherwise
+    /// the server is asked for their types first.
+    pub async fn rows_for(
+        &self,
+        doing: &str,
+        sql: &str,
+        texts: &[&str],
+    ) -> Result<Vec<Row>, DatastoreError> {
+        let params = texts.iter().map(|text| (*text, Type::TEXT));
+        let asked = Box::pin(self.client().query_typed_raw(sql, params));
+        self.collected(doing, asked).await
+    }
+
+    /// Does the same for parameters of these types.
+    pub(in crate::cluster) async fn rows_typed(
+        &self,
+        doing: &str,
+        sql: &str,
+        params: &[(&(dyn ToSql + Sync), Type)],
+    ) -> Result<Vec<Row>, DatastoreError> {
+        let params = params.iter().map(|(param, kind)| (*param, kind.clone()));
+        let asked = Box::pin(self.client().query_typed_raw(sql, params));
+        self.collected(doing, asked).await
+    }
+
+    async fn collected(
+        &self,
+        doing: &str,
+        asked: impl Future<Output = Result<RowStream, tokio_postgres::Error>>,
+    ) -> Result<Vec<Row>, DatastoreError> {
         let origin = Arc::new(self.origin(doing));
         let mut bytes = 0;
         let answer = self.within(doing, async {
-            let params = params.iter().map(|param| *param as &dyn ToSql);
-            let mut sent = pin!(self.client().query_raw(sql, params).await?);
+            let mut sent = pin!(asked.await?);
             let mut rows = Vec::new();
             while let Some(row) = sent.try_next().await? {
                 bytes += row.raw_size_bytes();

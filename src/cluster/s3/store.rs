@@ -29,6 +29,7 @@ pub(in crate::cluster) mod object;
 mod open;
 mod pace;
 mod pages;
+mod peek;
 mod source;
 mod wire;
 

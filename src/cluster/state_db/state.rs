@@ -13,6 +13,7 @@ use crate::cluster::postgres::session::{WriteSession, quote_ident};
 use crate::config::Datastore;
 use crate::domain::{Role, Side};
 use chrono::{DateTime, Utc};
+use tokio_postgres::types::{ToSql, Type};
 
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
@@ -371,13 +372,14 @@ pub async fn record_artifacts(
                SELECT k, c, b, e, 'good', now() FROM unnest($1::text[], $2::text[], $3::int8[], $4::text[]) u(k, c, b, e) \
                ON CONFLICT (key) DO UPDATE SET checksum = excluded.checksum, bytes = excluded.bytes, \
                  etag = excluded.etag, state = excluded.state, verified_at = excluded.verified_at";
-    session
-        .execute(
-            "recording checked artifacts",
-            sql,
-            &[&keys, &checksums, &bytes, &etags],
-        )
-        .await?;
+    let params: [(&(dyn ToSql + Sync), Type); 4] = [
+        (&keys, Type::TEXT_ARRAY),
+        (&checksums, Type::TEXT_ARRAY),
+        (&bytes, Type::INT8_ARRAY),
+        (&etags, Type::TEXT_ARRAY),
+    ];
+    let doing = "recording checked artifacts";
+    session.rows_typed(doing, sql, &params).await?;
     Ok(())
 }
 
@@ -388,13 +390,15 @@ pub async fn recorded_artifact(
     key: &str,
 ) -> Result<Option<Artifact>, DatastoreError> {
     let sql = "SELECT checksum, bytes, etag FROM artifact WHERE key = $1 AND state = 'good'";
-    let rows = session
-        .query("looking for an artifact", sql, &[&key])
-        .await?;
-    Ok(rows.first().map(|row| Artifact {
+    let doing = "looking for an artifact";
+    let rows = session.rows_for(doing, sql, &[key]).await?;
+    let Some(row) = rows.first() else {
+        return Ok(None);
+    };
+    Ok(Some(Artifact {
         key: key.to_string(),
-        checksum: row.get(0),
-        bytes: row.get::<_, i64>(1).unsigned_abs(),
-        etag: row.get(2),
+        checksum: row.get(0)?,
+        bytes: row.get::<i64>(1)?.unsigned_abs(),
+        etag: row.get(2)?,
     }))
 }

@@ -9,7 +9,7 @@ use super::lookahead::{Ahead, TxSummary, key, named};
 use super::pgoutput::{Begin, Commit, Message, decode};
 use super::spool::{Frame, Receiver};
 use super::{Applied, StreamObserver};
-use crate::cluster::{ApplyPosition, RecoveryPoint, SpareDb};
+use crate::cluster::{ApplyPosition, RecoveryPoint};
 use crate::domain::Lsn;
 use crate::killpoint;
 use crate::package::PackageRow;
@@ -60,6 +60,8 @@ struct Group<'a> {
     bytes: usize,
     ticket: Ticket<'a>,
     last: Option<Commit>,
+    /// Every transaction before this position was sent.
+    reached: Lsn,
 }
 
 impl<'a> Applier<'a> {
@@ -70,6 +72,7 @@ impl<'a> Applier<'a> {
             bytes: 0,
             ticket: self.gate.ticket(Waiters { observer, ahead }),
             last: None,
+            reached: Lsn(0),
         }
     }
 
@@ -111,10 +114,10 @@ impl<'a> Applier<'a> {
             };
             match frame {
                 None => self.commit(&mut group).await?,
+                // A server that has sent everything says so after each transaction. More of them may
+                // have arrived since.
+                Some(Frame::Reached(lsn)) if open => group.reached = lsn,
                 Some(Frame::Reached(lsn)) => {
-                    if open {
-                        self.commit(&mut group).await?;
-                    }
                     if self.unproven.is_some() && lsn >= self.point.lsn {
                         return Err(self.another_history());
                     }
@@ -210,9 +213,6 @@ impl<'a> Applier<'a> {
             group.ticket.admit(&info.wants).await?;
         } else {
             looked_at = 0;
-        }
-        if group.transactions == 0 {
-            SpareDb::of(self.changes.session()).begin_to_apply().await?;
         }
         let commit = self.rows(&info, looked_at, group).await?;
         if !info.complete
@@ -310,8 +310,18 @@ impl<'a> Applier<'a> {
         let Some(last) = group.last.take() else {
             return Ok(());
         };
+        let point = ApplyPosition {
+            lsn: last.end,
+            commit_time: last.time,
+            last_commit_lsn: Some(last.lsn),
+        };
+        // The rows and the recovery point are sent together if nothing is to be judged in between.
+        let plain = group.ticket.is_plain() && !self.changes.may_remove_packages();
         killpoint::reach("apply.before_flush");
-        self.changes.flush().await?;
+        match plain {
+            true => self.flush_and_advance(&point).await?,
+            false => self.changes.flush().await?,
+        }
         let effects = std::mem::take(&mut self.changes.effects);
         for renamed in &effects.renamed {
             group.ticket.add_row(renamed);
@@ -337,17 +347,15 @@ impl<'a> Applier<'a> {
             self.settling.unswap(self.point.lsn).await?;
             return Err(error.into());
         }
-        let point = ApplyPosition {
-            lsn: last.end,
-            commit_time: last.time,
-            last_commit_lsn: Some(last.lsn),
-        };
-        self.store(point).await?;
+        if !plain {
+            self.flush_and_advance(&point).await?;
+        }
+        self.commit_at(point).await?;
         if !swaps.is_empty() {
             self.settling.swapped(&swaps).await?;
         }
         group.ticket.commit();
-        self.reach(last.end);
+        self.reach(last.end.max(group.reached));
         self.observer.applied(Applied {
             point,
             transactions: group.transactions,

@@ -7,14 +7,14 @@ use super::error::Gap;
 use super::pgoutput::{Identity, Old, Relation, Truncate, Value};
 use super::runs::Run;
 use super::target::{Found, Target, Types};
-use crate::cluster::{ApplySession, RawRow, Statement, TextValue, TextValues, ToSql};
+use crate::cluster::{ApplySession, RawRow, Statement, TextValue, TextValues};
 use crate::package::PackageRow;
 use crate::replication::error::ReplicationError;
 use bytes::Bytes;
-use futures_util::future::try_join_all;
 use std::collections::{BTreeMap, HashMap};
-use std::pin::Pin;
 use std::sync::Arc;
+
+mod flush;
 
 /// Maximum cost and maximum bytes of the changes that are sent together.
 const MAX_COST: usize = 20_000;
@@ -45,6 +45,10 @@ pub(super) struct Effects {
 
 pub(super) struct Changes {
     session: ApplySession,
+    /// The token of the working lock.
+    token: i64,
+    /// True: the session's transaction is begun.
+    open: bool,
     types: Types,
     targets: HashMap<u32, Arc<Target>>,
     statements: HashMap<String, Statement>,
@@ -55,9 +59,12 @@ pub(super) struct Changes {
 }
 
 impl Changes {
-    pub(super) fn new(session: ApplySession) -> Self {
+    /// Collects for transactions that it begins itself, as the holder of this token.
+    pub(super) fn new(session: ApplySession, token: i64) -> Self {
         Changes {
             session,
+            token,
+            open: false,
             types: Types::new(),
             targets: HashMap::new(),
             statements: HashMap::new(),
@@ -65,6 +72,14 @@ impl Changes {
             number: 0,
             bytes: 0,
             effects: Effects::default(),
+        }
+    }
+
+    /// Collects for a transaction that the session has begun, and that is not committed.
+    pub(super) fn within_transaction(session: ApplySession) -> Self {
+        Changes {
+            open: true,
+            ..Changes::new(session, 0)
         }
     }
 
@@ -83,7 +98,8 @@ impl Changes {
         let target = found.map_err(Gap::Schema)?;
         // Queued rows were sent under the old description.
         let same = |old: &Arc<Target>| old.identity == target.identity && old.keys == target.keys;
-        if self.targets.get(&relation.id).is_some_and(|old| !same(old)) {
+        let differs = self.targets.get(&relation.id).is_some_and(|old| !same(old));
+        if differs && self.queued.contains_key(&relation.id) {
             self.flush().await?;
         }
         self.targets.insert(relation.id, Arc::new(target));
@@ -145,42 +161,18 @@ impl Changes {
         Ok(())
     }
 
-    /// Sends the collected changes.
-    pub(super) async fn flush(&mut self) -> Result<(), Gap> {
-        let queued = std::mem::take(&mut self.queued);
-        (self.number, self.bytes) = (0, 0);
-        let mut calls = Vec::new();
-        for (relation, changes) in queued {
-            let target = self.target(relation)?;
-            for call in calls_for(&target, changes)? {
-                let statement = self.statement(&call.sql).await?;
-                calls.push((target.clone(), statement, call));
-            }
-        }
-        let sent = calls.iter().map(|(target, statement, call)| -> Sent<'_> {
-            Box::pin(send(&self.session, target, statement, call))
-        });
-        let done = try_join_all(sent).await?;
-        for ((target, _, call), rows) in calls.iter().zip(done) {
-            self.effects.note(target, call, &rows);
-        }
-        Ok(())
-    }
-
-    async fn statement(&mut self, sql: &str) -> Result<Statement, Gap> {
-        if let Some(known) = self.statements.get(sql) {
-            return Ok(known.clone());
-        }
-        if self.statements.len() >= MAX_STATEMENTS {
-            self.statements.clear();
-        }
-        let made = self.session.prepare("preparing a change", sql).await?;
-        self.statements.insert(sql.to_string(), made.clone());
-        Ok(made)
+    /// Returns whether the open transaction may remove a package row, or rename one.
+    pub(super) fn may_remove_packages(&self) -> bool {
+        let may = |(relation, changes): (&u32, &Vec<Change>)| {
+            let target = self.targets.get(relation);
+            target.is_none_or(|target| target.package.is_some())
+                && !changes.iter().all(|c| matches!(c, Change::Insert(_)))
+        };
+        !self.effects.removed.is_empty()
+            || !self.effects.renamed.is_empty()
+            || self.queued.iter().any(may)
     }
 }
-
-type Sent<'a> = Pin<Box<dyn Future<Output = Result<Vec<RawRow>, Gap>> + Send + 'a>>;
 
 /// A statement with its values, and the number of rows that it must change.
 pub(super) struct Call {
@@ -201,40 +193,6 @@ pub(super) enum Values {
     Single(Vec<TextValue>),
     /// One array for each column.
     Arrays(Vec<TextValues>),
-}
-
-async fn send(
-    session: &ApplySession,
-    target: &Target,
-    statement: &Statement,
-    call: &Call,
-) -> Result<Vec<RawRow>, Gap> {
-    let values: Vec<&(dyn ToSql + Sync)> = match &call.values {
-        Values::Single(values) => values.iter().map(|v| v as &(dyn ToSql + Sync)).collect(),
-        Values::Arrays(arrays) => arrays.iter().map(|v| v as &(dyn ToSql + Sync)).collect(),
-    };
-    let doing = match call.kind {
-        Kind::Insert => "applying an insert",
-        Kind::Update => "applying an update",
-        Kind::Delete => "applying a delete",
-    };
-    let (changed, rows) = if target.package.is_some() && call.kind != Kind::Insert {
-        let rows = session.rows(doing, statement, &values).await;
-        let rows = rows.map_err(|error| Gap::statement(&target.name, error))?;
-        (rows.len() as u64, rows)
-    } else {
-        let changed = session.run(doing, statement, &values).await;
-        let changed = changed.map_err(|error| Gap::statement(&target.name, error))?;
-        (changed, Vec::new())
-    };
-    if changed != call.rows {
-        return Err(Gap::Row {
-            table: target.name.clone(),
-            doing,
-            changed,
-        });
-    }
-    Ok(rows)
 }
 
 impl Effects {

@@ -197,12 +197,15 @@ impl<'a> TransactionEffects<'a> {
         verdict: &Verdict<'_>,
     ) -> Result<(), ReplicationError> {
         let gone = keys(verdict.removed);
-        if self.has_unavailable() && (!gone.is_empty() || !verdict.here.is_empty()) {
-            let over: Vec<&str> = gone
-                .iter()
-                .chain(verdict.here)
-                .map(String::as_str)
-                .collect();
+        let recorded: HashSet<&str> = self.unavailable.iter().map(|(key, _)| &**key).collect();
+        let over: Vec<String> = gone
+            .iter()
+            .chain(verdict.here)
+            .filter(|key| recorded.contains(key.as_str()))
+            .cloned()
+            .collect();
+        if !over.is_empty() {
+            let over: Vec<&str> = over.iter().map(String::as_str).collect();
             let forgotten = SpareDb::of(session).forget_unavailable(&over).await?;
             self.changed |= forgotten > 0;
             self.unavailable

@@ -152,6 +152,10 @@ impl Follow<'_> {
             .map_err(ReplicationError::from)?;
         let point = self.take_over(&session).await?;
         silence_triggers(&session, self.lock.token).await?;
+        session
+            .write_only_in_transactions()
+            .await
+            .map_err(ReplicationError::from)?;
         let seen = self.joined(point).await?;
         let proof = Proof::wanted(&seen, &self.recorded, point, self.incoming);
         let proof = proof.map_err(Gap::Broken)?;
@@ -212,7 +216,7 @@ impl Follow<'_> {
             received: point.start_lsn(),
         };
         let mut applier = Applier {
-            changes: Changes::new(session),
+            changes: Changes::new(session, self.lock.token),
             gate,
             ahead,
             spool: receiver,

@@ -382,9 +382,12 @@ impl Gate {
             // The same transaction may name the key again and again, and waits for all of these
             // requests.
             while let Some((id, item)) = turn {
-                let outcome = shared.work(id, &item).await;
+                let (outcome, checked) = shared.work(id, &item).await;
                 turn = shared.decided(id, outcome);
                 shared.changed.notify_waiters();
+                if let Some(checked) = checked {
+                    shared.record(checked).await;
+                }
             }
         });
     }

@@ -180,7 +180,7 @@ impl Follow<'_> {
         let mut reading = JoinSet::new();
         reading.spawn(pump.run());
         let mut rehearsal = Rehearsal {
-            changes: Changes::new(session),
+            changes: Changes::within_transaction(session),
             spool: receiver,
             reached: point.lsn,
             failed: None,

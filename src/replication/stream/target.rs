@@ -65,11 +65,11 @@ impl Target {
             quote_ident(&relation.name)
         );
         let name = format!("{}.{}", relation.schema, relation.name);
-        let rows = session
-            .query("reading a table's columns", COLUMNS, &[&quoted])
-            .await?;
+        let doing = "reading a table's columns";
+        let rows = session.rows_for(doing, COLUMNS, &[&quoted]).await?;
         let theirs: Vec<&str> = relation.columns.iter().map(|c| c.name.as_str()).collect();
-        let ours: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+        let ours: Result<Vec<String>, _> = rows.iter().map(|row| row.get(0)).collect();
+        let ours = ours?;
         if ours != theirs {
             return Ok(Err(format!(
                 "table {name} has the columns ({}) on the primary and ({}) here",
@@ -79,9 +79,9 @@ impl Target {
         }
         let mut columns = Vec::with_capacity(rows.len());
         for (row, column) in rows.iter().zip(&relation.columns) {
-            let type_name: String = row.get(1);
-            let own = (row.get::<_, String>(5), row.get::<_, String>(4));
-            if !same_type(column, (row.get(2), row.get(3)), &own, types) {
+            let type_name: String = row.get(1)?;
+            let own = (row.get(5)?, row.get(4)?);
+            if !same_type(column, (row.get(2)?, row.get(3)?), &own, types) {
                 return Ok(Err(format!(
                     "column {} of table {name} has another type on the primary than here ({type_name})",
                     column.name
@@ -90,8 +90,8 @@ impl Target {
             columns.push(TargetColumn {
                 quoted: quote_ident(&column.name),
                 type_name,
-                has_equality: row.get(7),
-                always: row.get(6),
+                has_equality: row.get(7)?,
+                always: row.get(6)?,
             });
         }
         let at = |wanted: &str| theirs.iter().position(|column| *column == wanted);

@@ -29,15 +29,23 @@ impl Applier<'_> {
         Ok(gone)
     }
 
-    /// Stores the recovery point in the open transaction, and commits it. It fails if another
-    /// process moved the point or wrote another token.
-    pub(super) async fn store(&mut self, point: ApplyPosition) -> Result<(), Gap> {
-        let session = self.changes.session();
-        SpareDb::of(session)
-            .advance(self.point.lsn, &point, self.token)
-            .await?;
+    /// Sends the collected changes, and the recovery point in the same transaction. It fails if
+    /// another process moved the point or wrote another token.
+    pub(super) async fn flush_and_advance(&mut self, point: &ApplyPosition) -> Result<(), Gap> {
+        let (from, token) = (self.point.lsn, self.token);
+        self.changes
+            .flush_with(async |session| {
+                let moved = SpareDb::of(session).advance(from, point, token);
+                Ok(moved.await?)
+            })
+            .await
+    }
+
+    /// Commits the open transaction, in which the recovery point was moved. COMMIT is not sent
+    /// before the answers to all its statements are here.
+    pub(super) async fn commit_at(&mut self, point: ApplyPosition) -> Result<(), Gap> {
         killpoint::reach("apply.before_commit");
-        session.commit("committing what was applied").await?;
+        self.changes.commit().await?;
         killpoint::reach("apply.after_commit");
         self.point = point;
         let _ = self.durable.send(point.start_lsn());
@@ -50,14 +58,14 @@ impl Applier<'_> {
         if reached <= self.point.lsn || self.unproven.is_some() {
             return Ok(());
         }
-        SpareDb::of(self.changes.session()).begin_to_apply().await?;
-        killpoint::reach("confirm.before_commit");
         let point = ApplyPosition {
             lsn: reached,
             commit_time: self.point.commit_time,
             last_commit_lsn: None,
         };
-        self.store(point).await?;
+        self.flush_and_advance(&point).await?;
+        killpoint::reach("confirm.before_commit");
+        self.commit_at(point).await?;
         self.observer.applied(Applied {
             point,
             transactions: 0,

@@ -62,7 +62,28 @@ impl Shared {
         }
     }
 
-    pub(super) async fn work(&self, id: RequestId, item: &Item) -> Admission {
+    /// Works until a request is decided. Returns also the record of an artifact that was checked:
+    /// nobody waits for it, because an object without it is only read once more.
+    pub(super) async fn work(&self, id: RequestId, item: &Item) -> (Admission, Option<Artifact>) {
+        let mut checked = None;
+        let admission = self.decide(id, item, &mut checked).await;
+        (admission, checked)
+    }
+
+    pub(super) async fn record(&self, checked: Artifact) {
+        let recorded = crate::cluster::record_artifacts(&self.state, &[checked]).await;
+        if let Err(error) = recorded {
+            // The run ends with the session.
+            log::debug!("{error}");
+        }
+    }
+
+    async fn decide(
+        &self,
+        id: RequestId,
+        item: &Item,
+        checked: &mut Option<Artifact>,
+    ) -> Admission {
         if self
             .proven
             .clone()
@@ -85,8 +106,9 @@ impl Shared {
                 self.try_once(item).await
             };
             let reason = match tried {
-                Ok(Tried::Here) => {
+                Ok(Tried::Here(record)) => {
                     self.trouble(id, None);
+                    *checked = record;
                     if self.carrier.courier().is_none() {
                         let waited = awaited.as_ref().map(Awaited::waited);
                         self.observer.arrived(waited.unwrap_or_default());
@@ -185,23 +207,20 @@ impl Shared {
                 return Err(error.into());
             }
         };
-        if todo.known != Some(item.checksum) || todo.present.as_ref() != Some(&stored) {
-            let artifact = Artifact {
-                key: item.key.clone(),
-                checksum: item.checksum.to_string(),
-                bytes: stored.bytes,
-                etag: stored.etag,
-            };
-            crate::cluster::record_artifacts(&self.state, &[artifact]).await?;
-        }
-        Ok(Tried::Here)
+        let is_news = todo.known != Some(item.checksum) || todo.present.as_ref() != Some(&stored);
+        Ok(Tried::Here(is_news.then(|| Artifact {
+            key: item.key.clone(),
+            checksum: item.checksum.to_string(),
+            bytes: stored.bytes,
+            etag: stored.etag,
+        })))
     }
 
     /// Returns the known facts about the key: in the local bucket, in our records, and in the rows
     /// that Builder sees.
     pub(super) async fn look(&self, item: &Item) -> Result<Todo, ReplicationError> {
         let (present, recorded, named) = tokio::join!(
-            self.carrier.local().head(&item.key),
+            self.carrier.local().peek(&item.key),
             recorded_artifact(&self.state, &item.key),
             async {
                 match &self.visible {
@@ -269,7 +288,8 @@ impl Drop for Awaited {
 }
 
 pub(super) enum Tried {
-    Here,
+    /// It is here. The record of it, if it is not recorded yet.
+    Here(Option<Artifact>),
     Staged(Swap),
     Unavailable(MissingReason),
     /// The provider has not brought it yet.

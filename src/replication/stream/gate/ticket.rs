@@ -94,6 +94,11 @@ impl Ticket<'_> {
         self.late.push(self.gate.want(renamed, Vec::new(), None));
     }
 
+    /// Returns whether all requests are known, and their artifacts are here.
+    pub(in crate::replication::stream) fn is_plain(&self) -> bool {
+        self.late.is_empty() && self.decided.is_empty() && self.gate.is_open_for(&self.requests)
+    }
+
     /// Waits for all requests. Returns the results for rows whose artifact is not in its place.
     pub(in crate::replication::stream) async fn outcomes(&mut self) -> Result<Vec<Admission>, Gap> {
         self.requests.append(&mut self.late);
