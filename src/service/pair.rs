@@ -39,7 +39,8 @@ pub(super) async fn keep_telling(
 }
 
 /// Waits until this process may leave the lock to one that waits in the queue. Only a process that
-/// pushes waits there: it reaches both sites, and this one only its own. A takeover is ended first.
+/// pushes waits there: it reaches both sites, and this one only its own. So it can also undo a handover
+/// that was given up. A running or forced takeover is not left to it.
 pub(super) async fn until_the_pusher_comes(
     writer: &StatusWriter,
     leadership: &Leadership,
@@ -68,10 +69,10 @@ async fn may_yield(
     config: &Config,
 ) -> Result<bool, ReplicationError> {
     let promoting = writer.read(|state| state.handover.transition.is_some());
-    if promoting || forces_promotion(writer, config) || !leadership.state.is_awaited().await? {
+    if promoting || forces_promotion(writer, config) {
         return Ok(false);
     }
-    Ok(leadership.state.transition().await?.is_none())
+    Ok(leadership.state.is_awaited().await?)
 }
 
 /// Returns whether the configuration asks for the promotion that would be next, whatever another
@@ -138,8 +139,8 @@ pub(super) async fn look(
     config: &Config,
     state: &StateDb,
 ) -> Result<(), ReplicationError> {
-    let other = other(config, state).await?;
     let role = writer.read(|state| state.cluster.role);
+    let other = other(config, state, role).await?;
     let differing = differing(config, other.as_ref(), role);
     // A forced promotion at the spare's site needs nobody's consent.
     let forced =
@@ -176,13 +177,21 @@ pub(super) async fn look(
     Ok(())
 }
 
-/// Returns the process at the other site that was heard of last.
-async fn other(config: &Config, state: &StateDb) -> Result<Option<Node>, ReplicationError> {
+/// Returns the process at the other site: one that is configured for another role, and otherwise the
+/// one that was heard of last.
+async fn other(
+    config: &Config,
+    state: &StateDb,
+    role: Option<Role>,
+) -> Result<Option<Node>, ReplicationError> {
     let direction = match config.replication.direction {
         Direction::Push => Direction::Pull,
         Direction::Pull => Direction::Push,
     };
-    Ok(state.nodes(direction).await?.into_iter().next())
+    let mut nodes = state.nodes(direction).await?;
+    let differs = |node: &Node| differing(config, Some(node), role).is_some();
+    let chosen = nodes.iter().position(differs).unwrap_or_default();
+    Ok((!nodes.is_empty()).then(|| nodes.swap_remove(chosen)))
 }
 
 /// Returns how the roles differ for which the two processes are configured. None: they do not, or
@@ -221,7 +230,7 @@ pub(super) async fn is_contradicted(
     if config.replication.direction == Direction::Pull {
         return Ok(false);
     }
-    let other = other(config, state).await?;
     let role = state.cluster().await?.role;
+    let other = other(config, state, role).await?;
     Ok(differing(config, other.as_ref(), role).is_some())
 }

@@ -60,6 +60,11 @@ impl Waiting {
         }
     }
 
+    /// Leaves the queue of the lock. A process that cannot work must not get the lock there.
+    pub(super) fn leave_the_queue(&mut self) {
+        self.turn = None;
+    }
+
     /// Shows who works, and tells the other process what it needs, if one of the two pushes. Returns
     /// whether the holder pushes, and the number of looks since its last sign of life.
     async fn show(

@@ -172,7 +172,10 @@ async fn tenures(
                     End::Failed(error) => error,
                 }
             }
-            Err(error) => error,
+            Err(error) => {
+                waiting.leave_the_queue();
+                error
+            }
         };
         let pace = writer.hold_for(&error);
         let wait = failures.failed(writer.now(), error.code(), &error.to_string(), pace);

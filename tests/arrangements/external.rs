@@ -329,9 +329,11 @@ async fn marks_of_ours_are_under_our_own_prefix_alone() -> Result<()> {
     let line = Proxy::start(site.spare.minio.port()).await?;
     let beside = pair.back.turned()?;
     beside.write_config(&format!(
-        "{with_marks}\n[peer.s3]\nendpoint = \"http://127.0.0.1:{}\"\nbucket_name = \"{}\"",
+        "{with_marks}\n[peer.s3]\nendpoint = \"http://127.0.0.1:{}\"\nbucket_name = {:?}\nkey_id = {:?}\nsecret_key = {:?}",
         line.port(),
-        site.spare.bucket
+        site.spare.bucket,
+        site.spare.minio.access_key(),
+        site.spare.minio.secret_key()
     ));
     let output = beside.warm_spare(&["check-config", "--connect"]).await;
     assert!(output.stderr.contains("same_bucket"), "{output}");

@@ -288,3 +288,28 @@ async fn preflight(site: &Site) -> Result<Value> {
         .await;
     Ok(serde_json::from_str(&output.stdout).map_err(|_| output.to_string())?)
 }
+
+/// The pusher is killed when the primary is fenced already. The process at the spare's site cannot
+/// withdraw that fence; the next pusher gets the lock and does it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_pusher_undoes_what_a_killed_one_began() -> Result<()> {
+    let sites = Sites::start("push_undo").await?;
+    let site = &sites.pair.there;
+    let pusher = sites.pusher("");
+    until_following(&pusher).await;
+    let standby = sites.standby("role = \"keep\"")?;
+    until_standby(&standby).await;
+    pusher.stop().await.ok();
+    let doomed = Service::doomed(site, &pushing(PROMOTE), "switchover.drain");
+    doomed.dead().await?;
+    assert!(!is_writable(&site.primary).await);
+    let status = standby.until_hold("force_needed").await;
+    let detail = status["hold"]["detail"].to_string();
+    assert!(detail.contains("still fenced"), "{detail}");
+
+    let pusher = sites.pusher("");
+    until_writable(&site.primary).await;
+    until_following(&pusher).await;
+    until_standby(&standby).await;
+    Ok(())
+}

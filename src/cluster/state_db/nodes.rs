@@ -97,7 +97,10 @@ impl StateDb {
     /// Returns the processes of one direction, the one that was heard of last first. A record that
     /// cannot be read counts as none.
     pub async fn nodes(&self, direction: Direction) -> Result<Vec<Node>, StateError> {
-        let sql = "SELECT name, site, extract(epoch FROM greatest(now() - seen, interval '0'))::float8, role, \
+        // A record of a time to come is of a process that is gone: the server's clock was set back since,
+        // and a living process has written another one.
+        let sql = "SELECT name, site, CASE WHEN seen > now() + interval '1 second' THEN 1e9 \
+                     ELSE extract(epoch FROM greatest(now() - seen, interval '0')) END::float8, role, \
                      force_epoch, serves, hold, checks, disk_directory, disk_free, disk_total \
                    FROM nodes WHERE direction = $1 ORDER BY seen DESC, name";
         let doing = "reading the other nodes";

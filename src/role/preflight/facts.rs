@@ -39,8 +39,8 @@ pub(super) struct Facts<'a> {
     pub builder_api: Option<SocketAddr>,
     pub clients: Option<Result<ClientPrograms, ProgramError>>,
     pub supervisor: String,
-    /// The node that waits at the spare's site. None: none does, or this process is at that site.
-    pub standby: Option<Node>,
+    /// The nodes that wait at the spare's site, if this process is at the other one.
+    pub standbys: Vec<Node>,
 }
 
 /// The answers of the two datastores.
@@ -130,7 +130,7 @@ impl<'a> Facts<'a> {
             rule,
             builder_api,
             supervisor,
-            standby,
+            standbys,
         ) = tokio::join!(
             Box::pin(datastores(config, peer, patience)),
             here::bucket(config, LOCAL_TIMEOUT),
@@ -140,7 +140,7 @@ impl<'a> Facts<'a> {
             external::look_at_rule(config, LOCAL_TIMEOUT),
             shared::answering_api(config),
             supervisor::look(),
-            within_or_none(LOCAL_TIMEOUT, node::standby(config)),
+            tokio::time::timeout(LOCAL_TIMEOUT, node::standbys(config)),
         );
         Facts {
             config,
@@ -157,7 +157,7 @@ impl<'a> Facts<'a> {
             rule,
             builder_api,
             supervisor,
-            standby,
+            standbys: standbys.unwrap_or_default(),
         }
     }
 
@@ -201,10 +201,6 @@ async fn sampled(config: &Config) -> Result<Option<Sampled>, ReplicationError> {
         Ok(found) => found,
         Err(_) => Err(not_in_time(config, LOCAL_TIMEOUT)),
     }
-}
-
-async fn within_or_none<T>(limit: Duration, asking: impl Future<Output = Option<T>>) -> Option<T> {
-    tokio::time::timeout(limit, asking).await.ok().flatten()
 }
 
 /// Applies a time limit. A side that does not answer in time counts as one that does not answer.

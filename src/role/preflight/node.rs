@@ -56,15 +56,17 @@ fn check_of(text: &str, name: PreflightCheck) -> Option<Check> {
     })
 }
 
-/// Returns the node that waits at the spare's site. None: none does, or this process is at that
-/// site itself.
-pub(super) async fn standby(config: &Config) -> Option<Node> {
+/// Returns the nodes that wait at the spare's site, if this process is not at that site itself.
+pub(super) async fn standbys(config: &Config) -> Vec<Node> {
     if config.replication.direction == Direction::Pull {
-        return None;
+        return Vec::new();
     }
-    let state = LocalCluster::of(config).existing_state().await.ok()??;
-    let nodes = state.nodes(Direction::Pull).await.ok()?;
-    nodes.into_iter().find(Node::is_alive)
+    let Ok(Some(state)) = LocalCluster::of(config).existing_state().await else {
+        return Vec::new();
+    };
+    let mut nodes = state.nodes(Direction::Pull).await.unwrap_or_default();
+    nodes.retain(Node::is_alive);
+    nodes
 }
 
 pub(super) fn builder_keys(facts: &Facts) -> Check {
@@ -84,9 +86,15 @@ fn of(facts: &Facts, name: PreflightCheck, own: impl FnOnce() -> Check) -> Check
     if facts.config.replication.direction == Direction::Pull {
         return own();
     }
-    let told = facts.standby.as_ref();
-    let told = told.and_then(|node| Some((node, check_of(&node.told.checks, name)?)));
-    match told {
+    let told = facts.standbys.iter();
+    let told = told.filter_map(|node| Some((node, check_of(&node.told.checks, name)?)));
+    // A node without Builder can only warn that it cannot tell.
+    let weight = |check: &Check| match check.result {
+        Verdict::Refuse => 2,
+        Verdict::Ok => 1,
+        Verdict::Warn => 0,
+    };
+    match told.max_by_key(|(_, check)| weight(check)) {
         Some((node, check)) => Check {
             reason: format!("{} (told by {})", check.reason, node.place()),
             ..check
@@ -103,7 +111,7 @@ const START_ONE: &str = "start warm-spare at the spare's site too, with the same
 
 pub(super) fn standby_lives(facts: &Facts) -> Check {
     const NAME: PreflightCheck = PreflightCheck::Standby;
-    match (&facts.standby, facts.config.replication.direction) {
+    match (facts.standbys.first(), facts.config.replication.direction) {
         (_, Direction::Pull) => ok(NAME, "this node is at the spare's site"),
         (Some(node), Direction::Push) => ok(
             NAME,
