@@ -52,6 +52,9 @@ const HANDOVER: &[&str] = &[
 /// them.
 pub const LEASE: &[&str] = &["lease.asked", "lease.taken", "lease.fence_recorded"];
 
+/// The point before our slot is dropped: `tests/stream/slots.rs` waits there.
+const SLOT: &[&str] = &["slot.before_drop"];
+
 /// The point at which a step of a transition begins.
 pub fn step(kind: &str, step: &str) {
     let name = format!("{kind}.{step}");
@@ -69,7 +72,7 @@ pub fn reach(point: &'static str) {
     use std::sync::atomic::{AtomicU64, Ordering};
     static WANTED: OnceLock<Option<(String, u64)>> = OnceLock::new();
     static SEEN: AtomicU64 = AtomicU64::new(0);
-    let mut listed = REPLICATION.iter().chain(HANDOVER).chain(LEASE);
+    let mut listed = REPLICATION.iter().chain(HANDOVER).chain(LEASE).chain(SLOT);
     debug_assert!(listed.any(|name| *name == point), "{point} is not listed");
     wait_at(point);
     let wanted = WANTED.get_or_init(|| {

@@ -2,7 +2,7 @@
 
 use super::epoch::{PeerFacts, is_recorded};
 use crate::cluster::preparation::Names;
-use crate::cluster::{LocalCluster, PeerCluster, PeerFence, Promotion, StateDb};
+use crate::cluster::{LocalCluster, Lock, PeerCluster, PeerFence, Promotion, StateDb};
 use crate::config::Config;
 use crate::domain::{ErrorCode, PromotionKind, Side};
 use crate::replication::{ReplicationError, stream, two_servers};
@@ -41,7 +41,7 @@ pub async fn look_at_peer(
 /// stays until the old primary comes back.
 pub async fn settle(
     config: &Config,
-    state: &StateDb,
+    (state, lock): (&StateDb, Lock),
     promotion: &Promotion,
     seen: &PeerSeen,
 ) -> Result<(), ReplicationError> {
@@ -65,7 +65,7 @@ pub async fn settle(
     if promotion.kind == PromotionKind::Switchover && was_complete {
         // An object with another name was made by hand, and is not removed.
         let own_names = Names::of_cluster(&id);
-        stream::drop_our_slot(&peer, &id, &promotion.slot).await?;
+        stream::drop_our_slot(&peer, (state, lock), &id, &promotion.slot).await?;
         if promotion.publication == own_names.publication {
             fence.drop_publication(&promotion.publication).await?;
         }

@@ -85,8 +85,11 @@ async fn from_the_first_copy_to_the_way_back() -> Result<()> {
     );
     let standby = sites.standby("role = \"keep\"")?;
     standby.until_hold("role_unset").await;
-    let pusher = sites.pusher("");
+    // It stands by during the first copy too, when this cluster has no role on record yet.
+    let (pusher, halt) = Service::halting(site, &pushing(""), "baseline.tables");
+    halt.reached().await;
     until_standby(&standby).await;
+    halt.go();
     until_following(&pusher).await;
     until_told(&pusher).await;
     factory.fill(&site.primary, 4).await?;

@@ -140,3 +140,29 @@ async fn gaps_that_come_again_and_again_are_paced() -> Result<()> {
         .await?;
     Ok(())
 }
+
+/// A holder that was asleep has lost the lock, and is about to drop the slot. The next holder reads
+/// that slot, and keeps it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_former_holder_drops_no_slot() -> Result<()> {
+    let site = prepared("slots_former").await?;
+    Factory::seeded().fill(&site.primary, 3).await?;
+    let (asleep, halt) = Service::halting(&site, "", "slot.before_drop");
+    until_following(&asleep).await;
+    let next = asleep.beside("");
+    next.until_state("standby").await;
+    asleep.reconfigure("[replication]\nmode = \"snapshot\"");
+    halt.reached().await;
+    let admin = site.spare.pg.conn("warm_spare").await?;
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted \
+               AND database = (SELECT oid FROM pg_database WHERE datname = 'warm_spare')";
+    admin.batch_execute(end).await?;
+    until_following(&next).await;
+    halt.go();
+    asleep.until_state("standby").await;
+    audit(&site, "after").await?;
+    until_equal(&site).await?;
+    assert_eq!(copies(&next).await?, 0, "no new baseline");
+    assert_eq!(lasting_slots(&site).await?.len(), 1);
+    Ok(())
+}

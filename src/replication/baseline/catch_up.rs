@@ -153,8 +153,9 @@ impl Baseline<'_> {
             return;
         };
         let peer = PeerCluster::of(self.work.config);
+        let holder = (self.work.state, self.work.lock);
         if self.kept.load(Ordering::Relaxed)
-            && let Err(error) = stream::drop_our_slot(&peer, &names.id, &names.slot).await
+            && let Err(error) = stream::drop_our_slot(&peer, holder, &names.id, &names.slot).await
         {
             log::debug!("{error}");
         }

@@ -256,6 +256,10 @@ impl Pass<'_> {
             return;
         };
         let slot = Names::of_cluster(&cluster.id).slot;
+        let (peer, holder) = (
+            PeerCluster::of(self.work.config),
+            (self.work.state, self.work.lock),
+        );
         if self.facts.chosen.stream.is_none()
             && self
                 .facts
@@ -263,8 +267,7 @@ impl Pass<'_> {
                 .ours
                 .iter()
                 .any(|ours| ours.contains(&slot) && ours.contains("slot"))
-            && let Err(error) =
-                stream::drop_our_slot(&PeerCluster::of(self.work.config), &cluster.id, &slot).await
+            && let Err(error) = stream::drop_our_slot(&peer, holder, &cluster.id, &slot).await
         {
             log::warn!("{error}; slot {slot} is left");
         }

@@ -245,7 +245,7 @@ impl Primary<'_> {
         seen: &PeerSeen,
     ) -> Result<(), ReplicationError> {
         let state = LocalCluster::of(config).state().await?;
-        match settle(config, &state, promotion, seen).await {
+        match settle(config, (&state, self.leadership.lock), promotion, seen).await {
             Ok(()) => {
                 let text = format!("the old primary is fenced under epoch {}", promotion.epoch);
                 log::info!("peer: {text}");

@@ -233,7 +233,8 @@ impl SpareWorker<'_> {
         let Some(id) = self.writer.read(|state| state.cluster.id.clone()) else {
             return;
         };
-        match stream::drop_our_slot(&PeerCluster::of(config), &id, &slot).await {
+        let holder = (&self.leadership.state, self.leadership.lock);
+        match stream::drop_our_slot(&PeerCluster::of(config), holder, &id, &slot).await {
             Ok(true) => self
                 .writer
                 .note(EventKind::Slot, &format!("slot {slot} was dropped")),
