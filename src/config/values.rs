@@ -139,7 +139,11 @@ impl Values {
         let mut keys = SERVERS
             .iter()
             .map(|name| Key::find(&format!("{near}.{name}")));
-        keys.all(|key| key.is_some_and(|key| self.is_configured(key)))
+        let is_there = |key: &Key| {
+            // The package writes the defaults of the peer, and they are as good as others.
+            self.is_configured(key) || self.source(key.name) == Some(Source::Configuration)
+        };
+        keys.all(|key| key.is_some_and(is_there))
     }
 
     /// Returns whether the operator has set this key or its counterpart. The package writes every

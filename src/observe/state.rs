@@ -144,10 +144,10 @@ impl ServiceState {
     /// Returns whether a process that waits may send clients here: the one that pushes has told so
     /// a moment ago, and the local server is seen to be writable.
     fn serves_as_told(&self) -> bool {
-        let other = self.pair.other.as_ref();
+        let told = self.pair.told_to_serve;
         self.cluster.role == Some(Role::Primary)
             && self.cluster.fenced_by.is_none()
-            && other.is_some_and(|node| node.told.serves && node.age <= TOLD_LATELY)
+            && told.is_some_and(|told| told.elapsed() <= TOLD_LATELY)
             && self.seen_lately().is_some_and(|seen| seen.writable)
     }
 

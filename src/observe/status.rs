@@ -178,7 +178,7 @@ fn counterpart(state: &ServiceState) -> Value {
         "direction": told.direction.as_str(),
         "name": told.name,
         "site": told.site,
-        "age_seconds": node.age.as_secs_f64(),
+        "age_seconds": node.age().map(|age| age.as_secs_f64()),
         "wanted": told.role.as_str(),
         "force_epoch": told.force_epoch,
         "hold": (!told.hold.is_empty()).then_some(&told.hold),

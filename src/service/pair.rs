@@ -7,14 +7,17 @@ use crate::cluster::{Node, NodeDisk, NodeTold, StateDb};
 use crate::config::{Config, Direction, WantedRole};
 use crate::domain::{HoldReason, Role};
 use crate::observe::{PairFacts, ServiceState};
-use crate::replication::{ReplicationError, disk};
+use crate::replication::{Disk, ReplicationError, disk};
 use crate::role::{checks_of_this_node, checks_to_text, wishes_differ};
 use std::convert::Infallible;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Interval between two records of the process at work, and between two looks at the queue of the
 /// lock.
 const INTERVAL: Duration = Duration::from_secs(3);
+/// Age from which on the checks of this node are made again, and their time limit.
+const CHECKS_INTERVAL: Duration = Duration::from_secs(15);
+const CHECKS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Tells and reads for as long as this process is at work.
 pub(super) async fn keep_telling(
@@ -22,14 +25,18 @@ pub(super) async fn keep_telling(
     leadership: &Leadership,
     configs: Configs,
 ) -> Infallible {
+    let mut teller = Teller::default();
     loop {
         let config = configs.borrow().clone();
         let config = config.unwrap_or_else(|| leadership.config.clone());
         let told = async {
-            if config.replication.direction == Direction::Push {
-                tell(writer, &config, &leadership.state).await?;
+            look(writer, &config, &leadership.state).await?;
+            let pushes = config.replication.direction == Direction::Push;
+            // One that pushes may come back, and must know then what is asked for here.
+            if pushes || writer.read(|state| state.pair.other.is_some()) {
+                teller.tell(writer, &config, &leadership.state).await?;
             }
-            look(writer, &config, &leadership.state).await
+            Ok::<_, ReplicationError>(())
         };
         if let Err(error) = told.await {
             log::debug!("{error}");
@@ -68,11 +75,18 @@ async fn may_yield(
     leadership: &Leadership,
     config: &Config,
 ) -> Result<bool, ReplicationError> {
-    let promoting = writer.read(|state| state.handover.transition.is_some());
-    if promoting || forces_promotion(writer, config) {
-        return Ok(false);
-    }
-    Ok(leadership.state.is_awaited().await?)
+    let is_busy = || {
+        let tried = writer.read(|state| {
+            let held = state.hold.as_ref().is_some_and(|hold| {
+                hold.reason.is_of_a_takeover() && hold.reason != HoldReason::WishesDiffer
+            });
+            held || state.handover.undone.is_some()
+        });
+        let promoting = writer.read(|state| state.handover.transition.is_some());
+        // A forced promotion that is refused must not keep the changes of the primary away.
+        promoting || (forces_promotion(writer, config) && !tried)
+    };
+    Ok(!is_busy() && leadership.state.is_awaited().await? && !is_busy())
 }
 
 /// Returns whether the configuration asks for the promotion that would be next, whatever another
@@ -84,46 +98,69 @@ pub(super) fn forces_promotion(writer: &StatusWriter, config: &Config) -> bool {
         && next.is_some_and(|epoch| i64::try_from(config.force_epoch) == Ok(epoch))
 }
 
-/// Records this process for the other one.
-pub(super) async fn tell(
-    writer: &StatusWriter,
-    config: &Config,
-    state: &StateDb,
-) -> Result<(), ReplicationError> {
-    let direction = config.replication.direction;
-    // Only a node of the spare's site can see these.
-    let (checks, seen) = match direction {
-        Direction::Push => (String::new(), None),
-        Direction::Pull => (
-            checks_to_text(&checks_of_this_node(config).await),
-            disk(config, state.session()).await,
-        ),
-    };
-    let (serves, hold) = writer.read(|state| {
-        let hold = state.hold.as_ref();
-        let hold = hold.map(|hold| format!("{}: {}", hold.reason, hold.detail));
-        // A process that waits would only repeat what the one at work tells.
-        (
-            state.lock.active && state.serves(),
-            hold.unwrap_or_default(),
-        )
-    });
-    let told = NodeTold {
-        direction,
-        name: name(config),
-        site: config.site.clone(),
-        role: config.role,
-        force_epoch: config.force_epoch,
-        serves,
-        hold,
-        checks,
-        disk: seen.map(|disk| NodeDisk {
-            directory: disk.directory,
-            free: disk.free,
-            total: disk.total,
-        }),
-    };
-    Ok(state.tell(&told).await?)
+/// Tells the other process about this one.
+#[derive(Default)]
+pub(super) struct Teller {
+    /// What only this node can see, with the time of the look.
+    seen: Option<(Instant, String, Option<Disk>)>,
+}
+
+impl Teller {
+    /// Records this process for the other one.
+    pub(super) async fn tell(
+        &mut self,
+        writer: &StatusWriter,
+        config: &Config,
+        state: &StateDb,
+    ) -> Result<(), ReplicationError> {
+        let direction = config.replication.direction;
+        if direction == Direction::Pull {
+            self.look_at_this_node(config, state).await;
+        }
+        let (checks, disk) = match &self.seen {
+            Some((_, checks, disk)) => (checks.clone(), disk.clone()),
+            None => (String::new(), None),
+        };
+        let (serves, hold) = writer.read(|state| {
+            let hold = state.hold.as_ref();
+            let hold = hold.map(|hold| format!("{}: {}", hold.reason, hold.detail));
+            // A process that waits would only repeat what the one at work tells.
+            let serves = state.lock.active && state.serves();
+            (serves, hold.unwrap_or_default())
+        });
+        let told = NodeTold {
+            direction,
+            name: name(config),
+            site: config.site.clone(),
+            role: config.role,
+            force_epoch: config.force_epoch,
+            serves,
+            hold,
+            checks,
+            disk: disk.map(|disk| NodeDisk {
+                directory: disk.directory,
+                free: disk.free,
+                total: disk.total,
+            }),
+        };
+        Ok(state.tell(&told).await?)
+    }
+
+    /// Only a node of the spare's site can see these. A server that does not answer in time leaves
+    /// the last results.
+    async fn look_at_this_node(&mut self, config: &Config, state: &StateDb) {
+        let fresh = |seen: &(Instant, String, Option<Disk>)| seen.0.elapsed() < CHECKS_INTERVAL;
+        if self.seen.as_ref().is_some_and(fresh) {
+            return;
+        }
+        let looking = async {
+            let checks = checks_to_text(&checks_of_this_node(config).await);
+            (checks, disk(config, state.session()).await)
+        };
+        if let Ok((checks, disk)) = tokio::time::timeout(CHECKS_TIMEOUT, looking).await {
+            self.seen = Some((Instant::now(), checks, disk));
+        }
+    }
 }
 
 /// Returns a name of this process that stays over restarts.
@@ -140,7 +177,10 @@ pub(super) async fn look(
     state: &StateDb,
 ) -> Result<(), ReplicationError> {
     let role = writer.read(|state| state.cluster.role);
-    let other = other(config, state, role).await?;
+    let nodes = others(config, state).await?;
+    let told_to_serve = nodes.iter().filter(|node| node.told.serves);
+    let told_to_serve = told_to_serve.filter_map(|node| node.heard).max();
+    let other = speaker(config, nodes, role);
     let differing = differing(config, other.as_ref(), role);
     // A forced promotion at the spare's site needs nobody's consent.
     let forced =
@@ -149,6 +189,7 @@ pub(super) async fn look(
         state.pair = PairFacts {
             looked: true,
             other,
+            told_to_serve,
         };
     });
     let other_hold = |writer: &StatusWriter| {
@@ -177,21 +218,27 @@ pub(super) async fn look(
     Ok(())
 }
 
-/// Returns the process at the other site: one that is configured for another role, and otherwise the
-/// one that was heard of last.
-async fn other(
-    config: &Config,
-    state: &StateDb,
-    role: Option<Role>,
-) -> Result<Option<Node>, ReplicationError> {
+/// Returns the processes at the other site, the one that was heard of last first.
+async fn others(config: &Config, state: &StateDb) -> Result<Vec<Node>, ReplicationError> {
     let direction = match config.replication.direction {
         Direction::Push => Direction::Pull,
         Direction::Pull => Direction::Push,
     };
-    let mut nodes = state.nodes(direction).await?;
+    Ok(state.nodes(direction).await?)
+}
+
+/// Returns the one that counts: one that is configured for another role, and otherwise the one that
+/// was heard of last.
+fn speaker(config: &Config, mut nodes: Vec<Node>, role: Option<Role>) -> Option<Node> {
     let differs = |node: &Node| differing(config, Some(node), role).is_some();
     let chosen = nodes.iter().position(differs).unwrap_or_default();
-    Ok((!nodes.is_empty()).then(|| nodes.swap_remove(chosen)))
+    (!nodes.is_empty()).then(|| nodes.swap_remove(chosen))
+}
+
+/// Returns whether a process that pushes was at work on this cluster lately.
+pub(super) async fn has_pusher(config: &Config, state: &StateDb) -> Result<bool, ReplicationError> {
+    let pull = config.replication.direction == Direction::Pull;
+    Ok(pull && !others(config, state).await?.is_empty())
 }
 
 /// Returns how the roles differ for which the two processes are configured. None: they do not, or
@@ -221,16 +268,18 @@ pub(super) async fn until_agreed(writer: &StatusWriter, config: &Config) {
     writer.wait_for(agreed).await;
 }
 
-/// Returns whether this process must not change the role now, because the process at the spare's
-/// site is configured for another one. It is asked immediately before a change.
+/// Returns whether this process must not change the role now, because a process at the other site is
+/// configured for another one. It is asked immediately before a change. Only a forced promotion at
+/// the spare's site goes on all the same.
 pub(super) async fn is_contradicted(
+    writer: &StatusWriter,
     config: &Config,
     state: &StateDb,
 ) -> Result<bool, ReplicationError> {
-    if config.replication.direction == Direction::Pull {
+    if config.replication.direction == Direction::Pull && forces_promotion(writer, config) {
         return Ok(false);
     }
     let role = state.cluster().await?.role;
-    let other = other(config, state, role).await?;
+    let other = speaker(config, others(config, state).await?, role);
     Ok(differing(config, other.as_ref(), role).is_some())
 }

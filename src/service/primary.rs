@@ -131,7 +131,7 @@ impl<'a> Primary<'a> {
             return Ok(Some(End::RoleChanged));
         }
         self.conflicting = false;
-        if config.role == WantedRole::Spare && !is_contradicted(config, state).await? {
+        if config.role == WantedRole::Spare && !is_contradicted(self.writer, config, state).await? {
             if self.come_back(config).await? {
                 return Ok(Some(End::RoleChanged));
             }

@@ -1,12 +1,14 @@
 //! The wait for the working lock while another process is at work.
 
-use super::{StatusWriter, pair};
-use crate::cluster::{Holder, LocalCluster, Lock, StateDb, StateError, Turn, Watch};
+use super::StatusWriter;
+use super::pair::{self, Teller};
+use crate::cluster::{Holder, LocalCluster, Lock, PeerCluster, StateDb, StateError, Turn, Watch};
 use crate::config::{Config, Direction};
-use crate::domain::HoldReason;
-use crate::observe::Work;
+use crate::domain::{HoldReason, Verdict};
+use crate::observe::{Hold, PairFacts, Work};
 use crate::replication::ReplicationError;
-use std::time::Duration;
+use crate::role::{Purpose, preflight, request_id};
+use std::time::{Duration, Instant};
 
 /// Number of looks without an act of the lock's holder before the holder is reported, and before
 /// its session is ended. A holder acts every 3 s; a look takes 3 s, and so does the wait for the
@@ -18,6 +20,11 @@ const QUEUE_LOOK: Duration = Duration::from_secs(3);
 /// Time in which the lock is handed over after its holder's session was ended.
 const HANDED_OVER_WITHIN: Duration = Duration::from_secs(10);
 
+/// Time after which a forced promotion that was refused is tried again.
+const TRIED_AGAIN_AFTER: Duration = Duration::from_secs(30);
+/// Time limit for the peer, which usually cannot be reached from here.
+const PEER_PATIENCE: Duration = Duration::from_secs(1);
+
 type Taken = Option<(StateDb, Lock)>;
 
 /// What a waiting process remembers from look to look.
@@ -27,6 +34,15 @@ pub(super) struct Waiting {
     /// The place in the queue of the lock. Only a process that pushes, or that forces a promotion,
     /// waits there: the others leave the lock to these.
     turn: Option<Turn>,
+    teller: Teller,
+    /// The refusal of a forced promotion, with its time: the process that pushes goes on meanwhile.
+    refused: Option<(Instant, Refusal)>,
+}
+
+/// Why a forced promotion would be refused here, and the next step.
+struct Refusal {
+    text: String,
+    next_step: String,
 }
 
 impl Waiting {
@@ -78,8 +94,12 @@ impl Waiting {
         if writer.read(|state| state.work != Work::Standby) {
             log::info!("local: another warm-spare is at work on this cluster ({who}); standing by");
         }
-        writer
-            .release(|hold| !matches!(hold.reason, HoldReason::Config | HoldReason::WishesDiffer));
+        let refused = self.refused.is_some();
+        writer.release(|hold| match hold.reason {
+            HoldReason::Config | HoldReason::WishesDiffer => false,
+            HoldReason::ForceNeeded => !refused,
+            _ => true,
+        });
         let silent = self.watch.see(holder.cloned());
         writer.update(|state| {
             state.work = Work::Standby;
@@ -89,8 +109,12 @@ impl Waiting {
         let pushes = config.replication.direction == Direction::Push;
         let pushed = !pushes && state.holder_pushes().await?;
         if pushes || pushed {
-            pair::tell(writer, config, state).await?;
+            self.teller.tell(writer, config, state).await?;
             pair::look(writer, config, state).await?;
+        } else {
+            // The last word of a process that pushed does not hold any more.
+            writer.update(|state| state.pair = PairFacts::default());
+            writer.release(|hold| hold.reason == HoldReason::WishesDiffer);
         }
         Ok((pushed, silent))
     }
@@ -123,7 +147,7 @@ impl Waiting {
         let pushes = config.replication.direction == Direction::Push;
         let shown = self.show(writer, config, &state, holder.as_ref()).await?;
         let (pushed, silent) = shown;
-        let forces = pushed && pair::forces_promotion(writer, config);
+        let forces = pushed && self.may_force(writer, config, &state).await?;
         if (pushes || forces) && self.turn.is_none() {
             let waiting = LocalCluster::of(config).state().await?;
             let turn = waiting.queue(config.replication.direction, &state).await?;
@@ -151,6 +175,54 @@ impl Waiting {
         self.after_the_holder(config, state).await
     }
 
+    /// Returns whether the configuration forces a promotion here that nothing refuses. The process
+    /// that pushes works until then.
+    async fn may_force(
+        &mut self,
+        writer: &StatusWriter,
+        config: &Config,
+        state: &StateDb,
+    ) -> Result<bool, ReplicationError> {
+        let entry = state.transition().await?;
+        let undone =
+            entry.is_some_and(|entry| entry.undone.is_some() && entry.asked == request_id(config));
+        if undone || !pair::forces_promotion(writer, config) {
+            if self.refused.take().is_some() {
+                writer.release(|hold| hold.reason == HoldReason::ForceNeeded);
+            }
+            return Ok(false);
+        }
+        let is_fresh = |then: &Instant| then.elapsed() < TRIED_AGAIN_AFTER;
+        if !self
+            .refused
+            .as_ref()
+            .is_some_and(|(then, _)| is_fresh(then))
+        {
+            let found = Box::pin(refusal(config)).await;
+            self.refused = found.map(|found| (Instant::now(), found));
+        }
+        let Some((_, found)) = &self.refused else {
+            writer.release(|hold| hold.reason == HoldReason::ForceNeeded);
+            return Ok(true);
+        };
+        let (text, step) = (&found.text, &found.next_step);
+        writer.hold(HoldReason::ForceNeeded, text, step, false);
+        Ok(false)
+    }
+
+    /// Notes that this process left the lock to one that pushes. The hold of a forced promotion that
+    /// was tried here stays, and it is tried again later.
+    pub(super) fn left_the_lock(&mut self, held: Option<Hold>) {
+        let held = held.filter(|hold| hold.reason == HoldReason::ForceNeeded);
+        self.refused = held.map(|hold| {
+            let refusal = Refusal {
+                text: hold.detail,
+                next_step: hold.next_step,
+            };
+            (Instant::now(), refusal)
+        });
+    }
+
     /// Takes the lock after its holder's session was ended.
     async fn after_the_holder(
         &mut self,
@@ -171,4 +243,17 @@ impl Waiting {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// Returns why a promotion without the primary would be refused. None: it would not.
+async fn refusal(config: &Config) -> Option<Refusal> {
+    let peer = PeerCluster::of(config);
+    let checks = preflight(config, &peer, Purpose::Unplanned, PEER_PATIENCE).await;
+    let refused = checks
+        .into_iter()
+        .find(|check| check.result == Verdict::Refuse)?;
+    Some(Refusal {
+        text: format!("not promoted: {}: {}", refused.name, refused.reason),
+        next_step: refused.next_step,
+    })
 }

@@ -117,6 +117,7 @@ async fn other_ends(writer: &StatusWriter, configs: &mut Configs, config: &Confi
                 && new.peer == config.peer
                 && new.replication.direction == config.replication.direction
                 && new.artifacts.mode == config.artifacts.mode
+                && new.artifacts.own_prefix == config.artifacts.own_prefix
                 && new.artifacts.attach_at_takeover == config.artifacts.attach_at_takeover
                 && new.artifacts.lease.store == config.artifacts.lease.store
         });
@@ -152,6 +153,7 @@ async fn tenures(
             Ok(Begun::Working(leadership, kind)) => {
                 failures.over(writer.now());
                 let end = Box::pin(serve(writer, &leadership, &configs, kind)).await;
+                let held = writer.read(|state| state.hold.clone());
                 writer.update(forget_work);
                 was_primary = matches!(end, End::WasPrimary);
                 match end {
@@ -164,6 +166,7 @@ async fn tenures(
                         continue;
                     }
                     End::Yielded => {
+                        waiting.left_the_lock(held);
                         log::info!(
                             "local: a warm-spare at the primary's site waits for the working lock; this one leaves it to that one, and stands by"
                         );

@@ -308,11 +308,115 @@ async fn the_next_pusher_undoes_what_a_killed_one_began() -> Result<()> {
     assert!(!is_writable(&site.primary).await);
     let status = standby.until_hold("force_needed").await;
     let detail = status["hold"]["detail"].to_string();
-    assert!(detail.contains("still fenced"), "{detail}");
+    assert!(
+        detail.contains("has begun a handover (step drain)"),
+        "{detail}"
+    );
 
     let pusher = sites.pusher("");
     until_writable(&site.primary).await;
     until_following(&pusher).await;
     until_standby(&standby).await;
+    Ok(())
+}
+
+/// A takeover that a check refuses must not end the work of the process that pushes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forced_takeover_that_is_refused_leaves_the_pusher_at_work() -> Result<()> {
+    let sites = Sites::start("push_refused").await?;
+    let (site, mut factory) = (
+        &sites.pair.there,
+        Factory::new(seed() + 11).with_keys_of(seed()),
+    );
+    let pusher = sites.pusher("");
+    until_following(&pusher).await;
+    let keys = tempfile::tempdir()?;
+    let no_key = format!("[local]\nbuilder_keys_dir = {:?}", keys.path());
+    let standby = sites.standby(&no_key)?;
+    until_standby(&standby).await;
+    standby.reconfigure(&waiting(&format!("{}\n{no_key}", forced(2)))?);
+    let status = standby.until_hold("force_needed").await;
+    assert!(
+        status["hold"]["detail"]
+            .to_string()
+            .contains("builder_keys"),
+        "{status:#}"
+    );
+    factory.fill(&site.primary, 3).await?;
+    until_equal(site).await?;
+    assert_eq!(pusher.status().await?["active"], true);
+    assert!(is_writable(&site.primary).await);
+
+    // Without the check nothing refuses.
+    standby.reconfigure(&waiting(&forced(2))?);
+    until_writable(&site.spare).await;
+    Ok(())
+}
+
+/// The process at the spare's site is configured for another role while it has the lock itself. A
+/// pusher that comes back must know it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_role_asked_for_at_the_spare_s_site_does_not_grow_old() -> Result<()> {
+    let sites = Sites::start("push_told_on").await?;
+    let site = &sites.pair.there;
+    let pusher = sites.pusher("");
+    until_following(&pusher).await;
+    let standby = sites.standby("role = \"spare\"")?;
+    until_standby(&standby).await;
+    pusher.stop().await.ok();
+    let works = |status: &Value| status["active"] == true;
+    standby.until("it works", works).await;
+    let state = site.spare.pg.conn("warm_spare").await?;
+    let old = "UPDATE nodes SET seen = now() - interval '1 hour' WHERE direction = 'pull'";
+    state.batch_execute(old).await?;
+    support::wait_until("it has told again", support::service::SOON, || async {
+        let sql = "SELECT FROM nodes WHERE direction = 'pull' AND seen > now() - interval '10 s'";
+        let told = state.query(sql, &[]).await?;
+        (!told.is_empty())
+            .then_some(())
+            .ok_or_else(|| "it is old".into())
+    })
+    .await;
+    let pusher = Service::start(site, &pushing(PROMOTE));
+    pusher.until_hold("wishes_differ").await;
+    pusher.until("it works", works).await;
+    standby
+        .until("it waits", |status| status["active"] == false)
+        .await;
+    assert!(is_writable(&site.primary).await);
+    Ok(())
+}
+
+/// The line is open for once, and the process at the spare's site is configured to take over. The
+/// one that pushes is configured for another role, and its last word is fresh.
+#[tokio::test(flavor = "multi_thread")]
+async fn only_force_goes_before_another_role_asked_for_by_the_pusher() -> Result<()> {
+    let sites = Sites::start("push_open").await?;
+    let site = &sites.pair.there;
+    let pusher = sites.pusher("");
+    until_following(&pusher).await;
+    let standby = Service::start(&sites.there, &format!("site = \"dc2\"\n{PROMOTE}"));
+    standby.until_hold("wishes_differ").await;
+    pusher.until_hold("wishes_differ").await;
+    // Its word stays fresh, as if it lived and only its session had ended.
+    let state = site.spare.pg.conn("warm_spare").await?;
+    let fresh = tokio::spawn(async move {
+        let sql = "UPDATE nodes SET seen = now() WHERE direction = 'push'";
+        while state.batch_execute(sql).await.is_ok() {
+            tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        }
+    });
+    pusher.running.kill9()?;
+    standby
+        .until("it works, and does not take over", |status| {
+            status["active"] == true && status["hold"]["reason"] == "wishes_differ"
+        })
+        .await;
+    write(&site.primary, "still the primary").await?;
+    let status = standby.status().await?;
+    assert_eq!(status["role"]["epoch"], 1, "{status:#}");
+    standby.reconfigure(&format!("site = \"dc2\"\n{}", forced(2)));
+    until_primary(&standby, 2).await;
+    fresh.abort();
     Ok(())
 }

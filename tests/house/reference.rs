@@ -243,7 +243,7 @@ fn a_lease(now: DateTime<Utc>) -> Lease {
 
 fn a_node() -> Node {
     Node {
-        age: std::time::Duration::from_secs(2),
+        heard: Some(std::time::Instant::now()),
         told: NodeTold {
             direction: Direction::Push,
             name: "node:9640".into(),
@@ -311,6 +311,7 @@ fn full() -> ServiceState {
     state.pair = PairFacts {
         looked: true,
         other: Some(a_node()),
+        told_to_serve: None,
     };
     state.on_primary.held = Some(Held {
         bytes: 3,

@@ -2,8 +2,9 @@
 //! process that pushes and the one that waits at the spare's site cannot reach each other elsewhere.
 
 use super::state::{StateDb, StateError};
+use crate::cluster::postgres::datastore_error::printable;
 use crate::config::{Direction, WantedRole};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What a process tells the others.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,16 +39,22 @@ pub struct NodeDisk {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Node {
     pub told: NodeTold,
-    /// Time since it wrote this, by the server's clock.
-    pub age: Duration,
+    /// Time at which it wrote this, by a clock that nobody sets. None: before this machine was
+    /// started, or at no possible time.
+    pub heard: Option<Instant>,
 }
 
 impl Node {
     /// Longest time between two records of a living process, which writes one every few seconds.
     const ALIVE_FOR: Duration = Duration::from_secs(30);
 
+    /// Returns the time since it wrote this. None: too long ago to be known.
+    pub fn age(&self) -> Option<Duration> {
+        self.heard.map(|heard| heard.elapsed())
+    }
+
     pub fn is_alive(&self) -> bool {
-        self.age <= Node::ALIVE_FOR
+        self.age().is_some_and(|age| age <= Node::ALIVE_FOR)
     }
 
     /// Returns the node for people.
@@ -102,8 +109,9 @@ impl StateDb {
         let sql = "SELECT name, site, CASE WHEN seen > now() + interval '1 second' THEN 1e9 \
                      ELSE extract(epoch FROM greatest(now() - seen, interval '0')) END::float8, role, \
                      force_epoch, serves, hold, checks, disk_directory, disk_free, disk_total \
-                   FROM nodes WHERE direction = $1 ORDER BY seen DESC, name";
+                   FROM nodes WHERE direction = $1 ORDER BY 3, name";
         let doing = "reading the other nodes";
+        let now = Instant::now();
         let rows = self
             .session()
             .query(doing, sql, &[&direction.as_str()])
@@ -117,15 +125,17 @@ impl StateDb {
                 })
             };
             Some(Node {
-                age: Duration::try_from_secs_f64(row.get(2)).unwrap_or(Duration::MAX),
+                heard: Duration::try_from_secs_f64(row.get(2))
+                    .ok()
+                    .and_then(|age| now.checked_sub(age)),
                 told: NodeTold {
                     direction,
-                    name: row.get(0),
-                    site: row.get(1),
+                    name: shown(row.get(0)),
+                    site: shown(row.get(1)),
                     role: WantedRole::parse(row.get(3))?,
                     force_epoch: row.get::<_, i64>(4).unsigned_abs(),
                     serves: row.get(5),
-                    hold: row.get(6),
+                    hold: shown(row.get(6)),
                     checks: row.get(7),
                     disk: row
                         .get::<_, Option<String>>(8)
@@ -135,4 +145,10 @@ impl StateDb {
         };
         Ok(rows.iter().filter_map(node).collect())
     }
+}
+
+/// Returns a text of another process as it may be shown.
+fn shown(text: &str) -> String {
+    const LONGEST: usize = 1000;
+    printable(text).chars().take(LONGEST).collect()
 }

@@ -30,9 +30,10 @@ const QUEUED: &str = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND N
 
 /// Settings of the session that has the lock or waits for it: the server notices within 20 s that
 /// the machine at the other end is gone. A waiting session reads nothing from its client, so only
-/// the second setting, which is new in version 14, shows that the client has closed it.
-const NOTICE_A_LOST_CLIENT: &str = "SET tcp_user_timeout = '20s'; \
-     SELECT set_config(name, '5s', false) FROM pg_settings WHERE name = 'client_connection_check_interval'";
+/// the second setting shows that the client has closed it. Servers before 12 and 14 do not have
+/// them.
+const NOTICE_A_LOST_CLIENT: &str = "SELECT set_config(name, given, false) FROM pg_settings JOIN (VALUES \
+     ('tcp_user_timeout', '20s'), ('client_connection_check_interval', '5s')) wanted (name, given) USING (name)";
 
 /// Proof that this process holds the working lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -236,7 +237,7 @@ impl Turn {
 
 /// Returns the holder. None: it has just released the lock.
 async fn holder(session: &WriteSession) -> Result<Option<Holder>, DatastoreError> {
-    let sql = "SELECT a.pid, a.backend_start::text, host(a.client_addr), \
+    let sql = "SELECT a.pid, coalesce(a.backend_start::text, ''), host(a.client_addr), \
                  CASE WHEN a.state LIKE 'idle%' THEN a.query_start::text ELSE clock_timestamp()::text END \
                FROM pg_locks l JOIN pg_stat_activity a USING (pid) \
                WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 \

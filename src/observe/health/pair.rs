@@ -14,8 +14,11 @@ pub(super) fn of_the_pair(state: &ServiceState, found: &mut Findings) {
     }
     let alive = pair.other.as_ref().is_some_and(|node| node.is_alive());
     let since = pair.other.as_ref().map(|node| {
-        let age = span(node.age.as_secs_f64());
-        format!("{} was last heard of {age} ago", node.place())
+        let place = node.place();
+        match node.age() {
+            Some(age) => format!("{place} was last heard of {} ago", span(age.as_secs_f64())),
+            None => format!("{place} has told nothing for a long time"),
+        }
     });
     match state.settings.direction {
         Direction::Push if !alive => {

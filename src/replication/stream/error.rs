@@ -2,7 +2,7 @@
 //! closes.
 
 use super::spool::SpoolError;
-use crate::cluster::{DatastoreError, DatastoreFault, HolderError, StoreError};
+use crate::cluster::{DatastoreError, DatastoreFault, HolderError, SqlState, StoreError};
 use crate::replication::descent::Doubt;
 use crate::replication::error::ReplicationError;
 use std::sync::Arc;
@@ -88,7 +88,14 @@ impl Gap {
     /// Returns the gap or the failure for a failed statement. A statement that a local table
     /// refuses for its content is a difference; a statement without an answer is a failure.
     pub fn statement(table: &str, error: DatastoreError) -> Gap {
-        if error.fault == DatastoreFault::Statement {
+        // A statement behind a BEGIN that failed says nothing about its rows.
+        let no_transaction = [
+            SqlState::IN_FAILED_SQL_TRANSACTION,
+            SqlState::READ_ONLY_SQL_TRANSACTION,
+        ];
+        let state = error.sql_state.as_ref();
+        let is_behind = state.is_some_and(|state| no_transaction.contains(state));
+        if error.fault == DatastoreFault::Statement && !is_behind {
             return Gap::Refused {
                 table: table.to_string(),
                 error: Box::new(error),

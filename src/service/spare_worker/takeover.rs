@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::domain::{EventKind, HoldReason, Role, Transition};
 use crate::replication::{Carrier, ReplicationError};
 use crate::role::{Handover, Outcome, may_have_fenced, request_id, wants_promotion};
-use crate::service::pair::is_contradicted;
+use crate::service::pair::{has_pusher, is_contradicted};
 use chrono::TimeDelta;
 use std::sync::Arc;
 use std::time::Duration;
@@ -64,7 +64,8 @@ impl SpareWorker<'_> {
         }
         // A handover that may have fenced the primary goes on.
         let begun = entry.as_ref().is_some_and(may_have_fenced);
-        self.contradicted = !begun && is_contradicted(config, &self.leadership.state).await?;
+        let state = &self.leadership.state;
+        self.contradicted = !begun && is_contradicted(self.writer, config, state).await?;
         if self.contradicted {
             return Ok(false);
         }
@@ -81,6 +82,9 @@ impl SpareWorker<'_> {
     ) -> Result<bool, ReplicationError> {
         if let Some(entry) = entry {
             if may_have_fenced(&entry) {
+                if due && self.leaves_it_to_the_pusher(config, &entry).await? {
+                    return Ok(false);
+                }
                 if due && self.undo(config, entry).await? {
                     return Ok(true);
                 }
@@ -95,6 +99,36 @@ impl SpareWorker<'_> {
         }
         self.nothing_asked();
         Ok(false)
+    }
+
+    /// Returns whether a process that pushes began this handover, and only it reaches the primary
+    /// whose fence must be withdrawn. It may still finish the handover, so nothing is undone here.
+    async fn leaves_it_to_the_pusher(
+        &mut self,
+        config: &Config,
+        entry: &Transition,
+    ) -> Result<bool, ReplicationError> {
+        if entry.undone.is_some() || !has_pusher(config, &self.leadership.state).await? {
+            return Ok(false);
+        }
+        let asked = tokio::time::timeout(PEER_RECORD_TIMEOUT, self.refresh_peer_record(config));
+        if matches!(asked.await, Ok(Ok(()))) {
+            return Ok(false);
+        }
+        let steady = self.writer.clock.steady();
+        let retry = TimeDelta::from_std(config.takeover.fence_retry);
+        self.handover_at = Some(steady + retry.unwrap_or(RETRY_AFTER));
+        let text = format!(
+            "the warm-spare at the primary's site has begun a handover (step {}) and is gone: the primary may still be fenced, and it does not answer here",
+            entry.step_name()
+        );
+        let step = format!(
+            "start warm-spare at the primary's site, which finishes the handover or withdraws it; or, if the primary is lost, set role = \"primary\" and force_epoch = {} here",
+            self.writer.read(|state| state.next_epoch()).unwrap_or(2)
+        );
+        self.writer
+            .hold(HoldReason::ForceNeeded, &text, &step, false);
+        Ok(true)
     }
 
     fn nothing_asked(&mut self) {
