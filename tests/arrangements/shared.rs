@@ -487,3 +487,48 @@ async fn a_fence_that_was_only_recorded_is_enforced() -> Result<()> {
     service.stop().await.ok();
     Ok(())
 }
+
+/// The time in the lease is for people. A holder whose clock is ten minutes ahead, or ten minutes
+/// behind the spare's, gives the lease as any other does.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_with_another_time_is_handed_over() -> Result<()> {
+    const AHEAD: u64 = 600;
+    for is_holder_ahead in [true, false] {
+        let pair = Pair::of_one_bucket("shared_time").await?;
+        let (site, link) = (
+            &pair.there,
+            Proxy::start(pair.there.primary.pg.port()).await?,
+        );
+        let (old, old_time) =
+            Service::with_own_time(&pair.back, &holder("[peer.datastore]\nport = 1"))?;
+        until_held(&old).await;
+        let (service, time) = Service::with_own_time(site, &link.to_peer(SHARED))?;
+        until_following(&service).await;
+        match is_holder_ahead {
+            true => old_time.pass(AHEAD)?,
+            false => time.pass(AHEAD)?,
+        }
+        service
+            .until("a lease with another time", |status| {
+                let written = time_of(&status["lease"]["written_at"]);
+                let now = time_of(&status["time"]);
+                let off = written.zip(now).map(|(written, now)| written - now);
+                off.is_some_and(|off| off.num_minutes().abs() >= 9)
+            })
+            .await;
+        link.lose().await;
+        service.reconfigure(&link.to_peer(&format!("{}\n{SHARED}", forced(2))));
+        let status = until_primary(&service, 2).await;
+        let told = events(&status, "promotion").join("; ");
+        assert!(told.contains("its holder is fenced"), "{told}");
+        assert!(!is_writable(&site.primary).await);
+        assert!(is_writable(&site.spare).await);
+        old.stop().await.ok();
+        service.stop().await.ok();
+    }
+    Ok(())
+}
+
+fn time_of(value: &Value) -> Option<chrono::DateTime<chrono::FixedOffset>> {
+    chrono::DateTime::parse_from_rfc3339(value.as_str()?).ok()
+}

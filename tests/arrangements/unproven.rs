@@ -5,10 +5,10 @@ use serde_json::Value;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use support::bucket_rules::keep_versions;
-use support::follow::{bytes_of, unavailable, until_equal, until_following};
+use support::follow::{bytes_of, copies, unavailable, until_copied, until_equal, until_following};
 use support::http_fault::{Fault, HttpFault};
 use support::packages::{Package, delete_package};
-use support::pair::Pair;
+use support::pair::{Pair, write};
 use support::service::SOON;
 use support::{Result, Service, Site, wait_until};
 use tokio::sync::watch;
@@ -271,6 +271,15 @@ async fn a_later_full_copy_hashes_new_rows_first() -> Result<()> {
         })
         .await;
     until_unproven(&service, 0).await;
+    // A further copy does not let it in by its presence: nothing would list it for an hour.
+    let patient = "[replication]\ngate_grace = \"1h\"\nmode = \"snapshot\"";
+    service.reconfigure(&reads.configured(patient));
+    for number in 0..2 {
+        write(&site.primary, &format!("change {number}")).await?;
+        until_copied(&service, copies(&service).await?).await;
+    }
+    let status = service.status().await?;
+    assert_eq!(status["artifacts"]["damaged_on_primary"], 1, "{status:#}");
     verified_deep(site).await?;
     service.stop().await.ok();
     old.stop().await.ok();
