@@ -86,6 +86,7 @@ pub use state_db::state::{
     Artifact, ClusterRecord, Generation, RecoveryPoint, StateDb, StateError, StreamSource,
     TableContent, record_artifacts, recorded_artifact,
 };
+pub use state_db::unproven::Unproven;
 pub use state_db::upkeep::{
     AbsentArtifact, ComparedTable, NOTE_VANISHED, Replacement, Retirement, Vanished,
 };

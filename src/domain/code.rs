@@ -138,6 +138,7 @@ pub enum HealthCode {
     Unstorable,
     NotReplicated,
     ProviderBehind,
+    UnprovenArtifacts,
     MissingHere,
     LocalStoreUnreachable,
     PeerStoreUnreachable,

@@ -294,6 +294,7 @@ fn of_the_spare(state: &ServiceState, meter: &Meter, now: DateTime<Utc>, found: 
         found.add(Level::Warning, HealthCode::Unstorable, text);
     }
     provider::of_the_provider(state, meter, found);
+    lease::of_unproven_artifacts(state, found);
     if let Some(sampled) = &state.spare.sampled
         && let Some(key) = sampled.absent.first()
     {

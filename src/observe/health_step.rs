@@ -42,6 +42,9 @@ pub(super) fn next_step(code: HealthCode) -> &'static str {
         HealthCode::ProviderBehind => {
             "look at the replication of the primary's bucket: its queue, its failures; rows wait until their artifacts are here"
         }
+        HealthCode::UnprovenArtifacts => {
+            "wait: the service reads them one after the other, within replication.bandwidth_limit; `warm-spare verify --deep` reads all of them at once"
+        }
         HealthCode::MissingHere => {
             "find out what removed them; if verify.schedule is set, a verification starts at once, and artifacts that the primary still has are copied again"
         }

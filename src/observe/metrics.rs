@@ -267,6 +267,7 @@ fn upkeep(page: &mut Page, state: &ServiceState, meter: &Meter) {
                         .map_or(0, |(number, _)| *number),
                 ),
             ),
+            ("unproven", Some(state.spare.unproven.left)),
             ("awaited", Some(awaited)),
             ("staged", found.staged),
             ("retired", found.retired),

@@ -26,7 +26,8 @@ pub use settings::Settings;
 pub use state::{
     Arrivals, Artifacts, Baseline, Check, Checks, ClusterFacts, ConfigState, Generations,
     HandoverFacts, Held, Hold, Lag, LeaseFacts, LockFacts, Mode, OnPrimary, PairFacts, PeerRecord,
-    Preflight, Reachability, Seen, ServiceState, SideStatus, SpareFacts, Standing, Verified, Work,
+    Preflight, Reachability, Seen, ServiceState, SideStatus, SpareFacts, Standing, Unproven,
+    Verified, Work,
 };
 pub use text::{describe, span};
 pub use view::ServiceView;

@@ -26,7 +26,7 @@ pub use arrivals::Arrivals;
 pub use facts::{
     Artifacts, Baseline, Check, Checks, ClusterFacts, ConfigState, Generations, HandoverFacts,
     Held, Hold, Lag, LeaseFacts, LockFacts, Mode, OnPrimary, PairFacts, PeerRecord, Preflight,
-    Reachability, Seen, SideStatus, SpareFacts, Standing, Verified, Work,
+    Reachability, Seen, SideStatus, SpareFacts, Standing, Unproven, Verified, Work,
 };
 
 #[derive(Debug, Clone)]

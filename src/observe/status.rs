@@ -130,6 +130,7 @@ fn artifacts(state: &ServiceState, meter: &Meter) -> Value {
         "unreadable_on_primary": state.spare.unreadable.as_ref().map_or(0, |(number, _)| *number),
         "unstorable": state.spare.unstorable.as_ref().map_or(0, |(number, _)| *number),
         "not_replicated": state.spare.not_replicated.as_ref().map_or(0, |(number, _)| *number),
+        "unproven": state.spare.unproven.left,
         "awaited": awaited.as_ref().map_or(0, |(number, ..)| *number),
         "oldest_awaited": awaited.as_ref().map(|(_, key, _)| key),
         "oldest_awaited_seconds": awaited.as_ref().map(|(.., waits)| waits.as_secs_f64()),

@@ -2,7 +2,7 @@
 //! asks.
 
 use super::error::ReplicationError;
-use crate::cluster::{SpareDb, StateDb, Vanished, WriteSession};
+use crate::cluster::{BuilderDb, SpareDb, StateDb, Vanished, WriteSession};
 use crate::config::{Config, Fuse};
 use crate::domain::{ErrorCode, EventKind};
 use blake2b_simd::Params;
@@ -103,14 +103,7 @@ pub(super) async fn ask_again(
     lsn: &str,
     inside: &WriteSession,
 ) -> Result<bool, ReplicationError> {
-    let lately = state.vanished_lately(config.fuse.window, lsn).await?;
-    let (packages, artifacts) = gone_now(&lately, &change, inside).await?;
-    let shrinkage = Shrinkage {
-        earlier_packages: packages + lately.nameless.0,
-        earlier_artifacts: artifacts + lately.nameless.1,
-        ..change
-    };
-    match judge(&config.fuse, &shrinkage) {
+    match weigh(config, state, change, lsn, inside).await? {
         Verdict::Holds => Ok(false),
         Verdict::Approved { id } => {
             let text = format!("change {id} was let through by fuse.approve");
@@ -131,6 +124,49 @@ pub(super) async fn ask_again(
             })
         }
     }
+}
+
+/// Judges a change together with the earlier changes of the window.
+async fn weigh(
+    config: &Config,
+    state: &StateDb,
+    change: Shrinkage,
+    lsn: &str,
+    inside: &WriteSession,
+) -> Result<Verdict, ReplicationError> {
+    let lately = state.vanished_lately(config.fuse.window, lsn).await?;
+    let (packages, artifacts) = gone_now(&lately, &change, inside).await?;
+    let shrinkage = Shrinkage {
+        earlier_packages: packages + lately.nameless.0,
+        earlier_artifacts: artifacts + lately.nameless.1,
+        ..change
+    };
+    Ok(judge(&config.fuse, &shrinkage))
+}
+
+/// Returns whether one more artifact of a visible row may be recorded as missing without a question.
+/// Then it counts for later changes.
+pub(super) async fn admits_missing(
+    config: &Config,
+    state: &StateDb,
+    key: &str,
+    inside: &WriteSession,
+) -> Result<bool, ReplicationError> {
+    let change = Shrinkage {
+        artifacts: vec![key.to_string()],
+        artifacts_before: BuilderDb::of(inside).count_packages().await?,
+        ..Shrinkage::default()
+    };
+    let counted = change.artifacts.clone();
+    let admitted = match weigh(config, state, change, "", inside).await? {
+        Verdict::Holds | Verdict::Approved { .. } => true,
+        Verdict::Blown { .. } => false,
+    };
+    if admitted {
+        let window = config.fuse.window;
+        state.vanished(&[], &counted, "", false, window).await?;
+    }
+    Ok(admitted)
 }
 
 /// Returns those of the recently vanished items that are gone now: packages without a row, and

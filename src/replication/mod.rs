@@ -22,6 +22,7 @@ pub use artifact::retention::{Swept, sweep};
 pub use artifact::retry::retry_unavailable;
 pub use artifact::round::{RETIRED, Round, STAGED, Unavailable};
 pub use artifact::sample::{not_in_time, sample};
+pub use artifact::unproven::{Beside, Settled, prove_unproven};
 pub use baseline::checks::{Facts, check, has_database, one_bucket, two_servers};
 pub(crate) use baseline::clone::clone_visible;
 pub use baseline::content_hash::ContentHash;

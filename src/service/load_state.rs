@@ -31,7 +31,12 @@ pub(super) async fn recall(
         Some(_) => LocalCluster::of(config).unavailable().await?,
         None => None,
     };
+    let unproven = match spare {
+        true => database.count_unproven().await?,
+        false => 0,
+    };
     writer.update(|state| {
+        state.spare.unproven.count(unproven);
         state.cluster.id = Some(cluster.id);
         state.cluster.role = cluster.role;
         state.cluster.epoch = Some(cluster.epoch);

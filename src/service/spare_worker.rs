@@ -4,6 +4,7 @@
 mod following;
 mod interrupts;
 mod passes;
+mod proving;
 mod stream_listener;
 mod takeover;
 mod verification;
@@ -19,13 +20,15 @@ use crate::cluster::{Confirmation, RecoveryPoint, StateError};
 use crate::config::Config;
 use crate::domain::{ErrorCode, HoldReason, Role, Side};
 use crate::replication::stream::Differed;
-use crate::replication::{ChangeProbe, ReplicationError, has_unproved_place, mend, probe};
+use crate::replication::{Beside, ChangeProbe, ReplicationError, has_unproved_place, mend, probe};
 use crate::verify::Verification;
 use chrono::TimeDelta;
 use interrupts::unless_other;
+use proving::{Proving, proving_ended};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
+use tokio::sync::Notify;
 use verification::finished;
 
 type Verifying = Pin<Box<dyn Future<Output = Result<Verification, ReplicationError>>>>;
@@ -47,6 +50,14 @@ pub(super) struct SpareWorker<'a> {
     failed_in_pass: bool,
     /// The running verification, beside the looks. It ends with this struct.
     verification: Option<Verifying>,
+    /// The hashing of unproven artifacts, beside the looks and the stream.
+    proving: Option<Proving>,
+    /// Time of its next try after a failure, by the steady clock.
+    prove_again: Option<chrono::DateTime<chrono::Utc>>,
+    /// It has recorded an artifact as unavailable.
+    found_unavailable: Arc<Notify>,
+    /// What it shares with the stream and the passes.
+    beside: Beside,
     /// True: local rows differ from the rows that were sent, so they are copied although the
     /// primary has not changed.
     rows_differ: bool,
@@ -93,6 +104,10 @@ impl<'a> SpareWorker<'a> {
             plan,
             failures: FailureTracker::new("replication works"),
             verification: None,
+            proving: None,
+            prove_again: None,
+            found_unavailable: Arc::default(),
+            beside: Beside::default(),
             wait_until: None,
             missing_since: None,
             verify_again: None,
@@ -231,11 +246,19 @@ impl<'a> SpareWorker<'a> {
         let clock = self.writer.clock.clone();
         let config = self.in_force.clone();
         let config = config.unwrap_or_else(|| self.leadership.config.clone());
+        self.prove_if_due(&config);
+        let found_unavailable = self.found_unavailable.clone();
         tokio::select! {
             () = clock.sleep_until(until) => {}
             () = next(&mut self.configs) => {}
             () = until_agreed(self.writer, &config), if self.contradicted => {}
             ended = finished(&mut self.verification) => self.verified(ended).await,
+            ended = proving_ended(&mut self.proving) => self.proved(ended),
+            () = found_unavailable.notified() => {
+                if let Err(error) = self.recount(&config).await {
+                    log::debug!("{error}");
+                }
+            }
         }
         self.verify_if_due();
     }

@@ -13,7 +13,7 @@ use crate::cluster::LocalCluster;
 use crate::config::{Config, WantedRole};
 use crate::domain::{HoldReason, Role, Side};
 use crate::observe::{
-    HandoverFacts, LeaseFacts, PairFacts, PeerRecord, ServiceState, SideStatus, Work,
+    HandoverFacts, LeaseFacts, PairFacts, PeerRecord, ServiceState, SideStatus, Unproven, Work,
 };
 use crate::replication::ReplicationError;
 use crate::role::wants_promotion;
@@ -101,6 +101,7 @@ fn forget_following(state: &mut ServiceState) {
     state.spare.unreadable = None;
     state.spare.unstorable = None;
     state.spare.not_replicated = None;
+    state.spare.unproven = Unproven::default();
     state.checks.preflight = None;
 }
 

@@ -1,5 +1,6 @@
 //! A file system that comes to the other site with the takeover.
 
+use crate::unproven::until_unproven;
 use serde_json::Value;
 use support::follow::{logical, prepare, until_equal, until_following};
 use support::packages::Package;
@@ -50,7 +51,7 @@ async fn the_files_follow_the_takeover_and_come_back() -> Result<()> {
     until_equal(&pair.there).await?;
     let output = pair.there.warm_spare(&["verify", "--deep", "--json"]).await;
     assert_eq!(output.ok().json()["artifacts"], made.len());
-    let status = service.status().await?;
+    let status = until_unproven(&service, 0).await;
     assert_eq!(status["health"]["level"], 0, "{status:#}");
 
     // Planned: the operator moves the files. An old copy of them is not taken.

@@ -6,3 +6,4 @@ mod managed;
 mod place;
 mod push;
 mod shared;
+mod unproven;

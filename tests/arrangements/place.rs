@@ -1,5 +1,7 @@
 //! Another mode, or another bucket: nothing that was planned for the former one is carried out.
 
+use crate::shared::{SHARED, acting};
+use crate::unproven::until_unproven;
 use support::follow::{bytes_of, until_equal, until_following};
 use support::packages::{self, delete_package};
 use support::pair::Pair;
@@ -77,6 +79,50 @@ async fn another_mode_deletes_nothing() -> Result<()> {
     until_swept(site, &mut factory).await?;
     assert_eq!(left(site).await?, NUMBER);
     service.stop().await.ok();
+    Ok(())
+}
+
+/// From a bucket of the spare's own to the primary's, which both share from then on.
+#[tokio::test(flavor = "multi_thread")]
+async fn sharing_the_primarys_bucket_deletes_nothing() -> Result<()> {
+    let mut pair = Pair::of_own_stores("place_shared").await?;
+    let mut factory = Factory::new(seed() + 5).with_keys_of(seed());
+    let service = Service::start(&pair.there, BRIEF);
+    until_following(&service).await;
+    service.stop().await.ok();
+    let former = pair.there.spare.clone();
+    plan_deletions(&pair.there).await?;
+    let shared = pair.there.primary.clone();
+    pair.there.spare.bucket = shared.bucket.clone();
+    pair.there.spare.minio = shared.minio.clone();
+    for number in 0..NUMBER {
+        shared
+            .put(&format!("due/{number}"), "of the shared bucket")
+            .await?;
+    }
+    let old = acting(&pair, "").await;
+    let site = &pair.there;
+    let service = Service::start(site, &format!("{SHARED}\n{BRIEF}"));
+    wait_until("the plan is void", SOON, || async {
+        match planned(site).await? {
+            0 => Ok(()),
+            some => Err(format!("{some} are planned").into()),
+        }
+    })
+    .await;
+    until_following(&service).await;
+    until_unproven(&service, 0).await;
+    // A deletion of now is the primary's own, and the others are left.
+    let gone = factory.fill(&site.primary, 1).await?.remove(0);
+    until_equal(site).await?;
+    delete_package(&site.primary, &gone).await?;
+    until_equal(site).await?;
+    service.stop().await.ok();
+    old.stop().await.ok();
+    for cluster in [&former, &shared] {
+        let due = cluster.s3().list(&cluster.bucket, "due/").await?;
+        assert_eq!(due.len(), NUMBER);
+    }
     Ok(())
 }
 

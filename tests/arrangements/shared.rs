@@ -1,5 +1,6 @@
 //! One bucket for both sites: a lease in it says which cluster takes live traffic.
 
+use crate::unproven::until_unproven;
 use serde_json::Value;
 use support::bucket_rules::keep_versions;
 use support::follow::{events, unavailable, until_equal, until_following};
@@ -13,7 +14,7 @@ use support::proxy::{Mode, Proxy};
 use support::service::until_conflict;
 use support::{Cluster, Factory, Result, Service, Site, seed};
 
-const SHARED: &str = "[artifacts]\nmode = \"shared\"\nlease_ttl = \"2s\"";
+pub(crate) const SHARED: &str = "[artifacts]\nmode = \"shared\"\nlease_ttl = \"2s\"";
 const LEASE: &str = ".warm-spare/lease.json";
 
 /// Returns the configuration of an acting primary in this mode.
@@ -21,7 +22,7 @@ fn holder(more: &str) -> String {
     format!("role = \"primary\"\n{SHARED}\n{more}")
 }
 
-fn another(number: u64) -> Factory {
+pub(crate) fn another(number: u64) -> Factory {
     Factory::new(seed() + number).with_keys_of(seed())
 }
 
@@ -31,7 +32,7 @@ async fn lease(cluster: &Cluster) -> Result<Value> {
 }
 
 /// Returns the keys of ours beside the lease, and keys that were written twice.
-async fn written_by_us(cluster: &Cluster) -> Result<Vec<String>> {
+pub(crate) async fn written_by_us(cluster: &Cluster) -> Result<Vec<String>> {
     let versions = cluster.s3().list_versions(&cluster.bucket, "").await?;
     let ours = versions
         .iter()
@@ -55,7 +56,7 @@ async fn until_held<'a>(service: &Service<'a>) -> Value {
 }
 
 /// Starts the service of the first primary, and waits until it holds the lease.
-async fn acting<'a>(pair: &'a Pair, more: &str) -> Service<'a> {
+pub(crate) async fn acting<'a>(pair: &'a Pair, more: &str) -> Service<'a> {
     let service = Service::start(&pair.back, &holder(more));
     until_held(&service).await;
     service
@@ -70,7 +71,7 @@ async fn until_consent(service: &Service<'_>) -> String {
     rest.split('"').next().unwrap_or_default().to_string()
 }
 
-async fn verified_deep(site: &Site) -> Result<()> {
+pub(crate) async fn verified_deep(site: &Site) -> Result<()> {
     let output = site.warm_spare(&["verify", "--deep", "--json"]).await.ok();
     let differences = output.json()["differences"].clone();
     assert_eq!(differences.as_array().map(Vec::len), Some(0), "{output}");
@@ -96,7 +97,7 @@ async fn from_the_first_copy_to_the_way_back() -> Result<()> {
     until_following(&service).await;
     until_equal(site).await?;
     verified_deep(site).await?;
-    let status = service.status().await?;
+    let status = until_unproven(&service, 0).await;
     assert_eq!(status["lease"]["epoch"], 1, "{status:#}");
     assert_eq!(status["health"]["level"], 0, "{status:#}");
 
@@ -485,4 +486,49 @@ async fn a_fence_that_was_only_recorded_is_enforced() -> Result<()> {
     old.stop().await.ok();
     service.stop().await.ok();
     Ok(())
+}
+
+/// The time in the lease is for people. A holder whose clock is ten minutes ahead, or ten minutes
+/// behind the spare's, gives the lease as any other does.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_with_another_time_is_handed_over() -> Result<()> {
+    const AHEAD: u64 = 600;
+    for is_holder_ahead in [true, false] {
+        let pair = Pair::of_one_bucket("shared_time").await?;
+        let (site, link) = (
+            &pair.there,
+            Proxy::start(pair.there.primary.pg.port()).await?,
+        );
+        let (old, old_time) =
+            Service::with_own_time(&pair.back, &holder("[peer.datastore]\nport = 1"))?;
+        until_held(&old).await;
+        let (service, time) = Service::with_own_time(site, &link.to_peer(SHARED))?;
+        until_following(&service).await;
+        match is_holder_ahead {
+            true => old_time.pass(AHEAD)?,
+            false => time.pass(AHEAD)?,
+        }
+        service
+            .until("a lease with another time", |status| {
+                let written = time_of(&status["lease"]["written_at"]);
+                let now = time_of(&status["time"]);
+                let off = written.zip(now).map(|(written, now)| written - now);
+                off.is_some_and(|off| off.num_minutes().abs() >= 9)
+            })
+            .await;
+        link.lose().await;
+        service.reconfigure(&link.to_peer(&format!("{}\n{SHARED}", forced(2))));
+        let status = until_primary(&service, 2).await;
+        let told = events(&status, "promotion").join("; ");
+        assert!(told.contains("its holder is fenced"), "{told}");
+        assert!(!is_writable(&site.primary).await);
+        assert!(is_writable(&site.spare).await);
+        old.stop().await.ok();
+        service.stop().await.ok();
+    }
+    Ok(())
+}
+
+fn time_of(value: &Value) -> Option<chrono::DateTime<chrono::FixedOffset>> {
+    chrono::DateTime::parse_from_rfc3339(value.as_str()?).ok()
 }

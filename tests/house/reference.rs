@@ -348,6 +348,7 @@ fn full() -> ServiceState {
         )],
     });
     state.spare.not_replicated = Some((1, "a/b.hart".into()));
+    state.spare.unproven.count(3);
     state.spare.arrivals.awaits("c/d.hart");
     state
         .spare

@@ -147,6 +147,32 @@ impl SpareDb<'_> {
         Ok(self.0.execute(doing, sql, values).await? > 0)
     }
 
+    /// Does the same beside the stream, for the holder of this token. The row is locked: a
+    /// transaction that changes it comes before or after this record as a whole.
+    pub async fn record_unavailable_beside(
+        self,
+        item: &Unavailable,
+        (ident, target): (&str, &str),
+        token: i64,
+    ) -> Result<bool, DatastoreError> {
+        let sql = "WITH named AS MATERIALIZED (SELECT 1 FROM public.origin_packages \
+                     WHERE ident = $4 AND target = $5 AND lower(checksum) = $2::text FOR SHARE) \
+                   INSERT INTO warm_spare.unavailable (key, checksum, reason) SELECT $1, $2::text, $3 \
+                   WHERE EXISTS (SELECT FROM named) \
+                     AND EXISTS (SELECT FROM warm_spare.recovery_point WHERE token <= $6) \
+                   ON CONFLICT (key) DO UPDATE SET checksum = excluded.checksum, reason = excluded.reason";
+        let values: &[&(dyn tokio_postgres::types::ToSql + Sync)] = &[
+            &item.key,
+            &item.checksum,
+            &item.reason,
+            &ident,
+            &target,
+            &token,
+        ];
+        let doing = "recording an unavailable artifact";
+        Ok(self.0.execute(doing, sql, values).await? > 0)
+    }
+
     /// Removes the records of these keys. Returns how many there were.
     pub async fn forget_unavailable(self, keys: &[&str]) -> Result<u64, DatastoreError> {
         let sql = "DELETE FROM warm_spare.unavailable WHERE key = ANY ($1)";

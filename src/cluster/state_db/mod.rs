@@ -12,6 +12,7 @@ pub(super) mod new_copy;
 pub(super) mod nodes;
 pub(super) mod roles;
 pub(super) mod state;
+pub(super) mod unproven;
 pub(super) mod upkeep;
 pub(super) mod working_lock;
 

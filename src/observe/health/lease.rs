@@ -1,4 +1,5 @@
-//! The health of a shared bucket: its lease, and a Builder on the spare that could write into it.
+//! The health of a shared bucket: its lease, artifacts that were not hashed yet, and a Builder on the
+//! spare that could write into it.
 
 use super::{Findings, Level};
 use crate::domain::{HealthCode, Role};
@@ -12,6 +13,20 @@ pub(super) fn of_the_own_fence(state: &ServiceState, found: &mut Findings) {
         why.unwrap_or("it is not granted yet")
     );
     found.add(Level::Critical, HealthCode::LeaseExpired, text);
+}
+
+/// Reports the artifacts that a copy has admitted by their presence.
+pub(super) fn of_unproven_artifacts(state: &ServiceState, found: &mut Findings) {
+    let unproven = &state.spare.unproven;
+    if unproven.left > 0 {
+        let text = format!(
+            "artifacts that are in the shared bucket, and were not read and hashed yet: {}; {} of {} are done",
+            unproven.left,
+            unproven.of - unproven.left,
+            unproven.of,
+        );
+        found.add(Level::Warning, HealthCode::UnprovenArtifacts, text);
+    }
 }
 
 pub(super) fn of_the_lease(state: &ServiceState, found: &mut Findings) {

@@ -63,6 +63,7 @@ pub struct SpareFacts {
     /// Number of artifacts that the provider of the bucket never brings, and one of them.
     pub not_replicated: Option<(u64, String)>,
     pub arrivals: Arrivals,
+    pub unproven: Unproven,
     /// Some artifacts that local rows name, searched in the local bucket; None: not searched.
     pub sampled: Option<Sampled>,
     /// True: the visible database is not the database that was copied here, or it does not exist.
@@ -259,6 +260,28 @@ pub struct Artifacts {
     pub retired: Option<u64>,
     /// Some of the artifacts that the primary does not have, with key and reason.
     pub examples: Vec<(String, MissingReason)>,
+}
+
+/// The artifacts of a shared bucket that a copy has admitted by their presence.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Unproven {
+    /// Number of those that were not hashed yet.
+    pub left: u64,
+    /// The largest number since there was none.
+    pub of: u64,
+}
+
+impl Unproven {
+    /// Notes how many are on record.
+    pub fn count(&mut self, left: u64) {
+        self.of = if left == 0 { 0 } else { self.of.max(left) };
+        self.left = left;
+    }
+
+    /// Notes that one is settled.
+    pub fn settled_one(&mut self) {
+        self.count(self.left.saturating_sub(1));
+    }
 }
 
 /// The last observation of the two stores of a cluster.

@@ -180,6 +180,28 @@ impl<'a> Inventory<'a> {
         Ok(row.get::<_, i64>(0) as u64)
     }
 
+    /// Takes those artifacts out of the plan that are admitted by their presence in the listing: of
+    /// all rows, or of the rows that the visible database has, without the bytes (key and checksum)
+    /// that are recorded as unavailable. They are recorded as unproven. Returns the size of the
+    /// remaining plan.
+    pub async fn admit_present(
+        &self,
+        of_all_rows: bool,
+        unavailable: &HashSet<(String, String)>,
+    ) -> Result<u64, DatastoreError> {
+        let (keys, checksums): (Vec<&str>, Vec<&str>) = unavailable
+            .iter()
+            .map(|(key, checksum)| (key.as_str(), checksum.as_str()))
+            .unzip();
+        let doing = "admitting artifacts by their presence";
+        self.session
+            .execute(doing, ADMIT, &[&of_all_rows, &keys, &checksums])
+            .await?;
+        let sql = "SELECT count(*) FROM todo";
+        let left = self.session.query_one(doing, sql, &[]).await?;
+        Ok(left.get::<_, i64>(0) as u64)
+    }
+
     /// Returns one page of the plan, in the order of keys; `after` is the last key of the page
     /// before.
     pub async fn page(&self, after: &str, limit: i64) -> Result<Vec<Todo>, DatastoreError> {
@@ -262,12 +284,13 @@ impl<'a> Inventory<'a> {
     }
 
     /// Returns wanted keys whose object is absent, or has another length or ETag than when it was
-    /// hashed.
+    /// hashed. An object that is there and recorded as unproven is none of them.
     pub async fn unproven(&self) -> Result<Vec<(String, &'static str)>, DatastoreError> {
         let sql = "SELECT w.key, CASE WHEN p.key IS NULL THEN 1 WHEN a.key IS NULL OR a.checksum <> w.checksum THEN 2 \
                      WHEN a.bytes <> p.bytes THEN 3 ELSE 4 END \
                    FROM wanted w LEFT JOIN present p ON p.key = w.key LEFT JOIN public.artifact a ON a.key = w.key \
-                   WHERE p.key IS NULL OR a.key IS NULL OR a.checksum <> w.checksum OR a.bytes <> p.bytes OR a.etag <> p.etag \
+                   WHERE p.key IS NULL OR (a.state = 'unproven' AND a.checksum = w.checksum) IS NOT TRUE \
+                     AND (a.key IS NULL OR a.checksum <> w.checksum OR a.bytes <> p.bytes OR a.etag <> p.etag) \
                    ORDER BY 1";
         let rows = self.session.query("comparing artifacts", sql, &[]).await?;
         Ok(rows
@@ -290,6 +313,20 @@ CREATE TEMP TABLE IF NOT EXISTS wanted (key text PRIMARY KEY, checksum text NOT 
 CREATE TEMP TABLE IF NOT EXISTS visible (key text PRIMARY KEY, checksum text NOT NULL, package text NOT NULL);
 CREATE TEMP TABLE IF NOT EXISTS present (key text PRIMARY KEY, etag text NOT NULL, bytes bigint NOT NULL);
 TRUNCATE wanted, visible, present;
+";
+
+/// An object that was hashed, and was written again since, becomes unproven.
+const ADMIT: &str = "
+WITH admitted AS (
+  DELETE FROM todo t WHERE t.etag IS NOT NULL AND ($1 OR t.visible = t.checksum)
+    AND NOT EXISTS (SELECT FROM unnest($2::text[], $3::text[]) u (key, checksum)
+                    WHERE u.key = t.key AND u.checksum = t.checksum)
+  RETURNING t.key, t.checksum, t.bytes, t.etag)
+INSERT INTO public.artifact AS a (key, checksum, bytes, etag, state, verified_at)
+SELECT key, checksum, bytes, etag, 'unproven', now() FROM admitted
+ON CONFLICT (key) DO UPDATE SET checksum = excluded.checksum, bytes = excluded.bytes, etag = excluded.etag,
+  state = excluded.state, verified_at = excluded.verified_at
+WHERE (a.checksum, a.bytes, a.etag, a.state) IS DISTINCT FROM (excluded.checksum, excluded.bytes, excluded.etag, excluded.state)
 ";
 
 const PLAN: &str = "

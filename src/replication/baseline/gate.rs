@@ -8,6 +8,7 @@ use crate::observe::{Phase, Progress, Step};
 use crate::replication::artifact::carrier::Carrier;
 use crate::replication::artifact::inventory::Inventory;
 use crate::replication::artifact::missing;
+use crate::replication::artifact::presence::Presence;
 use crate::replication::artifact::round::{self, Round};
 use crate::replication::error::ReplicationError;
 use crate::replication::fuse::{self, Shrinkage};
@@ -28,6 +29,8 @@ pub(crate) struct SyncContext<'a> {
     pub carrier: &'a Carrier,
     pub inventory: &'a Inventory<'a>,
     pub progress: &'a Progress,
+    /// The rows whose artifacts are admitted by their presence.
+    pub presence: Presence,
 }
 
 impl<'a> SyncContext<'a> {
@@ -42,6 +45,23 @@ impl<'a> SyncContext<'a> {
         }
     }
 
+    /// Plans the remaining work, and returns its size. `settled` are the keys that it leaves out.
+    /// Bytes that are recorded as unavailable are never admitted by their presence.
+    pub(crate) async fn plan(
+        &self,
+        settled: &[String],
+        unavailable: &HashSet<(String, String)>,
+    ) -> Result<u64, ReplicationError> {
+        let todo = self.inventory.plan(settled).await?;
+        let of_all_rows = match self.presence {
+            Presence::NoRow => return Ok(todo),
+            Presence::VisibleRows => false,
+            Presence::AllRows => true,
+        };
+        let admitted = self.inventory.admit_present(of_all_rows, unavailable);
+        Ok(admitted.await?)
+    }
+
     /// Copies the missing artifacts of the inventory's wanted rows. `known` are the bytes (key and
     /// checksum) recorded as unavailable before: only for others is the grace waited, and only
     /// others count for the fuse.
@@ -50,7 +70,7 @@ impl<'a> SyncContext<'a> {
         known: &HashSet<(String, String)>,
         phase: Phase,
     ) -> Result<Gated, ReplicationError> {
-        let todo = self.inventory.plan(&[]).await?;
+        let todo = self.plan(&[], known).await?;
         let step = self.progress.begin(phase, todo);
         let mut round = self.round(&step, &[]).await?;
         self.believe_refusals(&round).await?;
@@ -60,7 +80,7 @@ impl<'a> SyncContext<'a> {
             tokio::time::sleep(self.config.replication.gate_grace).await;
             self.confirm_bucket(&round).await?;
             let settled: Vec<String> = round.staged.iter().map(|swap| swap.key.clone()).collect();
-            self.inventory.plan(&settled).await?;
+            self.plan(&settled, known).await?;
             let again = self.round(&step, &settled).await?;
             self.believe_refusals(&again).await?;
             round.missing.clear();

@@ -16,6 +16,7 @@ use crate::domain::{ErrorCode, EventKind, MissingReason};
 use crate::observe::{Clock, Phase, Progress};
 use crate::replication::artifact::carrier::Carrier;
 use crate::replication::artifact::inventory::{Inventory, InventoryError};
+use crate::replication::artifact::presence::{Presence, presence};
 use crate::replication::artifact::round::Round;
 use crate::replication::baseline::ends::Ends;
 use crate::replication::baseline::incoming::Incoming;
@@ -28,6 +29,7 @@ use crate::replication::fuse::Shrinkage;
 use crate::replication::mode::select;
 use crate::replication::mode::select::Chosen;
 use crate::replication::stream::{self, Follow, Gap};
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -146,6 +148,7 @@ async fn sync_with_a_primary(
         .drop_database(&incoming::incoming_name(config))
         .await?;
     let inventory = Inventory::new(state.session()).await?;
+    let presence = presence_for(config, &state, &facts).await?;
     let work = SyncContext {
         config,
         state: &state,
@@ -153,6 +156,7 @@ async fn sync_with_a_primary(
         carrier: &carrier,
         inventory: &inventory,
         progress,
+        presence,
     };
     let pass = Pass {
         work: &work,
@@ -166,6 +170,19 @@ async fn sync_with_a_primary(
     let report = Box::pin(pass.run(options, !recorded)).await?;
     state.artifacts_proved().await?;
     Ok(report)
+}
+
+/// Finds out for which rows the presence of their artifacts is enough.
+async fn presence_for(
+    config: &Config,
+    state: &StateDb,
+    facts: &Facts,
+) -> Result<Presence, ReplicationError> {
+    let visible = Visible::open(config, facts).await?;
+    let has_copy = visible.session_of_ours().is_some() && state.recovery_point().await?.is_some();
+    let place = state.artifact_place().await?;
+    let is_known = place.is_some_and(|(_, proved)| proved);
+    Ok(presence(config.artifacts.mode, has_copy, is_known))
 }
 
 /// Records that the next copy may replace the data that an operator has given up.
@@ -222,14 +239,14 @@ impl Pass<'_> {
         let continuation = self.goes_on_from(&visible).await?;
         // Before hours of copying it is checked that the spare can have such a database at all.
         let incoming = Incoming::create(self.work, self.facts).await?;
-        let mut round = match self.artifacts_first().await {
+        let known_unavailable = visible.known().await?;
+        let mut round = match self.artifacts_first(&known_unavailable).await {
             Ok(round) => round,
             Err(error) => {
                 incoming.give_up(self.work).await;
                 return Err(error);
             }
         };
-        let known_unavailable = visible.known().await?;
         drop(visible);
         let copied = Baseline {
             work: self.work,
@@ -425,7 +442,10 @@ impl Pass<'_> {
 
     /// Copies artifacts before the snapshot, until few are missing: a first copy of terabytes must
     /// not hold a snapshot for days.
-    async fn artifacts_first(&self) -> Result<Round, ReplicationError> {
+    async fn artifacts_first(
+        &self,
+        known: &HashSet<(String, String)>,
+    ) -> Result<Round, ReplicationError> {
         let (work, mut all) = (self.work, Round::default());
         for number in 0..MAX_ROUNDS {
             self.load_wanted().await?;
@@ -434,7 +454,7 @@ impl Pass<'_> {
                 .map(|(item, _)| item.key.clone())
                 .chain(all.staged.iter().map(|swap| swap.key.clone()))
                 .collect();
-            let todo = work.inventory.plan(&settled).await?;
+            let todo = work.plan(&settled, known).await?;
             if number > 0 && todo <= FEW_ARTIFACTS {
                 break;
             }

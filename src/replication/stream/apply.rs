@@ -329,6 +329,7 @@ impl<'a> Applier<'a> {
         let outcomes = group.ticket.outcomes().await?;
         let swaps: Vec<Swap> = outcomes.iter().filter_map(swap_of).collect();
         let removed = self.gone(&effects).await?;
+        self.settling.look_beside(self.changes.session()).await?;
         let here = match self.settling.has_unavailable() {
             true => group.ticket.keys_here(),
             false => Vec::new(),

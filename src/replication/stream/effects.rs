@@ -9,6 +9,7 @@ use crate::config::Config;
 use crate::domain::Lsn;
 use crate::package::{PackageRow, package_of_key};
 use crate::replication::artifact::carrier::Carrier;
+use crate::replication::artifact::recording::Recording;
 use crate::replication::artifact::replacements;
 use crate::replication::artifact::round::Swap;
 use crate::replication::error::ReplicationError;
@@ -25,6 +26,9 @@ pub(super) struct TransactionEffects<'a> {
     /// Number of package rows; None: not counted yet. Counting takes longer the more rows there
     /// are.
     packages: Option<u64>,
+    /// Another task may record unavailable artifacts too. `records_seen` belongs to it.
+    recording: Recording,
+    records_seen: u64,
     /// True: the list of unavailable artifacts has changed since it was last asked for.
     changed: bool,
     /// True: Builder does not see this database yet, so changes of bytes under its keys wait for
@@ -56,8 +60,11 @@ impl<'a> TransactionEffects<'a> {
         (state, lock): (&'a StateDb, Lock),
         carrier: &'a Carrier,
         session: &WriteSession,
+        recording: Recording,
         incoming: bool,
     ) -> Result<TransactionEffects<'a>, ReplicationError> {
+        let mut records_seen = 0;
+        recording.is_news(&mut records_seen);
         let unavailable = SpareDb::of(session).unavailable_bytes().await?;
         Ok(TransactionEffects {
             config,
@@ -66,11 +73,25 @@ impl<'a> TransactionEffects<'a> {
             carrier,
             unavailable,
             packages: None,
+            recording,
+            records_seen,
             changed: false,
             incoming,
             swaps: Vec::new(),
             shrinkage: Shrinkage::default(),
         })
+    }
+
+    /// Reads the list of unavailable artifacts again, if another task may have added to it. The rows
+    /// of the open transaction are changed already: such a task waits for them, or was before them.
+    pub(super) async fn look_beside(
+        &mut self,
+        session: &WriteSession,
+    ) -> Result<(), ReplicationError> {
+        if self.recording.is_news(&mut self.records_seen) {
+            self.unavailable = SpareDb::of(session).unavailable_bytes().await?;
+        }
+        Ok(())
     }
 
     /// Returns whether any artifact is recorded as unavailable.

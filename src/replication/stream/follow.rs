@@ -21,6 +21,7 @@ use crate::config::Config;
 use crate::domain::Lsn;
 use crate::observe::Clock;
 use crate::replication::artifact::carrier::Carrier;
+use crate::replication::artifact::recording::Recording;
 use crate::replication::artifact::retention::{Swept, sweep};
 use crate::replication::artifact::retry::retry_unavailable;
 use crate::replication::artifact::round::Swap;
@@ -61,6 +62,8 @@ pub struct Follow<'a> {
     pub retried: Arc<Mutex<Instant>>,
     /// Tables in which a comparison found a difference, with the time.
     pub differed: Differed,
+    /// Tells that another task records unavailable artifacts.
+    pub recording: Recording,
 }
 
 /// The means of the process that follows.
@@ -98,6 +101,7 @@ impl<'a> Follow<'a> {
             clock: Clock::real(),
             retried: Arc::new(Mutex::new(Instant::now())),
             differed: Differed::default(),
+            recording: Recording::default(),
         }
     }
 }
@@ -174,6 +178,7 @@ impl Follow<'_> {
             (self.state, self.lock),
             self.carrier,
             &session,
+            self.recording.clone(),
             self.incoming,
         )
         .await?;

@@ -6,7 +6,7 @@ use super::{ok, refuse, unknown, warn};
 use crate::cluster::RecoveryPoint;
 use crate::config::ArtifactsMode;
 use crate::config::Mode;
-use crate::domain::{PreflightCheck, Role};
+use crate::domain::{PreflightCheck, Role, Verdict};
 use crate::observe::{Check, Lag, ServiceState, span};
 use bytesize::ByteSize;
 use chrono::{DateTime, TimeDelta, Utc};
@@ -133,6 +133,13 @@ pub(super) fn artifacts(facts: &Facts) -> Check {
             false => warn(NAME, text, step),
         };
     }
+    let unproven = remembered.map_or(0, |state| state.unproven);
+    with_unproven(unproven, recorded(facts, remembered, looked_for))
+}
+
+/// Judges the artifacts that are recorded as unavailable.
+fn recorded(facts: &Facts, remembered: Option<&Remembered>, looked_for: usize) -> Check {
+    const NAME: PreflightCheck = PreflightCheck::Artifacts;
     let missing = remembered.and_then(|state| state.missing.as_ref());
     match missing.map(|missing| (missing.len(), missing.first())) {
         None => warn(
@@ -160,6 +167,24 @@ pub(super) fn artifacts(facts: &Facts) -> Check {
             format!("{number} are missing or damaged on the primary, such as {key} ({reason})"),
             "upload these packages again on the primary",
         ),
+    }
+}
+
+/// Adds a warning about artifacts that were not hashed yet. It never refuses: they are there.
+fn with_unproven(unproven: u64, check: Check) -> Check {
+    if unproven == 0 {
+        return check;
+    }
+    let text =
+        format!("{unproven} artifacts are in the shared bucket, and were not read and hashed yet");
+    let step =
+        "wait until the service has read them, or run `warm-spare verify --deep`, which reads all";
+    match check.result {
+        Verdict::Ok => warn(check.name, text, step),
+        _ => Check {
+            reason: format!("{}; {text}", check.reason),
+            ..check
+        },
     }
 }
 

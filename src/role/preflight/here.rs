@@ -26,6 +26,8 @@ pub(super) struct Remembered {
     pub missing: Option<Vec<(String, MissingReason)>>,
     /// True: the bucket is another one than before, and no pass has proved its artifacts yet.
     pub unproved: bool,
+    /// Number of artifacts of a shared bucket that were not hashed yet.
+    pub unproven: u64,
     /// The reason why the fence does not hold.
     pub open: Option<String>,
 }
@@ -39,6 +41,7 @@ pub(super) async fn remember(config: &Config) -> Result<Option<Remembered>, Repl
     let confirmation = state.confirmation().await?;
     let verification = state.last_verification().await?;
     let place = state.artifact_place().await?;
+    let unproven = state.count_unproven().await?;
     let (visible, open) = tokio::try_join!(visible(config, copied), open_fence(config, &state))?;
     let (point, missing) = visible;
     Ok(Some(Remembered {
@@ -47,6 +50,7 @@ pub(super) async fn remember(config: &Config) -> Result<Option<Remembered>, Repl
         confirmation,
         verification,
         missing,
+        unproven,
         unproved: place.is_some_and(|(_, proved)| !proved),
         open,
     }))

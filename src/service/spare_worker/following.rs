@@ -2,6 +2,7 @@
 
 use super::SpareWorker;
 use super::interrupts::another_stream;
+use super::proving::proving_ended;
 use super::stream_listener::{StreamListener, held};
 use super::verification::finished;
 use crate::cluster::preparation::Names;
@@ -85,6 +86,7 @@ impl SpareWorker<'_> {
             clock: self.writer.clock.clone(),
             retried: self.retried.clone(),
             differed: self.differed.clone(),
+            recording: self.beside.recording.clone(),
             ..Follow::new(context, names, recorded)
         };
         // Bytes may be half replaced when the stream ends.
@@ -251,7 +253,9 @@ impl SpareWorker<'_> {
     ) -> Result<&'static str, ReplicationError> {
         let mut confirmations = ear.confirmed.subscribe();
         let mut rules = Rules::of(config);
+        let found_unavailable = self.found_unavailable.clone();
         loop {
+            self.prove_if_due(config);
             let now = self.writer.now();
             self.mind_the_clock();
             let until = match self.plan.beside(&rules, now) {
@@ -284,6 +288,8 @@ impl SpareWorker<'_> {
                     return Ok("both sites ask for the takeover");
                 }
                 () = ear.gets_on.notified() => self.gets_on(),
+                ended = proving_ended(&mut self.proving) => self.proved(ended),
+                () = found_unavailable.notified() => self.recount(config).await?,
                 () = ear.unavailable_changed.notified() => self.recount(config).await?,
                 () = ear.fenced.notified() => self.mind_the_fence(config).await,
                 changed = confirmations.changed() => {
@@ -319,7 +325,7 @@ impl SpareWorker<'_> {
     }
 
     /// Counts the artifacts that are unavailable on the primary, as recorded beside the rows.
-    async fn recount(&mut self, config: &Config) -> Result<(), ReplicationError> {
+    pub(super) async fn recount(&mut self, config: &Config) -> Result<(), ReplicationError> {
         super::super::load_state::recall(self.writer, config, &self.leadership.state).await?;
         self.plan.unavailable = self
             .writer

@@ -2,6 +2,7 @@
 
 use super::SpareWorker;
 use super::interrupts::{given_up, release_when_moving};
+use super::proving::proving_ended;
 use crate::cluster::{Confirmation, LocalCluster};
 use crate::config::Config;
 use crate::domain::EventKind;
@@ -12,12 +13,14 @@ use crate::replication::{
 };
 use crate::service::load_state::recall;
 use crate::service::{StatusWriter, sight};
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Instant;
 
 impl SpareWorker<'_> {
     pub(super) async fn pass(&mut self, config: &Arc<Config>) -> Result<(), ReplicationError> {
         let (started, begun) = (self.writer.now(), Instant::now());
+        self.prove_if_due(config);
         self.writer
             .update(|state| state.spare.baseline = Some(Baseline { started }));
         let options = Options {
@@ -28,14 +31,26 @@ impl SpareWorker<'_> {
             fenced_by_us: false,
         };
         let progress = self.writer.progress();
+        let rows = self.beside.rows.clone();
+        let mut proved = None;
         let report = tokio::select! {
-            report = sync(config, options, &progress) => Some(report),
+            report = async {
+                let _no_judgement = rows.lock().await;
+                sync(config, options, &progress).await
+            } => Some(report),
             why = given_up(self.writer, self.configs.clone(), config) => {
                 log::info!("the running pass was given up: {why}");
                 None
             }
             never = release_when_moving(self.writer) => match never {},
+            never = async {
+                proved = Some(proving_ended(&mut self.proving).await);
+                std::future::pending::<Infallible>().await
+            } => match never {},
         };
+        if let Some(ended) = proved {
+            self.proved(ended);
+        }
         // The counters come first: a reader who sees that the pass is over also finds it in the
         // metrics.
         let counters = &self.writer.counters;

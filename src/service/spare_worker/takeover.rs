@@ -144,6 +144,7 @@ impl SpareWorker<'_> {
     }
 
     async fn hand_over(&mut self, config: &Arc<Config>) -> Result<bool, ReplicationError> {
+        self.proving = None;
         // The leadership's own session has other users, and a handover uses transactions.
         let state = LocalCluster::of(config).state().await?;
         let outcome = match self.begin_handover(config, &state).await {

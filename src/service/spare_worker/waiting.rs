@@ -62,7 +62,7 @@ impl SpareWorker<'_> {
     ) -> chrono::DateTime<chrono::Utc> {
         // Half replaced bytes come before a handover.
         let handover = self.handover_at.filter(|_| !self.unsettled);
-        let again = [self.verify_again, handover];
+        let again = [self.verify_again, self.prove_again, handover];
         again
             .into_iter()
             .flatten()
