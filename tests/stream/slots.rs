@@ -6,6 +6,7 @@ use support::follow::{
     until_following,
 };
 use support::packages::{delete_rows, promote};
+use support::proxy::{Mode, Proxy};
 use support::{Factory, Result, Service, Site};
 
 const MADE: &str = "made_by_hand";
@@ -141,15 +142,17 @@ async fn gaps_that_come_again_and_again_are_paced() -> Result<()> {
     Ok(())
 }
 
-/// A holder that was asleep has lost the lock, and is about to drop the slot. The next holder reads
-/// that slot, and keeps it.
+/// A holder that was asleep has lost the lock, and is about to drop the slot. The next holder goes on
+/// from that slot, which nobody reads yet.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_former_holder_drops_no_slot() -> Result<()> {
     let site = prepared("slots_former").await?;
     Factory::seeded().fill(&site.primary, 3).await?;
     let (asleep, halt) = Service::halting(&site, "", "slot.before_drop");
     until_following(&asleep).await;
-    let next = asleep.beside("");
+    let line = Proxy::start(site.primary.pg.port()).await?;
+    line.lose().await;
+    let next = asleep.beside(&line.to_peer(""));
     next.until_state("standby").await;
     asleep.reconfigure("[replication]\nmode = \"snapshot\"");
     halt.reached().await;
@@ -157,12 +160,15 @@ async fn a_former_holder_drops_no_slot() -> Result<()> {
     let end = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted \
                AND database = (SELECT oid FROM pg_database WHERE datname = 'warm_spare')";
     admin.batch_execute(end).await?;
-    until_following(&next).await;
+    next.until("it works", |status| status["active"] == true)
+        .await;
     halt.go();
     asleep.until_state("standby").await;
+    assert_eq!(lasting_slots(&site).await?.len(), 1);
+    line.set(Mode::Pass).await;
+    until_following(&next).await;
     audit(&site, "after").await?;
     until_equal(&site).await?;
     assert_eq!(copies(&next).await?, 0, "no new baseline");
-    assert_eq!(lasting_slots(&site).await?.len(), 1);
     Ok(())
 }
