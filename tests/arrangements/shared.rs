@@ -5,14 +5,14 @@ use serde_json::Value;
 use support::bucket_rules::keep_versions;
 use support::follow::{events, unavailable, until_equal, until_following};
 use support::http_fault::{Fault, HttpFault};
-use support::packages::delete_package;
+use support::packages::{self, delete_package};
 use support::pair::{
     PROMOTE, Pair, Writers, forced, is_writable, lost, returning, until_primary, until_read_only,
     until_settled, until_writable, write,
 };
 use support::proxy::{Mode, Proxy};
 use support::service::until_conflict;
-use support::{Cluster, Factory, Result, Service, Site, seed};
+use support::{Cluster, Factory, Result, Service, Site, Spec, seed};
 
 pub(crate) const SHARED: &str = "[artifacts]\nmode = \"shared\"\nlease_ttl = \"2s\"";
 const LEASE: &str = ".warm-spare/lease.json";
@@ -531,4 +531,28 @@ async fn a_lease_with_another_time_is_handed_over() -> Result<()> {
 
 fn time_of(value: &Value) -> Option<chrono::DateTime<chrono::FixedOffset>> {
     chrono::DateTime::parse_from_rfc3339(value.as_str()?).ok()
+}
+
+/// The object of a new row is read within `replication.bandwidth_limit`, as a copied one is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_object_is_read_within_the_bandwidth() -> Result<()> {
+    let pair = Pair::of_one_bucket("shared_bandwidth").await?;
+    let (site, mut factory) = (&pair.there, another(17));
+    let service = Service::start(site, SHARED);
+    service.until_hold("not_prepared").await;
+    let _old = acting(&pair, "").await;
+    until_following(&service).await;
+    service.reconfigure(&format!(
+        "{SHARED}\n[replication]\nbandwidth_limit = \"100B/s\""
+    ));
+    let package = factory.make(Spec::new("core", "slow", "1").size(1 << 20));
+    packages::put(&site.primary, &package).await?;
+    packages::insert(&site.primary, &package).await?;
+    service
+        .until("the row waits until its object is read", |status| {
+            status["replication"]["gate_waiting"].as_u64() >= Some(1)
+        })
+        .await;
+    service.reconfigure(SHARED);
+    until_equal(site).await
 }

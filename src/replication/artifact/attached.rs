@@ -56,7 +56,7 @@ pub async fn absent_from(
     drawn.retain(|(key, _)| !unproven.contains(key));
     let wrong: Vec<String> = futures_util::stream::iter(drawn)
         .map(|(key, checksum)| async move {
-            let found = hash(store, &key).await?;
+            let found = hash(store, &key, None).await?;
             let is_right = found.is_some_and(|(found, _)| found == checksum);
             Ok::<_, ReplicationError>((!is_right).then_some(key))
         })

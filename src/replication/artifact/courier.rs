@@ -112,7 +112,7 @@ impl Courier {
 
     /// Reads and hashes an object of the local bucket. None: it does not exist.
     pub async fn hash_local(&self, key: &str) -> Result<Option<(Checksum, Stored)>, StoreError> {
-        hash(self.local.reading(), key).await
+        hash(self.local.reading(), key, None).await
     }
 
     async fn copy(
@@ -288,16 +288,21 @@ impl Courier {
     }
 }
 
-/// Reads and hashes an object. None: it does not exist.
+/// Reads and hashes an object, within the bandwidth of `throttle` if there is one. None: it does not
+/// exist.
 pub(super) async fn hash(
     store: &Store,
     key: &str,
+    throttle: Option<&Throttle>,
 ) -> Result<Option<(Checksum, Stored)>, StoreError> {
     let Some(mut body) = store.get(key).await? else {
         return Ok(None);
     };
     let mut hasher = Hasher::new();
     while let Some(bytes) = body.next().await? {
+        if let Some(throttle) = throttle {
+            throttle.take(bytes.len()).await;
+        }
         hasher.update(&bytes);
     }
     Ok(Some((hasher.finalize(), body.stored)))

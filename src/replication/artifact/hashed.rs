@@ -3,7 +3,7 @@
 
 use super::courier::hash;
 use super::inventory::Todo;
-use crate::cluster::{Store, StoreError, Stored};
+use crate::cluster::{Store, StoreError, Stored, Throttle};
 use crate::package::Checksum;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -11,10 +11,20 @@ use std::sync::{Arc, Mutex, MutexGuard};
 /// Maximum number of objects that are remembered.
 const MAX_HASHED: usize = 10_000;
 
-#[derive(Clone, Default)]
-pub(super) struct Hashed(Arc<Mutex<HashMap<String, (Checksum, Stored)>>>);
+#[derive(Clone)]
+pub(super) struct Hashed {
+    objects: Arc<Mutex<HashMap<String, (Checksum, Stored)>>>,
+    throttle: Throttle,
+}
 
 impl Hashed {
+    pub(super) fn within(throttle: &Throttle) -> Hashed {
+        Hashed {
+            objects: Arc::default(),
+            throttle: throttle.clone(),
+        }
+    }
+
     /// Returns the checksum of the object that was found under the key. It is read unless it is
     /// known. None: it is gone by now.
     pub(super) async fn checksum(
@@ -33,7 +43,7 @@ impl Hashed {
         {
             return Ok(Some(found.clone()));
         }
-        let found = hash(store, &todo.key).await?;
+        let found = hash(store, &todo.key, Some(&self.throttle)).await?;
         if let Some(found) = &found {
             let mut objects = self.objects();
             if objects.len() >= MAX_HASHED {
@@ -45,6 +55,6 @@ impl Hashed {
     }
 
     fn objects(&self) -> MutexGuard<'_, HashMap<String, (Checksum, Stored)>> {
-        self.0.lock().expect("no holder panics")
+        self.objects.lock().expect("no holder panics")
     }
 }

@@ -49,7 +49,7 @@ pub async fn prove_once_more(
             if is_known {
                 return Ok(None);
             }
-            Ok(match hash(store, &key).await? {
+            Ok(match hash(store, &key, None).await? {
                 Some((found, _)) if found == checksum => None,
                 Some(_) => Some((key, checksum, MissingReason::Damaged)),
                 None => Some((key, checksum, MissingReason::Missing)),

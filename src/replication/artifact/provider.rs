@@ -41,7 +41,7 @@ impl Provider {
             filler: Courier::to_fill(config, throttle)?,
             arrival_limit: config.artifacts.arrival_limit,
             has_rule: Arc::default(),
-            hashed: Hashed::default(),
+            hashed: Hashed::within(throttle),
             opened: Instant::now(),
         })
     }
@@ -68,7 +68,7 @@ impl Provider {
         if is_replicated {
             // The provider has done its part, so the bytes are wrong on the primary, or were
             // changed here.
-            match hash(&self.peer, &todo.key).await? {
+            match hash(&self.peer, &todo.key, Some(&self.throttle)).await? {
                 Some((found, _)) if found != todo.checksum => {
                     return Ok(ArtifactOutcome::Damaged(found));
                 }

@@ -20,7 +20,7 @@ impl SharedBucket {
         Ok(SharedBucket {
             store: LocalCluster::of(config).reading_store()?,
             throttle: throttle.clone(),
-            hashed: Hashed::default(),
+            hashed: Hashed::within(throttle),
         })
     }
 

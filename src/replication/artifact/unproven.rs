@@ -2,6 +2,7 @@
 //! showed them: one after the other, within `replication.bandwidth_limit`. Each result is recorded
 //! at once, so that a kill loses one object at most. No object is written.
 
+use super::courier::hash;
 use super::missing::{bucket_is_right, reason_of, serves_others};
 use super::recording::Recording;
 use crate::cluster::{
@@ -10,7 +11,7 @@ use crate::cluster::{
 };
 use crate::config::Config;
 use crate::domain::MissingReason;
-use crate::package::{Checksum, Hasher, PackageRow, package_of_key};
+use crate::package::{Checksum, PackageRow, package_of_key};
 use crate::replication::error::ReplicationError;
 use crate::replication::fuse;
 use std::collections::{HashSet, VecDeque};
@@ -173,24 +174,12 @@ impl<R: Fn(Settled)> Prover<'_, R> {
 
     /// Reads and hashes an object. The bytes are called wrong until they are compared.
     async fn read(&self, key: &str) -> Result<Found, StoreError> {
-        match self.hash(key).await {
+        match hash(&self.store, key, Some(self.throttle)).await {
             Ok(Some((found, stored))) => Ok(Found::Wrong(found, stored)),
             Ok(None) => Ok(Found::Nothing),
             Err(error) if error.may_be_of_the_object() => Ok(Found::Refused(error)),
             Err(error) => Err(error),
         }
-    }
-
-    async fn hash(&self, key: &str) -> Result<Option<(Checksum, Stored)>, StoreError> {
-        let Some(mut body) = self.store.get(key).await? else {
-            return Ok(None);
-        };
-        let mut hasher = Hasher::new();
-        while let Some(bytes) = body.next().await? {
-            self.throttle.take(bytes.len()).await;
-            hasher.update(&bytes);
-        }
-        Ok(Some((hasher.finalize(), body.stored)))
     }
 
     /// Judges the doubts whose grace is over.
