@@ -53,7 +53,7 @@ const HANDOVER: &[&str] = &[
 pub const LEASE: &[&str] = &["lease.asked", "lease.taken", "lease.fence_recorded"];
 
 /// The point before our slot is dropped: `tests/stream/slots.rs` waits there.
-const SLOT: &[&str] = &["slot.before_drop"];
+pub const SLOT: &[&str] = &["slot.before_drop"];
 
 /// The point at which a step of a transition begins.
 pub fn step(kind: &str, step: &str) {
