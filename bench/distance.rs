@@ -1,4 +1,4 @@
-//! What a spare at the other end of a long line costs: the lag of an upload, its round trips, and a first
+//! The costs of a spare at the other end of a long line: the lag of an upload, its round trips, and a first
 //! copy. The process is beside the primary, and the spare's datastore and store are far. On real servers.
 //!
 //! `scripts/bench distance [--smoke]`.

@@ -80,7 +80,7 @@ pub use state_db::kept::KeptDatabase;
 pub use state_db::lease::LeaseRecord;
 pub use state_db::lineage::{Descent, Lineage, record_lineage};
 pub use state_db::new_copy::NewCopy;
-pub use state_db::nodes::{Node, NodeDisk, NodeTold};
+pub use state_db::nodes::{Disk, Node, NodeTold};
 pub use state_db::roles::{EPOCH_STEP_MAX, FenceRecord, Promotion, Record};
 pub use state_db::state::{
     Artifact, ClusterRecord, Generation, RecoveryPoint, StateDb, StateError, StreamSource,

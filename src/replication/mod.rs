@@ -27,7 +27,7 @@ pub use baseline::checks::{Facts, check, has_database, one_bucket, two_servers};
 pub(crate) use baseline::clone::clone_visible;
 pub use baseline::content_hash::ContentHash;
 pub use baseline::copy::Copied;
-pub use baseline::disk::{Disk, disk};
+pub use baseline::disk::disk;
 pub use baseline::ends::Ends;
 pub use baseline::generations::{Kept, drop_kept, kept_generations};
 pub use baseline::interrupted::{existing_id, may_work, mend};

@@ -3,11 +3,11 @@
 
 use super::leadership::{End, Leadership};
 use super::{Configs, StatusWriter};
-use crate::cluster::{Node, NodeDisk, NodeTold, StateDb};
+use crate::cluster::{Disk, Node, NodeTold, StateDb};
 use crate::config::{Config, Direction, WantedRole};
 use crate::domain::{HoldReason, Role};
 use crate::observe::{PairFacts, ServiceState};
-use crate::replication::{Disk, ReplicationError, disk};
+use crate::replication::{ReplicationError, disk};
 use crate::role::{checks_of_this_node, checks_to_text, wishes_differ};
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
@@ -101,7 +101,7 @@ pub(super) fn forces_promotion(writer: &StatusWriter, config: &Config) -> bool {
 /// Tells the other process about this one.
 #[derive(Default)]
 pub(super) struct Teller {
-    /// What only this node can see, with the time of the look.
+    /// The checks and the disk that only this node can see, with the time of the look.
     seen: Option<(Instant, String, Option<Disk>)>,
 }
 
@@ -137,11 +137,7 @@ impl Teller {
             serves,
             hold,
             checks,
-            disk: disk.map(|disk| NodeDisk {
-                directory: disk.directory,
-                free: disk.free,
-                total: disk.total,
-            }),
+            disk,
         };
         Ok(state.tell(&told).await?)
     }

@@ -56,7 +56,7 @@ pub(super) struct SpareWorker<'a> {
     prove_again: Option<chrono::DateTime<chrono::Utc>>,
     /// It has recorded an artifact as unavailable.
     found_unavailable: Arc<Notify>,
-    /// What it shares with the stream and the passes.
+    /// The part of the hashing that the stream and the passes share.
     beside: Beside,
     /// True: local rows differ from the rows that were sent, so they are copied although the
     /// primary has not changed.

@@ -27,7 +27,7 @@ const PEER_PATIENCE: Duration = Duration::from_secs(1);
 
 type Taken = Option<(StateDb, Lock)>;
 
-/// What a waiting process remembers from look to look.
+/// The memory of a waiting process from look to look.
 #[derive(Default)]
 pub(super) struct Waiting {
     watch: Watch,

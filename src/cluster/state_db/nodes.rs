@@ -6,7 +6,7 @@ use crate::cluster::postgres::datastore_error::printable;
 use crate::config::{Direction, WantedRole};
 use std::time::{Duration, Instant};
 
-/// What a process tells the others.
+/// The record that a process writes of itself for the others.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeTold {
     pub direction: Direction,
@@ -23,12 +23,12 @@ pub struct NodeTold {
     /// The checks that only its own node can make, in the form of room `role`; empty: none.
     pub checks: String,
     /// Disk of the local server. None: the server is on another machine.
-    pub disk: Option<NodeDisk>,
+    pub disk: Option<Disk>,
 }
 
 /// The disk on which the local server keeps Builder's database.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NodeDisk {
+pub struct Disk {
     pub directory: String,
     /// In bytes.
     pub free: u64,
@@ -118,7 +118,7 @@ impl StateDb {
             .await?;
         let node = |row: &tokio_postgres::Row| {
             let disk = |directory, free: Option<i64>, total: Option<i64>| {
-                Some(NodeDisk {
+                Some(Disk {
                     directory,
                     free: free?.unsigned_abs(),
                     total: total?.unsigned_abs(),

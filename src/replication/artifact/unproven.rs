@@ -62,7 +62,7 @@ pub async fn prove_unproven(
         store: LocalCluster::of(config).reading_store()?,
     };
     while prover.round().await? {
-        // What is left was changed in the meantime, or is more than the fuse allows.
+        // The artifacts that are left were changed in the meantime, or are more than the fuse allows.
         tokio::time::sleep(config.replication.retry_missing).await;
     }
     Ok(())

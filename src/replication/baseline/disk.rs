@@ -1,6 +1,6 @@
 //! Room on the disks of the local server for one more copy.
 
-use crate::cluster::{LocalCluster, Session, WriteSession};
+use crate::cluster::{Disk, LocalCluster, Session, WriteSession};
 use crate::config::{Config, Direction};
 use crate::domain::ErrorCode;
 use crate::replication::error::ReplicationError;
@@ -38,25 +38,12 @@ pub(in crate::replication) async fn enough_disk(
     ))
 }
 
-/// Disk of the local datastore.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Disk {
-    pub directory: String,
-    pub free: u64,
-    pub total: u64,
-}
-
 /// Returns the disk as a node of the spare's site has recorded it.
 async fn told(config: &Config) -> Option<Disk> {
     let state = LocalCluster::of(config).existing_state().await.ok()??;
     let nodes = state.nodes(Direction::Pull).await.ok()?;
     let mut alive = nodes.into_iter().filter(|node| node.is_alive());
-    let disk = alive.find_map(|node| node.told.disk)?;
-    Some(Disk {
-        directory: disk.directory,
-        free: disk.free,
-        total: disk.total,
-    })
+    alive.find_map(|node| node.told.disk)
 }
 
 /// Returns the free disk space. Only a superuser can see the data directory, and only on the

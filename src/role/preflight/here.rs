@@ -1,13 +1,13 @@
 //! Facts about the local side.
 
 use crate::cluster::{
-    BuilderDb, ClusterRecord, Confirmation, Keeps, LocalCluster, MayApply, RecoveryPoint, Rights,
-    SpareDb, StateDb, VerificationRecord, WriteSession, is_fenced, may_apply, prove_fence,
+    BuilderDb, ClusterRecord, Confirmation, Disk, Keeps, LocalCluster, MayApply, RecoveryPoint,
+    Rights, SpareDb, StateDb, VerificationRecord, WriteSession, is_fenced, may_apply, prove_fence,
     prove_writable, rights,
 };
 use crate::config::Config;
 use crate::domain::MissingReason;
-use crate::replication::{Disk, ReplicationError, disk};
+use crate::replication::{ReplicationError, disk};
 use chrono::{DateTime, Utc};
 use std::time::Duration;
 
