@@ -8,8 +8,9 @@ use super::s3::lease_store::LeaseStore;
 use super::s3::store::{LocalStore, Store};
 use super::s3::store_error::StoreError;
 use super::state_db::DATABASE;
+use super::state_db::nodes::Node;
 use super::state_db::state::{StateDb, StateError};
-use crate::config::{ArtifactsMode, Config};
+use crate::config::{ArtifactsMode, Config, Direction};
 use crate::domain::Side;
 
 /// Opens the sessions on the local datastore, and the local artifact store. The rooms above have
@@ -64,6 +65,17 @@ impl<'a> LocalCluster<'a> {
     /// Opens our state database. None: it does not exist.
     pub async fn existing_state(self) -> Result<Option<StateDb>, StateError> {
         StateDb::open_existing(&self.0.local.datastore).await
+    }
+
+    /// Returns the living processes that wait at the spare's site while another one pushes. A server
+    /// that does not answer tells of none.
+    pub async fn living_standbys(self) -> Vec<Node> {
+        let Ok(Some(state)) = self.existing_state().await else {
+            return Vec::new();
+        };
+        let mut nodes = state.nodes(Direction::Pull).await.unwrap_or_default();
+        nodes.retain(Node::is_alive);
+        nodes
     }
 
     /// Opens a session on our state database, which exists.

@@ -38,19 +38,13 @@ pub(in crate::replication) async fn enough_disk(
     ))
 }
 
-/// Returns the disk as a node of the spare's site has recorded it.
-async fn told(config: &Config) -> Option<Disk> {
-    let state = LocalCluster::of(config).existing_state().await.ok()??;
-    let nodes = state.nodes(Direction::Pull).await.ok()?;
-    let mut alive = nodes.into_iter().filter(|node| node.is_alive());
-    alive.find_map(|node| node.told.disk)
-}
-
 /// Returns the free disk space. Only a superuser can see the data directory, and only on the
 /// server's own machine can it be checked. A copy is stored where the database is that it replaces.
 pub async fn disk(config: &Config, local: &Session) -> Option<Disk> {
     if config.replication.direction == Direction::Push {
-        return told(config).await;
+        // A node of the spare's site has recorded it.
+        let nodes = LocalCluster::of(config).living_standbys().await;
+        return nodes.into_iter().find_map(|node| node.told.disk);
     }
     let database = &config.local.datastore.database;
     let (directory, tablespace) = local.directories(database).await.ok()?;

@@ -61,12 +61,7 @@ pub(super) async fn standbys(config: &Config) -> Vec<Node> {
     if config.replication.direction == Direction::Pull {
         return Vec::new();
     }
-    let Ok(Some(state)) = LocalCluster::of(config).existing_state().await else {
-        return Vec::new();
-    };
-    let mut nodes = state.nodes(Direction::Pull).await.unwrap_or_default();
-    nodes.retain(Node::is_alive);
-    nodes
+    LocalCluster::of(config).living_standbys().await
 }
 
 pub(super) fn builder_keys(facts: &Facts) -> Check {
