@@ -16,13 +16,17 @@ pub const PACKAGES: &str = "public.origin_packages";
 const COLUMNS: &str =
     "coalesce(ident::text, ''), coalesce(target::text, ''), coalesce(checksum::text, '')";
 
-/// Chooses ten rows at each end, and twenty in between. Rows with a NULL are left out.
+/// Chooses ten rows at each end, ten spread over the time that the ids tell, and ten from about
+/// eight pages of the table: a row of a large upload has next to no share of the time. Rows with a
+/// NULL are left out.
 const SAMPLE: &str = "WITH bounds AS (SELECT min(id) AS least, max(id) AS most FROM public.origin_packages), chosen AS ( \
        (SELECT id FROM public.origin_packages ORDER BY id DESC LIMIT 10) UNION \
        (SELECT id FROM public.origin_packages ORDER BY id LIMIT 10) UNION \
-       (SELECT found.id FROM bounds, generate_series(1, 20) n, \
+       (SELECT found.id FROM bounds, generate_series(1, 10) n, \
           LATERAL (SELECT n, least + (random() * (most - least))::int8 AS place) random_one, \
-          LATERAL (SELECT id FROM public.origin_packages WHERE id >= place ORDER BY id LIMIT 1) found)) \
+          LATERAL (SELECT id FROM public.origin_packages WHERE id >= place ORDER BY id LIMIT 1) found) UNION \
+       (SELECT id FROM public.origin_packages TABLESAMPLE SYSTEM (least(100, 800.0 * current_setting('block_size')::int8 \
+          / greatest(1, pg_relation_size('public.origin_packages')))) ORDER BY random() LIMIT 10)) \
      SELECT ident::text, target::text, checksum::text FROM public.origin_packages \
      WHERE id IN (SELECT id FROM chosen) AND ident IS NOT NULL AND target IS NOT NULL AND checksum IS NOT NULL";
 
