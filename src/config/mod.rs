@@ -415,6 +415,11 @@ pub enum ConfigError {
     /// found and what was expected.
     #[error("{key}: {problem}")]
     Key { key: String, problem: String },
+    /// The file is good so far, and names no other cluster.
+    #[error(
+        "peer.datastore.host: not set, and neither is peer.s3.endpoint: set both, they name the other cluster"
+    )]
+    PeerUnset,
 }
 
 impl ConfigError {

@@ -264,6 +264,8 @@ pub enum EventKind {
 #[strum(serialize_all = "snake_case", const_into_str)]
 pub enum HoldReason {
     RoleUnset,
+    /// The configuration names no peer.
+    PeerUnset,
     Config,
     LocalUnreachable,
     PeerUnreachable,
@@ -297,7 +299,11 @@ pub enum HoldReason {
 impl HoldReason {
     /// Returns whether the hold goes on although replication works again.
     pub fn stays(self) -> bool {
-        self.is_of_a_takeover() || matches!(self, HoldReason::Config | HoldReason::Paused)
+        self.is_of_a_takeover()
+            || matches!(
+                self,
+                HoldReason::Config | HoldReason::PeerUnset | HoldReason::Paused
+            )
     }
 
     /// Returns whether a takeover waits for the operator.

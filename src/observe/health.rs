@@ -186,6 +186,7 @@ impl Findings {
 fn of_configuration(state: &ServiceState, found: &mut Findings) {
     if let Some(error) = &state.config.error
         && !holds(state, HoldReason::Config)
+        && !holds(state, HoldReason::PeerUnset)
     {
         found.add(
             Level::Warning,
@@ -217,7 +218,7 @@ fn of_witness(state: &ServiceState, found: &mut Findings) {
 fn of_hold(state: &ServiceState, now: DateTime<Utc>, found: &mut Findings) {
     let Some(hold) = &state.hold else { return };
     let level = match hold.reason {
-        HoldReason::RoleUnset => Level::Warning,
+        HoldReason::RoleUnset | HoldReason::PeerUnset => Level::Warning,
         // With a recovery point, the lag decides when health becomes critical. Without one, a
         // takeover would have nothing to start from.
         HoldReason::Paused

@@ -141,8 +141,8 @@ impl ServiceState {
             && self.seen_lately().is_some_and(|seen| seen.writable)
     }
 
-    /// Returns whether a process that waits may send clients here: the one that pushes has told so
-    /// a moment ago, and the local server is seen to be writable.
+    /// Returns whether a process that waits may send clients here: the one at work has told so a
+    /// moment ago, and the local server is seen to be writable.
     fn serves_as_told(&self) -> bool {
         let told = self.pair.told_to_serve;
         self.cluster.role == Some(Role::Primary)

@@ -40,9 +40,6 @@ impl Configuration {
             remembered: RefCell::default(),
         };
         configuration.read(writer);
-        if configuration.in_force.borrow().is_none() {
-            configuration.fall_back(writer);
-        }
         (configuration, configs)
     }
 
@@ -57,17 +54,35 @@ impl Configuration {
                 std::future::pending::<()>().await;
             }
             self.read(writer);
-            if self.in_force.borrow().is_none() {
-                self.fall_back(writer);
-            }
         }
     }
 
     fn read(&self, writer: &StatusWriter) {
-        match config::load_text(&self.path) {
-            Ok((config, accepted)) => self.accept(config, &accepted, writer),
-            Err(error) => self.refuse(&error, writer),
+        let error = match config::load_text(&self.path) {
+            Ok((config, accepted)) => return self.accept(config, &accepted, writer),
+            Err(error) => error,
+        };
+        let nothing_in_force = self.in_force.borrow().is_none();
+        let kept = nothing_in_force.then(|| config::load_kept(&self.data));
+        if matches!((&error, &kept), (ConfigError::PeerUnset, Some(Ok(None)))) {
+            return Self::wait_for_a_peer(writer);
         }
+        self.refuse(&error, writer);
+        if let Some(kept) = kept {
+            self.fall_back(kept, &error, writer);
+        }
+    }
+
+    /// Shows that the operator has not named the other cluster yet. This is how a service begins
+    /// that was loaded before its configuration was written, so nothing is wrong.
+    fn wait_for_a_peer(writer: &StatusWriter) {
+        writer.update(|state| state.config.error = None);
+        writer.hold(
+            HoldReason::PeerUnset,
+            "the configuration names no peer, so nothing is done",
+            "set peer.datastore.host and peer.s3.endpoint in user.toml: they name the other cluster",
+            false,
+        );
     }
 
     fn accept(&self, config: Config, accepted: &Accepted, writer: &StatusWriter) {
@@ -126,7 +141,7 @@ impl Configuration {
             state.config.error = error;
             state.settings = Settings::of(&config);
         });
-        writer.release(|hold| hold.reason == HoldReason::Config);
+        writer.release(|hold| matches!(hold.reason, HoldReason::Config | HoldReason::PeerUnset));
         if let Some(old) = &old
             && changed
         {
@@ -162,15 +177,20 @@ impl Configuration {
 
     /// Puts the last good configuration in force after a start with a bad one. If none was ever
     /// good, the service does nothing.
-    fn fall_back(&self, writer: &StatusWriter) {
-        let error = writer.read(|state| state.config.error.clone());
+    fn fall_back(
+        &self,
+        kept: Result<Option<Config>, ConfigError>,
+        error: &ConfigError,
+        writer: &StatusWriter,
+    ) {
+        let error = error.to_string();
         let data = self.data.display();
-        match config::load_kept(&self.data) {
+        match kept {
             Ok(Some(kept)) => {
                 log::warn!(
                     "configuration: the last good configuration, kept in {data}, is in force"
                 );
-                return self.put_in_force(kept, error, writer);
+                return self.put_in_force(kept, Some(error), writer);
             }
             Ok(None) => log::warn!(
                 "configuration: no good configuration exists yet, so the service does nothing; SIGHUP reads the file again"
@@ -181,7 +201,7 @@ impl Configuration {
         }
         writer.hold(
             HoldReason::Config,
-            &error.unwrap_or_default(),
+            &error,
             "correct that key; docs/reference.md describes every key",
             false,
         );

@@ -1,6 +1,7 @@
 //! Leadership: the time in which this process holds the working lock for a role. A leadership ends
 //! when its lock, its role or its servers change.
 
+use super::Configs;
 use crate::cluster::{Lock, StateDb};
 use crate::config::Config;
 use crate::replication::ReplicationError;
@@ -14,6 +15,14 @@ pub(super) struct Leadership {
     pub data: Arc<Path>,
     pub state: StateDb,
     pub lock: Lock,
+}
+
+impl Leadership {
+    /// Returns the configuration in force, which may have changed since the lock was taken.
+    pub(super) fn in_force(&self, configs: &Configs) -> Arc<Config> {
+        let current = configs.borrow().clone();
+        current.unwrap_or_else(|| self.config.clone())
+    }
 }
 
 /// The reason why a leadership ended.

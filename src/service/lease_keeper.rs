@@ -24,8 +24,7 @@ pub(super) async fn keep_lease(
     let mut holder = Holder::default();
     let (mut session, mut renewals) = (None, Renewals::default());
     loop {
-        let config = configs.borrow().clone();
-        let config = config.unwrap_or_else(|| leadership.config.clone());
+        let config = leadership.in_force(&configs);
         if config.artifacts.mode != ArtifactsMode::Shared {
             // The promise of a former mode may still stand. Another mode begins a new leadership.
             let lifted = async {

@@ -1,5 +1,7 @@
-//! The two processes of a cluster that is fed from its primary's site: one pushes, and one waits at
-//! the spare's site. Each writes into the state database what the other one needs to know.
+//! The processes of one cluster. The process at work writes into the state database whether the cluster
+//! serves, so that every waiting node can answer a load balancer. Where the cluster is fed from its
+//! primary's site, one process pushes and one waits at the spare's site: each also writes there what
+//! the other one needs to know.
 
 use super::leadership::{End, Leadership};
 use super::{Configs, StatusWriter};
@@ -27,16 +29,10 @@ pub(super) async fn keep_telling(
 ) -> Infallible {
     let mut teller = Teller::default();
     loop {
-        let config = configs.borrow().clone();
-        let config = config.unwrap_or_else(|| leadership.config.clone());
+        let config = leadership.in_force(&configs);
         let told = async {
             look(writer, &config, &leadership.state).await?;
-            let pushes = config.replication.direction == Direction::Push;
-            // One that pushes may come back, and must know then what is asked for here.
-            if pushes || writer.read(|state| state.pair.other.is_some()) {
-                teller.tell(writer, &config, &leadership.state).await?;
-            }
-            Ok::<_, ReplicationError>(())
+            teller.tell(writer, &config, &leadership.state).await
         };
         if let Err(error) = told.await {
             log::debug!("{error}");
@@ -55,8 +51,7 @@ pub(super) async fn until_the_pusher_comes(
 ) -> End {
     loop {
         tokio::time::sleep(INTERVAL).await;
-        let config = configs.borrow().clone();
-        let config = config.unwrap_or_else(|| leadership.config.clone());
+        let config = leadership.in_force(&configs);
         // Two processes that push would hand the lock to and fro.
         if config.replication.direction == Direction::Push {
             continue;
@@ -114,7 +109,8 @@ impl Teller {
         state: &StateDb,
     ) -> Result<(), ReplicationError> {
         let direction = config.replication.direction;
-        if direction == Direction::Pull {
+        // Only a process that pushes needs the checks. It may come back, and must find them then.
+        if direction == Direction::Pull && writer.read(|state| state.pair.other.is_some()) {
             self.look_at_this_node(config, state).await;
         }
         let (checks, disk) = match &self.seen {
@@ -174,8 +170,7 @@ pub(super) async fn look(
 ) -> Result<(), ReplicationError> {
     let role = writer.read(|state| state.cluster.role);
     let nodes = others(config, state).await?;
-    let told_to_serve = nodes.iter().filter(|node| node.told.serves);
-    let told_to_serve = told_to_serve.filter_map(|node| node.heard).max();
+    let told_to_serve = told_to_serve(&nodes);
     let other = speaker(config, nodes, role);
     let differing = differing(config, other.as_ref(), role);
     // A forced promotion at the spare's site needs nobody's consent.
@@ -212,6 +207,27 @@ pub(super) async fn look(
         _ => writer.release(|hold| hold.reason == HoldReason::WishesDiffer),
     }
     Ok(())
+}
+
+/// Shows whether the process at work tells that the cluster serves. No process pushes.
+pub(super) async fn look_at_the_worker(
+    writer: &StatusWriter,
+    state: &StateDb,
+) -> Result<(), ReplicationError> {
+    let told_to_serve = told_to_serve(&state.nodes(Direction::Pull).await?);
+    writer.update(|state| {
+        state.pair = PairFacts {
+            told_to_serve,
+            ..PairFacts::default()
+        };
+    });
+    Ok(())
+}
+
+/// Returns the time of the last word that the cluster serves.
+fn told_to_serve(nodes: &[Node]) -> Option<Instant> {
+    let serving = nodes.iter().filter(|node| node.told.serves);
+    serving.filter_map(|node| node.heard).max()
 }
 
 /// Returns the processes at the other site, the one that was heard of last first.

@@ -5,7 +5,7 @@ use super::pair::{self, Teller};
 use crate::cluster::{Holder, LocalCluster, Lock, PeerCluster, StateDb, StateError, Turn, Watch};
 use crate::config::{Config, Direction};
 use crate::domain::{HoldReason, Verdict};
-use crate::observe::{Hold, PairFacts, Work};
+use crate::observe::{Hold, Work};
 use crate::replication::ReplicationError;
 use crate::role::{Purpose, preflight, request_id};
 use std::time::{Duration, Instant};
@@ -109,11 +109,12 @@ impl Waiting {
         let pushes = config.replication.direction == Direction::Push;
         let pushed = !pushes && state.holder_pushes().await?;
         if pushes || pushed {
-            self.teller.tell(writer, config, state).await?;
+            // The look first: it finds the process that pushes, for which this one makes its checks.
             pair::look(writer, config, state).await?;
+            self.teller.tell(writer, config, state).await?;
         } else {
             // The last word of a process that pushed does not hold any more.
-            writer.update(|state| state.pair = PairFacts::default());
+            pair::look_at_the_worker(writer, state).await?;
             writer.release(|hold| hold.reason == HoldReason::WishesDiffer);
         }
         Ok((pushed, silent))

@@ -99,6 +99,51 @@ async fn without_any_good_one_it_stays_up_and_says_so() -> Result<()> {
     Ok(())
 }
 
+/// The service is loaded first, and is told of the other cluster afterwards.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_peer_it_waits_for_one() -> Result<()> {
+    let site = site("no_peer").await;
+    Factory::seeded().fill(&site.primary, 1).await?;
+    let service = Service::start(&site, "rolle = \"spare\"");
+    service.until_hold("config").await;
+    let mut whole: toml::Table = std::fs::read_to_string(site.config_file())?.parse()?;
+    whole.remove("rolle");
+    let mut peerless = whole.clone();
+    peerless.remove("peer");
+    service.write_raw(&peerless.to_string());
+    let status = service.until_hold("peer_unset").await;
+    assert_eq!(status["config"]["valid"], true, "{status:#}");
+    assert_eq!(status["health"]["level"], 1, "{status:#}");
+    let step = status["hold"]["next_step"].to_string();
+    assert!(step.contains("peer.datastore.host") && step.contains("peer.s3.endpoint"));
+    let refused = site.warm_spare(&["sync"]).await;
+    assert_eq!(refused.code, Some(2), "{refused}");
+    assert!(
+        refused.stderr.contains("peer.datastore.host: not set"),
+        "{refused}"
+    );
+
+    // One that is wrong is an error all the same.
+    service.write_raw(&format!("paused = 7\n{peerless}"));
+    service.until_hold("config").await;
+    service.write_raw(&peerless.to_string());
+    service.until_hold("peer_unset").await;
+    service.write_raw(&whole.to_string());
+    service.until_level().await;
+
+    // Once there was a peer, a configuration without one is refused, and the old one stays.
+    service.write_raw(&peerless.to_string());
+    let status = service
+        .until("refused", |status| status["config"]["valid"] == false)
+        .await;
+    assert!(status["hold"].is_null(), "{status:#}");
+    service.running.terminate();
+    let service = service.start_again();
+    let status = service.until_level().await;
+    assert_eq!(status["config"]["valid"], false, "{status:#}");
+    Ok(())
+}
+
 /// Secrets are kept by path, and nobody else can read them.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_kept_is_private() -> Result<()> {

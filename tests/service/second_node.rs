@@ -42,6 +42,49 @@ async fn one_works_and_the_others_stand_by() -> Result<()> {
     Ok(())
 }
 
+/// A load balancer may ask any node of a site.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_node_answers_for_the_cluster() -> Result<()> {
+    let site = support::follow::prepared("every_node").await?;
+    Factory::seeded().fill(&site.primary, 2).await?;
+    let first = Service::start(&site, "");
+    first.until_level().await;
+    let second = first.beside("");
+    second.until_state("standby").await;
+    let answers = async |node: &Service<'_>, path: &str, wanted: u16| {
+        wait_until(path, SOON, || async {
+            let answer = node.get(path).await?;
+            (answer.status == wanted)
+                .then_some(())
+                .ok_or_else(|| format!("{} {}", answer.status, answer.text).into())
+        })
+        .await;
+    };
+    for node in [&first, &second] {
+        answers(node, "/spare", 200).await;
+        answers(node, "/primary", 503).await;
+    }
+    first.reconfigure(support::pair::PROMOTE);
+    support::pair::until_primary(&first, 2).await;
+    for node in [&first, &second] {
+        answers(node, "/primary", 200).await;
+    }
+    let status = second.status().await?;
+    assert_eq!(status["state"], "standby", "{status:#}");
+
+    // The database is what counts, not what was told: a server that takes no writes serves nobody.
+    let fenced = "ALTER DATABASE builder SET default_transaction_read_only = on";
+    first.running.sigstop();
+    site.spare
+        .pg
+        .conn("postgres")
+        .await?
+        .batch_execute(fenced)
+        .await?;
+    answers(&second, "/primary", 503).await;
+    Ok(())
+}
+
 /// The server process that holds the working lock, and how many statements it was seen to begin.
 async fn holder(site: &Site) -> Result<Option<(i32, String)>> {
     let sql =

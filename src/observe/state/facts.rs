@@ -90,8 +90,7 @@ pub struct PairFacts {
     /// The process that waits at the spare's site, for one that pushes; and the one that pushes, for
     /// the others. None: none has told anything for a day.
     pub other: Option<Node>,
-    /// Time of the last word of a process that pushes that clients may use this cluster as the
-    /// primary.
+    /// Time of the last word of the process at work that clients may use this cluster as the primary.
     pub told_to_serve: Option<Instant>,
 }
 
