@@ -109,8 +109,8 @@ pub enum ErrorCode {
     Unknown,
 }
 
-/// Names a reason for the health that is not OK, beside those of [`HoldReason`]. `docs/monitor.md`
-/// explains each.
+/// Names a reason for the health that is not OK, beside those of [`HoldReason`].
+/// `docs/troubleshoot.md` explains each.
 #[derive(
     Debug,
     Clone,
@@ -246,7 +246,7 @@ pub enum EventKind {
     Verification,
 }
 
-/// Why nothing is applied. `docs/monitor.md` explains each.
+/// Why nothing is applied. `docs/troubleshoot.md` explains each.
 #[derive(
     Debug,
     Clone,

@@ -54,7 +54,7 @@ impl fmt::Display for Level {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reason {
     pub level: Level,
-    /// Code for programs; `docs/monitor.md` explains each code.
+    /// Code for programs; `docs/troubleshoot.md` explains each code.
     pub code: &'static str,
     pub text: String,
     /// The step that an operator can take.

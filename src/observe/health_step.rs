@@ -86,19 +86,19 @@ pub(super) fn next_step(code: HealthCode) -> &'static str {
             "if nobody intended this, on the primary: ALTER DATABASE builder RESET default_transaction_read_only, and end the older sessions"
         }
         HealthCode::HandoverUndone => {
-            "remove the obstacle that the text names, and apply role = \"primary\" with another change number: docs/failover.md"
+            "remove the obstacle that the text names, and apply role = \"primary\" with another change number: docs/held.md"
         }
         HealthCode::LeaseExpired => {
             "make the store of the lease answer at this site; until then the other site may take over by an operator's consent"
         }
         HealthCode::LeaseInDoubt => {
-            "look at the object .warm-spare/lease.json in the shared bucket, and at the log of the acting primary: docs/topologies.md"
+            "look at the object .warm-spare/lease.json in the shared bucket, and at the log of the acting primary: docs/topologies/shared-bucket.md"
         }
         HealthCode::BuilderApiRuns => {
             "stop builder-api on the spare, or give it a key of the store that only reads: an upload to a fenced Builder overwrites the shared object before it fails"
         }
         HealthCode::StateWentBack => {
-            "find out which cluster has the newest rows before anything is promoted: docs/failover.md, \"A database that was set back\"; a force_epoch of an earlier time has no effect any more"
+            "find out which cluster has the newest rows before anything is promoted: docs/two-primaries.md, \"A database that was set back\"; a force_epoch of an earlier time has no effect any more"
         }
     }
 }

@@ -113,7 +113,7 @@ impl Doubt {
         }
         let first = match self.rule {
             ErrorCode::SetBack | ErrorCode::OlderPrimary | ErrorCode::OtherLine => {
-                "if the spare has what the primary lost, promote the spare (docs/failover.md)"
+                "if the spare has what the primary lost, promote the spare (docs/takeover.md)"
             }
             ErrorCode::EndsExchanged => "if local and peer are exchanged, exchange them",
             _ => "if peer.datastore names the wrong server, correct it",

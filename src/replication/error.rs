@@ -184,7 +184,7 @@ impl ReplicationError {
                 "install PostgreSQL's client programs of a major version from {from} to {to} (Debian: apt install postgresql-client-{to}), or name their directory in WARM_SPARE_PG_CLIENTS"
             ),
             ReplicationError::Program(ProgramError::Failed { text, .. }) if text.contains("EXTENSION") => {
-                "create that extension in a database of the spare by hand and see what is missing; one that a server allows in a single database cannot be copied, and belongs in another database of the primary (docs/limits.md)".into()
+                "create that extension in a database of the spare by hand and see what is missing; one that a server allows in a single database cannot be copied, and belongs in another database of the primary (docs/copied.md)".into()
             }
             ReplicationError::Program(_) => "read the program's message".into(),
             ReplicationError::State(StateError::Locked { .. }) => {

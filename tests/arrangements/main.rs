@@ -1,4 +1,4 @@
-//! The arrangements of docs/topologies.md, each from the first copy to the way back.
+//! The arrangements of docs/topologies, each from the first copy to the way back.
 
 mod attached;
 mod external;

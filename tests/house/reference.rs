@@ -196,12 +196,15 @@ fn every_hold_reason_and_health_code_has_its_entry_for_operators() {
         ("## Hold reasons", reasons),
         ("## Health codes", owned(words::<HealthCode>())),
     ] {
-        let part = part("docs/monitor.md", heading);
+        let part = part("docs/troubleshoot.md", heading);
         let mut described = BTreeSet::new();
         for entry in part.split("\n### `").skip(1) {
             let (name, text) = entry.split_once("`\n").expect("a heading of one name");
             for label in ["*Means:*", "*Do:*", "*Ends:*"] {
-                assert!(text.contains(label), "docs/monitor.md, {name}: no {label}");
+                assert!(
+                    text.contains(label),
+                    "docs/troubleshoot.md, {name}: no {label}"
+                );
             }
             assert!(described.insert(name.to_string()), "{name} twice");
         }

@@ -236,7 +236,7 @@ async fn a_primary_that_cannot_close_its_fence_tries_until_it_can() -> Result<()
     Ok(())
 }
 
-/// As docs/failover.md says where the service does not start at all. What an earlier promotion has on record is not of this one.
+/// As docs/takeover.md says where the service does not start at all. What an earlier promotion has on record is not of this one.
 #[tokio::test]
 async fn what_is_lost_by_a_promotion_by_hand_is_listed_too() -> Result<()> {
     let pair = Pair::start("failover_by_hand").await?;

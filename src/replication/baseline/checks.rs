@@ -195,7 +195,7 @@ pub async fn one_bucket(config: &Config) -> Result<(), ReplicationError> {
                 return Err(ReplicationError::unfit(
                     ErrorCode::NoLease,
                     format!("{} is no lease: {why}", lease.address()),
-                    "find out who writes that object, and delete it; the acting primary then needs takeover.force_lease, as docs/topologies.md says".into(),
+                    "find out who writes that object, and delete it; the acting primary then needs takeover.force_lease, as docs/topologies/shared-bucket.md says".into(),
                 ));
             }
             _ if before == theirs => {

@@ -167,14 +167,14 @@ pub(super) fn bucket(facts: &Facts) -> Check {
             format!(
                 "{bucket} accepts objects, but keeps a version of each object that is deleted or overwritten: objects that retention deletes free no space"
             ),
-            "give the bucket a lifecycle rule that expires noncurrent versions: docs/limits.md",
+            "give the bucket a lifecycle rule that expires noncurrent versions: docs/copied.md",
         ),
         Ok(Some(Keeps::Locked)) => warn(
             NAME,
             format!(
                 "{bucket} accepts objects, but its versions cannot be deleted (it has a lock, or the key does not have s3:DeleteObjectVersion): objects that retention deletes free no space, and a probe object stays"
             ),
-            "use a bucket without a lock for the spare, or give it a lifecycle rule that expires noncurrent versions: docs/limits.md",
+            "use a bucket without a lock for the spare, or give it a lifecycle rule that expires noncurrent versions: docs/copied.md",
         ),
         Ok(None) if facts.config.artifacts.are_detached() => ok(
             NAME,

@@ -108,7 +108,7 @@ impl Primary<'_> {
             fence.by_cluster, fence.epoch
         );
         let step = format!(
-            "set role = \"spare\" to come back as the spare (docs/failback.md); or set force_epoch = {epoch} to take the role back from that cluster (docs/failover.md)"
+            "set role = \"spare\" to come back as the spare (docs/failback.md); or set force_epoch = {epoch} to take the role back from that cluster (docs/two-primaries.md)"
         );
         self.writer
             .hold(HoldReason::ForceNeeded, &detail, &step, false);
