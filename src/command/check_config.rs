@@ -4,31 +4,48 @@
 use super::{exit, show};
 use crate::cluster::LocalCluster;
 use crate::config::{Config, Side};
-use crate::domain;
+use crate::domain::{self, ErrorCode};
 use crate::replication::{Ends, Facts, Here, ReplicationError, check, may_work};
 use bytesize::ByteSize;
 use serde_json::json;
 use std::path::Path;
 
 pub(super) async fn run(config: &Config, path: &Path, connect: bool, as_json: bool) -> u8 {
-    let facts = if connect {
+    let found = if connect {
         match look(config).await {
-            Ok(facts) => Some(facts),
+            Ok(found) => Some(found),
             Err(error) => return show::failure(&error, as_json),
         }
     } else {
         None
     };
     if as_json {
-        show::json(&document(config, facts.as_ref()));
+        show::json(&document(config, found.as_ref()));
     } else {
-        print(config, path, facts.as_ref());
+        print(config, path, found.as_ref());
     }
     exit::DONE
 }
 
-async fn look(config: &Config) -> Result<Facts, ReplicationError> {
-    may_work(config).await?;
+/// The two sides, as they were found.
+struct Found {
+    facts: Facts,
+    /// True: no role is on record, and the configuration asks for none.
+    role_unset: bool,
+}
+
+async fn look(config: &Config) -> Result<Found, ReplicationError> {
+    // An operator looks at both sides before he says which one is the spare.
+    let role_unset = match may_work(config).await {
+        Err(ReplicationError::Refused {
+            rule: ErrorCode::RoleUnset,
+            ..
+        }) => true,
+        checked => {
+            checked?;
+            false
+        }
+    };
     let (id, here) = match LocalCluster::of(config).existing_state().await? {
         Some(state) => (state.cluster().await?.id, Here::read(config, &state).await?),
         None => Default::default(),
@@ -42,10 +59,10 @@ async fn look(config: &Config) -> Result<Facts, ReplicationError> {
     clients
         .try_out(domain::Side::Local, local, "postgres")
         .await?;
-    Ok(facts)
+    Ok(Found { facts, role_unset })
 }
 
-fn print(config: &Config, path: &Path, facts: Option<&Facts>) {
+fn print(config: &Config, path: &Path, found: Option<&Found>) {
     say!("{}: good.", path.display());
     if let Some(why) = &config.builder_unread {
         say!(
@@ -66,7 +83,7 @@ fn print(config: &Config, path: &Path, facts: Option<&Facts>) {
             side.s3.source
         );
     }
-    let Some(facts) = facts else {
+    let Some(Found { facts, role_unset }) = found else {
         say!("No server was contacted. Use --connect to test the connections.");
         return;
     };
@@ -78,7 +95,12 @@ fn print(config: &Config, path: &Path, facts: Option<&Facts>) {
         facts.clients.directory.display(),
         facts.clients.major
     );
-    say!("A copy is possible. Run `warm-spare sync`.");
+    match role_unset {
+        true => say!(
+            "A copy is possible. The role of this cluster is not set yet: role = \"spare\" has the local database overwritten."
+        ),
+        false => say!("A copy is possible. Run `warm-spare sync`, or the service."),
+    }
 }
 
 fn datastore(side: &Side) -> String {
@@ -103,7 +125,7 @@ fn proxy(name: &str, side: &Side) -> Option<String> {
     Some(proxy.ok()??.address())
 }
 
-fn document(config: &Config, facts: Option<&Facts>) -> serde_json::Value {
+fn document(config: &Config, found: Option<&Found>) -> serde_json::Value {
     let side = |name: &str, side: &Side| {
         json!({
             "datastore": { "address": datastore(side), "source": side.datastore.source },
@@ -116,10 +138,11 @@ fn document(config: &Config, facts: Option<&Facts>) -> serde_json::Value {
         "builder_unread": config.builder_unread,
         "local": side("local", &config.local),
         "peer": side("peer", &config.peer),
-        "connected": facts.map(|facts| json!({
+        "connected": found.map(|Found { facts, role_unset }| json!({
             "packages": facts.packages,
             "database_bytes": facts.database_bytes,
             "client_major": facts.clients.major,
+            "role_unset": role_unset,
         })),
     })
 }

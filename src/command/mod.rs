@@ -13,11 +13,13 @@ mod ask;
 mod check_config;
 mod divergence;
 mod drill;
+mod fence;
 mod generations;
 mod health;
 mod log_lines;
 mod preflight;
 mod prepare;
+mod promote;
 mod release;
 mod run;
 mod show;
@@ -27,6 +29,7 @@ mod verify;
 
 use crate::cluster::preparation::is_cluster_id;
 use crate::config;
+use crate::domain::Side;
 use clap::{Parser, Subcommand};
 use drill::DrillArguments;
 use generations::Generations;
@@ -127,6 +130,23 @@ enum Once {
         #[arg(long, value_name = "DIR")]
         fetch: Option<PathBuf>,
     },
+    /// Shows whether the database of this cluster takes writes, and who fenced it. Exits with 1 if
+    /// it is read-only.
+    Fence {
+        /// Shows the fence of the peer.
+        #[arg(long)]
+        peer: bool,
+        /// Lifts the fence of this cluster, if no role is on record here any more.
+        #[arg(long, conflicts_with = "peer")]
+        lift: bool,
+    },
+    /// Makes this cluster the primary without the service and without the old primary, which must be
+    /// lost. No service may be at work for this cluster.
+    Promote {
+        /// The next epoch of this cluster. A refusal names it.
+        #[arg(long, value_name = "N")]
+        epoch: u64,
+    },
     /// Lists or drops the replaced databases that are kept.
     Generations {
         #[command(subcommand)]
@@ -205,6 +225,11 @@ async fn run_once(verb: Once, path: &Path, json: bool) -> u8 {
         Once::Sync { baseline } => sync::run(&config, baseline, json).await,
         Once::Preflight { purpose } => preflight::run(&config, purpose.into(), json).await,
         Once::Divergence { fetch } => divergence::run(&config, fetch.as_deref(), json).await,
+        Once::Fence { lift, peer } => {
+            let side = if peer { Side::Peer } else { Side::Local };
+            fence::run(&config, side, lift, json).await
+        }
+        Once::Promote { epoch } => promote::run(&config, path, epoch, json).await,
         Once::Generations { verb } => generations::run(&config, &verb, json).await,
         Once::Drill(arguments) => drill::run(&config, &arguments, json).await,
         Once::Verify { deep } => verify::run(&config, deep, json).await,

@@ -3,10 +3,12 @@
 //! The configuration declares the role. The cluster reaches it in steps that are recorded in a
 //! journal, and that can be undone until the new epoch is committed.
 
+mod by_hand;
 mod divergence;
 mod drill;
 mod epoch;
 mod failback;
+mod fence_view;
 mod handover;
 mod lease;
 mod port;
@@ -15,10 +17,12 @@ mod step_journal;
 mod watch;
 mod wishes;
 
+pub use by_hand::{PromotedByHand, promote_by_hand};
 pub use divergence::{Fetched, fetch, file_name, record};
 pub use drill::{Drill, DrillStep, Rehearsal, drill, remove_drill_leftovers};
 pub use epoch::{Ours, PeerFacts, Stand, decide};
 pub use failback::{come_back, fence_here};
+pub use fence_view::{FenceView, lift_fence, view_fence};
 pub use handover::{Handover, Outcome, may_have_fenced, request_id, wants_promotion};
 pub use lease::{Holder, LeaseTaker, Proof, Taken, Tended, run_fence_command};
 pub use port::accepts_connections;

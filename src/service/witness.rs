@@ -90,6 +90,19 @@ pub(super) async fn bring_up_to_date_in_bucket(
     })
 }
 
+/// Returns the highest epoch that is on record outside PostgreSQL, for a verb. None: there is none, or
+/// it cannot be read.
+pub async fn witnessed_epoch(config: &Config, data: &Path) -> Option<i64> {
+    let state = LocalCluster::of(config).existing_state().await.ok()??;
+    let own = own(&state).await.ok()?;
+    let file = read_file(data).ok().flatten();
+    let in_file = file
+        .filter(|known| known.is_of(&own))
+        .map(|known| known.epoch);
+    let in_bucket = bring_up_to_date_in_bucket(config, &state).await;
+    in_file.max(in_bucket.ok().flatten())
+}
+
 /// Returns the epoch that this cluster has taken itself; 0: it is no primary now. An epoch that a
 /// spare knows belongs to its primary.
 async fn own(state: &StateDb) -> Result<Witness, ReplicationError> {

@@ -1,5 +1,6 @@
 //! Which cluster is the primary: preflight, switchover, failover, failback, drills, and divergence.
 
+mod by_hand;
 mod clocks;
 mod divergence;
 mod drill;
