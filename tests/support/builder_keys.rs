@@ -62,7 +62,11 @@ impl BuilderKey {
     /// Seals every origin's secret key, and one access token, as if they had always been sealed by
     /// this key.
     pub async fn seal_all(&self, cluster: &Cluster) -> Result<()> {
-        let client = cluster.conn().await?;
+        self.seal_in(&cluster.conn().await?).await
+    }
+
+    /// Does the same in Builder's database, over this session.
+    pub async fn seal_in(&self, client: &tokio_postgres::Client) -> Result<()> {
         let sql = "UPDATE origin_secret_keys SET body = $1, encryption_key_rev = $2";
         client
             .execute(sql, &[&self.seal("a secret key"), &self.revision])

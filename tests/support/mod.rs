@@ -4,6 +4,7 @@
 //! Used by the tests, by the programs in `programs/` and by the benchmarks.
 
 pub mod between;
+pub mod blocks;
 pub mod bucket_rules;
 pub mod builder_keys;
 pub mod campaign;
@@ -18,6 +19,7 @@ pub mod history;
 pub mod hostile;
 pub mod http_fault;
 pub mod inventory;
+pub mod machine;
 pub mod managed;
 pub mod minio;
 pub mod oracle;
@@ -38,6 +40,7 @@ pub mod service;
 pub mod site;
 pub mod slots;
 pub mod stage;
+pub mod stock;
 pub mod supervisor;
 pub mod tls;
 pub mod transactions;

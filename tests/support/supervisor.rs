@@ -31,6 +31,15 @@ pub struct Programs {
 
 impl Programs {
     pub fn find() -> Result<Self, String> {
+        let users = fs::read_to_string("/etc/passwd").unwrap_or_default();
+        if !users.lines().any(|line| line.starts_with("hab:")) {
+            return Err("there is no user hab here, as which the services run".into());
+        }
+        Self::find_without_users()
+    }
+
+    /// Finds them for a machine that has users of its own.
+    pub fn find_without_users() -> Result<Self, String> {
         let named = std::env::var_os("WARM_SPARE_HAB").map(PathBuf::from);
         let hab = find_program(named.into_iter().chain(on_path("hab")))
             .ok_or("there is no hab here: put it on PATH, or name it by WARM_SPARE_HAB")?;
@@ -44,14 +53,19 @@ impl Programs {
         let sup = beside("hab-sup", "HAB_SUP_BINARY")?;
         let launch = beside("hab-launch", "HAB_LAUNCH_BINARY")?;
         find_program(on_path("busybox")).ok_or("there is no busybox, which hab wants")?;
-        let users = fs::read_to_string("/etc/passwd").unwrap_or_default();
-        if !users.lines().any(|line| line.starts_with("hab:")) {
-            return Err("there is no user hab here, as which the services run".into());
-        }
         if !rustix::process::geteuid().is_root() {
             return Err("the Supervisor, of which hab is here, would need root".into());
         }
         Ok(Self { hab, sup, launch })
+    }
+
+    /// Returns the programs with their usual names.
+    pub fn files(&self) -> [(&str, &Path); 3] {
+        [
+            ("hab", &self.hab),
+            ("hab-sup", &self.sup),
+            ("hab-launch", &self.launch),
+        ]
     }
 }
 

@@ -1,0 +1,201 @@
+//! The command blocks of the documents are ones that an operator can paste: known verbs and options, known keys, the
+//! group that the documents use. `scripts/try-docs` runs them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use clap::CommandFactory;
+use support::blocks::{Block, parse};
+use support::habitat::ROOT;
+use warm_spare::command::Arguments;
+use warm_spare::config::Config;
+
+const HOSTS: [&str; 3] = ["dc1", "dc2", "build"];
+const USERS: [&str; 3] = ["root", "hab", "postgres"];
+
+/// The documents for operators.
+fn documents() -> Vec<PathBuf> {
+    let root = Path::new(ROOT);
+    let mut found = vec![root.join("README.md")];
+    for folder in ["docs", "docs/topologies"] {
+        let entries = fs::read_dir(root.join(folder)).expect("a folder");
+        let paths = entries.map(|entry| entry.expect("an entry").path());
+        found.extend(paths.filter(|path| path.extension().is_some_and(|end| end == "md")));
+    }
+    found.sort();
+    found
+}
+
+fn blocks() -> Vec<Block> {
+    let mut all = Vec::new();
+    for path in documents() {
+        let text = fs::read_to_string(&path).expect("it is read");
+        let name = path.strip_prefix(ROOT).unwrap_or(&path).display();
+        all.extend(parse(&text, &name.to_string()).unwrap_or_else(|error| panic!("{error}")));
+    }
+    all
+}
+
+/// Returns what is wrong with a block. Empty: nothing that can be seen without running it.
+fn faults(block: &Block) -> Vec<String> {
+    let mut found = Vec::new();
+    if !HOSTS.contains(&block.host.as_str()) || !USERS.contains(&block.user.as_str()) {
+        found.push(format!(
+            "unknown host or user: {} {}",
+            block.host, block.user
+        ));
+    }
+    let command = block.command.replace("\\\n", " ");
+    for line in command.lines() {
+        for part in line.split([';', '|', '&', '(', ')', '\'', '"']) {
+            found.extend(wrong_verb(part));
+        }
+        // hab takes these two for itself.
+        if line.contains("hab pkg exec") && (line.contains(" -h ") || line.contains(" -V ")) {
+            found.push(format!("hab takes -h and -V for itself: {line}"));
+        }
+        for verb in ["hab config apply ", "hab file upload "] {
+            let Some((before, rest)) = line.split_once(verb) else {
+                continue;
+            };
+            let group = rest.split_whitespace().next().unwrap_or_default();
+            if !group.ends_with(".default") {
+                found.push(format!(
+                    "group {group}: stock services are in group default"
+                ));
+            }
+            if !rest.contains("date +%s") {
+                found.push(format!("the version of an apply must grow: {line}"));
+            }
+            if group.starts_with("warm-spare.") {
+                found.extend(unknown_keys(&applied(before)));
+            }
+        }
+    }
+    if let Some((_, rest)) = command.split_once("warm-spare/config/user.toml <<'END'\n")
+        && let Some((text, _)) = rest.split_once("\nEND")
+    {
+        found.extend(unknown_keys(text));
+    }
+    found
+}
+
+/// Tries a part of a line as a command of ours.
+fn wrong_verb(part: &str) -> Option<String> {
+    let words: Vec<&str> = part.split_whitespace().collect();
+    let at = words.iter().position(|word| *word == "warm-spare")?;
+    let leading = ["until", "while", "if", "then", "do", "!", "exec"];
+    if !words[..at].iter().all(|word| leading.contains(word)) {
+        return None;
+    }
+    let own = words[at..].iter().take_while(|word| !word.contains('>'));
+    // The operator replaces these.
+    let own = own.map(|word| match *word {
+        "EPOCH" => "2",
+        "ID" | "OLDID" => "0123abcd",
+        word => word,
+    });
+    let tried = Arguments::command().try_get_matches_from(own);
+    let error = tried.err().filter(|error| error.exit_code() != 0)?;
+    let text = error.to_string();
+    Some(format!(
+        "{}: {part}",
+        text.lines().next().unwrap_or_default()
+    ))
+}
+
+/// The text that `echo` or `printf` gives to an apply.
+fn applied(before: &str) -> String {
+    let text = before.split('\'').nth(1).unwrap_or_default();
+    text.replace("\\n", "\n").replace("EPOCH", "2")
+}
+
+fn unknown_keys(text: &str) -> Vec<String> {
+    let table: toml::Table = match text.parse() {
+        Ok(table) => table,
+        Err(error) => return vec![format!("no TOML: {error}: {text}")],
+    };
+    let mut names = Vec::new();
+    flatten("", &table, &mut names);
+    let known = |name: &String| Config::known_keys().iter().any(|key| key.name == *name);
+    let unknown = names.into_iter().filter(|name| !known(name));
+    unknown.map(|name| format!("unknown key {name}")).collect()
+}
+
+fn flatten(before: &str, table: &toml::Table, names: &mut Vec<String>) {
+    for (name, value) in table {
+        match value {
+            toml::Value::Table(inner) => flatten(&format!("{before}{name}."), inner, names),
+            _ => names.push(format!("{before}{name}")),
+        }
+    }
+}
+
+#[test]
+fn every_command_block_can_be_pasted() {
+    let blocks = blocks();
+    assert!(blocks.len() > 100, "only {} blocks", blocks.len());
+    let mut wrong = Vec::new();
+    for block in &blocks {
+        let found = faults(block);
+        wrong.extend(
+            found
+                .iter()
+                .map(|fault| format!("{}: {fault}", block.place)),
+        );
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Each of these breaks is found, in the block of the documents that has the words.
+#[test]
+fn a_broken_block_is_found() {
+    let blocks = blocks();
+    for (words, broken) in [
+        ("warm-spare status", "warm-spare stat"),
+        ("warm-spare verify --deep", "warm-spare verify --all"),
+        (
+            "warm-spare preflight --for unplanned",
+            "warm-spare preflight --for now",
+        ),
+        (
+            "warm-spare promote --epoch EPOCH",
+            "warm-spare promote EPOCH",
+        ),
+        ("warm-spare fence --peer", "warm-spare fence peer"),
+        ("warm-spare release --local", "warm-spare release local"),
+        ("until warm-spare health;", "until warm-spare healthy;"),
+        (
+            "config apply warm-spare.default",
+            "config apply warm-spare.dc2",
+        ),
+        (
+            "config apply warm-spare.default $(date +%s)",
+            "config apply warm-spare.default 1",
+        ),
+        (
+            "role = \"primary\"\\nforce_epoch",
+            "rolle = \"primary\"\\nforce_epoch",
+        ),
+        ("nforce_epoch = EPOCH", "nforced_epoch = EPOCH"),
+        ("[peer.datastore]", "[datastore.peer]"),
+        ("key_id_file = ", "key_file = "),
+        ("password_file = ", "password = password_file = "),
+        ("psql builder", "psql -h 127.0.0.1 builder"),
+        (
+            "file upload builder-api.default",
+            "file upload builder-api.dc2",
+        ),
+    ] {
+        let block = blocks.iter().find(|block| block.command.contains(words));
+        let mut block = block
+            .unwrap_or_else(|| panic!("no block has {words}"))
+            .clone();
+        block.command = block.command.replacen(words, broken, 1);
+        assert!(
+            !faults(&block).is_empty(),
+            "not found: {broken}\n{}",
+            block.command
+        );
+    }
+}
