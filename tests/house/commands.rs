@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::CommandFactory;
-use support::blocks::{Block, parse};
+use support::blocks::{Block, difference, parse};
 use support::habitat::ROOT;
 use warm_spare::command::Arguments;
 use warm_spare::config::Config;
@@ -198,4 +198,50 @@ fn a_broken_block_is_found() {
             block.command
         );
     }
+}
+
+const PAGE: &str = "Text.\n\n```sh host=dc2 user=root exit=1\none\ntwo\n```\n\n```text\nout\n```\n\n\
+                    ```sh host=dc1 user=hab exit=0 skip=\"why\"\nthree\n```\n\nText.\n\n```text\nno output\n```\n";
+
+#[test]
+fn a_block_has_its_host_and_its_output() {
+    let blocks = parse(PAGE, "page.md").expect("two blocks");
+    assert_eq!(blocks.len(), 2);
+    assert_eq!((blocks[0].host.as_str(), blocks[0].exit), ("dc2", 1));
+    assert_eq!(blocks[0].command, "one\ntwo");
+    assert_eq!(blocks[0].place, "page.md:3");
+    let shown = blocks[0].shown.as_ref().expect("an output");
+    assert_eq!((shown.text.as_str(), shown.lines.clone()), ("out", 7..10));
+    assert_eq!(blocks[1].skip.as_deref(), Some("why"));
+    assert_eq!(blocks[1].shown, None, "text stands between them");
+}
+
+#[test]
+fn a_wrong_first_line_is_an_error() {
+    for info in [
+        "sh",
+        "sh host=dc2",
+        "sh host=dc2 user=root exit=x",
+        "sh user=root host=dc2 exit=0",
+        "sh host=dc2 user=root exit=0 skip=\"\"",
+        "sh host=dc2 user=root exit=0 more",
+    ] {
+        let text = format!("```{info}\na\n```\n");
+        assert!(parse(&text, "page.md").is_err(), "{info}");
+    }
+    assert!(parse("```sh host=a user=b exit=0\na\n", "page.md").is_err());
+}
+
+#[test]
+fn an_output_is_compared_by_its_words() {
+    let same = |shown: &str, output: &str| difference(shown, output).is_none();
+    assert!(same("lag 4.2 s, 2026-11-24", "lag  17 s, 2027-01-02\n"));
+    assert!(same("…\nplanned: ok", "one\ntwo\nplanned: ok\n"));
+    assert!(same("id 4f0c91aa here", "id 00000000 here"));
+    assert!(same("Wrong: nothing …", "Wrong: nothing at all"));
+    assert!(same("one\n…", "one\ntwo\nthree"));
+    assert!(!same("planned: ok", "planned: warn"));
+    assert!(!same("one\nthree", "one\ntwo\nthree"));
+    assert!(!same("planned: ok", ""));
+    assert!(!same("a\n…\nb", "b\na"));
 }
