@@ -72,9 +72,20 @@ target_dir() {
   echo "${CARGO_TARGET_DIR:-$HAB_CACHE_SRC_PATH/$pkg_dirname/target}"
 }
 
+# `cargo vendor` in the project's folder makes the folder `vendor`. With it the build needs no
+# network.
 do_build() {
+  local vendor=$PLAN_CONTEXT/../vendor
+  local -a sources=()
+  if [ -d "$vendor" ]; then
+    sources=(
+      --offline
+      --config 'source.crates-io.replace-with="vendored"'
+      --config "source.vendored.directory=\"$(cd "$vendor" && pwd)\""
+    )
+  fi
   CARGO_TARGET_DIR=$(target_dir) \
-    cargo build --release --locked --bin "$pkg_name" --manifest-path "$PLAN_CONTEXT/../Cargo.toml"
+    cargo build --release --locked "${sources[@]}" --bin "$pkg_name" --manifest-path "$PLAN_CONTEXT/../Cargo.toml"
 }
 
 do_check() {

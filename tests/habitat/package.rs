@@ -18,6 +18,11 @@ const RUST: &str = "1.91.1";
 
 /// Sources the plan as the build does, with stand-ins for what it calls, and runs `script`.
 fn with_plan(script: &str, folder: &Path) -> String {
+    with_plan_of(Path::new(ROOT), script, folder)
+}
+
+/// The same for sources in another folder.
+fn with_plan_of(root: &Path, script: &str, folder: &Path) -> String {
     let prelude = r#"
         set -euo pipefail
         declare -A pkg_exports=() pkg_binds=() pkg_binds_optional=()
@@ -28,8 +33,8 @@ fn with_plan(script: &str, folder: &Path) -> String {
         unset CARGO_TARGET_DIR
         . "$PLAN_CONTEXT/plan.sh""#;
     let output = Command::new("bash")
-        .args(["-c", &format!("{prelude}\n{script}"), "plan", ROOT])
-        .arg(folder)
+        .args(["-c", &format!("{prelude}\n{script}"), "plan"])
+        .args([root, folder])
         .env_remove("HAB_ORIGIN")
         .output()
         .expect("bash runs");
@@ -63,6 +68,32 @@ fn the_plans_callbacks_build_and_install_the_one_program() -> Result<()> {
             .join("src/warm-spare-0/target/release/warm-spare")
             .exists()
     );
+    Ok(())
+}
+
+/// `cargo vendor` brings the crates beside the sources, and the plan tells cargo to take them from there.
+#[test]
+fn vendored_crates_need_no_network() -> Result<()> {
+    let folder = server_dir("vendored-")?;
+    let root = folder.path().join("sources");
+    fs::create_dir_all(root.join("habitat"))?;
+    fs::copy(
+        Path::new(ROOT).join("habitat/plan.sh"),
+        root.join("habitat/plan.sh"),
+    )?;
+    fs::write(root.join("Cargo.toml"), "version = \"1.0.0\"\n")?;
+    let build = || with_plan_of(&root, "do_build", folder.path());
+    assert!(!build().contains("--offline"));
+    fs::create_dir(root.join("vendor"))?;
+    let said = build();
+    let directory = root.join("vendor").display().to_string();
+    for words in [
+        "--offline",
+        "--config source.crates-io.replace-with=\"vendored\"",
+        &format!("--config source.vendored.directory=\"{directory}\""),
+    ] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
     Ok(())
 }
 

@@ -126,6 +126,8 @@ impl Machine {
             format!("ws{}h{number}", network.number),
             format!("ws{}t{number}", network.number),
         );
+        // One may be left over from a run that was killed.
+        let _ = ip(&["link", "delete", &here]);
         let pid = self.pid.to_string();
         ip(&["link", "add", &here, "type", "veth", "peer", "name", &there])?;
         ip(&["link", "set", &here, "master", &network.bridge, "up"])?;
