@@ -253,9 +253,10 @@ async fn until_here(
     .await;
 }
 
-/// Each session here, and then each there, in one state of the work, which is brought about anew each time.
+/// Every other session here, and then there, in one state of the work, which is brought about anew each time.
 async fn end_each(stage: &mut Stage, work: Work) -> Result<[usize; 2]> {
-    let mut ended = [0, 0];
+    let (first, step) = support::share_of_cases();
+    let mut ended = [first; 2];
     loop {
         let name = format!("{work:?}").to_lowercase();
         let version = ended.map(|number| number.to_string()).join(".");
@@ -270,7 +271,7 @@ async fn end_each(stage: &mut Stage, work: Work) -> Result<[usize; 2]> {
         let session = &found[side][ended[side]];
         let began = Instant::now();
         inventory::end([&site.spare.pg, &site.primary.pg][side], session).await?;
-        ended[side] += 1;
+        ended[side] += step;
         if held.store.is_none() {
             insert(&site.primary, &package).await?;
         }

@@ -119,65 +119,66 @@ async fn each_store_is_lost_at_each_step() -> Result<()> {
     let mut epoch = 1;
     let mut ends = Vec::new();
     followed(site, "").await?.stop().await.ok();
-    for store in pair::STORES {
-        for step in STEPS {
-            let what = format!("{store} at {step}");
-            write(&site.primary, &what).await?;
-            // What the spare has not seen yet, and cannot have without the primary's bucket.
-            let pending = store == "primary.s3" && step == "fence";
-            let wanted = match pending {
-                true => format!("{}\n[takeover]\ndrain_timeout = \"3s\"", wish()),
-                false => wish(),
-            };
-            let (service, halt) = Service::halting(site, &wanted, &format!("switchover.{step}"));
-            halt.reached().await;
-            if pending {
-                let spec = Spec::new("core", "pending", "1");
-                factory.package(&site.primary, spec).await?;
-            }
-            pair::kill(site, store);
-            halt.go();
-            // It may be done without it, and otherwise says what it waits for.
-            service
-                .until("what becomes of it", |status| {
-                    status["state"] == "primary"
-                        || (!status["hold"].is_null() && !pending)
-                        || status["transition"].is_null()
-                })
-                .await;
-            pair::start_again(site, store).await?;
-            if step == "preflight" && store != "spare.pg" {
-                service.reconfigure("");
-            }
-            let end = ended(site, &service, &what).await;
-            println!("{what}: {end:?}");
-            match (store, step) {
-                (_, "sequences" | "promote") if store != "spare.pg" => {
-                    assert_eq!(end, End::Done, "{what}");
-                }
-                ("primary.pg", "fence" | "drain" | "compare") | ("primary.s3", "fence") => {
-                    assert_eq!(end, End::Undone, "{what}")
-                }
-                _ => {}
-            }
-            if end == End::Undone {
-                service.reconfigure("");
-                until_following(&service).await;
-                write(&site.primary, &format!("{what} is over")).await?;
-                until_equal(site).await?;
-                service.stop().await.ok();
-            } else {
-                epoch += 1;
-                until_primary(&service, epoch).await;
-                pair::until_settled(&service).await;
-                let back = returned(other, "").await?;
-                until_equal(other).await?;
-                back.stop().await.ok();
-                service.stop().await.ok();
-                (site, other) = (other, site);
-            }
-            ends.push(end);
+    let cases = pair::STORES
+        .into_iter()
+        .flat_map(|store| STEPS.map(|step| (store, step)));
+    for (store, step) in support::every_other(cases) {
+        let what = format!("{store} at {step}");
+        write(&site.primary, &what).await?;
+        // What the spare has not seen yet, and cannot have without the primary's bucket.
+        let pending = store == "primary.s3" && step == "fence";
+        let wanted = match pending {
+            true => format!("{}\n[takeover]\ndrain_timeout = \"3s\"", wish()),
+            false => wish(),
+        };
+        let (service, halt) = Service::halting(site, &wanted, &format!("switchover.{step}"));
+        halt.reached().await;
+        if pending {
+            let spec = Spec::new("core", "pending", "1");
+            factory.package(&site.primary, spec).await?;
         }
+        pair::kill(site, store);
+        halt.go();
+        // It may be done without it, and otherwise says what it waits for.
+        service
+            .until("what becomes of it", |status| {
+                status["state"] == "primary"
+                    || (!status["hold"].is_null() && !pending)
+                    || status["transition"].is_null()
+            })
+            .await;
+        pair::start_again(site, store).await?;
+        if step == "preflight" && store != "spare.pg" {
+            service.reconfigure("");
+        }
+        let end = ended(site, &service, &what).await;
+        println!("{what}: {end:?}");
+        match (store, step) {
+            (_, "sequences" | "promote") if store != "spare.pg" => {
+                assert_eq!(end, End::Done, "{what}");
+            }
+            ("primary.pg", "fence" | "drain" | "compare") | ("primary.s3", "fence") => {
+                assert_eq!(end, End::Undone, "{what}")
+            }
+            _ => {}
+        }
+        if end == End::Undone {
+            service.reconfigure("");
+            until_following(&service).await;
+            write(&site.primary, &format!("{what} is over")).await?;
+            until_equal(site).await?;
+            service.stop().await.ok();
+        } else {
+            epoch += 1;
+            until_primary(&service, epoch).await;
+            pair::until_settled(&service).await;
+            let back = returned(other, "").await?;
+            until_equal(other).await?;
+            back.stop().await.ok();
+            service.stop().await.ok();
+            (site, other) = (other, site);
+        }
+        ends.push(end);
     }
     assert!(ends.contains(&End::Done) && ends.contains(&End::Undone));
     Ok(())

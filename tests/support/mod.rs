@@ -71,6 +71,25 @@ pub fn skip(reason: &str) {
     println!("skipped: {reason}");
 }
 
+/// Returns the cases that this run tries: every other one. For tests that try every combination, each of which takes a
+/// while.
+pub fn every_other<T>(cases: impl IntoIterator<Item = T>) -> Vec<T> {
+    let (first, step) = share_of_cases();
+    cases.into_iter().skip(first).step_by(step).collect()
+}
+
+/// Returns the number of the first case that this run tries, and the step to the next one. `WARM_SPARE_CASES` is a
+/// number whose parity says which is the first, or `all`; without it the seed decides.
+pub fn share_of_cases() -> (usize, usize) {
+    let number = match std::env::var("WARM_SPARE_CASES").as_deref() {
+        Ok("all") => return (0, 1),
+        Ok(number) => number.parse().expect("WARM_SPARE_CASES is a number or all"),
+        Err(_) => seed(),
+    };
+    println!("WARM_SPARE_CASES={}", number % 2);
+    ((number % 2) as usize, 2)
+}
+
 /// The seed of everything random in this run, printed so that a failure can be repeated with `WARM_SPARE_SEED`.
 pub fn seed() -> u64 {
     static SEED: std::sync::OnceLock<u64> = std::sync::OnceLock::new();

@@ -200,7 +200,7 @@ impl Stand {
                 .status()?;
             assert!(copied.success());
         }
-        if block.command.contains("hab pkg upload") {
+        if block.place.contains("quickstart") && block.command.contains("hab pkg upload") {
             let node = match block.host.as_str() {
                 "dc1" => &mut self.dc1,
                 _ => &mut self.dc2,
