@@ -4,5 +4,6 @@ mod architecture;
 mod cli;
 mod harts;
 mod oracle;
+mod pictures;
 mod reference;
 mod support_itself;

@@ -3,12 +3,15 @@
 //!
 //! Used by the tests, by the programs in `programs/` and by the benchmarks.
 
+pub mod balancer;
 pub mod between;
 pub mod bucket_rules;
+pub mod builder_front;
 pub mod builder_keys;
 pub mod campaign;
 pub mod crowd;
 pub mod cuts;
+pub mod exchanges;
 pub mod faults;
 pub mod follow;
 pub mod forward_proxy;
@@ -41,6 +44,7 @@ pub mod stage;
 pub mod supervisor;
 pub mod tls;
 pub mod transactions;
+pub mod visitors;
 pub mod weather;
 pub mod workload;
 pub mod world;
