@@ -5,5 +5,6 @@ mod cli;
 mod commands;
 mod harts;
 mod oracle;
+mod pictures;
 mod reference;
 mod support_itself;

@@ -3,13 +3,16 @@
 //!
 //! Used by the tests, by the programs in `programs/` and by the benchmarks.
 
+pub mod balancer;
 pub mod between;
 pub mod blocks;
 pub mod bucket_rules;
+pub mod builder_front;
 pub mod builder_keys;
 pub mod campaign;
 pub mod crowd;
 pub mod cuts;
+pub mod exchanges;
 pub mod faults;
 pub mod follow;
 pub mod forward_proxy;
@@ -44,6 +47,7 @@ pub mod stock;
 pub mod supervisor;
 pub mod tls;
 pub mod transactions;
+pub mod visitors;
 pub mod weather;
 pub mod workload;
 pub mod world;

@@ -143,6 +143,24 @@ enum Content {
 }
 
 impl Package {
+    /// Makes the package of an upload: what a server knows of it.
+    pub fn uploaded(ident: &str, target: &str, bytes: Bytes) -> Self {
+        let mut words = ident.split('/');
+        let mut next = || words.next().unwrap_or_default();
+        let mut spec = Spec::new(next(), next(), next()).target(target);
+        spec.release = words.next().map(String::from);
+        Self {
+            ident: ident.into(),
+            target: target.into(),
+            key: object_key(ident, target),
+            checksum: blake2b().update(&bytes).finalize().to_hex().to_string(),
+            size: bytes.len() as u64,
+            manifest: String::new(),
+            spec,
+            content: Content::Whole(bytes),
+        }
+    }
+
     pub fn names(&self) -> Names<'_> {
         Names {
             origin: &self.spec.origin,

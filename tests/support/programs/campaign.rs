@@ -1,7 +1,8 @@
 //! A thousand faults and more: `scripts/campaign` builds the program and runs this.
 //!
 //! Arguments: how many faults, the first seed, the mode (`auto`, `snapshot`, `roles`: so many handovers, or `shared`: so
-//! many cuts between two sites with one bucket), and, to look
+//! many cuts between two sites with one bucket; `front`: so many switchovers behind nginx and HAProxy, `front-plain`: the same
+//! without the files of `docs/balancer`), and, to look
 //! into one kind of fault, how its name begins. One pair of clusters per `FAULTS_PER_SITE`, each with the next
 //! seed; it ends at the first violation, with everything that is needed to see it again.
 
@@ -9,8 +10,9 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Instant;
 
+use support::balancer::{Kind, PLAIN, WITH_SNIPPET};
 use support::campaign::{Plan, Summary, trial};
-use support::{cuts, handovers};
+use support::{cuts, exchanges, handovers};
 
 /// Few enough that a violation is seen again in minutes.
 const FAULTS_PER_SITE: usize = 40;
@@ -30,6 +32,11 @@ async fn main() -> ExitCode {
     }
     if mode == "shared" {
         return cut_sites(first, faults).await;
+    }
+    match &*mode {
+        "front" => return exchange_roles(first, faults, &WITH_SNIPPET, &mode).await,
+        "front-plain" => return exchange_roles(first, faults, &PLAIN, &mode).await,
+        _ => {}
     }
     let began = Instant::now();
     let (mut all, mut seeds) = (Summary::default(), Vec::new());
@@ -139,6 +146,52 @@ async fn change_roles(first: u64, wanted: usize) -> ExitCode {
         began.elapsed()
     );
     ExitCode::SUCCESS
+}
+
+/// Few enough that the old databases of a trial do not slow the next one down.
+const SWITCHOVERS_PER_SITE: usize = 20;
+
+/// Counts what clients see during switchovers. Fails if it is not what docs/balancer promises.
+async fn exchange_roles(first: u64, wanted: usize, kinds: &[Kind], mode: &str) -> ExitCode {
+    let began = Instant::now();
+    let (mut all, mut done, mut seed) = (Vec::<exchanges::Counts>::new(), 0, first);
+    while done < wanted {
+        let rounds = SWITCHOVERS_PER_SITE.min(wanted - done);
+        match exchanges::trial(seed, rounds, kinds, true).await {
+            Ok(counts) if all.is_empty() => all = counts,
+            Ok(counts) => all
+                .iter_mut()
+                .zip(counts)
+                .for_each(|(sum, counts)| sum.add(counts)),
+            Err(error) => {
+                println!("\nVIOLATED after {done} switchovers more, seed {seed}: {error}");
+                println!("again: scripts/campaign {rounds} {seed} {mode}");
+                return ExitCode::FAILURE;
+            }
+        }
+        done += rounds;
+        seed += 1;
+    }
+    println!();
+    let mut kept = true;
+    for counts in &all {
+        println!("{counts}");
+        let faults = counts.faults();
+        if counts.kind.has_snippet() && !faults.is_empty() {
+            kept = false;
+            println!("VIOLATED: {}", faults.join("; "));
+        }
+    }
+    println!(
+        "{done} switchovers, seeds {first} to {}, {:.0?}",
+        seed - 1,
+        began.elapsed()
+    );
+    if kept {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 /// So many faults come by every point of the program, or the campaign has proved less than it says.

@@ -1,0 +1,4 @@
+//! What users see behind nginx and HAProxy, with the files of `docs/balancer`.
+
+mod rules;
+mod switchovers;
