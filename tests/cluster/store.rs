@@ -287,7 +287,8 @@ async fn an_upload_is_waited_for_as_long_as_the_line_carries_it() -> Result<()> 
     let between = between("slow_line").await?;
     let line = Proxy::start(between.site.spare.minio.port()).await?;
     let endpoint = format!("http://127.0.0.1:{}", line.port());
-    let patience = Duration::from_millis(300);
+    // A busy machine may keep a server from its work for much of a second.
+    let patience = Duration::from_secs(1);
     let local = LocalStore::open(&config(&between.site.spare, endpoint))?.with_limits(patience, 2);
     let courier = Courier {
         local,
@@ -313,7 +314,7 @@ async fn an_upload_is_waited_for_as_long_as_the_line_carries_it() -> Result<()> 
         .expect_err("a line that is held");
     assert_eq!(error.fault, StoreFault::Unreachable, "{error}");
     assert!(
-        began.elapsed() < Duration::from_secs(5),
+        began.elapsed() < Duration::from_secs(10),
         "{:?}",
         began.elapsed()
     );

@@ -164,7 +164,7 @@ fn a_broken_block_is_found() {
         ),
         ("warm-spare fence --peer", "warm-spare fence peer"),
         ("warm-spare release --local", "warm-spare release local"),
-        ("until warm-spare health;", "until warm-spare healthy;"),
+        ("until warm-spare health ", "until warm-spare healthy "),
         (
             "config apply warm-spare.default",
             "config apply warm-spare.dc2",

@@ -233,5 +233,7 @@ mount -t tmpfs -o mode=0755 tmpfs "$root/run"
 mkdir -p "$root/root" "$root/hab"
 cd "$root"
 echo mounted >&2
-exec chroot . sleep infinity
+# The first process must take leave of every dead one: a server believes that a dead process which is still listed
+# has its data directory.
+exec chroot . bash -c 'while :; do sleep 3600 & wait "$!"; done'
 "#;

@@ -75,16 +75,32 @@ async fn tell(parts: &Parts, capture: bool) -> Result<usize> {
             Act::Page(page) => stand.page(page, capture).await?,
             Act::LoseDc1 => {
                 println!("== dc1 loses its power");
+                let dc2 = &stand.dc2.machine;
+                dc2.must(&until(
+                    "warm-spare status --json | grep -q '\"mode\": *\"stream\"'",
+                ))
+                .await?;
+                dc2.must(&until("warm-spare status | grep -q ' following '"))
+                    .await?;
                 stand.dc1.cut_power().await?;
+                dc2.must(&until("warm-spare status | grep -q peer_unreachable"))
+                    .await?;
             }
             Act::StartDc1 => {
                 println!("== dc1 gets its power back");
                 stand.dc1.start_supervisor().await?;
+                let fenced = until(r#"[ "$(warm-spare fence --peer > /dev/null; echo $?)" = 1 ]"#);
+                stand.dc2.machine.must(&fenced).await?;
             }
         }
     }
     println!("{} blocks run, {} skipped", stand.run, stand.skipped);
     Ok(stand.failed)
+}
+
+/// Returns a command that waits until another one succeeds.
+fn until(command: &str) -> String {
+    format!("for n in $(seq 300); do if {command}; then exit 0; fi; sleep 1; done; exit 1")
 }
 
 struct Stand {
