@@ -171,7 +171,7 @@ fn nginx(dir: &Path, text: &str) -> Result<std::process::Command> {
     fs::write(
         &whole,
         format!(
-            "daemon off;\npid pid;\nworker_processes 2;\nerror_log stderr;\nevents {{}}\nhttp {{\naccess_log off;\n{}include {};\n}}\n",
+            "daemon off;\nmaster_process off;\npid pid;\nerror_log stderr;\nevents {{}}\nhttp {{\naccess_log off;\n{}include {};\n}}\n",
             folders.concat(),
             part.display()
         ),
