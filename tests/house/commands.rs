@@ -238,6 +238,10 @@ fn an_output_is_compared_by_its_words() {
     assert!(same("lag 4.2 s, 2026-11-24", "lag  17 s, 2027-01-02\n"));
     assert!(same("…\nplanned: ok", "one\ntwo\nplanned: ok\n"));
     assert!(same("id 4f0c91aa here", "id 00000000 here"));
+    assert!(same(
+        "at 0/1A4DAE0 by slot_4f0c91aa,",
+        "at 0/2 by slot_00000000,"
+    ));
     assert!(same("Wrong: nothing …", "Wrong: nothing at all"));
     assert!(same("one\n…", "one\ntwo\nthree"));
     assert!(!same("planned: ok", "planned: warn"));

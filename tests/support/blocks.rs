@@ -156,30 +156,44 @@ fn matches(wanted: &str, line: &str) -> bool {
     rest.is_empty() || wanted.ends_with('…')
 }
 
-/// Returns the line without what differs from run to run: digits, runs of them, and spaces.
+/// Returns the line without what differs from run to run: numbers, identifiers, and spaces.
 fn skeleton(line: &str) -> String {
     let mut text = String::new();
     for word in line.split_whitespace() {
         if !text.is_empty() {
             text.push(' ');
         }
-        let hex = word.len() >= 8 && word.chars().all(|c| c.is_ascii_hexdigit());
-        if hex {
-            text.push('#');
-            continue;
-        }
-        for c in word.chars() {
-            match c.is_ascii_digit() {
-                true if text.ends_with('#') => {}
-                true => text.push('#'),
-                false => text.push(c),
-            }
+        let mut rest = word;
+        while !rest.is_empty() {
+            let at = rest.find(|c: char| !c.is_ascii_alphanumeric());
+            let (part, after) = rest.split_at(at.unwrap_or(rest.len()));
+            text.push_str(&number_or_name(part));
+            let mut others = after.chars();
+            text.extend(others.next());
+            rest = others.as_str();
         }
     }
     // A time may have any number of parts, and a size any unit.
     for (from, to) in [("#.#", "#"), ("#:#", "#"), ("#-#", "#"), ("#ms", "# s")] {
         while text.contains(from) {
             text = text.replace(from, to);
+        }
+    }
+    text
+}
+
+/// Returns `#` for a number or an identifier, and a name with `#` for each number in it.
+fn number_or_name(part: &str) -> String {
+    let has_digit = part.contains(|c: char| c.is_ascii_digit());
+    if has_digit && part.chars().all(|c| c.is_ascii_hexdigit()) {
+        return "#".into();
+    }
+    let mut text = String::new();
+    for c in part.chars() {
+        match c.is_ascii_digit() {
+            true if text.ends_with('#') => {}
+            true => text.push('#'),
+            false => text.push(c),
         }
     }
     text
