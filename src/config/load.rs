@@ -92,11 +92,11 @@ pub(super) fn accept(
     let pushes = values.near() == "peer";
     let far = if pushes { "local" } else { "peer" };
     binds::Binds::far(far).complete(&mut values);
+    let near_side = sides::near(&values, builder.as_ref(), &places.datastore_password)?;
     let is_unset = |key| values.text(key).is_none();
     if !pushes && is_unset("peer.datastore.host") && is_unset("peer.s3.endpoint") {
         return Err(ConfigError::PeerUnset);
     }
-    let near_side = sides::near(&values, builder.as_ref(), &places.datastore_password)?;
     let far_side = sides::far(&values, far, &near_side)?;
     let (local, peer) = match pushes {
         false => (near_side, far_side),
