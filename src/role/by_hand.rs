@@ -51,9 +51,8 @@ pub async fn promote_by_hand(
     };
     // An interrupted replacement would leave bytes under a key that its row does not name.
     mend(config, lock).await?;
-    let inside = local.builder().await?;
     if point.is_some() {
-        wake_triggers(&inside, lock.token).await?;
+        wake_triggers(&local.builder().await?, lock.token).await?;
         next_sequences(config).await?;
     }
     commit(config, &state, lock, &cluster, epoch as i64, point.as_ref()).await?;
@@ -111,35 +110,18 @@ async fn commit(
     point: Option<&RecoveryPoint>,
 ) -> Result<(), ReplicationError> {
     let database = &config.local.datastore.database;
-    let names = Names::of(&cluster.id, &config.replication);
-    let by = Promotion {
-        epoch,
-        id: state.new_promotion_id().await?,
-        kind: match point {
-            Some(_) => PromotionKind::Failover,
-            None => PromotionKind::TakenBack,
-        },
-        time: Utc::now(),
-        lsn: point.map(|point| point.lsn.clone()).unwrap_or_default(),
-        commit_time: point.map(|point| point.commit_time),
-        system_id: point
-            .map(|point| point.system_id.clone())
-            .unwrap_or_default(),
-        timeline: point.map_or(0, |point| point.timeline),
-        peer_cluster: point
-            .and_then(|point| point.peer_cluster.clone())
-            .unwrap_or_default(),
-        slot: point
-            .map(|point| point.slot().to_string())
-            .unwrap_or_default(),
-        publication: match point {
-            Some(point) if point.is_followed() => names.publication,
-            _ => String::new(),
-        },
-        peer_fenced: false,
+    let mut by = match point {
+        Some(point) => Promotion::new(epoch, PromotionKind::Failover, Utc::now()).at(point),
         // Nothing of ours is on a server that was not followed.
-        settled: point.is_none(),
+        None => Promotion {
+            settled: true,
+            ..Promotion::new(epoch, PromotionKind::TakenBack, Utc::now())
+        },
     };
+    by.id = state.new_promotion_id().await?;
+    if point.is_some_and(RecoveryPoint::is_followed) {
+        by.publication = Names::of(&cluster.id, &config.replication).publication;
+    }
     let at = match point {
         Some(point) => format!("at {}, commit time {}", point.lsn, point.commit_time),
         None => "at no recovery point".to_string(),

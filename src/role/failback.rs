@@ -163,19 +163,9 @@ fn promotion_of(peer: &Record) -> Promotion {
         .unwrap_or_else(|| {
             let peer_names = Names::of_cluster(&peer.cluster_id);
             Promotion {
-                id: String::new(),
-                epoch: peer.epoch,
-                kind: PromotionKind::ByHand,
-                time: Utc::now(),
-                lsn: String::new(),
-                commit_time: None,
-                system_id: String::new(),
-                timeline: 0,
-                peer_cluster: String::new(),
                 slot: peer_names.slot,
                 publication: peer_names.publication,
-                peer_fenced: false,
-                settled: false,
+                ..Promotion::new(peer.epoch, PromotionKind::ByHand, Utc::now())
             }
         })
 }

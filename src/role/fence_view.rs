@@ -1,7 +1,9 @@
 //! The fence of one cluster, for people: whether its database takes writes, and who set it.
 
 use super::watch::look_at_peer;
-use crate::cluster::{FenceRecord, LocalCluster, PeerCluster, is_fenced, lift_statement};
+use crate::cluster::{
+    FenceRecord, LocalCluster, PeerCluster, WriteSession, is_fenced, lift_statement,
+};
 use crate::config::Config;
 use crate::domain::{ErrorCode, Role, Side};
 use crate::replication::ReplicationError;
@@ -23,16 +25,15 @@ pub struct FenceView {
 /// Looks at the fence of this cluster, or of its peer. It changes nothing.
 pub async fn view_fence(config: &Config, side: Side) -> Result<FenceView, ReplicationError> {
     match side {
-        Side::Local => here(config).await,
+        Side::Local => here(config, &LocalCluster::of(config).maintenance().await?).await,
         Side::Peer => there(config).await,
     }
 }
 
-async fn here(config: &Config) -> Result<FenceView, ReplicationError> {
-    let local = LocalCluster::of(config);
+async fn here(config: &Config, session: &WriteSession) -> Result<FenceView, ReplicationError> {
     let database = config.local.datastore.database.clone();
-    let fenced = is_fenced(&local.maintenance().await?, &database).await?;
-    let (role, epoch, record) = match local.existing_state().await? {
+    let fenced = is_fenced(session, &database).await?;
+    let (role, epoch, record) = match LocalCluster::of(config).existing_state().await? {
         Some(state) => {
             let cluster = state.cluster().await?;
             (
@@ -69,7 +70,8 @@ async fn there(config: &Config) -> Result<FenceView, ReplicationError> {
 /// Lifts the fence of this cluster, on which no role may be on record any more. Returns whether there
 /// was one.
 pub async fn lift_fence(config: &Config) -> Result<bool, ReplicationError> {
-    let found = here(config).await?;
+    let session = LocalCluster::of(config).maintenance().await?;
+    let found = here(config, &session).await?;
     if let Some(role) = found.role {
         return Err(ReplicationError::Refused {
             rule: ErrorCode::StateIsNeeded,
@@ -80,9 +82,9 @@ pub async fn lift_fence(config: &Config) -> Result<bool, ReplicationError> {
         });
     }
     if found.fenced {
-        let session = LocalCluster::of(config).maintenance().await?;
-        let lift = lift_statement(&found.database);
-        session.batch("lifting the fence", &lift).await?;
+        session
+            .batch("lifting the fence", &lift_statement(&found.database))
+            .await?;
     }
     Ok(found.fenced)
 }

@@ -440,23 +440,13 @@ impl Handover<'_> {
 
     fn promotion(&self, point: &RecoveryPoint, reached: &Reached) -> Promotion {
         let complete = reached.fenced && reached.complete;
+        let kind = match complete {
+            true => PromotionKind::Switchover,
+            false => PromotionKind::Failover,
+        };
         Promotion {
-            epoch: self.epoch,
-            id: String::new(),
-            kind: match complete {
-                true => PromotionKind::Switchover,
-                false => PromotionKind::Failover,
-            },
-            time: self.clock.now(),
-            lsn: point.lsn.clone(),
-            commit_time: Some(point.commit_time),
-            system_id: point.system_id.clone(),
-            timeline: point.timeline,
-            peer_cluster: point.peer_cluster.clone().unwrap_or_default(),
-            slot: point.slot().to_string(),
-            publication: String::new(),
             peer_fenced: reached.fenced,
-            settled: false,
+            ..Promotion::new(self.epoch, kind, self.clock.now()).at(point)
         }
     }
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use super::process::{bound, run_dir, server_dir};
+use super::process::{bound, run_dir, server_dir, tree};
 use super::{Output, Result, Running};
 
 /// How long a command may take. A first copy on a busy machine takes minutes.
@@ -107,7 +107,9 @@ impl Machine {
         let mut init = Running::start(command)?;
         init.wait_for_line(|line| line == "mounted", Duration::from_secs(30))
             .await?;
-        let pid = child_of(init.pid())?;
+        // `setpriv` becomes `unshare`, whose only child is the first process of the machine.
+        let family = tree(init.pid());
+        let pid = *family.get(1).ok_or("the machine has no first process")?;
         let machine = Machine {
             name: name.to_string(),
             address,
@@ -183,7 +185,7 @@ impl Machine {
         Running::start(self.inside(user, script))
     }
 
-    /// Runs a command there to its end, as root. Both of its streams are its output, in their order.
+    /// Runs a command there to its end, as that user. Both of its streams are its output, in their order.
     pub async fn run(&self, user: &str, script: &str) -> Result<Output> {
         let both = format!("exec 2>&1\n{script}");
         self.spawn(user, &both)?.wait(LIMIT).await
@@ -202,15 +204,6 @@ impl Machine {
     pub async fn cut_power(&self) -> Result<()> {
         self.run("root", "kill -KILL -1").await.map(drop)
     }
-}
-
-/// Returns the only child of a process.
-fn child_of(pid: u32) -> Result<u32> {
-    // `setpriv` becomes `unshare`, whose child is the first process of the machine.
-    let path = format!("/proc/{pid}/task/{pid}/children");
-    let children = fs::read_to_string(&path)?;
-    let first = children.split_whitespace().next();
-    Ok(first.ok_or_else(|| format!("{path} is empty"))?.parse()?)
 }
 
 /// The first process of a machine. Its files are in memory, above those of this machine.

@@ -67,6 +67,14 @@ pub use supervisor::Supervisor;
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// Returns an error as text, with each of its causes on a line of its own.
+pub fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    std::iter::once(error.to_string())
+        .chain(causes.map(|cause| format!("\n    {cause}")))
+        .collect()
+}
+
 /// How long a server may take to start or to stop on a busy machine.
 pub const SERVER_DEADLINE: Duration = Duration::from_secs(60);
 

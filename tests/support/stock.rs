@@ -205,8 +205,7 @@ impl Node {
                 .map(drop)
         })
         .await;
-        let endpoint = format!("http://{}:9000", self.machine.address);
-        let store = S3::new(&endpoint, "depot", "password", None)?;
+        let store = self.store()?;
         wait_until("the bucket", SOON, || async {
             match store.has_bucket(BUCKET).await? {
                 true => Ok(()),
@@ -216,6 +215,12 @@ impl Node {
         .await;
         let line = said.lines().find(|line| line.contains("builder key"));
         Ok(line.unwrap_or_default().to_string())
+    }
+
+    /// Returns a client of its artifact store.
+    fn store(&self) -> Result<S3> {
+        let endpoint = format!("http://{}:9000", self.machine.address);
+        S3::new(&endpoint, "depot", "password", None)
     }
 
     /// Starts the Supervisor, as the unit `hab-sup` does.
@@ -240,8 +245,7 @@ impl Node {
     /// Uploads a package, as builder-api does: the object, then its rows.
     pub async fn upload(&mut self, name: &str) -> Result<Package> {
         let package = self.factory.make(Spec::new("core", name, "1"));
-        let endpoint = format!("http://{}:9000", self.machine.address);
-        let store = S3::new(&endpoint, "depot", "password", None)?;
+        let store = self.store()?;
         store.put(BUCKET, &package.key, package.bytes()).await?;
         let client = self.connect().await?;
         let known = "SELECT 1 FROM origins WHERE name = 'core'";

@@ -4,7 +4,7 @@
 
 use super::DATABASE;
 use super::lineage::{LINEAGE, Lineage, descent};
-use super::state::{StateDb, StateError};
+use super::state::{RecoveryPoint, StateDb, StateError};
 use super::working_lock::Lock;
 use crate::cluster::fence::setting::lift_statement;
 use crate::cluster::postgres::kept::KeptSessions;
@@ -40,6 +40,40 @@ pub struct Promotion {
     pub peer_fenced: bool,
     /// True: nothing is left to be done there.
     pub settled: bool,
+}
+
+impl Promotion {
+    /// Returns a promotion at no recovery point. Its id is still to be set.
+    pub fn new(epoch: i64, kind: PromotionKind, time: DateTime<Utc>) -> Promotion {
+        Promotion {
+            epoch,
+            id: String::new(),
+            kind,
+            time,
+            lsn: String::new(),
+            commit_time: None,
+            system_id: String::new(),
+            timeline: 0,
+            peer_cluster: String::new(),
+            slot: String::new(),
+            publication: String::new(),
+            peer_fenced: false,
+            settled: false,
+        }
+    }
+
+    /// Returns the same promotion at a point of the old primary's history.
+    pub fn at(self, point: &RecoveryPoint) -> Promotion {
+        Promotion {
+            lsn: point.lsn.clone(),
+            commit_time: Some(point.commit_time),
+            system_id: point.system_id.clone(),
+            timeline: point.timeline,
+            peer_cluster: point.peer_cluster.clone().unwrap_or_default(),
+            slot: point.slot().to_string(),
+            ..self
+        }
+    }
 }
 
 /// The reason why this cluster is fenced although it was no spare.

@@ -142,19 +142,9 @@ impl Primary<'_> {
             }
         }
         let by = Promotion {
-            epoch,
             id,
-            kind: PromotionKind::TakenBack,
-            time: self.writer.now(),
-            lsn: String::new(),
-            commit_time: None,
-            system_id: String::new(),
-            timeline: 0,
-            peer_cluster: String::new(),
-            slot: String::new(),
-            publication: String::new(),
-            peer_fenced: false,
             settled: true,
+            ..Promotion::new(epoch, PromotionKind::TakenBack, self.writer.now())
         };
         let from = cluster.role;
         entry.step = Some(Step::Promote);

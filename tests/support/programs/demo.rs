@@ -19,12 +19,7 @@ async fn main() -> ExitCode {
     match demo().await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("\nThe demo failed: {error}");
-            let mut cause = error.source();
-            while let Some(error) = cause {
-                eprintln!("    {error}");
-                cause = error.source();
-            }
+            eprintln!("\nThe demo failed: {}", support::with_causes(&*error));
             ExitCode::FAILURE
         }
     }

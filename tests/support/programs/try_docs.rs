@@ -1,8 +1,7 @@
 //! Tries the documents as an operator does: every command block of the pages below, as it is written,
 //! on two stock sites. `scripts/try-docs` builds what this needs, and runs it.
 //!
-//! With `--capture` it writes each output that it saw into the document. With `--broken` it plants faults
-//! into the blocks, one at a time, and each must be found.
+//! With `--capture` it writes each output that it saw into the document.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -57,12 +56,7 @@ async fn main() -> ExitCode {
             ExitCode::from(u8::from(failed > 0))
         }
         Err(error) => {
-            eprintln!("\nerror: {error}");
-            let mut cause = error.source();
-            while let Some(error) = cause {
-                eprintln!("    {error}");
-                cause = error.source();
-            }
+            eprintln!("\nerror: {}", support::with_causes(&*error));
             ExitCode::FAILURE
         }
     }
