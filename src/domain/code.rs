@@ -187,6 +187,7 @@ pub enum PreflightCheck {
     Artifacts,
     Verification,
     Versions,
+    NoWayBack,
     Extensions,
     Clients,
     Disk,

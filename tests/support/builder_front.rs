@@ -81,9 +81,18 @@ impl Front {
 
     /// Stops the frontend with all its connections, and loads it again.
     pub async fn restart(&self) {
+        self.stop().await;
+        self.start();
+    }
+
+    /// Stops the frontend with all its connections.
+    pub async fn stop(&self) {
         self.loaded.send_replace(false);
         let mut running = self.running.clone();
         running.wait_for(|runs| !runs).await.ok();
+    }
+
+    pub fn start(&self) {
         self.loaded.send_replace(true);
     }
 

@@ -12,13 +12,13 @@ use super::follow::{followed, prepare, until_following};
 use super::pair::{PROMOTE, Pair, until_primary, until_settled};
 use super::service::SOON;
 use super::visitors::{Seen, Visitors};
-use super::{Factory, Result, Service, Spec, wait_until};
+use super::{Cluster, Factory, Result, Service, Spec, wait_until};
 
 /// Maximum time after a promotion in which clients are still answered by the old side.
 pub const NEW_SIDE_LIMIT: Duration = Duration::from_secs(5);
 /// Reads and writes that each side must answer before and after an exchange.
-const ENOUGH: usize = 5;
-const LARGE_BYTES: u64 = 4 << 20;
+pub const ENOUGH: usize = 5;
+pub const LARGE_BYTES: u64 = 4 << 20;
 /// One exchange of this number ends with a restart of the old side's frontend, as by its operator.
 const RESTARTS_ONE_OF: u32 = 3;
 
@@ -42,7 +42,7 @@ pub struct Counts {
 }
 
 impl Counts {
-    fn new(kind: Kind) -> Self {
+    pub fn new(kind: Kind) -> Self {
         Self {
             kind,
             switchovers: 0,
@@ -73,8 +73,15 @@ impl Counts {
         self.new_side = self.new_side.max(other.new_side);
     }
 
-    /// Takes the measures of one exchange: `old` was the primary until the instant `promoted`.
-    fn measure(&mut self, seen: &Seen, old: usize, wished: Instant, promoted: Instant) {
+    /// Takes the measures of one exchange: `old` was the primary until the instant `promoted`. Returns the time from the
+    /// last write that the old side accepted to the first of the new side.
+    pub fn measure(
+        &mut self,
+        seen: &Seen,
+        old: usize,
+        wished: Instant,
+        promoted: Instant,
+    ) -> Option<Duration> {
         let by_old = seen.writes.iter().filter(|write| write.side == old);
         let by_new = seen.writes.iter().filter(|write| write.side != old);
         let last = by_old.map(|write| write.ended).max();
@@ -82,17 +89,17 @@ impl Counts {
             .map(|write| write.ended)
             .filter(|ended| *ended > wished)
             .min();
-        if let (Some(last), Some(first)) = (last, first) {
-            self.write_gap = self.write_gap.max(first.duration_since(last));
-        }
+        let gap = first.zip(last).map(|(first, last)| first - last);
+        self.write_gap = self.write_gap.max(gap.unwrap_or_default());
         let late = seen.reads.iter().chain(&seen.writes);
         let late = late.filter(|visit| visit.side == old && visit.begun > promoted);
         if let Some(last) = late.map(|visit| visit.begun).max() {
             self.new_side = self.new_side.max(last - promoted);
         }
+        gap
     }
 
-    fn take(&mut self, seen: Seen) {
+    pub fn take(&mut self, seen: Seen) {
         self.reads += seen.reads.len() + seen.reads_failed.len();
         self.reads_failed.extend(seen.reads_failed);
         self.downloads += seen.downloads + seen.cut;
@@ -253,35 +260,44 @@ pub async fn trial(
     for one in watched {
         let mut counts = one.counts;
         let seen = one.visitors.stop().await;
-        let idents: Vec<&str> = seen.accepted.keys().map(String::as_str).collect();
-        let sql = "SELECT n FROM unnest($1::text[]) n WHERE NOT EXISTS (SELECT FROM origin_packages WHERE ident = n)";
-        let lost = primary.conn().await?.query(sql, &[&idents]).await?;
-        if let Some(row) = lost.first() {
-            return Err(format!(
-                "{} accepted writes are lost: {}",
-                lost.len(),
-                row.get::<_, &str>(0)
-            )
-            .into());
-        }
+        has_all(primary, &seen).await?;
         counts.take(seen);
         all.push(counts);
     }
-    let mut times = fronts[0].uploads();
-    for (upload, count) in fronts[1].uploads() {
-        *times.entry(upload).or_default() += count;
-    }
-    let twice: Vec<_> = times.iter().filter(|(_, count)| **count > 1).collect();
-    if !twice.is_empty() {
-        return Err(format!("uploads came more than once: {twice:?}").into());
-    }
+    each_upload_came_once(&fronts)?;
     on_a.stop().await.ok();
     on_b.stop().await.ok();
     Ok(all)
 }
 
+/// An error names an accepted write that is lost.
+pub async fn has_all(primary: &Cluster, seen: &Seen) -> Result<()> {
+    let idents: Vec<&str> = seen.accepted.keys().map(String::as_str).collect();
+    let sql = "SELECT n FROM unnest($1::text[]) n WHERE NOT EXISTS (SELECT FROM origin_packages WHERE ident = n)";
+    let lost = primary.conn().await?.query(sql, &[&idents]).await?;
+    match lost.first() {
+        None => Ok(()),
+        Some(row) => {
+            let (number, name) = (lost.len(), row.get::<_, &str>(0));
+            Err(format!("{number} accepted writes are lost: {name}").into())
+        }
+    }
+}
+
+pub fn each_upload_came_once(fronts: &[Front; 2]) -> Result<()> {
+    let mut times = fronts[0].uploads();
+    for (upload, count) in fronts[1].uploads() {
+        *times.entry(upload).or_default() += count;
+    }
+    let twice: Vec<_> = times.iter().filter(|(_, count)| **count > 1).collect();
+    match twice.is_empty() {
+        true => Ok(()),
+        false => Err(format!("uploads came more than once: {twice:?}").into()),
+    }
+}
+
 /// Waits until the service tells balancers that its side is the primary.
-async fn until_answers_primary(service: &Service<'_>) {
+pub async fn until_answers_primary(service: &Service<'_>) {
     wait_until("/primary answers 200", SOON, || async {
         match service.get("/primary").await?.status {
             200 => Ok(()),

@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -23,13 +23,30 @@ pub struct Postgres {
     server: Mutex<Option<Guard>>,
     port: u16,
     password: String,
-    programs: PathBuf,
-    major: u32,
-    dir: TempDir,
+    first: Release,
+    /// What [`Postgres::upgrade`] has put in the place of the first.
+    pub(super) upgraded: OnceLock<Release>,
+    pub(super) dir: TempDir,
     settings: Vec<(String, String)>,
     own_clock: bool,
     /// The provider whose server this one imitates.
     pub(super) managed: Option<Managed>,
+}
+
+/// The programs of one version of PostgreSQL.
+#[derive(Clone)]
+pub(super) struct Release {
+    pub(super) programs: PathBuf,
+    major: u32,
+}
+
+impl Release {
+    pub(super) fn of(programs: &Path) -> Result<Release> {
+        Ok(Release {
+            major: major(programs)?,
+            programs: programs.into(),
+        })
+    }
 }
 
 /// The settings that may differ from builder-datastore's own.
@@ -103,16 +120,11 @@ impl Builder {
             Some(directory) => directory.clone(),
             None => programs()?,
         };
-        let major = major(&programs)?;
+        let first = Release::of(&programs)?;
         let dir = server_dir("pg-")?;
         let data = dir.path().join("data");
         let password = random_word(20);
-        if programs.join("pg_resetwal").is_file() {
-            copy_template(&template(&programs)?, &data)?;
-            give_own_system_id(&programs, &data)?;
-        } else {
-            initdb(&programs, dir.path())?;
-        }
+        new_data(&programs, dir.path())?;
 
         let method = if self.scram { "scram-sha-256" } else { "md5" };
         let mut settings = stock_settings(method, dir.path());
@@ -158,8 +170,8 @@ impl Builder {
             server: Mutex::new(None),
             port: 0,
             password,
-            programs,
-            major,
+            first,
+            upgraded: OnceLock::new(),
             dir,
             settings,
             own_clock: self.own_clock,
@@ -197,7 +209,7 @@ impl Postgres {
         let dir = server_dir("pg-")?;
         let data = dir.path().join("data");
         own(dir.path())?;
-        let mut copy = Command::new(self.programs.join("pg_basebackup"));
+        let mut copy = Command::new(self.program("pg_basebackup"));
         copy.args([
             "--checkpoint=fast",
             "--no-sync",
@@ -219,8 +231,8 @@ impl Postgres {
             server: Mutex::new(None),
             port: 0,
             password: self.password.clone(),
-            programs: self.programs.clone(),
-            major: self.major,
+            first: self.release().clone(),
+            upgraded: OnceLock::new(),
             dir,
             settings,
             own_clock: false,
@@ -265,19 +277,23 @@ impl Postgres {
         &self.password
     }
 
+    fn release(&self) -> &Release {
+        self.upgraded.get().unwrap_or(&self.first)
+    }
+
     /// The major version, such as 15.
     pub fn version(&self) -> u32 {
-        self.major
+        self.release().major
     }
 
     /// Returns the directory of `psql`, `pg_dump` and the other programs of this server's version.
     pub fn programs(&self) -> &Path {
-        &self.programs
+        &self.release().programs
     }
 
     /// One of the programs that came with the server, such as `psql`.
     pub fn program(&self, name: &str) -> PathBuf {
-        self.programs.join(name)
+        self.programs().join(name)
     }
 
     pub fn data_dir(&self) -> PathBuf {
@@ -456,7 +472,7 @@ impl Postgres {
         let settings: String = settings.map(|(n, v)| format!(" -c '{n}={v}'")).collect();
         format!(
             "cd / && exec {user}{} -D {} -c port={}{settings}",
-            self.programs.join("postgres").display(),
+            self.program("postgres").display(),
             self.data_dir().display(),
             self.port,
         )
@@ -465,7 +481,7 @@ impl Postgres {
     async fn start_with(&self, settings: &[(String, String)]) -> Result<()> {
         let log = self.dir.path().join("log");
         let out = File::options().create(true).append(true).open(&log)?;
-        let mut command = bound(self.programs.join("postgres"));
+        let mut command = bound(self.program("postgres"));
         command
             .arg("-D")
             .arg(self.data_dir())
@@ -644,6 +660,16 @@ fn template(programs: &Path) -> Result<PathBuf> {
     Ok(done)
 }
 
+/// Makes the directory `data` there, with a system id of its own.
+pub(super) fn new_data(programs: &Path, directory: &Path) -> Result<()> {
+    if !programs.join("pg_resetwal").is_file() {
+        return initdb(programs, directory);
+    }
+    let data = directory.join("data");
+    copy_template(&template(programs)?, &data)?;
+    give_own_system_id(programs, &data)
+}
+
 /// Makes the directory `data` there.
 fn initdb(programs: &Path, directory: &Path) -> Result<()> {
     // The password comes from a file, because the server's user may not open a pipe of ours. It is
@@ -693,7 +719,12 @@ fn give_own_system_id(programs: &Path, data: &Path) -> Result<()> {
 }
 
 /// Runs statements, one a line, as the superuser of a server that does not run yet.
-fn run_alone(programs: &Path, data: &Path, method: &str, statements: &str) -> Result<()> {
+pub(super) fn run_alone(
+    programs: &Path,
+    data: &Path,
+    method: &str,
+    statements: &str,
+) -> Result<()> {
     let mut single = Command::new(programs.join("postgres"));
     single
         .args(["--single", "-D"])
@@ -709,7 +740,7 @@ fn run_alone(programs: &Path, data: &Path, method: &str, statements: &str) -> Re
     run(&mut single, statements)
 }
 
-fn run(command: &mut Command, input: &str) -> Result<()> {
+pub(super) fn run(command: &mut Command, input: &str) -> Result<()> {
     let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::null())

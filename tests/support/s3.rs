@@ -30,6 +30,8 @@ pub struct S3 {
 pub struct Head {
     pub etag: String,
     pub size: u64,
+    /// The time at which it was written, as the server tells it.
+    pub modified: String,
 }
 
 impl S3 {
@@ -139,9 +141,11 @@ impl S3 {
         let Some(response) = found(in_time(asked.send()).await)? else {
             return Ok(None);
         };
+        let modified = response.last_modified()?;
         Ok(Some(Head {
             etag: response.etag()?.to_string(),
             size: response.size()?,
+            modified: modified.map(|time| time.to_string()).unwrap_or_default(),
         }))
     }
 

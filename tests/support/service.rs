@@ -117,6 +117,11 @@ impl<'a> Service<'a> {
 
     fn start_with(site: &'a Site, extra: &str, environment: &[(&str, &str)]) -> Self {
         let port = free_port().expect("a port");
+        Self::start_on(port, site, extra, environment)
+    }
+
+    /// Starts it on the port of one that has ended.
+    pub fn start_on(port: u16, site: &'a Site, extra: &str, environment: &[(&str, &str)]) -> Self {
         let file = site.write_config(&configuration(port, extra));
         Self {
             site,

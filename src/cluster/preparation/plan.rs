@@ -271,6 +271,8 @@ fn needs_wal_level(prepared: &Prepared) -> bool {
         // An administrator who made a slot has also ensured that the server starts with this
         // setting.
         _ if prepared.names.slot_is_premade && level.value == "logical" => false,
+        // The value in force was taken back, and the next start has another one.
+        _ if level.pending_restart && level.value == "logical" => true,
         _ if !prepared.counts_as_builder_datastore() && level.value == "logical" => false,
         AutoConf::Absent => true,
         AutoConf::Unknown => level.value != "logical",

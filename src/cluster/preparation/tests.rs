@@ -408,6 +408,10 @@ fn only_a_builder_datastore_must_have_the_level_in_its_auto_conf() {
     assert!(!needs(&server));
     server.wal_level.source = "command line".into();
     assert!(!needs(&server));
+    // `release` has taken it back, and the server was not started since.
+    server.wal_level.pending_restart = true;
+    assert!(needs(&server));
+    server.wal_level.pending_restart = false;
     // A server whose file we may not see counts as a builder-datastore, unless a fact speaks against it.
     server.config_file = None;
     assert!(server.counts_as_builder_datastore() && needs(&server));

@@ -121,11 +121,11 @@ pub async fn may_work(config: &Config) -> Result<bool, ReplicationError> {
         }),
         (_, recorded) => Err(ReplicationError::Refused {
             rule: ErrorCode::Role,
-            text: format!(
-                "this cluster is recorded as {}",
-                recorded.map_or("nothing", Into::into)
-            ),
-            next_step: "only a spare is copied to".into(),
+            text: match recorded {
+                Some(role) => format!("this cluster is recorded as {role}"),
+                None => "no role of this cluster is recorded, and it is to be the primary".into(),
+            },
+            next_step: "only a spare is copied to: set role = \"spare\" on the cluster that is to be the copy".into(),
         }),
     }
 }

@@ -69,6 +69,7 @@ pub async fn preflight(
         copied::artifacts(&facts),
         copied::verification(&facts),
         servers::versions(&facts),
+        servers::no_way_back(&facts),
         servers::extensions(&facts),
         servers::clients(&facts),
         servers::disk(&facts),

@@ -6,6 +6,7 @@ use crate::cluster::{Keeps, MayApply, is_loopback, is_verified};
 use crate::config;
 use crate::domain::PreflightCheck;
 use crate::observe::Check;
+use crate::replication::ReplicationError;
 use bytesize::ByteSize;
 
 /// Free disk below this fraction (1/10) of the disk counts as low.
@@ -13,20 +14,11 @@ const LOW_DISK_DIVISOR: u64 = 10;
 
 pub(super) fn versions(facts: &Facts) -> Check {
     const NAME: PreflightCheck = PreflightCheck::Versions;
-    let (local, peer) = match (&facts.server, &facts.there) {
-        (Ok(server), Ok(there)) => (server.major, there.server.major),
-        (Err(error), _) | (_, Err(error)) => return unknown(NAME, error),
+    let (local, peer) = match majors(facts) {
+        Ok(majors) => majors,
+        Err(error) => return unknown(NAME, error),
     };
     let text = format!("PostgreSQL {local} here, {peer} on the primary");
-    if local > peer {
-        return warn(
-            NAME,
-            format!(
-                "{text}: an older server cannot read the data of a newer one, so coming back needs an upgrade there"
-            ),
-            format!("plan an upgrade of the primary's datastore to PostgreSQL {local}"),
-        );
-    }
     if local < peer {
         let step = format!("upgrade the spare's datastore to PostgreSQL {peer}");
         return refuse(
@@ -36,6 +28,36 @@ pub(super) fn versions(facts: &Facts) -> Check {
         );
     }
     ok(NAME, text)
+}
+
+/// Checks that the old primary could follow this cluster after the takeover: no program writes what
+/// a server of an older version reads.
+pub(super) fn no_way_back(facts: &Facts) -> Check {
+    const NAME: PreflightCheck = PreflightCheck::NoWayBack;
+    match majors(facts) {
+        // `versions` says why.
+        Err(_) => ok(
+            NAME,
+            "not known, because the versions of the servers are not known",
+        ),
+        Ok((local, peer)) if local > peer => warn(
+            NAME,
+            format!(
+                "PostgreSQL {local} here, {peer} on the primary: the takeover is the point of no return. A server of an older version cannot follow a newer one"
+            ),
+            format!(
+                "if you mean it, take over, and then upgrade the old primary's datastore to PostgreSQL {local}: until it follows, there is no spare (docs/upgrade.md)"
+            ),
+        ),
+        Ok(_) => ok(NAME, "the old primary's server can follow this one"),
+    }
+}
+
+/// Returns the major versions of the local server and of the primary's.
+fn majors<'a>(facts: &'a Facts<'_>) -> Result<(u32, u32), &'a ReplicationError> {
+    let server = facts.server.as_ref()?;
+    let there = facts.there.as_ref()?;
+    Ok((server.major, there.server.major))
 }
 
 pub(super) fn extensions(facts: &Facts) -> Check {

@@ -2,7 +2,7 @@
 //!
 //! Arguments: how many faults, the first seed, the mode (`auto`, `snapshot`, `roles`: so many handovers, or `shared`: so
 //! many cuts between two sites with one bucket; `front`: so many switchovers behind nginx and HAProxy, `front-plain`: the same
-//! without the files of `docs/balancer`), and, to look
+//! without the files of `docs/balancer`; `upgrade`: so many upgrades of both sites), and, to look
 //! into one kind of fault, how its name begins. One pair of clusters per `FAULTS_PER_SITE`, each with the next
 //! seed; it ends at the first violation, with everything that is needed to see it again.
 
@@ -12,7 +12,8 @@ use std::time::Instant;
 
 use support::balancer::{Kind, PLAIN, WITH_SNIPPET};
 use support::campaign::{Plan, Summary, trial};
-use support::{cuts, exchanges, handovers};
+use support::postgres::other_version;
+use support::{cuts, exchanges, handovers, upgrades};
 
 /// Few enough that a violation is seen again in minutes.
 const FAULTS_PER_SITE: usize = 40;
@@ -36,6 +37,7 @@ async fn main() -> ExitCode {
     match &*mode {
         "front" => return exchange_roles(first, faults, &WITH_SNIPPET, &mode).await,
         "front-plain" => return exchange_roles(first, faults, &PLAIN, &mode).await,
+        "upgrade" => return upgrade_sites(first, faults).await,
         _ => {}
     }
     let began = Instant::now();
@@ -206,4 +208,29 @@ fn missed(all: &Summary, mode: &str, only: &str, faults: usize) -> Vec<&'static 
     points
         .filter(|point| !all.kinds.contains_key(&format!("ServiceKilledAt({point})")))
         .collect()
+}
+
+/// Upgrades a new pair of sites each time, with one balancer and then with the other.
+async fn upgrade_sites(first: u64, wanted: usize) -> ExitCode {
+    let Some(newer) = other_version(18) else {
+        println!("no PostgreSQL 18 here (scripts/setup: pip)");
+        return ExitCode::FAILURE;
+    };
+    let kinds = WITH_SNIPPET.iter().cycle();
+    for (seed, kind) in (first..).zip(kinds).take(wanted) {
+        match upgrades::trial(seed, *kind, &newer).await {
+            Ok(upgrade) => {
+                println!("seed {seed}: {upgrade}");
+                if !upgrade.counts.faults().is_empty() || upgrade.strays > 0 {
+                    println!("VIOLATED: {:?}", upgrade.counts.faults());
+                    return ExitCode::FAILURE;
+                }
+            }
+            Err(error) => {
+                println!("VIOLATED with seed {seed}, {kind:?}: {error}");
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    ExitCode::SUCCESS
 }
