@@ -1,5 +1,6 @@
 //! The HTTP interface, which is read-only. A slow or broken client does not affect other clients.
 
+use super::state::ServiceState;
 use super::view::ServiceView;
 use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
@@ -52,8 +53,8 @@ pub async fn serve(listener: TcpListener, view: ServiceView) -> Infallible {
 
 async fn converse(stream: TcpStream, view: ServiceView) {
     let service = service_fn(move |request| {
-        let response = answer(&request, &view);
-        async move { Ok::<_, Infallible>(response) }
+        let view = view.clone();
+        async move { Ok::<_, Infallible>(answer(&request, &view).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -65,7 +66,7 @@ async fn converse(stream: TcpStream, view: ServiceView) {
     }
 }
 
-fn answer(request: &Request<Incoming>, view: &ServiceView) -> Response<Full<Bytes>> {
+async fn answer(request: &Request<Incoming>, view: &ServiceView) -> Response<Full<Bytes>> {
     if request.method() != Method::GET {
         let mut refused = text(StatusCode::METHOD_NOT_ALLOWED, "GET only\n");
         refused
@@ -83,8 +84,8 @@ fn answer(request: &Request<Incoming>, view: &ServiceView) -> Response<Full<Byte
                 "cannot write the metrics\n",
             ),
         },
-        "/primary" => role(view, Asked::Primary),
-        "/spare" => role(view, Asked::Spare),
+        "/primary" => role(&view.state_after_a_look().await, Asked::Primary),
+        "/spare" => role(&view.state_after_a_look().await, Asked::Spare),
         _ => text(
             StatusCode::NOT_FOUND,
             "/health, /status, /metrics, /primary, /spare\n",
@@ -113,8 +114,7 @@ enum Asked {
 
 /// Answers 200 or 503, for load balancers: whether clients of a primary, or readers of a spare, may
 /// be sent to this cluster.
-fn role(view: &ServiceView, asked: Asked) -> Response<Full<Bytes>> {
-    let state = view.state();
+fn role(state: &ServiceState, asked: Asked) -> Response<Full<Bytes>> {
     let is = match asked {
         Asked::Primary => state.serves(),
         // A spare is at a point of the primary's history, whatever its current hold.

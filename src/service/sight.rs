@@ -1,5 +1,6 @@
-//! Looks at the local server every few seconds, also while another process works here. The answers
-//! to load balancers depend only on this look, and on nothing that was true some time ago.
+//! Looks at the local server every few seconds, and when a load balancer asks, also while another
+//! process works here. The answers to load balancers depend only on this look, and on nothing that
+//! was true some time ago.
 
 use super::{Configs, StatusWriter, next};
 use crate::cluster;
@@ -13,6 +14,8 @@ use std::time::{Duration, Instant};
 
 /// Interval between two looks.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+/// Minimum interval, however often it is asked for: a look opens a session.
+const LOOK_PAUSE: Duration = Duration::from_millis(250);
 /// Interval after a failed look. The look may have met the moment in which the visible database is
 /// switched.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
@@ -65,12 +68,14 @@ async fn look_on(writer: &StatusWriter, config: &Config) -> Infallible {
                 }
             }
         }
-        tokio::time::sleep(if failures == 0 {
-            LOOK_INTERVAL
-        } else {
-            RETRY_AFTER
-        })
-        .await;
+        if failures > 0 {
+            tokio::time::sleep(RETRY_AFTER).await;
+            continue;
+        }
+        tokio::time::sleep(LOOK_PAUSE).await;
+        // Late or asked for: both mean a look now.
+        let asked = writer.look.notified();
+        let _ = tokio::time::timeout(LOOK_INTERVAL - LOOK_PAUSE, asked).await;
     }
 }
 

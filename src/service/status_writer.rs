@@ -11,7 +11,7 @@ use chrono::{DateTime, Utc};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::failure_tracker::Pace;
 
@@ -23,6 +23,8 @@ const EVENTS_READ: i64 = 50;
 #[derive(Clone)]
 pub struct StatusWriter {
     state: watch::Sender<ServiceState>,
+    /// Readers ask by it for a look at the local server.
+    pub look: Arc<Notify>,
     pending: Arc<Mutex<VecDeque<Event>>>,
     pub meter: Arc<Meter>,
     pub counters: Counters,
@@ -38,6 +40,7 @@ impl StatusWriter {
         let meter = Meter::new(clock.clone(), counters.clone(), throttle.clone());
         StatusWriter {
             state: watch::Sender::new(ServiceState::new(clock.now())),
+            look: Arc::default(),
             pending: Arc::default(),
             meter: Arc::new(meter),
             counters,
@@ -49,6 +52,7 @@ impl StatusWriter {
     pub fn view(&self) -> ServiceView {
         ServiceView::new(
             self.state.subscribe(),
+            self.look.clone(),
             self.meter.clone(),
             self.counters.clone(),
             self.clock.clone(),

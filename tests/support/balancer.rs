@@ -1,6 +1,7 @@
 //! nginx and HAProxy in front of two sites, with the files of `docs/balancer`, or without them.
 
 use std::fs::{self, File};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -53,13 +54,25 @@ backend builder
     server dc2 builder.dc2.example.org:80 check backup
 ";
 
-/// The ports of one site on this machine.
+/// The addresses of one site.
 #[derive(Debug, Clone, Copy)]
-pub struct Ports {
+pub struct Addresses {
     /// Of the frontend.
-    pub builder: u16,
+    pub builder: SocketAddr,
     /// Of `warm-spare`.
-    pub warm_spare: u16,
+    pub warm_spare: SocketAddr,
+}
+
+impl Addresses {
+    /// The site is on this machine, at these ports.
+    pub fn here(builder: u16, warm_spare: u16) -> Addresses {
+        let [builder, warm_spare] =
+            [builder, warm_spare].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+        Addresses {
+            builder,
+            warm_spare,
+        }
+    }
 }
 
 /// The balancer ends when this is dropped.
@@ -71,14 +84,14 @@ pub struct Balancer {
 }
 
 impl Balancer {
-    pub async fn start(kind: Kind, sites: [Ports; 2]) -> Result<Balancer> {
+    pub async fn start(kind: Kind, sites: [Addresses; 2]) -> Result<Balancer> {
         Self::start_with(kind, sites, |text| text).await
     }
 
     /// Starts it with another text than the document's.
     pub async fn start_with(
         kind: Kind,
-        sites: [Ports; 2],
+        sites: [Addresses; 2],
         change: impl Fn(String) -> String,
     ) -> Result<Balancer> {
         let dir = server_dir("balancer-")?;
@@ -142,8 +155,8 @@ impl Kind {
     }
 }
 
-/// Puts this machine's addresses and one directory in the place of the document's, and changes nothing else.
-fn place(text: &str, port: u16, sites: [Ports; 2], dir: &Path) -> String {
+/// Puts these addresses and one directory in the place of the document's, and changes nothing else.
+fn place(text: &str, port: u16, sites: [Addresses; 2], dir: &Path) -> String {
     let mut text = text
         .replace("listen 80;", &format!("listen 127.0.0.1:{port};"))
         .replace("bind :80", &format!("bind 127.0.0.1:{port}"))
@@ -151,7 +164,6 @@ fn place(text: &str, port: u16, sites: [Ports; 2], dir: &Path) -> String {
     for (number, site) in sites.iter().enumerate() {
         let name = format!("builder.dc{}.example.org", number + 1);
         for (documented, here) in [(80, site.builder), (9640, site.warm_spare)] {
-            let here = format!("127.0.0.1:{here}");
             for end in [" ", ";", "\n"] {
                 let from = format!("{name}:{documented}{end}");
                 text = text.replace(&from, &format!("{here}{end}"));

@@ -13,6 +13,8 @@ use super::Result;
 pub struct Block {
     /// The document, and the number of its line that opens the block.
     pub place: String,
+    /// The number of that line, from 0.
+    pub line: usize,
     pub host: String,
     pub user: String,
     pub exit: i32,
@@ -43,6 +45,22 @@ pub fn read(path: &Path, name: &str) -> Result<Vec<Block>> {
     parse(&fs::read_to_string(path)?, name)
 }
 
+/// Reads the blocks of one section, from its heading `## …` to the next one.
+pub fn read_section(path: &Path, name: &str, heading: &str) -> Result<Vec<Block>> {
+    let text = fs::read_to_string(path)?;
+    let lines: Vec<&str> = text.lines().collect();
+    let heading = format!("## {heading}");
+    let from = lines.iter().position(|line| *line == heading);
+    let from = from.ok_or_else(|| format!("{name}: there is no heading {heading:?}"))?;
+    let after = lines[from + 1..]
+        .iter()
+        .position(|line| line.starts_with("## "));
+    let to = after.map_or(lines.len(), |after| from + 1 + after);
+    let mut blocks = parse(&text, name)?;
+    blocks.retain(|block| (from..to).contains(&block.line));
+    Ok(blocks)
+}
+
 /// Reads the blocks of a text.
 pub fn parse(text: &str, name: &str) -> Result<Vec<Block>> {
     let lines: Vec<&str> = text.lines().collect();
@@ -62,7 +80,7 @@ pub fn parse(text: &str, name: &str) -> Result<Vec<Block>> {
         let body = lines[at + 1..at + 1 + length].join("\n");
         let end = at + length + 2;
         if info == "sh" || info.starts_with("sh ") {
-            blocks.push(block(place, info, body)?);
+            blocks.push(block(place, at, info, body)?);
             open = true;
         } else {
             if open && (info == "text" || info == "text sample") {
@@ -81,7 +99,7 @@ pub fn parse(text: &str, name: &str) -> Result<Vec<Block>> {
     Ok(blocks)
 }
 
-fn block(place: String, info: &str, command: String) -> Result<Block> {
+fn block(place: String, line: usize, info: &str, command: String) -> Result<Block> {
     let (info, skip) = match info.split_once(" skip=\"") {
         Some((info, reason)) => match reason.strip_suffix('"') {
             Some(reason) if !reason.is_empty() => (info, Some(reason.to_string())),
@@ -110,6 +128,7 @@ fn block(place: String, info: &str, command: String) -> Result<Block> {
         command,
         shown: None,
         place,
+        line,
     })
 }
 

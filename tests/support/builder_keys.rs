@@ -46,11 +46,25 @@ impl BuilderKey {
         Ok(())
     }
 
+    /// Makes an access token of that account that never expires.
+    pub fn token(&self, account: i64) -> String {
+        // Three numbers in protocol buffers: the account, its privileges, and the end of the token's life.
+        let mut content = vec![0x08];
+        varint(account as u64, &mut content);
+        content.extend([0x10, 0x00, 0x18]);
+        varint(NEVER_EXPIRES, &mut content);
+        format!("_{}", BASE64_STANDARD.encode(self.seal_bytes(&content)))
+    }
+
     /// Seals a text as Builder stores it: from itself to itself.
     pub fn seal(&self, content: &str) -> String {
+        self.seal_bytes(content.as_bytes())
+    }
+
+    fn seal_bytes(&self, content: &[u8]) -> String {
         let nonce: [u8; 24] = rand::rng().random();
         let to_itself = SalsaBox::new(&self.secret.public_key(), &self.secret);
-        let sealed = to_itself.encrypt(&nonce.into(), content.as_bytes());
+        let sealed = to_itself.encrypt(&nonce.into(), content);
         let name = format!("bldr-{}", self.revision);
         format!(
             "BOX-1\n{name}\n{name}\n{}\n{}",
@@ -71,10 +85,24 @@ impl BuilderKey {
         client
             .execute(sql, &[&self.seal("a secret key"), &self.revision])
             .await?;
-        let token = format!("_{}", BASE64_STANDARD.encode(self.seal("a token")));
-        let sql = "INSERT INTO account_tokens (account_id, token) SELECT id, $1 FROM accounts LIMIT 1 \
+        let sql = "SELECT id FROM accounts ORDER BY id LIMIT 1";
+        let account: i64 = client.query_one(sql, &[]).await?.get(0);
+        let sql = "INSERT INTO account_tokens (account_id, token) VALUES ($1, $2) \
                    ON CONFLICT (account_id) DO UPDATE SET token = excluded.token";
-        client.execute(sql, &[&token]).await?;
+        client
+            .execute(sql, &[&account, &self.token(account)])
+            .await?;
         Ok(())
     }
+}
+
+/// The time that Builder writes into a token which never expires, in seconds since 1970.
+const NEVER_EXPIRES: u64 = 8_210_298_326_400;
+
+fn varint(mut number: u64, into: &mut Vec<u8>) {
+    while number >= 0x80 {
+        into.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    into.push(number as u8);
 }

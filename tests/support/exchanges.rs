@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::balancer::{Balancer, Kind, Ports};
+use super::balancer::{Addresses, Balancer, Kind};
 use super::builder_front::Front;
 use super::follow::{followed, prepare, until_following};
 use super::pair::{PROMOTE, Pair, until_primary, until_settled};
@@ -180,14 +180,11 @@ pub async fn trial(
     ];
     fronts[0].until_running().await;
     let services = [&on_a, &on_b];
-    let ports = [0, 1].map(|side| Ports {
-        builder: fronts[side].port(),
-        warm_spare: services[side].port,
-    });
+    let addresses = [0, 1].map(|side| Addresses::here(fronts[side].port(), services[side].port));
     until_answers_primary(&on_a).await;
     let mut watched = Vec::new();
     for (number, kind) in kinds.iter().enumerate() {
-        let balancer = Balancer::start(*kind, ports).await?;
+        let balancer = Balancer::start(*kind, addresses).await?;
         let name = format!("{kind:?}").to_lowercase();
         let seed = seed.wrapping_add(number as u64 * 1000);
         let visitors = Visitors::start(balancer.port(), &name, &small, &large, seed);

@@ -3,6 +3,7 @@
 //!
 //! Used by the tests, by the programs in `programs/` and by the benchmarks.
 
+pub mod api_clients;
 pub mod balancer;
 pub mod between;
 pub mod blocks;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::balancer::{Balancer, Kind, Ports};
+use super::balancer::{Addresses, Balancer, Kind};
 use super::builder_front::Front;
 use super::exchanges::{
     Counts, ENOUGH, LARGE_BYTES, each_upload_came_once, has_all, until_answers_primary,
@@ -47,7 +47,7 @@ pub async fn trial(seed: u64, kind: Kind, newer: &Path) -> Result<Upgrade> {
     let mut pair = Pair::prepared("upgrade", logical()).await?;
     has_clients_of_both(&mut pair, newer)?;
     let (first, second) = (&pair.there.primary, &pair.there.spare);
-    let mut factory = Factory::new(seed);
+    let mut factory = Factory::new(seed).with_keys_of(super::seed());
     let small = factory
         .package(first, Spec::new("core", "small", "1"))
         .await?;
@@ -60,11 +60,9 @@ pub async fn trial(seed: u64, kind: Kind, newer: &Path) -> Result<Upgrade> {
     let fronts = [Front::load_on(first, 0)?, Front::load_on(second, 1)?];
     fronts[1].stop().await;
     fronts[0].until_running().await;
-    let ports = [(0, on_a.port), (1, on_b.port)].map(|(side, warm_spare)| Ports {
-        builder: fronts[side].port(),
-        warm_spare,
-    });
-    let balancer = Balancer::start(kind, ports).await?;
+    let ports = [on_a.port, on_b.port];
+    let addresses = [0, 1].map(|side| Addresses::here(fronts[side].port(), ports[side]));
+    let balancer = Balancer::start(kind, addresses).await?;
     let visitors = Visitors::start(balancer.port(), "upgrade", &small, &large, seed);
     let mut watch = Watch {
         visitors: &visitors,
@@ -85,7 +83,7 @@ pub async fn trial(seed: u64, kind: Kind, newer: &Path) -> Result<Upgrade> {
     watch.installer_starts_builder(1).await;
     allow_the_way_back(second).await?;
     pair.there.warm_spare(&["prepare"]).await.ok();
-    let on_b = Service::start_on(ports[1].warm_spare, &pair.there, "", &[]);
+    let on_b = Service::start_on(ports[1], &pair.there, "", &[]);
     until_following(&on_b).await;
     let mut made = vec![("dc2 has a new server", copies(&on_b).await?)];
     let mut written = objects.written_again(second).await?;
@@ -105,7 +103,7 @@ pub async fn trial(seed: u64, kind: Kind, newer: &Path) -> Result<Upgrade> {
     allow_the_way_back(first).await?;
     pair.back.write_config("");
     prepare(&pair.back).await;
-    let on_a = Service::start_on(ports[0].warm_spare, &pair.back, "", &[]);
+    let on_a = Service::start_on(ports[0], &pair.back, "", &[]);
     until_following(&on_a).await;
     made.push(("dc1 has a new server", copies(&on_a).await?));
     written += objects.written_again(first).await?;

@@ -254,7 +254,7 @@ impl Client {
     }
 
     async fn upload_on(mut self, seed: u64) {
-        let mut factory = Factory::new(seed);
+        let mut factory = Factory::new(seed).with_keys_of(super::seed());
         for number in 0.. {
             if self.writing.wait_for(|wanted| *wanted).await.is_err() {
                 return;

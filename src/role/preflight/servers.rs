@@ -46,7 +46,7 @@ pub(super) fn no_way_back(facts: &Facts) -> Check {
                 "PostgreSQL {local} here, {peer} on the primary: the takeover is the point of no return. A server of an older version cannot follow a newer one"
             ),
             format!(
-                "if you mean it, take over, and then upgrade the old primary's datastore to PostgreSQL {local}: until it follows, there is no spare (docs/upgrade.md)"
+                "if you mean it, take over, and then upgrade the old primary's datastore to PostgreSQL {local}: until it follows, there is no spare (docs/upgrade-through-the-spare.md)"
             ),
         ),
         Ok(_) => ok(NAME, "the old primary's server can follow this one"),

@@ -1,7 +1,8 @@
 //! Tries the documents as an operator does: every command block of the pages below, as it is written,
-//! on two stock sites. `scripts/try-docs` builds what this needs, and runs it.
+//! on two stock sites, which are new for each story. `scripts/try-docs` builds what this needs, and runs it.
 //!
-//! With `--capture` it writes each output that it saw into the document.
+//! Arguments: the names of stories (none: all of them); `--capture`: each output that was seen is written into the
+//! document.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,40 +10,82 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use support::Result;
-use support::blocks::{Block, difference, read};
+use support::api_clients::ApiClients;
+use support::balancer::{Addresses, Balancer, Kind};
+use support::blocks::{Block, difference, read, read_section};
 use support::builder_keys::BuilderKey;
 use support::habitat::ROOT;
 use support::machine::{Machine, Network};
-use support::stock::{Node, Parts};
+use support::service::SOON;
+use support::stock::{Node, Parts, SCRIPTS};
+use support::{Result, wait_until};
 
 const ORIGIN: &str = "acme";
 
-/// An act of the story that the pages tell together.
+/// An act of a story that pages tell together.
+#[derive(Clone, Copy)]
 enum Act {
     /// Every block of a page.
     Page(&'static str),
+    /// Every block of one section of a page.
+    Section(&'static str, &'static str),
     /// dc1 loses its power, with a package that dc2 has not got.
     LoseDc1,
     /// dc1 gets its power back.
     StartDc1,
+    /// A balancer that asks both sites stands before them, with clients. They need Builder's real API.
+    Balance,
+    /// The installer finds another release of Builder.
+    Offer,
 }
 
-const STORY: [Act; 8] = [
-    Act::Page("quickstart"),
-    Act::Page("before-trouble"),
-    Act::Page("runbook-planned"),
-    Act::Page("failback"),
-    Act::LoseDc1,
-    Act::Page("runbook-unplanned"),
-    Act::StartDc1,
-    Act::Page("two-primaries"),
+use Act::{Balance, LoseDc1, Offer, Page, Section, StartDc1};
+
+const STORIES: [(&str, &[Act]); 3] = [
+    (
+        "takeover",
+        &[
+            Page("quickstart"),
+            Page("before-trouble"),
+            Page("runbook-planned"),
+            Page("failback"),
+            LoseDc1,
+            Page("runbook-unplanned"),
+            StartDc1,
+            Page("two-primaries"),
+        ],
+    ),
+    (
+        "upgrade",
+        &[
+            Page("quickstart"),
+            Offer,
+            Section("upgrade", "Upgrade both sites"),
+        ],
+    ),
+    (
+        "upgrade-through",
+        &[
+            Page("quickstart"),
+            Page("before-trouble"),
+            Balance,
+            Offer,
+            Page("upgrade-through-the-spare"),
+        ],
+    ),
 ];
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let capture = arguments.iter().any(|argument| argument == "--capture");
+    let wanted: Vec<&String> = arguments.iter().filter(|a| !a.starts_with("--")).collect();
+    let known = |name: &str| STORIES.iter().any(|(story, _)| *story == name);
+    if let Some(unknown) = wanted.iter().find(|name| !known(name)) {
+        let names = STORIES.map(|(name, _)| name).join(", ");
+        eprintln!("error: there is no story {unknown}: {names}");
+        return ExitCode::from(2);
+    }
     let parts = match Parts::find() {
         Ok(parts) => parts,
         Err(reason) => {
@@ -50,46 +93,60 @@ async fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match tell(&parts, capture).await {
-        Ok(failed) => {
-            println!("{failed} differences");
-            ExitCode::from(u8::from(failed > 0))
+    let mut failed = 0;
+    for (name, acts) in STORIES {
+        if !wanted.is_empty() && !wanted.iter().any(|wanted| *wanted == name) {
+            continue;
         }
-        Err(error) => {
-            eprintln!("\nerror: {}", support::with_causes(&*error));
-            ExitCode::FAILURE
+        println!("==== {name}");
+        match tell(&parts, acts, capture).await {
+            Ok(differences) => failed += differences,
+            Err(error) => {
+                eprintln!("\nerror: {}", support::with_causes(&*error));
+                return ExitCode::FAILURE;
+            }
         }
     }
+    println!("{failed} differences");
+    ExitCode::from(u8::from(failed > 0))
 }
 
-async fn tell(parts: &Parts, capture: bool) -> Result<usize> {
+async fn tell(parts: &Parts, acts: &[Act], capture: bool) -> Result<usize> {
     let mut stand = Stand::new(parts).await?;
-    for act in STORY {
-        match act {
-            Act::Page(page) => stand.page(page, capture).await?,
-            Act::LoseDc1 => {
-                println!("== dc1 loses its power");
-                let dc2 = &stand.dc2.machine;
-                dc2.must(&until(
-                    "warm-spare status --json | grep -q '\"mode\": *\"stream\"'",
-                ))
-                .await?;
-                dc2.must(&until("warm-spare status | grep -q ' following '"))
-                    .await?;
-                stand.dc1.cut_power().await?;
-                dc2.must(&until("warm-spare status | grep -q peer_unreachable"))
-                    .await?;
+    for act in acts {
+        match *act {
+            Page(page) => {
+                let blocks = read(&document(page), &format!("docs/{page}.md"))?;
+                stand.try_all(page, blocks, capture).await?;
             }
-            Act::StartDc1 => {
+            Section(page, heading) => {
+                let name = format!("docs/{page}.md");
+                let blocks = read_section(&document(page), &name, heading)?;
+                stand.try_all(page, blocks, capture).await?;
+            }
+            LoseDc1 => stand.lose_dc1().await?,
+            StartDc1 => {
                 println!("== dc1 gets its power back");
                 stand.dc1.start_supervisor().await?;
                 let fenced = until(r#"[ "$(warm-spare fence --peer > /dev/null; echo $?)" = 1 ]"#);
                 stand.dc2.machine.must(&fenced).await?;
             }
+            Balance => stand.balance().await?,
+            Offer => {
+                stand.dc1.offer_upgrade().await?;
+                stand.dc2.offer_upgrade().await?;
+            }
         }
+    }
+    if let Some((_, clients)) = &stand.clients {
+        println!("== clients behind the balancer: {}", clients.report());
     }
     println!("{} blocks run, {} skipped", stand.run, stand.skipped);
     Ok(stand.failed)
+}
+
+fn document(page: &str) -> PathBuf {
+    Path::new(ROOT).join(format!("docs/{page}.md"))
 }
 
 /// Returns a command that waits until another one succeeds.
@@ -105,6 +162,8 @@ struct Stand {
     run: usize,
     skipped: usize,
     failed: usize,
+    key: BuilderKey,
+    clients: Option<(Balancer, ApiClients)>,
     _network: Network,
 }
 
@@ -132,6 +191,7 @@ impl Stand {
             ("DC1", "dc1".to_string()),
             ("DC2", "dc2".to_string()),
             ("CHANGE", "CHG1".to_string()),
+            ("FOLDER", SCRIPTS.to_string()),
             ("EPOCH", "0".to_string()),
         ];
         Ok(Stand {
@@ -141,15 +201,67 @@ impl Stand {
             run: 0,
             skipped: 0,
             failed: 0,
+            key,
+            clients: None,
             _network: network,
         })
     }
 
-    async fn page(&mut self, page: &str, capture: bool) -> Result<()> {
+    async fn lose_dc1(&mut self) -> Result<()> {
+        println!("== dc1 loses its power");
+        let dc2 = &self.dc2.machine;
+        let streams = r#"warm-spare status --json | grep -q '"mode": *"stream"'"#;
+        dc2.must(&until(streams)).await?;
+        dc2.must(&until("warm-spare status | grep -q ' following '"))
+            .await?;
+        self.dc1.cut_power().await?;
+        dc2.must(&until("warm-spare status | grep -q peer_unreachable"))
+            .await?;
+        Ok(())
+    }
+
+    /// Lets a balancer ask both sites, starts it, and sends clients to it.
+    async fn balance(&mut self) -> Result<()> {
+        if !self.dc1.has_real_api() {
+            println!("== no clients: WARM_SPARE_BLDR_API does not name Builder's real API");
+            return Ok(());
+        }
+        for node in [&self.dc1, &self.dc2] {
+            let listen = "printf '\n[http]\nlisten = \"0.0.0.0\"\n' >> /hab/user/warm-spare/config/user.toml\n\
+                          hab svc stop acme/warm-spare && sleep 5 && hab svc start acme/warm-spare";
+            node.machine.must(listen).await?;
+        }
+        let good = until("warm-spare health > /dev/null");
+        self.dc1.machine.must(&good).await?;
+        self.dc2.machine.must(&good).await?;
+        let mut addresses = Vec::new();
+        for node in [&self.dc1, &self.dc2] {
+            let at = |port: u16| format!("{}:{port}", node.machine.address).parse();
+            addresses.push(Addresses {
+                builder: at(9636)?,
+                warm_spare: at(9640)?,
+            });
+        }
+        let balancer = Balancer::start(Kind::Nginx, [addresses[0], addresses[1]]).await?;
+        let token = self.dc1.token(&self.key).await?;
+        let clients = ApiClients::start(balancer.port(), &token, &self.dc1.first_ident());
+        wait_until("the clients write", SOON, || async {
+            match clients.accepted() {
+                0 => Err(clients.report().into()),
+                _ => Ok(()),
+            }
+        })
+        .await;
+        println!("== clients behind nginx: {}", clients.report());
+        self.clients = Some((balancer, clients));
+        Ok(())
+    }
+
+    async fn try_all(&mut self, page: &str, blocks: Vec<Block>, capture: bool) -> Result<()> {
         println!("== docs/{page}.md");
-        let path = Path::new(ROOT).join(format!("docs/{page}.md"));
+        let path = document(page);
         let mut captured: Vec<(Block, String)> = Vec::new();
-        for block in read(&path, &format!("docs/{page}.md"))? {
+        for block in blocks {
             if let Some(reason) = &block.skip {
                 self.skipped += 1;
                 println!("-- {}: skipped: {reason}: {}", block.place, block.title());
@@ -193,9 +305,6 @@ impl Stand {
 
     /// Does what a block would do that cannot be run as it is.
     async fn instead(&mut self, block: &Block) -> Result<()> {
-        if block.command.contains("./install.sh") && block.host == "dc2" {
-            println!("   {}", self.dc2.install().await?);
-        }
         if block.command.contains("scp ") {
             let (from, to) = match block.host.as_str() {
                 "dc1" => (&self.dc1, &self.dc2),
