@@ -187,9 +187,10 @@ make() {
 }
 alone() {
     "$1/pg_ctl" "$2" -w -s -D "$data" -m fast -l {{pkg.svc_var_path}}/upgrade.log \
-        -o '-c port={{cfg.port}} -c listen_addresses=127.0.0.1 -c unix_socket_directories=/tmp' > /dev/null
+        -o "-c port=$PGPORT -c listen_addresses=127.0.0.1 -c unix_socket_directories=/tmp" > /dev/null
 }
-export PGHOST=127.0.0.1 PGPORT={{cfg.port}} PGUSER=hab
+# Nobody shall take the server of the upgrade for the new one: the real hook has ended before a client can come.
+export PGHOST=127.0.0.1 PGPORT=1{{cfg.port}} PGUSER=hab
 chmod 0700 "$data"
 if [ ! -f "$data/PG_VERSION" ]; then
     if [ ! -f "$pwfile" ]; then

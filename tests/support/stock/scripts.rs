@@ -63,7 +63,7 @@ settings builder-datastore <<'END'
 max_locks_per_transaction = 128
 END
 hab svc load habitat/builder-datastore --channel on-prem-stable --force
-until [ -f /hab/svc/builder-datastore/config/pwfile ]; do sleep 2; done
+until (exec 3<> /dev/tcp/127.0.0.1/5432) 2> /dev/null; do sleep 0.5; done
 printf '[datastore]\npassword = "%s"\n' "$(cat /hab/svc/builder-datastore/config/pwfile)" > password.toml
 hab config apply builder-api.default "$(date +%s)" password.toml
 
