@@ -10,7 +10,7 @@ use super::s3::store_error::StoreError;
 use super::state_db::DATABASE;
 use super::state_db::nodes::Node;
 use super::state_db::state::{StateDb, StateError};
-use crate::config::{ArtifactsMode, Config, Direction};
+use crate::config::{ArtifactsMode, Config, Datastore, Direction};
 use crate::domain::Side;
 
 /// Opens the sessions on the local datastore, and the local artifact store. The rooms above have
@@ -142,4 +142,24 @@ impl<'a> LocalCluster<'a> {
         let to = plan.store.as_ref().unwrap_or(&self.0.local.s3);
         Ok(Some(LeaseStore::new(LocalStore::open(to)?, plan.ttl)))
     }
+}
+
+/// Returns what is on record in a cluster of which only the datastore is known: a role, or a fence that
+/// another cluster has set. None: nothing is.
+pub async fn on_record(local: &Datastore) -> Result<Option<String>, StateError> {
+    let Some(state) = StateDb::open_existing(local).await? else {
+        return Ok(None);
+    };
+    let (cluster, fence) = (state.cluster().await?, state.fence_record().await?);
+    Ok(match (fence, cluster.role) {
+        (Some(fence), _) => Some(format!(
+            "this cluster was fenced by cluster {} under epoch {}",
+            fence.by_cluster, fence.epoch
+        )),
+        (None, Some(role)) => Some(format!(
+            "this cluster is on record as {role}, of epoch {}",
+            cluster.epoch
+        )),
+        (None, None) => None,
+    })
 }

@@ -35,7 +35,7 @@ pub use fence::setting::{
 pub use identity::{
     IdentityError, differ_by_reading, differ_in_bucket, differ_in_server, system_id,
 };
-pub use local::LocalCluster;
+pub use local::{LocalCluster, on_record};
 pub use peer::PeerCluster;
 pub use postgres::applying::{ApplySession, TextValue, TextValues};
 pub use postgres::as_client::{AsClient, as_client};

@@ -1,5 +1,6 @@
 //! `fence`: shows whether a cluster's database takes writes, and who fenced it; or lifts a fence that
-//! nobody needs any more. Exit code 0: it takes writes. 1: it is read-only. 4: the fence is needed.
+//! nobody needs any more. Exit code 0: it takes writes; of the peer: no fence is set. 1: it is
+//! read-only. 4: the fence is needed.
 
 use super::{exit, show};
 use crate::config::Config;
@@ -21,6 +22,8 @@ pub(super) async fn run(config: &Config, side: Side, lift: bool, as_json: bool) 
             "side": view.side.to_string(),
             "database": view.database,
             "fenced": view.fenced,
+            "read_only": view.read_only,
+            "exempt_role": view.exempt,
             "role": view.role.map(<&str>::from),
             "epoch": view.epoch,
             "by": view.record.as_ref().map(|record| json!({
@@ -34,18 +37,28 @@ pub(super) async fn run(config: &Config, side: Side, lift: bool, as_json: bool) 
     } else {
         print(&view);
     }
-    match view.fenced {
+    match view.fenced || view.read_only == Some(true) {
         true => exit::NO,
         false => exit::DONE,
     }
 }
 
 fn print(view: &FenceView) {
-    let state = match view.fenced {
-        true => "read-only",
-        false => "not fenced: clients can write",
+    let state = match (view.fenced, view.read_only) {
+        (true, Some(false)) => {
+            "fenced, but our own user can write: a setting of that role goes before the fence"
+        }
+        (true, _) => "read-only",
+        (false, Some(true)) => {
+            "read-only, but not by a fence: the server is in recovery, or default_transaction_read_only is set for all of it"
+        }
+        (false, Some(false)) => "not fenced: clients can write",
+        (false, None) => "no fence is set",
     };
     say!("{} database {}: {state}.", view.side, view.database);
+    if let (true, Some(role)) = (view.fenced, &view.exempt) {
+        say!("The fence does not hold role {role}, which has a setting of its own.");
+    }
     match (view.role, view.epoch) {
         (Some(role), Some(epoch)) => say!("Role on record: {role}, epoch {epoch}."),
         _ => say!("Role on record: none."),

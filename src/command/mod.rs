@@ -28,7 +28,7 @@ mod sync;
 mod verify;
 
 use crate::cluster::preparation::is_cluster_id;
-use crate::config;
+use crate::config::{self, Config};
 use crate::domain::Side;
 use clap::{Parser, Subcommand};
 use drill::DrillArguments;
@@ -182,7 +182,7 @@ pub mod exit {
 pub async fn run(arguments: Arguments) -> ExitCode {
     let (path, json) = (&arguments.config, arguments.json);
     let code = match arguments.verb {
-        Verb::Run => run::run(path).await,
+        Verb::Run => Box::pin(run::run(path)).await,
         Verb::Status => status::run(path, json).await,
         Verb::Health { timeout } => health::run(path, timeout, json).await,
         Verb::Once(verb) => run_once(verb, path, json).await,
@@ -190,9 +190,24 @@ pub async fn run(arguments: Arguments) -> ExitCode {
     code.into()
 }
 
+/// Returns the configuration that the service would use, for the verbs of an emergency. They ask no
+/// peer, and must not fail for a key that they do not need.
+fn last_good(verb: &Once, path: &Path) -> Option<Config> {
+    match verb {
+        Once::Promote { .. } | Once::Fence { peer: false, .. } => {
+            config::load_kept(&config::data_dir(path)).ok().flatten()
+        }
+        _ => None,
+    }
+}
+
 async fn run_once(verb: Once, path: &Path, json: bool) -> u8 {
     let config = match config::load(path) {
         Ok(config) => config,
+        Err(error) if let Some(config) = last_good(&verb, path) => {
+            eprintln!("warning: {error}; the last good configuration is used");
+            config
+        }
         Err(error) => {
             eprintln!("error: {error}");
             if json {

@@ -17,7 +17,7 @@ pub(super) async fn run(
         if as_json {
             eprintln!("made: {}", step.what);
         } else {
-            say!("Made: {}.", step.what);
+            say!("{}", step.done("Made"));
         }
     };
     match prepare(config, print, bound_other_slots, on_step).await {

@@ -3,8 +3,8 @@
 
 use super::{exit, show};
 use crate::config::{self, Config};
-use crate::role::promote_by_hand;
-use crate::service::witnessed_epoch;
+use crate::role::{ByHand, promote_by_hand};
+use crate::service::{remember_promotion, witnessed_epoch};
 use serde_json::json;
 use std::path::Path;
 
@@ -14,30 +14,45 @@ pub(super) async fn run(config: &Config, path: &Path, epoch: u64, as_json: bool)
         Ok(promoted) => promoted,
         Err(error) => return show::failure(&error, as_json),
     };
-    let point = promoted.point.as_ref();
+    remember_promotion(config, &config::data_dir(path)).await;
+    let epoch = promoted.epoch;
     if as_json {
+        let (outcome, point) = match &promoted.outcome {
+            ByHand::AtPoint(point) => ("promoted", Some(point)),
+            ByHand::TakenBack => ("taken_back", None),
+            ByHand::Finished => ("finished", None),
+        };
         show::json(&json!({
             "format": 1,
-            "epoch": promoted.epoch,
+            "epoch": epoch,
+            "outcome": outcome,
             "lsn": point.map(|point| &point.lsn),
             "commit_time": point.map(|point| point.commit_time.to_rfc3339()),
         }));
         return exit::DONE;
     }
-    match point {
-        Some(point) => say!(
-            "This cluster is the primary of epoch {}, at {}, commit time {}.",
-            promoted.epoch,
-            point.lsn,
-            point.commit_time
-        ),
-        None => say!(
-            "This cluster is the primary of epoch {}, with the rows that it had: it was at no recovery point.",
-            promoted.epoch
+    match &promoted.outcome {
+        ByHand::AtPoint(point) => {
+            say!(
+                "This cluster is the primary of epoch {epoch}, at {}, commit time {}.",
+                point.lsn,
+                point.commit_time
+            );
+            say!(
+                "The old primary is not fenced. Keep its Builder stopped until warm-spare runs here again and fences it."
+            );
+        }
+        ByHand::TakenBack => {
+            say!(
+                "This cluster is the primary of epoch {epoch}, with the rows that it had: it was at no recovery point."
+            );
+            say!(
+                "Nothing fences the other cluster from here. Stop its Builder. It gives way when its own warm-spare sees this cluster."
+            );
+        }
+        ByHand::Finished => say!(
+            "This cluster was the primary of epoch {epoch} already. Its sessions from before are ended."
         ),
     }
-    say!(
-        "The old primary is not fenced. Keep its Builder stopped until warm-spare runs here again and fences it."
-    );
     exit::DONE
 }

@@ -13,7 +13,7 @@ pub(super) async fn run(config: &Config, cluster: Option<&str>, print: bool, as_
         if as_json {
             eprintln!("removed: {}", step.what);
         } else {
-            say!("Removed: {}.", step.what);
+            say!("{}", step.done("Removed"));
         }
     };
     match release(config, cluster, print, on_step).await {

@@ -95,7 +95,8 @@ pub(super) fn accept(
     let near_side = sides::near(&values, builder.as_ref(), &places.datastore_password)?;
     let is_unset = |key| values.text(key).is_none();
     if !pushes && is_unset("peer.datastore.host") && is_unset("peer.s3.endpoint") {
-        return Err(ConfigError::PeerUnset);
+        let near = Box::new(near_side.datastore);
+        return Err(ConfigError::PeerUnset { near });
     }
     let far_side = sides::far(&values, far, &near_side)?;
     let (local, peer) = match pushes {

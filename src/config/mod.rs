@@ -419,7 +419,10 @@ pub enum ConfigError {
     #[error(
         "peer.datastore.host: not set, and neither is peer.s3.endpoint: set both, they name the other cluster"
     )]
-    PeerUnset,
+    PeerUnset {
+        /// The datastore of this side, which is known.
+        near: Box<Datastore>,
+    },
 }
 
 impl ConfigError {

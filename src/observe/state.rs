@@ -137,6 +137,7 @@ impl ServiceState {
         }
         self.name() == StateName::Primary
             && self.lock.active
+            && self.cluster.peer_asked
             && self.local.fenced != Some(true)
             && self.seen_lately().is_some_and(|seen| seen.writable)
     }

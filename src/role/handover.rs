@@ -5,6 +5,7 @@
 //! unplanned moment allows.
 
 use super::epoch::is_recorded;
+use super::knock::{KNOCK_TIMEOUT, knock};
 use super::preflight::{Purpose, preflight};
 use super::step_journal::StepJournal;
 use super::watch::{PeerSeen, another_server, look_at_peer, open_fence};
@@ -26,9 +27,6 @@ use std::time::Duration;
 /// Time limit for the peer's answer in a failover. A peer that is gone may not even refuse the
 /// connection.
 const UNPLANNED_TIMEOUT: Duration = Duration::from_millis(400);
-/// Time limit for a peer that answered recently: a lost first packet is sent again after 1 s, and
-/// after 2 s more.
-const KNOCK_TIMEOUT: Duration = Duration::from_millis(3500);
 /// Time limit for a peer that accepts connections to report its identity.
 const IDENTITY_TIMEOUT: Duration = Duration::from_secs(3);
 /// Time limit for fencing a peer that has answered.
@@ -95,13 +93,12 @@ struct Reached {
 }
 
 mod complete;
-mod knock;
 mod lease;
 mod living;
 mod promote;
 mod undo;
 
-use complete::wait_for_clock;
+pub(in crate::role) use complete::wait_for_clock;
 use lease::TakenLease;
 
 pub use undo::may_have_fenced;
@@ -321,7 +318,7 @@ impl Handover<'_> {
             true => KNOCK_TIMEOUT,
             false => UNPLANNED_TIMEOUT,
         };
-        let fenced = match tokio::time::timeout(patience, knock::knock(&to.host, to.port)).await {
+        let fenced = match tokio::time::timeout(patience, knock(&to.host, to.port)).await {
             Ok(Ok(())) => {
                 let looking = self.with_room(point, || self.known_peer(point));
                 let seen = tokio::time::timeout(IDENTITY_TIMEOUT, looking).await;

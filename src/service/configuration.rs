@@ -2,16 +2,21 @@
 //! force, also over a restart. Without any good one the service stays up and reports it.
 
 use super::{Configs, StatusWriter};
-use crate::config::{self, Accepted, Config, ConfigError};
+use crate::cluster::on_record;
+use crate::config::{self, Accepted, Config, ConfigError, Datastore};
 use crate::domain::{EventKind, HoldReason};
 use crate::observe::Settings;
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
 const ADDRESS_FILE: &str = "http";
+/// Interval of the looks at the local record while no peer is named, and their time limit.
+const RECORD_INTERVAL: Duration = Duration::from_secs(5);
+const RECORD_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Returns the file into which a running service writes its address.
 pub fn address_file(data: &Path) -> PathBuf {
@@ -26,6 +31,8 @@ pub struct Configuration {
     kept: Cell<bool>,
     /// Binds that are absent now. Each is logged once.
     remembered: RefCell<Vec<String>>,
+    /// The local datastore, while no peer was ever named.
+    waiting: RefCell<Option<Datastore>>,
 }
 
 impl Configuration {
@@ -38,6 +45,7 @@ impl Configuration {
             in_force,
             kept: Cell::new(true),
             remembered: RefCell::default(),
+            waiting: RefCell::default(),
         };
         configuration.read(writer);
         (configuration, configs)
@@ -49,7 +57,12 @@ impl Configuration {
         writer: &StatusWriter,
     ) -> Infallible {
         loop {
-            if reload.recv().await.is_none() {
+            let waiting = self.waiting.borrow().clone();
+            let asked = tokio::select! {
+                asked = reload.recv() => asked,
+                never = look_for_a_record(waiting, writer) => match never {},
+            };
+            if asked.is_none() {
                 // No sender is left that could ask for it.
                 std::future::pending::<()>().await;
             }
@@ -64,25 +77,16 @@ impl Configuration {
         };
         let nothing_in_force = self.in_force.borrow().is_none();
         let kept = nothing_in_force.then(|| config::load_kept(&self.data));
-        if matches!((&error, &kept), (ConfigError::PeerUnset, Some(Ok(None)))) {
-            return Self::wait_for_a_peer(writer);
+        self.waiting.replace(None);
+        if let (ConfigError::PeerUnset { near }, Some(Ok(None))) = (&error, &kept) {
+            self.waiting.replace(Some((**near).clone()));
+            writer.update(|state| state.config.error = None);
+            return wait_for_a_peer(writer);
         }
         self.refuse(&error, writer);
         if let Some(kept) = kept {
             self.fall_back(kept, &error, writer);
         }
-    }
-
-    /// Shows that the operator has not named the other cluster yet. This is how a service begins
-    /// that was loaded before its configuration was written, so nothing is wrong.
-    fn wait_for_a_peer(writer: &StatusWriter) {
-        writer.update(|state| state.config.error = None);
-        writer.hold(
-            HoldReason::PeerUnset,
-            "the configuration names no peer, so nothing is done",
-            "set peer.datastore.host and peer.s3.endpoint in user.toml: they name the other cluster",
-            false,
-        );
     }
 
     fn accept(&self, config: Config, accepted: &Accepted, writer: &StatusWriter) {
@@ -101,6 +105,7 @@ impl Configuration {
         for bind in &accepted.moved {
             log::warn!("configuration: a bind has a new address: {bind}");
         }
+        self.waiting.replace(None);
         let was_bad = writer.read(|state| state.config.error.is_some());
         self.put_in_force(config, None, writer);
         if was_bad {
@@ -205,5 +210,39 @@ impl Configuration {
             "correct that key; docs/reference.md describes every key",
             false,
         );
+    }
+}
+
+/// Shows that the operator has not named the other cluster yet. This is how a service begins that
+/// was loaded before its configuration was written, so nothing is wrong.
+fn wait_for_a_peer(writer: &StatusWriter) {
+    writer.hold(
+        HoldReason::PeerUnset,
+        "the configuration names no peer, so nothing is done",
+        "set peer.datastore.host and peer.s3.endpoint in user.toml: they name the other cluster",
+        false,
+    );
+}
+
+/// Looks whether this cluster has a role or a fence on record while no peer is named. Then a service
+/// that does nothing is no beginning, but a failure: nobody follows, and nobody keeps the fence.
+async fn look_for_a_record(waiting: Option<Datastore>, writer: &StatusWriter) -> Infallible {
+    let Some(local) = waiting else {
+        return std::future::pending().await;
+    };
+    loop {
+        let look = tokio::time::timeout(RECORD_TIMEOUT, on_record(&local)).await;
+        match look {
+            Ok(Ok(Some(what))) => writer.hold(
+                HoldReason::Config,
+                &format!("the configuration names no peer, so nothing is done; but {what}"),
+                "set peer.datastore.host and peer.s3.endpoint in user.toml: they name the other cluster",
+                false,
+            ),
+            Ok(Ok(None)) => wait_for_a_peer(writer),
+            Ok(Err(error)) => log::debug!("{error}"),
+            Err(_) => log::debug!("local: the datastore did not answer in time"),
+        }
+        tokio::time::sleep(RECORD_INTERVAL).await;
     }
 }

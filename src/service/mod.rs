@@ -23,7 +23,7 @@ mod witness;
 
 pub use configuration::{Configuration, address_file};
 pub use status_writer::StatusWriter;
-pub use witness::witnessed_epoch;
+pub use witness::{remember_promotion, witnessed_epoch};
 
 use crate::config::Config;
 use crate::observe::Clock;

@@ -28,9 +28,15 @@ pub(super) async fn keep_telling(
     configs: Configs,
 ) -> Infallible {
     let mut teller = Teller::default();
+    let mut alone = false;
     loop {
         let config = leadership.in_force(&configs);
         let told = async {
+            if !alone {
+                let (direction, own) = (config.replication.direction, name(&config));
+                leadership.state.silence_others(direction, &own).await?;
+                alone = true;
+            }
             look(writer, &config, &leadership.state).await?;
             teller.tell(writer, &config, &leadership.state).await
         };

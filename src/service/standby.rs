@@ -103,6 +103,7 @@ impl Waiting {
         let silent = self.watch.see(holder.cloned());
         writer.update(|state| {
             state.work = Work::Standby;
+            state.cluster.peer_asked = false;
             state.lock.holder = holder.map(ToString::to_string);
             state.lock.holder_is_silent = silent >= LOOKS_UNTIL_REPORTED;
         });

@@ -12,6 +12,7 @@ use crate::replication::ReplicationError;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::io::{self, ErrorKind};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -101,6 +102,33 @@ pub async fn witnessed_epoch(config: &Config, data: &Path) -> Option<i64> {
         .map(|known| known.epoch);
     let in_bucket = bring_up_to_date_in_bucket(config, &state).await;
     in_file.max(in_bucket.ok().flatten())
+}
+
+/// Records outside PostgreSQL what a verb has promoted. A place that cannot be written is a warning.
+pub async fn remember_promotion(config: &Config, data: &Path) {
+    let recorded = async {
+        let Some(state) = LocalCluster::of(config).existing_state().await? else {
+            return Ok(());
+        };
+        bring_up_to_date(|_| (), &state, data).await?;
+        if let Err(error) = give_to_owner_of(data) {
+            log::warn!("local: {}: {error}", data.join(FILE).display());
+        }
+        bring_up_to_date_in_bucket(config, &state).await.map(drop)
+    };
+    if let Err(error) = recorded.await {
+        log::warn!("the promotion is on record in the datastore, and not outside of it: {error}");
+    }
+}
+
+/// Gives the file to the owner of its directory: an operator runs a verb as root, and the service
+/// must be able to read the file.
+fn give_to_owner_of(data: &Path) -> io::Result<()> {
+    let (file, directory) = (data.join(FILE), std::fs::metadata(data)?);
+    if !rustix::process::geteuid().is_root() || !file.exists() {
+        return Ok(());
+    }
+    std::os::unix::fs::chown(file, Some(directory.uid()), Some(directory.gid()))
 }
 
 /// Returns the epoch that this cluster has taken itself; 0: it is no primary now. An epoch that a

@@ -10,7 +10,7 @@ use support::habitat::ROOT;
 use warm_spare::command::Arguments;
 use warm_spare::config::Config;
 
-const HOSTS: [&str; 3] = ["dc1", "dc2", "build"];
+const HOSTS: [&str; 4] = ["dc1", "dc2", "dc2b", "build"];
 const USERS: [&str; 3] = ["root", "hab", "postgres"];
 
 /// The documents for operators.

@@ -445,7 +445,13 @@ fn watched(state: ServiceState) -> ServiceView {
         Listener::phase(&*meter, Phase::Tables, 2);
         meter.step(Phase::Tables, 1, 2);
     }
-    ServiceView::new(watch::channel(state).1, meter, counters, clock)
+    ServiceView::new(
+        watch::channel(state).1,
+        Default::default(),
+        meter,
+        counters,
+        clock,
+    )
 }
 
 /// The paths of a document's leaves, as `events[].kind`; true: there is null.

@@ -144,6 +144,33 @@ async fn without_a_peer_it_waits_for_one() -> Result<()> {
     Ok(())
 }
 
+/// A spare that has lost its data directory and its peer is no new service: nobody follows, and nobody
+/// keeps the fence.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spare_on_record_without_a_peer_is_an_alarm() -> Result<()> {
+    let site = site("no_peer_left").await;
+    Factory::seeded().fill(&site.primary, 1).await?;
+    let service = Service::start(&site, "");
+    service.until_level().await;
+    service.running.terminate();
+    std::fs::remove_dir_all(site.dir.path().join("data"))?;
+    let whole: toml::Table = std::fs::read_to_string(site.config_file())?.parse()?;
+    let mut peerless = whole.clone();
+    peerless.remove("peer");
+    std::fs::write(site.config_file(), peerless.to_string())?;
+    let service = service.start_again();
+    let status = service.until_hold("config").await;
+    assert_eq!(status["health"]["level"], 2, "{status:#}");
+    let detail = status["hold"]["detail"].to_string();
+    assert!(
+        detail.contains("on record as spare, of epoch 1"),
+        "{status:#}"
+    );
+    service.write_raw(&whole.to_string());
+    service.until_level().await;
+    Ok(())
+}
+
 /// Secrets are kept by path, and nobody else can read them.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_kept_is_private() -> Result<()> {

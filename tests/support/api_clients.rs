@@ -44,20 +44,29 @@ impl ApiClients {
         self.seen.lock().expect("what was seen").accepted.len()
     }
 
-    /// Returns what the clients have seen, for people.
-    pub fn report(&self) -> String {
+    /// Returns what the clients have seen, for people, with the longest times without an accepted write, each with the
+    /// time since `began` at which it ended.
+    pub fn report(&self, began: Instant) -> String {
         let seen = self.seen.lock().expect("what was seen");
         let pairs = seen.accepted.iter().zip(seen.accepted.iter().skip(1));
-        let mut gaps: Vec<Duration> = pairs.map(|(one, next)| *next - *one).collect();
+        let mut gaps: Vec<(Duration, Duration)> = pairs
+            .map(|(one, next)| (*next - *one, *next - began))
+            .collect();
         gaps.sort();
-        let longest: Vec<_> = gaps.iter().rev().take(4).collect();
+        let longest: Vec<String> = gaps
+            .iter()
+            .rev()
+            .take(4)
+            .map(|(gap, at)| format!("{gap:.2?} at {at:.0?}"))
+            .collect();
         let odd = seen.odd.iter().take(3).collect::<Vec<_>>();
         format!(
-            "writes accepted {}, 503 {}; reads {}; other answers {} {odd:?}; longest without an accepted write {longest:.2?}",
+            "writes accepted {}, 503 {}; reads {}; other answers {} {odd:?}; longest without an accepted write: {}",
             seen.accepted.len(),
             seen.refused,
             seen.reads,
-            seen.odd.len()
+            seen.odd.len(),
+            longest.join(", ")
         )
     }
 }

@@ -1,7 +1,7 @@
 //! Writes on the peer. Apart from the replication connection, nothing else does.
 
 use super::facts::{Prepared, inspect};
-use super::step::{How, Step};
+use super::step::{How, RELOAD, Step};
 use super::{Names, publication::listed};
 use crate::cluster::{DatastoreError, Session};
 use crate::config::Datastore;
@@ -170,7 +170,7 @@ impl Preparation {
 
     async fn each(&self, step: &Step) -> Result<(), PreparationError> {
         for sql in &step.sql {
-            if sql.contains("pg_reload_conf") {
+            if sql == RELOAD {
                 self.reload(&step.what, sql).await?;
             } else {
                 self.0.0.batch(&step.what, sql).await?;

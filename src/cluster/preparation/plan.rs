@@ -5,7 +5,7 @@ use super::console;
 use super::facts::{CopiedTable, Prepared, why_lost};
 use super::publication::{PublicationState, listed};
 use super::setting::AutoConf;
-use super::step::{How, Step};
+use super::step::{How, RELOAD, Step};
 use crate::cluster::{Replicates, quote_ident};
 use crate::domain::ErrorCode;
 
@@ -260,7 +260,7 @@ pub(super) fn reload() -> Step {
         How::Alone,
         "configuration".into(),
         "the server reads it again",
-        vec!["SELECT pg_reload_conf()".into()],
+        vec![RELOAD.into()],
     )
 }
 

@@ -29,6 +29,9 @@ pub struct Step {
 /// Maximum wait for one lock: sessions that come after us wait behind us for as long.
 pub(super) const LOCK_TIMEOUT: &str = "SET LOCAL lock_timeout = '200ms'";
 
+/// Has the server read its configuration files again.
+pub(super) const RELOAD: &str = "SELECT pg_reload_conf()";
+
 impl Step {
     pub(super) fn new(how: How, what: String, reason: &str, sql: Vec<String>) -> Self {
         Step {
@@ -43,6 +46,19 @@ impl Step {
     pub(super) fn locks(mut self, tables: Vec<u32>) -> Self {
         self.tables = tables;
         self
+    }
+
+    /// Says for people that it was carried out. `verb`: `Made` or `Removed`.
+    pub fn done(&self, verb: &str) -> String {
+        match self.is_reload() {
+            true => "The primary's server has read its configuration again.".into(),
+            false => format!("{verb}: {}.", self.what),
+        }
+    }
+
+    /// Returns whether it makes and removes nothing, and only has the settings read.
+    pub fn is_reload(&self) -> bool {
+        self.sql == [RELOAD]
     }
 
     pub(super) fn transaction(&self) -> String {

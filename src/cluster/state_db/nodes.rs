@@ -101,6 +101,16 @@ impl StateDb {
         Ok(())
     }
 
+    /// Takes back what other processes of this direction tell of whether the cluster serves: this one is
+    /// at work now.
+    pub async fn silence_others(&self, direction: Direction, name: &str) -> Result<(), StateError> {
+        let sql = "UPDATE nodes SET serves = false WHERE direction = $1 AND name <> $2 AND serves";
+        let doing = "taking back what other nodes have told";
+        let told: [&(dyn tokio_postgres::types::ToSql + Sync); 2] = [&direction.as_str(), &name];
+        self.session().execute(doing, sql, &told).await?;
+        Ok(())
+    }
+
     /// Returns the processes of one direction, the one that was heard of last first. A record that
     /// cannot be read counts as none.
     pub async fn nodes(&self, direction: Direction) -> Result<Vec<Node>, StateError> {

@@ -7,6 +7,7 @@ use super::lineage::{LINEAGE, Lineage, descent};
 use super::state::{RecoveryPoint, StateDb, StateError};
 use super::working_lock::Lock;
 use crate::cluster::fence::setting::lift_statement;
+use crate::cluster::postgres::datastore_error::printable;
 use crate::cluster::postgres::kept::KeptSessions;
 use crate::cluster::postgres::rows::Row;
 use crate::cluster::postgres::session::Session;
@@ -206,7 +207,7 @@ fn promotion(row: &Row) -> Result<Promotion, DatastoreError> {
 fn fence(row: &Row) -> Result<FenceRecord, DatastoreError> {
     Ok(FenceRecord {
         epoch: row.get(0)?,
-        by_cluster: row.get(1)?,
+        by_cluster: printable(row.get(1)?),
         since: row.get(2)?,
         settled: row.get(3)?,
         lifted: row.get(4)?,
@@ -241,6 +242,27 @@ impl StateDb {
     pub async fn fence_record(&self) -> Result<Option<FenceRecord>, StateError> {
         let rows = self.session.rows("reading the fence", FENCE, &[]).await?;
         Ok(first(&rows, fence)?)
+    }
+
+    /// Lifts the fence of `database`, unless this cluster has a role, or another cluster has fenced it.
+    /// Returns whether it was lifted. The session must be the caller's own, because it gets a
+    /// transaction. A fence that another cluster raises at the same time waits for it.
+    pub async fn lift_unneeded_fence(&self, database: &str) -> Result<bool, StateError> {
+        let doing = "lifting the fence";
+        self.session
+            .batch(
+                doing,
+                "BEGIN; LOCK TABLE cluster, fence IN SHARE ROW EXCLUSIVE MODE",
+            )
+            .await?;
+        let sql = "SELECT NOT EXISTS (SELECT FROM cluster WHERE role IS NOT NULL) AND NOT EXISTS (SELECT FROM fence)";
+        let unneeded: bool = self.session.row(doing, sql, &[]).await?.get(0)?;
+        let end = match unneeded {
+            true => format!("{}; COMMIT", lift_statement(database)),
+            false => "ROLLBACK".to_string(),
+        };
+        self.session.batch(doing, &end).await?;
+        Ok(unneeded)
     }
 
     /// Returns the latest promotion.

@@ -25,6 +25,9 @@ pub struct ClusterFacts {
     pub fenced_by: Option<(i64, String)>,
     /// True: we have begun to fence our own database, and older sessions may still write.
     pub fence_begun: bool,
+    /// True: the peer was asked whether it is a newer primary, or nobody is there who could be. No
+    /// client is sent to a primary before that.
+    pub peer_asked: bool,
 }
 
 /// The working lock.

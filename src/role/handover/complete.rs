@@ -185,7 +185,7 @@ impl Handover<'_> {
 /// Waits until the local clock is past the newest id. Ids are made of the server's time, and
 /// none may be given twice. If the primary answered, its clock shows which ids are of a time in
 /// the future, from which no others continue, and how far it may have given ids.
-pub(super) async fn wait_for_clock(
+pub(in crate::role) async fn wait_for_clock(
     inside: &WriteSession,
     peer_clock: Option<DateTime<Utc>>,
 ) -> Result<(), ReplicationError> {

@@ -10,7 +10,9 @@ use crate::config::{Config, WantedRole};
 use crate::domain::{EventKind, HoldReason, PromotionKind, Role, Side};
 use crate::observe::Standing;
 use crate::replication::{ReplicationError, has_database};
-use crate::role::{Ours, PeerFacts, PeerSeen, Stand, decide, fence_here, settle};
+use crate::role::{
+    KNOCK_TIMEOUT, Ours, PeerFacts, PeerSeen, Stand, decide, fence_here, knock, settle,
+};
 use crate::service::failure_tracker::Pace;
 use crate::service::sight;
 use chrono::TimeDelta;
@@ -109,7 +111,11 @@ impl Primary<'_> {
         // A cluster that was made the primary by hand since has no promotion of its epoch.
         let promotion = state.promotion().await?;
         let promotion = promotion.filter(|promotion| promotion.epoch == cluster.epoch);
+        if !self.writer.read(|state| state.cluster.peer_asked) && !accepts(config).await {
+            self.peer_was_asked();
+        }
         let Some(seen) = self.see_peer(config).await? else {
+            self.peer_was_asked();
             return self.alone_in_the_dark(promotion.as_ref());
         };
         let system_id = system_id(state.session()).await?;
@@ -120,6 +126,9 @@ impl Primary<'_> {
             promotion: promotion.as_ref(),
         };
         let stand = decide(&ours, &seen.theirs);
+        if !matches!(stand, Stand::FenceSelf { .. } | Stand::TwoPrimaries(_)) {
+            self.peer_was_asked();
+        }
         if !matches!(stand, Stand::TwoPrimaries(_)) {
             self.writer
                 .release(|hold| hold.reason == HoldReason::TwoPrimaries);
@@ -188,6 +197,13 @@ impl Primary<'_> {
         {
             self.writer
                 .update(|state| state.handover.standing = standing);
+        }
+    }
+
+    /// From now on clients may be sent here.
+    fn peer_was_asked(&self) {
+        if !self.writer.read(|state| state.cluster.peer_asked) {
+            self.writer.update(|state| state.cluster.peer_asked = true);
         }
     }
 
@@ -343,4 +359,11 @@ fn followed_since(by_clock: TimeDelta, unchanged: Duration, config: &Config) -> 
 
 fn fenced_and_idle() -> Standing {
     Standing::Alone("the old primary is fenced, but does not follow yet".into())
+}
+
+/// Returns whether anybody accepts connections at the peer's address.
+async fn accepts(config: &Config) -> bool {
+    let to = &config.peer.datastore;
+    let knocked = tokio::time::timeout(KNOCK_TIMEOUT, knock(&to.host, to.port)).await;
+    matches!(knocked, Ok(Ok(())))
 }

@@ -242,7 +242,11 @@ impl SpareWorker<'_> {
         let (now, steady) = (self.writer.now(), self.writer.clock.steady());
         match outcome {
             Outcome::Promoted => {
-                self.writer.update(|state| state.handover.undone = None);
+                self.writer.update(|state| {
+                    state.handover.undone = None;
+                    // The takeover has asked it, or has found nobody there.
+                    state.cluster.peer_asked = true;
+                });
                 self.writer
                     .release(|hold| hold.reason != HoldReason::Config);
                 return Ok(true);

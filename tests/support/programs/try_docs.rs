@@ -41,11 +41,13 @@ enum Act {
     Balance,
     /// The installer finds another release of Builder.
     Offer,
+    /// A second machine at dc2's site, on which nothing is installed.
+    AddDc2b,
 }
 
-use Act::{Balance, Do, LoseDc1, Offer, Page, Section, StartDc1, Whole};
+use Act::{AddDc2b, Balance, Do, LoseDc1, Offer, Page, Section, StartDc1, Whole};
 
-const STORIES: [(&str, &[Act]); 4] = [
+const STORIES: [(&str, &[Act]); 5] = [
     (
         "takeover",
         &[
@@ -75,6 +77,16 @@ const STORIES: [(&str, &[Act]); 4] = [
             Balance,
             Offer,
             Page("upgrade-through-the-spare"),
+        ],
+    ),
+    (
+        "frontends",
+        &[
+            Page("quickstart"),
+            AddDc2b,
+            Section("frontends", "Add a frontend"),
+            Page("runbook-planned"),
+            Section("frontends", "After a takeover"),
         ],
     ),
     (
@@ -239,6 +251,7 @@ async fn tell(parts: &Parts, acts: &[Act], capture: bool) -> Result<usize> {
                 stand.dc2.machine.must(&fenced).await?;
             }
             Balance => stand.balance().await?,
+            AddDc2b => stand.add_dc2b(parts).await?,
             Offer => {
                 stand.dc1.offer_upgrade().await?;
                 stand.dc2.offer_upgrade().await?;
@@ -246,7 +259,10 @@ async fn tell(parts: &Parts, acts: &[Act], capture: bool) -> Result<usize> {
         }
     }
     if let Some((_, clients)) = &stand.clients {
-        println!("== clients behind the balancer: {}", clients.report());
+        println!(
+            "== clients behind the balancer: {}",
+            clients.report(stand.began)
+        );
     }
     println!("{} blocks run, {} skipped", stand.run, stand.skipped);
     Ok(stand.failed)
@@ -264,6 +280,7 @@ fn until(command: &str) -> String {
 struct Stand {
     dc1: Node,
     dc2: Node,
+    dc2b: Option<Node>,
     /// Words that a page has replaced by the operator, and their values.
     words: BTreeMap<&'static str, String>,
     run: usize,
@@ -271,16 +288,19 @@ struct Stand {
     failed: usize,
     key: BuilderKey,
     clients: Option<(Balancer, ApiClients)>,
-    _network: Network,
+    network: Network,
+    began: Instant,
 }
+
+/// Every machine of a stand, with its number in the network.
+const MACHINES: [(&str, u8); 3] = [("dc1", 1), ("dc2", 2), ("dc2b", 3)];
 
 impl Stand {
     /// Starts a stock dc1 with packages, and a dc2 on which nothing is installed.
     async fn new(parts: &Parts) -> Result<Stand> {
         let network = Network::new()?;
-        let all = [("dc1", 1), ("dc2", 2)];
-        let dc1 = Machine::start(&network, "dc1", 1, &all).await?;
-        let dc2 = Machine::start(&network, "dc2", 2, &all).await?;
+        let dc1 = Machine::start(&network, "dc1", 1, &MACHINES).await?;
+        let dc2 = Machine::start(&network, "dc2", 2, &MACHINES).await?;
         let mut dc1 = Node::new(dc1, parts).await?;
         let dc2 = Node::new(dc2, parts).await?;
         let key = BuilderKey::new("20260103101500");
@@ -300,20 +320,44 @@ impl Stand {
             ("CHANGE", "CHG1".to_string()),
             ("FOLDER", SCRIPTS.to_string()),
             ("NEWPASSWORD", "new-1".to_string()),
-            ("PASSWORD", "new-2".to_string()),
+            ("ROLEPASSWORD", "new-2".to_string()),
             ("EPOCH", "0".to_string()),
         ];
         Ok(Stand {
             dc1,
             dc2,
+            dc2b: None,
             words: words.into(),
             run: 0,
             skipped: 0,
             failed: 0,
             key,
             clients: None,
-            _network: network,
+            network,
+            began: Instant::now(),
         })
+    }
+
+    async fn add_dc2b(&mut self, parts: &Parts) -> Result<()> {
+        let machine = Machine::start(&self.network, "dc2b", 3, &MACHINES).await?;
+        let node = Node::new(machine, parts).await?;
+        // The package is the one that dc2 has.
+        let files = "/root/acme-warm-spare-*.hart /root/acme.pub";
+        let listed = self.dc2.machine.must(&format!("ls {files}")).await?;
+        for file in listed.split_whitespace() {
+            std::fs::copy(self.dc2.machine.path(file), node.machine.path(file))?;
+        }
+        self.dc2b = Some(node);
+        Ok(())
+    }
+
+    fn node(&self, host: &str) -> Result<&Node> {
+        match host {
+            "dc1" => Ok(&self.dc1),
+            "dc2" => Ok(&self.dc2),
+            "dc2b" => Ok(self.dc2b.as_ref().ok_or("there is no dc2b in this story")?),
+            other => Err(format!("there is no host {other}").into()),
+        }
     }
 
     async fn lose_dc1(&mut self) -> Result<()> {
@@ -356,12 +400,12 @@ impl Stand {
         let clients = ApiClients::start(balancer.port(), &token, &self.dc1.first_ident());
         wait_until("the clients write", SOON, || async {
             match clients.accepted() {
-                0 => Err(clients.report().into()),
+                0 => Err(clients.report(self.began).into()),
                 _ => Ok(()),
             }
         })
         .await;
-        println!("== clients behind nginx: {}", clients.report());
+        println!("== clients behind nginx: {}", clients.report(self.began));
         self.clients = Some((balancer, clients));
         Ok(())
     }
@@ -377,12 +421,15 @@ impl Stand {
                 continue;
             }
             let command = self.with_words(&block.command);
-            println!("-- {} ({}): {}", block.place, block.host, block.title());
+            let since = self.began.elapsed();
+            println!(
+                "-- {since:4.0?} {} ({}): {}",
+                block.place,
+                block.host,
+                block.title()
+            );
             let began = Instant::now();
-            let node = match block.host.as_str() {
-                "dc1" => &self.dc1,
-                _ => &self.dc2,
-            };
+            let node = self.node(&block.host)?;
             let output = node.machine.run(&block.user, &command).await?;
             self.run += 1;
             let text = plain(&output.stdout);
@@ -416,6 +463,7 @@ impl Stand {
         if block.command.contains("scp ") {
             let (from, to) = match block.host.as_str() {
                 "dc1" => (&self.dc1, &self.dc2),
+                _ if block.command.contains("for-dc2b") => (&self.dc2, self.node("dc2b")?),
                 _ => (&self.dc2, &self.dc1),
             };
             let folder = format!("/root/for-{}", to.machine.name);

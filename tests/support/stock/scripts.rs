@@ -28,7 +28,8 @@ case "$1 $2" in
         runs && exit 0
         cd /
         export HAB_SUP_BINARY=/usr/bin/hab-sup HAB_LAUNCH_BINARY=/usr/bin/hab-launch
-        setsid hab sup run --no-color >> /var/log/hab-sup.log 2>&1 < /dev/null &
+        # shellcheck disable=SC2046 # Each word is one argument.
+        setsid hab sup run --no-color $(cat /etc/hab-sup.peers 2> /dev/null) >> /var/log/hab-sup.log 2>&1 < /dev/null &
         until hab svc status > /dev/null 2>&1; do sleep 0.1; done
         ;;
     "restart hab-sup") "$0" stop hab-sup && "$0" start hab-sup ;;
@@ -50,8 +51,10 @@ rm -r /hab/pkgs/habitat
 
 const INSTALL: &str = r#"#!/bin/bash
 set -e
+[ ! -f bldr.env ] || . ./bldr.env
 mkdir -p /hab/pkgs
 cp -a DEPOT/newest/habitat /hab/pkgs/
+echo "${HAB_BLDR_PEER_ARG:-}" > /etc/hab-sup.peers
 systemctl start hab-sup
 sleep 2
 
@@ -59,49 +62,69 @@ settings() {
     mkdir -p "/hab/user/$1/config"
     cat > "/hab/user/$1/config/user.toml"
 }
-settings builder-datastore <<'END'
-max_locks_per_transaction = 128
-END
-hab svc load habitat/builder-datastore --channel on-prem-stable --force
-until (exec 3<> /dev/tcp/127.0.0.1/5432) 2> /dev/null; do sleep 0.5; done
-printf '[datastore]\npassword = "%s"\n' "$(cat /hab/svc/builder-datastore/config/pwfile)" > password.toml
-hab config apply builder-api.default "$(date +%s)" password.toml
-
-settings builder-minio <<'END'
-key_id = "depot"
-secret_key = "password"
-bucket_name = "habitat-builder-artifact-store.local"
-END
-settings builder-api <<'END'
+load() { hab svc load "habitat/$1" --channel on-prem-stable --force "${@:2}"; }
+settings_of_api() {
+    settings builder-api <<END
 [s3]
 backend = "minio"
 key_id = "depot"
 secret_key = "password"
-endpoint = "http://localhost:9000"
+endpoint = "${MINIO_ENDPOINT:-http://localhost:9000}"
 bucket_name = "habitat-builder-artifact-store.local"
 
 [datastore]
 user = "hab"
 password = ""
 connection_timeout_sec = 5
-host = "localhost"
+host = "${POSTGRES_HOST:-localhost}"
 port = 5432
 ssl_mode = "prefer"
 END
-hab svc load habitat/builder-minio --channel on-prem-stable --force
-hab svc load habitat/builder-memcached --channel on-prem-stable --force
-hab svc load habitat/builder-api --bind memcached:builder-memcached.default --channel on-prem-stable --force
-sleep 2
+}
+frontend() {
+    load builder-memcached
+    load builder-api --bind memcached:builder-memcached.default
+}
+give_key() {
+    mkdir -p /hab/cache/keys
+    first=$(find /hab/cache/keys -name 'bldr-*.pub' | head -n 1)
+    if [ -n "$first" ]; then
+        name=$(basename "$first" .pub)
+        echo "Re-using existing builder key: $name"
+    else
+        name=$(hab user key generate bldr | grep -o 'bldr-[0-9]*' | head -n 1)
+        echo "Generated new builder key: $name"
+    fi
+    hab file upload builder-api.default "$(date +%s)" "/hab/cache/keys/$name.pub"
+    hab file upload builder-api.default "$(date +%s)" "/hab/cache/keys/$name.box.key"
+}
 
-mkdir -p /hab/cache/keys
-first=$(find /hab/cache/keys -name 'bldr-*.pub' | head -n 1)
-if [ -n "$first" ]; then
-    name=$(basename "$first" .pub)
-    echo "Re-using existing builder key: $name"
-else
-    name=$(hab user key generate bldr | grep -o 'bldr-[0-9]*' | head -n 1)
-    echo "Generated new builder key: $name"
+if [ "$1" = --install-frontend ]; then
+    settings_of_api
+    frontend
+    for _ in 1 2 3 4 5; do
+        ls /hab/svc/builder-api/files/*.pub > /dev/null 2>&1 && exit 0
+        echo "waiting for builder key..."
+        sleep 5
+    done
+    give_key
+    exit 0
 fi
-hab file upload builder-api.default "$(date +%s)" "/hab/cache/keys/$name.pub"
-hab file upload builder-api.default "$(date +%s)" "/hab/cache/keys/$name.box.key"
+settings builder-datastore <<'END'
+max_locks_per_transaction = 128
+END
+load builder-datastore
+until (exec 3<> /dev/tcp/127.0.0.1/5432) 2> /dev/null; do sleep 0.5; done
+printf '[datastore]\npassword = "%s"\n' "$(cat /hab/svc/builder-datastore/config/pwfile)" > password.toml
+hab config apply builder-api.default "$(date +%s)" password.toml
+settings builder-minio <<'END'
+key_id = "depot"
+secret_key = "password"
+bucket_name = "habitat-builder-artifact-store.local"
+END
+settings_of_api
+load builder-minio
+frontend
+sleep 2
+give_key
 "#;
