@@ -52,6 +52,23 @@ const HANDOVER: &[&str] = &[
 /// them.
 pub const LEASE: &[&str] = &["lease.asked", "lease.taken", "lease.fence_recorded"];
 
+/// The points of a generation for the archive.
+pub const ARCHIVE: &[&str] = &[
+    "archive.dumping",
+    "archive.dumped",
+    "archive.artifact",
+    "archive.artifacts",
+    "archive.lists",
+    "archive.published",
+    "prune.marked",
+    "prune.manifest",
+    "prune.file",
+    "restore.created",
+    "restore.rows",
+    "restore.artifact",
+    "restore.done",
+];
+
 /// The point before our slot is dropped: `tests/stream/slots.rs` waits there.
 pub const SLOT: &[&str] = &["slot.before_drop"];
 
@@ -72,7 +89,12 @@ pub fn reach(point: &'static str) {
     use std::sync::atomic::{AtomicU64, Ordering};
     static WANTED: OnceLock<Option<(String, u64)>> = OnceLock::new();
     static SEEN: AtomicU64 = AtomicU64::new(0);
-    let mut listed = REPLICATION.iter().chain(HANDOVER).chain(LEASE).chain(SLOT);
+    let mut listed = REPLICATION
+        .iter()
+        .chain(HANDOVER)
+        .chain(LEASE)
+        .chain(SLOT)
+        .chain(ARCHIVE);
     debug_assert!(listed.any(|name| *name == point), "{point} is not listed");
     wait_at(point);
     let wanted = WANTED.get_or_init(|| {

@@ -41,6 +41,9 @@ pub mod replication;
 /// Compares the spare with the rows and artifacts that the primary sent.
 pub mod verify;
 
+/// Generations of the whole Builder in a directory or a bucket: made, listed, proved, restored.
+pub mod archive;
+
 /// The role of a cluster and its changes: handover, failback, preflight, divergence, drill.
 pub mod role;
 

@@ -44,6 +44,25 @@ const ID_TABLES: &str = "SELECT format('(SELECT max(id) FROM %I.%I WHERE id < $1
      WHERE i.indisprimary AND i.indnkeyatts = 1 AND c.relkind = 'r' AND a.attname = 'id' \
        AND a.atttypid = 'int8'::regtype AND pg_get_expr(d.adbin, d.adrelid) LIKE '%next_id_v1(%'";
 
+/// The columns with ciphertexts of the builder keys: the name for people, table, column, and the
+/// column that names the revision, if there is one.
+pub const CIPHERTEXTS: [(&str, &str, &str, &str); 4] = [
+    (
+        "an origin's secret key",
+        "origin_secret_keys",
+        "body",
+        "encryption_key_rev",
+    ),
+    ("an access token", "account_tokens", "token", ""),
+    ("an integration", "origin_integrations", "body", ""),
+    (
+        "a project's integration",
+        "origin_project_integrations",
+        "body",
+        "",
+    ),
+];
+
 /// Rows that one revision of a builder key has sealed.
 #[derive(Debug, Clone)]
 pub struct SealedRows {
@@ -187,6 +206,15 @@ impl<'a> BuilderDb<'a> {
         Ok(AllPackages(rows))
     }
 
+    /// Reads all rows in the order of their shards. A shard is the first two digits of the MD5 of
+    /// `IDENT/TARGET`.
+    pub async fn packages_by_shard(self) -> Result<ShardedPackages<'a>, DatastoreError> {
+        let sql = "COPY (SELECT left(md5(coalesce(ident, '') || '/' || coalesce(target, '')), 2) AS shard, \
+                     ident, target, checksum FROM public.origin_packages ORDER BY shard) TO STDOUT";
+        let rows = self.0.copy_out("reading the package rows", sql).await?;
+        Ok(ShardedPackages(rows))
+    }
+
     /// Returns the time of the newest of Builder's ids. It reads primary keys, so that no table is
     /// scanned. Ids made after `until` are left out: a clock was wrong then.
     pub async fn newest_id(
@@ -275,6 +303,23 @@ pub struct AllPackages<'a>(CopyRows<'a>);
 impl AllPackages<'_> {
     pub async fn next(&mut self) -> Result<Option<PackageRow>, DatastoreError> {
         Ok(self.0.next().await?.map(copied_package))
+    }
+}
+
+/// All rows of packages with their shards, as the server sends them.
+pub struct ShardedPackages<'a>(CopyRows<'a>);
+
+impl ShardedPackages<'_> {
+    pub async fn next(&mut self) -> Result<Option<(String, PackageRow)>, DatastoreError> {
+        let Some(line) = self.0.next().await? else {
+            return Ok(None);
+        };
+        // A shard is two digits, and a tab follows.
+        let shard = String::from_utf8_lossy(&line[..line.len().min(2)]).into_owned();
+        Ok(Some((
+            shard,
+            copied_package(line.slice(line.len().min(3)..)),
+        )))
     }
 }
 

@@ -162,6 +162,16 @@ impl<'a> SpareDb<'a> {
         })
     }
 
+    /// Returns the point at which this copy stands: position, time of the last commit, system id and
+    /// timeline of the primary.
+    pub async fn stands_at(self) -> Result<(String, DateTime<Utc>, String, i32), DatastoreError> {
+        let sql =
+            "SELECT lsn::text, commit_time, system_id, timeline FROM warm_spare.recovery_point";
+        let doing = "reading the recovery point";
+        let row = self.0.query_one(doing, sql, &[]).await?;
+        Ok((in_one_form(row.get(0)), row.get(1), row.get(2), row.get(3)))
+    }
+
     /// Ends our sessions that may still write here, and returns the position when no commit is in
     /// progress any more. None: the database was not copied here.
     pub async fn lsn_at_rest(self) -> Result<Option<Lsn>, DatastoreError> {

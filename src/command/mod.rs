@@ -9,6 +9,7 @@ macro_rules! say {
     }};
 }
 
+mod archive;
 mod ask;
 mod check_config;
 mod divergence;
@@ -30,6 +31,7 @@ mod verify;
 use crate::cluster::preparation::is_cluster_id;
 use crate::config::{self, Config};
 use crate::domain::Side;
+use archive::ArchiveArguments;
 use clap::{Parser, Subcommand};
 use drill::DrillArguments;
 use generations::Generations;
@@ -147,6 +149,8 @@ enum Once {
         #[arg(long, value_name = "N")]
         epoch: u64,
     },
+    /// Makes, lists, proves, restores and removes generations of the whole Builder in an archive.
+    Archive(ArchiveArguments),
     /// Lists or drops the replaced databases that are kept.
     Generations {
         #[command(subcommand)]
@@ -204,6 +208,7 @@ fn last_good(verb: &Once, path: &Path) -> Option<Config> {
 async fn run_once(verb: Once, path: &Path, json: bool) -> u8 {
     let config = match config::load(path) {
         Ok(config) => config,
+        Err(config::ConfigError::PeerUnset { alone }) if matches!(verb, Once::Archive(_)) => *alone,
         Err(error) if let Some(config) = last_good(&verb, path) => {
             eprintln!("warning: {error}; the last good configuration is used");
             config
@@ -246,6 +251,9 @@ async fn run_once(verb: Once, path: &Path, json: bool) -> u8 {
         }
         Once::Promote { epoch } => promote::run(&config, path, epoch, json).await,
         Once::Generations { verb } => generations::run(&config, &verb, json).await,
+        Once::Archive(arguments) => {
+            archive::run(&config, &config::data_dir(path), &arguments, json).await
+        }
         Once::Drill(arguments) => drill::run(&config, &arguments, json).await,
         Once::Verify { deep } => verify::run(&config, deep, json).await,
     }

@@ -14,8 +14,9 @@ use super::keys::Key;
 use super::kind::Checked;
 use super::values::Values;
 use super::{
-    Artifacts, ArtifactsMode, Config, ConfigError, Direction, Fuse, Http, LeasePlan, LogFormat,
-    Mode, Replication, Takeover, VerifyPlan, WantedRole, binds, secret_places, sides, syntax,
+    Artifacts, ArtifactsMode, Config, ConfigError, Datastore, Direction, Fuse, Http, LeasePlan,
+    LogFormat, Mode, Replication, Takeover, VerifyPlan, WantedRole, archive, binds, secret_places,
+    sides, syntax,
 };
 
 /// Bytes of a part of a multipart upload. S3 takes no smaller part except the last one, and a copy
@@ -31,6 +32,15 @@ const READ_BY_OTHERS: u32 = 0o004;
 /// Reads and checks the configuration, and every file that it names. It changes nothing.
 pub fn load(path: &Path) -> Result<Config, ConfigError> {
     load_text(path).map(|(config, _)| config)
+}
+
+/// [`load`] for work that uses only the local cluster: a configuration without a peer is good. Nobody
+/// can reach its peer.
+pub fn load_alone(path: &Path) -> Result<Config, ConfigError> {
+    match load(path) {
+        Err(ConfigError::PeerUnset { alone }) => Ok(*alone),
+        loaded => loaded,
+    }
 }
 
 /// [`load`], which also returns the data that [`Accepted::keep`] writes.
@@ -72,6 +82,10 @@ pub(super) fn accept(
     check_together(&values)?;
     check_mode(path, mode, &values)?;
     secret_places::check(path, &values)?;
+    let archives = archive::places(&table, &values)?;
+    for place in &archives {
+        secret_places::check(path, place)?;
+    }
     let accepted = Accepted::new(table, &values, remembered, moved);
 
     let (builder, mut builder_unread) = match builder_api(&values, places) {
@@ -95,8 +109,23 @@ pub(super) fn accept(
     let near_side = sides::near(&values, builder.as_ref(), &places.datastore_password)?;
     let is_unset = |key| values.text(key).is_none();
     if !pushes && is_unset("peer.datastore.host") && is_unset("peer.s3.endpoint") {
-        let near = Box::new(near_side.datastore);
-        return Err(ConfigError::PeerUnset { near });
+        let nobody = super::Side {
+            s3: archive::no_store(&near_side.s3),
+            datastore: Datastore {
+                host: String::new(),
+                ..near_side.datastore.clone()
+            },
+        };
+        let plans = archive::plans(&archives, [&near_side, &nobody])?;
+        let alone = Config {
+            archives: plans,
+            builder_unread,
+            builder_api: builder.as_ref().map(BuilderApi::address),
+            ..assemble(&values, near_side, nobody)?
+        };
+        return Err(ConfigError::PeerUnset {
+            alone: Box::new(alone),
+        });
     }
     let far_side = sides::far(&values, far, &near_side)?;
     let (local, peer) = match pushes {
@@ -105,6 +134,7 @@ pub(super) fn accept(
     };
     let mut config = assemble(&values, local, peer)?;
     config.builder_unread = builder_unread;
+    config.archives = archive::plans(&archives, [&config.local, &config.peer])?;
     if pushes {
         // The files of this node belong to the primary.
         config.builder_keys_dir = None;
@@ -326,6 +356,7 @@ fn assemble(values: &Values, local: super::Side, peer: super::Side) -> Result<Co
         peer,
         replication: replication(values)?,
         artifacts: artifacts(values)?,
+        archives: Vec::new(),
         fuse: Fuse {
             max_percent: values.int("fuse.max_percent")?,
             min_count: values.int("fuse.min_count")?,

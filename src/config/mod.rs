@@ -4,6 +4,7 @@
 //! Reading has no side effects; only `Accepted::keep` writes. `docs/reference.md` describes the
 //! meaning and the values of every key.
 
+mod archive;
 mod binds;
 mod builder;
 mod endpoint;
@@ -22,10 +23,11 @@ mod tests;
 mod units;
 mod values;
 
+pub use archive::{ArchivePlace, ArchivePlan, Keep};
 pub(crate) use kept::write_whole;
 pub use kept::{Accepted, data_dir, load_kept};
 pub use keys::Key;
-pub use load::{http_of, load, load_text};
+pub use load::{http_of, load, load_alone, load_text};
 pub use proxy::Proxy;
 pub use schedule::Schedule;
 pub use secret::{Secret, SecretSource};
@@ -62,6 +64,7 @@ pub struct Config {
     pub peer: Side,
     pub replication: Replication,
     pub artifacts: Artifacts,
+    pub archives: Vec<ArchivePlan>,
     pub fuse: Fuse,
     pub takeover: Takeover,
     pub verify: VerifyPlan,
@@ -420,8 +423,8 @@ pub enum ConfigError {
         "peer.datastore.host: not set, and neither is peer.s3.endpoint: set both, they name the other cluster"
     )]
     PeerUnset {
-        /// The datastore of this side, which is known.
-        near: Box<Datastore>,
+        /// The whole configuration, with a peer that nobody can reach.
+        alone: Box<Config>,
     },
 }
 

@@ -10,7 +10,10 @@ use super::ConfigError;
 use super::values::Values;
 use std::path::{Component, Path, PathBuf};
 
-const KEYS: [&str; 11] = [
+const KEYS: [&str; 14] = [
+    "archive.key_id_file",
+    "archive.secret_key_file",
+    "archive.proxy_file",
     "artifacts.lease.key_id_file",
     "artifacts.lease.secret_key_file",
     "artifacts.lease.proxy_file",
@@ -26,6 +29,10 @@ const KEYS: [&str; 11] = [
 
 /// The keys whose value this node executes. A configuration by gossip may not choose it.
 const COMMANDS: [&str; 1] = ["takeover.fence_command"];
+
+/// The keys whose folder this node writes into. A configuration by gossip may name only a folder of
+/// this service.
+const FOLDERS: [&str; 1] = ["archive.location"];
 
 /// Returns the folders of Builder's own services whose files hold a secret of this kind. The id of
 /// a key goes to the store in clear, so it may not come from a folder of the datastore.
@@ -65,11 +72,36 @@ pub(super) fn check(config: &Path, values: &Values) -> Result<(), ConfigError> {
         let Some(command) = values.text(key).filter(|command| !command.is_empty()) else {
             continue;
         };
-        if service.in_user_toml(key).as_deref() != Some(command) {
+        if !service
+            .in_user_toml(key)
+            .iter()
+            .any(|named| named == command)
+        {
             return Err(ConfigError::key(
                 key,
                 format!(
                     "this node would execute the command, so a configuration by gossip may not set it: set it in {}",
+                    service.user_toml().display()
+                ),
+            ));
+        }
+    }
+    for key in FOLDERS {
+        let Some(folder) = values.text(key) else {
+            continue;
+        };
+        let is_ours = real(Path::new(folder)).starts_with(real(&service.folder.join("data")));
+        if !is_ours
+            && !service
+                .in_user_toml(key)
+                .iter()
+                .any(|named| named == folder)
+        {
+            return Err(ConfigError::key(
+                key,
+                format!(
+                    "this node would write into {folder}, so a configuration by gossip may name only folders in {}: set it in {}",
+                    service.folder.join("data").display(),
                     service.user_toml().display()
                 ),
             ));
@@ -130,18 +162,27 @@ impl Service {
 
     /// Returns whether the operator of this node has named the file in `user.toml`.
     fn names_itself(&self, key: &str, file: &Path) -> bool {
-        self.in_user_toml(key)
-            .is_some_and(|named| real(Path::new(&named)) == file)
+        let named = self.in_user_toml(key);
+        named.iter().any(|named| real(Path::new(named)) == file)
     }
 
-    /// Returns the text of a key in `user.toml`, which only the operator of this node writes.
-    fn in_user_toml(&self, key: &str) -> Option<String> {
-        let text = std::fs::read_to_string(self.user_toml()).ok()?;
-        let mut value = toml::Value::Table(text.parse().ok()?);
+    /// Returns the texts of a key in `user.toml`, which only the operator of this node writes. A key
+    /// in a list of tables has one for each table.
+    fn in_user_toml(&self, key: &str) -> Vec<String> {
+        let text = std::fs::read_to_string(self.user_toml()).ok();
+        let table = text.and_then(|text| text.parse().ok());
+        let mut values: Vec<toml::Value> = table.map(toml::Value::Table).into_iter().collect();
         for part in key.split('.') {
-            value = value.get(part)?.clone();
+            let inner = values.iter().filter_map(|value| value.get(part)).cloned();
+            values = inner
+                .flat_map(|value| match value {
+                    toml::Value::Array(elements) => elements,
+                    value => vec![value],
+                })
+                .collect();
         }
-        value.as_str().map(String::from)
+        let texts = values.iter().filter_map(toml::Value::as_str);
+        texts.map(String::from).collect()
     }
 }
 
@@ -227,6 +268,43 @@ mod tests {
         assert!(found.may_name(KEY, &root.join("vault/p")));
         assert!(!found.may_name(KEY, &root.join("vault/q")));
         assert!(!found.may_name("peer.s3.key_id_file", &root.join("vault/p")));
+    }
+
+    #[test]
+    fn a_configuration_by_gossip_writes_into_no_folder_of_others() {
+        let root = tempfile::tempdir().expect("a folder");
+        let root = root.path().canonicalize().expect("it is there");
+        let config = root.join("svc/warm-spare/config/config.toml");
+        let checked = |location: &str| {
+            let text = format!("[archive]\nlocation = \"{}/{location}\"", root.display());
+            let table = text.parse().expect("it is TOML");
+            check(&config, &Values::read(&table).expect("it is good"))
+        };
+        assert!(checked("svc/warm-spare/data/archive").is_ok());
+        for location in [
+            "svc/builder-api/config",
+            "svc/warm-spare/data/../config",
+            "srv/one",
+            "srv/two",
+        ] {
+            let error = checked(location).expect_err(location).to_string();
+            assert!(
+                error.starts_with("archive.location: this node would write"),
+                "{error}"
+            );
+        }
+        let user = root.join("user/warm-spare/config");
+        std::fs::create_dir_all(&user).expect("a folder");
+        let table = |name: &str| {
+            format!(
+                "[[archive]]\nname = \"{name}\"\nlocation = \"{}/srv/{name}\"\n",
+                root.display()
+            )
+        };
+        std::fs::write(user.join("user.toml"), table("one") + &table("two")).expect("a file");
+        assert!(checked("srv/one").is_ok());
+        assert!(checked("srv/two").is_ok());
+        assert!(checked("srv/three").is_err());
     }
 
     #[test]

@@ -88,6 +88,16 @@ pub(super) fn lease(values: &Values) -> Result<Option<S3>, ConfigError> {
     reader.s3("lease", bucket_name).map(Some)
 }
 
+/// Builds the store of an archive from the values of its table.
+pub(super) fn archive(values: &Values) -> Result<S3, ConfigError> {
+    let reader = Reader {
+        values,
+        builder: None,
+        side: "",
+    };
+    reader.s3("archive", values.required("archive.bucket_name"))
+}
+
 /// Reads the proxy of the key. An error names the key or its counterpart for a file.
 pub(super) fn read_proxy(source: &SecretSource, key: &str) -> Result<Proxy, ConfigError> {
     let key = match source {
@@ -109,7 +119,10 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn key(&self, name: &str) -> String {
-        format!("{}.{name}", self.side)
+        match self.side {
+            "" => name.to_string(),
+            side => format!("{side}.{name}"),
+        }
     }
 
     fn datastore(&self) -> Result<Datastore, ConfigError> {

@@ -12,7 +12,7 @@ use super::keys::{KEYS, Key, NEAR_DEFAULTS, SERVERS};
 use super::kind::Checked;
 use super::schedule::Schedule;
 use super::suggest::nearest;
-use super::{ConfigError, binds};
+use super::{ConfigError, archive, binds};
 
 /// The source of a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +68,8 @@ impl Values {
                         self.0.insert(key.name, (checked, Source::Configuration));
                     }
                 }
+                // Each element is read alone.
+                (None, Value::Array(_)) if path == archive::TABLE => {}
                 (None, Value::Table(inner)) if is_table(&path) => self.take_table(&path, inner)?,
                 (None, _) if is_table(&path) => {
                     return Err(ConfigError::key(
@@ -79,6 +81,18 @@ impl Values {
             }
         }
         Ok(())
+    }
+
+    /// Returns whether the configuration sets a key of this table to another value than the default.
+    pub(super) fn sets_any_of(&self, table: &str) -> bool {
+        let keys = KEYS.iter().filter(|key| is_in(key.name, table));
+        keys.into_iter().any(|key| self.is_set(key))
+    }
+
+    /// Returns the values of one table.
+    pub(super) fn only(&self, table: &str) -> Self {
+        let of = self.0.iter().filter(|(key, _)| is_in(key, table));
+        Self(of.map(|(key, value)| (*key, value.clone())).collect())
     }
 
     fn set_default(&mut self, key: &'static Key) -> Result<(), ConfigError> {
@@ -320,11 +334,13 @@ fn key_part(name: &str) -> String {
 }
 
 fn is_table(path: &str) -> bool {
-    KEYS.iter().any(|key| {
-        key.name
-            .strip_prefix(path)
-            .is_some_and(|rest| rest.starts_with('.'))
-    })
+    KEYS.iter().any(|key| is_in(key.name, path))
+}
+
+/// Returns whether the key is in this table.
+fn is_in(key: &str, table: &str) -> bool {
+    key.strip_prefix(table)
+        .is_some_and(|rest| rest.starts_with('.'))
 }
 
 fn unknown(path: String) -> ConfigError {

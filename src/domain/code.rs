@@ -20,6 +20,9 @@ use strum::{Display, EnumString, IntoStaticStr, VariantArray};
 #[strum(serialize_all = "snake_case", const_into_str)]
 pub enum ErrorCode {
     AnotherServer,
+    ArchiveDamaged,
+    ArchiveForeign,
+    ArchiveUnreachable,
     ArtifactLacking,
     Clocks,
     Compare,
@@ -42,6 +45,7 @@ pub enum ErrorCode {
     Locale,
     MissingArtifacts,
     NewerPrimary,
+    NoArchive,
     NoClusterId,
     NoGeneration,
     NoLease,
@@ -49,6 +53,7 @@ pub enum ErrorCode {
     NoRecoveryPoint,
     NotAttached,
     NotBuilder,
+    NotEmpty,
     NotFollowing,
     NotPrepared,
     OlderPrimary,

@@ -12,7 +12,11 @@ pub enum Phase {
     Artifacts,
     Snapshot,
     Schema,
+    /// The dump for a generation of the archive.
+    Dump,
     Tables,
+    /// Dumps and lists of the archive, which are read back.
+    Files,
     Indexes,
     /// Artifacts of the snapshot's own rows that are still missing here.
     RemainingArtifacts,
@@ -30,7 +34,9 @@ impl Phase {
             Phase::Artifacts => "artifacts",
             Phase::Snapshot => "snapshot",
             Phase::Schema => "schema",
+            Phase::Dump => "dump",
             Phase::Tables => "tables",
+            Phase::Files => "files",
             Phase::Indexes => "indexes",
             Phase::RemainingArtifacts => "remaining artifacts",
             Phase::CatchUp => "catching up",

@@ -4,6 +4,12 @@
 /// than the name that we record.
 const MAX_NAME_BYTES: usize = 63;
 
+/// Returns a name under which a replaced database is kept: its own with the time of now.
+pub(crate) fn replaced_name(database: &str) -> String {
+    let now = chrono::Utc::now().format("_%Y%m%dt%H%M%S%3fz");
+    beside(database, &now.to_string())
+}
+
 /// Returns the database's name with that ending. A long name is cut to fit, and gets a few digits
 /// that distinguish it from names with the same beginning.
 pub(super) fn beside(database: &str, ending: &str) -> String {

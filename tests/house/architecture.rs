@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The rooms of `src`, from the ground up. A room uses itself and rooms before it.
-const ROOMS: [&str; 10] = [
+const ROOMS: [&str; 11] = [
     "domain",
     "config",
     "package",
@@ -14,6 +14,7 @@ const ROOMS: [&str; 10] = [
     "observe",
     "replication",
     "verify",
+    "archive",
     "role",
     "service",
     "command",

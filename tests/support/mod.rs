@@ -4,6 +4,7 @@
 //! Used by the tests, by the programs in `programs/` and by the benchmarks.
 
 pub mod api_clients;
+pub mod archive;
 pub mod balancer;
 pub mod between;
 pub mod blocks;

@@ -831,7 +831,11 @@ pub async fn content(cluster: &Cluster) -> Result<Vec<String>> {
 }
 
 async fn content_once(cluster: &Cluster) -> Result<Vec<String>> {
-    let client = cluster.conn().await?;
+    rows_of(&cluster.conn().await?).await
+}
+
+/// The same, of the database that a session is in.
+pub async fn rows_of(client: &Client) -> Result<Vec<String>> {
     let sql = "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables WHERE schemaname = 'public' ORDER BY 1";
     let mut lines = Vec::new();
     for table in client.query(sql, &[]).await? {

@@ -1,13 +1,13 @@
 //! PostgreSQL's own client programs: `pg_dump` and `pg_restore` copy the schema.
 
 use super::datastore::SESSION_OPTIONS;
-use super::libpq::{self, Environment};
+use super::libpq;
+use super::program::{Program, ProgramOutput, not_started, through_a_pipe};
 use super::{login, toc};
 use crate::config::Datastore;
 use crate::domain::Side;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use tokio::process::{Child, Command};
+use tokio::process::Command;
 
 /// A pair of `pg_dump` and `pg_restore` of one major version.
 #[derive(Debug, Clone)]
@@ -86,6 +86,38 @@ impl InstalledClients {
             servers: Servers { primary, spare },
             encoding: "UTF8",
         })
+    }
+
+    /// Returns programs that dump a local server of that major version: of the same version, so that
+    /// it can restore the dump, otherwise of the oldest newer one.
+    pub fn for_dumps_of(&self, server: u32) -> Result<ClientPrograms, ProgramError> {
+        match self.fitting(server, server) {
+            Ok(clients) => Ok(clients),
+            Err(_) => {
+                let newer = self.fitting(server, u32::MAX)?;
+                let servers = Servers {
+                    primary: server,
+                    spare: server,
+                };
+                Ok(ClientPrograms { servers, ..newer })
+            }
+        }
+    }
+
+    /// Returns programs that restore a dump of `pg_dump` of that major version into a server: the
+    /// oldest that can read it, if possible not newer than the server.
+    pub fn for_restores(
+        &self,
+        dumped_by: u32,
+        server: u32,
+    ) -> Result<ClientPrograms, ProgramError> {
+        let fitting = self.fitting(dumped_by, server);
+        let clients = fitting.or_else(|_| self.fitting(dumped_by.max(server), u32::MAX))?;
+        let servers = Servers {
+            primary: server,
+            spare: server,
+        };
+        Ok(ClientPrograms { servers, ..clients })
     }
 
     fn in_words(&self) -> String {
@@ -184,6 +216,23 @@ impl ClientPrograms {
             .arg(archive)
             .arg(to_database(&from.database));
         program.run().await
+    }
+
+    /// Dumps the whole of Builder's database of the local server, as the snapshot sees it, in
+    /// format `custom`. The dump names owners and privileges, but nothing of ours.
+    pub fn dump_database(
+        &self,
+        local: &Datastore,
+        snapshot: &str,
+    ) -> Result<ProgramOutput, ProgramError> {
+        let mut program = self.pg_dump(Side::Local, local)?;
+        program
+            .command
+            .arg("--format=custom")
+            .args(BUILDERS_ONLY)
+            .arg(format!("--snapshot={snapshot}"))
+            .arg(to_database(&local.database));
+        program.stream()
     }
 
     /// Lets `pg_dump` connect without dumping anything, because it reads certificates, host names
@@ -340,121 +389,4 @@ impl ClientPrograms {
 fn to_database(name: &str) -> String {
     let quoted = name.replace('\\', r"\\").replace('\'', r"\'");
     format!("--dbname=dbname='{quoted}'")
-}
-
-/// Returns the first line that mentions an error, which is the cause, and the last few lines.
-fn telling(text: &str) -> String {
-    let lines: Vec<&str> = text
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty())
-        .collect();
-    let tail = lines.len().saturating_sub(5);
-    let cause = lines[..tail]
-        .iter()
-        .find(|line| line.to_lowercase().contains("error"));
-    cause
-        .into_iter()
-        .chain(&lines[tail..])
-        .copied()
-        .collect::<Vec<_>>()
-        .join("; ")
-}
-
-/// A running program. If nobody waits for it any more, it gets TERM, at which it ends its workers
-/// and cancels their statements on the server. With KILL they would go on, and the server with
-/// them.
-struct Running(Option<u32>);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let pid = self.0.and_then(|pid| i32::try_from(pid).ok());
-        if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
-            // This fails only if the program has just ended.
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        }
-    }
-}
-
-/// A program that is ready to be started.
-struct Program {
-    name: String,
-    command: Command,
-    /// Files that it reads while it runs.
-    _environment: Option<Environment>,
-}
-
-impl Program {
-    async fn run(mut self) -> Result<(), ProgramError> {
-        self.command.stdin(Stdio::null()).stdout(Stdio::null());
-        let (child, running) = self.start()?;
-        self.finish(child, running).await.map(drop)
-    }
-
-    async fn output(mut self) -> Result<Vec<u8>, ProgramError> {
-        self.command.stdin(Stdio::null()).stdout(Stdio::piped());
-        let (child, running) = self.start()?;
-        self.finish(child, running).await
-    }
-
-    fn start(&mut self) -> Result<(Child, Running), ProgramError> {
-        let child = self
-            .command
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(|source| not_started(&self.name, source))?;
-        let running = Running(child.id());
-        Ok((child, running))
-    }
-
-    /// Returns the program's output, if that is read.
-    async fn finish(&self, child: Child, mut running: Running) -> Result<Vec<u8>, ProgramError> {
-        let output = child
-            .wait_with_output()
-            .await
-            .map_err(|source| not_started(&self.name, source))?;
-        running.0 = None;
-        if output.status.success() {
-            return Ok(output.stdout);
-        }
-        let text = String::from_utf8_lossy(&output.stderr);
-        Err(ProgramError::Failed {
-            program: self.name.clone(),
-            text: telling(&text),
-        })
-    }
-}
-
-fn not_started(program: &str, source: std::io::Error) -> ProgramError {
-    ProgramError::Start {
-        program: program.to_string(),
-        source,
-    }
-}
-
-async fn through_a_pipe(mut from: Program, mut to: Program) -> Result<(), ProgramError> {
-    from.command.stdin(Stdio::null()).stdout(Stdio::piped());
-    let (mut sending, sends) = from.start()?;
-    let pipe: Option<Stdio> = match sending.stdout.take() {
-        Some(out) => Some(out.try_into().map_err(|e| not_started(&from.name, e))?),
-        None => None,
-    };
-    to.command
-        .stdin(pipe.unwrap_or_else(Stdio::null))
-        .stdout(Stdio::null());
-    let (receiving, receives) = to.start()?;
-    // This process's copy of the pipe's end would keep the sender from noticing that the receiver
-    // is gone.
-    to.command.stdin(Stdio::null());
-    let (sent, received) =
-        tokio::join!(from.finish(sending, sends), to.finish(receiving, receives));
-    match (sent.map(drop), received.map(drop)) {
-        (Ok(()), received) => received,
-        // The program that failed first made the other one fail too: an operator reads both texts.
-        (Err(sent), Err(received)) => Err(ProgramError::Failed {
-            program: format!("{} into {}", from.name, to.name),
-            text: format!("{received}; {sent}"),
-        }),
-        (sent, Ok(())) => sent,
-    }
 }

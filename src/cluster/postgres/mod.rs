@@ -18,6 +18,7 @@ pub(super) mod locks;
 pub(super) mod login;
 pub(super) mod maintenance;
 pub(super) mod per_server;
+pub(super) mod program;
 pub(super) mod provider;
 pub(super) mod rights;
 pub(super) mod room;

@@ -156,7 +156,7 @@ fn name(local: &LocalStore) -> String {
 
 /// Returns a number that is random enough for a name that nobody else uses: the standard library
 /// seeds its hash tables from the system.
-pub(in crate::cluster) fn unpredictable() -> u64 {
+pub(crate) fn unpredictable() -> u64 {
     std::collections::hash_map::RandomState::new()
         .build_hasher()
         .finish()

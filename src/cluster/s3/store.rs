@@ -183,6 +183,21 @@ impl Store {
         .await
     }
 
+    /// Returns the version of the object that is served under a key. None: there is no such object;
+    /// `Some(None)`: the bucket keeps no versions.
+    pub async fn version(&self, key: &str) -> Result<Option<Option<String>>, StoreError> {
+        let doing = format!("asking for the version of {key}");
+        self.persist(&doing, || async {
+            let Some(headers) = self.stat(&doing, key).await? else {
+                return Ok(None);
+            };
+            let version = headers.get("x-amz-version-id");
+            let version = version.and_then(|version| version.to_str().ok());
+            Ok(Some(version.filter(|id| *id != "null").map(str::to_string)))
+        })
+        .await
+    }
+
     /// Starts reading an object. None: the bucket is served and has no such key.
     pub async fn get(&self, key: &str) -> Result<Option<Download>, StoreError> {
         let doing = format!("reading {key}");

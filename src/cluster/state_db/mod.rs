@@ -1,5 +1,6 @@
 //! Database `warm_spare`, in which a cluster keeps its own state.
 
+mod archive_lock;
 pub(super) mod artifact_place;
 pub(super) mod divergence;
 mod drill_lock;

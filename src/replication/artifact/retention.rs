@@ -38,6 +38,12 @@ pub async fn sweep<C>(
     if due.is_empty() {
         return Ok(swept);
     }
+    // A session of its own: a round that is given up must not keep the lock.
+    let deletion = LocalCluster::of(config).state().await?;
+    if !deletion.begin_deletion().await? {
+        log::debug!("local: a generation for the archive is being made; nothing is deleted now");
+        return Ok(swept);
+    }
     let databases = databases(config, state).await?;
     for gone in due {
         let Some(_claim) = claim(&gone.key) else {

@@ -411,11 +411,7 @@ async fn nothing_uncopied(peer: &ReadSession) -> Result<(), ReplicationError> {
 
 /// Returns the options for encoding and locale. The catalog's columns differ from version to
 /// version, so they are read as JSON.
-pub(in crate::replication) fn locale_options(
-    database: &str,
-    encoding: &str,
-    local_major: u32,
-) -> String {
+pub(crate) fn locale_options(database: &str, encoding: &str, local_major: u32) -> String {
     let json: serde_json::Value = serde_json::from_str(database).unwrap_or_default();
     let text = |name: &str| {
         json.get(name)

@@ -24,7 +24,7 @@ use crate::replication::artifact::round::Round;
 use crate::replication::baseline::incoming::Incoming;
 use crate::replication::error::ReplicationError;
 use crate::replication::fuse::Shrinkage;
-use crate::replication::names::beside;
+use crate::replication::names::replaced_name;
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
@@ -326,11 +326,10 @@ impl Baseline<'_> {
             state.retire_vanished().await?;
         }
         self.work.progress.begin(Phase::Switch, 0);
-        let generation = self.facts.visible.then(|| {
-            let visible = &config.local.datastore.database;
-            let now = chrono::Utc::now().format("_%Y%m%dt%H%M%S%3fz");
-            beside(visible, &now.to_string())
-        });
+        let generation = self
+            .facts
+            .visible
+            .then(|| replaced_name(&config.local.datastore.database));
         let vanished = filled.shrinkage.packages.len() as u64;
         let rows = filled.rows;
         let arrival = Arrival {
@@ -423,7 +422,7 @@ struct Filled {
     approved: bool,
 }
 
-pub(in crate::replication) fn scratch() -> Result<TempDir, ReplicationError> {
+pub(crate) fn scratch() -> Result<TempDir, ReplicationError> {
     tempfile::Builder::new()
         .prefix("warm-spare-")
         .tempdir()

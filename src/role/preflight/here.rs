@@ -1,9 +1,9 @@
 //! Facts about the local side.
 
 use crate::cluster::{
-    BuilderDb, ClusterRecord, Confirmation, Disk, Keeps, LocalCluster, MayApply, RecoveryPoint,
-    Rights, SpareDb, StateDb, VerificationRecord, WriteSession, is_fenced, may_apply, prove_fence,
-    prove_writable, rights,
+    BuilderDb, CIPHERTEXTS, ClusterRecord, Confirmation, Disk, Keeps, LocalCluster, MayApply,
+    RecoveryPoint, Rights, SpareDb, StateDb, VerificationRecord, WriteSession, is_fenced,
+    may_apply, prove_fence, prove_writable, rights,
 };
 use crate::config::Config;
 use crate::domain::MissingReason;
@@ -147,24 +147,6 @@ pub(super) struct Sealed {
     pub newest: Vec<String>,
 }
 
-/// The columns with ciphertexts of the builder keys, each with the column that names the revision,
-/// if there is one.
-const CIPHERTEXTS: [(&str, &str, &str, &str); 4] = [
-    (
-        "an origin's secret key",
-        "origin_secret_keys",
-        "body",
-        "encryption_key_rev",
-    ),
-    ("an access token", "account_tokens", "token", ""),
-    ("an integration", "origin_integrations", "body", ""),
-    (
-        "a project's integration",
-        "origin_project_integrations",
-        "body",
-        "",
-    ),
-];
 /// Reads the sealed rows. These tables grow with origins and people, not with packages.
 pub(super) async fn sealed(session: &WriteSession) -> Result<Vec<Sealed>, ReplicationError> {
     let builder = BuilderDb::of(session);

@@ -1,0 +1,9 @@
+//! The archive: generations made, restored by hand and by the program, proved, pruned, and killed.
+
+mod buckets;
+mod damage;
+mod kill9;
+mod place;
+mod retention;
+mod whole;
+mod writers;
