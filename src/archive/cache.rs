@@ -42,18 +42,26 @@ impl Cache {
         place: &Place,
         file: &File,
     ) -> Result<Vec<Entry>, ReplicationError> {
-        let kept = self
-            .at(&file.sha256)
-            .and_then(|path| std::fs::read(path).ok());
-        let text = match kept.filter(|text| sha256(text) == file.sha256) {
-            Some(text) => text.into(),
-            None => {
-                let text = place.checked(file).await?;
-                self.keep(&file.sha256, &text);
-                text
-            }
-        };
+        if let Some(entries) = self.kept(place, file).await {
+            return Ok(entries);
+        }
+        let text = place.checked(file).await?;
+        self.keep(&file.sha256, &text);
         read_list(place.name(), &file.path, &text)
+    }
+
+    /// Returns the lines of the copy, if it is right. It is read apart, because the caller's thread
+    /// serves other tasks.
+    async fn kept(&self, place: &Place, file: &File) -> Option<Vec<Entry>> {
+        let path = self.at(&file.sha256)?;
+        let (place, file) = (place.name().to_string(), file.clone());
+        let read = tokio::task::spawn_blocking(move || {
+            let text = std::fs::read(path)
+                .ok()
+                .filter(|text| sha256(text) == file.sha256)?;
+            read_list(&place, &file.path, &text).ok()
+        });
+        read.await.expect("reading neither panics nor is cancelled")
     }
 
     pub(super) fn keep(&self, sha256: &str, text: &Bytes) {

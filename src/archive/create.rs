@@ -63,6 +63,7 @@ pub async fn create(
     let state = LocalCluster::of(config).existing_state().await?;
     let mut turn = Turn::take(config, state.as_ref(), &place).await?;
     turn.claim(config, &place, making.take_over).await?;
+    place.clear_unfinished().await?;
     let names = catalog::names(&place).await?;
     let removed = remove_unfinished(&place, &names).await?;
     let before = catalog::newest(&place, &names).await?;

@@ -34,6 +34,8 @@ pub use verify::{Extent, Fault, Verified, verify};
 
 use crate::config::ArchivePlan;
 use crate::replication::ReplicationError;
+use chrono::{DateTime, Utc};
+use std::path::Path;
 
 /// Returns the name and version of this program, for the documents of an archive.
 fn made_by() -> String {
@@ -50,6 +52,15 @@ pub async fn newest(plan: &ArchivePlan) -> Result<String, ReplicationError> {
     let place = Place::open(plan)?;
     let newest = catalog::names(&place).await?.whole.pop();
     newest.ok_or_else(|| error::no_generation(place.name(), "at all"))
+}
+
+/// Returns the time of the last verification that came to its end. None: there was none, or its record
+/// is lost.
+pub fn last_proof(
+    plan: &ArchivePlan,
+    data: Option<&Path>,
+) -> Result<Option<DateTime<Utc>>, ReplicationError> {
+    Ok(proofs::Proofs::of(data, &Place::open(plan)?).verified())
 }
 
 /// Returns the manifest of a generation.

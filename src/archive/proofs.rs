@@ -18,6 +18,9 @@ pub(super) struct Proofs {
     times: HashMap<String, i64>,
 }
 
+/// Name of the line that has the time of the last verification.
+const VERIFIED: &str = "/verified";
+
 impl Proofs {
     /// Reads what is remembered of a place. Lines that cannot be read are left out.
     pub(super) fn of(data: Option<&Path>, place: &Place) -> Proofs {
@@ -43,6 +46,15 @@ impl Proofs {
     /// Returns the time of the last proof. None: the file was never read.
     pub(super) fn time_of(&self, path: &str) -> Option<DateTime<Utc>> {
         DateTime::from_timestamp(*self.times.get(path)?, 0)
+    }
+
+    /// Returns the time of the last verification that came to its end.
+    pub(super) fn verified(&self) -> Option<DateTime<Utc>> {
+        self.time_of(VERIFIED)
+    }
+
+    pub(super) fn note_end(&mut self) {
+        self.note(VERIFIED, Utc::now());
     }
 
     pub(super) fn note(&mut self, path: &str, time: DateTime<Utc>) {

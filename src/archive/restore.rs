@@ -315,7 +315,7 @@ impl Carrier {
         let Some(mut reading) = self.from.read(&entry.path).await? else {
             return Ok(Put::Not(format!("{} is not in the archive", entry.path)));
         };
-        let mut writing = self.to.write(&entry.key).await?;
+        let mut writing = self.to.write_artifact(&entry.key).await?;
         let mut hasher = Hasher::new();
         while let Some(bytes) = reading.next().await? {
             self.throttle.take(bytes.len()).await;

@@ -108,6 +108,9 @@ pub async fn verify(
     }
     let artifacts = work.files(files, &lists, progress).await?;
     work.artifacts(artifacts, extent.percent, progress).await?;
+    if extent.name.is_none() {
+        work.proofs.note_end();
+    }
     work.proofs.save(&place)?;
     let Work {
         mut result, faults, ..

@@ -168,6 +168,12 @@ pub enum HealthCode {
     NoStandby,
     /// The process that pushed is gone.
     NoPusher,
+    ArchiveUnreachable,
+    ArchiveForeign,
+    ArchiveFailed,
+    ArchiveLate,
+    ArchiveDamaged,
+    ArchiveUnproven,
 }
 
 /// Names a check of `preflight`, in the order in which they are shown.
@@ -231,6 +237,7 @@ pub enum PreflightCheck {
 #[strum(serialize_all = "snake_case", const_into_str)]
 pub enum EventKind {
     Approved,
+    Archive,
     Artifacts,
     Baseline,
     Config,

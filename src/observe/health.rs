@@ -8,6 +8,7 @@ use crate::domain::{HealthCode, HoldReason, MissingReason, Role};
 use chrono::{DateTime, TimeDelta, Utc};
 use std::fmt;
 
+mod archives;
 mod lease;
 mod pair;
 mod provider;
@@ -140,6 +141,7 @@ pub fn health(state: &ServiceState, meter: &Meter, now: DateTime<Utc>) -> Health
     lease::of_the_lease(state, &mut found);
     pair::of_the_pair(state, &mut found);
     of_stores(state, &mut found);
+    archives::of_the_archives(state, now, &mut found);
     found.judge(state.settings.quiet_until.is_some_and(|until| now < until))
 }
 

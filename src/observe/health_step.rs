@@ -15,6 +15,24 @@ pub(super) fn next_step(code: HealthCode) -> &'static str {
         HealthCode::NoPusher => {
             "start warm-spare at the primary's site; if that site is lost, promote this cluster with force_epoch"
         }
+        HealthCode::ArchiveUnreachable => {
+            "check the archive's keys, its server or mount, and the room there; the service tries again every minute"
+        }
+        HealthCode::ArchiveForeign => {
+            "another cluster writes there: give this cluster another place, or, if that cluster writes there no more, run `warm-spare archive create --take-over`"
+        }
+        HealthCode::ArchiveFailed => {
+            "read the text; `warm-spare archive create` and `warm-spare archive prune` do the same by hand"
+        }
+        HealthCode::ArchiveLate => {
+            "find out why no generation is made: `warm-spare archive create` makes one by hand"
+        }
+        HealthCode::ArchiveDamaged => {
+            "`warm-spare archive verify --all` names each file and the generations that need it; bring the file back from another copy, or make a new generation"
+        }
+        HealthCode::ArchiveUnproven => {
+            "run `warm-spare archive verify --all`; if it lasts too long at that rate, raise archive.verify_budget"
+        }
         HealthCode::BaselineStalled => {
             "check the log and the stores of both sides; a restart of the service loses no artifact"
         }

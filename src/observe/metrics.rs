@@ -3,7 +3,7 @@
 
 use super::health::{awaited, health};
 use super::meter::Meter;
-use super::state::{Reachability, ServiceState};
+use super::state::{ArchiveFacts, Reachability, ServiceState};
 use super::view::ServiceView;
 use crate::config::WantedRole;
 use crate::domain::StateName;
@@ -59,6 +59,7 @@ impl ServiceView {
         freshness(&mut page, &state, self);
         sides(&mut page, &state);
         upkeep(&mut page, &state, self.meter());
+        archives(&mut page, &state);
         self.counters().register(&mut page.0);
         let mut text = String::new();
         text::encode(&mut text, &page.0)?;
@@ -311,5 +312,50 @@ fn upkeep(page: &mut Page, state: &ServiceState, meter: &Meter) {
         "generations_bytes",
         "Disk space of the replaced databases that are kept",
         state.generations.bytes.map(|bytes| bytes as f64),
+    );
+}
+
+fn archives(page: &mut Page, state: &ServiceState) {
+    let seconds = |time: chrono::DateTime<chrono::Utc>| time.timestamp_millis() as f64 / 1e3;
+    let all = |of: &dyn Fn(&ArchiveFacts) -> Option<f64>| -> Vec<(Labels, f64)> {
+        let known = state.archives.iter();
+        let known =
+            known.filter_map(|archive| Some((one("archive", archive.name.as_str()), of(archive)?)));
+        known.collect()
+    };
+    page.gauge(
+        "archive_newest_timestamp_seconds",
+        "Time to which the newest generation belongs",
+        all(&|archive| Some(seconds(archive.newest.as_ref()?.time))),
+    );
+    page.gauge(
+        "archive_made_timestamp_seconds",
+        "Time at which the newest generation was finished",
+        all(&|archive| Some(seconds(archive.newest.as_ref()?.made))),
+    );
+    page.gauge(
+        "archive_generations",
+        "Generations in the archive",
+        all(&|archive| Some(archive.generations? as f64)),
+    );
+    page.gauge(
+        "archive_trouble",
+        "1: the last work on the archive failed",
+        all(&|archive| Some(flag(archive.trouble.is_some()))),
+    );
+    page.gauge(
+        "archive_verified_timestamp_seconds",
+        "Time at which the last verification of the archive ended",
+        all(&|archive| Some(seconds(archive.proof.verified?))),
+    );
+    page.gauge(
+        "archive_faults",
+        "Files that the last verification found missing or damaged",
+        all(&|archive| archive.proof.verified.map(|_| archive.proof.faults as f64)),
+    );
+    page.gauge(
+        "archive_oldest_proof_timestamp_seconds",
+        "Time of the oldest proof of all files that a generation names",
+        all(&|archive| Some(seconds(archive.proof.oldest?))),
     );
 }

@@ -24,10 +24,10 @@ pub use meter::Meter;
 pub use progress::{Listener, Phase, Progress, Silent, Step};
 pub use settings::Settings;
 pub use state::{
-    Arrivals, Artifacts, Baseline, Check, Checks, ClusterFacts, ConfigState, Generations,
-    HandoverFacts, Held, Hold, Lag, LeaseFacts, LockFacts, Mode, OnPrimary, PairFacts, PeerRecord,
-    Preflight, Reachability, Seen, ServiceState, SideStatus, SpareFacts, Standing, Unproven,
-    Verified, Work,
+    ArchiveFacts, ArchiveProof, ArchiveTrouble, Arrivals, Artifacts, Baseline, Check, Checks,
+    ClusterFacts, ConfigState, Generations, HandoverFacts, Held, Hold, Lag, LeaseFacts, LockFacts,
+    Mode, NewestGeneration, OnPrimary, PairFacts, PeerRecord, Preflight, Reachability, Seen,
+    ServiceState, SideStatus, SpareFacts, Standing, Unproven, Verified, Work,
 };
 pub use text::{describe, span};
 pub use view::ServiceView;

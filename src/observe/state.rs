@@ -19,9 +19,11 @@ const SEEN_LATELY: Duration = Duration::from_secs(8);
 /// Age up to which the judgement of the process at work counts when it is read.
 const TOLD_LATELY: Duration = Duration::from_secs(10);
 
+mod archives;
 mod arrivals;
 mod facts;
 
+pub use archives::{ArchiveFacts, ArchiveProof, ArchiveTrouble, NewestGeneration};
 pub use arrivals::Arrivals;
 pub use facts::{
     Artifacts, Baseline, Check, Checks, ClusterFacts, ConfigState, Generations, HandoverFacts,
@@ -43,6 +45,8 @@ pub struct ServiceState {
     pub spare: SpareFacts,
     pub checks: Checks,
     pub generations: Generations,
+    /// The archives of the configuration, in its order.
+    pub archives: Vec<ArchiveFacts>,
     pub on_primary: OnPrimary,
     pub handover: HandoverFacts,
     pub local: SideStatus,
@@ -85,6 +89,7 @@ impl ServiceState {
             spare: SpareFacts::default(),
             checks: Checks::default(),
             generations: Generations::default(),
+            archives: Vec::new(),
             on_primary: OnPrimary::default(),
             handover: HandoverFacts::default(),
             local: SideStatus::default(),

@@ -4,7 +4,7 @@
 use super::health::{awaited, health};
 use super::meter::Meter;
 use super::settings::Addresses;
-use super::state::{Reachability, ServiceState, SideStatus};
+use super::state::{ArchiveFacts, Reachability, ServiceState, SideStatus};
 use super::view::ServiceView;
 use crate::domain::Transition;
 use chrono::{DateTime, SecondsFormat, Utc};
@@ -72,6 +72,7 @@ fn document(state: &ServiceState, meter: &Meter, now: DateTime<Utc>) -> Value {
         })),
         "replication": replication(state, meter),
         "artifacts": artifacts(state, meter),
+        "archives": state.archives.iter().map(archive).collect::<Vec<_>>(),
         "lease": lease(state),
         "counterpart": counterpart(state),
         "local": local(state),
@@ -142,6 +143,31 @@ fn artifacts(state: &ServiceState, meter: &Meter) -> Value {
         "missing_here": state.spare.sampled.as_ref().map(|sampled| sampled.absent.len()),
         "examples": found.examples.iter()
             .map(|(key, reason)| json!({ "key": key, "reason": reason.to_string() })).collect::<Vec<_>>(),
+    })
+}
+
+fn archive(archive: &ArchiveFacts) -> Value {
+    let proof = &archive.proof;
+    json!({
+        "name": archive.name,
+        "due": archive.due.map(time),
+        "making_since": archive.making.map(time),
+        "generations": archive.generations,
+        "newest": archive.newest.as_ref().map(|newest| json!({
+            "name": newest.name,
+            "time": time(newest.time),
+            "made": time(newest.made),
+            "joint": newest.joint,
+        })),
+        "trouble": archive.trouble.as_ref().map(|trouble| json!({
+            "code": trouble.code.into_str(),
+            "text": trouble.text,
+            "next_step": trouble.next_step,
+            "since": time(trouble.since),
+        })),
+        "verified": proof.verified.map(time),
+        "faults": proof.verified.is_some().then_some(proof.faults),
+        "oldest_proof": proof.oldest.map(time),
     })
 }
 

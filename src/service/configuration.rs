@@ -27,6 +27,8 @@ pub struct Configuration {
     path: PathBuf,
     data: PathBuf,
     in_force: watch::Sender<Option<Arc<Config>>>,
+    /// The same, or a configuration that names no peer: for work that uses only the local cluster.
+    local: watch::Sender<Option<Arc<Config>>>,
     /// False: the last configuration could not be kept. This is logged once.
     kept: Cell<bool>,
     /// Binds that are absent now. Each is logged once.
@@ -43,12 +45,19 @@ impl Configuration {
             path,
             data,
             in_force,
+            local: watch::Sender::new(None),
             kept: Cell::new(true),
             remembered: RefCell::default(),
             waiting: RefCell::default(),
         };
         configuration.read(writer);
         (configuration, configs)
+    }
+
+    /// Returns the configurations for work that uses only the local cluster. They include one that
+    /// names no peer.
+    pub(super) fn local(&self) -> Configs {
+        self.local.subscribe()
     }
 
     pub async fn keep_reading(
@@ -80,6 +89,7 @@ impl Configuration {
         self.waiting.replace(None);
         if let (ConfigError::PeerUnset { alone }, Some(Ok(None))) = (&error, &kept) {
             self.waiting.replace(Some(alone.local.datastore.clone()));
+            self.local.send_replace(Some(Arc::new((**alone).clone())));
             writer.update(|state| state.config.error = None);
             return wait_for_a_peer(writer);
         }
@@ -159,7 +169,9 @@ impl Configuration {
         // During a hold an equal configuration is passed on too: an operator who has it read again
         // wants another try.
         if changed || writer.read(|state| state.hold.is_some()) {
-            self.in_force.send_replace(Some(Arc::new(config)));
+            let config = Arc::new(config);
+            self.local.send_replace(Some(config.clone()));
+            self.in_force.send_replace(Some(config));
         }
     }
 

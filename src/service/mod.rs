@@ -4,6 +4,7 @@
 //! No failure of either side ends the service: every failure is a hold with a reason, or is retried
 //! calmly. The service ends on a signal. Like a pass, it may be ended at any instruction.
 
+mod archivist;
 mod configuration;
 mod failure_tracker;
 mod guard;
@@ -59,14 +60,17 @@ pub async fn run(start: Start) -> Infallible {
     let (configuration, configs) =
         Configuration::begin(start.config.clone(), start.data.clone(), &writer);
     let web = web::keep_open(&writer, configs.clone(), &start.config, &start.data);
-    let reloading = configuration.keep_reading(start.reload, &writer);
     let data = Arc::from(start.data.as_path());
+    let archiving = archivist::keep_archiving(&writer, configuration.local(), &data);
+    let archiving = Box::pin(archiving);
+    let reloading = configuration.keep_reading(start.reload, &writer);
     let looking = Box::pin(sight::keep_looking(&writer, configs.clone()));
     let working = supervise::work(&writer, configs, &data);
     tokio::select! {
         never = web => never,
         never = reloading => never,
         never = looking => never,
+        never = archiving => never,
         never = working => never,
     }
 }

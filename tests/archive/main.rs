@@ -5,5 +5,6 @@ mod damage;
 mod kill9;
 mod place;
 mod retention;
+mod service;
 mod whole;
 mod writers;

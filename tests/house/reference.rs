@@ -23,9 +23,9 @@ use warm_spare::domain::{
     LeaseTerms, PreflightCheck, Role, StateName, Step, Transition, TransitionKind, Verdict,
 };
 use warm_spare::observe::{
-    Artifacts, Baseline, Check, Clock, Counters, Held, Hold, LeaseFacts, Listener, Meter, Mode,
-    PairFacts, Phase, Preflight, Reachability, ServiceState, ServiceView, SideStatus, Verified,
-    Work,
+    ArchiveFacts, ArchiveProof, ArchiveTrouble, Artifacts, Baseline, Check, Clock, Counters, Held,
+    Hold, LeaseFacts, Listener, Meter, Mode, NewestGeneration, PairFacts, Phase, Preflight,
+    Reachability, ServiceState, ServiceView, SideStatus, Verified, Work,
 };
 
 /// Cells of a row of the keys' tables: key, type, default, meaning.
@@ -261,6 +261,33 @@ fn a_node() -> Node {
     }
 }
 
+fn an_archive(now: DateTime<Utc>) -> ArchiveFacts {
+    ArchiveFacts {
+        due: Some(now),
+        making: Some(now),
+        generations: Some(3),
+        newest: Some(NewestGeneration {
+            name: "2026-12-01T03-00-00-000Z".into(),
+            time: now,
+            made: now,
+            joint: true,
+        }),
+        trouble: Some(ArchiveTrouble {
+            code: ErrorCode::ArchiveUnreachable,
+            text: "the mount is gone".into(),
+            next_step: "look".into(),
+            since: now,
+        }),
+        proof: ArchiveProof {
+            verified: Some(now),
+            faults: 1,
+            example: Some("lists/x: it is not there".into()),
+            oldest: Some(now),
+        },
+        ..ArchiveFacts::new("archive", now)
+    }
+}
+
 fn full() -> ServiceState {
     let now = at(START);
     let mut state = ServiceState::new(now);
@@ -382,6 +409,7 @@ fn full() -> ServiceState {
         pinned: false,
     }]);
     state.generations.bytes = Some(1);
+    state.archives = vec![an_archive(now)];
     state.checks.verified = Some(Verified {
         record: VerificationRecord {
             time: now,

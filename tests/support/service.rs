@@ -74,6 +74,16 @@ impl OwnTime {
         self.0.path().join("clock")
     }
 
+    /// Returns the variables that give a process this clock.
+    fn variables(&self) -> Result<[(&'static str, String); 3]> {
+        let text = |path: &std::path::Path| path.to_string_lossy().into_owned();
+        Ok([
+            ("LD_PRELOAD", text(&super::postgres::faketime()?)),
+            ("FAKETIME_TIMESTAMP_FILE", text(&self.file())),
+            ("FAKETIME_NO_CACHE", "1".into()),
+        ])
+    }
+
     /// Moves this clock ahead by a number of seconds, in addition to the real time.
     pub fn pass(&self, seconds: u64) -> Result<()> {
         let new = self.0.path().join("clock.new");
@@ -106,13 +116,34 @@ impl<'a> Service<'a> {
     pub fn with_own_time(site: &'a Site, extra: &str) -> Result<(Self, OwnTime)> {
         let time = OwnTime(super::process::server_dir("time-")?);
         time.pass(0)?;
-        let (library, file) = (super::postgres::faketime()?, time.file());
-        let environment = [
-            ("LD_PRELOAD", &*library.to_string_lossy()),
-            ("FAKETIME_TIMESTAMP_FILE", &*file.to_string_lossy()),
-            ("FAKETIME_NO_CACHE", "1"),
-        ];
-        Ok((Self::start_with(site, extra, &environment), time))
+        let variables = time.variables()?;
+        let variables = variables
+            .each_ref()
+            .map(|(name, value)| (*name, value.as_str()));
+        Ok((Self::start_with(site, extra, &variables), time))
+    }
+
+    /// Does the same with this text as its configuration, for which a port is chosen.
+    pub fn of_text_with_own_time(site: &'a Site, text: &str) -> Result<(Self, OwnTime)> {
+        let time = OwnTime(super::process::server_dir("time-")?);
+        time.pass(0)?;
+        let port = free_port()?;
+        let mut config: toml::Table = text.parse()?;
+        super::site::merge(&mut config, format!("[http]\nport = {port}").parse()?);
+        super::site::write_secret(&site.config_file(), &config.to_string())?;
+        let variables = time.variables()?;
+        let variables = variables
+            .each_ref()
+            .map(|(name, value)| (*name, value.as_str()));
+        let running = site.spawn_with(&site.config_file(), &["run"], &variables);
+        Ok((
+            Self {
+                site,
+                port,
+                running,
+            },
+            time,
+        ))
     }
 
     fn start_with(site: &'a Site, extra: &str, environment: &[(&str, &str)]) -> Self {

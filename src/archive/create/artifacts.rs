@@ -266,7 +266,7 @@ impl Carrier {
         let Some(mut body) = self.store.get(source).await? else {
             return Ok(Sent::Missing);
         };
-        let mut writing = self.place.write(path).await?;
+        let mut writing = self.place.write_artifact(path).await?;
         let mut hasher = Hasher::new();
         while let Some(bytes) = next(&mut body, &self.throttle).await? {
             hasher.update(&bytes);

@@ -124,6 +124,17 @@ impl DirectoryPlace {
             .expect("a walk neither panics nor is cancelled")?)
     }
 
+    /// Removes the files that killed processes were writing. Only for the one writer.
+    pub(super) async fn clear_unfinished(&self) -> Result<(), Fault> {
+        let Some(mut entries) = if_there(fs::read_dir(self.0.join(UNFINISHED)).await)? else {
+            return Ok(());
+        };
+        while let Some(entry) = entries.next_entry().await? {
+            if_there(fs::remove_file(entry.path()).await)?;
+        }
+        Ok(())
+    }
+
     pub(super) async fn remove(&self, path: &str) -> Result<(), Fault> {
         let target = self.at(path);
         if_there(fs::remove_file(&target).await)?;

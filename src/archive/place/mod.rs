@@ -214,8 +214,17 @@ impl Place {
             target: begun.map_err(|fault| self.told(&doing, fault))?,
             place: self.name.clone(),
             doing,
-            sha256: Sha256::new(),
+            sha256: Some(Sha256::new()),
             bytes: 0,
+        })
+    }
+
+    /// Does the same for an artifact, which the caller hashes.
+    pub(super) async fn write_artifact(&self, path: &str) -> Result<Writing, ReplicationError> {
+        let writing = self.write(path).await?;
+        Ok(Writing {
+            sha256: None,
+            ..writing
         })
     }
 
@@ -271,6 +280,18 @@ impl Place {
         Ok(found)
     }
 
+    /// Removes the files that killed processes were writing. Only the one writer of the archive may
+    /// call it. A store removes parts of unfinished uploads by its own rules.
+    pub(super) async fn clear_unfinished(&self) -> Result<(), ReplicationError> {
+        match &self.kind {
+            Kind::Directory(place) => {
+                let cleared = place.clear_unfinished().await;
+                cleared.map_err(|fault| self.told("removing unfinished files", fault))
+            }
+            Kind::Bucket(_) => Ok(()),
+        }
+    }
+
     /// Removes a file. It is no error if there is none.
     pub(super) async fn remove(&self, path: &str) -> Result<Removed, ReplicationError> {
         let removed = match &self.kind {
@@ -324,7 +345,8 @@ pub(super) struct Writing {
     target: Target,
     place: String,
     doing: String,
-    sha256: Sha256,
+    /// None: the caller hashes the bytes itself.
+    sha256: Option<Sha256>,
     bytes: u64,
 }
 
@@ -333,7 +355,7 @@ enum Target {
     Bucket(Box<BucketWriting>),
 }
 
-/// The sum of a written file.
+/// The sum of a written file. The hash of an artifact is empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Sum {
     pub bytes: u64,
@@ -342,7 +364,9 @@ pub(super) struct Sum {
 
 impl Writing {
     pub(super) async fn add(&mut self, bytes: Bytes) -> Result<(), ReplicationError> {
-        self.sha256.update(&bytes);
+        if let Some(sha256) = &mut self.sha256 {
+            sha256.update(&bytes);
+        }
         self.bytes += bytes.len() as u64;
         let added = match &mut self.target {
             Target::Directory(writing) => writing.add(bytes).await,
@@ -360,7 +384,9 @@ impl Writing {
         let stored = stored.map_err(|fault| told(&self.place, &self.doing, fault))?;
         let sum = Sum {
             bytes: self.bytes,
-            sha256: hex(&self.sha256.finalize()),
+            sha256: self
+                .sha256
+                .map_or_else(String::new, |hash| hex(&hash.finalize())),
         };
         Ok((sum, stored))
     }
