@@ -33,6 +33,15 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
     load_text(path).map(|(config, _)| config)
 }
 
+/// [`load`] for work that uses only the local cluster, such as an archive: a configuration that
+/// names no peer is good too. The peer of its result is one that nobody can reach.
+pub fn load_alone(path: &Path) -> Result<Config, ConfigError> {
+    match load(path) {
+        Err(ConfigError::PeerUnset { alone }) => Ok(*alone),
+        loaded => loaded,
+    }
+}
+
 /// [`load`], which also returns the data that [`Accepted::keep`] writes.
 pub fn load_text(path: &Path) -> Result<(Config, Accepted), ConfigError> {
     load_text_at(path, &Places::default())
@@ -94,11 +103,11 @@ pub(super) fn accept(
     binds::Binds::far(far).complete(&mut values);
     let near_side = sides::near(&values, builder.as_ref(), &places.datastore_password)?;
     let is_unset = |key| values.text(key).is_none();
-    if !pushes && is_unset("peer.datastore.host") && is_unset("peer.s3.endpoint") {
-        let near = Box::new(near_side.datastore);
-        return Err(ConfigError::PeerUnset { near });
-    }
-    let far_side = sides::far(&values, far, &near_side)?;
+    let is_alone = !pushes && is_unset("peer.datastore.host") && is_unset("peer.s3.endpoint");
+    let far_side = match is_alone {
+        false => sides::far(&values, far, &near_side)?,
+        true => sides::nobody(),
+    };
     let (local, peer) = match pushes {
         false => (near_side, far_side),
         true => (far_side, near_side),
@@ -110,6 +119,10 @@ pub(super) fn accept(
         config.builder_keys_dir = None;
     } else {
         config.builder_api = builder.as_ref().map(BuilderApi::address);
+    }
+    if is_alone {
+        let alone = Box::new(config);
+        return Err(ConfigError::PeerUnset { alone });
     }
     Ok((config, accepted))
 }

@@ -25,7 +25,7 @@ mod values;
 pub(crate) use kept::write_whole;
 pub use kept::{Accepted, data_dir, load_kept};
 pub use keys::Key;
-pub use load::{http_of, load, load_text};
+pub use load::{http_of, load, load_alone, load_text};
 pub use proxy::Proxy;
 pub use schedule::Schedule;
 pub use secret::{Secret, SecretSource};
@@ -420,8 +420,9 @@ pub enum ConfigError {
         "peer.datastore.host: not set, and neither is peer.s3.endpoint: set both, they name the other cluster"
     )]
     PeerUnset {
-        /// The datastore of this side, which is known.
-        near: Box<Datastore>,
+        /// The whole configuration otherwise, for work that uses only the local cluster. Nobody can
+        /// reach its peer: the host is empty, and the endpoint is in the domain `invalid`.
+        alone: Box<Config>,
     },
 }
 

@@ -53,6 +53,38 @@ pub(super) fn far(values: &Values, side: &'static str, near: &Side) -> Result<Si
     })
 }
 
+/// Returns the peer of a cluster that has none. Nobody can reach it, and it holds no secret: its host
+/// is empty, and no server has a name in the domain `invalid` (RFC 6761).
+pub(super) fn nobody() -> Side {
+    let no_secret = || SecretSource::Inline(Secret::new(""));
+    let source = Source::Default.name();
+    Side {
+        datastore: Datastore {
+            host: String::new(),
+            port: 5432,
+            user: "hab".to_string(),
+            database: "builder".to_string(),
+            password: None,
+            ssl_mode: SslMode::Prefer,
+            ssl_root_cert: None,
+            ssl_cert: None,
+            ssl_key: None,
+            source,
+        },
+        s3: S3 {
+            backend: Backend::Minio,
+            endpoint: "http://no-peer.invalid:9".to_string(),
+            region: String::new(),
+            bucket_name: String::new(),
+            key_id: no_secret(),
+            secret_key: no_secret(),
+            ca_file: None,
+            proxy: None,
+            source,
+        },
+    }
+}
+
 /// Returns false only if the file certainly does not exist. If it cannot be examined, the later
 /// read reports the error.
 fn exists(path: &Path) -> bool {

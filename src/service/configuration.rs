@@ -78,8 +78,8 @@ impl Configuration {
         let nothing_in_force = self.in_force.borrow().is_none();
         let kept = nothing_in_force.then(|| config::load_kept(&self.data));
         self.waiting.replace(None);
-        if let (ConfigError::PeerUnset { near }, Some(Ok(None))) = (&error, &kept) {
-            self.waiting.replace(Some((**near).clone()));
+        if let (ConfigError::PeerUnset { alone }, Some(Ok(None))) = (&error, &kept) {
+            self.waiting.replace(Some(alone.local.datastore.clone()));
             writer.update(|state| state.config.error = None);
             return wait_for_a_peer(writer);
         }

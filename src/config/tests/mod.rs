@@ -1,5 +1,6 @@
 //! The whole configuration: from files to a configuration, or to the one right error.
 
+mod alone;
 mod binds;
 mod builder_files;
 mod each_key;
