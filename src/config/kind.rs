@@ -37,6 +37,8 @@ pub(super) enum Kind {
     Bucket,
     /// A prefix of object keys under which no package of Builder can be.
     Prefix,
+    /// A prefix of object keys in a bucket that is not Builder's.
+    Folder,
     /// A name that needs no quotes in a database, also as the name of a replication slot.
     Identifier,
     Secret,
@@ -107,6 +109,7 @@ impl Kind {
             Self::Proxy => Proxy::parse(text).map(|_| true)?,
             Self::Bucket => endpoint::is_bucket_name(text),
             Self::Prefix => is_own_prefix(text),
+            Self::Folder => is_folder(text),
             Self::Identifier => is_identifier(text),
         };
         if good {
@@ -170,6 +173,9 @@ impl Kind {
             Self::Prefix => {
                 "a prefix that begins with a dot and ends with a slash, such as \".warm-spare/\", of letters, digits, dots, hyphens, underscores and slashes"
             }
+            Self::Folder => {
+                "a prefix of at most 200 characters that ends with a slash, such as \"builder/\", of letters, digits, dots, hyphens, underscores and slashes"
+            }
             Self::Identifier => {
                 "up to 63 lower-case letters, digits and underscores, not starting with a digit"
             }
@@ -187,12 +193,18 @@ fn is_identifier(text: &str) -> bool {
 /// Returns whether the text is a prefix for objects of our own. A key of Builder begins with the name
 /// of an origin, which has no dot in front.
 fn is_own_prefix(text: &str) -> bool {
+    text.starts_with('.') && is_folder(text)
+}
+
+/// Returns whether the text is a prefix of object keys that ends with a slash. Each of its parts is a
+/// name that every store keeps as it is.
+fn is_folder(text: &str) -> bool {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
     let part = |part: &str| !matches!(part, "" | "." | "..") && part.bytes().all(plain);
     let Some(parts) = text.strip_suffix('/') else {
         return false;
     };
-    text.starts_with('.') && text.len() <= 200 && parts.split('/').all(part)
+    text.len() <= 200 && parts.split('/').all(part)
 }
 
 #[cfg(test)]
@@ -209,6 +221,32 @@ mod tests {
             "", "/", ".", "./", "../", "core/", ".a", ".a//", ".a/../", "/.a/", ".a b/", &long,
         ] {
             assert!(!is_own_prefix(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_folder_of_a_bucket_ends_with_a_slash() {
+        let folder = |text: &str| Kind::Folder.check(&Value::String(text.into()));
+        for good in ["builder/", "a/b.c_d-e/", ".hidden/", "A/"] {
+            assert_eq!(folder(good), Ok(Some(Checked::Text(good.into()))));
+        }
+        let long = format!("{}/", "a".repeat(200));
+        for bad in [
+            "builder",
+            "/",
+            "/builder/",
+            "a//",
+            "./",
+            "../",
+            "a/../",
+            "a b/",
+            "a\nb/",
+            "a\u{7f}/",
+            "a\\b/",
+            &long,
+        ] {
+            let problem = folder(bad).expect_err(bad);
+            assert!(problem.starts_with("expected "), "{problem}");
         }
     }
 

@@ -15,7 +15,8 @@ use super::kind::Checked;
 use super::values::Values;
 use super::{
     Artifacts, ArtifactsMode, Config, ConfigError, Direction, Fuse, Http, LeasePlan, LogFormat,
-    Mode, Replication, Takeover, VerifyPlan, WantedRole, binds, secret_places, sides, syntax,
+    Mode, Replication, Takeover, VerifyPlan, WantedRole, archive, binds, secret_places, sides,
+    syntax,
 };
 
 /// Bytes of a part of a multipart upload. S3 takes no smaller part except the last one, and a copy
@@ -81,7 +82,13 @@ pub(super) fn accept(
     check_together(&values)?;
     check_mode(path, mode, &values)?;
     secret_places::check(path, &values)?;
-    let accepted = Accepted::new(table, &values, remembered, moved);
+    let archives = archive::entries(&table)?;
+    for entry in &archives {
+        check_mode(path, mode, &entry.values)
+            .and_then(|()| secret_places::check(path, &entry.values))
+            .map_err(|error| entry.named(error))?;
+    }
+    let accepted = Accepted::new(table, &values, &archives, remembered, moved);
 
     let (builder, mut builder_unread) = match builder_api(&values, places) {
         Ok(found) => (found, None),
@@ -114,6 +121,7 @@ pub(super) fn accept(
     };
     let mut config = assemble(&values, local, peer)?;
     config.builder_unread = builder_unread;
+    config.archives = archive::plans(&archives, [&config.local, &config.peer])?;
     if pushes {
         // The files of this node belong to the primary.
         config.builder_keys_dir = None;
@@ -339,6 +347,7 @@ fn assemble(values: &Values, local: super::Side, peer: super::Side) -> Result<Co
         peer,
         replication: replication(values)?,
         artifacts: artifacts(values)?,
+        archives: Vec::new(),
         fuse: Fuse {
             max_percent: values.int("fuse.max_percent")?,
             min_count: values.int("fuse.min_count")?,

@@ -4,6 +4,7 @@
 //! Reading has no side effects; only `Accepted::keep` writes. `docs/reference.md` describes the
 //! meaning and the values of every key.
 
+mod archive;
 mod binds;
 mod builder;
 mod endpoint;
@@ -22,6 +23,7 @@ mod tests;
 mod units;
 mod values;
 
+pub use archive::{ArchivePlace, ArchivePlan, Keep};
 pub(crate) use kept::write_whole;
 pub use kept::{Accepted, data_dir, load_kept};
 pub use keys::Key;
@@ -62,6 +64,8 @@ pub struct Config {
     pub peer: Side,
     pub replication: Replication,
     pub artifacts: Artifacts,
+    /// The places that keep generations; empty: none.
+    pub archives: Vec<ArchivePlan>,
     pub fuse: Fuse,
     pub takeover: Takeover,
     pub verify: VerifyPlan,

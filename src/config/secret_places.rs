@@ -1,16 +1,21 @@
-//! The files of secrets that a configuration by gossip may name.
+//! The files of secrets, the commands and the directories that a configuration by gossip may name.
 //!
 //! Anyone who can write into the ring can name a host of their own and any file of this node. The
 //! content of the file would be sent to that host as a password, or in clear as the id of a key. So
 //! a configuration that Habitat has rendered may name only the files of this service and the
 //! passwords of Builder's own services. Any other file must be named in `user.toml`, which only the
-//! operator of this node writes.
+//! operator of this node writes. For the same reason only `user.toml` may have a command to execute, or
+//! a directory outside of this service's own to write into.
 
 use super::ConfigError;
+use super::kept::SECRETS;
 use super::values::Values;
 use std::path::{Component, Path, PathBuf};
 
-const KEYS: [&str; 11] = [
+const KEYS: [&str; 14] = [
+    "archive.key_id_file",
+    "archive.secret_key_file",
+    "archive.proxy_file",
     "artifacts.lease.key_id_file",
     "artifacts.lease.secret_key_file",
     "artifacts.lease.proxy_file",
@@ -27,6 +32,9 @@ const KEYS: [&str; 11] = [
 /// The keys whose value this node executes. A configuration by gossip may not choose it.
 const COMMANDS: [&str; 1] = ["takeover.fence_command"];
 
+/// The keys that name a directory into which this node writes.
+const DIRECTORIES: [&str; 1] = ["archive.location"];
+
 /// Returns the folders of Builder's own services whose files hold a secret of this kind. The id of
 /// a key goes to the store in clear, so it may not come from a folder of the datastore.
 fn builders(key: &str) -> &'static [&'static str] {
@@ -40,12 +48,19 @@ fn builders(key: &str) -> &'static [&'static str] {
     }
 }
 
-/// Refuses a secret's file outside of the allowed places. A configuration that no Supervisor has
-/// rendered belongs to the operator, and may name any file.
+/// Refuses a secret's file or a directory outside of the allowed places, and a command that is not in
+/// `user.toml`. A configuration that no Supervisor has rendered belongs to the operator, and may name
+/// any of them.
 pub(super) fn check(config: &Path, values: &Values) -> Result<(), ConfigError> {
     let Some(service) = Service::of(config) else {
         return Ok(());
     };
+    check_files(&service, values)?;
+    check_commands(&service, values)?;
+    check_directories(&service, values)
+}
+
+fn check_files(service: &Service, values: &Values) -> Result<(), ConfigError> {
     for key in KEYS {
         let Some(file) = values.text(key) else {
             continue;
@@ -61,15 +76,39 @@ pub(super) fn check(config: &Path, values: &Values) -> Result<(), ConfigError> {
             ));
         }
     }
+    Ok(())
+}
+
+fn check_commands(service: &Service, values: &Values) -> Result<(), ConfigError> {
     for key in COMMANDS {
         let Some(command) = values.text(key).filter(|command| !command.is_empty()) else {
             continue;
         };
-        if service.in_user_toml(key).as_deref() != Some(command) {
+        let named = service.in_user_toml(key);
+        if !named.iter().any(|named| named == command) {
             return Err(ConfigError::key(
                 key,
                 format!(
                     "this node would execute the command, so a configuration by gossip may not set it: set it in {}",
+                    service.user_toml().display()
+                ),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn check_directories(service: &Service, values: &Values) -> Result<(), ConfigError> {
+    for key in DIRECTORIES {
+        let Some(directory) = values.text(key) else {
+            continue;
+        };
+        if !service.may_write(key, Path::new(directory)) {
+            return Err(ConfigError::key(
+                key,
+                format!(
+                    "this node would write into {directory}; a configuration by gossip may name a directory inside of {} only, and not {SECRETS} there: name such a directory, or set this key in {}",
+                    service.data().display(),
                     service.user_toml().display()
                 ),
             ));
@@ -109,6 +148,11 @@ impl Service {
         user.join("config/user.toml")
     }
 
+    /// Returns the folder of the service's own data, as [`super::data_dir`] does.
+    fn data(&self) -> PathBuf {
+        self.folder.join("data")
+    }
+
     fn places(&self, key: &str) -> Vec<PathBuf> {
         let own = [self.folder.clone(), self.root.join("user").join(&self.name)];
         let builders = builders(key).iter();
@@ -128,36 +172,58 @@ impl Service {
         self.places(key).iter().any(within) || self.names_itself(key, &file)
     }
 
-    /// Returns whether the operator of this node has named the file in `user.toml`.
-    fn names_itself(&self, key: &str, file: &Path) -> bool {
-        self.in_user_toml(key)
-            .is_some_and(|named| real(Path::new(&named)) == file)
+    /// Returns whether a configuration by gossip may have this node write into the directory. The
+    /// service's own files are in `data` itself, and those of its secrets in a folder there, in which
+    /// it removes every other file.
+    fn may_write(&self, key: &str, directory: &Path) -> bool {
+        let directory = real(directory);
+        let data = real(&self.data());
+        let is_own = directory != data
+            && directory.starts_with(&data)
+            && !directory.starts_with(data.join(SECRETS));
+        is_own || self.names_itself(key, &directory)
     }
 
-    /// Returns the text of a key in `user.toml`, which only the operator of this node writes.
-    fn in_user_toml(&self, key: &str) -> Option<String> {
-        let text = std::fs::read_to_string(self.user_toml()).ok()?;
-        let mut value = toml::Value::Table(text.parse().ok()?);
+    /// Returns whether the operator of this node has named the file or directory in `user.toml`.
+    fn names_itself(&self, key: &str, file: &Path) -> bool {
+        let named = self.in_user_toml(key);
+        named.iter().any(|named| real(Path::new(named)) == file)
+    }
+
+    /// Returns the texts of a key in `user.toml`, which only the operator of this node writes. There
+    /// may be several, because `archive` may be a list of tables.
+    fn in_user_toml(&self, key: &str) -> Vec<String> {
+        let text = std::fs::read_to_string(self.user_toml()).ok();
+        let table = text.and_then(|text| text.parse::<toml::Table>().ok());
+        let mut values: Vec<toml::Value> = table.map(toml::Value::Table).into_iter().collect();
         for part in key.split('.') {
-            value = value.get(part)?.clone();
+            let inner = values.iter().filter_map(|value| value.get(part).cloned());
+            values = inner.flat_map(elements).collect();
         }
-        value.as_str().map(String::from)
+        let texts = values.iter().filter_map(toml::Value::as_str);
+        texts.map(String::from).collect()
     }
 }
 
-/// Returns the path with every link followed. For a path that does not exist, only `..` is removed.
-fn real(path: &Path) -> PathBuf {
-    path.canonicalize().unwrap_or_else(|_| {
-        let mut plain = PathBuf::new();
-        for part in path.components() {
-            match part {
-                Component::ParentDir => {
-                    plain.pop();
-                }
-                part => plain.push(part),
-            }
+/// Returns the elements of a list, or the one value that is none.
+fn elements(value: toml::Value) -> Vec<toml::Value> {
+    match value {
+        toml::Value::Array(elements) => elements,
+        value => vec![value],
+    }
+}
+
+/// Returns the path with every link followed. Of a path that does not exist, the part that does is
+/// followed, because a directory may be made in it later.
+pub(super) fn real(path: &Path) -> PathBuf {
+    let followed = path.canonicalize();
+    followed.unwrap_or_else(|_| {
+        let parent = path.parent().map(real).unwrap_or_default();
+        match path.components().next_back() {
+            Some(Component::ParentDir) => parent.parent().unwrap_or(&parent).to_path_buf(),
+            Some(Component::Normal(name)) => parent.join(name),
+            _ => path.to_path_buf(),
         }
-        plain
     })
 }
 

@@ -12,7 +12,7 @@ use super::keys::{KEYS, Key, NEAR_DEFAULTS, SERVERS};
 use super::kind::Checked;
 use super::schedule::Schedule;
 use super::suggest::nearest;
-use super::{ConfigError, binds};
+use super::{ConfigError, archive, binds};
 
 /// The source of a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,10 +39,15 @@ impl Source {
 pub(super) struct Values(BTreeMap<&'static str, (Checked, Source)>);
 
 impl Values {
-    /// Reads every key of the file, and adds the defaults of the keys that are not set.
+    /// Reads every key of the file but those of the archive, and adds the defaults of the keys that are not set.
     pub(super) fn read(table: &Table) -> Result<Self, ConfigError> {
+        Self::read_table("", table)
+    }
+
+    /// [`Values::read`] for one table of the file, of which `path` is the name.
+    pub(super) fn read_table(path: &str, table: &Table) -> Result<Self, ConfigError> {
         let mut values = Self(BTreeMap::new());
-        values.take_table("", table)?;
+        values.take_table(path, table)?;
         for key in KEYS {
             values.set_default(key)?;
         }
@@ -68,6 +73,8 @@ impl Values {
                         self.0.insert(key.name, (checked, Source::Configuration));
                     }
                 }
+                // Each place is read alone: it may be an element of a list.
+                (None, _) if path == archive::TABLE => {}
                 (None, Value::Table(inner)) if is_table(&path) => self.take_table(&path, inner)?,
                 (None, _) if is_table(&path) => {
                     return Err(ConfigError::key(
