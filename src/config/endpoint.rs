@@ -59,6 +59,19 @@ pub(super) fn parse_url(text: &str) -> Result<String, String> {
     Ok(format!("{scheme}://{authority}"))
 }
 
+/// Returns whether two URLs of [`parse_url`] name one server. Case does not count, and neither does a
+/// port that the scheme has anyway.
+pub(super) fn is_same_server(one: &str, other: &str) -> bool {
+    let server = |url| {
+        let Url {
+            scheme, host, port, ..
+        } = split_url(url).ok()?;
+        let usual = if scheme == "https" { 443 } else { 80 };
+        Some((host.to_ascii_lowercase(), port.unwrap_or(usual)))
+    };
+    one == other || server(one).is_some_and(|one| server(other) == Some(one))
+}
+
 /// The parts of a URL without user information and without a path.
 pub(super) struct Url<'a> {
     /// `http` or `https`.

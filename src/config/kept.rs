@@ -11,13 +11,14 @@ use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
+use super::archive::Entry;
 use super::builder::Places;
 use super::load::{accept, read};
 use super::values::Values;
 use super::{Config, ConfigError, Secret};
 
 const FILE: &str = "last-good.toml";
-const SECRETS: &str = "secrets";
+pub(super) const SECRETS: &str = "secrets";
 
 const FIRST_LINE: &str = "# Kept by warm-spare, which overwrites it: do not edit.\n";
 
@@ -29,26 +30,50 @@ const LAST_LINE: &str = "# This line is the last one.\n";
 #[derive(Debug)]
 pub struct Accepted {
     table: Table,
-    secrets: Vec<(&'static str, Secret)>,
+    secrets: Vec<Inline>,
     /// Binds that are absent now. Their last addresses stay in force.
     pub remembered: Vec<String>,
     /// Binds with a new address, each with the old and the new one.
     pub moved: Vec<String>,
 }
 
+/// A secret that was in the configuration itself.
+#[derive(Debug)]
+struct Inline {
+    key: &'static str,
+    /// Index of the place that has the key, if the places are a list.
+    element: Option<usize>,
+    /// Name of the file that keeps the secret.
+    file: String,
+    secret: Secret,
+}
+
 impl Accepted {
     pub(super) fn new(
         mut table: Table,
         values: &Values,
+        archives: &[Entry],
         remembered: Vec<String>,
         moved: Vec<String>,
     ) -> Self {
         let mut secrets = Vec::new();
-        for key in values.inline_secrets() {
-            if let Some((inner, name)) = table_of(&mut table, key)
+        let of_sides = values.inline_secrets();
+        let of_sides = of_sides.map(|key| (key, None, key.to_string()));
+        let of_places = archives.iter().flat_map(|entry| {
+            let keys = entry.values.inline_secrets();
+            keys.map(|key| (key, entry.index, entry.secret_file(key)))
+        });
+        for (key, element, file) in of_sides.chain(of_places) {
+            if let Some((inner, name)) = table_of(&mut table, key, element)
                 && let Some(Value::String(text)) = inner.remove(name)
             {
-                secrets.push((key, Secret::new(text)));
+                let secret = Secret::new(text);
+                secrets.push(Inline {
+                    key,
+                    element,
+                    file,
+                    secret,
+                });
             }
         }
         Self {
@@ -73,19 +98,20 @@ impl Accepted {
             make_folder(&folder)?;
             make_private(&folder)?;
         }
-        for (key, secret) in &self.secrets {
-            write_whole(&folder.join(key), file_of(secret).as_bytes())?;
+        for Inline { file, secret, .. } in &self.secrets {
+            write_whole(&folder.join(file), file_of(secret).as_bytes())?;
         }
         write_whole(&data.join(FILE), text.as_bytes())?;
-        let named = self.secrets.iter().map(|(key, _)| *key).collect();
+        let named = self.secrets.iter().map(|inline| inline.file.as_str());
+        let named = named.collect();
         remove_others(&folder, &named)
     }
 
     /// Returns the text of the configuration, with the files in `folder` in place of the secrets.
     fn text(&self, folder: &Path) -> io::Result<String> {
         let mut table = self.table.clone();
-        for (key, _) in &self.secrets {
-            let path = folder.join(key);
+        for inline in &self.secrets {
+            let path = folder.join(&inline.file);
             let path = path.to_str().ok_or_else(|| {
                 let problem = format!(
                     "{}: this path is not UTF-8, and TOML allows no other path",
@@ -93,7 +119,7 @@ impl Accepted {
                 );
                 io::Error::new(ErrorKind::InvalidInput, problem)
             })?;
-            if let Some((inner, name)) = table_of(&mut table, key) {
+            if let Some((inner, name)) = table_of(&mut table, inline.key, inline.element) {
                 inner.insert(format!("{name}_file"), Value::String(path.to_string()));
             }
         }
@@ -148,12 +174,20 @@ pub fn data_dir(config_path: &Path) -> PathBuf {
     }
 }
 
-/// Returns the table that holds a key such as `peer.s3.key_id`, and the name of the key in it.
-fn table_of<'a, 'b>(table: &'a mut Table, key: &'b str) -> Option<(&'a mut Table, &'b str)> {
+/// Returns the table that holds a key such as `peer.s3.key_id`, and the name of the key in it. Of a list
+/// of tables it is the `element`.
+fn table_of<'a, 'b>(
+    table: &'a mut Table,
+    key: &'b str,
+    element: Option<usize>,
+) -> Option<(&'a mut Table, &'b str)> {
     let (tables, name) = key.rsplit_once('.')?;
     let inner = tables
         .split('.')
-        .try_fold(table, |table, part| table.get_mut(part)?.as_table_mut())?;
+        .try_fold(table, |table, part| match table.get_mut(part)? {
+            Value::Array(list) => list.get_mut(element?)?.as_table_mut(),
+            value => value.as_table_mut(),
+        })?;
     Some((inner, name))
 }
 

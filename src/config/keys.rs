@@ -12,6 +12,7 @@ const SSL_MODES: &[&str] = &["disable", "prefer", "require", "verify-ca", "verif
 const BACKENDS: &[&str] = &["minio", "aws"];
 const ANY: i64 = i64::MAX;
 const PORT: Kind = Kind::Int(1, 65535);
+const GENERATIONS: Kind = Kind::Int(0, 100_000);
 
 /// A key of the configuration.
 #[derive(Debug)]
@@ -200,6 +201,7 @@ pub(super) const KEYS: &[Key] = &[
     key("verify.schedule", Kind::Cron, "0 3 * * *"),
     key("verify.deep", Kind::Bool, "false"),
     key("verify.rolling", Kind::Int(0, 100), "2"),
+    // One place of an archive. The keys of an element of `[[archive]]` are these too.
     key("archive.name", Kind::Identifier, "archive"),
     key("archive.location", Kind::Path, ""),
     key("archive.backend", Kind::Choice(BACKENDS), "minio"),
@@ -214,14 +216,13 @@ pub(super) const KEYS: &[Key] = &[
     key("archive.proxy", Kind::Proxy, ""),
     key("archive.proxy_file", Kind::Path, ""),
     key("archive.schedule", Kind::Cron, ""),
-    key("archive.keep.last", Kind::Int(0, 100_000), "3"),
-    key("archive.keep.hourly", Kind::Int(0, 100_000), "0"),
-    key("archive.keep.daily", Kind::Int(0, 100_000), "7"),
-    key("archive.keep.weekly", Kind::Int(0, 100_000), "5"),
-    key("archive.keep.monthly", Kind::Int(0, 100_000), "12"),
+    key("archive.keep.last", GENERATIONS, "3"),
+    key("archive.keep.hourly", GENERATIONS, "0"),
+    key("archive.keep.daily", GENERATIONS, "7"),
+    key("archive.keep.weekly", GENERATIONS, "5"),
+    key("archive.keep.monthly", GENERATIONS, "12"),
     key("archive.keep.within", Kind::PositiveDuration, ""),
     key("archive.verify_budget", Kind::Rate, ""),
-    key("archive.max_hold", Kind::PositiveDuration, "10m"),
     key("http.listen", Kind::Ip, "127.0.0.1"),
     key("http.port", PORT, "9640"),
     // The template of the package writes these keys; see `binds`.

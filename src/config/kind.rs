@@ -37,7 +37,7 @@ pub(super) enum Kind {
     Bucket,
     /// A prefix of object keys under which no package of Builder can be.
     Prefix,
-    /// A prefix of keys in a bucket of its own, such as `builder/`.
+    /// A prefix of object keys in a bucket that is not Builder's.
     Folder,
     /// A name that needs no quotes in a database, also as the name of a replication slot.
     Identifier,
@@ -174,7 +174,7 @@ impl Kind {
                 "a prefix that begins with a dot and ends with a slash, such as \".warm-spare/\", of letters, digits, dots, hyphens, underscores and slashes"
             }
             Self::Folder => {
-                "a prefix that ends with a slash, such as \"builder/\", of letters, digits, dots, hyphens, underscores and slashes"
+                "a prefix of at most 200 characters that ends with a slash, such as \"builder/\", of letters, digits, dots, hyphens, underscores and slashes"
             }
             Self::Identifier => {
                 "up to 63 lower-case letters, digits and underscores, not starting with a digit"
@@ -196,7 +196,8 @@ fn is_own_prefix(text: &str) -> bool {
     text.starts_with('.') && is_folder(text)
 }
 
-/// Returns whether the text is a prefix of keys that ends with `/`.
+/// Returns whether the text is a prefix of object keys that ends with a slash. Each of its parts is a
+/// name that every store keeps as it is.
 fn is_folder(text: &str) -> bool {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
     let part = |part: &str| !matches!(part, "" | "." | "..") && part.bytes().all(plain);
@@ -220,6 +221,32 @@ mod tests {
             "", "/", ".", "./", "../", "core/", ".a", ".a//", ".a/../", "/.a/", ".a b/", &long,
         ] {
             assert!(!is_own_prefix(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_folder_of_a_bucket_ends_with_a_slash() {
+        let folder = |text: &str| Kind::Folder.check(&Value::String(text.into()));
+        for good in ["builder/", "a/b.c_d-e/", ".hidden/", "A/"] {
+            assert_eq!(folder(good), Ok(Some(Checked::Text(good.into()))));
+        }
+        let long = format!("{}/", "a".repeat(200));
+        for bad in [
+            "builder",
+            "/",
+            "/builder/",
+            "a//",
+            "./",
+            "../",
+            "a/../",
+            "a b/",
+            "a\nb/",
+            "a\u{7f}/",
+            "a\\b/",
+            &long,
+        ] {
+            let problem = folder(bad).expect_err(bad);
+            assert!(problem.starts_with("expected "), "{problem}");
         }
     }
 

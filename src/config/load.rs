@@ -14,9 +14,9 @@ use super::keys::Key;
 use super::kind::Checked;
 use super::values::Values;
 use super::{
-    Artifacts, ArtifactsMode, Config, ConfigError, Datastore, Direction, Fuse, Http, LeasePlan,
-    LogFormat, Mode, Replication, Takeover, VerifyPlan, WantedRole, archive, binds, secret_places,
-    sides, syntax,
+    Artifacts, ArtifactsMode, Config, ConfigError, Direction, Fuse, Http, LeasePlan, LogFormat,
+    Mode, Replication, Takeover, VerifyPlan, WantedRole, archive, binds, secret_places, sides,
+    syntax,
 };
 
 /// Bytes of a part of a multipart upload. S3 takes no smaller part except the last one, and a copy
@@ -34,8 +34,8 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
     load_text(path).map(|(config, _)| config)
 }
 
-/// [`load`] for work that uses only the local cluster: a configuration without a peer is good. Nobody
-/// can reach its peer.
+/// [`load`] for work that uses only the local cluster, such as an archive: a configuration that
+/// names no peer is good too. The peer of its result is one that nobody can reach.
 pub fn load_alone(path: &Path) -> Result<Config, ConfigError> {
     match load(path) {
         Err(ConfigError::PeerUnset { alone }) => Ok(*alone),
@@ -82,11 +82,13 @@ pub(super) fn accept(
     check_together(&values)?;
     check_mode(path, mode, &values)?;
     secret_places::check(path, &values)?;
-    let archives = archive::places(&table, &values)?;
-    for place in &archives {
-        secret_places::check(path, place)?;
+    let archives = archive::entries(&table)?;
+    for entry in &archives {
+        check_mode(path, mode, &entry.values)
+            .and_then(|()| secret_places::check(path, &entry.values))
+            .map_err(|error| entry.named(error))?;
     }
-    let accepted = Accepted::new(table, &values, remembered, moved);
+    let accepted = Accepted::new(table, &values, &archives, remembered, moved);
 
     let (builder, mut builder_unread) = match builder_api(&values, places) {
         Ok(found) => (found, None),
@@ -108,26 +110,11 @@ pub(super) fn accept(
     binds::Binds::far(far).complete(&mut values);
     let near_side = sides::near(&values, builder.as_ref(), &places.datastore_password)?;
     let is_unset = |key| values.text(key).is_none();
-    if !pushes && is_unset("peer.datastore.host") && is_unset("peer.s3.endpoint") {
-        let nobody = super::Side {
-            s3: archive::no_store(&near_side.s3),
-            datastore: Datastore {
-                host: String::new(),
-                ..near_side.datastore.clone()
-            },
-        };
-        let plans = archive::plans(&archives, [&near_side, &nobody])?;
-        let alone = Config {
-            archives: plans,
-            builder_unread,
-            builder_api: builder.as_ref().map(BuilderApi::address),
-            ..assemble(&values, near_side, nobody)?
-        };
-        return Err(ConfigError::PeerUnset {
-            alone: Box::new(alone),
-        });
-    }
-    let far_side = sides::far(&values, far, &near_side)?;
+    let is_alone = !pushes && is_unset("peer.datastore.host") && is_unset("peer.s3.endpoint");
+    let far_side = match is_alone {
+        false => sides::far(&values, far, &near_side)?,
+        true => sides::nobody(),
+    };
     let (local, peer) = match pushes {
         false => (near_side, far_side),
         true => (far_side, near_side),
@@ -140,6 +127,10 @@ pub(super) fn accept(
         config.builder_keys_dir = None;
     } else {
         config.builder_api = builder.as_ref().map(BuilderApi::address);
+    }
+    if is_alone {
+        let alone = Box::new(config);
+        return Err(ConfigError::PeerUnset { alone });
     }
     Ok((config, accepted))
 }

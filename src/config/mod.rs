@@ -64,6 +64,7 @@ pub struct Config {
     pub peer: Side,
     pub replication: Replication,
     pub artifacts: Artifacts,
+    /// The places that keep generations; empty: none.
     pub archives: Vec<ArchivePlan>,
     pub fuse: Fuse,
     pub takeover: Takeover,
@@ -423,7 +424,8 @@ pub enum ConfigError {
         "peer.datastore.host: not set, and neither is peer.s3.endpoint: set both, they name the other cluster"
     )]
     PeerUnset {
-        /// The whole configuration, with a peer that nobody can reach.
+        /// The whole configuration otherwise, for work that uses only the local cluster. Nobody can
+        /// reach its peer: the host is empty, and the endpoint is in the domain `invalid`.
         alone: Box<Config>,
     },
 }

@@ -1,12 +1,14 @@
-//! The files of secrets that a configuration by gossip may name.
+//! The files of secrets, the commands and the directories that a configuration by gossip may name.
 //!
 //! Anyone who can write into the ring can name a host of their own and any file of this node. The
 //! content of the file would be sent to that host as a password, or in clear as the id of a key. So
 //! a configuration that Habitat has rendered may name only the files of this service and the
 //! passwords of Builder's own services. Any other file must be named in `user.toml`, which only the
-//! operator of this node writes.
+//! operator of this node writes. For the same reason only `user.toml` may have a command to execute, or
+//! a directory outside of this service's own to write into.
 
 use super::ConfigError;
+use super::kept::SECRETS;
 use super::values::Values;
 use std::path::{Component, Path, PathBuf};
 
@@ -30,9 +32,8 @@ const KEYS: [&str; 14] = [
 /// The keys whose value this node executes. A configuration by gossip may not choose it.
 const COMMANDS: [&str; 1] = ["takeover.fence_command"];
 
-/// The keys whose folder this node writes into. A configuration by gossip may name only a folder of
-/// this service.
-const FOLDERS: [&str; 1] = ["archive.location"];
+/// The keys that name a directory into which this node writes.
+const DIRECTORIES: [&str; 1] = ["archive.location"];
 
 /// Returns the folders of Builder's own services whose files hold a secret of this kind. The id of
 /// a key goes to the store in clear, so it may not come from a folder of the datastore.
@@ -47,12 +48,19 @@ fn builders(key: &str) -> &'static [&'static str] {
     }
 }
 
-/// Refuses a secret's file outside of the allowed places. A configuration that no Supervisor has
-/// rendered belongs to the operator, and may name any file.
+/// Refuses a secret's file or a directory outside of the allowed places, and a command that is not in
+/// `user.toml`. A configuration that no Supervisor has rendered belongs to the operator, and may name
+/// any of them.
 pub(super) fn check(config: &Path, values: &Values) -> Result<(), ConfigError> {
     let Some(service) = Service::of(config) else {
         return Ok(());
     };
+    check_files(&service, values)?;
+    check_commands(&service, values)?;
+    check_directories(&service, values)
+}
+
+fn check_files(service: &Service, values: &Values) -> Result<(), ConfigError> {
     for key in KEYS {
         let Some(file) = values.text(key) else {
             continue;
@@ -68,15 +76,16 @@ pub(super) fn check(config: &Path, values: &Values) -> Result<(), ConfigError> {
             ));
         }
     }
+    Ok(())
+}
+
+fn check_commands(service: &Service, values: &Values) -> Result<(), ConfigError> {
     for key in COMMANDS {
         let Some(command) = values.text(key).filter(|command| !command.is_empty()) else {
             continue;
         };
-        if !service
-            .in_user_toml(key)
-            .iter()
-            .any(|named| named == command)
-        {
+        let named = service.in_user_toml(key);
+        if !named.iter().any(|named| named == command) {
             return Err(ConfigError::key(
                 key,
                 format!(
@@ -86,22 +95,20 @@ pub(super) fn check(config: &Path, values: &Values) -> Result<(), ConfigError> {
             ));
         }
     }
-    for key in FOLDERS {
-        let Some(folder) = values.text(key) else {
+    Ok(())
+}
+
+fn check_directories(service: &Service, values: &Values) -> Result<(), ConfigError> {
+    for key in DIRECTORIES {
+        let Some(directory) = values.text(key) else {
             continue;
         };
-        let is_ours = real(Path::new(folder)).starts_with(real(&service.folder.join("data")));
-        if !is_ours
-            && !service
-                .in_user_toml(key)
-                .iter()
-                .any(|named| named == folder)
-        {
+        if !service.may_write(key, Path::new(directory)) {
             return Err(ConfigError::key(
                 key,
                 format!(
-                    "this node would write into {folder}, so a configuration by gossip may name only folders in {}: set it in {}",
-                    service.folder.join("data").display(),
+                    "this node would write into {directory}; a configuration by gossip may name a directory inside of {} only, and not {SECRETS} there: name such a directory, or set this key in {}",
+                    service.data().display(),
                     service.user_toml().display()
                 ),
             ));
@@ -141,6 +148,11 @@ impl Service {
         user.join("config/user.toml")
     }
 
+    /// Returns the folder of the service's own data, as [`super::data_dir`] does.
+    fn data(&self) -> PathBuf {
+        self.folder.join("data")
+    }
+
     fn places(&self, key: &str) -> Vec<PathBuf> {
         let own = [self.folder.clone(), self.root.join("user").join(&self.name)];
         let builders = builders(key).iter();
@@ -160,45 +172,58 @@ impl Service {
         self.places(key).iter().any(within) || self.names_itself(key, &file)
     }
 
-    /// Returns whether the operator of this node has named the file in `user.toml`.
+    /// Returns whether a configuration by gossip may have this node write into the directory. The
+    /// service's own files are in `data` itself, and those of its secrets in a folder there, in which
+    /// it removes every other file.
+    fn may_write(&self, key: &str, directory: &Path) -> bool {
+        let directory = real(directory);
+        let data = real(&self.data());
+        let is_own = directory != data
+            && directory.starts_with(&data)
+            && !directory.starts_with(data.join(SECRETS));
+        is_own || self.names_itself(key, &directory)
+    }
+
+    /// Returns whether the operator of this node has named the file or directory in `user.toml`.
     fn names_itself(&self, key: &str, file: &Path) -> bool {
         let named = self.in_user_toml(key);
         named.iter().any(|named| real(Path::new(named)) == file)
     }
 
-    /// Returns the texts of a key in `user.toml`, which only the operator of this node writes. A key
-    /// in a list of tables has one for each table.
+    /// Returns the texts of a key in `user.toml`, which only the operator of this node writes. There
+    /// may be several, because `archive` may be a list of tables.
     fn in_user_toml(&self, key: &str) -> Vec<String> {
         let text = std::fs::read_to_string(self.user_toml()).ok();
-        let table = text.and_then(|text| text.parse().ok());
+        let table = text.and_then(|text| text.parse::<toml::Table>().ok());
         let mut values: Vec<toml::Value> = table.map(toml::Value::Table).into_iter().collect();
         for part in key.split('.') {
-            let inner = values.iter().filter_map(|value| value.get(part)).cloned();
-            values = inner
-                .flat_map(|value| match value {
-                    toml::Value::Array(elements) => elements,
-                    value => vec![value],
-                })
-                .collect();
+            let inner = values.iter().filter_map(|value| value.get(part).cloned());
+            values = inner.flat_map(elements).collect();
         }
         let texts = values.iter().filter_map(toml::Value::as_str);
         texts.map(String::from).collect()
     }
 }
 
-/// Returns the path with every link followed. For a path that does not exist, only `..` is removed.
-fn real(path: &Path) -> PathBuf {
-    path.canonicalize().unwrap_or_else(|_| {
-        let mut plain = PathBuf::new();
-        for part in path.components() {
-            match part {
-                Component::ParentDir => {
-                    plain.pop();
-                }
-                part => plain.push(part),
-            }
+/// Returns the elements of a list, or the one value that is none.
+fn elements(value: toml::Value) -> Vec<toml::Value> {
+    match value {
+        toml::Value::Array(elements) => elements,
+        value => vec![value],
+    }
+}
+
+/// Returns the path with every link followed. Of a path that does not exist, the part that does is
+/// followed, because a directory may be made in it later.
+pub(super) fn real(path: &Path) -> PathBuf {
+    let followed = path.canonicalize();
+    followed.unwrap_or_else(|_| {
+        let parent = path.parent().map(real).unwrap_or_default();
+        match path.components().next_back() {
+            Some(Component::ParentDir) => parent.parent().unwrap_or(&parent).to_path_buf(),
+            Some(Component::Normal(name)) => parent.join(name),
+            _ => path.to_path_buf(),
         }
-        plain
     })
 }
 
@@ -268,43 +293,6 @@ mod tests {
         assert!(found.may_name(KEY, &root.join("vault/p")));
         assert!(!found.may_name(KEY, &root.join("vault/q")));
         assert!(!found.may_name("peer.s3.key_id_file", &root.join("vault/p")));
-    }
-
-    #[test]
-    fn a_configuration_by_gossip_writes_into_no_folder_of_others() {
-        let root = tempfile::tempdir().expect("a folder");
-        let root = root.path().canonicalize().expect("it is there");
-        let config = root.join("svc/warm-spare/config/config.toml");
-        let checked = |location: &str| {
-            let text = format!("[archive]\nlocation = \"{}/{location}\"", root.display());
-            let table = text.parse().expect("it is TOML");
-            check(&config, &Values::read(&table).expect("it is good"))
-        };
-        assert!(checked("svc/warm-spare/data/archive").is_ok());
-        for location in [
-            "svc/builder-api/config",
-            "svc/warm-spare/data/../config",
-            "srv/one",
-            "srv/two",
-        ] {
-            let error = checked(location).expect_err(location).to_string();
-            assert!(
-                error.starts_with("archive.location: this node would write"),
-                "{error}"
-            );
-        }
-        let user = root.join("user/warm-spare/config");
-        std::fs::create_dir_all(&user).expect("a folder");
-        let table = |name: &str| {
-            format!(
-                "[[archive]]\nname = \"{name}\"\nlocation = \"{}/srv/{name}\"\n",
-                root.display()
-            )
-        };
-        std::fs::write(user.join("user.toml"), table("one") + &table("two")).expect("a file");
-        assert!(checked("srv/one").is_ok());
-        assert!(checked("srv/two").is_ok());
-        assert!(checked("srv/three").is_err());
     }
 
     #[test]

@@ -7,7 +7,9 @@ use super::builder::BuilderApi;
 use super::endpoint::parse_endpoint;
 use super::secret::{open, open_private};
 use super::values::{Source, Values, builder_key};
-use super::{Backend, ConfigError, Datastore, Proxy, S3, Secret, SecretSource, Side, SslMode};
+use super::{
+    Backend, ConfigError, Datastore, Proxy, S3, Secret, SecretSource, Side, SslMode, archive,
+};
 
 const DATASTORE_PASSWORD_SOURCE: &str = "builder-datastore pwfile";
 
@@ -34,7 +36,7 @@ pub(super) fn near(
             datastore.source = DATASTORE_PASSWORD_SOURCE;
         }
     }
-    let s3 = reader.s3("s3", bucket_name)?;
+    let s3 = reader.s3("s3.", bucket_name)?;
     Ok(Side { datastore, s3 })
 }
 
@@ -49,8 +51,40 @@ pub(super) fn far(values: &Values, side: &'static str, near: &Side) -> Result<Si
     let bucket_name = bucket_name.unwrap_or(&near.s3.bucket_name);
     Ok(Side {
         datastore: reader.datastore()?,
-        s3: reader.s3("s3", Ok(bucket_name))?,
+        s3: reader.s3("s3.", Ok(bucket_name))?,
     })
+}
+
+/// Returns the peer of a cluster that has none. Nobody can reach it, and it holds no secret: its host
+/// is empty, and no server has a name in the domain `invalid` (RFC 6761).
+pub(super) fn nobody() -> Side {
+    let no_secret = || SecretSource::Inline(Secret::new(""));
+    let source = Source::Default.name();
+    Side {
+        datastore: Datastore {
+            host: String::new(),
+            port: 5432,
+            user: "hab".to_string(),
+            database: "builder".to_string(),
+            password: None,
+            ssl_mode: SslMode::Prefer,
+            ssl_root_cert: None,
+            ssl_cert: None,
+            ssl_key: None,
+            source,
+        },
+        s3: S3 {
+            backend: Backend::Minio,
+            endpoint: "http://no-peer.invalid:9".to_string(),
+            region: String::new(),
+            bucket_name: String::new(),
+            key_id: no_secret(),
+            secret_key: no_secret(),
+            ca_file: None,
+            proxy: None,
+            source,
+        },
+    }
 }
 
 /// Returns false only if the file certainly does not exist. If it cannot be examined, the later
@@ -85,17 +119,17 @@ pub(super) fn lease(values: &Values) -> Result<Option<S3>, ConfigError> {
         side: "artifacts",
     };
     let bucket_name = values.required("artifacts.lease.bucket_name");
-    reader.s3("lease", bucket_name).map(Some)
+    reader.s3("lease.", bucket_name).map(Some)
 }
 
-/// Builds the store of an archive from the values of its table.
+/// Builds the store of an archive from the values of one place.
 pub(super) fn archive(values: &Values) -> Result<S3, ConfigError> {
     let reader = Reader {
         values,
         builder: None,
-        side: "",
+        side: archive::TABLE,
     };
-    reader.s3("archive", values.required("archive.bucket_name"))
+    reader.s3("", values.required("archive.bucket_name"))
 }
 
 /// Reads the proxy of the key. An error names the key or its counterpart for a file.
@@ -119,10 +153,7 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn key(&self, name: &str) -> String {
-        match self.side {
-            "" => name.to_string(),
-            side => format!("{side}.{name}"),
-        }
+        format!("{}.{name}", self.side)
     }
 
     fn datastore(&self) -> Result<Datastore, ConfigError> {
@@ -142,9 +173,9 @@ impl Reader<'_> {
         })
     }
 
-    /// Reads the keys of a store. `block` is their table within the side.
+    /// Reads the keys of a store. `block` begins their names within the side, such as `s3.`.
     fn s3(&self, block: &str, bucket_name: Result<&str, ConfigError>) -> Result<S3, ConfigError> {
-        let name = |key: &str| format!("{block}.{key}");
+        let name = |key: &str| format!("{block}{key}");
         let backend = match self.values.text(&self.key(&name("backend"))) {
             Some("aws") => Backend::Aws,
             _ => Backend::Minio,

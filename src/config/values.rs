@@ -39,10 +39,15 @@ impl Source {
 pub(super) struct Values(BTreeMap<&'static str, (Checked, Source)>);
 
 impl Values {
-    /// Reads every key of the file, and adds the defaults of the keys that are not set.
+    /// Reads every key of the file but those of the archive, and adds the defaults of the keys that are not set.
     pub(super) fn read(table: &Table) -> Result<Self, ConfigError> {
+        Self::read_table("", table)
+    }
+
+    /// [`Values::read`] for one table of the file, of which `path` is the name.
+    pub(super) fn read_table(path: &str, table: &Table) -> Result<Self, ConfigError> {
         let mut values = Self(BTreeMap::new());
-        values.take_table("", table)?;
+        values.take_table(path, table)?;
         for key in KEYS {
             values.set_default(key)?;
         }
@@ -68,8 +73,8 @@ impl Values {
                         self.0.insert(key.name, (checked, Source::Configuration));
                     }
                 }
-                // Each element is read alone.
-                (None, Value::Array(_)) if path == archive::TABLE => {}
+                // Each place is read alone: it may be an element of a list.
+                (None, _) if path == archive::TABLE => {}
                 (None, Value::Table(inner)) if is_table(&path) => self.take_table(&path, inner)?,
                 (None, _) if is_table(&path) => {
                     return Err(ConfigError::key(
@@ -81,18 +86,6 @@ impl Values {
             }
         }
         Ok(())
-    }
-
-    /// Returns whether the configuration sets a key of this table to another value than the default.
-    pub(super) fn sets_any_of(&self, table: &str) -> bool {
-        let keys = KEYS.iter().filter(|key| is_in(key.name, table));
-        keys.into_iter().any(|key| self.is_set(key))
-    }
-
-    /// Returns the values of one table.
-    pub(super) fn only(&self, table: &str) -> Self {
-        let of = self.0.iter().filter(|(key, _)| is_in(key, table));
-        Self(of.map(|(key, value)| (*key, value.clone())).collect())
     }
 
     fn set_default(&mut self, key: &'static Key) -> Result<(), ConfigError> {
@@ -334,13 +327,11 @@ fn key_part(name: &str) -> String {
 }
 
 fn is_table(path: &str) -> bool {
-    KEYS.iter().any(|key| is_in(key.name, path))
-}
-
-/// Returns whether the key is in this table.
-fn is_in(key: &str, table: &str) -> bool {
-    key.strip_prefix(table)
-        .is_some_and(|rest| rest.starts_with('.'))
+    KEYS.iter().any(|key| {
+        key.name
+            .strip_prefix(path)
+            .is_some_and(|rest| rest.starts_with('.'))
+    })
 }
 
 fn unknown(path: String) -> ConfigError {

@@ -363,8 +363,93 @@ async fn a_second_apply_that_drops_a_key_leaves_what_was_before_it() {
     assert_eq!(rendered(&[LOCAL, PEER]).config(), before);
 }
 
+/// A list with everything that a Supervisor could render wrong: tables inside of its elements, a secret, odd texts, and a
+/// key of an element that sorts behind its table.
+const ARCHIVES: &str = r#"
+    [[archive]]
+    name = "near"
+    location = "/srv/archive {{cfg.role}} # \"x\""
+    schedule = "30 4 * * *"
+    [archive.keep]
+    last = 3
+    within = "5d"
+
+    [[archive]]
+    name = "far"
+    endpoint = "https://archive:9000"
+    bucket_name = "generations"
+    prefix = "builder/"
+    key_id = "depot"
+    secret_key = "hunter2 \"quoted\" \\ and more"
+    keep = { daily = 7 }
+"#;
+
+#[tokio::test]
+async fn a_list_of_archives_arrives_as_it_was_written() {
+    let mut with = rendered(&[LOCAL, PEER, ARCHIVES]);
+    let written: toml::Table = ARCHIVES.parse().expect("it is TOML");
+    for bound in [false, true] {
+        if bound {
+            with.bind("minio", "10.2.0.6", minio());
+        }
+        let found: toml::Table = with.config().parse().expect("it is TOML");
+        assert_eq!(found["archive"], written["archive"]);
+        assert_eq!(found["bind"].get("minio").is_some(), bound);
+        assert_eq!(found["site"].as_str(), Some(""));
+        check(&with).await.ok();
+    }
+    // The next list replaces the first one whole, and so does a table.
+    with.set("[[archive]]\nlocation = \"/srv/a\"\n[[archive]]\nlocation = \"/srv/b\"");
+    let found = refusal(&with).await;
+    assert!(found.starts_with("archive[2].name: "), "{found}");
+    with.set("[archive]\nlocation = \"srv\"");
+    let found = refusal(&with).await;
+    assert!(found.starts_with("archive.location: expected"), "{found}");
+    with.set("archive = []");
+    check(&with).await.ok();
+}
+
+/// Returns the part of default.toml that an operator switches on by removing the `#` in front.
+fn commented_out() -> String {
+    let text = default_toml();
+    let keys = text.lines().filter_map(|line| line.strip_prefix('#'));
+    let keys = keys.filter(|line| !line.is_empty() && !line.starts_with(' '));
+    keys.collect::<Vec<_>>().join("\n")
+}
+
+/// A list cannot have defaults, so default.toml shows the keys of a place and sets none of them.
+#[tokio::test]
+async fn default_toml_shows_every_key_of_an_archive_with_its_default() {
+    let example = commented_out();
+    let mut found = BTreeMap::new();
+    flat("", &example.parse().expect("it is TOML"), &mut found);
+    let location = found.insert("archive.location".into(), "\"\"".into());
+    assert_eq!(
+        location.as_deref(),
+        Some("\"/hab/svc/warm-spare/data/archive\"")
+    );
+    assert_eq!(found, defaults(is_archive));
+    check(&rendered(&[LOCAL, PEER, &example])).await.ok();
+}
+
 fn is_bind(name: &str) -> bool {
     name.starts_with("bind.")
+}
+
+fn is_archive(name: &str) -> bool {
+    name.starts_with("archive.")
+}
+
+/// Returns the keys of which `is_wanted` is true, each with the program's default as default.toml writes it.
+fn defaults(is_wanted: impl Fn(&str) -> bool) -> BTreeMap<String, String> {
+    let keys = Config::known_keys().iter();
+    keys.filter(|key| is_wanted(key.name))
+        // An integer without a default is an empty text: not set.
+        .map(|key| match key.default {
+            "" => (key.name.to_string(), "\"\"".to_string()),
+            _ => (key.name.to_string(), key.default_text()),
+        })
+        .collect()
 }
 
 fn flat(prefix: &str, table: &toml::Table, into: &mut BTreeMap<String, String>) {
@@ -380,15 +465,7 @@ fn flat(prefix: &str, table: &toml::Table, into: &mut BTreeMap<String, String>) 
 fn default_toml_has_every_key_with_the_programs_default() {
     let mut found = BTreeMap::new();
     flat("", &default_toml().parse().expect("it is TOML"), &mut found);
-    let known: BTreeMap<String, String> = Config::known_keys()
-        .iter()
-        .filter(|key| !is_bind(key.name))
-        // An integer without a default is an empty text: not set.
-        .map(|key| match key.default {
-            "" => (key.name.to_string(), "\"\"".to_string()),
-            _ => (key.name.to_string(), key.default_text()),
-        })
-        .collect();
+    let known = defaults(|name| !is_bind(name) && !is_archive(name));
     for (key, default) in &known {
         assert_eq!(found.get(key), Some(default), "{key}");
     }

@@ -1,236 +1,436 @@
-//! The places of generations: one table, or a list of them.
+//! The places of an archive: the one table and the list, and the rules of several keys.
 
-use super::*;
 use std::time::Duration;
 
-const DIRECTORY: &str = r#"
-    [archive]
-    location = "/srv/archive"
+use super::*;
+
+/// The keys of a bucket.
+pub(super) const BUCKET: &str = r#"
+    endpoint = "http://archive:9000"
+    bucket_name = "generations"
+    key_id = "hunter2-archive-id"
+    secret_key = "hunter2-archive"
 "#;
 
-const TWO: &str = r#"
-    [[archive]]
-    name = "near"
-    location = "/srv/archive"
-    schedule = "*/5 * * * *"
-    keep.last = 10
-    [[archive]]
-    name = "far"
-    endpoint = "https://s3.example.org"
-    bucket_name = "archive"
-    prefix = "builder/"
-    key_id_file = "DIR/secret"
-    secret_key_file = "DIR/secret"
-    verify_budget = "50MB/s"
-    keep.within = "30d"
-"#;
-
-/// Makes a site of this configuration, in which `DIR` means its folder.
-fn site_of(text: &str) -> Site {
-    let mut site = Site::new("");
+/// Returns the minimal configuration with this text, in which `DIR` means the folder and `BUCKET` the
+/// keys of a bucket.
+pub(super) fn with(text: &str) -> Site {
+    let mut site = Site::new(MINIMAL);
     let folder = site.folder.path().to_str().unwrap();
-    site.table = text.replace("DIR", folder).parse().unwrap();
+    let text = text.replace("BUCKET", BUCKET).replace("DIR", folder);
+    site.table.extend(text.parse::<Table>().unwrap());
     site
 }
 
-fn loaded(text: &str) -> Result<Vec<ArchivePlan>, String> {
-    let site = site_of(&format!("{MINIMAL}{text}"));
-    site.load().map(|config| config.archives)
+fn archives(text: &str) -> Vec<ArchivePlan> {
+    let config = with(text).load();
+    config
+        .unwrap_or_else(|error| panic!("{text}: {error}"))
+        .archives
 }
 
-fn refused(text: &str) -> String {
-    loaded(text).expect_err("it is refused")
+fn refusal(text: &str) -> String {
+    let error = with(text).load().expect_err(text);
+    assert!(!error.contains("hunter2"), "{error}");
+    error
+}
+
+const NOTHING: Keep = Keep {
+    last: 0,
+    hourly: 0,
+    daily: 0,
+    weekly: 0,
+    monthly: 0,
+    within: None,
+};
+
+fn directory(name: &str, path: &str) -> ArchivePlan {
+    ArchivePlan {
+        name: name.to_string(),
+        place: ArchivePlace::Directory(path.into()),
+        schedule: None,
+        keep: Keep {
+            last: 3,
+            daily: 7,
+            weekly: 5,
+            monthly: 12,
+            ..NOTHING
+        },
+        verify_budget: None,
+    }
 }
 
 #[test]
-fn without_a_place_there_is_no_archive() {
-    assert_eq!(loaded("").unwrap(), []);
-    // The package writes every default.
-    let defaults =
-        "[archive]\nname = \"archive\"\nlocation = \"\"\n[archive.keep]\nlast = 3\nwithin = \"\"";
-    assert_eq!(loaded(defaults).unwrap(), []);
-}
-
-#[test]
-fn one_table_is_one_place_with_the_defaults() {
-    let plans = loaded(DIRECTORY).unwrap();
-    let [plan] = plans.as_slice() else {
-        panic!("{plans:?}")
-    };
-    assert_eq!(plan.name, "archive");
-    assert_eq!(plan.place, ArchivePlace::Directory("/srv/archive".into()));
-    assert_eq!(plan.schedule, None);
-    assert_eq!(plan.max_hold, Duration::from_secs(600));
-    let keep = Keep {
-        last: 3,
-        hourly: 0,
-        daily: 7,
-        weekly: 5,
-        monthly: 12,
-        within: None,
-    };
-    assert_eq!(plan.keep, keep);
-}
-
-#[test]
-fn a_list_has_several_places() {
-    let plans = loaded(TWO).unwrap();
-    let names: Vec<&str> = plans.iter().map(|plan| plan.name.as_str()).collect();
-    assert_eq!(names, ["near", "far"]);
-    assert_eq!(plans[0].keep.last, 10);
-    assert_eq!(plans[0].keep.daily, 7);
-    assert_eq!(plans[1].keep.within, Some(Duration::from_secs(30 * 86400)));
-    assert_eq!(plans[1].verify_budget, Some(50_000_000));
-    let ArchivePlace::Bucket { s3, prefix } = &plans[1].place else {
-        panic!("{:?}", plans[1])
-    };
+fn one_table_and_a_list_mean_the_same() {
+    for none in ["", "archive = []"] {
+        assert_eq!(archives(none), []);
+    }
+    let one = directory("archive", "/srv/a");
+    for text in ["[archive]", "[[archive]]"] {
+        assert_eq!(
+            archives(&format!("{text}\nlocation = \"/srv/a\"")),
+            std::slice::from_ref(&one)
+        );
+    }
     assert_eq!(
-        (s3.bucket_name.as_str(), prefix.as_str()),
-        ("archive", "builder/")
+        archives(
+            "[[archive]]\nlocation = \"/srv/a\"\n[[archive]]\nname = \"b\"\nlocation = \"/b\""
+        ),
+        [one, directory("b", "/b")]
     );
-    assert_eq!(s3.endpoint, "https://s3.example.org");
+}
+
+#[test]
+fn a_place_arrives_whole() {
+    let rest = r#"
+        schedule = "30 4 * * *"
+        verify_budget = "5MB/s"
+        keep = { last = 1, hourly = 2, daily = 3, weekly = 4, monthly = 100000, within = "5d" }
+    "#;
+    let expected = ArchivePlan {
+        schedule: Some(Schedule::parse("30 4 * * *").unwrap()),
+        verify_budget: Some(5_000_000),
+        keep: Keep {
+            last: 1,
+            hourly: 2,
+            daily: 3,
+            weekly: 4,
+            monthly: 100_000,
+            within: Some(Duration::from_secs(5 * 86_400)),
+        },
+        ..directory("far", "/srv/a")
+    };
+    let text = format!("[archive]\nname = \"far\"\nlocation = \"/srv/a\"\n{rest}");
+    assert_eq!(archives(&text), [expected]);
+}
+
+#[test]
+fn a_bucket_has_the_keys_of_a_side() {
+    let text = r#"
+        [archive]
+        backend = "aws"
+        endpoint = "eu-central-1"
+        bucket_name = "generations"
+        prefix = "builder/dc2/"
+        key_id_file = "DIR/secret"
+        secret_key = "hunter2-archive"
+        ca_file = "DIR/certificate"
+        proxy_file = "DIR/proxy"
+    "#;
+    let site = with(text);
+    let found = site.load().unwrap().archives.remove(0).place;
+    let ArchivePlace::Bucket { s3, prefix } = found else {
+        panic!("{found:?}");
+    };
+    assert_eq!(prefix, "builder/dc2/");
+    let expected = S3 {
+        backend: Backend::Aws,
+        endpoint: "https://s3.eu-central-1.amazonaws.com".to_string(),
+        region: "eu-central-1".to_string(),
+        bucket_name: "generations".to_string(),
+        key_id: SecretSource::File(site.path("secret")),
+        secret_key: SecretSource::Inline(Secret::new("hunter2-archive")),
+        ca_file: Some(site.path("certificate")),
+        proxy: Some(SecretSource::File(site.path("proxy"))),
+        source: "configuration",
+    };
+    assert_eq!(*s3, expected);
+    let ArchivePlace::Bucket { prefix, .. } = archives("[archive]\nBUCKET").remove(0).place else {
+        panic!("no bucket");
+    };
+    assert_eq!(prefix, "");
 }
 
 #[test]
 fn a_place_is_a_directory_or_a_bucket() {
-    let bucket = "endpoint = \"http://a:9000\"\nbucket_name = \"abc\"\nkey_id = \"k\"\nsecret_key = \"hunter2\"\n";
-    for (text, start) in [
-        (
-            "[archive]\nschedule = \"0 3 * * *\"".to_string(),
-            "archive.location: not set",
-        ),
-        (
-            format!("{DIRECTORY}{bucket}"),
-            "archive.location: is set, and archive.endpoint",
-        ),
-        (
-            format!("{DIRECTORY}bucket_name = \"abc\""),
-            "archive.bucket_name: is set, and archive.location",
-        ),
-        (
-            "[archive]\nendpoint = \"http://a:9000\"".into(),
-            "archive.bucket_name: not set",
-        ),
-        (
-            "[archive]\nendpoint = \"http://a:9000\"\nbucket_name = \"abc\"".into(),
-            "archive.key_id: not set",
-        ),
-        (
-            "[archive]\nbucket_name = \"abc\"".into(),
-            "archive.location: not set",
-        ),
-        (
-            "[archive]\nlocations = \"/srv\"".into(),
-            "archive.locations: unknown key; did you mean archive.location?",
-        ),
-        ("archive = \"/srv\"".into(), "archive: expected a table"),
-        (
-            "archive = [\"/srv\"]".into(),
-            "archive[1]: expected a table",
-        ),
-        (
-            format!("{DIRECTORY}[archive.keep]\nlast = 0\ndaily = 0\nweekly = 0\nmonthly = 0"),
-            "archive.keep: keeps nothing",
-        ),
+    let neither = "archive.location: not set, and archive.endpoint is not set either";
+    for text in ["[archive]", "[archive]\nbucket_name = \"generations\""] {
+        assert!(refusal(text).starts_with(neither), "{text}");
+    }
+    let error = refusal("[archive]\nlocation = \"/srv/a\"\nBUCKET");
+    assert!(
+        error.starts_with("archive.location: is set, and archive.endpoint is set too"),
+        "{error}"
+    );
+    for (name, value) in [
+        ("bucket_name", "generations"),
+        ("prefix", "builder/"),
+        ("key_id", "hunter2-id"),
+        ("key_id_file", "DIR/secret"),
+        ("secret_key", "hunter2"),
+        ("secret_key_file", "DIR/secret"),
+        ("ca_file", "DIR/certificate"),
+        ("proxy", "http://proxy:3128"),
+        ("proxy_file", "DIR/proxy"),
     ] {
-        let text = match text.starts_with("archive =") {
-            true => format!("{text}\n{MINIMAL}"),
-            false => format!("{MINIMAL}{text}"),
-        };
-        let error = Site::new(&text).load().expect_err("it is refused");
-        assert!(error.starts_with(start), "{error}\n{text}");
-        assert!(!error.contains("hunter2"), "{error}");
+        let text = format!("[archive]\nlocation = \"/srv/a\"\n{name} = \"{value}\"");
+        let start = format!("archive.{name}: is set, and archive.location is set too");
+        assert!(refusal(&text).starts_with(&start), "{name}");
+    }
+    for name in ["bucket_name", "key_id", "secret_key"] {
+        let mut site = with("[archive]\nBUCKET");
+        let error = site.set(&format!("archive.{name}"), r#""""#).load();
+        let error = error.unwrap_err();
+        let start = format!("archive.{name}: not set, and it has no default");
+        assert!(error.starts_with(&start), "{error}");
     }
 }
 
 #[test]
-fn an_error_in_a_list_names_its_place() {
-    for (from, to, start) in [
+fn what_keep_does_not_set_keeps_nothing() {
+    let keep = |text: &str| {
+        let text = format!("[archive]\nlocation = \"/srv/a\"\n{text}");
+        archives(&text).remove(0).keep
+    };
+    assert_eq!(keep(""), directory("", "").keep);
+    assert_eq!(
+        keep("keep.daily = 7"),
+        Keep {
+            daily: 7,
+            ..NOTHING
+        }
+    );
+    let within = Some(Duration::from_secs(86_400));
+    assert_eq!(
+        keep("keep = { last = 0, weekly = \"\", within = \"1d\" }"),
+        Keep { within, ..NOTHING }
+    );
+    for text in [
+        "keep = {}",
+        "keep = { last = 0, hourly = 0, daily = 0, weekly = 0, monthly = 0, within = \"\" }",
+    ] {
+        let error = refusal(&format!("[archive]\nlocation = \"/srv/a\"\n{text}"));
+        assert!(
+            error.starts_with("archive.keep: keeps no generation: set at least one of last,"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn an_error_names_the_place() {
+    let second = |text: &str| {
+        let first = "[[archive]]\nname = \"first\"\nlocation = \"/srv/first\"";
+        refusal(&format!("{first}\n[[archive]]\n{text}"))
+    };
+    for (text, problem) in [
         (
-            "location = \"/srv/archive\"",
-            "location = \"srv\"",
-            "archive[1].location: expected",
+            "lcation = \"/a\"",
+            "archive[2].lcation: unknown key; did you mean archive[2].location?",
         ),
         (
-            "prefix = \"builder/\"",
-            "prefix = \"builder\"",
-            "archive[2].prefix: expected",
+            "keep.dayly = 1",
+            "archive[2].keep.dayly: unknown key; did you mean archive[2].keep.daily?",
         ),
         (
-            "prefix = \"builder/\"",
-            "prefixes = \"x/\"",
-            "archive[2].prefixes: unknown key",
+            "keep = 3",
+            "archive[2].keep: expected a table, found integer",
         ),
         (
-            "name = \"far\"",
-            "name = \"near\"",
-            "archive[2].name: two archives",
+            "keep.last = -1",
+            "archive[2].keep.last: expected an integer 0-100000, found -1",
         ),
         (
-            "key_id_file = \"DIR/secret\"",
-            "key_id = \"hunter2\"",
-            "archive[2].key_id: a list of archives takes secrets from files only",
+            "name = \"Far Away\"",
+            "archive[2].name: expected up to 63 lower-case letters",
         ),
         (
-            "key_id_file = \"DIR/secret\"",
             "",
-            "archive[2].key_id: not set",
+            "archive[2].location: not set, and archive[2].endpoint is not set either",
+        ),
+        (
+            "location = \"/srv/archive.d\"\nkeep = {}",
+            "archive[2].keep: keeps no generation",
+        ),
+        (
+            "endpoint = \"archive\"",
+            "archive[2].endpoint: expected a URL",
+        ),
+        (
+            "endpoint = \"http://archive\"",
+            "archive[2].bucket_name: not set",
+        ),
+        (
+            "endpoint = \"http://archive\"\nbucket_name = \"generations\"",
+            "archive[2].key_id: not set, and it has no default: set this key, or archive[2].key_id_file",
+        ),
+        (
+            "BUCKET\nkey_id_file = \"DIR/secret\"",
+            "archive[2].key_id: is set, and archive[2].key_id_file is set too",
+        ),
+        (
+            "BUCKET\nca_file = \"DIR/none\"",
+            "archive[2].ca_file: cannot read",
+        ),
+        (
+            "BUCKET\nproxy_file = \"DIR/secret\"",
+            "archive[2].proxy_file: ",
+        ),
+        (
+            "BUCKET\nproxy = \"http://u:hunter2@p\"",
+            "archive[2].proxy: ",
+        ),
+        (
+            "secret_key_file = \"DIR/open-secret\"\nendpoint = \"http://a\"\nbucket_name = \"abc\"\nkey_id = \"x\"",
+            "archive[2].secret_key_file: ",
         ),
     ] {
-        assert!(TWO.contains(from));
-        let error = refused(&TWO.replace(from, to));
-        assert!(error.starts_with(start), "{error}");
-        assert!(!error.contains("hunter2"), "{error}");
+        let error = second(text);
+        assert!(error.starts_with(problem), "{text}: {error}");
+    }
+    // A list of one place has numbers too.
+    let error = refusal("[[archive]]\nname = \"x\"");
+    assert!(error.starts_with("archive[1].location: "), "{error}");
+    for (text, problem) in [
+        (
+            "archive = \"/srv/a\"",
+            "archive: expected a table or a list of tables, found string",
+        ),
+        (
+            "archive = [\"/srv/a\"]",
+            "archive[1]: expected a table, found string",
+        ),
+        (
+            "[archive]\nlast = 3",
+            "archive.last: unknown key; did you mean archive.keep.last?",
+        ),
+        (
+            "[archives]\nlocation = \"/a\"",
+            "archives: unknown key; did you mean archive?",
+        ),
+    ] {
+        assert_eq!(refusal(text), problem);
     }
 }
 
 #[test]
-fn no_place_is_another_one_or_builders_own_bucket() {
-    let directories = |one: &str, two: &str| {
-        format!(
-            "[[archive]]\nname = \"a\"\nlocation = {one:?}\n[[archive]]\nname = \"b\"\nlocation = {two:?}\n"
-        )
-    };
-    for (one, two) in [("/srv", "/srv"), ("/srv", "/srv/b"), ("/srv/b", "/srv")] {
-        let error = refused(&directories(one, two));
-        assert!(error.starts_with("archive[2].location: "), "{error}");
-    }
-    assert!(loaded(&directories("/srv/a", "/srv/ab")).is_ok());
-    let bucket = |name: &str, endpoint: &str, bucket: &str, prefix: &str| {
-        format!(
-            "[[archive]]\nname = {name:?}\nendpoint = {endpoint:?}\nbucket_name = {bucket:?}\nprefix = {prefix:?}\n\
-             key_id_file = \"DIR/secret\"\nsecret_key_file = \"DIR/secret\"\n"
-        )
-    };
-    let own = bucket("a", "http://127.0.0.1:9000", "builder", "x/");
-    assert!(refused(&own).contains("Builder's own bucket (local.s3)"));
-    let peers = bucket("a", "https://minio.example.org", "builder", "x/");
-    assert!(refused(&peers).contains("Builder's own bucket (peer.s3)"));
-    let two = |one: &str, two: &str| {
-        bucket("a", "http://s:9000", "abc", one) + &bucket("b", "http://s:9000", "abc", two)
-    };
-    for (one, other) in [("", ""), ("x/", ""), ("", "x/"), ("x/", "x/y/")] {
-        let error = refused(&two(one, other));
-        assert!(error.contains("same bucket"), "{error}");
-    }
-    assert!(loaded(&two("x/", "y/")).is_ok());
+fn two_places_have_two_names() {
+    let error = refusal("[[archive]]\nlocation = \"/a\"\n[[archive]]\nlocation = \"/b\"");
+    assert_eq!(
+        error,
+        "archive[2].name: \"archive\" is the name of archive[1] too: give each place a name of its own"
+    );
+    let named = |name: &str| format!("[[archive]]\nname = \"{name}\"\nlocation = \"/{name}\"\n");
+    let error = refusal(&(named("a") + &named("b") + &named("a")));
+    assert!(error.starts_with("archive[3].name: \"a\" is the name of archive[1]"));
 }
 
 #[test]
-fn a_cluster_without_a_peer_may_have_an_archive() {
-    let text = MINIMAL
-        .split("[peer.datastore]")
-        .next()
-        .unwrap()
-        .to_string()
-        + DIRECTORY;
-    let site = site_of(&text);
-    let path = site.file("config.toml", &site.table.to_string(), 0o640);
-    let error = load_text_at(&path, &site.places()).expect_err("it has no peer");
-    let ConfigError::PeerUnset { alone } = error else {
-        panic!("{error}")
+fn no_place_is_builder_s_own_bucket() {
+    let place = |endpoint: &str, bucket: &str| {
+        format!(
+            "[archive]\nendpoint = \"{endpoint}\"\nbucket_name = \"{bucket}\"\nprefix = \"x/\"\nkey_id = \"i\"\nsecret_key = \"k\""
+        )
     };
-    assert_eq!(alone.archives.len(), 1);
-    assert_eq!(alone.peer.datastore.host, "");
-    assert_ne!(alone.peer.s3.endpoint, alone.local.s3.endpoint);
+    for (endpoint, side) in [
+        ("http://127.0.0.1:9000/", "local.s3"),
+        ("https://minio.example.org", "peer.s3"),
+        ("https://MinIO.example.org:443", "peer.s3"),
+    ] {
+        let error = refusal(&place(endpoint, "builder"));
+        assert!(
+            error.starts_with("archive.bucket_name: builder at "),
+            "{error}"
+        );
+        assert!(error.contains(&format!("own bucket ({side})")), "{error}");
+    }
+    for (endpoint, bucket) in [
+        ("http://127.0.0.1:9000", "builder-archive"),
+        ("http://127.0.0.1:9001", "builder"),
+        ("http://minio.example.org", "builder"),
+    ] {
+        assert_eq!(archives(&place(endpoint, bucket)).len(), 1, "{endpoint}");
+    }
+    let second = place("https://minio.example.org", "builder")
+        .replace("[archive]", "[[archive]]\nname = \"b\"");
+    let error = refusal(&format!("[[archive]]\nlocation = \"/a\"\n{second}"));
+    assert!(error.starts_with("archive[2].bucket_name: "), "{error}");
+}
+
+#[test]
+fn no_directory_is_inside_of_another() {
+    let both = |one: &str, other: &str| {
+        format!(
+            "[[archive]]\nname = \"a\"\nlocation = \"{one}\"\n[[archive]]\nname = \"b\"\nlocation = \"{other}\""
+        )
+    };
+    for (one, other) in [
+        ("/srv/a", "/srv/a"),
+        ("/srv/a", "/srv/a/"),
+        ("/srv/a", "/srv/a/b"),
+        ("/srv/a/b", "/srv/a"),
+        ("/srv/a", "/srv/b/../a"),
+        ("/srv/a", "/"),
+        ("DIR/real", "DIR/link"),
+        ("DIR/real/new", "DIR/link"),
+        ("DIR/real", "DIR/link/new/newer"),
+    ] {
+        let site = with(&both(one, other));
+        fs::create_dir(site.path("real")).unwrap();
+        std::os::unix::fs::symlink(site.path("real"), site.path("link")).unwrap();
+        let error = site.load().expect_err(other);
+        assert!(
+            error.starts_with("archive[2].location: ") && error.contains("(archive[1]) are one"),
+            "{error}"
+        );
+    }
+    for (one, other) in [
+        ("/srv/a", "/srv/ab"),
+        ("/srv/a", "/srv/b"),
+        ("/srv/a", "/srv/a/../b"),
+    ] {
+        assert_eq!(archives(&both(one, other)).len(), 2, "{other}");
+    }
+}
+
+#[test]
+fn no_prefix_is_inside_of_another_one_of_its_bucket() {
+    let both = |one: &str, other: &str, bucket: &str| {
+        let second = BUCKET.replace("generations", bucket);
+        format!(
+            "[[archive]]\nname = \"a\"\nprefix = \"{one}\"\nBUCKET\n[[archive]]\nname = \"b\"\nprefix = \"{other}\"\n{second}"
+        )
+    };
+    for (one, other) in [
+        ("", ""),
+        ("", "a/"),
+        ("a/", ""),
+        ("a/", "a/"),
+        ("a/", "a/b/"),
+        ("a/b/", "a/"),
+    ] {
+        let error = refusal(&both(one, other, "generations"));
+        assert!(
+            error.starts_with("archive[2].prefix: ") && error.contains("(archive[1]) are in one"),
+            "{error}"
+        );
+        assert_eq!(archives(&both(one, other, "elsewhere")).len(), 2);
+    }
+    for (one, other) in [("a/", "b/"), ("a/", "ab/"), ("a/b/", "a/c/")] {
+        assert_eq!(archives(&both(one, other, "generations")).len(), 2);
+    }
+    assert_eq!(
+        archives("[[archive]]\nBUCKET\n[[archive]]\nname = \"b\"\nlocation = \"/a\"").len(),
+        2
+    );
+}
+
+#[test]
+fn a_cluster_without_a_peer_has_its_archives() {
+    let load = |text: &str| {
+        let mut site = with(text);
+        site.table.remove("peer");
+        let path = site.file("config.toml", &site.table.to_string(), 0o640);
+        match load_text_at(&path, &site.places()) {
+            Err(ConfigError::PeerUnset { alone }) => Ok(alone.archives),
+            other => Err(other.map(|_| ()).unwrap_err().to_string()),
+        }
+    };
+    assert_eq!(load(""), Ok(Vec::new()));
+    let text = "[archive]\nlocation = \"/srv/a\"";
+    assert_eq!(load(text), Ok(vec![directory("archive", "/srv/a")]));
+    let own = BUCKET.replace("archive:9000", "127.0.0.1:9000");
+    let own = own.replace("generations", "builder");
+    let error = load(&format!("[archive]\n{own}")).unwrap_err();
+    assert!(error.contains("(local.s3)"), "{error}");
 }

@@ -53,7 +53,40 @@ fn with_secrets_read(mut config: Config) -> Config {
         side.s3.secret_key = read(&side.s3.secret_key);
         side.s3.proxy = side.s3.proxy.as_ref().map(read);
     }
+    for plan in &mut config.archives {
+        if let ArchivePlace::Bucket { s3, .. } = &mut plan.place {
+            s3.key_id = read(&s3.key_id);
+            s3.secret_key = read(&s3.secret_key);
+            s3.proxy = s3.proxy.as_ref().map(read);
+        }
+    }
     config
+}
+
+/// Returns a place of an archive with two secrets of its own.
+fn place(name: &str) -> Table {
+    let text = format!(
+        r#"
+            name = "{name}"
+            endpoint = "http://archive:9000"
+            bucket_name = "generations-{name}"
+            key_id_file = "DIR/secret"
+            secret_key = "hunter2-{name}"
+            proxy = "http://user:hunter2-{name}@proxy:3128"
+            keep = {{ last = 1 }}
+        "#
+    );
+    text.parse().unwrap()
+}
+
+fn list(site: &Site, names: &[&str]) -> Value {
+    let places = names.iter().map(|name| {
+        let mut place = place(name);
+        let secret = site.path("secret").display().to_string();
+        place.insert("key_id_file".into(), Value::String(secret));
+        Value::Table(place)
+    });
+    Value::Array(places.collect())
 }
 
 fn mode(path: &Path) -> u32 {
@@ -107,6 +140,64 @@ fn what_is_kept_is_what_was_loaded() {
     assert!(!text.contains("hunter2"), "{text}");
     assert_ne!(kept, config);
     assert_eq!(with_secrets_read(kept), with_secrets_read(config));
+}
+
+#[test]
+fn the_places_of_an_archive_are_kept() {
+    let mut site = Site::new(MINIMAL);
+    site.table
+        .insert("archive".into(), list(&site, &["a", "b"]));
+    let config = site.keep();
+    assert_eq!(config.archives.len(), 2);
+    let kept = site.load_kept().unwrap().unwrap();
+    let ArchivePlace::Bucket { s3, .. } = &kept.archives[1].place else {
+        panic!("{kept:?}");
+    };
+    let file = site.secret_file("archive.b.secret_key");
+    assert_eq!(s3.secret_key, SecretSource::File(file));
+    assert_eq!(s3.key_id, SecretSource::File(site.path("secret")));
+    let text = fs::read_to_string(site.kept_file()).unwrap();
+    assert!(!text.contains("hunter2"), "{text}");
+    assert_eq!(with_secrets_read(kept), with_secrets_read(config));
+
+    // The one table has the keys of a side.
+    let Value::Array(mut places) = list(&site, &["a"]) else {
+        panic!("no list");
+    };
+    site.table.insert("archive".into(), places.remove(0));
+    let config = site.keep();
+    assert!(site.secret_file("archive.secret_key").exists());
+    assert!(!site.secret_file("archive.a.secret_key").exists());
+    let kept = site.load_kept().unwrap().unwrap();
+    assert_eq!(with_secrets_read(kept), with_secrets_read(config));
+}
+
+#[test]
+fn a_kept_secret_never_becomes_that_of_another_place() {
+    let mut site = Site::new(MINIMAL);
+    site.table
+        .insert("archive".into(), list(&site, &["a", "b"]));
+    site.keep();
+    let before = fs::read(site.kept_file()).unwrap();
+    // A crash after the secrets were written and before the configuration was.
+    site.table.insert("archive".into(), list(&site, &["b"]));
+    site.keep();
+    for name in ["secret_key", "proxy"] {
+        let file = site.secret_file(&format!("archive.a.{name}"));
+        assert!(!file.exists(), "{}", file.display());
+        fs::write(&file, "http://user:hunter2-a@proxy:3128").unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    fs::write(site.kept_file(), before).unwrap();
+    let kept = site.load_kept().unwrap().unwrap();
+    for plan in &kept.archives {
+        let ArchivePlace::Bucket { s3, .. } = &plan.place else {
+            panic!("{plan:?}");
+        };
+        let secret = s3.secret_key.read("key").unwrap();
+        let of_it = format!("hunter2-{}", plan.name);
+        assert!(secret.expose().contains(&of_it), "{}", plan.name);
+    }
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! The whole configuration: from files to a configuration, or to the one right error.
 
+mod alone;
 mod archive;
+mod archive_secrets;
 mod binds;
 mod builder_files;
 mod each_key;
