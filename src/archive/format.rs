@@ -11,6 +11,7 @@ use chrono::{DateTime, Utc};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The format that this program writes, and the newest that it reads.
 pub(super) const FORMAT: u32 = 1;
@@ -152,8 +153,12 @@ pub(super) struct Doomed {
     pub since: Option<DateTime<Utc>>,
     /// The newest generation at that time; empty: there was none.
     pub newest: String,
-    pub files: Vec<String>,
+    /// The paths of artifacts, by their shard; under an empty name those of dumps and lists.
+    pub files: ShardedPaths,
 }
+
+/// Paths by shard, so that only the lists of these shards are read to find out who names a path.
+pub(super) type ShardedPaths = BTreeMap<String, BTreeSet<String>>;
 
 impl Pin {
     /// Returns the pin of a file that cannot be read.

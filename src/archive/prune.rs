@@ -8,7 +8,7 @@
 use super::cache::Cache;
 use super::catalog::{self, Listed};
 use super::error::refused;
-use super::format::{Doomed, FORMAT, Manifest, Pin};
+use super::format::{Doomed, FORMAT, ListFile, Manifest, Pin, ShardedPaths};
 use super::keep::{Candidate, reasons};
 use super::layout;
 use super::place::{Place, Removed};
@@ -21,11 +21,16 @@ use crate::domain::ErrorCode;
 use crate::killpoint;
 use crate::replication::ReplicationError;
 use chrono::{DateTime, Utc};
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
 
 /// Number of generations from which on a prune must not remove more than half of them.
 const FEW: usize = 4;
+
+/// Number of removals after which this process looks whether it still may write.
+const CHECK_AFTER: usize = 64;
+/// Name under which dumps and lists are kept among the paths by shard.
+const NO_SHARD: &str = "";
 
 /// The way in which a prune is done.
 #[derive(Debug, Clone, Default)]
@@ -80,11 +85,8 @@ async fn judge_in(
     let mut has_good = false;
     for one in &listed {
         let is_good = match &one.manifest {
-            // The lists are read only until the newest good one is found.
-            Ok(manifest) if !has_good => {
-                let paths = paths_of(place, &cache, manifest).await;
-                paths.is_ok_and(|paths| is_good(manifest, paths, &proofs))
-            }
+            // Nothing is read any more when the newest good one is found.
+            Ok(manifest) if !has_good => is_good(place, &cache, manifest, &proofs).await,
             _ => false,
         };
         has_good |= is_good;
@@ -107,20 +109,6 @@ fn time_of(listed: &Listed) -> DateTime<Utc> {
         .manifest
         .as_ref()
         .map_or(DateTime::UNIX_EPOCH, |manifest| manifest.time)
-}
-
-/// Returns the paths of a generation's artifacts.
-async fn paths_of(
-    place: &Place,
-    cache: &Cache,
-    manifest: &Manifest,
-) -> Result<Vec<String>, ReplicationError> {
-    let mut paths = Vec::new();
-    for list in &manifest.lists {
-        let entries = cache.list(place, &list.file).await?;
-        paths.extend(entries.into_iter().map(|entry| entry.path));
-    }
-    Ok(paths)
 }
 
 /// Prunes a place by its rules.
@@ -171,38 +159,48 @@ impl Work<'_> {
         let (left, going): (Vec<&Judged>, Vec<&Judged>) = generations
             .iter()
             .partition(|judged| !judged.reasons.is_empty());
-        let needed = self.needed(&left).await?;
-        // A generation whose manifest is locked still exists.
-        let named: HashSet<String> = needed.union(&self.needed(&going).await?).cloned().collect();
         let found = self.place.tagged::<Doomed>(layout::DOOMED).await?;
         let (old, tag) = match found {
             Some((doomed, tag)) => (doomed, Some(tag)),
             None => (Doomed::default(), None),
         };
         let newest = generations.first().map(|judged| judged.listed.name.clone());
-        let mut doomed: BTreeSet<String> = old.files.iter().cloned().collect();
-        for judged in &going {
-            doomed.extend(self.files_of(judged).await?);
+        let (left_manifests, going_manifests) = (self.manifests(&left)?, self.manifests(&going)?);
+        let mut doomed = old.files.clone();
+        self.add_files(&mut doomed, &going_manifests, &left_manifests)
+            .await?;
+        let shards: BTreeSet<&str> = doomed.keys().map(String::as_str).collect();
+        let needed = self.named(&left_manifests, &shards).await?;
+        // A generation whose manifest is locked still exists.
+        let mut named = self.named(&going_manifests, &shards).await?;
+        named.extend(needed.iter().cloned());
+        for paths in doomed.values_mut() {
+            paths.retain(|path| !needed.contains(path));
         }
-        doomed.retain(|path| !needed.contains(path));
         // A generation that was begun after the first pass has seen what is left.
         let second_pass = old.since.is_some_and(|since| {
-            let manifests = left
+            left_manifests
                 .iter()
-                .filter_map(|judged| judged.listed.manifest.as_ref().ok());
-            manifests
-                .into_iter()
                 .any(|manifest| manifest.started > since)
         });
         let mut pruned = Pruned::default();
         if second_pass {
-            let due = old.files.iter().filter(|path| !named.contains(*path));
-            for path in due {
-                turn.still_ours(config, state, self.place).await?;
-                self.remove(path, &mut pruned, &mut doomed).await?;
+            let due = old.files.iter().flat_map(|(shard, paths)| {
+                let due = paths.iter().filter(|path| !named.contains(*path));
+                due.map(move |path| (shard, path))
+            });
+            for (number, (shard, path)) in due.enumerate() {
+                if number % CHECK_AFTER == 0 {
+                    turn.still_ours(config, state, self.place).await?;
+                }
+                if self.remove(path, &mut pruned).await? {
+                    doomed.entry(shard.clone()).or_default().remove(path);
+                }
             }
         }
-        pruned.waiting_files = doomed.len() as u64 - pruned.locked_files;
+        doomed.retain(|_, paths| !paths.is_empty());
+        let waiting: usize = doomed.values().map(BTreeSet::len).sum();
+        pruned.waiting_files = waiting as u64 - pruned.locked_files;
         let next = Doomed {
             format: FORMAT,
             since: match going.is_empty() && !second_pass {
@@ -210,7 +208,7 @@ impl Work<'_> {
                 false => (!doomed.is_empty()).then(Utc::now),
             },
             newest: newest.unwrap_or_default(),
-            files: doomed.into_iter().collect(),
+            files: doomed,
         };
         if next != old
             && (tag.is_some() || !next.files.is_empty())
@@ -240,17 +238,12 @@ impl Work<'_> {
         Ok(pruned)
     }
 
-    /// Removes one file that no generation names.
-    async fn remove(
-        &mut self,
-        path: &str,
-        pruned: &mut Pruned,
-        doomed: &mut BTreeSet<String>,
-    ) -> Result<(), ReplicationError> {
+    /// Removes one file that no generation names. Returns whether it is gone.
+    async fn remove(&mut self, path: &str, pruned: &mut Pruned) -> Result<bool, ReplicationError> {
         let bytes = self.place.length(path).await?;
-        match self.place.remove(path).await? {
+        let removed = self.place.remove(path).await?;
+        match removed {
             Removed::Gone => {
-                doomed.remove(path);
                 self.proofs.forget(path);
                 if let Some(bytes) = bytes {
                     pruned.removed_files += 1;
@@ -260,24 +253,64 @@ impl Work<'_> {
             Removed::Locked => pruned.locked_files += 1,
         }
         killpoint::reach("prune.file");
+        Ok(removed == Removed::Gone)
+    }
+
+    /// Adds the files of generations that go, except lists that a generation that stays names too, and
+    /// the artifacts in them.
+    async fn add_files(
+        &self,
+        doomed: &mut ShardedPaths,
+        going: &[&Manifest],
+        left: &[&Manifest],
+    ) -> Result<(), ReplicationError> {
+        let left = left.iter().flat_map(|manifest| manifest.files());
+        let left: HashSet<&str> = left.map(|file| file.path.as_str()).collect();
+        let mut add = |shard: &str, path: &str| {
+            let paths = doomed.entry(shard.to_string()).or_default();
+            paths.insert(path.to_string());
+        };
+        for manifest in going {
+            for file in manifest.files() {
+                add(NO_SHARD, &file.path);
+            }
+            let lists = manifest.lists.iter();
+            for list in lists.filter(|list| !left.contains(list.file.path.as_str())) {
+                for entry in self.cache.list(self.place, &list.file).await? {
+                    add(&list.shard, &entry.path);
+                }
+            }
+        }
         Ok(())
     }
 
-    /// Returns every file that these generations name. A generation that cannot be read may name any
-    /// file, so it ends the prune.
-    async fn needed(&self, left: &[&Judged]) -> Result<HashSet<String>, ReplicationError> {
-        let mut needed = HashSet::new();
-        for judged in left {
-            needed.extend(self.files_of(judged).await?);
+    /// Returns every dump and list that these generations name, and every artifact of these shards.
+    async fn named(
+        &self,
+        manifests: &[&Manifest],
+        shards: &BTreeSet<&str>,
+    ) -> Result<HashSet<String>, ReplicationError> {
+        let mut named = HashSet::new();
+        for manifest in manifests {
+            named.extend(manifest.files().map(|file| file.path.clone()));
         }
-        Ok(needed)
+        let lists = manifests.iter().flat_map(|manifest| &manifest.lists);
+        let lists = lists.filter(|list| shards.contains(list.shard.as_str()));
+        let lists: BTreeMap<&str, &ListFile> =
+            lists.map(|list| (list.file.path.as_str(), list)).collect();
+        for list in lists.into_values() {
+            let entries = self.cache.list(self.place, &list.file).await?;
+            named.extend(entries.into_iter().map(|entry| entry.path));
+        }
+        Ok(named)
     }
 
-    async fn files_of(&self, judged: &Judged) -> Result<Vec<String>, ReplicationError> {
-        let manifest = match &judged.listed.manifest {
-            Ok(manifest) => manifest,
-            Err(error) => {
-                return Err(refused(
+    /// Returns the manifests. A generation that cannot be read may name any file, so it ends the
+    /// prune.
+    fn manifests<'a>(&self, judged: &[&'a Judged]) -> Result<Vec<&'a Manifest>, ReplicationError> {
+        let manifest = |judged: &&'a Judged| {
+            judged.listed.manifest.as_ref().map_err(|error| {
+                refused(
                     ErrorCode::ArchiveDamaged,
                     format!(
                         "archive {}: the manifest of generation {} cannot be read, so nobody knows which files it needs, and nothing is removed: {error}",
@@ -288,12 +321,10 @@ impl Work<'_> {
                         "bring that file back from another copy, or, if the generation is lost, remove {} by hand",
                         layout::manifest(&judged.listed.name)
                     ),
-                ));
-            }
+                )
+            })
         };
-        let mut files = paths_of(self.place, &self.cache, manifest).await?;
-        files.extend(manifest.files().map(|file| file.path.clone()));
-        Ok(files)
+        judged.iter().map(manifest).collect()
     }
 }
 

@@ -1,6 +1,7 @@
 //! Proves generations: each file is there, has its length, and has the bytes that the manifest or a
 //! list names.
 
+use super::cache::Cache;
 use super::catalog::{self, Listed};
 use super::format::{Entry, File, Manifest, read_list};
 use super::layout;
@@ -341,15 +342,26 @@ async fn hash(
     Ok(Some((bytes, hasher.finalize())))
 }
 
-/// Returns whether every file of a generation was read and found right after it was made.
-pub(super) fn is_good(
+/// Returns whether every file of a generation was read and found right after it was made. The lists are
+/// read only as far as the first artifact that was not.
+pub(super) async fn is_good(
+    place: &Place,
+    cache: &Cache,
     manifest: &Manifest,
-    entries: impl IntoIterator<Item = String>,
     proofs: &Proofs,
 ) -> bool {
     let since = |path: &str| {
         let time = proofs.time_of(path);
         time.is_some_and(|time| time.timestamp() >= manifest.finished.timestamp())
     };
-    manifest.files().all(|file| since(&file.path)) && entries.into_iter().all(|path| since(&path))
+    if !manifest.files().all(|file| since(&file.path)) {
+        return false;
+    }
+    for list in &manifest.lists {
+        let entries = cache.list(place, &list.file).await;
+        if !entries.is_ok_and(|entries| entries.iter().all(|entry| since(&entry.path))) {
+            return false;
+        }
+    }
+    true
 }
