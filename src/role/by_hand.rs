@@ -71,7 +71,9 @@ pub async fn promote_by_hand(
     let mut point = None;
     if is_spare {
         // A former process may still have a commit on its way.
-        local.lsn_at_rest().await?;
+        if local.lsn_at_rest().await?.is_none() {
+            return Err(is_not_the_copy(config));
+        }
         if let Some(copied) = state.recovery_point().await? {
             point = Some(local.point(copied).await?);
         }
@@ -160,6 +162,19 @@ fn was_never_a_spare() -> ReplicationError {
         ErrorCode::RoleUnset,
         "no role of this cluster is on record, and no fence of another cluster".into(),
         "check local.datastore; a cluster that never was a spare needs no promotion".into(),
+    )
+}
+
+fn is_not_the_copy(config: &Config) -> ReplicationError {
+    let database = &config.local.datastore.database;
+    refused(
+        ErrorCode::NoRecoveryPoint,
+        format!(
+            "database {database} is not the database that was copied here, or it does not exist"
+        ),
+        format!(
+            "find the copy among the databases of this server, and give it the name {database} again; docs/takeover.md, \"without the service\", has the way by psql"
+        ),
     )
 }
 

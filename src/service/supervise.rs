@@ -62,6 +62,8 @@ pub(super) async fn work(
         }
         writer.update(|state| {
             forget_work(state);
+            // Another peer was not asked yet.
+            state.cluster.peer_asked = false;
             state.work = Work::Starting;
             state.local = SideStatus::default();
         });
@@ -173,7 +175,11 @@ async fn tenures(
                         );
                         continue;
                     }
-                    End::Failed(error) => error,
+                    End::Failed(error) => {
+                        // In the meantime the peer may have been promoted.
+                        writer.update(|state| state.cluster.peer_asked = false);
+                        error
+                    }
                 }
             }
             Err(error) => {

@@ -177,6 +177,35 @@ async fn a_cluster_without_a_copy_is_not_promoted() -> Result<()> {
 }
 
 /// What was begun in one bucket is not carried out in another one.
+/// Somebody has put another database in the place of the copy.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_not_the_copy_is_not_promoted() -> Result<()> {
+    let pair = Pair::start("by_hand_other").await?;
+    let site = &pair.there;
+    Factory::new(4).fill(&site.primary, 2).await?;
+    followed(site, "").await?.stop().await.ok();
+    site.primary.pg.kill9();
+    let aside = "ALTER DATABASE builder RENAME TO aside";
+    let server = site.spare.pg.conn("postgres").await?;
+    server.batch_execute(aside).await?;
+    refused(
+        &promote(site, "2").await,
+        "not the database that was copied",
+    );
+    site.spare.create_builder_database().await?;
+    refused(
+        &promote(site, "2").await,
+        "not the database that was copied",
+    );
+    server.batch_execute("DROP DATABASE builder").await?;
+    server
+        .batch_execute("ALTER DATABASE aside RENAME TO builder")
+        .await?;
+    promote(site, "2").await.ok();
+    assert!(is_writable(&site.spare).await);
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_promotion_leaves_another_bucket_alone() -> Result<()> {
     let pair = Pair::start("by_hand_bucket").await?;
