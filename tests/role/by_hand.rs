@@ -283,6 +283,46 @@ async fn an_old_primary_serves_nobody_before_it_has_asked() -> Result<()> {
     Ok(())
 }
 
+/// The same, with a service that has outlived its datastore.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_outlived_its_datastore_asks_again() -> Result<()> {
+    let pair = Pair::start("by_hand_outlived").await?;
+    let site = &pair.there;
+    let on_b = followed(site, "").await?;
+    let far = Proxy::start(site.spare.pg.port()).await?;
+    let on_a = Service::start(&pair.back, &far.to_peer(PROMOTE));
+    until_primary(&on_a, 1).await;
+    wait_until("/primary", SOON, || async {
+        match on_a.get("/primary").await?.status {
+            200 => Ok(()),
+            other => Err(format!("{other}").into()),
+        }
+    })
+    .await;
+    site.primary.pg.kill9();
+    on_b.reconfigure(&forced(2));
+    until_primary(&on_b, 2).await;
+    on_b.stop().await.ok();
+    on_a.until("it has seen that its datastore is away", |status| {
+        status["hold"]["reason"] == "local_unreachable"
+    })
+    .await;
+    far.set(Mode::Far(Duration::from_millis(100))).await;
+    site.primary.pg.start_again().await?;
+    loop {
+        let Ok(answer) = on_a.get("/primary").await else {
+            continue;
+        };
+        assert_eq!(answer.status, 503, "{answer:?}");
+        if answer.json()["state"] == "fenced" {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    on_a.stop().await.ok();
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fence_is_told_as_a_client_meets_it() -> Result<()> {
     let site = Site::own_servers("fence_truth").await;
